@@ -1,0 +1,66 @@
+"""`multiattn <stage>` = `python -m multiattn <stage>`: dispatch, and errors without a traceback."""
+
+import ast
+import difflib
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+STAGES = ("demo", "index", "faces", "folds", "train", "predict", "submit", "leaderboard")
+"""The stages in the order data walks through them; each is a module of `multiattn.stages`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage; returns the exit code: 0, or 2 after a message about something the user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage())
+        return 0
+    stage = argv[0].replace("-", "_")
+    if stage not in STAGES:
+        near = difflib.get_close_matches(stage, STAGES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        sys.stderr.write(f"multiattn: no stage {argv[0]!r}.{hint}\n{_usage()}")
+        return 2
+    from multiattn.runtime import setup_logging
+
+    setup_logging()
+    try:
+        importlib.import_module(f"multiattn.stages.{stage}").main(argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("MULTIATTN_DEBUG"):
+            raise
+        logging.getLogger("multiattn").error(
+            "error: %s\n(MULTIATTN_DEBUG=1 shows where it was raised)", _describe(error)
+        )
+        return 2
+    except KeyboardInterrupt:
+        logging.getLogger("multiattn").error("interrupted; the same command continues where it was")
+        return 130
+    return 0
+
+
+def _describe(error: Exception) -> str:
+    """The message; for an error of the operating system, also what became of the output."""
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror}. Earlier output is untouched; check free space and permissions, then run again."
+        )
+    return str(error)
+
+
+def _usage() -> str:
+    """One line a stage: the first line of its docstring, read without importing it."""
+    lines = ["usage: multiattn <stage> [options]      (multiattn <stage> --help for its options)", ""]
+    for stage in STAGES:
+        source = Path(__file__).parent / "stages" / f"{stage}.py"
+        doc = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {stage.replace('_', '-'):<12} {doc.splitlines()[0] if doc else ''}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

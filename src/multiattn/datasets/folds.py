@@ -1,0 +1,153 @@
+"""Leak-free folds: groups are connected components of original, identity and part, and never span folds."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
+
+from multiattn.runtime import write_json
+from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
+
+logger = logging.getLogger(__name__)
+
+Grouping = Literal["part", "original"]
+
+
+def group_videos(videos: pd.DataFrame, grouping: Grouping) -> pd.Series:
+    """The group of each video: the smallest video_id of its connected component.
+
+    Two videos are connected when one is the other's original, when they name the same original (on disk or not),
+    when they show the same person (target_id or source_id of one data set), and, with `part`, when they lie in the
+    same part of the same data set.
+    """
+    nodes: dict[str, int] = {}
+    rows, columns = [], []
+    for index, video in enumerate(videos.itertuples(index=False)):
+        links = [f"video:{video.video_id}"]
+        if video.original:
+            links.append(f"video:{video.original}")
+        links += [f"identity:{video.dataset}:{name}" for name in (video.target_id, video.source_id) if name]
+        if grouping == "part" and video.part:
+            links.append(f"part:{video.dataset}:{video.part}")
+        for link in links:
+            rows.append(index)
+            columns.append(nodes.setdefault(link, len(videos) + len(nodes)))
+    size = len(videos) + len(nodes)
+    _, component = connected_components(
+        coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(size, size)), directed=False
+    )
+    component = pd.Series(component[: len(videos)], index=videos.index)
+    return videos["video_id"].groupby(component).transform("min")
+
+
+def make_folds(videos: pd.DataFrame, *, num_folds: int, seed: int, grouping: Grouping) -> pd.DataFrame:
+    """Assign every labelled video outside the test split to a fold.
+
+    Source: scikit-learn's StratifiedGroupKFold (shuffled), stratified by label over the groups of `group_videos`.
+
+    Returns:
+        A `folds` table sorted by video_id.
+
+    Raises:
+        ValueError: fewer groups than folds, or a fold that would hold one class only.
+    """
+    if num_folds < 2:
+        raise ValueError(f"--num-folds: expected at least 2, found {num_folds}.")
+    usable = videos[(videos["split"] != "test") & (videos["label"] != UNKNOWN)].sort_values(
+        "video_id", ignore_index=True
+    )
+    if usable.empty:
+        raise ValueError("No labelled video outside the test split, so there is nothing to fold.")
+    groups = group_videos(usable, grouping)
+    num_groups = groups.nunique()
+    if num_groups < num_folds:
+        hint = " Try --group original." if grouping == "part" else ""
+        raise ValueError(f"--num-folds {num_folds}: expected at least as many groups, found {num_groups}.{hint}")
+    folds = pd.DataFrame({"video_id": usable["video_id"], "label": usable["label"], "group": groups, "fold": -1})
+    splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(folds, folds["label"], folds["group"])):
+        folds.loc[held_out, "fold"] = fold
+    folds = FOLDS.validate(folds, "folds")
+    check_folds(folds, source="folds", videos=videos)
+    return folds
+
+
+def check_folds(folds: pd.DataFrame, *, source: str | Path, videos: pd.DataFrame | None = None) -> None:
+    """Refuse folds that leak or cannot be scored; run when they are written and whenever they are read.
+
+    Args:
+        videos: when given, labels must agree, and a fake must share its original's fold.
+
+    Raises:
+        ValueError: a group in two folds, folds not numbered 0, 1, 2, ..., a fold without one of the classes, a test
+            video, a label that differs, a fake apart from its original.
+    """
+    spread = folds.groupby("group")["fold"].nunique()
+    if (spread > 1).any():
+        group = spread.index[spread > 1][0]
+        rows = folds[folds["group"] == group].drop_duplicates("fold").head(3)[["video_id", "fold"]].to_dict("records")
+        raise ValueError(
+            f"{source}: leak: {(spread > 1).sum()} groups span folds; {group}: {rows}. Make the folds again."
+        )
+    numbers = sorted(set(folds["fold"]) - {-1})
+    if numbers != list(range(len(numbers))) or not numbers:
+        raise ValueError(f"{source}: expected folds numbered 0, 1, 2, ..., found {numbers}.")
+    for fold, labels in folds[folds["fold"] >= 0].groupby("fold")["label"]:
+        if labels.nunique() < 2:
+            name = {REAL: "real", FAKE: "fake"}[labels.iloc[0]]
+            raise ValueError(
+                f"{source}: fold {fold} holds {name} videos only ({len(labels)}), so it cannot be scored. "
+                "Use fewer folds, or --group original."
+            )
+    if videos is not None:
+        _check_against_videos(folds, videos, source)
+
+
+def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str | Path) -> None:
+    joined = folds.merge(videos[["video_id", "label", "original", "split"]], on="video_id", suffixes=("", "_video"))
+    held_out = joined[joined["split"] == "test"]
+    if len(held_out):
+        raise ValueError(f"{source}: leak: {len(held_out)} videos are of a test split; {held_out['video_id'].iloc[0]}.")
+    wrong = joined[joined["label"] != joined["label_video"]]
+    if len(wrong):
+        raise ValueError(f"{source}: {len(wrong)} labels differ from the videos table; {wrong['video_id'].iloc[0]}.")
+    fold_of = folds.set_index("video_id")["fold"]
+    fakes = joined[joined["original"].isin(fold_of.index)]
+    apart = fakes[fakes["fold"].to_numpy() != fold_of.loc[fakes["original"]].to_numpy()]
+    if len(apart):
+        first = apart.iloc[0]
+        raise ValueError(
+            f"{source}: leak: {len(apart)} fakes are not in their original's fold; "
+            f"{first['video_id']} (fold {first['fold']}) and {first['original']}. Make the folds again."
+        )
+
+
+def read_folds(path: Path, *, videos: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Read and check a `folds` table."""
+    folds = FOLDS.read(path)
+    check_folds(folds, source=path, videos=videos)
+    return folds
+
+
+def write_folds(folds: pd.DataFrame, path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Write the table, and `<name>.json` beside it with the recipe and the counts of each fold.
+
+    Returns:
+        What was written to the JSON file.
+    """
+    FOLDS.write(folds, path)
+    counts = folds.groupby("fold").agg(videos=("label", "size"), fake=("label", "sum"), groups=("group", "nunique"))
+    counts["real"] = counts["videos"] - counts["fake"]
+    described = {
+        "recipe": recipe,
+        "videos_sha256": hashlib.sha256("\n".join(folds["video_id"]).encode()).hexdigest(),
+        "folds": [{"fold": int(fold), **{k: int(v) for k, v in row.items()}} for fold, row in counts.iterrows()],
+    }
+    write_json(path.with_suffix(".json"), described)
+    return described

@@ -1,0 +1,148 @@
+"""`videos.csv` and the `videos.json` beside it: which clips there are, and where each data set's root lies."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from multiattn.runtime import read_json, write_json
+from multiattn.tables import VIDEOS
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+NUM_LISTED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What reading one official tree found."""
+
+    dataset: str
+    root: Path
+    rows: list[dict[str, Any]]
+    """One row of `videos.csv` each."""
+    absent: list[str] = field(default_factory=list)
+    """Paths below the root that a list names and the disk lacks: normal after a partial download."""
+    unlisted: list[str] = field(default_factory=list)
+    """Paths below the root that no list names; they are left out of the table."""
+
+
+def video_row(dataset: str, path: str, **values: Any) -> dict[str, Any]:
+    """A row of `videos.csv` for the clip at `path` below the root; columns not given are empty."""
+    empty = dict.fromkeys(VIDEOS.columns, "")
+    return {**empty, "video_id": video_id(dataset, path), "path": path, "dataset": dataset, **values}
+
+
+def video_id(dataset: str, path: str) -> str:
+    """`<dataset>/<path below the root without extension>`."""
+    return f"{dataset}/{Path(path).with_suffix('').as_posix()}"
+
+
+def video_files(folder: Path) -> list[str]:
+    """Names of the video files directly in a folder, sorted."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def roots_path(videos_csv: Path) -> Path:
+    """Where the data sets' roots are kept: `videos.json` beside `videos.csv`."""
+    return Path(videos_csv).with_suffix(".json")
+
+
+def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.DataFrame:
+    """Write the table and its roots; with `append`, keep the other data sets already there.
+
+    Returns:
+        The whole table as written, sorted by video_id.
+
+    Raises:
+        ValueError: nothing was found, or a clip is already in the table.
+    """
+    videos_csv = Path(videos_csv)
+    if not listing.rows:
+        hint = f"; {len(listing.absent)} clips are listed but absent" if listing.absent else ""
+        raise ValueError(
+            f"{listing.root}: expected a {listing.dataset} tree, found no clip of one{hint}. Check --root against "
+            "the layouts in the README."
+        )
+    table = pd.DataFrame(listing.rows)
+    roots: dict[str, Any] = {}
+    if append and videos_csv.is_file():
+        table = pd.concat([VIDEOS.read(videos_csv), table], ignore_index=True)
+        roots = read_json(roots_path(videos_csv))
+        known = roots.get(listing.dataset, {}).get("root")
+        if known is not None and known != str(listing.root.resolve()):
+            raise ValueError(
+                f"{videos_csv}: {listing.dataset} is already indexed from {known}; one table holds one root a data "
+                "set. Write another --out, or index the folder that holds both."
+            )
+    table = table.sort_values("video_id", ignore_index=True)
+    roots[listing.dataset] = {
+        "root": str(listing.root.resolve()),
+        "videos": len(listing.rows),
+        "absent": listing.absent,
+        "unlisted": listing.unlisted,
+    }
+    VIDEOS.write(table, videos_csv)
+    write_json(roots_path(videos_csv), roots)
+    _report(listing)
+    return table
+
+
+def _report(listing: Listing) -> None:
+    for what, names in (("listed but absent", listing.absent), ("present but unlisted", listing.unlisted)):
+        if names:
+            more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
+            logger.warning("%d clips %s: %s%s", len(names), what, ", ".join(names[:NUM_LISTED]), more)
+
+
+def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, root: Path | None = None) -> dict[str, Path]:
+    """video_id -> file on this machine.
+
+    Args:
+        root: overrides the root kept in `videos.json`; only for a table of one data set.
+
+    Raises:
+        FileNotFoundError: a file is not there; says how many and what to do.
+        ValueError: no root is known for a data set, or `root` is ambiguous.
+    """
+    datasets = sorted(videos["dataset"].unique())
+    if root is not None:
+        if len(datasets) > 1:
+            raise ValueError(f"--root: {videos_csv} holds several data sets ({', '.join(datasets)}); edit videos.json.")
+        roots = {datasets[0]: Path(root)}
+    else:
+        kept = read_json(roots_path(videos_csv))
+        unknown = [name for name in datasets if name not in kept]
+        if unknown:
+            raise ValueError(f"{roots_path(videos_csv)}: no root of {unknown[0]}. Pass --root or index it again.")
+        roots = {name: Path(kept[name]["root"]) for name in datasets}
+    located = {
+        video: roots[dataset] / path
+        for video, dataset, path in zip(videos["video_id"], videos["dataset"], videos["path"], strict=True)
+    }
+    absent = [path for path in located.values() if not path.is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{absent[0]}: no such file, nor {len(absent) - 1} others of {len(located)} in {videos_csv}. "
+            "If the data moved, pass --root; if the download changed, run `multiattn index` again."
+        )
+    return located
+
+
+def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> pd.DataFrame:
+    """A `videos` table of the unlabelled clips of one folder, for prediction; dataset `folder`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no video in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder of videos, found none.")
+    names = video_files(folder) if filenames is None else sorted(filenames)
+    if not names:
+        raise ValueError(f"{folder}: expected videos ({', '.join(sorted(VIDEO_SUFFIXES))}), found none.")
+    return VIDEOS.validate(pd.DataFrame([video_row("folder", name, label=-1) for name in names]), folder)

@@ -1,0 +1,149 @@
+"""A folder of videos -> submission, offline: what `multiattn submit` and the Kaggle notebook both call."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from multiattn.datasets.manifest import video_files
+from multiattn.inference.folder_faces import extract_folder_faces
+from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import find_models
+from multiattn.inference.submission import Submission, build_submission, read_sample, write_submission
+from multiattn.runtime import pick_device
+from multiattn.scoring.aggregation import Aggregator
+from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.video.faces_folder import read_faces_folder
+
+logger = logging.getLogger(__name__)
+
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_WORKING = Path("/kaggle/working")
+SEARCH_DEPTH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelInputs:
+    """Where everything is that a submission needs."""
+
+    runs: Path
+    """An experiment's folder with fold0, fold1, ..."""
+    videos_dir: Path
+    """The test videos, directly in this folder."""
+    sample_submission: Path
+    """The competition's sample: its rows, in its order, are answered."""
+    out: Path
+    """The submission folder."""
+    faces: Path
+    """Faces of the test videos are kept here, so that a killed kernel continues."""
+    aggregator: Aggregator = field(default_factory=Aggregator)
+    device: str = "auto"
+    precision: str = "auto"
+    jobs: int = os.cpu_count() or 1
+
+
+def run_kernel(inputs: KernelInputs) -> Submission:
+    """Extract faces, predict with every fold, aggregate, and write the submission folder.
+
+    A video that cannot be read, shows no face or is not there costs its own row only: it gets the prior and is
+    counted. Faces that were extracted before are not extracted again.
+
+    Returns:
+        What was written to `inputs.out`.
+
+    Raises:
+        FileNotFoundError: no runs, no videos folder, no sample submission.
+        ValueError: the sample is not one, or none of its videos is in the folder.
+    """
+    sample = read_sample(inputs.sample_submission)
+    models = find_models(inputs.runs)
+    device = pick_device(inputs.device)
+    present = _sample_videos(sample, inputs)
+    logger.info("%d models, %d of %d sample videos, on %s", len(models), len(present), len(sample), device)
+    videos = extract_folder_faces(
+        inputs.videos_dir, inputs.faces, models[0].recipe, jobs=inputs.jobs, device=device, filenames=present
+    )
+    predictions = predict_faces(models, inputs.faces, device=device, precision=inputs.precision)
+    predictions = predictions[predictions["video_id"].isin(set(videos["video_id"]))]
+    _, statuses, _ = read_faces_folder(inputs.faces)
+    result = build_submission(predictions, statuses, sample, inputs.aggregator)
+    out_of_fold = score_out_of_fold(inputs.runs, inputs.aggregator)
+    FRAME_PREDICTIONS.write(predictions, inputs.out / "frame_predictions.parquet")
+    card = {
+        "runs": [model.name for model in models],
+        "out_of_fold": {"log_loss": out_of_fold.overall.log_loss, "auc": out_of_fold.overall.auc},
+    }
+    write_submission(result, sample, inputs.out, card)
+    logger.info("%s: %s", inputs.out / "submission.csv", result.coverage)
+    return result
+
+
+def _sample_videos(sample: pd.DataFrame, inputs: KernelInputs) -> set[str]:
+    if not inputs.videos_dir.is_dir():
+        raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
+    present = set(video_files(inputs.videos_dir)) & set(sample["filename"])
+    if not present:
+        raise ValueError(
+            f"{inputs.videos_dir}: none of the {len(sample)} videos of {inputs.sample_submission} is here, "
+            "so every answer would be the prior."
+        )
+    return present
+
+
+def find_inputs(root: Path | None = None) -> KernelInputs:
+    """What the notebook needs, found below `/kaggle/input` or, elsewhere, in the repository's `runs` and `data`.
+
+    Each of the environment variables MULTIATTN_RUNS, MULTIATTN_VIDEOS_DIR, MULTIATTN_SAMPLE_SUBMISSION, MULTIATTN_OUT
+    and MULTIATTN_FACES decides its path instead of the search. Without them: the first folder with trained folds, the
+    first folder named test_videos, and the sample_submission.csv beside it or else the first one.
+
+    Args:
+        root: the repository; by default the working directory.
+
+    Raises:
+        FileNotFoundError: something was not found; says what and where it was looked for.
+    """
+    on_kaggle = KAGGLE_INPUT.is_dir()
+    root = root or Path.cwd()
+    working = KAGGLE_WORKING if on_kaggle else root
+    runs = _from_environment("RUNS") or _first(
+        sorted({path.parent.parent for path in _search(root / "runs", "fold*/best.safetensors", on_kaggle)}),
+        "trained runs (fold*/best.safetensors)",
+        root / "runs",
+    )
+    videos = _from_environment("VIDEOS_DIR") or _first(
+        _search(root / "data", "test_videos", on_kaggle), "folder test_videos", root / "data"
+    )
+    samples = _search(root / "data", "sample_submission.csv", on_kaggle)
+    samples = [path for path in samples if path.parent == videos.parent] or samples
+    sample = _from_environment("SAMPLE_SUBMISSION") or _first(samples, "sample_submission.csv", root / "data")
+    return KernelInputs(
+        runs=runs,
+        videos_dir=videos,
+        sample_submission=sample,
+        out=_from_environment("OUT") or (working if on_kaggle else root / "submissions" / runs.name),
+        faces=_from_environment("FACES") or working / "data" / "faces" / f"{runs.name}_test",
+    )
+
+
+def _search(folder: Path, pattern: str, on_kaggle: bool) -> list[Path]:
+    """Matches a few levels down. Not `**`: a faces folder may hold millions of crops."""
+    folder = KAGGLE_INPUT if on_kaggle else folder
+    return [path for depth in range(SEARCH_DEPTH) for path in sorted(folder.glob("*/" * depth + pattern))]
+
+
+def _from_environment(name: str) -> Path | None:
+    value = os.environ.get(f"MULTIATTN_{name}")
+    return Path(value) if value else None
+
+
+def _first(found: list[Path], what: str, folder: Path) -> Path:
+    if not found:
+        place = KAGGLE_INPUT if KAGGLE_INPUT.is_dir() else folder
+        raise FileNotFoundError(f"{place}: expected {what} at most {SEARCH_DEPTH} levels down, found none.")
+    if len(found) > 1:
+        logger.warning("several candidates for %s, taking the first: %s", what, ", ".join(map(str, found[:3])))
+    return found[0]

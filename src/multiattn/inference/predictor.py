@@ -1,0 +1,66 @@
+"""Runs + faces folder -> frame predictions: every fold's best checkpoint on every crop."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from multiattn.inference.runs import TrainedModel
+from multiattn.model.predict import predict_logits, sigmoid
+from multiattn.runtime import progress_bar, resolve_precision
+from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.video.crop_images import CropImages
+from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.recipe import describe_difference, read_recipe
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 32
+
+
+def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.device, precision: str) -> pd.DataFrame:
+    """A `frame_predictions` table of every crop by every model; empty when the folder has no crops.
+
+    Args:
+        precision: `auto` is half precision on a GPU and float32 on a CPU.
+
+    Raises:
+        ValueError: the crops were not made the way the models' were.
+    """
+    recipe = read_recipe(folder)
+    for model in models:
+        if difference := describe_difference(model.recipe, recipe):
+            raise ValueError(
+                f"{folder}: its crops differ from those {model.name} was trained on: {difference}. "
+                "Make the faces again with the run's settings (faces.json in the run folder)."
+            )
+    faces, _, _ = read_faces_folder(folder)
+    precision = resolve_precision(precision, device)
+    tables = [FRAME_PREDICTIONS.empty()]
+    with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
+        for model in models if len(faces) else []:
+            network = model.load(device)
+            dataset = CropImages([folder / name for name in faces["crop"]], model.experiment.data.image_size)
+            workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+            loader = DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, pin_memory=device.type == "cuda")
+            batches = _watched(loader, bar)
+            logits = predict_logits(network, batches, device=device, precision=precision)
+            tables.append(_table(model, faces, logits))
+    return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), f"predictions of {folder}")
+
+
+def _table(model: TrainedModel, faces: pd.DataFrame, logits: np.ndarray) -> pd.DataFrame:
+    return faces[["video_id", "frame_index", "track"]].assign(
+        model=model.name, fold=model.fold, logit=logits, probability=sigmoid(logits)
+    )
+
+
+def _watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:
+    for batch in loader:
+        yield batch
+        bar.update(len(batch))

@@ -1,0 +1,100 @@
+"""Video probabilities -> submission.csv in the sample's rows and order, card.json beside it, both checked."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from multiattn.datasets.manifest import video_id
+from multiattn.runtime import git_commit, write_json
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.tables import SUBMISSION, VIDEO_PREDICTIONS
+
+STATUSES = ("ok", "no_face", "unreadable", "missing")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a submission folder holds."""
+
+    submission: pd.DataFrame
+    """`submission.csv`."""
+    videos: pd.DataFrame
+    """`video_predictions.csv`: how each row came about."""
+    aggregator: Aggregator
+
+    @property
+    def coverage(self) -> dict[str, int]:
+        """Videos of each status; all but `ok` were answered with the prior."""
+        counts = self.videos["status"].value_counts()
+        return {status: int(counts.get(status, 0)) for status in STATUSES}
+
+
+def build_submission(
+    predictions: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, aggregator: Aggregator
+) -> Submission:
+    """One probability for each row of the sample.
+
+    Args:
+        predictions: a `frame_predictions` table of videos of dataset `folder`.
+        statuses: their `video_status` table; a sample row without a status is `missing`.
+        sample: the sample submission; only its filenames and their order matter.
+    """
+    ids = sample["filename"].map(lambda name: video_id("folder", name))
+    videos = complete_videos(ids, aggregate_frames(predictions, aggregator), aggregator)
+    status_of = statuses.set_index("video_id")["status"]
+    videos["status"] = videos["video_id"].map(status_of).fillna("missing").astype(str)
+    submission = pd.DataFrame({"filename": sample["filename"].to_numpy(), "label": videos["probability"].to_numpy()})
+    return Submission(submission, VIDEO_PREDICTIONS.validate(videos, "video predictions"), aggregator)
+
+
+def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, aggregator: Aggregator, source: Path) -> None:
+    """Refuse a file the competition would refuse, or that would score worse than it must.
+
+    Raises:
+        ValueError: rows missing, added or out of order, or a probability outside [clip, 1 - clip].
+    """
+    SUBMISSION.validate(submission, source)
+    expected, found = sample["filename"].tolist(), submission["filename"].tolist()
+    if expected != found:
+        missing = sorted(set(expected) - set(found))[:3]
+        added = sorted(set(found) - set(expected))[:3]
+        raise ValueError(
+            f"{source}: expected the sample's {len(expected)} rows in its order, found {len(found)}; "
+            f"missing {missing}, added {added}."
+        )
+    probabilities = submission["label"].to_numpy(np.float64)
+    outside = (probabilities < aggregator.clip) | (probabilities > 1 - aggregator.clip)
+    if outside.any():
+        name = submission["filename"][int(np.argmax(outside))]
+        raise ValueError(
+            f"{source}: expected probabilities in [{aggregator.clip}, {1 - aggregator.clip}], found "
+            f"{int(outside.sum())} outside; the first: {name}."
+        )
+
+
+def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, card: dict[str, Any]) -> None:
+    """Write video_predictions.csv, card.json and, last, submission.csv, read back and checked.
+
+    Args:
+        card: what the card says beside commit, aggregator and coverage: the runs, the out-of-fold log loss.
+    """
+    path = folder / "submission.csv"
+    check_submission(result.submission, sample, result.aggregator, path)
+    VIDEO_PREDICTIONS.write(result.videos, folder / "video_predictions.csv")
+    card = {**card, "commit": git_commit(), "aggregator": asdict(result.aggregator), "coverage": result.coverage}
+    write_json(folder / "card.json", card)
+    SUBMISSION.write(result.submission, path)
+    check_submission(SUBMISSION.read(path), sample, result.aggregator, path)
+
+
+def read_sample(path: Path) -> pd.DataFrame:
+    """A sample submission: `filename,label`, any labels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: other columns, no rows, or a filename twice.
+    """
+    return SUBMISSION.read(path)

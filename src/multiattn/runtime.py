@@ -1,0 +1,221 @@
+"""What every stage needs from the machine: logging, progress, atomic files, locks, seeds, device, precision.
+
+Torch is imported inside the functions that need it, so stages without a network start at once.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL_SECONDS = 15.0
+LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "numba", "av")
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send `logging` to standard error, one plain line a record; standard output stays free for results."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("multiattn").setLevel(level)
+
+
+class _LogLines:
+    """A stand-in for a terminal: what tqdm writes becomes a log record."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            logger.info(line)
+
+    def flush(self) -> None:
+        pass
+
+
+def progress_bar(total: int, description: str, unit: str, *, initial: int = 0) -> tqdm:
+    """A progress bar with rate and time left; without a terminal, a log line every 15 seconds instead."""
+    in_notebook = "ipykernel" in sys.modules
+    if sys.stderr.isatty() or in_notebook:
+        return tqdm(total=total, desc=description, unit=f" {unit}", initial=initial, dynamic_ncols=not in_notebook)
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=f" {unit}",
+        initial=initial,
+        file=_LogLines(),
+        mininterval=LOG_INTERVAL_SECONDS,
+        maxinterval=LOG_INTERVAL_SECONDS,
+        bar_format="{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}",
+        delay=LOG_INTERVAL_SECONDS,
+        leave=False,
+    )
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well.
+
+    Whoever reads `path` sees the old file or the whole new one. When the block raises, or the process is killed,
+    the old file is left as it was.
+
+    Args:
+        durable: also survive a power cut (fsync); not worth its time for millions of crops that can be made again.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private; a result is for everyone the umask allows
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically, indented for people."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON; the message names the file, line and column.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a JSON file, found something else: {error}.") from error
+
+
+@contextlib.contextmanager
+def exclusive_folder(folder: Path, *, patience_seconds: float = 20.0) -> Iterator[None]:
+    """Hold a folder for one writing process at a time; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: another process still holds the folder after `patience_seconds`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"{folder}: another process is writing here. Wait for it, stop it, or choose another folder."
+                    ) from None
+                time.sleep(0.2)
+        yield
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries underneath draw from the global generator)
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str = "auto") -> "torch.device":
+    """The device to compute on: `auto` takes the GPU of this process (`LOCAL_RANK`) if there is one.
+
+    Raises:
+        ValueError: a CUDA device was asked for by name and there is none.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device found on this machine. Use --device cpu or --device auto.")
+    return device
+
+
+def resolve_precision(precision: str, device: "torch.device") -> str:
+    """Turn `auto` into what suits the device: bf16, fp16 on GPUs without bf16, fp32 on a CPU."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(precision: str, device: "torch.device") -> "torch.autocast":
+    """The autocast context of a resolved precision; a no-op for fp32."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def git_commit() -> str:
+    """Commit of the code that runs (`-dirty` when changed since), or `unknown` outside a git checkout."""
+    source = Path(__file__).resolve().parent
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def describe_environment(device: "torch.device") -> dict[str, Any]:
+    """Versions, commit, command and device of this process, for `environment.json`."""
+    import torch
+
+    return {
+        "commit": git_commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
+    }

@@ -1,0 +1,138 @@
+"""The whole pipeline on embedded data, in minutes, without a GPU: from videos to a scored submission.
+
+    multiattn demo
+
+Each step is printed as the command a user would type. A killed demo continues where it was.
+"""
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiattn.command_line import parse, results
+from multiattn.datasets.embedded import build_demo_dataset
+from multiattn.experiments import get_experiment
+from multiattn.inference.leaderboard import score_submissions
+from multiattn.inference.notebook import NOTEBOOK, execute_notebook
+from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.runtime import read_json
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
+from multiattn.stages import faces, folds, index, leaderboard, train
+
+NUM_FRAMES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn demo`."""
+
+    data: Path = Path("data/demo")
+    """Where the embedded data set and its faces go."""
+    runs: Path = Path("runs")
+    folds: Path = Path("folds/demo.csv")
+    submissions: Path = Path("submissions")
+    jobs: int = 2
+    """Processes that make clips and extract faces."""
+    tiny: bool = False
+    """A miniature of the demo, to see in a minute that everything runs; its scores mean nothing."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = parse(Options, argv, stage="demo", doc=__doc__)
+    started = time.monotonic()
+    experiment = get_experiment("demo", tiny=options.tiny)
+    root, crops = options.data / "dfdc", options.data / "faces"
+    results(f"\nEmbedded data set -> {root}")
+    build_demo_dataset(root, jobs=options.jobs, small=options.tiny)
+    videos = options.data / "videos.csv"
+    num_folds = 2 if options.tiny else 5
+    size = experiment.data.image_size
+    _run(index, "index", "dfdc", "--root", root, "--out", videos)
+    _run(
+        faces,
+        "faces",
+        "--videos",
+        videos,
+        "--out",
+        crops,
+        "--num-frames",
+        NUM_FRAMES,
+        "--size",
+        size,
+        "--jobs",
+        options.jobs,
+    )
+    _run(folds, "folds", "--videos", videos, "--out", options.folds, "--num-folds", num_folds, "--group", "part")
+    tiny = ["--tiny"] if options.tiny else []
+    _run(
+        train,
+        "train",
+        "demo",
+        *tiny,
+        "--faces",
+        crops,
+        "--folds",
+        options.folds,
+        "--fold",
+        "all",
+        "--runs",
+        options.runs,
+    )
+    out = options.submissions / experiment.name
+    _submit(options, experiment.name, root, out)
+    labels = ["--labels", root / "labels.csv"]
+    _run(leaderboard, "leaderboard", "--submissions", options.submissions, *labels)
+    results(_summary(options, experiment.name, root, out, minutes=(time.monotonic() - started) / 60))
+
+
+def _run(stage, *words: object) -> None:
+    argv = [str(word) for word in words]
+    results(f"\n$ multiattn {shlex.join(argv)}")
+    stage.main(argv[1:])
+
+
+def _submit(options: Options, name: str, root: Path, out: Path) -> None:
+    """The notebook instead of `multiattn submit`: what Kaggle would run, on videos nothing was trained on."""
+    results(f"\n{NOTEBOOK.name}, headless, on {root / 'test_videos'}; the executed copy is {out / NOTEBOOK.name}")
+    paths = {
+        "RUNS": options.runs / name,
+        "VIDEOS_DIR": root / "test_videos",
+        "SAMPLE_SUBMISSION": root / "sample_submission.csv",
+        "OUT": out,
+        "FACES": options.data / "test_faces",
+    }
+    environment = {f"MULTIATTN_{key}": str(path.resolve()) for key, path in paths.items()}
+    execute_notebook(out / NOTEBOOK.name, environment)
+
+
+def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
+    out_of_fold = score_out_of_fold(options.runs / name)
+    board = score_submissions(options.submissions, root / "labels.csv").ours.set_index("name")
+    test = board.loc[out.name]
+    coverage = read_json(out / "card.json")["coverage"]
+    lines = [
+        f"\nDone in {minutes:.1f} minutes.\n",
+        f"{'':<34}{'log loss':>10}{'AUC':>9}{'accuracy':>10}{'videos':>8}",
+        f"{'out of fold (training parts)':<34}{out_of_fold.overall.log_loss:>10.4f}{out_of_fold.overall.auc:>9.4f}"
+        f"{out_of_fold.overall.accuracy:>10.3f}{out_of_fold.overall.num_videos:>8}",
+        f"{'test (unseen actors)':<34}{test.log_loss:>10.4f}{test.auc:>9.4f}{test.accuracy:>10.3f}{test.num_videos:>8}",
+        f"{'constant 0.5':<34}{CONSTANT_LOG_LOSS:>10.4f}{0.5:>9.4f}",
+        "",
+        f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "
+        "They were answered with 0.5 and count above.",
+        "",
+        f"submission     {out / 'submission.csv'}",
+        f"how it came    {out / 'card.json'}, {out / NOTEBOOK.name} (executed)",
+        f"leaderboard    {options.submissions / 'leaderboard.png'}, leaderboard.md",
+        f"runs           {options.runs / name}/fold*/epochs.csv",
+        f"faces          {options.data / 'faces'}/video_status.csv",
+        "",
+        "Next, with real data (see README.md, 'From Kaggle to a submission'):",
+        "  multiattn index dfdc --root /data/dfdc --out data/videos.csv",
+        "  multiattn faces --videos data/videos.csv --out data/faces/dfdc",
+        "  multiattn folds --videos data/videos.csv --out folds/dfdc.csv",
+        "  multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold all",
+    ]
+    return "\n".join(lines)

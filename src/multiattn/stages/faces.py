@@ -1,0 +1,56 @@
+"""Videos -> aligned face crops, faces.parquet and video_status.csv; restartable.
+
+multiattn faces --videos data/videos.csv --out data/faces/dfdc --num-frames 32 --size 380 --jobs 16
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from multiattn.command_line import parse, results
+from multiattn.datasets.manifest import locate_videos
+from multiattn.runtime import pick_device
+from multiattn.tables import VIDEOS
+from multiattn.video.faces_folder import extract_faces
+from multiattn.video.recipe import CropRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn faces`."""
+
+    videos: Path
+    """The videos.csv of `multiattn index`."""
+    out: Path
+    """The faces folder."""
+    root: Path | None = None
+    """Overrides the data set's root kept in videos.json."""
+    num_frames: int = 32
+    """Evenly spaced frames of each video."""
+    size: int = 380
+    """Side of the square crops in pixels."""
+    detector: Literal["mtcnn"] = "mtcnn"
+    threshold: float = 0.9
+    """Every face with at least this detection score is kept."""
+    jobs: int = os.cpu_count() or 1
+    """Processes, each with one video at a time."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or auto."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = parse(Options, argv, stage="faces", doc=__doc__)
+    videos = VIDEOS.read(options.videos)
+    recipe = CropRecipe(
+        num_frames=options.num_frames, size=options.size, detector=options.detector, threshold=options.threshold
+    )
+    located = locate_videos(videos, options.videos, root=options.root)
+    device = str(pick_device(options.device))
+    statuses = extract_faces(videos, located, options.out, recipe, jobs=options.jobs, device=device)
+    counts = statuses["status"].value_counts()
+    results(
+        f"{len(statuses)} videos, {statuses['num_crops'].sum()} crops in {options.out}: "
+        + ", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "no_face", "unreadable"))
+    )

@@ -1,0 +1,42 @@
+"""videos.csv -> folds/NAME.csv: folds that no original, person or part spans.
+
+multiattn folds --videos data/videos.csv --out folds/dfdc.csv --num-folds 5 --seed 7 --group part
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from multiattn.command_line import parse, results
+from multiattn.datasets.folds import Grouping, make_folds, write_folds
+from multiattn.tables import VIDEOS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn folds`."""
+
+    videos: Path
+    """The videos.csv of `multiattn index`."""
+    out: Path
+    """The folds CSV to write; its recipe goes into the JSON file beside it."""
+    num_folds: int = 5
+    seed: int = 7
+    group: Grouping = "part"
+    """`part`: parts, originals and people never span folds. `original`: originals and people only, for small sets."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = parse(Options, argv, stage="folds", doc=__doc__)
+    videos = VIDEOS.read(options.videos)
+    folds = make_folds(videos, num_folds=options.num_folds, seed=options.seed, grouping=options.group)
+    recipe = {
+        "splitter": "sklearn.model_selection.StratifiedGroupKFold(shuffle=True)",
+        "num_folds": options.num_folds,
+        "seed": options.seed,
+        "group": options.group,
+    }
+    described = write_folds(folds, options.out, recipe)
+    results(pd.DataFrame(described["folds"]).to_string(index=False), f"{len(folds)} videos in {options.out}")

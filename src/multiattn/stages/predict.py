@@ -1,0 +1,51 @@
+"""Runs + faces or videos -> frame_predictions.parquet: every fold's best checkpoint on every crop.
+
+multiattn predict --runs runs/dfdc_b4 --faces data/faces/test --out data/frame_predictions.parquet
+multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/frame_predictions.parquet
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from multiattn.command_line import parse, results
+from multiattn.inference.folder_faces import extract_folder_faces
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import find_models
+from multiattn.runtime import pick_device
+from multiattn.tables import FRAME_PREDICTIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn predict`."""
+
+    runs: Path
+    """runs/<experiment>, or one of its folds."""
+    out: Path
+    """The frame_predictions.parquet to write."""
+    faces: Path | None = None
+    """A faces folder; with --videos-dir, where its faces are kept (default: <out>.faces)."""
+    videos_dir: Path | None = None
+    """A folder of videos, whose faces are extracted first."""
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    jobs: int = os.cpu_count() or 1
+    """Processes that extract faces."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = parse(Options, argv, stage="predict", doc=__doc__)
+    models = find_models(options.runs)
+    device = pick_device(options.device)
+    faces = options.faces or options.out.with_suffix(".faces")
+    if options.videos_dir is not None:
+        extract_folder_faces(options.videos_dir, faces, models[0].recipe, jobs=options.jobs, device=device)
+    elif options.faces is None:
+        raise ValueError("expected --faces FACES or --videos-dir DIR, found neither.")
+    predictions = predict_faces(models, faces, device=device, precision=options.precision)
+    FRAME_PREDICTIONS.write(predictions, options.out)
+    videos = predictions["video_id"].nunique()
+    results(f"{len(predictions)} predictions of {len(models)} models on {videos} videos in {options.out}")

@@ -1,0 +1,63 @@
+"""Runs + test videos -> submissions/NAME: submission.csv, card.json, and the predictions behind them.
+
+    multiattn submit --runs runs/dfdc_b4 --videos-dir /data/test_videos \\
+        --sample-submission /data/sample_submission.csv --out submissions/dfdc_b4
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from multiattn.command_line import parse, results
+from multiattn.inference.kernel import KernelInputs, run_kernel
+from multiattn.scoring.aggregation import DEFAULT_CLIP, DEFAULT_PRIOR, Aggregator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn submit`."""
+
+    runs: Path
+    """runs/<experiment>."""
+    videos_dir: Path
+    """The folder of test videos."""
+    sample_submission: Path
+    """The competition's sample: its rows, in its order, are answered."""
+    out: Path
+    """The submission folder, submissions/NAME."""
+    faces: Path | None = None
+    """Where faces of the test videos are kept (default: data/faces/NAME)."""
+    clip: float = DEFAULT_CLIP
+    """Probabilities are moved into [clip, 1 - clip]."""
+    prior: float = DEFAULT_PRIOR
+    """The answer for a video without a usable face."""
+    frames: Literal["mean", "median", "mean_logit"] = "mean"
+    """Frames of a track -> track."""
+    tracks: Literal["weighted", "mean", "max"] = "weighted"
+    """Tracks -> video."""
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    jobs: int = os.cpu_count() or 1
+    """Processes that extract faces."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = parse(Options, argv, stage="submit", doc=__doc__)
+    aggregator = Aggregator(frames=options.frames, tracks=options.tracks, clip=options.clip, prior=options.prior)
+    result = run_kernel(
+        KernelInputs(
+            runs=options.runs,
+            videos_dir=options.videos_dir,
+            sample_submission=options.sample_submission,
+            out=options.out,
+            faces=options.faces or Path("data/faces") / options.out.name,
+            aggregator=aggregator,
+            device=options.device,
+            precision=options.precision,
+            jobs=options.jobs,
+        )
+    )
+    coverage = ", ".join(f"{count} {status}" for status, count in result.coverage.items())
+    results(f"{len(result.submission)} rows in {options.out / 'submission.csv'}: {coverage}")

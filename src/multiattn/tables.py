@@ -1,0 +1,239 @@
+"""The tables between stages: columns, dtypes, keys and checks, and the one way to read and write them.
+
+A table that breaks its contract raises one `ValueError` that names the file, the column, what was expected, what was
+found, in how many rows, and the first three. Writing is atomic. `.csv` for what a person opens, `.parquet` for
+millions of rows; in a CSV an empty cell of a text column is the empty string.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pandera.pandas as pa
+
+from multiattn.runtime import atomic_path
+
+FAKE, REAL, UNKNOWN = 1, 0, -1
+LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One kind of table: its schema, its key, and the command that makes it."""
+
+    name: str
+    key: tuple[str, ...]
+    columns: dict[str, pa.Column]
+    made_by: str
+
+    def empty(self) -> pd.DataFrame:
+        """The table with no rows and the right dtypes."""
+        types = {
+            name: "object" if column.dtype.type is str else column.dtype.type for name, column in self.columns.items()
+        }
+        return self.validate(pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()}), self.name)
+
+    def validate(self, frame: pd.DataFrame, source: str | Path) -> pd.DataFrame:
+        """The frame with this table's columns in order and their dtypes.
+
+        Raises:
+            ValueError: a column is missing, a value has the wrong type or range, or a key appears twice.
+        """
+        missing = [name for name in self.columns if name not in frame.columns]
+        if missing:
+            raise ValueError(
+                f"{source}: not a {self.name} table: expected column {missing[0]!r} (of {', '.join(self.columns)}), "
+                f"found columns {', '.join(map(str, frame.columns)) or 'none'}. Make it with `{self.made_by}`."
+            )
+        schema = pa.DataFrameSchema(self.columns, coerce=True)
+        try:
+            frame = schema.validate(frame[list(self.columns)].reset_index(drop=True), lazy=True)
+        except pa.errors.SchemaErrors as error:
+            raise ValueError(f"{source}: {self._describe(error, len(frame))}") from error
+        repeated = frame.duplicated(list(self.key), keep=False)
+        if repeated.any():
+            first = frame.loc[repeated, list(self.key)].drop_duplicates().head(3).to_dict("records")
+            raise ValueError(
+                f"{source}: {self.name}: expected each ({', '.join(self.key)}) once, "
+                f"found {int(repeated.sum())} rows that share theirs; the first: {first}."
+            )
+        return frame
+
+    def _describe(self, error: pa.errors.SchemaErrors, num_rows: int) -> str:
+        cases = error.failure_cases
+        first = cases.iloc[0]
+        same = cases[(cases["column"] == first["column"]) & (cases["check"] == first["check"])]
+        column = self.columns.get(first["column"])
+        expected = (column.description or str(column.dtype)) if column is not None else first["check"]
+        rows = [f"row {index}: {value!r}" for index, value in zip(same["index"], same["failure_case"], strict=True)]
+        return (
+            f"{self.name}: column {first['column']!r}: expected {expected}, "
+            f"found something else in {len(same)} of {num_rows} rows; the first: {'; '.join(rows[:3])}."
+        )
+
+    def read(self, path: Path, *, allow_empty: bool = False) -> pd.DataFrame:
+        """Read and check the table.
+
+        Raises:
+            FileNotFoundError: no such file; names the command that makes it.
+            ValueError: not this table, or no rows in it (unless `allow_empty`).
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no {self.name} table here. Make it with `{self.made_by}`.")
+        try:
+            frame = (
+                pd.read_parquet(path)
+                if path.suffix == ".parquet"
+                else pd.read_csv(path, dtype=str, keep_default_na=False)
+            )
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not a readable {self.name} table: {error}. Make it with `{self.made_by}`."
+            ) from error
+        frame = self.validate(frame, path)
+        if frame.empty and not allow_empty:
+            raise ValueError(f"{path}: the {self.name} table has no rows. Make it with `{self.made_by}`.")
+        return frame
+
+    def write(self, frame: pd.DataFrame, path: Path) -> None:
+        """Check the table and write it atomically."""
+        path = Path(path)
+        frame = self.validate(frame, path)
+        with atomic_path(path) as temporary:
+            if path.suffix == ".parquet":
+                frame.to_parquet(temporary, index=False)
+            else:
+                frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _text(description: str = "text", *checks: pa.Check) -> pa.Column:
+    return pa.Column(str, checks=list(checks), description=description)
+
+
+def _name(description: str) -> pa.Column:
+    return _text(f"{description}, not empty", pa.Check.str_length(min_value=1))
+
+
+def _integer(minimum: int, description: str) -> pa.Column:
+    return pa.Column("int64", pa.Check.ge(minimum), description=f"{description}, a whole number from {minimum}")
+
+
+def _number(description: str) -> pa.Column:
+    return pa.Column("float64", pa.Check(lambda values: values.abs() < float("inf")), description=description)
+
+
+def _probability() -> pa.Column:
+    return pa.Column("float64", pa.Check.in_range(0, 1), description="P(fake) in [0, 1]")
+
+
+def _label(*allowed: int) -> pa.Column:
+    return pa.Column("int64", pa.Check.isin(allowed), description=f"a label of {sorted(allowed)} (1 = fake, 0 = real)")
+
+
+def _one_of(*allowed: str) -> pa.Column:
+    return _text(f"one of {list(allowed)}", pa.Check.isin(allowed))
+
+
+_video_id = _name("<dataset>/<path below the root without extension>")
+
+VIDEOS = Table(
+    name="videos",
+    key=("video_id",),
+    made_by="multiattn index",
+    columns={
+        "video_id": _video_id,
+        "path": _name("the path below the data set's root"),
+        "dataset": _name("a data set"),
+        "label": _label(UNKNOWN, REAL, FAKE),
+        "method": _text("the manipulation method, empty for real or unknown"),
+        "compression": _text("the compression level, may be empty"),
+        "split": _one_of("train", "val", "test", ""),
+        "part": _text("the part of the data set, may be empty"),
+        "original": _text("the video_id a fake was made from, may be empty"),
+        "target_id": _text("may be empty"),
+        "source_id": _text("may be empty"),
+    },
+)
+
+FOLDS = Table(
+    name="folds",
+    key=("video_id",),
+    made_by="multiattn folds",
+    columns={
+        "video_id": _video_id,
+        "label": _label(REAL, FAKE),
+        "group": _name("the group that never spans folds"),
+        "fold": _integer(-1, "the fold that validates on the video (-1 = none)"),
+    },
+)
+
+FACES = Table(
+    name="faces",
+    key=("video_id", "frame_index", "track"),
+    made_by="multiattn faces",
+    columns={
+        "video_id": _video_id,
+        "frame_index": _integer(0, "the frame in decoding order"),
+        "seconds": _number("presentation time in seconds"),
+        "track": _integer(0, "the track of the face"),
+        "crop": _name("the crop's path below the faces folder"),
+        **{name: _number("pixels of the full frame") for name in ("x1", "y1", "x2", "y2")},
+        "score": _probability(),
+        **{name: _number("pixels of the full frame") for name in LANDMARKS},
+    },
+)
+
+VIDEO_STATUS = Table(
+    name="video_status",
+    key=("video_id",),
+    made_by="multiattn faces",
+    columns={
+        "video_id": _video_id,
+        "status": _one_of("ok", "no_face", "unreadable"),
+        "num_frames": _integer(0, "frames decoded"),
+        "num_crops": _integer(0, "crops written"),
+        "message": _text("the decoder's words, may be empty"),
+    },
+)
+
+FRAME_PREDICTIONS = Table(
+    name="frame_predictions",
+    key=("model", "video_id", "frame_index", "track"),
+    made_by="multiattn predict",
+    columns={
+        "model": _name("<experiment>/fold<k>"),
+        "fold": _integer(-1, "the fold the model was validated on"),
+        "video_id": _video_id,
+        "frame_index": _integer(0, "the frame in decoding order"),
+        "track": _integer(0, "the track of the face"),
+        "logit": _number("logit of P(fake), finite"),
+        "probability": _probability(),
+    },
+)
+
+VIDEO_PREDICTIONS = Table(
+    name="video_predictions",
+    key=("video_id",),
+    made_by="multiattn submit",
+    columns={
+        "video_id": _video_id,
+        "probability": _probability(),
+        "num_crops": _integer(0, "crops the probability rests on"),
+        "status": _one_of("ok", "no_face", "unreadable", "missing"),
+    },
+)
+
+SUBMISSION = Table(
+    name="submission",
+    key=("filename",),
+    made_by="multiattn submit",
+    columns={"filename": _name("a video's file name"), "label": _probability()},
+)
+
+LABELS = Table(
+    name="labels",
+    key=("filename",),
+    made_by="the data set's owner",
+    columns={"filename": _name("a video's file name"), "label": _label(REAL, FAKE)},
+)

@@ -1,0 +1,237 @@
+"""Epochs of one fold: train, validate on the held-out videos, save; continues where a killed run was."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from multiattn.config import Experiment
+from multiattn.model.predict import predict_logits, sigmoid
+from multiattn.runtime import autocast, progress_bar, resolve_precision, seed_everything
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.scoring.metrics import video_metrics
+from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.training.crops import FoldCrops, training_loader, validation_loader
+from multiattn.training.distributed import Ranks, gather_strided, mean_over_ranks, wait_for_all
+from multiattn.training.optimizer import make_optimizer, make_schedule
+from multiattn.training.run_folder import RunFolder
+from multiattn.training.step import TrainingStep
+
+logger = logging.getLogger(__name__)
+
+STEPS_BETWEEN_LOOKS = 20
+"""Reading the loss waits for the device, so it is looked at now and then only."""
+
+
+@dataclass
+class _Training:
+    """What one fold's training consists of."""
+
+    experiment: Experiment
+    crops: FoldCrops
+    run: RunFolder
+    ranks: Ranks
+    device: torch.device
+    precision: str
+    step: TrainingStep
+    loader: DataLoader
+    validation: DataLoader
+    optimizer: Optimizer
+    schedule: Any
+    scaler: torch.amp.GradScaler
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    @property
+    def best_log_loss(self) -> float:
+        return min((record["validation_log_loss"] for record in self.history), default=math.inf)
+
+
+def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks) -> None:
+    """Train one fold to its last epoch; does nothing when it is there already.
+
+    The best epoch is the one with the lowest log loss over the held-out videos, by the aggregator that also makes
+    submissions; a held-out video without a face counts with the prior.
+
+    Raises:
+        ValueError: settings that do not fit the data, or a loss that is not finite.
+    """
+    training = _prepare(experiment, crops, run, device, ranks)
+    _resume(training)
+    first = training.epochs_done
+    if first >= experiment.epochs:
+        logger.info("%s: finished already", run.model_name)
+        return
+    module: nn.Module = training.step
+    if ranks.world_size > 1:
+        if device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    samples = len(training.loader) * experiment.data.batch_size * ranks.world_size
+    writer = SummaryWriter(run.path / "tensorboard", purge_step=first) if ranks.is_main else None
+    bar = progress_bar(experiment.epochs * samples, run.model_name, "samples", initial=first * samples)
+    bar.disable = bar.disable or not ranks.is_main
+    with bar:
+        for epoch in range(first, experiment.epochs):
+            started = time.monotonic()
+            means = _train_epoch(training, module, epoch, bar)
+            seconds = time.monotonic() - started
+            record = {
+                "epoch": epoch,
+                **means,
+                "learning_rate": training.optimizer.param_groups[0]["lr"],
+                "seconds": round(seconds, 3),
+                "samples_per_second": round(samples / seconds, 1),
+            }
+            _end_epoch(training, record, writer)
+    if writer is not None:
+        writer.close()
+
+
+def _prepare(experiment: Experiment, crops: FoldCrops, run: RunFolder, device: torch.device, ranks: Ranks) -> _Training:
+    seed_everything(experiment.seed)
+    step = TrainingStep(experiment, load_weights=run.load_resume() is None).to(device)
+    loader = training_loader(crops, experiment.data, seed=experiment.seed, rank=ranks.rank, world_size=ranks.world_size)
+    optimizer = make_optimizer(step, experiment.optim)
+    precision = resolve_precision(experiment.precision, device)
+    return _Training(
+        experiment=experiment,
+        crops=crops,
+        run=run,
+        ranks=ranks,
+        device=device,
+        precision=precision,
+        step=step,
+        loader=loader,
+        validation=validation_loader(crops, experiment.data, rank=ranks.rank, world_size=ranks.world_size),
+        optimizer=optimizer,
+        schedule=make_schedule(optimizer, experiment.optim, steps_per_epoch=len(loader), epochs=experiment.epochs),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+    )
+
+
+def _resume(training: _Training) -> None:
+    state = training.run.load_resume()
+    if state is None:
+        return
+    training.step.load_state_dict(state["step"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.scaler.load_state_dict(state["scaler"])
+    training.history = state["history"]
+    logger.info("%s: continues after epoch %d", training.run.model_name, training.epochs_done - 1)
+
+
+def _train_epoch(training: _Training, module: nn.Module, epoch: int, bar: tqdm) -> dict[str, float]:
+    """One pass; returns the mean of each loss term over the epoch and the ranks."""
+    ranks, loader = training.ranks, training.loader
+    # Seeded anew each epoch, so a run that continues draws what an undisturbed one would have drawn.
+    seed_everything(hash((training.experiment.seed, epoch, ranks.rank)))
+    loader.batch_sampler.epoch = epoch
+    module.train()
+    sums: dict[str, torch.Tensor] = {}
+    for number, (crops, labels) in enumerate(loader):
+        terms = _update(training, module, crops, labels, updates=epoch * len(loader) + number)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+        bar.update(len(labels) * ranks.world_size)
+        if number % STEPS_BETWEEN_LOOKS == 0 or number + 1 == len(loader):
+            loss = float(terms["loss"].detach())
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"{training.run.model_name}: epoch {epoch}, step {number}: the loss is {loss} "
+                    f"({', '.join(f'{name} {float(value):.4g}' for name, value in terms.items())}) at learning rate "
+                    f"{training.optimizer.param_groups[0]['lr']:.3g} in {training.precision}. The last epoch's files "
+                    "are intact. Try a lower --optim.lr, or --precision fp32."
+                )
+            bar.set_postfix(epoch=epoch, loss=f"{loss:.4f}", refresh=False)
+    training.step.end_epoch()
+    means = {name: float(value) / len(loader) for name, value in sums.items()}
+    return mean_over_ranks(means, training.device, ranks)
+
+
+def _update(
+    training: _Training, module: nn.Module, crops: torch.Tensor, labels: torch.Tensor, *, updates: int
+) -> dict[str, torch.Tensor]:
+    """One optimiser step; `updates` were done before it."""
+    training.schedule.step_update(updates)
+    crops = crops.to(training.device, non_blocking=True)
+    labels = labels.to(training.device, non_blocking=True)
+    training.optimizer.zero_grad(set_to_none=True)
+    with autocast(training.precision, training.device):
+        terms = module(crops, labels)
+    training.scaler.scale(terms["loss"]).backward()
+    if training.experiment.optim.clip_grad_norm is not None:
+        training.scaler.unscale_(training.optimizer)
+        nn.utils.clip_grad_norm_(module.parameters(), training.experiment.optim.clip_grad_norm)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    return terms
+
+
+def _end_epoch(training: _Training, record: dict[str, Any], writer: SummaryWriter | None) -> None:
+    """Validate, then save: best first, `resume.pt` last."""
+    predictions = validate(training)
+    if training.ranks.is_main:
+        aggregator = Aggregator()
+        held_out = training.crops.held_out
+        videos = complete_videos(held_out["video_id"], aggregate_frames(predictions, aggregator), aggregator)
+        metrics = video_metrics(held_out["label"].to_numpy(), videos["probability"].to_numpy(), clip=aggregator.clip)
+        record |= {
+            "validation_log_loss": metrics.log_loss,
+            "validation_auc": metrics.auc,
+            "validation_accuracy": metrics.accuracy,
+        }
+        if metrics.log_loss < training.best_log_loss:
+            training.run.save_best(training.step.network, predictions, record)
+        training.history.append(record)
+        state = {
+            "step": training.step.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "scaler": training.scaler.state_dict(),
+            "history": training.history,
+        }
+        training.run.save_epoch(training.step.network, state)
+        for name, value in record.items():
+            if writer is not None and name != "epoch" and value is not None:
+                writer.add_scalar(name, value, record["epoch"])
+        logger.info(
+            "%s epoch %d: loss %.4f, validation log loss %.4f, AUC %.4f, accuracy %.3f, %.0f samples/s",
+            training.run.model_name,
+            record["epoch"],
+            record["loss"],
+            metrics.log_loss,
+            metrics.auc,
+            metrics.accuracy,
+            record["samples_per_second"],
+        )
+    wait_for_all(training.ranks)
+
+
+def validate(training: _Training) -> pd.DataFrame:
+    """Frame predictions of the held-out fold, on every rank."""
+    logits = predict_logits(
+        training.step.network, training.validation, device=training.device, precision=training.precision
+    )
+    rows = training.crops.validation
+    logits = gather_strided(logits, len(rows), training.ranks)
+    predictions = rows[["video_id", "frame_index", "track"]].assign(
+        model=training.run.model_name,
+        fold=training.run.fold,
+        logit=logits.astype(np.float64),
+        probability=sigmoid(logits),
+    )
+    return FRAME_PREDICTIONS.validate(predictions, training.run.path / "oof.parquet")

@@ -1,0 +1,40 @@
+"""Crops from disk to arrays, the same way for training, validation and prediction."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+def read_crop(path: Path, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB; a larger crop is averaged down.
+
+    Raises:
+        ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"{path}: not a readable image. Delete the faces folder's tables and crops and run it again.")
+    height, width = image.shape[:2]
+    if height != width or height < size:
+        raise ValueError(
+            f"{path}: expected a square crop of at least {size} pixels, found {width}x{height}. "
+            f"Make the faces with `multiattn faces --size {size}`."
+        )
+    return image if height == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+
+
+class CropImages(Dataset):
+    """Crops by row: index -> (size, size, 3) uint8 tensor, RGB."""
+
+    def __init__(self, paths: list[Path], size: int) -> None:
+        self.paths = paths
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(read_crop(self.paths[index], self.size))

@@ -1,0 +1,153 @@
+"""A faces folder and its restartable extraction.
+
+    FACES/faces.json         the recipe
+    FACES/crops/<video_id>/  the crops
+    FACES/journal.jsonl      finished videos of a run that has not ended yet, one line each
+    FACES/faces.parquet, video_status.csv, videos.csv   the tables, written when a run ends
+
+A video is done when its line stands in the journal or its row in `video_status.csv`. A process killed at any moment
+loses the videos in flight; the next run does those only, and its tables equal those of an undisturbed run.
+"""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import joblib
+import pandas as pd
+
+from multiattn.runtime import exclusive_folder, progress_bar
+from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
+from multiattn.video.extract import VideoFaces, extract_video
+from multiattn.video.recipe import RECIPE_FILE, CropRecipe, read_recipe, write_recipe
+
+logger = logging.getLogger(__name__)
+
+
+def extract_faces(
+    videos: pd.DataFrame, located: dict[str, Path], folder: Path, recipe: CropRecipe, *, jobs: int, device: str
+) -> pd.DataFrame:
+    """Extract the faces of every video that is not done yet, then write the tables.
+
+    Args:
+        videos: a `videos` table; rows of an earlier run that are not in it stay in the folder's tables.
+        located: video_id -> file.
+        jobs: processes, each with one video at a time.
+        device: `cpu` or `cuda`, for the detector.
+
+    Returns:
+        The `video_status` table of the whole folder.
+
+    Raises:
+        ValueError: the folder was made with another recipe, or another process is writing it.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs: expected at least 1, found {jobs}.")
+    with exclusive_folder(folder):
+        _keep_recipe(folder, recipe)
+        journal = _read_journal(folder)
+        statuses = _read_statuses(folder)
+        done = set(statuses["video_id"]) | set(journal)
+        todo = [video for video in videos["video_id"] if video not in done]
+        if len(todo) < len(videos):
+            logger.info("%d of %d videos are done already", len(videos) - len(todo), len(videos))
+        if todo:
+            _run(todo, located, folder, recipe, journal, jobs=jobs, device=device)
+        if journal or not (folder / "videos.csv").is_file():
+            statuses = _finish(videos, journal, statuses, folder)
+    return statuses
+
+
+def _run(
+    todo: list[str],
+    located: dict[str, Path],
+    folder: Path,
+    recipe: CropRecipe,
+    journal: dict[str, VideoFaces],
+    *,
+    jobs: int,
+    device: str,
+) -> None:
+    counts: Counter[str] = Counter()
+    tasks = (joblib.delayed(extract_video)(located[video], video, folder, recipe, device) for video in todo)
+    parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
+    with progress_bar(len(todo), "faces", "videos") as bar, (folder / "journal.jsonl").open("a") as file:
+        for result in parallel(tasks):
+            file.write(json.dumps(asdict(result), separators=(",", ":")) + "\n")
+            file.flush()
+            journal[result.video_id] = result
+            counts[result.status] += 1
+            bar.set_postfix(counts, refresh=False)
+            bar.update()
+
+
+def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
+    if not (folder / RECIPE_FILE).is_file():
+        write_recipe(recipe, folder)
+        return
+    kept = read_recipe(folder)
+    if kept != recipe:
+        raise ValueError(
+            f"{folder / RECIPE_FILE}: this folder was made with {kept}, asked for {recipe}. "
+            "Choose another --out, or pass the same settings to continue."
+        )
+
+
+def _read_journal(folder: Path) -> dict[str, VideoFaces]:
+    """Finished videos of an interrupted run; a line the kill cut off is dropped, and its video is done again."""
+    path = folder / "journal.jsonl"
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole, _, torn = text.rpartition("\n")
+    if torn:
+        path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+    results = [VideoFaces(**json.loads(line)) for line in whole.splitlines()]
+    return {result.video_id: result for result in results}
+
+
+def _read_statuses(folder: Path) -> pd.DataFrame:
+    path = folder / "video_status.csv"
+    return VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
+
+
+def _finish(videos: pd.DataFrame, journal: dict[str, VideoFaces], statuses: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Merge the journal into the tables. `video_status.csv` comes last: only its rows make a video done."""
+    faces = pd.DataFrame([row for result in journal.values() for row in result.rows], columns=list(FACES.columns))
+    if (folder / "faces.parquet").is_file():
+        earlier = FACES.read(folder / "faces.parquet", allow_empty=True)
+        faces = pd.concat([earlier[~earlier["video_id"].isin(set(journal))], faces], ignore_index=True)
+    FACES.write(faces.sort_values(list(FACES.key), ignore_index=True), folder / "faces.parquet")
+    if (folder / "videos.csv").is_file():
+        earlier = VIDEOS.read(folder / "videos.csv")
+        videos = pd.concat([earlier[~earlier["video_id"].isin(set(videos["video_id"]))], videos], ignore_index=True)
+    VIDEOS.write(videos.sort_values("video_id", ignore_index=True), folder / "videos.csv")
+    new = pd.DataFrame(
+        [
+            (result.video_id, result.status, result.num_frames, len(result.rows), result.message)
+            for result in journal.values()
+        ],
+        columns=list(VIDEO_STATUS.columns),
+    )
+    statuses = pd.concat([statuses[~statuses["video_id"].isin(set(journal))], new], ignore_index=True)
+    statuses = statuses.sort_values("video_id", ignore_index=True)
+    VIDEO_STATUS.write(statuses, folder / "video_status.csv")
+    (folder / "journal.jsonl").unlink(missing_ok=True)
+    return VIDEO_STATUS.validate(statuses, folder / "video_status.csv")
+
+
+def read_faces_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The `faces`, `video_status` and `videos` tables of a finished faces folder.
+
+    Raises:
+        FileNotFoundError: not a faces folder, or its extraction has not ended.
+        ValueError: an interrupted run left videos in the journal.
+    """
+    read_recipe(folder)
+    if (folder / "journal.jsonl").is_file():
+        raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
+    faces = FACES.read(folder / "faces.parquet", allow_empty=True)
+    statuses = VIDEO_STATUS.read(folder / "video_status.csv")
+    return faces, statuses, VIDEOS.read(folder / "videos.csv")
