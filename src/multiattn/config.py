@@ -109,7 +109,7 @@ class DataConfig:
 
     image_size: int = 380
     """Side of the square crops in pixels; the faces folder must have been made with the same `--size`."""
-    augmentation: Literal["none", "paper", "standard"] = "standard"
+    augmentation: Literal["none", "paper", "light", "standard"] = "standard"
     """Preset of `training/augment.py`."""
     frames_per_video: int = 8
     """Crops drawn from a video each time an epoch visits it; the next visit continues where this one stopped."""

@@ -61,6 +61,8 @@ def main(argv: list[str]) -> None:
         NUM_FRAMES,
         "--size",
         size,
+        "--splits",
+        "train",
         "--jobs",
         options.jobs,
     )

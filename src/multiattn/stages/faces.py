@@ -24,6 +24,8 @@ class Options:
     """The videos.csv of `multiattn index`."""
     out: Path
     """The faces folder."""
+    splits: tuple[Literal["train", "val", "test"], ...] = ()
+    """Only videos of these splits, as `--splits train val` (default: all, those without a split too)."""
     root: Path | None = None
     """Overrides the data set's root kept in videos.json."""
     num_frames: int = 32
@@ -43,6 +45,10 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="faces", doc=__doc__)
     videos = VIDEOS.read(options.videos)
+    if options.splits:
+        videos = videos[videos["split"].isin(options.splits)].reset_index(drop=True)
+        if videos.empty:
+            raise ValueError(f"{options.videos}: no video of split {' or '.join(options.splits)}.")
     recipe = CropRecipe(
         num_frames=options.num_frames, size=options.size, detector=options.detector, threshold=options.threshold
     )

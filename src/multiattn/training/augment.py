@@ -2,22 +2,26 @@
 
 import os
 
+import cv2
 import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 import albumentations as A
 
 
-def _none() -> list[A.BasicTransform]:
+SHIFT_PIXELS = 8
+
+
+def _none(size: int) -> list[A.BasicTransform]:
     return []
 
 
-def _paper() -> list[A.BasicTransform]:
+def _paper(size: int) -> list[A.BasicTransform]:
     """Flip only: what the authors' FaceForensics++ recipe does; the paper itself names none beside AGDA."""
     return [A.HorizontalFlip(p=0.5)]
 
 
-def _standard() -> list[A.BasicTransform]:
+def _standard(size: int) -> list[A.BasicTransform]:
     """Colour, noise, blur, JPEG at quality 65 to 80 and grey: the kinds the authors' DFDC recipe names."""
     return [
         A.HorizontalFlip(p=0.5),
@@ -29,14 +33,29 @@ def _standard() -> list[A.BasicTransform]:
     ]
 
 
-PRESETS = {"none": _none, "paper": _paper, "standard": _standard}
+def _light(size: int) -> list[A.BasicTransform]:
+    """Flip, shifts by whole pixels, colour and erased squares: ours, for small sets.
+
+    Nothing here resamples or smooths, so noise and resolution, the traces a forgery leaves, survive.
+    """
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.Pad(padding=SHIFT_PIXELS, border_mode=cv2.BORDER_REFLECT_101),
+        A.RandomCrop(height=size, width=size),
+        A.HueSaturationValue(hue_shift_limit=20, sat_shift_limit=40, val_shift_limit=0, p=0.7),
+        A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.7),
+        A.CoarseDropout(num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3), fill=0, p=0.3),
+    ]
+
+
+PRESETS = {"none": _none, "paper": _paper, "standard": _standard, "light": _light}
 
 
 class Augmentation:
     """A preset as a function of (crop, seed): the same seed gives the same pixels in any process."""
 
-    def __init__(self, preset: str) -> None:
-        transforms = PRESETS[preset]()
+    def __init__(self, preset: str, size: int) -> None:
+        transforms = PRESETS[preset](size)
         self.pipeline = A.Compose(transforms) if transforms else None
 
     def __call__(self, crop: np.ndarray, seed: int) -> np.ndarray:

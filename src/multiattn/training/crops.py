@@ -80,7 +80,7 @@ def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: in
         [crops.folder / name for name in table["crop"]],
         config.image_size,
         table["label"].to_numpy(),
-        Augmentation(config.augmentation),
+        Augmentation(config.augmentation, config.image_size),
     )
     return DataLoader(
         dataset,

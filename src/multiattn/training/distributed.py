@@ -1,6 +1,7 @@
 """Ranks of a `torchrun` job, and gathering what they computed. One process without torchrun is rank 0 of 1."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,10 @@ def distributed(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
+        dist.barrier()
     finally:
+        # gloo's threads must not outlive the tensors they hold, or the interpreter aborts at its end.
+        gc.collect()
         dist.destroy_process_group()
 
 

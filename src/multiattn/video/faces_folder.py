@@ -9,9 +9,12 @@ A video is done when its line stands in the journal or its row in `video_status.
 loses the videos in flight; the next run does those only, and its tables equal those of an undisturbed run.
 """
 
+import contextlib
 import json
 import logging
+import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,7 +76,8 @@ def _run(
     counts: Counter[str] = Counter()
     tasks = (joblib.delayed(extract_video)(located[video], video, folder, recipe, device) for video in todo)
     parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
-    with progress_bar(len(todo), "faces", "videos") as bar, (folder / "journal.jsonl").open("a") as file:
+    watched = progress_bar(len(todo), "faces", "videos")
+    with _worker_environment(), watched as bar, (folder / "journal.jsonl").open("a") as file:
         for result in parallel(tasks):
             file.write(json.dumps(asdict(result), separators=(",", ":")) + "\n")
             file.flush()
@@ -81,6 +85,23 @@ def _run(
             counts[result.status] += 1
             bar.set_postfix(counts, refresh=False)
             bar.update()
+
+
+@contextlib.contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Variables that joblib's workers inherit when they start.
+
+    MTCNN meets a new batch size with nearly every video, and oneDNN's cache of compiled sizes would grow by hundreds of
+    megabytes a worker, until joblib takes it for a leak and restarts the worker.
+    """
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "16")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:

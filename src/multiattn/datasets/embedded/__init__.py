@@ -1,0 +1,18 @@
+"""The embedded data set: an official DFDC tree made on the spot from one public-domain portrait.
+
+    portrait.py   the photograph, its landmarks and masks
+    warps.py      smooth changes of shape
+    actors.py     people made from the portrait
+    clips.py      movement, light, background, camera noise
+    forgery.py    four ways to swap a face, with their traces
+    plan.py       who plays in which clip
+    tree.py       the files on disk
+
+It lets anyone run the whole pipeline without 470 GB of videos. Its scores say that the code works, and nothing about
+real deepfakes.
+"""
+
+from multiattn.datasets.embedded.plan import DemoPlan, PlannedClip, plan_demo
+from multiattn.datasets.embedded.tree import build_demo_dataset
+
+__all__ = ["DemoPlan", "PlannedClip", "build_demo_dataset", "plan_demo"]

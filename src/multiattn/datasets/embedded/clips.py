@@ -1,0 +1,173 @@
+"""Clips: an actor before a background, moving, lit and filmed by a noisy camera.
+
+A `Take` holds everything about a clip but who is in it and whether the face is forged; it follows from the clip's
+seed. A fake uses the take of its original, so both show the same movement, background, light and sensor noise.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from multiattn.datasets.embedded.actors import CANVAS_FACE, Actor
+from multiattn.datasets.embedded.warps import Bump, displacement, random_field
+
+FRAME_RATE = 15
+FRAME_SIZES_WH = ((256, 256), (256, 240), (288, 240))
+_EXPRESSION_CELL = 4  # the expression's displacement is smooth: computed on every 4th pixel and enlarged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """One recording: camera, light, background and movement, without the person.
+
+    `poses` is (T, 4): shift x, shift y (frame pixels), angle (degrees), scale. `expressions` is (T, 3): how far the
+    mouth opens and widens and the eyes close, all within about +-0.25.
+    """
+
+    size_wh: tuple[int, int]
+    poses: np.ndarray
+    expressions: np.ndarray
+    background: np.ndarray  # (H + 2 * margin, W + 2 * margin, 3) float32, 0..255
+    background_shift: np.ndarray  # (T, 2) pixels
+    light: np.ndarray  # (H, W, 1) float32 factor, around 1
+    flicker: np.ndarray  # (T,) factor, around 1
+    blur: float  # optical blur, standard deviation in pixels
+    noise: float  # sensor noise, standard deviation in grey levels at mid grey
+    noise_seed: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What one frame shows, handed to a forger: where every frame pixel looks on the canvas, and the light on it."""
+
+    map_x: np.ndarray  # (H, W) float32 canvas coordinates
+    map_y: np.ndarray
+    light: np.ndarray  # (H, W, 1) float32
+    noise: np.ndarray  # (H, W, 3) float32 grey levels, already part of the frame
+
+
+Forger = Callable[[int, np.ndarray, View], np.ndarray]
+"""(frame index, (H, W, 3) float32 frame with noise, view) -> the frame with the face replaced."""
+
+
+def _smooth_path(rng: np.random.Generator, num_frames: int, amplitude: float) -> np.ndarray:
+    """(T,) float64: two slow sines of random frequency and phase, within +-amplitude."""
+    seconds = np.arange(num_frames) / FRAME_RATE
+    waves = [np.sin(2 * np.pi * (rng.uniform(0.1, 0.45) * seconds + rng.random())) for _ in range(2)]
+    return amplitude * (0.65 * waves[0] + 0.35 * waves[1])
+
+
+def _background(rng: np.random.Generator, size_wh: tuple[int, int]) -> np.ndarray:
+    """A blurred wall or room: a gradient of two colours, soft blotches, sometimes bars; (H, W, 3) float32."""
+    width, height = size_wh
+    colours = rng.uniform(40, 215, (2, 3)) * 0.6 + rng.uniform(40, 215, (2, 1)) * 0.4
+    angle = rng.uniform(0, 2 * np.pi)
+    x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    ramp = np.clip(0.5 + 0.5 * (x * np.cos(angle) + y * np.sin(angle)), 0, 1)[..., None]
+    wall = colours[0] * (1 - ramp) + colours[1] * ramp
+    for cells in (5, 14, 40):
+        wall = wall + random_field(rng, size_wh, cells, rng.uniform(2, 9))[..., :1]
+    if rng.random() < 0.5:  # shelves, curtains
+        bars = np.sin((x if rng.random() < 0.6 else y) * rng.uniform(4, 14) + rng.uniform(0, 6))
+        wall = wall + np.clip(bars * rng.uniform(2, 8), -1, 1)[..., None] * rng.uniform(-16, 16, 3)
+    return cv2.GaussianBlur(np.clip(wall, 8, 247).astype(np.float32), (0, 0), rng.uniform(0.8, 3.5))
+
+
+def make_take(take_seed: tuple[int, ...], num_frames: int) -> Take:
+    """The recording of that seed, `num_frames` frames long."""
+    rng = np.random.default_rng((*take_seed, 0))
+    width, height = FRAME_SIZES_WH[rng.integers(len(FRAME_SIZES_WH))]
+    scale = rng.uniform(0.9, 1.05) + _smooth_path(rng, num_frames, 0.03)
+    angle = rng.uniform(-3, 3) + _smooth_path(rng, num_frames, 5.0)
+    shifts = [rng.uniform(-8, 8) + _smooth_path(rng, num_frames, 7.0) for _ in range(2)]
+    expressions = np.stack([_smooth_path(rng, num_frames, reach) for reach in (0.25, 0.1, 0.2)], axis=1)
+    x, y = np.meshgrid(np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32))
+    direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.28)
+    light = rng.uniform(0.85, 1.08) * (1 + strength * (x * np.cos(direction) + y * np.sin(direction)))
+    margin = 24
+    return Take(
+        size_wh=(width, height),
+        poses=np.stack([*shifts, angle, scale], axis=1),
+        expressions=expressions,
+        background=_background(rng, (width + 2 * margin, height + 2 * margin)),
+        background_shift=np.stack([_smooth_path(rng, num_frames, 5.0) for _ in range(2)], axis=1) + margin,
+        light=light[..., None].astype(np.float32),
+        flicker=1 + _smooth_path(rng, num_frames, 0.015),
+        blur=float(rng.uniform(0.0, 0.5)),
+        noise=float(rng.uniform(5.0, 8.5)),
+        noise_seed=(*take_seed, 1),
+    )
+
+
+def _canvas_coordinates(take: Take, actor: Actor, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where every pixel of a frame looks on the actor's canvas: two (H, W) float32 maps."""
+    width, height = take.size_wh
+    shift_x, shift_y, angle, scale = take.poses[index]
+    x = np.arange(width, dtype=np.float32)[None] - np.float32(width / 2 + shift_x)
+    y = np.arange(height, dtype=np.float32)[:, None] - np.float32(0.47 * height + shift_y)
+    cos, sin = (np.float32(f(np.deg2rad(angle)) / scale) for f in (np.cos, np.sin))
+    map_x = cos * x + sin * y + np.float32(CANVAS_FACE[0])
+    map_y = -sin * x + cos * y + np.float32(CANVAS_FACE[1])
+    coarse = [np.ascontiguousarray(m[::_EXPRESSION_CELL, ::_EXPRESSION_CELL]) for m in (map_x, map_y)]
+    dx, dy = displacement(*coarse, expression_bumps(actor.landmarks, *take.expressions[index]))
+    enlarge = np.array([[1 / _EXPRESSION_CELL, 0, 0], [0, 1 / _EXPRESSION_CELL, 0]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    map_x += cv2.warpAffine(dx, enlarge, take.size_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    map_y += cv2.warpAffine(dy, enlarge, take.size_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return map_x, map_y
+
+
+def expression_bumps(landmarks: np.ndarray, mouth_open: float, mouth_wide: float, eyes_closed: float) -> list[Bump]:
+    """A facial expression around (5, 2) landmarks, in their pixels."""
+    apart = float(np.hypot(*(landmarks[1] - landmarks[0])))
+    mouth = tuple(landmarks[3:].mean(axis=0))
+    chin = (mouth[0], mouth[1] + 0.48 * apart)
+    bumps = [Bump(centre=mouth, width=(0.48 * apart, 0.26 * apart), grow=(mouth_wide, mouth_open))]
+    bumps.append(Bump(centre=chin, width=(0.62 * apart, 0.3 * apart), shift=(0, 0.16 * apart * mouth_open)))
+    for eye in landmarks[:2]:
+        closing = (0, -max(eyes_closed, -0.05))
+        bumps.append(Bump(centre=tuple(eye), width=(0.26 * apart, 0.15 * apart), grow=closing))
+    return bumps
+
+
+def _sensor_noise(rng: np.random.Generator, size_wh: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) float32 of standard deviation about 1: grainy luma, weaker and coarser chroma."""
+    width, height = size_wh
+    luma = cv2.GaussianBlur(rng.standard_normal((height, width), np.float32), (5, 5), 0.75) * np.float32(2.4)
+    chroma = rng.standard_normal((height // 2, width // 2, 3), np.float32) * np.float32(0.5)
+    return cv2.resize(chroma, size_wh, interpolation=cv2.INTER_LINEAR) + luma[..., None]
+
+
+def render_frames(take: Take, actor: Actor | None, forger: Forger | None = None) -> Iterator[np.ndarray]:
+    """The clip's frames, (H, W, 3) uint8 RGB, one after the other.
+
+    Args:
+        take: the recording.
+        actor: who is in it; None leaves the background alone.
+        forger: replaces the face after the camera's noise was added; None for a real clip.
+    """
+    rng = np.random.default_rng(take.noise_seed)
+    for index in range(len(take.poses)):
+        matrix = np.array([[1, 0, take.background_shift[index, 0]], [0, 1, take.background_shift[index, 1]]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        frame = cv2.warpAffine(take.background, matrix, take.size_wh, flags=flags, borderMode=cv2.BORDER_REFLECT)
+        light = take.light * np.float32(take.flicker[index])
+        view = None
+        if actor is not None:
+            map_x, map_y = _canvas_coordinates(take, actor, index)
+            rgba = cv2.remap(actor.rgba, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+            alpha = rgba[..., 3:].astype(np.float32) / 255
+            frame += alpha * (rgba[..., :3] - frame)
+        frame *= light
+        if take.blur > 0.2:
+            frame = cv2.GaussianBlur(frame, (5, 5), take.blur)
+        noise = _sensor_noise(rng, take.size_wh)
+        brightness = frame.mean(axis=2, keepdims=True)
+        noise *= take.noise * np.sqrt(0.5 + np.clip(brightness, 0, 255) / 255)
+        frame += noise
+        if actor is not None and forger is not None:
+            view = View(map_x=map_x, map_y=map_y, light=light, noise=noise)
+            frame = forger(index, frame, view)
+        yield np.round(np.clip(frame, 0, 255)).astype(np.uint8)

@@ -1,0 +1,167 @@
+"""The embedded data set on disk: an official DFDC tree, made once and recognised afterwards."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from multiattn.datasets.embedded.actors import make_actor
+from multiattn.datasets.embedded.clips import FRAME_RATE, make_take, render_frames
+from multiattn.datasets.embedded.forgery import make_forger
+from multiattn.datasets.embedded.plan import DemoPlan, PlannedClip, plan_demo
+
+RECIPE_VERSION = 1
+"""Raise it whenever the same seed would give other pictures."""
+
+_PARTIAL_MARK = ".unfinished"
+
+logger = logging.getLogger(__name__)
+
+
+def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool = False) -> None:
+    """Writes the embedded data set: the official DFDC training and test tree, made from one portrait.
+
+    Args:
+        root: the folder to make. A finished one of the same recipe, seed and size is left as it is. The work is done
+            in `<root>.partial` and renamed at the end, so a half-made set is never taken for a finished one.
+        seed: a non-negative integer; the files depend on it and on nothing else.
+        jobs: processes to draw with; more do not change the result.
+        small: a miniature for tests.
+
+    Raises:
+        ValueError: `root` holds something else; it is not touched.
+    """
+    root = Path(root)
+    mark = {"recipe_version": RECIPE_VERSION, "seed": seed, "small": small}
+    if _already_there(root, mark):
+        logger.info("%s: embedded data set with seed %d is already there", root, seed)
+        return
+    plan = plan_demo(seed, small)
+    partial = root.with_name(root.name + ".partial")
+    _clear_partial(partial)
+    partial.mkdir(parents=True)
+    (partial / _PARTIAL_MARK).write_text("left by an unfinished multiattn demo; safe to delete\n")
+    _write_videos(plan, partial, jobs)
+    _write_tables(plan, partial)
+    (partial / "demo.json").write_text(json.dumps({**mark, "clips": _clip_records(plan)}, indent=1) + "\n")
+    (partial / _PARTIAL_MARK).unlink()
+    if root.exists():
+        root.rmdir()  # empty, or _already_there had refused it
+    partial.rename(root)
+    logger.info("%s: wrote %d training and %d test clips", root, len(plan.training), len(plan.test))
+
+
+def _already_there(root: Path, mark: dict[str, int | bool]) -> bool:
+    """True for a finished set with that mark, False where there is nothing; anything else raises ValueError."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    found: object = "no demo.json"
+    if (root / "demo.json").is_file():
+        try:
+            content = json.loads((root / "demo.json").read_text())
+        except json.JSONDecodeError as error:
+            content = f"a demo.json that is no JSON ({error})"
+        found = {key: content.get(key) for key in mark} if isinstance(content, dict) else content
+        if found == mark:
+            return True
+    raise ValueError(
+        f"{root}: expected an empty or new folder, or an embedded data set with {mark}; found {found}. "
+        "Choose another folder, or move this one away."
+    )
+
+
+def _clear_partial(partial: Path) -> None:
+    """Removes what an earlier, interrupted call left, and nothing else."""
+    if not partial.exists():
+        return
+    if not (partial / _PARTIAL_MARK).is_file() and any(partial.iterdir()):
+        raise ValueError(f"{partial}: expected nothing or an unfinished data set, found other files. Move it away.")
+    shutil.rmtree(partial)
+
+
+def _folder(clip: PlannedClip) -> str:
+    return f"dfdc_train_part_{clip.part}" if clip.part >= 0 else "test_videos"
+
+
+def _write_videos(plan: DemoPlan, root: Path, jobs: int) -> None:
+    for folder in sorted({_folder(clip) for clip in plan.clips}):
+        (root / folder).mkdir()
+    calls = (delayed(write_clip)(clip, plan.actor_seeds, root / _folder(clip) / clip.filename) for clip in plan.clips)
+    workers = Parallel(n_jobs=min(jobs, len(plan.clips)), return_as="generator_unordered", pre_dispatch="3*n_jobs")
+    quiet = not sys.stderr.isatty()
+    for _ in tqdm(workers(calls), total=len(plan.clips), desc="embedded clips", unit="clip", disable=quiet):
+        pass
+
+
+def write_clip(clip: PlannedClip, actor_seeds: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Draws and encodes one clip; the file depends on the clip alone, not on the process that writes it."""
+    cv2.setNumThreads(1)
+    take = make_take(clip.take_seed, clip.num_frames)
+    target = None if clip.defect == "faceless" else make_actor(clip.target_id, actor_seeds[clip.target_id])
+    forger = None
+    if clip.recipe and target is not None:
+        source = make_actor(clip.source_id, actor_seeds[clip.source_id])
+        forger = make_forger(clip.recipe, source, target, clip.forgery_seed, clip.num_frames)
+    _encode(path, render_frames(take, target, forger), take.size_wh, clip.crf)
+    if clip.defect == "truncated":
+        os.truncate(path, path.stat().st_size * 2 // 3)  # the index (moov box) is at the end, so nothing can be read
+
+
+# With a lookahead (macroblock tree, B-frames) libx264's assembly gave other bytes at every call for frames 288 wide,
+# from identical input: it reads past the rows of its half-size pictures. Without one it repeats itself exactly.
+_REPRODUCIBLE = {"x264-params": "bframes=0:rc-lookahead=0:mbtree=0"}
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray], size_wh: tuple[int, int], crf: int) -> None:
+    """Writes (H, W, 3) uint8 RGB frames as H.264, yuv420p, 15 frames a second; one thread, so always the same bytes."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAME_RATE)
+        stream.width, stream.height = size_wh
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        stream.options = {"crf": str(crf), "preset": "veryfast", "tune": "grain", "threads": "1"} | _REPRODUCIBLE
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _metadata_row(clip: PlannedClip) -> dict[str, str]:
+    """The official entry of metadata.json; like the official files it does not tell the method."""
+    if clip.label:
+        return {"label": "FAKE", "split": "train", "original": clip.original}
+    return {"label": "REAL", "split": "train"}
+
+
+def _write_tables(plan: DemoPlan, root: Path) -> None:
+    """metadata.json of every part, labels.csv and sample_submission.csv."""
+    for folder in sorted({_folder(clip) for clip in plan.training}):
+        rows = {clip.filename: _metadata_row(clip) for clip in plan.training if _folder(clip) == folder}
+        (root / folder / "metadata.json").write_text(json.dumps(dict(sorted(rows.items()))))
+    labels = pd.DataFrame({"filename": [c.filename for c in plan.test], "label": [c.label for c in plan.test]})
+    labels = labels.sort_values("filename")
+    labels.to_csv(root / "labels.csv", index=False, lineterminator="\n")
+    labels.assign(label=0.5).to_csv(root / "sample_submission.csv", index=False, lineterminator="\n")
+
+
+def _clip_records(plan: DemoPlan) -> dict[str, dict[str, str]]:
+    """For reports after the fact only: who is in each file, and how it was forged."""
+    return {
+        clip.filename: {
+            "recipe": clip.recipe,
+            "target": clip.target_id,
+            "source": clip.source_id,
+            "defect": clip.defect,
+        }
+        for clip in plan.clips
+    }

@@ -1,0 +1,110 @@
+"""Weights to and from safetensors files; what does not fit exactly is an error that says what."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from multiattn.runtime import atomic_path
+
+SHOWN = 3
+"""Names an error lists of each kind of problem."""
+
+
+def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """Write a module's state to a safetensors file, atomically: a reader finds the old file or the new one.
+
+    Tied tensors are written once under each of their names, since safetensors refuses shared memory and a strict
+    load wants every name. Names are kept as they are (a `module.` of DistributedDataParallel included).
+
+    Args:
+        module_or_state: a module, or its state dict.
+        path: the file; its folder is made when missing.
+        metadata: readable notes kept in the file's header.
+
+    Raises:
+        ValueError: metadata that is not text to text.
+    """
+    bad = [key for key, value in metadata.items() if not (isinstance(key, str) and isinstance(value, str))]
+    if bad:
+        raise ValueError(f"{path}: metadata must map str to str (safetensors' header); {bad[0]!r} does not.")
+    state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    # Own memory for every tensor: contiguous, and not shared with a tied one or with the rest of a bigger storage.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with atomic_path(Path(path)) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata)
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Fill a module from a file of `save_weights`; the module is untouched unless every tensor fits.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, or a tensor that is missing, unexpected or of another shape.
+    """
+    state = read_state(path)
+    problems = state_problems(module.state_dict(), state)
+    if problems:
+        raise ValueError(
+            f"{path}: these are not the weights of this {type(module).__name__}: {'; '.join(problems)}. "
+            "Is it the checkpoint of another experiment? Build the network from the experiment.json beside the file."
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, or no safetensors file at all.
+    """
+    _require_file(path)
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The notes `save_weights` left in the file's header; empty when it has none. Raises as `read_state`."""
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `found` from filling `expected`, one phrase a kind of problem; empty when all fits.
+
+    Args:
+        expected: the module's state dict.
+        found: the file's.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    different = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
+    return [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names]
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _require_file(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such weights file.")
+
+
+def _unreadable(path: str | Path, error: SafetensorError) -> ValueError:
+    size = Path(path).stat().st_size
+    return ValueError(f"{path}: not a complete safetensors file ({size} bytes; {error}). Copy or train it again.")

@@ -1,0 +1,48 @@
+"""Batches of crops -> logits, for validation and for submission alike."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multiattn.model.network import fake_logit
+from multiattn.model.preprocess import normalize_crops
+from multiattn.runtime import autocast
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: nn.Module, batches: Iterable[Tensor], *, device: torch.device, precision: str
+) -> np.ndarray:
+    """The logit of P(fake) of each crop.
+
+    Args:
+        network: put into eval mode here, and back into its former mode afterwards.
+        batches: (B, H, W, 3) uint8 RGB.
+        precision: `bf16`, `fp16` or `fp32`; the sigmoid is left to the caller, in float64.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        ValueError: a logit that is not finite: the weights are damaged or overflow in this precision.
+    """
+    was_training = network.training
+    network.eval()
+    logits = []
+    for crops in batches:
+        with autocast(precision, device):
+            output = network(normalize_crops(crops.to(device, non_blocking=True)))
+        logits.append(fake_logit(output.logits.float()).cpu())
+    network.train(was_training)
+    result = torch.cat(logits).double().numpy() if logits else np.zeros(0)
+    if not np.isfinite(result).all():
+        bad = int((~np.isfinite(result)).sum())
+        raise ValueError(f"{bad} of {len(result)} logits are not finite in {precision}. Try --precision fp32.")
+    return result
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """P(fake) in [0, 1], float64, without overflow."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))

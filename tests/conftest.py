@@ -1,0 +1,94 @@
+"""Parts the tests share: the real clips where they are, and one small pipeline made once for the whole run."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes share two cores, and sums stay fixed
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from multiattn.__main__ import main
+from multiattn.datasets.embedded import build_demo_dataset
+from multiattn.runtime import exclusive_folder
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A miniature of the demo, walked from clips to trained folds by the stages themselves."""
+
+    dataset: Path
+    videos: Path
+    faces: Path
+    folds: Path
+    runs: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The trained runs."""
+        return self.runs / "demo_tiny"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """`../shared/data`: real clips and lists."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Build a folder once for all processes of the test run: the first to come builds, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def build(name: str, make: Callable[[Path], None]) -> Path:
+        folder, mark = base / name, base / f"{name}.built"
+        with exclusive_folder(base / f"{name}.lock", patience_seconds=300):
+            if not mark.exists():
+                make(folder)
+                mark.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def small_dataset(build_once: Callable) -> Path:
+    """The miniature of the embedded data set, as an official DFDC tree."""
+    return build_once("small_dataset", lambda folder: build_demo_dataset(folder, jobs=1, small=True))
+
+
+@pytest.fixture(scope="session")
+def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
+    """Index, faces, folds and trained tiny runs of the miniature."""
+
+    def paths(folder: Path) -> Pipeline:
+        return Pipeline(
+            small_dataset, folder / "videos.csv", folder / "faces", folder / "folds" / "demo.csv", folder / "runs"
+        )
+
+    def make(folder: Path) -> None:
+        made = paths(folder)
+        run("index", "dfdc", "--root", made.dataset, "--out", made.videos)
+        run("faces", "--videos", made.videos, "--out", made.faces, *FACES_OPTIONS, "--jobs", 1)
+        run("folds", "--videos", made.videos, "--out", made.folds, "--num-folds", 2)
+        run("train", "demo", "--tiny", "--faces", made.faces, "--folds", made.folds, "--fold", "all", "--runs", made.runs)
+
+    return paths(build_once("pipeline", make))
+
+
+FACES_OPTIONS = ("--num-frames", "4", "--size", "64", "--splits", "train")
+
+
+def run(*words: object) -> None:
+    """Run a stage as a user would, in this process; it must succeed."""
+    assert main([str(word) for word in words]) == 0, f"multiattn {' '.join(map(str, words))} failed"

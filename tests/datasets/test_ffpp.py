@@ -1,0 +1,210 @@
+"""FaceForensics++ trees in their official form, and the official splits."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multiattn.datasets.ffpp import METHODS, read_ffpp, read_splits
+from multiattn.tables import VIDEOS
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+SPLITS = {"train": [["071", "054"]], "val": [["720", "672"]], "test": [["953", "974"]]}
+
+
+def make_clip(root: Path, sequence: str, name: str, compression: str = "c23") -> None:
+    folder = root / sequence / compression / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+
+
+def make_tree(root: Path, compression: str = "c23") -> Path:
+    """Pristine 054 and 071, and each method's two fakes of the pair."""
+    for name in ("054.mp4", "071.mp4"):
+        make_clip(root, "original_sequences/youtube", name, compression)
+    for method in METHODS:
+        for name in ("054_071.mp4", "071_054.mp4"):
+            make_clip(root, f"manipulated_sequences/{method}", name, compression)
+    return root
+
+
+def make_splits(folder: Path, **changes) -> Path:
+    folder.mkdir()
+    for split, pairs in {**SPLITS, **changes}.items():
+        if pairs is not None:
+            (folder / f"{split}.json").write_text(pairs if isinstance(pairs, str) else json.dumps(pairs))
+    return folder
+
+
+def rows_by_id(listing) -> dict[str, dict]:
+    if not listing.rows:
+        return {}
+    table = VIDEOS.validate(pd.DataFrame(listing.rows), "listing")
+    return {row["video_id"]: row for row in table.to_dict("records")}
+
+
+def test_the_whole_tree_becomes_rows_with_method_target_source_and_original(tmp_path):
+    rows = rows_by_id(read_ffpp(make_tree(tmp_path)))
+    assert len(rows) == 2 + 2 * 5
+    fake = rows["ffpp/manipulated_sequences/Deepfakes/c23/videos/071_054"]
+    assert fake == {
+        "video_id": "ffpp/manipulated_sequences/Deepfakes/c23/videos/071_054",
+        "path": "manipulated_sequences/Deepfakes/c23/videos/071_054.mp4",
+        "dataset": "ffpp",
+        "label": 1,
+        "method": "Deepfakes",
+        "compression": "c23",
+        "split": "",
+        "part": "",
+        "original": "ffpp/original_sequences/youtube/c23/videos/071",
+        "target_id": "071",
+        "source_id": "054",
+    }
+    real = rows["ffpp/original_sequences/youtube/c23/videos/054"]
+    assert real == real | {"label": 0, "method": "", "target_id": "054", "source_id": "", "original": ""}
+    assert sum(row["label"] for row in rows.values()) == 10
+    assert {row["original"] for row in rows.values()} - {""} <= set(rows), "every fake's original is a row"
+
+
+@pytest.mark.parametrize("on_disk", ["raw", "c0"])
+def test_raw_and_c0_are_one_level(on_disk, tmp_path):
+    rows = rows_by_id(read_ffpp(make_tree(tmp_path, on_disk), compression="raw"))
+    assert len(rows) == 12
+    assert {row["compression"] for row in rows.values()} == {"raw"}
+    assert {row["original"] for row in rows.values()} - {""} <= set(rows)
+
+
+def test_raw_and_c0_side_by_side_do_not_part_a_fake_from_its_original(tmp_path):
+    """The script's own download is `raw`; what the README extracts is `c0`."""
+    make_clip(tmp_path, "original_sequences/youtube", "071.mp4", "raw")
+    make_clip(tmp_path, "manipulated_sequences/Deepfakes", "071_054.mp4", "c0")
+    rows = rows_by_id(read_ffpp(tmp_path, compression="raw"))
+    fake = rows["ffpp/manipulated_sequences/Deepfakes/c0/videos/071_054"]
+    assert fake["target_id"] == "071"
+    assert len({row["target_id"] for row in rows.values()}) == 1
+
+
+@pytest.mark.parametrize("compression", ["raw", "c23", "c40"])
+def test_only_the_level_asked_for_is_listed(compression, tmp_path):
+    for level in ("c0", "c23", "c40"):
+        make_clip(tmp_path, "original_sequences/youtube", "000.mp4", level)
+    rows = rows_by_id(read_ffpp(tmp_path, compression=compression))
+    assert [row["compression"] for row in rows.values()] == [compression]
+
+
+def test_whatever_of_the_tree_is_there_is_listed(tmp_path):
+    make_clip(tmp_path, "manipulated_sequences/FaceShifter", "999_000.mp4")
+    make_clip(tmp_path, "original_sequences/actors", "24__outside_talking_still_laughing.mp4")
+    make_clip(tmp_path, "manipulated_sequences/DeepFakeDetection", "24_23__outside__YR5OVD4S.mp4")
+    (tmp_path / "manipulated_sequences/FaceShifter/masks/videos").mkdir(parents=True)
+    rows = rows_by_id(read_ffpp(tmp_path))
+    assert list(rows) == ["ffpp/manipulated_sequences/FaceShifter/c23/videos/999_000"]
+
+
+def test_an_empty_root_gives_no_rows(tmp_path):
+    assert read_ffpp(tmp_path).rows == []
+
+
+@pytest.mark.parametrize(
+    ("sequence", "name", "expected"),
+    [
+        pytest.param("original_sequences/youtube", "5191.mp4", "three digits", id="four digits"),
+        pytest.param("original_sequences/youtube", "51.mp4", "three digits", id="two digits"),
+        pytest.param("original_sequences/youtube", "519_515.mp4", "three digits", id="a fake among the pristine"),
+        pytest.param("original_sequences/youtube", "519 (1).mp4", "three digits", id="a copy"),
+        pytest.param("manipulated_sequences/Deepfakes", "519.mp4", "<target>_<source>", id="a pristine among fakes"),
+        pytest.param("manipulated_sequences/Deepfakes", "519-515.mp4", "<target>_<source>", id="a dash"),
+        pytest.param("manipulated_sequences/Deepfakes", "519_515_1.mp4", "<target>_<source>", id="a third number"),
+        pytest.param("manipulated_sequences/FaceSwap", "x519_515.mp4", "<target>_<source>", id="a letter before"),
+    ],
+)
+def test_a_name_that_is_not_the_official_one_is_refused_with_its_path(sequence, name, expected, tmp_path):
+    make_clip(tmp_path, sequence, name)
+    with pytest.raises(ValueError, match=expected) as caught:
+        read_ffpp(tmp_path)
+    assert str(tmp_path / sequence / "c23/videos" / name) in str(caught.value)
+
+
+def test_the_splits_are_taken_from_the_target(tmp_path):
+    make_tree(tmp_path / "tree")
+    make_clip(tmp_path / "tree", "manipulated_sequences/Face2Face", "953_974.mp4")
+    rows = rows_by_id(read_ffpp(tmp_path / "tree", splits=make_splits(tmp_path / "splits")))
+    assert rows["ffpp/manipulated_sequences/Face2Face/c23/videos/953_974"]["split"] == "test"
+    assert {row["split"] for row in rows.values() if row["target_id"] != "953"} == {"train"}
+
+
+def test_an_id_in_no_split_is_refused(tmp_path):
+    make_clip(tmp_path / "tree", "original_sequences/youtube", "001.mp4")
+    with pytest.raises(ValueError, match=r"001\.mp4: id 001 is in none of"):
+        read_ffpp(tmp_path / "tree", splits=make_splits(tmp_path / "splits"))
+
+
+def test_a_fake_across_two_splits_is_refused(tmp_path):
+    """Official fakes stay inside one split; one that does not would carry a test face into training."""
+    make_clip(tmp_path / "tree", "manipulated_sequences/Deepfakes", "071_953.mp4")
+    with pytest.raises(ValueError, match="071_953"):
+        read_ffpp(tmp_path / "tree", splits=make_splits(tmp_path / "splits"))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_missing_split_file_is_named(split, tmp_path):
+    folder = make_splits(tmp_path / "splits", **{split: None})
+    with pytest.raises(FileNotFoundError, match=rf"{split}\.json.*--splits"):
+        read_splits(folder)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        pytest.param("", "expected a JSON file", id="empty"),
+        pytest.param({"071": "054"}, "expected a list of pairs", id="an object"),
+        pytest.param(["071", "054"], "expected a list of pairs", id="a list of ids"),
+        pytest.param([["071"]], "expected a list of pairs", id="one id"),
+        pytest.param([["071", "054", "001"]], "expected a list of pairs", id="three ids"),
+        pytest.param([[71, 54]], "expected a list of pairs", id="numbers"),
+        pytest.param([["953", "001"]], r"id 953 is also in", id="an id of another split"),
+    ],
+)
+def test_split_files_that_are_not_what_they_should_be_are_refused(pairs, expected, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        read_splits(make_splits(tmp_path / "splits", train=pairs))
+
+
+def test_empty_splits_hold_no_ids(tmp_path):
+    assert read_splits(make_splits(tmp_path / "splits", train=[], val=[], test=[])) == {}
+
+
+@pytest.mark.parametrize("compression", ["c0", "C23", "", "high"])
+def test_an_unknown_compression_is_refused(compression, tmp_path):
+    with pytest.raises(ValueError, match="--compression: expected one of raw, c23, c40"):
+        read_ffpp(tmp_path, compression=compression)
+
+
+def test_a_root_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--root"):
+        read_ffpp(tmp_path / "nothing")
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not (SHARED / "data/lists/ffpp_splits").is_dir(), reason="needs ../shared/data/lists/ffpp_splits")
+def test_the_official_splits_are_720_140_140_disjoint_ids():
+    split_of = pd.Series(read_splits(SHARED / "data/lists/ffpp_splits"))
+    assert split_of.value_counts().to_dict() == {"train": 720, "val": 140, "test": 140}
+    assert sorted(split_of.index) == [f"{number:03d}" for number in range(1000)]
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not (SHARED / "data/videos/ffpp").is_dir(), reason="needs ../shared/data/videos/ffpp")
+def test_the_real_excerpt_is_listed_with_its_splits():
+    listing = read_ffpp(SHARED / "data/videos/ffpp", splits=SHARED / "data/lists/ffpp_splits")
+    rows = rows_by_id(listing)
+    found = {name.rsplit("/", 1)[1]: (row["label"], row["method"], row["target_id"]) for name, row in rows.items()}
+    assert found == {
+        "519": (0, "", "519"),
+        "634": (0, "", "634"),
+        "519_515": (1, "Deepfakes", "519"),
+        "634_660": (1, "FaceSwap", "634"),
+    }
+    official = read_splits(SHARED / "data/lists/ffpp_splits")
+    assert all(row["split"] == official[row["target_id"]] for row in rows.values())

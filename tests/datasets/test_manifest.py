@@ -1,0 +1,224 @@
+"""videos.csv and videos.json: writing, appending, and finding the files again."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multiattn.datasets.dfdc import read_dfdc
+from multiattn.datasets.ffpp import read_ffpp
+from multiattn.datasets.manifest import (
+    NUM_LISTED,
+    Listing,
+    folder_manifest,
+    locate_videos,
+    roots_path,
+    video_files,
+    video_id,
+    video_row,
+    write_manifest,
+)
+from multiattn.runtime import read_json
+from multiattn.tables import VIDEOS
+
+
+@pytest.fixture
+def dfdc(tmp_path) -> Path:
+    """Two parts of one real clip each."""
+    for number in (0, 1):
+        folder = tmp_path / "dfdc" / f"dfdc_train_part_{number}"
+        folder.mkdir(parents=True)
+        (folder / f"r{number}.mp4").touch()
+        (folder / "metadata.json").write_text(json.dumps({f"r{number}.mp4": {"label": "REAL", "split": "train"}}))
+    return tmp_path / "dfdc"
+
+
+@pytest.fixture
+def ffpp(tmp_path) -> Path:
+    """One pristine clip at two levels of compression."""
+    for level in ("c23", "c40"):
+        folder = tmp_path / "ffpp" / "original_sequences" / "youtube" / level / "videos"
+        folder.mkdir(parents=True)
+        (folder / "000.mp4").touch()
+    return tmp_path / "ffpp"
+
+
+@pytest.fixture
+def videos_csv(tmp_path) -> Path:
+    return tmp_path / "out" / "videos.csv"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("a.mp4", "d/a"),
+        ("part/a.mp4", "d/part/a"),
+        ("part/a.b.mp4", "d/part/a.b"),
+        ("part.0/a.MP4", "d/part.0/a"),
+        ("a", "d/a"),
+    ],
+)
+def test_a_video_id_is_the_data_set_and_the_path_without_extension(path, expected):
+    assert video_id("d", path) == expected
+    assert video_row("d", path)["video_id"] == expected
+
+
+def test_video_files_are_known_by_their_extension_in_any_case_and_sorted(tmp_path):
+    for name in ("b.mp4", "a.MOV", "c.txt", "mp4", "d.webm", ".mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    assert video_files(tmp_path) == ["a.MOV", "b.mp4", "d.webm"]
+
+
+def test_an_empty_folder_holds_no_video_files(tmp_path):
+    assert video_files(tmp_path) == []
+
+
+def test_a_folder_named_like_a_video_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").mkdir()
+    assert video_files(tmp_path) == []
+
+
+def test_the_table_is_written_sorted_with_its_root_beside_it(dfdc, videos_csv):
+    listing = read_dfdc(dfdc)
+    listing.rows.reverse()
+    table = write_manifest(listing, videos_csv, append=False)
+    assert table["video_id"].tolist() == ["dfdc/dfdc_train_part_0/r0", "dfdc/dfdc_train_part_1/r1"]
+    pd.testing.assert_frame_equal(VIDEOS.read(videos_csv), VIDEOS.validate(table, "table"))
+    assert read_json(roots_path(videos_csv)) == {
+        "dfdc": {"root": str(dfdc.resolve()), "videos": 2, "absent": [], "unlisted": []}
+    }
+
+
+def test_nothing_found_is_refused_and_says_how_many_were_only_listed(dfdc, videos_csv):
+    for clip in dfdc.glob("*/*.mp4"):
+        clip.unlink()
+    with pytest.raises(ValueError, match=r"found no clip of one; 2 clips are listed but absent.*--root"):
+        write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    assert not videos_csv.exists()
+
+
+def test_absent_and_unlisted_clips_are_counted_with_the_first_few(tmp_path, videos_csv, caplog):
+    rows = [video_row("d", "a.mp4", label=0)]
+    absent = [f"gone{number}.mp4" for number in range(NUM_LISTED + 2)]
+    listing = Listing(dataset="d", root=tmp_path, rows=rows, absent=absent, unlisted=["stray.mp4"])
+    with caplog.at_level("WARNING", logger="multiattn"):
+        write_manifest(listing, videos_csv, append=False)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "7 clips listed but absent: gone0.mp4, gone1.mp4, gone2.mp4, gone3.mp4, gone4.mp4 and 2 more"
+    assert second == "1 clips present but unlisted: stray.mp4"
+    assert read_json(roots_path(videos_csv))["d"]["absent"] == absent
+
+
+def test_a_second_data_set_is_appended_with_a_root_of_its_own(dfdc, ffpp, videos_csv):
+    write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    table = write_manifest(read_ffpp(ffpp), videos_csv, append=True)
+    assert table["dataset"].tolist() == ["dfdc", "dfdc", "ffpp"]
+    assert len(VIDEOS.read(videos_csv)) == 3
+    located = locate_videos(VIDEOS.read(videos_csv), videos_csv)
+    assert {path.name for path in located.values()} == {"r0.mp4", "r1.mp4", "000.mp4"}
+
+
+def test_without_append_the_table_is_made_anew(dfdc, ffpp, videos_csv):
+    write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    write_manifest(read_ffpp(ffpp), videos_csv, append=False)
+    assert VIDEOS.read(videos_csv)["dataset"].unique().tolist() == ["ffpp"]
+    assert list(read_json(roots_path(videos_csv))) == ["ffpp"]
+
+
+def test_append_to_nothing_is_a_first_table(dfdc, videos_csv):
+    assert len(write_manifest(read_dfdc(dfdc), videos_csv, append=True)) == 2
+
+
+def test_appending_the_same_clips_again_is_refused_and_changes_nothing(dfdc, videos_csv):
+    write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    before = videos_csv.read_bytes(), roots_path(videos_csv).read_bytes()
+    with pytest.raises(ValueError, match="video_id"):
+        write_manifest(read_dfdc(dfdc), videos_csv, append=True)
+    assert (videos_csv.read_bytes(), roots_path(videos_csv).read_bytes()) == before
+
+
+def test_appending_the_same_data_set_from_another_root_is_refused(dfdc, videos_csv):
+    write_manifest(read_dfdc(dfdc / "dfdc_train_part_0"), videos_csv, append=False)
+    with pytest.raises(ValueError, match="dfdc is already indexed from") as caught:
+        write_manifest(read_dfdc(dfdc / "dfdc_train_part_1"), videos_csv, append=True)
+    assert str(dfdc / "dfdc_train_part_0") in str(caught.value)
+
+
+def test_a_second_compression_of_one_root_is_appended_and_the_count_is_of_both(ffpp, videos_csv):
+    write_manifest(read_ffpp(ffpp, compression="c23"), videos_csv, append=False)
+    write_manifest(read_ffpp(ffpp, compression="c40"), videos_csv, append=True)
+    assert len(VIDEOS.read(videos_csv)) == 2
+    assert read_json(roots_path(videos_csv))["ffpp"]["videos"] == 2
+
+
+def test_videos_are_located_below_their_root(dfdc, videos_csv):
+    table = write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    assert locate_videos(table, videos_csv) == {
+        "dfdc/dfdc_train_part_0/r0": dfdc.resolve() / "dfdc_train_part_0/r0.mp4",
+        "dfdc/dfdc_train_part_1/r1": dfdc.resolve() / "dfdc_train_part_1/r1.mp4",
+    }
+
+
+def test_moved_data_is_refused_with_the_count_and_found_again_through_root(dfdc, videos_csv, tmp_path):
+    table = write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    moved = dfdc.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"no such file, nor 1 others of 2 .*pass --root"):
+        locate_videos(table, videos_csv)
+    located = locate_videos(table, videos_csv, root=moved)
+    assert all(path.is_file() for path in located.values())
+
+
+def test_one_clip_deleted_is_refused_by_name(dfdc, videos_csv):
+    table = write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    (dfdc / "dfdc_train_part_1/r1.mp4").unlink()
+    with pytest.raises(FileNotFoundError, match=r"r1\.mp4: no such file, nor 0 others of 2"):
+        locate_videos(table, videos_csv)
+
+
+def test_one_root_for_two_data_sets_is_refused(dfdc, ffpp, videos_csv):
+    write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    table = write_manifest(read_ffpp(ffpp), videos_csv, append=True)
+    with pytest.raises(ValueError, match=r"several data sets \(dfdc, ffpp\)"):
+        locate_videos(table, videos_csv, root=dfdc)
+
+
+def test_a_data_set_without_a_known_root_is_refused(dfdc, videos_csv):
+    table = write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    roots_path(videos_csv).write_text("{}")
+    with pytest.raises(ValueError, match="no root of dfdc"):
+        locate_videos(table, videos_csv)
+
+
+@pytest.mark.parametrize("with_root", [False, True], ids=["kept root", "--root"])
+def test_no_videos_are_located_nowhere(with_root, dfdc, videos_csv):
+    write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    assert locate_videos(VIDEOS.empty(), videos_csv, root=dfdc if with_root else None) == {}
+
+
+def test_a_plain_folder_becomes_a_table_of_unlabelled_videos(tmp_path):
+    for name in ("b.mp4", "a.mp4", "labels.csv"):
+        (tmp_path / name).touch()
+    table = folder_manifest(tmp_path)
+    assert table["video_id"].tolist() == ["folder/a", "folder/b"]
+    assert set(table["label"]) == {-1}
+    assert folder_manifest(tmp_path, ["b.mp4"])["path"].tolist() == ["b.mp4"]
+
+
+@pytest.mark.parametrize("filenames", [None, []], ids=["all of an empty folder", "none asked for"])
+def test_a_folder_without_videos_is_refused(filenames, tmp_path):
+    with pytest.raises(ValueError, match="expected videos"):
+        folder_manifest(tmp_path, filenames)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder of videos"):
+        folder_manifest(tmp_path / "nothing")
+
+
+def test_two_videos_that_differ_in_extension_only_are_refused(tmp_path):
+    for name in ("a.mp4", "a.avi"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="share theirs"):
+        folder_manifest(tmp_path)

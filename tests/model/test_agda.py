@@ -1,0 +1,129 @@
+"""Attention-guided data augmentation."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from multiattn.config import AgdaConfig
+from multiattn.model.agda import (
+    AttentionGuidedAugmentation,
+    degrade,
+    draw_maps,
+    gaussian_blur,
+    mask_hard,
+    mix_soft,
+    unit_maps,
+)
+
+
+def images(batch=2, size=(20, 24)):
+    return torch.rand(batch, 3, *size) * 2 - 1
+
+
+def test_a_soft_mix_is_the_image_where_the_map_is_zero_and_the_degraded_copy_where_it_is_one():
+    original, degraded = images(), images()
+    a_star = torch.zeros(2, 1, 20, 24)
+    a_star[..., 12:] = 1.0
+    a_star[..., :6, 5] = 0.25
+    mixed = mix_soft(original, degraded, a_star)
+    assert torch.equal(mixed[..., 12:], degraded[..., 12:])
+    assert torch.equal(mixed[..., :5], original[..., :5])
+    expected = 0.75 * original[..., :6, 5] + 0.25 * degraded[..., :6, 5]
+    torch.testing.assert_close(mixed[..., :6, 5], expected)
+
+
+def test_a_hard_mask_erases_what_exceeds_the_threshold_only():
+    original, a_star = images(1, (1, 3)), torch.tensor([0.4, 0.5, 0.6]).view(1, 1, 1, 3)
+    masked = mask_hard(original, a_star, 0.5)
+    assert torch.equal(masked[..., :2], original[..., :2])
+    assert masked[..., 2].abs().max() == 0
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_the_whole_augmentation_touches_only_what_the_map_covers(mode):
+    original = images(3, (32, 32))
+    attention = torch.zeros(3, 2, 4, 4)
+    attention[:, :, 0, 0] = torch.tensor([0.1, 1.0, 30.0])[:, None]
+    result = AttentionGuidedAugmentation(AgdaConfig(mode=mode))(original, attention)
+    # Bilinear resizing carries a cell no further than half a cell into its neighbours: 8 + 4 pixels.
+    assert torch.equal(result[..., 12:, :], original[..., 12:, :])
+    assert torch.equal(result[..., :, 12:], original[..., :, 12:])
+    corner = result[..., :4, :4]
+    if mode == "hard":
+        assert corner.abs().max() == 0
+    else:
+        torch.testing.assert_close(corner, degrade(original, 0.3, 7.0)[..., :4, :4])
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_an_all_zero_map_leaves_its_image_unchanged(mode):
+    original, attention = images(), torch.rand(2, 3, 4, 4)
+    attention[1] = 0
+    result = AttentionGuidedAugmentation(AgdaConfig(mode=mode))(original, attention)
+    assert not torch.equal(result[0], original[0])
+    assert torch.equal(result[1], original[1])
+
+
+def test_mode_none_returns_the_images_themselves():
+    original = images()
+    assert AttentionGuidedAugmentation(AgdaConfig(mode="none"))(original, torch.rand(2, 3, 4, 4)) is original
+
+
+def test_each_map_is_scaled_to_a_maximum_of_one():
+    maps = torch.rand(3, 1, 5, 5) * torch.tensor([1e-20, 1.0, 1e4]).view(3, 1, 1, 1)
+    a_star = unit_maps(maps, (17, 23))
+    assert a_star.shape == (3, 1, 17, 23)
+    assert a_star.min() >= 0
+    torch.testing.assert_close(a_star.amax((1, 2, 3)), torch.ones(3))
+
+
+def test_the_drawn_map_is_uniform_over_the_maps_and_differs_between_samples():
+    generator = torch.Generator().manual_seed(11)
+    attention = torch.arange(4.0).view(1, 4, 1, 1).expand(4000, 4, 1, 1)
+    drawn = draw_maps(attention, generator).flatten()
+    counts = torch.bincount(drawn.long(), minlength=4).double()
+    assert ((counts - 1000) ** 2 / 1000).sum() < 16.27  # chi-square, 3 degrees of freedom, p = 0.001
+    assert torch.equal(draw_maps(attention, torch.Generator().manual_seed(11)).flatten(), drawn)
+
+
+@pytest.mark.parametrize("sigma", [1.5, 7.0])
+def test_the_blur_equals_that_of_scipy(sigma):
+    picture = np.random.default_rng(0).normal(size=(60, 70))
+    expected = gaussian_filter(picture, sigma, mode="mirror", truncate=3.0)
+    found = gaussian_blur(torch.tensor(picture)[None, None], sigma)[0, 0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
+
+
+def test_degrading_equals_scipy_where_nothing_is_resized():
+    batch = images(2, (64, 64))
+    expected = gaussian_filter(batch.numpy(), (0, 0, 3.0, 3.0), mode="mirror")  # cut at 4 sigma
+    np.testing.assert_allclose(degrade(batch, 1.0, 3.0).numpy(), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("size", [(380, 380), (112, 112), (33, 20), (3, 5), (1, 1)])
+def test_degrading_keeps_size_and_constant_images_at_any_size(size):
+    degraded = degrade(torch.full((1, 3, *size), 0.3), 0.3, 7.0)
+    assert degraded.shape == (1, 3, *size)
+    torch.testing.assert_close(degraded, torch.full((1, 3, *size), 0.3))
+
+
+def test_degrading_removes_detail_and_keeps_the_large_shapes():
+    columns = torch.arange(380)
+    detail = ((columns // 4) % 2).float().expand(1, 3, 380, 380)
+    shapes = torch.cos(columns / 379 * np.pi).expand(1, 3, 380, 380)
+    assert degrade(detail, 0.3, 7.0).std() < 0.02 * detail.std()
+    assert (degrade(shapes, 0.3, 7.0) - shapes).abs().max() < 0.1
+
+
+def test_no_gradient_flows_and_the_dtype_stays():
+    original, attention = images().bfloat16(), torch.rand(2, 3, 4, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = AttentionGuidedAugmentation(AgdaConfig())(original, attention)
+    assert not result.requires_grad
+    assert result.dtype == torch.bfloat16
+
+
+def test_an_empty_batch_stays_empty():
+    result = AttentionGuidedAugmentation(AgdaConfig())(images(0), torch.rand(0, 3, 4, 4))
+    assert result.shape == (0, 3, 20, 24)

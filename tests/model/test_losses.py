@@ -1,0 +1,166 @@
+"""The regional independence loss against hand arithmetic, its gradients and its moving centres."""
+
+import numpy as np
+import pytest
+import torch
+
+from multiattn.config import LossConfig
+from multiattn.model.losses import (
+    ClassificationLoss,
+    RegionalIndependenceLoss,
+    inter_class_term,
+    intra_class_terms,
+    moved_centers,
+)
+
+
+def loss_by_loops(parts, centers, labels, rate, config):
+    """Eqs. (3) and (4) as loops over samples, parts and pairs; returns the loss and the new centres."""
+    batch, num_maps, _ = parts.shape
+    means = [np.mean([parts[i, j] for i in range(batch)], axis=0) for j in range(num_maps)]
+    centers = np.array([center - rate * (center - mean) for center, mean in zip(centers, means, strict=True)])
+    intra = 0.0
+    for i in range(batch):
+        margin = config.intra_margin_fake if labels[i] == 1 else config.intra_margin_real
+        for j in range(num_maps):
+            intra += max(((parts[i, j] - centers[j]) ** 2).sum() - margin, 0.0)
+    inter = 0.0
+    for i in range(num_maps):
+        for j in range(num_maps):
+            if i != j:
+                inter += max(config.inter_margin - ((centers[i] - centers[j]) ** 2).sum(), 0.0)
+    return intra / (batch if config.reduction == "mean" else 1) + inter, centers
+
+
+def unit_parts(batch, num_maps=4, features=6, seed=0, spread=0.3):
+    rng = np.random.default_rng(seed)
+    parts = rng.normal(size=(1, num_maps, features)) + spread * rng.normal(size=(batch, num_maps, features))
+    return torch.tensor(parts / np.linalg.norm(parts, axis=-1, keepdims=True))
+
+
+CASES = {
+    "usual": (LossConfig(), 6, 4),
+    "sum is Eq. (3) to the letter": (LossConfig(reduction="sum"), 6, 4),
+    "one sample": (LossConfig(), 1, 4),
+    "one map": (LossConfig(), 3, 1),
+    "fast centres and wide margins": (LossConfig(center_rate=1.0, inter_margin=3.0, intra_margin_fake=0.3), 5, 3),
+    "no margins": (LossConfig(inter_margin=0.0, intra_margin_real=0.0, intra_margin_fake=0.0), 4, 2),
+}
+
+
+@pytest.mark.parametrize(("config", "batch", "num_maps"), CASES.values(), ids=CASES.keys())
+def test_loss_and_centres_equal_the_equations_over_several_steps(config, batch, num_maps):
+    criterion = RegionalIndependenceLoss(num_maps, 6, config)
+    centers, rate = np.zeros((num_maps, 6)), config.center_rate
+    for step in range(3):
+        parts = unit_parts(batch, num_maps, seed=step)
+        labels = torch.arange(batch) % 2
+        expected, centers = loss_by_loops(parts.numpy(), centers, labels.numpy(), rate, config)
+        assert criterion(parts, labels).item() == pytest.approx(expected, abs=1e-5)
+        np.testing.assert_allclose(criterion.centers.numpy(), centers, atol=1e-6)
+
+
+def test_mean_and_sum_differ_in_the_first_term_only():
+    parts, labels = unit_parts(5), torch.tensor([0, 1, 1, 0, 1])
+    values = {
+        reduction: RegionalIndependenceLoss(4, 6, LossConfig(reduction=reduction))(parts, labels).item()
+        for reduction in ("mean", "sum")
+    }
+    inter = inter_class_term(0.05 * parts.mean(0), 0.2).item()
+    assert values["sum"] - inter == pytest.approx(5 * (values["mean"] - inter), rel=1e-5)
+
+
+def test_the_inter_class_term_has_a_gradient_to_the_parts():
+    parts = unit_parts(4).requires_grad_()
+    # Margins this wide switch the intra term off: what is left is the second sum of Eq. (3).
+    config = LossConfig(intra_margin_real=10.0, intra_margin_fake=10.0)
+    RegionalIndependenceLoss(4, 6, config)(parts, torch.tensor([0, 1, 0, 1])).backward()
+    means = parts.detach().mean(0)
+    centers = 0.05 * means
+    # d/dV of sum over ordered pairs (m_out - |c_i - c_j|^2) with c = alpha mean(V): each pair counts twice.
+    expected = torch.stack([-4 * 0.05 / 4 * sum(centers[i] - centers[j] for j in range(4)) for i in range(4)])
+    assert expected.abs().max() > 1e-4
+    for sample in parts.grad:
+        torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_gradient_is_that_of_finite_differences(reduction):
+    config = LossConfig(reduction=reduction, center_rate=0.3)
+    labels, start = torch.tensor([0, 1, 1]), unit_parts(1, 3, seed=9)[0]
+
+    def loss(parts):
+        centers = moved_centers(start, parts.mean(0), torch.tensor(config.center_rate, dtype=torch.float64))
+        intra = intra_class_terms(parts, centers, labels, config).sum()
+        return intra / (3 if reduction == "mean" else 1) + inter_class_term(centers, 2.0)
+
+    assert torch.autograd.gradcheck(loss, (unit_parts(3, 3).requires_grad_(),))
+
+
+def test_each_class_has_its_own_margin():
+    parts, centers = torch.tensor([[[0.3, 0.0]], [[0.3, 0.0]]]), torch.zeros(1, 2)
+    terms = intra_class_terms(parts, centers, torch.tensor([0, 1]), LossConfig())
+    torch.testing.assert_close(terms, torch.tensor([[0.09 - 0.05], [0.0]]))
+
+
+def test_evaluation_measures_against_the_stored_centres_and_leaves_them_alone():
+    criterion = RegionalIndependenceLoss(4, 6, LossConfig())
+    labels = torch.tensor([0, 1, 0])
+    criterion(unit_parts(3), labels)
+    stored = criterion.centers.clone()
+    criterion.eval()
+    parts = unit_parts(3, seed=5)
+    value = criterion(parts, labels)
+    assert torch.equal(criterion.centers, stored)
+    expected, _ = loss_by_loops(parts.numpy(), stored.double().numpy(), labels.numpy(), 0.0, LossConfig())
+    assert value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_rate_decays_once_an_epoch_and_travels_in_the_state():
+    criterion = RegionalIndependenceLoss(2, 3, LossConfig())
+    for _ in range(2):
+        criterion.end_epoch()
+    assert criterion.center_rate.item() == pytest.approx(0.05 * 0.81)
+    other = RegionalIndependenceLoss(2, 3, LossConfig())
+    other.load_state_dict(criterion.state_dict())
+    assert other.center_rate.item() == pytest.approx(0.05 * 0.81)
+
+
+def test_a_second_backward_pass_over_several_steps_does_not_trip_over_the_stored_centres():
+    criterion = RegionalIndependenceLoss(2, 6, LossConfig())
+    parts, labels = unit_parts(3, 2).requires_grad_(), torch.tensor([0, 1, 0])
+    first, second = criterion(parts, labels), criterion(parts, labels)
+    (first + second).backward()
+    assert not criterion.centers.requires_grad
+    assert torch.isfinite(parts.grad).all()
+
+
+def test_the_loss_is_float32_under_autocast():
+    parts, labels = unit_parts(4).bfloat16(), torch.tensor([0, 1, 0, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = RegionalIndependenceLoss(4, 6, LossConfig())(parts, labels)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, RegionalIndependenceLoss(4, 6, LossConfig())(parts.float(), labels))
+
+
+@pytest.mark.parametrize(
+    ("parts", "labels", "message"),
+    [
+        (torch.zeros(0, 4, 6), torch.zeros(0), "empty batch"),
+        (torch.zeros(2, 3, 6), torch.zeros(2), r"expected \(B, 4, 6\), found \(2, 3, 6\)"),
+        (torch.zeros(2, 4, 6), torch.zeros(3), r"labels: expected \(2,\), found \(3,\)"),
+    ],
+    ids=["empty", "other number of maps", "other number of labels"],
+)
+def test_what_does_not_fit_is_refused(parts, labels, message):
+    with pytest.raises(ValueError, match=message):
+        RegionalIndependenceLoss(4, 6, LossConfig())(parts, labels)
+
+
+def test_cross_entropy_is_the_mean_negative_log_probability_in_float32():
+    logits, labels = torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([0, 0])
+    expected = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(1.5))])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = ClassificationLoss()(logits.bfloat16(), labels)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,112 @@
+"""The whole network: shapes, gradients, precision, determinism."""
+
+import pytest
+import torch
+
+from multiattn.config import LossConfig, ModelConfig
+from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss
+from multiattn.model.network import MultiAttentionNetwork, fake_logit
+
+
+def small(**settings) -> MultiAttentionNetwork:
+    return MultiAttentionNetwork(ModelConfig(backbone="tinynet_e", pretrained=False, **settings))
+
+
+def test_b4_at_380_has_the_shapes_of_the_paper():
+    network = MultiAttentionNetwork(ModelConfig(), load_weights=False).eval()
+    seen = {}
+    network.texture.register_forward_hook(lambda module, inputs, output: seen.update(L2=inputs[0], F=output[0]))
+    network.attention.register_forward_hook(lambda module, inputs, output: seen.update(L5=inputs[0]))
+    network.backbone.register_forward_hook(lambda module, inputs, output: seen.update(last=output[1]))
+    with torch.no_grad():
+        output = network(torch.zeros(1, 3, 380, 380))
+    shapes = {name: tuple(tensor.shape) for name, tensor in seen.items()}
+    assert shapes == {"L2": (1, 32, 95, 95), "F": (1, 32, 95, 95), "L5": (1, 160, 24, 24), "last": (1, 1792, 12, 12)}
+    assert output.logits.shape == (1, 2)
+    assert output.attention.shape == (1, 4, 24, 24)
+    assert output.parts.shape == (1, 4, 32)
+    assert (network.num_maps, network.num_part_features) == (4, 32)
+
+
+@pytest.mark.parametrize("num_maps", [1, 4])
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [(2, (96, 96)), (1, (112, 112)), (2, (70, 101)), (1, (32, 32)), (0, (64, 64))],
+    ids=["96", "one at 112", "no multiple of 32", "smallest", "empty"],
+)
+def test_shapes_at_any_size(num_maps, batch, size):
+    network = small(num_maps=num_maps).eval()
+    with torch.no_grad():
+        output = network(torch.randn(batch, 3, *size))
+    grid = tuple(-(-side // 16) for side in size)
+    assert output.logits.shape == (batch, 2)
+    assert output.attention.shape == (batch, num_maps, *grid)
+    assert output.parts.shape == (batch, num_maps, network.num_part_features)
+
+
+@pytest.mark.parametrize("num_maps", [1, 4])
+def test_gradients_reach_every_parameter(num_maps):
+    network = small(num_maps=num_maps, drop_path_rate=0.0).train()
+    criterion = RegionalIndependenceLoss(num_maps, network.num_part_features, LossConfig())
+    labels = torch.tensor([0, 1, 0, 1])
+    output = network(torch.randn(4, 3, 96, 96))
+    (ClassificationLoss()(output.logits, labels) + criterion(output.parts, labels)).backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_autocast_keeps_unit_rows_and_gives_float32_logits():
+    network = small().eval()
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        exact = network(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = network(images)
+    assert output.logits.dtype == output.parts.dtype == torch.float32
+    torch.testing.assert_close(output.parts.norm(dim=-1), torch.ones(2, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.logits, exact.logits, atol=0.05, rtol=0)
+
+
+def test_training_under_autocast_gives_finite_gradients():
+    network = small().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(torch.randn(2, 3, 64, 64))
+        loss = ClassificationLoss()(output.logits, torch.tensor([0, 1])) + output.parts.square().sum()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_evaluation_is_deterministic_and_a_sample_does_not_depend_on_its_batch():
+    network = small().eval()
+    images = torch.randn(3, 3, 96, 96)
+    with torch.no_grad():
+        first, again, alone = network(images), network(images), network(images[1:2])
+    assert torch.equal(first.logits, again.logits)
+    torch.testing.assert_close(alone.logits[0], first.logits[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_seed_decides_the_initial_weights():
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        networks.append(small())
+    first, second = (network.state_dict() for network in networks)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fake_logit_is_the_logit_of_the_second_softmax_column():
+    logits = torch.tensor([[0.0, 0.0], [3.0, -1.0], [-2.0, 5.0]])
+    torch.testing.assert_close(fake_logit(logits).sigmoid(), logits.softmax(dim=1)[:, 1])
+
+
+def test_stages_of_equal_stride_are_refused():
+    with pytest.raises(ValueError, match="texture stage L4 has stride 16, attention stage L5 stride 16"):
+        small(texture_stage="L4")
+
+
+def test_weights_are_not_looked_for_when_a_checkpoint_comes_next():
+    config = ModelConfig(backbone="tinynet_e", pretrained=True, weights="/nowhere.safetensors")
+    assert MultiAttentionNetwork(config, load_weights=False).num_maps == 4
+    with pytest.raises(FileNotFoundError, match=r"/nowhere\.safetensors"):
+        MultiAttentionNetwork(config)

@@ -1,0 +1,92 @@
+"""Bilinear attention pooling against loops in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from multiattn.model.pooling import global_vector, normalized_average_pool, part_vectors
+
+
+def pool_by_loops(features: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """Eq. (2) written out; features (B, C, H, W), attention (B, M, H, W)."""
+    batch, channels, height, width = features.shape
+    result = np.zeros((batch, attention.shape[1], channels))
+    for b in range(batch):
+        for k in range(attention.shape[1]):
+            total = np.zeros(channels)
+            for m in range(height):
+                for n in range(width):
+                    total += features[b, :, m, n] * attention[b, k, m, n]
+            length = np.sqrt((total**2).sum())
+            result[b, k] = total / length if length > 0 else 0.0
+    return result
+
+
+@pytest.mark.parametrize(
+    ("batch", "maps", "channels", "size"),
+    [(2, 4, 5, (6, 7)), (1, 1, 1, (1, 1)), (3, 1, 8, (2, 5)), (0, 4, 5, (6, 7))],
+    ids=["usual", "one of everything", "one map", "empty"],
+)
+def test_pooling_equals_the_equation_written_as_loops(batch, maps, channels, size):
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(batch, channels, *size))
+    attention = rng.uniform(size=(batch, maps, *size))
+    result = normalized_average_pool(torch.tensor(features), torch.tensor(attention))
+    np.testing.assert_allclose(result.numpy(), pool_by_loops(features, attention), atol=1e-12)
+
+
+def test_maps_are_resized_bilinearly_to_the_features():
+    features = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    attention = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]], dtype=torch.float64)
+    # Half-pixel centres: between two cells the weights are 1/4 and 3/4, beyond the outer ones the edge is held.
+    row = np.array([0.0, 0.25, 0.75, 1.0])
+    resized = (2 * row[:, None] + row[None])[None, None]
+    expected = pool_by_loops(features.numpy(), resized)
+    np.testing.assert_allclose(normalized_average_pool(features, attention).numpy(), expected, atol=1e-12)
+
+
+def test_rows_are_unit_vectors_in_float32_under_autocast():
+    features, attention = torch.randn(2, 16, 9, 9).bfloat16(), torch.rand(2, 4, 5, 5).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = normalized_average_pool(features, attention)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.norm(dim=-1), torch.ones(2, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result, normalized_average_pool(features.float(), attention.float()))
+
+
+def test_the_strength_of_a_map_does_not_matter():
+    features, attention = torch.randn(2, 3, 4, 4), torch.rand(2, 2, 4, 4)
+    torch.testing.assert_close(
+        normalized_average_pool(features, attention), normalized_average_pool(features, 7 * attention)
+    )
+
+
+def test_an_all_zero_map_gives_a_zero_row_and_zero_gradient():
+    features = torch.randn(1, 3, 4, 4, requires_grad=True)
+    attention = torch.rand(1, 2, 4, 4)
+    attention[:, 1] = 0
+    attention.requires_grad_()
+    result = normalized_average_pool(features, attention)
+    (result * torch.tensor([[[1.0, 2.0, 3.0]]])).sum().backward()
+    assert result[0, 1].tolist() == [0.0, 0.0, 0.0]
+    assert torch.isfinite(features.grad).all() and features.grad.abs().sum() > 0
+    assert attention.grad[0, 1].abs().max() == 0
+    assert attention.grad[0, 0].abs().sum() > 0
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    features = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    attention = torch.rand(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(normalized_average_pool, (features, attention))
+
+
+def test_the_global_vector_pools_with_the_sum_of_all_maps():
+    last, attention = torch.randn(2, 6, 3, 3), torch.rand(2, 4, 3, 3)
+    expected = pool_by_loops(last.double().numpy(), attention.double().numpy().sum(axis=1, keepdims=True))[:, 0]
+    np.testing.assert_allclose(global_vector(last, attention).numpy(), expected, atol=1e-5)
+
+
+def test_part_vectors_pool_the_averaged_features():
+    pooled, attention = torch.randn(2, 6, 3, 3), torch.rand(2, 4, 3, 3)
+    expected = pool_by_loops(pooled.double().numpy(), attention.double().numpy())
+    np.testing.assert_allclose(part_vectors(pooled, attention).numpy(), expected, atol=1e-5)

@@ -1,0 +1,240 @@
+"""The house rules of design.md, read from the source itself: imports run one way, files and functions stay small."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multiattn.__main__ import STAGES
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "multiattn"
+
+LEVEL_OF_ROOM = {
+    **dict.fromkeys(("config", "tables", "runtime", "experiments", "command_line"), 0),
+    **dict.fromkeys(("scoring", "datasets", "video", "model"), 1),
+    **dict.fromkeys(("training", "inference", "figures"), 2),
+    "stages": 3,
+    "__main__": 4,
+    "": 5,
+}
+"""`` is the package itself, `multiattn/__init__.py`: it may name anything, and nothing below may import it."""
+GROUND_FLOOR_NEIGHBOURS = {("experiments", "config"), ("tables", "runtime")}
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+MAX_FILE_LINES, MAX_STAGE_LINES, MAX_FUNCTION_LINES = 400, 150, 60
+
+
+def module_name(path: Path) -> str:
+    parts = ("multiattn", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imports(tree: ast.AST, importer: str, *, is_package: bool, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import of a tree, those inside functions too; `from a import b` is `a.b` where
+    that is a module."""
+    package = importer.split(".") if is_package else importer.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base
+
+
+def import_fault(importer: str, imported: str) -> str | None:
+    """Why `importer` may not import `imported`; None when it may."""
+    if imported.split(".")[0] != "multiattn":
+        return None
+    mine, other = (f"{name}.".split(".")[1] for name in (importer, imported))
+    if mine == other:
+        is_other_stage = mine == "stages" and importer != imported and imported != "multiattn.stages"
+        return "a stage imports another stage" if is_other_stage and importer != "multiattn.stages.demo" else None
+    if LEVEL_OF_ROOM[other] > LEVEL_OF_ROOM[mine]:
+        return "an import runs upwards"
+    if LEVEL_OF_ROOM[other] == LEVEL_OF_ROOM[mine] and (mine, other) not in GROUND_FLOOR_NEIGHBOURS:
+        return "a room imports its neighbour"
+    return None
+
+
+def import_faults(source: str, importer: str, *, is_package: bool = False, modules: set[str] | None = None) -> list:
+    found = imports(ast.parse(source), importer, is_package=is_package, modules=modules or set(FILES))
+    return [f"{importer}:{line} {name}: {fault}" for line, name in found if (fault := import_fault(importer, name))]
+
+
+def function_lengths(source: str) -> dict[str, int]:
+    """Name -> lines of the body, the docstring left out."""
+    lengths = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            lengths[f"{node.name} (line {node.lineno})"] = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+    return lengths
+
+
+def scoring_faults(source: str) -> list[str]:
+    """What a room of numbers has no business with: torch, and anything that touches the disk."""
+    tree = ast.parse(source)
+    names = {
+        name.split(".")[0] for _, name in imports(tree, "multiattn.scoring.x", is_package=False, modules=set(FILES))
+    }
+    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    methods = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return sorted(
+        (names & {"torch", "pathlib", "os", "io", "shutil", "tempfile"})
+        | (calls & {"open", "Path"})
+        | (methods & {"read_csv", "read_parquet", "to_csv", "to_parquet", "savez", "tofile", "fromfile"})
+    )
+
+
+# --- the checker itself -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("importer", "source", "fault"),
+    [
+        pytest.param("multiattn.tables", "import multiattn.scoring.metrics", "upwards", id="ground floor to a room"),
+        pytest.param("multiattn.video.align", "from multiattn.model import agda", "neighbour", id="room to room"),
+        pytest.param("multiattn.figures.a", "import multiattn.training", "neighbour", id="second floor to its side"),
+        pytest.param("multiattn.model.agda", "from multiattn.training import loop", "upwards", id="first to second"),
+        pytest.param("multiattn.runtime", "from multiattn import config", "neighbour", id="runtime to config"),
+        pytest.param("multiattn.config", "from multiattn.experiments import demo", "neighbour", id="config to its user"),
+        pytest.param("multiattn.training.loop", "from multiattn.stages import train", "upwards", id="room to stage"),
+        pytest.param("multiattn.stages.train", "from multiattn.stages import folds", "another", id="stage to stage"),
+        pytest.param("multiattn.stages.train", "from . import folds", "another", id="relative stage to stage"),
+        pytest.param("multiattn.stages.train", "from multiattn.__main__ import main", "upwards", id="stage to main"),
+        pytest.param("multiattn.datasets.dfdc", "from ..video import decode", "neighbour", id="relative room to room"),
+        pytest.param("multiattn.datasets.dfdc", "import multiattn", "upwards", id="room to the package itself"),
+        pytest.param(
+            "multiattn.scoring.metrics",
+            "def f():\n    if True:\n        from multiattn.video import decode",
+            "neighbour",
+            id="hidden inside a function",
+        ),
+    ],
+)
+def test_the_checker_sees_a_forbidden_import(importer, source, fault):
+    faults = import_faults(source, importer)
+    assert len(faults) == 1
+    assert fault in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("importer", "source"),
+    [
+        pytest.param("multiattn.config", "", id="empty file"),
+        pytest.param("multiattn.config", "import os, torch\nfrom pathlib import Path", id="other packages"),
+        pytest.param("multiattn.experiments", "from multiattn.config import Experiment", id="experiments to config"),
+        pytest.param("multiattn.tables", "from multiattn.runtime import atomic_path", id="tables to runtime"),
+        pytest.param("multiattn.video.extract", "from . import align", id="inside a room"),
+        pytest.param("multiattn.training.loop", "from multiattn.model import agda", id="downwards"),
+        pytest.param("multiattn.stages.demo", "from multiattn.stages import train", id="demo calls the stages"),
+        pytest.param("multiattn.__main__", "from multiattn.stages import train", id="main to a stage"),
+    ],
+)
+def test_the_checker_allows_what_the_design_allows(importer, source):
+    assert import_faults(source, importer) == []
+
+
+def test_the_checker_counts_the_lines_of_a_body_without_its_docstring():
+    body = "    x = 1\n" * 61
+    assert function_lengths(f'def long():\n    """One.\n\n    Two.\n    """\n{body}') == {"long (line 1)": 61}
+    assert function_lengths('def empty():\n    """Only words."""\n') == {"empty (line 1)": 0}
+    assert function_lengths("class A:\n    async def one(self):\n        return 1\n") == {"one (line 2)": 1}
+    assert function_lengths("") == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "faults"),
+    [
+        pytest.param("", [], id="empty"),
+        pytest.param("import numpy as np\nimport pandas", [], id="numbers"),
+        pytest.param("def f():\n    import torch.nn", ["torch"], id="torch in a function"),
+        pytest.param("from pathlib import Path", ["pathlib"], id="pathlib"),
+        pytest.param("open('x')", ["open"], id="open"),
+        pytest.param("import pandas as pd\npd.read_csv('x')", ["read_csv"], id="a table read"),
+    ],
+)
+def test_the_checker_sees_torch_and_disk(source, faults):
+    assert scoring_faults(source) == faults
+
+
+# --- the house ----------------------------------------------------------------------------------------------------
+
+
+def test_every_room_of_the_source_has_a_level():
+    rooms = {f"{module}.".split(".")[1] for module in FILES}
+    assert rooms - set(LEVEL_OF_ROOM) == set()
+    assert {"scoring", "datasets", "video", "model", "training", "inference", "figures", "stages"} <= rooms
+
+
+def test_imports_run_one_way():
+    faults = []
+    for module, path in FILES.items():
+        source = path.read_text(encoding="utf-8")
+        faults += import_faults(source, module, is_package=path.name == "__init__.py")
+    assert faults == []
+
+
+def test_only_the_dispatcher_imports_by_name_at_run_time():
+    users = {module for module, path in FILES.items() if "import_module(" in path.read_text(encoding="utf-8")}
+    assert users == {"multiattn.__main__"}
+
+
+def test_no_file_is_a_drawer_for_everything():
+    assert [module for module in FILES if FORBIDDEN_NAMES & set(module.split("."))] == []
+
+
+def test_files_keep_within_their_lines():
+    too_long = {}
+    for module, path in FILES.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > (MAX_STAGE_LINES if module.startswith("multiattn.stages") else MAX_FILE_LINES):
+            too_long[module] = lines
+    assert too_long == {}
+
+
+def test_function_bodies_keep_within_their_lines():
+    too_long = {
+        f"{module}.{name}": lines
+        for module, path in FILES.items()
+        for name, lines in function_lengths(path.read_text(encoding="utf-8")).items()
+        if lines > MAX_FUNCTION_LINES
+    }
+    assert too_long == {}
+
+
+def test_scoring_knows_neither_torch_nor_the_disk():
+    files = sorted((SOURCE / "scoring").glob("*.py"))
+    assert len(files) >= 3
+    assert {path.name: scoring_faults(path.read_text(encoding="utf-8")) for path in files} == {
+        path.name: [] for path in files
+    }
+
+
+def test_every_file_with_code_says_what_it_is_for():
+    silent = []
+    for module, path in FILES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if tree.body and not ast.get_docstring(tree):
+            silent.append(module)
+    assert silent == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_a_documented_module_with_a_main(stage):
+    module = importlib.import_module(f"multiattn.stages.{stage}")
+    assert module.__doc__
+    assert f"multiattn {stage.replace('_', '-')}" in module.__doc__, "the docstring shows the command"
+    assert list(inspect.signature(module.main).parameters) == ["argv"]
+
+
+def test_no_stage_is_missing_from_the_dispatcher():
+    modules = {path.stem for path in (SOURCE / "stages").glob("*.py")} - {"__init__"}
+    assert modules == set(STAGES)

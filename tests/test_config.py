@@ -1,0 +1,199 @@
+"""Settings: JSON out and in, what is refused and how the message reads, and the paper's figures."""
+
+import dataclasses
+import json
+
+import pytest
+
+from multiattn.config import (
+    AgdaConfig,
+    DataConfig,
+    Experiment,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    from_json,
+    to_json,
+)
+from multiattn.experiments import EXPERIMENTS, get_experiment
+
+
+@pytest.mark.parametrize("tiny", [False, True], ids=["full", "tiny"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_survives_json_and_back(name, tiny):
+    experiment = get_experiment(name, tiny=tiny)
+    text = json.dumps(to_json(experiment), allow_nan=False)
+    assert from_json(Experiment, json.loads(text)) == experiment
+    assert experiment.name == (f"{name}_tiny" if tiny else name)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_says_its_command_and_runs_small_without_downloads_when_tiny(name):
+    assert f"multiattn train {name} " in EXPERIMENTS[name].__doc__
+    tiny = get_experiment(name, tiny=True)
+    assert (tiny.epochs, tiny.model.pretrained, tiny.model.weights) == (1, False, None)
+    assert tiny.data.image_size <= 64
+    assert tiny.data.num_workers == 0
+
+
+def test_dfdc_b4_has_the_settings_of_the_paper():
+    experiment = get_experiment("dfdc_b4")
+    model, loss, agda, data, optim = (getattr(experiment, name) for name in ("model", "loss", "agda", "data", "optim"))
+    assert (model.backbone.split(".")[0], model.num_maps) == ("tf_efficientnet_b4", 4)
+    assert (model.texture_stage, model.attention_stage, model.pretrained) == ("L2", "L5", True)
+    assert (loss.inter_margin, loss.intra_margin_real, loss.intra_margin_fake) == (0.2, 0.05, 0.1)
+    assert (loss.center_rate, loss.center_decay) == (0.05, 0.9)
+    assert (loss.cross_entropy_weight, loss.independence_weight) == (1.0, 1.0)
+    assert (agda.mode, agda.resize_factor, agda.sigma) == ("soft", 0.3, 7.0)
+    assert (data.image_size, data.batch_size * 4) == (380, 48)
+    assert (optim.name, optim.lr, optim.weight_decay) == ("adam", 1e-3, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values", "expected"),
+    [
+        pytest.param(Experiment, {"nme": "x"}, ["nme", "Did you mean 'name'"], id="near the right name"),
+        pytest.param(OptimConfig, {"lrr": 1.0}, ["OptimConfig", "'lrr'", "Did you mean 'lr'"], id="one letter too many"),
+        pytest.param(OptimConfig, {"qqqqq": 1}, ["'qqqqq'", "weight_decay"], id="near nothing lists what there is"),
+        pytest.param(
+            Experiment,
+            {"name": "x", "data": {"batchsize": 4}},
+            ["DataConfig", "Did you mean 'batch_size'"],
+            id="inside a nested config",
+        ),
+    ],
+)
+def test_an_unknown_setting_names_its_nearest_neighbour(config_class, values, expected):
+    with pytest.raises(ValueError) as caught:
+        from_json(config_class, values, source="runs/a/experiment.json")
+    for words in ("runs/a/experiment.json", *expected):
+        assert words in str(caught.value)
+
+
+def test_an_unknown_setting_near_nothing_guesses_nothing():
+    with pytest.raises(ValueError) as caught:
+        from_json(OptimConfig, {"qqqqq": 1})
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "value"),
+    [
+        (ModelConfig, "num_maps", 0),
+        (ModelConfig, "hidden_size", 0),
+        (ModelConfig, "drop_path_rate", 1.0),
+        (ModelConfig, "drop_path_rate", -0.1),
+        (ModelConfig, "texture_stage", "L8"),
+        (ModelConfig, "texture_stage", ""),
+        (ModelConfig, "attention_stage", "l5"),
+        (ModelConfig, "texture_stage", "L6"),
+        (ModelConfig, "attention_stage", "L1"),
+        (LossConfig, "cross_entropy_weight", -1.0),
+        (LossConfig, "independence_weight", -1e-9),
+        (LossConfig, "inter_margin", -0.2),
+        (LossConfig, "intra_margin_real", -0.05),
+        (LossConfig, "intra_margin_fake", -0.1),
+        (LossConfig, "center_rate", 0.0),
+        (LossConfig, "center_rate", 1.01),
+        (LossConfig, "center_decay", 0.0),
+        (LossConfig, "center_decay", float("nan")),
+        (AgdaConfig, "resize_factor", 0.0),
+        (AgdaConfig, "resize_factor", 1.5),
+        (AgdaConfig, "sigma", 0.0),
+        (AgdaConfig, "threshold", -0.1),
+        (AgdaConfig, "threshold", 1.1),
+        (DataConfig, "image_size", 31),
+        (DataConfig, "frames_per_video", 0),
+        (DataConfig, "videos_per_class", 0),
+        (DataConfig, "batch_size", 1),
+        (DataConfig, "num_workers", -1),
+        (OptimConfig, "lr", 0.0),
+        (OptimConfig, "lr", float("nan")),
+        (OptimConfig, "weight_decay", -1e-6),
+        (OptimConfig, "warmup_epochs", -1.0),
+        (OptimConfig, "clip_grad_norm", 0.0),
+        (Experiment, "name", ""),
+        (Experiment, "name", "a/b"),
+        (Experiment, "name", ".."),
+        (Experiment, "epochs", 0),
+        (Experiment, "seed", -1),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else repr(value),
+)
+def test_a_value_out_of_range_is_refused_with_name_and_value(config_class, name, value):
+    values = {"name": "x"} if config_class is Experiment else {}
+    with pytest.raises(ValueError, match=r"expected .+ found") as caught:
+        config_class(**{**values, name: value})
+    assert config_class.__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values"),
+    [
+        pytest.param(ModelConfig, {"num_maps": 1, "hidden_size": 1, "drop_path_rate": 0.0}, id="least model"),
+        pytest.param(ModelConfig, {"texture_stage": "L7", "attention_stage": "L7"}, id="both at the last stage"),
+        pytest.param(ModelConfig, {"texture_stage": "L1", "attention_stage": "L1"}, id="both at the first stage"),
+        pytest.param(LossConfig, {"cross_entropy_weight": 0.0, "independence_weight": 0.0}, id="terms off"),
+        pytest.param(LossConfig, {"center_rate": 1.0, "center_decay": 1.0}, id="greatest rates"),
+        pytest.param(AgdaConfig, {"resize_factor": 1.0, "threshold": 0.0}, id="agda low"),
+        pytest.param(AgdaConfig, {"threshold": 1.0}, id="agda high"),
+        pytest.param(DataConfig, {"image_size": 32, "batch_size": 2, "num_workers": 0}, id="least data"),
+        pytest.param(DataConfig, {"videos_per_class": 1, "frames_per_video": 1}, id="one video, one frame"),
+        pytest.param(OptimConfig, {"weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad_norm": None}, id="least optim"),
+        pytest.param(Experiment, {"name": "x", "epochs": 1, "seed": 0}, id="least experiment"),
+    ],
+)
+def test_a_value_on_the_boundary_is_accepted(config_class, values):
+    config = config_class(**values)
+    assert {name: getattr(config, name) for name in values} == values
+    assert from_json(config_class, to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values", "expected"),
+    [
+        pytest.param(OptimConfig, {"lr": "fast"}, "OptimConfig.lr", id="text for a number"),
+        pytest.param(OptimConfig, {"lr": True}, "OptimConfig.lr", id="bool for a number"),
+        pytest.param(OptimConfig, {"lr": None}, "OptimConfig.lr", id="null for a number"),
+        pytest.param(OptimConfig, {"lr": [1e-3]}, "OptimConfig.lr", id="list for a number"),
+        pytest.param(DataConfig, {"batch_size": 12.5}, "DataConfig.batch_size", id="fraction for a whole number"),
+        pytest.param(DataConfig, {"batch_size": True}, "DataConfig.batch_size", id="bool for a whole number"),
+        pytest.param(DataConfig, {"videos_per_class": "all"}, "DataConfig.videos_per_class", id="text for int or null"),
+        pytest.param(ModelConfig, {"pretrained": 1}, "ModelConfig.pretrained", id="number for a bool"),
+        pytest.param(ModelConfig, {"weights": 5}, "ModelConfig.weights", id="number for a path"),
+        pytest.param(AgdaConfig, {"mode": "softly"}, "AgdaConfig.mode", id="unknown choice"),
+        pytest.param(AgdaConfig, {"mode": ["soft"]}, "AgdaConfig.mode", id="list for a choice"),
+        pytest.param(LossConfig, {"reduction": None}, "LossConfig.reduction", id="null for a choice"),
+        pytest.param(Experiment, {"name": "x", "model": "b4"}, "ModelConfig", id="text for a nested config"),
+        pytest.param(Experiment, {"name": "x", "model": None}, "ModelConfig", id="null for a nested config"),
+        pytest.param(Experiment, [], "Experiment", id="list for the whole"),
+        pytest.param(Experiment, {}, "name", id="the name missing"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_file_and_name(config_class, values, expected):
+    with pytest.raises(ValueError, match=expected) as caught:
+        from_json(config_class, values, source="file.json")
+    assert str(caught.value).startswith("file.json: ")
+
+
+def test_missing_settings_take_their_defaults_and_whole_numbers_serve_as_floats():
+    assert from_json(OptimConfig, {}) == OptimConfig()
+    assert from_json(OptimConfig, {"lr": 1}).lr == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        pytest.param("dfdc_b5", "Did you mean 'dfdc_b4'", id="near"),
+        pytest.param("zzz", "There are: dfdc_b4", id="far"),
+        pytest.param("", "There are: dfdc_b4", id="empty"),
+    ],
+)
+def test_an_unknown_experiment_names_the_nearest(name, hint):
+    with pytest.raises(ValueError, match=hint):
+        get_experiment(name)
+
+
+def test_configs_cannot_be_changed_after_they_are_checked():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        OptimConfig().lr = 0.0

@@ -1,0 +1,200 @@
+"""The command line as a user meets it: usage, mistyped names, errors without a traceback."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multiattn.__main__ import STAGES, main
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """`main` takes over the root logger, as a command may; the next test gets it back."""
+    root, package = logging.getLogger(), logging.getLogger("multiattn")
+    before = root.handlers[:], root.level, package.level
+    yield
+    root.handlers[:], level, package_level = before
+    root.setLevel(level)
+    package.setLevel(package_level)
+
+
+def python(*words: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=environment)
+
+
+def multiattn(*words: str) -> subprocess.CompletedProcess:
+    return python("-m", "multiattn", *words)
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]], ids=["nothing", "-h", "--help", "help"])
+def test_usage_lists_every_stage_with_its_first_line_in_order(argv, capsys):
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
+    assert [words[0] for words in lines] == [stage.replace("_", "-") for stage in STAGES]
+    assert all(len(words) == 2 and len(words[1]) > 10 for words in lines)
+
+
+def test_usage_imports_no_library_that_takes_seconds():
+    script = (
+        "import sys; from multiattn.__main__ import main; code = main([]);"
+        "print([m for m in ('torch', 'pandas', 'numpy', 'cv2', 'timm', 'tyro') if m in sys.modules]); sys.exit(code)"
+    )
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_python_dash_m_prints_the_usage():
+    result = multiattn()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: multiattn <stage>")
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        pytest.param("fold", "Did you mean 'folds'?", id="letter missing"),
+        pytest.param("leader-board", "Did you mean 'leaderboard'?", id="dash too many"),
+        pytest.param("xyzzy", "no stage 'xyzzy'.", id="near nothing"),
+        pytest.param("", "no stage ''.", id="empty"),
+        pytest.param("__init__", "no stage '__init__'.", id="a module that is no stage"),
+    ],
+)
+def test_an_unknown_stage_suggests_the_nearest_and_exits_with_2(word, hint, capsys):
+    assert main([word]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert hint in err
+    assert "usage: multiattn" in err
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_shows_its_help(stage, capsys):
+    words = [stage, "dfdc_b4", "--help"] if stage == "train" else [stage, "--help"]
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: multiattn {stage}" in out
+    assert "Options of `multiattn" not in out, "the help shows the stage's docstring, not its options class's"
+
+
+def test_train_shows_its_help_without_an_experiment(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help"])
+    assert caught.value.code == 0
+    assert "usage: multiattn train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        pytest.param(["folds", "--vidoes", "x", "--out", "y"], "--videos", id="letters swapped"),
+        pytest.param(["folds"], "--videos", id="required option missing"),
+        pytest.param(["folds", "--videos", "x", "--out", "y", "--num-folds", "five"], "--num-folds", id="not a number"),
+        pytest.param(["folds", "--videos", "x", "--out", "y", "--group", "actor"], "--group", id="unknown choice"),
+        pytest.param(["index", "celebdf", "--root", "x"], "dfdc", id="unknown data set"),
+        pytest.param(["train", "demo", "--faces", "x", "--folds", "y", "--optim.lrr", "1"], "--optim.lr", id="nested"),
+    ],
+)
+def test_a_mistyped_option_is_named_with_exit_code_2(argv, expected, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert expected in out + err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(None, "no videos table here. Make it with `multiattn index`", id="missing file"),
+        pytest.param("", "not a readable videos table", id="empty file"),
+        pytest.param("a,b\n1,2\n", "not a videos table: expected column 'video_id'", id="another table"),
+    ],
+)
+def test_an_error_of_the_user_is_a_message_without_a_traceback(content, expected, tmp_path, capsys):
+    videos = tmp_path / "videos.csv"
+    if content is not None:
+        videos.write_text(content)
+    assert main(["folds", "--videos", str(videos), "--out", str(tmp_path / "folds.csv")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"error: {videos}: {expected}" in err.splitlines()[0]
+    assert "Traceback" not in err
+    assert not (tmp_path / "folds.csv").exists()
+
+
+def test_an_experiment_that_does_not_exist_is_a_message(capsys):
+    assert main(["train", "dfdc_b5", "--faces", "x", "--folds", "y"]) == 2
+    assert "Did you mean 'dfdc_b4'?" in capsys.readouterr().err
+
+
+def test_a_value_out_of_range_is_a_message(tmp_path, capsys):
+    argv = ["train", "demo", "--faces", str(tmp_path), "--folds", str(tmp_path), "--data.batch-size", "1"]
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = error.code
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert "at least 2" in out + err
+    assert "Traceback" not in out + err
+
+
+def test_an_error_of_the_operating_system_names_the_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    out = tmp_path / "file" / "folds.csv"
+    rows = ["a/r,r.mp4,a,0,,,,,,,", "a/f,f.mp4,a,1,,,,,a/r,,", "a/s,s.mp4,a,0,,,,,,,", "a/g,g.mp4,a,1,,,,,a/s,,"]
+    header = "video_id,path,dataset,label,method,compression,split,part,original,target_id,source_id"
+    (tmp_path / "videos.csv").write_text("\n".join([header, *rows]) + "\n")
+    argv = ["folds", "--videos", str(tmp_path / "videos.csv"), "--num-folds", "2"]
+    assert main([*argv, "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert str(tmp_path / "file") in err
+    assert "Traceback" not in err
+    assert main([*argv, "--out", str(tmp_path / "folds.csv")]) == 0
+
+
+def test_python_dash_m_shows_an_error_without_a_traceback(tmp_path):
+    result = multiattn("folds", "--videos", str(tmp_path / "none.csv"), "--out", str(tmp_path / "f.csv"))
+    assert (result.returncode, result.stdout) == (2, "")
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"error: {tmp_path / 'none.csv'}: no videos table here.")
+    assert "MULTIATTN_DEBUG=1" in second
+
+
+def test_the_traceback_is_there_on_request(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTIATTN_DEBUG", "1")
+    with pytest.raises(FileNotFoundError, match="no videos table here"):
+        main(["folds", "--videos", str(tmp_path / "none.csv"), "--out", str(tmp_path / "f.csv")])
+
+
+def test_an_interrupt_is_a_line_and_exit_code_130(monkeypatch, capsys):
+    from multiattn.stages import folds
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folds, "main", interrupted)
+    assert main(["folds"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch):
+    from multiattn.stages import folds
+
+    def defect(argv):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(folds, "main", defect)
+    with pytest.raises(AssertionError, match="a bug"):
+        main(["folds"])

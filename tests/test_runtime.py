@@ -1,0 +1,236 @@
+"""Atomic files, locks, progress, devices: with real files, real processes and real signals."""
+
+import logging
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from multiattn import runtime
+from multiattn.runtime import (
+    atomic_path,
+    exclusive_folder,
+    git_commit,
+    pick_device,
+    progress_bar,
+    read_json,
+    resolve_precision,
+    write_json,
+    write_text,
+)
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize("durable", [True, False], ids=["durable", "not durable"])
+@pytest.mark.parametrize("before", [None, b"", b"old"], ids=["no file", "empty file", "old file"])
+def test_a_block_that_ends_well_replaces_the_file_and_leaves_nothing_beside_it(before, durable, tmp_path):
+    path = tmp_path / "result.csv"
+    if before is not None:
+        path.write_bytes(before)
+    with atomic_path(path, durable=durable) as temporary:
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".csv")
+        temporary.write_bytes(b"new")
+        assert (path.read_bytes() if path.exists() else None) == before
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["result.csv"]
+
+
+@pytest.mark.parametrize("before", [None, b"old"], ids=["no file", "old file"])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError], ids=lambda error: error.__name__)
+def test_a_block_that_raises_leaves_everything_as_it_was(error, before, tmp_path):
+    path = tmp_path / "result.csv"
+    if before is not None:
+        path.write_bytes(before)
+    with pytest.raises(error), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half of it")
+        raise error
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert names(tmp_path) == ([] if before is None else ["result.csv"])
+
+
+def test_a_process_killed_inside_the_block_leaves_the_old_file(tmp_path):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+    script = f"""
+        import os, signal
+        from multiattn.runtime import atomic_path
+        with atomic_path({str(path)!r}) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, env=ENVIRONMENT)
+    assert result.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o000], ids=oct)
+def test_the_file_may_be_read_by_whom_the_umask_allows(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+        assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o666 & ~mask
+        assert os.umask(mask) == mask, "the umask is left as it was"
+    finally:
+        os.umask(before)
+
+
+def test_folders_above_the_file_are_made(tmp_path):
+    write_text(tmp_path / "a" / "b" / "c.txt", "ü\n")
+    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == "ü\n".encode()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, [], None, {"a": [1, 2.5, None, True, "ü"]}, 0.1 + 0.2],
+    ids=["empty object", "empty list", "null", "nested", "float"],
+)
+def test_json_comes_back_as_it_was(values, tmp_path):
+    write_json(tmp_path / "a.json", values)
+    assert read_json(tmp_path / "a.json") == values
+
+
+def test_a_number_json_does_not_know_is_not_written(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"a": 1,}', b"\xff\xfe{}", b"PK\x03\x04", b'{"a": 1} x'],
+    ids=["empty", "cut off", "comma too many", "not utf-8", "zip", "something behind"],
+)
+def test_a_file_that_is_not_json_is_named(content, tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="expected a JSON file") as caught:
+        read_json(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_json_file_that_is_not_there_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
+        read_json(tmp_path / "nothing.json")
+
+
+HOLDER = """
+    import sys, time
+    from pathlib import Path
+    from multiattn.runtime import exclusive_folder
+    with exclusive_folder(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_folder_is_refused_to_a_second_process_and_free_again_when_the_holder_is_killed(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            refused = pytest.raises(ValueError, match="another process is writing here")
+            with refused as caught, exclusive_folder(folder, patience_seconds=0.0):
+                pytest.fail("the folder was held twice")
+            assert str(caught.value).startswith(f"{folder}: ")
+        finally:
+            holder.send_signal(signal.SIGKILL)
+            holder.wait()
+    with exclusive_folder(folder, patience_seconds=1.0):
+        assert folder.is_dir()
+
+
+def test_a_folder_is_free_again_after_the_block_and_after_an_exception(tmp_path):
+    with exclusive_folder(tmp_path / "run", patience_seconds=0.0):
+        pass
+    with pytest.raises(KeyError), exclusive_folder(tmp_path / "run", patience_seconds=0.0):
+        raise KeyError
+    with exclusive_folder(tmp_path / "run", patience_seconds=0.0):
+        pass
+
+
+def test_waiting_for_a_folder_ends_when_the_holder_ends(tmp_path):
+    script = HOLDER.replace("60", "0.5")
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with exclusive_folder(tmp_path, patience_seconds=10.0):
+            pass
+        assert holder.wait() == 0
+
+
+@pytest.fixture
+def without_terminal(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr(runtime, "LOG_INTERVAL_SECONDS", 0.0)
+
+
+def test_without_a_terminal_progress_is_log_lines_with_rate_and_time_left(without_terminal, caplog, capsys):
+    with caplog.at_level(logging.INFO, logger="multiattn"), progress_bar(4, "faces", "videos") as bar:
+        for _ in range(4):
+            bar.update()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines
+    assert all(line.startswith("faces: ") and "/4 videos" in line and "left" in line for line in lines)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_fast_work_without_a_terminal_logs_nothing(without_terminal, monkeypatch, caplog):
+    monkeypatch.setattr(runtime, "LOG_INTERVAL_SECONDS", 15.0)
+    with caplog.at_level(logging.INFO, logger="multiattn"), progress_bar(100, "faces", "videos") as bar:
+        for _ in range(100):
+            bar.update()
+    assert caplog.records == []
+
+
+def test_progress_over_nothing_is_no_error(without_terminal):
+    with progress_bar(0, "faces", "videos"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_a_machine_without_cuda_computes_on_its_cpu(name, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(name) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1"])
+def test_cuda_by_name_on_a_machine_without_it_is_refused_with_the_way_out(name, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"--device {name}: no CUDA device found.*--device cpu"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "cuda:"])
+def test_a_device_that_does_not_exist_is_refused_as_a_mistake_of_the_user(name):
+    with pytest.raises(ValueError, match="--device"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "resolved"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")], ids=str
+)
+def test_precision_on_a_cpu_is_full_unless_another_is_asked_for(asked, resolved):
+    torch = pytest.importorskip("torch")
+    assert resolve_precision(asked, torch.device("cpu")) == resolved
+
+
+def test_the_commit_is_one_word():
+    assert git_commit() == git_commit().strip()
+    assert " " not in git_commit()
+    assert git_commit()

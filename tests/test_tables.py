@@ -1,0 +1,325 @@
+"""Every table's contract: what is refused and how the message reads, and what survives a round trip."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from multiattn import tables
+from multiattn.tables import (
+    FACES,
+    FOLDS,
+    FRAME_PREDICTIONS,
+    LABELS,
+    LANDMARKS,
+    SUBMISSION,
+    VIDEO_PREDICTIONS,
+    VIDEO_STATUS,
+    VIDEOS,
+    Table,
+)
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+TABLES = {table.name: table for table in vars(tables).values() if isinstance(table, Table)}
+HARD_FLOATS = (0.1, 1 / 3, 5e-324, 1 - 2**-53, 0.0, 1.0)
+VIDEO_ROW = dict.fromkeys(VIDEOS.columns, "") | {"video_id": "a/b", "path": "b.mp4", "dataset": "a", "label": 1}
+FACE_ROW = {
+    "video_id": "a/b",
+    "frame_index": 3,
+    "seconds": 0.1,
+    "track": 0,
+    "crop": "crops/a/b/000003_0.jpg",
+    **dict.fromkeys(("x1", "y1", "x2", "y2", *LANDMARKS), -1.5),
+    "score": 1 / 3,
+}
+GOOD_ROWS = {
+    "videos": VIDEO_ROW,
+    "folds": {"video_id": "a/b", "label": 1, "group": "a/b", "fold": -1},
+    "faces": FACE_ROW,
+    "video_status": {"video_id": "a/b", "status": "no_face", "num_frames": 0, "num_crops": 0, "message": ""},
+    "frame_predictions": {
+        "model": "demo/fold0",
+        "fold": 0,
+        "video_id": "a/b",
+        "frame_index": 0,
+        "track": 0,
+        "logit": -0.1,
+        "probability": 0.475,
+    },
+    "video_predictions": {"video_id": "a/b", "probability": 0.5, "num_crops": 0, "status": "missing"},
+    "submission": {"filename": "b.mp4", "label": 0.5},
+    "labels": {"filename": "b.mp4", "label": 0},
+}
+
+
+def good(table: Table, num_rows: int = 1, **changes) -> pd.DataFrame:
+    """`num_rows` good rows whose keys differ, with columns changed."""
+    frame = pd.DataFrame([GOOD_ROWS[table.name]] * num_rows)
+    key = table.key[0]
+    frame[key] = [f"{value}{number}" if number else value for number, value in enumerate(frame[key])]
+    return frame.assign(**changes)
+
+
+def test_the_good_rows_cover_every_table():
+    assert set(GOOD_ROWS) == set(TABLES)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("num_rows", [0, 1, 3], ids=["empty", "one row", "three rows"])
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_a_round_trip_changes_neither_dtype_nor_value(table, num_rows, suffix, tmp_path):
+    frame = table.validate(good(table, num_rows), "made here") if num_rows else table.empty()
+    path = tmp_path / f"table{suffix}"
+    table.write(frame, path)
+    read = table.read(path, allow_empty=True)
+    pd.testing.assert_frame_equal(read, frame, check_exact=True)
+    assert list(read.columns) == list(table.columns)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_floats_come_back_to_the_last_bit(suffix, tmp_path):
+    frame = good(VIDEO_PREDICTIONS, len(HARD_FLOATS), probability=HARD_FLOATS)
+    VIDEO_PREDICTIONS.write(frame, tmp_path / f"t{suffix}")
+    read = VIDEO_PREDICTIONS.read(tmp_path / f"t{suffix}")["probability"]
+    assert read.tolist() == list(HARD_FLOATS)
+    values = np.random.default_rng(0).normal(size=500) * 10.0 ** np.arange(-250, 250)
+    frame = good(FRAME_PREDICTIONS, 500, logit=values)
+    FRAME_PREDICTIONS.write(frame, tmp_path / f"l{suffix}")
+    assert FRAME_PREDICTIONS.read(tmp_path / f"l{suffix}")["logit"].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("NA", id="NA is a word"),
+        pytest.param("null", id="null is a word"),
+        pytest.param("007", id="digits stay text"),
+        pytest.param('a,"b"\nc\r\nd\re', id="quotes, commas, line ends"),
+        pytest.param("  spaces\t", id="spaces"),
+        pytest.param("Grüße 顔 🙂", id="not ascii"),
+    ],
+)
+def test_text_comes_back_as_it_was(text, suffix, tmp_path):
+    frame = good(VIDEO_STATUS, 2, message=["before", text])
+    VIDEO_STATUS.write(frame, tmp_path / f"t{suffix}")
+    assert VIDEO_STATUS.read(tmp_path / f"t{suffix}")["message"].tolist() == ["before", text]
+
+
+def test_extra_columns_are_left_out_and_the_order_is_the_contracts():
+    frame = good(FOLDS).assign(extra=1)[["fold", "extra", "video_id", "group", "label"]]
+    assert list(FOLDS.validate(frame, "x").columns) == ["video_id", "label", "group", "fold"]
+
+
+def test_rows_are_numbered_anew():
+    frame = good(FOLDS, 3).iloc[[2, 0]]
+    assert FOLDS.validate(frame, "x").index.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_a_missing_column_is_named_with_what_was_found_and_the_command(table):
+    for column in table.columns:
+        frame = good(table).drop(columns=column)
+        with pytest.raises(ValueError) as caught:
+            table.validate(frame, "some/file.csv")
+        message = str(caught.value)
+        assert message.startswith(f"some/file.csv: not a {table.name} table: expected column {column!r}")
+        assert f"`{table.made_by}`" in message
+        assert str(frame.columns[0]) in message.split("found columns")[1]
+
+
+def test_a_table_without_columns_says_none():
+    with pytest.raises(ValueError, match="found columns none"):
+        FOLDS.validate(pd.DataFrame(), "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "expected"),
+    [
+        (VIDEOS, "video_id", "", "not empty"),
+        (VIDEOS, "path", "", "not empty"),
+        (VIDEOS, "dataset", "", "not empty"),
+        (VIDEOS, "label", 2, "a label of"),
+        (VIDEOS, "label", "fake", "a label of"),
+        (VIDEOS, "label", np.nan, "a label of"),
+        (VIDEOS, "label", 0.5, "a label of"),
+        (VIDEOS, "split", "training", "one of"),
+        (VIDEOS, "original", None, "may be empty"),
+        (FOLDS, "label", -1, "a label of"),
+        (FOLDS, "group", "", "not empty"),
+        (FOLDS, "group", None, "not empty"),
+        (FOLDS, "fold", -2, "whole number from -1"),
+        (FOLDS, "fold", "one", "whole number from -1"),
+        (FOLDS, "fold", 0.5, "whole number from -1"),
+        (FACES, "frame_index", -1, "whole number from 0"),
+        (FACES, "seconds", np.nan, "seconds"),
+        (FACES, "seconds", np.inf, "seconds"),
+        (FACES, "track", -1, "whole number from 0"),
+        (FACES, "crop", "", "not empty"),
+        (FACES, "x1", np.nan, "pixels"),
+        (FACES, "score", 1.0001, "[0, 1]"),
+        (FACES, "lm4y", -np.inf, "pixels"),
+        (VIDEO_STATUS, "status", "broken", "one of"),
+        (VIDEO_STATUS, "num_crops", -1, "whole number from 0"),
+        (FRAME_PREDICTIONS, "model", "", "not empty"),
+        (FRAME_PREDICTIONS, "logit", np.inf, "finite"),
+        (FRAME_PREDICTIONS, "logit", np.nan, "finite"),
+        (FRAME_PREDICTIONS, "probability", -1e-9, "[0, 1]"),
+        (FRAME_PREDICTIONS, "probability", np.nan, "[0, 1]"),
+        (VIDEO_PREDICTIONS, "status", "", "one of"),
+        (SUBMISSION, "label", 1.5, "[0, 1]"),
+        (SUBMISSION, "label", "", "[0, 1]"),
+        (SUBMISSION, "filename", "", "not empty"),
+        (LABELS, "label", -1, "a label of"),
+        (LABELS, "label", "0.3", "a label of"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Table) else repr(value),
+)
+def test_a_wrong_value_is_named_with_file_column_expectation_and_rows(table, column, value, expected):
+    frame = good(table, 3).astype({column: object})
+    frame.loc[1, column] = value
+    with pytest.raises(ValueError) as caught:
+        table.validate(frame, "some/file.csv")
+    message = str(caught.value)
+    assert message.startswith(f"some/file.csv: {table.name}: column {column!r}: expected ")
+    assert expected in message
+    assert "in 1 of 3 rows; the first: row 1: " in message
+
+
+def test_only_the_first_three_of_many_wrong_rows_are_listed():
+    with pytest.raises(ValueError, match="in 5 of 6 rows") as caught:
+        FOLDS.validate(good(FOLDS, 6, fold=[-2, 0, -3, -4, -5, -6]), "x")
+    assert "row 0: -2; row 2: -3; row 3: -4." in str(caught.value)
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_a_key_that_appears_twice_is_named(table):
+    frame = pd.concat([good(table, 3), good(table)], ignore_index=True)
+    with pytest.raises(ValueError, match="found 2 rows that share theirs") as caught:
+        table.validate(frame, "some/file.csv")
+    assert str(caught.value).startswith(f"some/file.csv: {table.name}: expected each ({', '.join(table.key)}) once")
+    assert str(frame[table.key[0]].iloc[0]) in str(caught.value)
+
+
+def test_a_key_of_several_columns_may_repeat_in_some_of_them():
+    frame = pd.DataFrame([FACE_ROW, FACE_ROW | {"track": 1}, FACE_ROW | {"frame_index": 4}])
+    assert len(FACES.validate(frame, "x")) == 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_a_missing_file_names_the_command_that_makes_it(table, suffix, tmp_path):
+    path = tmp_path / f"nothing{suffix}"
+    with pytest.raises(FileNotFoundError) as caught:
+        table.read(path)
+    assert str(path) in str(caught.value)
+    assert f"`{table.made_by}`" in str(caught.value)
+
+
+def test_a_folder_in_place_of_a_table_is_no_table(tmp_path):
+    (tmp_path / "t.csv").mkdir()
+    with pytest.raises(FileNotFoundError, match="no folds table here"):
+        FOLDS.read(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_without_rows_is_read_only_when_that_is_allowed(suffix, tmp_path):
+    FOLDS.write(FOLDS.empty(), tmp_path / f"t{suffix}")
+    with pytest.raises(ValueError, match=r"no rows.*multiattn folds"):
+        FOLDS.read(tmp_path / f"t{suffix}")
+    assert FOLDS.read(tmp_path / f"t{suffix}", allow_empty=True).empty
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("t.csv", b"", id="empty csv"),
+        pytest.param("t.csv", b"\x80\x81\xfe,\xff\n\x80", id="csv not utf-8"),
+        pytest.param("t.csv", b"PK\x03\x04 this is a zip", id="csv is a zip"),
+        pytest.param("t.csv", b'filename,label\n"a.mp4,0.5\n', id="csv with an open quote"),
+        pytest.param("t.csv", b"filename,label\na.mp4,0.5\nb.mp4,0.5,9\n", id="csv with one row too long"),
+        pytest.param("t.csv", b"filename,label\na.mp4,1,0\n", id="csv with every row too long"),
+        pytest.param("t.csv", b"<html><body>Not found</body></html>\n", id="csv is a web page"),
+        pytest.param("t.parquet", b"", id="empty parquet"),
+        pytest.param("t.parquet", b"PAR1 garbage PAR1", id="parquet garbage"),
+        pytest.param("t.parquet", b"filename,label\na.mp4,0.5\n", id="parquet is a csv"),
+    ],
+)
+def test_garbage_is_refused_with_the_file_named(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="submission table") as caught:
+        SUBMISSION.read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_csv_cut_off_inside_its_last_row_is_refused_even_where_the_lost_cells_may_be_empty(tmp_path):
+    path = tmp_path / "videos.csv"
+    VIDEOS.write(good(VIDEOS, 2, original="a/original", split="train"), path)
+    text = path.read_text()
+    path.write_text(text[: text.rindex("train") + len("train")])
+    with pytest.raises(ValueError, match=r"videos\.csv"):
+        VIDEOS.read(path)
+
+
+def test_a_parquet_cut_off_anywhere_is_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    FOLDS.write(good(FOLDS, 50), path)
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ValueError, match="not a readable folds table"):
+            FOLDS.read(path)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    (tmp_path / "sample.csv").write_bytes("\ufefffilename,label\r\na.mp4,0.5\r\n".encode())
+    assert SUBMISSION.read(tmp_path / "sample.csv").to_dict("records") == [{"filename": "a.mp4", "label": 0.5}]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_that_is_refused_leaves_the_old_file(suffix, tmp_path):
+    path = tmp_path / f"t{suffix}"
+    FOLDS.write(good(FOLDS, 2), path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="column 'fold'"):
+        FOLDS.write(good(FOLDS, 2, fold=-7), path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(suffix, tmp_path):
+    path = tmp_path / f"t{suffix}"
+    FOLDS.write(good(FOLDS, 2), path)
+    before = path.read_bytes()
+    script = f"""
+        import resource, signal, sys
+        import numpy as np, pandas as pd
+        from multiattn.tables import FOLDS
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        names = [f"a/{{value}}" for value in np.random.default_rng(0).permutation(20_000)]
+        frame = pd.DataFrame({{"video_id": names, "label": 1, "group": names, "fold": 0}})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            FOLDS.write(frame, {str(path)!r})
+        except OSError:
+            sys.exit(42)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 42, result.stderr
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_writing_makes_the_folders_above(tmp_path):
+    FOLDS.write(good(FOLDS), tmp_path / "new" / "folder" / "t.csv")
+    assert len(FOLDS.read(tmp_path / "new" / "folder" / "t.csv")) == 1

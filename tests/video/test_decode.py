@@ -1,0 +1,243 @@
+"""Evenly spaced frames of clips this test encodes itself, whole and damaged."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from multiattn.video.decode import FrameReader, UnreadableVideoError, evenly_spaced_indices
+
+WIDTH, HEIGHT, FPS = 64, 48, 25
+
+
+def grey_of(index: int) -> int:
+    """The grey level that says which frame it is, in steps of 5 that survive compression."""
+    return 20 + 5 * (index % 43)
+
+
+def write_clip(path: Path, num_frames: int, *, codec: str = "libx264", options: dict | None = None) -> Path:
+    """A clip whose frames are plain grey, `grey_of(index)`."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.time_base = Fraction(1, FPS)
+        if codec == "libx264":
+            stream.options = {"crf": "10", "g": "10", "bf": "2"}
+        for index in range(num_frames):
+            image = np.full((HEIGHT, WIDTH, 3), grey_of(index), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_noise(path: Path, num_frames: int, **options) -> Path:
+    """A clip of noise, every frame a key frame, so that every frame weighs some bytes."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.options = {"g": "1", "crf": "20"}
+        for _ in range(num_frames):
+            image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("total", "wanted", "indices"),
+    [
+        pytest.param(0, 5, [], id="no frames"),
+        pytest.param(0, 0, [], id="nothing of nothing"),
+        pytest.param(1, 1, [0], id="one of one"),
+        pytest.param(1, 32, [0], id="one frame, many wanted"),
+        pytest.param(3, 5, [0, 1, 2], id="shorter than asked"),
+        pytest.param(5, 5, [0, 1, 2, 3, 4], id="as long as asked"),
+        pytest.param(6, 5, [0, 1, 3, 4, 5], id="one longer than asked"),
+        pytest.param(300, 1, [150], id="the middle"),
+        pytest.param(2, 1, [1], id="the middle of two"),
+        pytest.param(10, 2, [2, 7], id="middles of two halves"),
+        pytest.param(300, 4, [37, 112, 187, 262], id="middles of four quarters"),
+    ],
+)
+def test_indices_are_the_middles_of_equal_pieces(total, wanted, indices):
+    assert evenly_spaced_indices(total, wanted) == indices
+
+
+def test_indices_are_always_unique_ascending_and_inside():
+    for total in range(60):
+        for wanted in range(1, 40):
+            indices = evenly_spaced_indices(total, wanted)
+            assert indices == sorted(set(indices))
+            assert len(indices) == min(total, wanted)
+            assert all(0 <= index < total for index in indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("clip.mp4", "libx264"), ("clip.mkv", "libx264"), ("clip.avi", "mpeg4"), ("clip.mov", "mpeg4")],
+    ids=["h264 in mp4", "h264 in mkv, no frame count in its header", "mpeg4 in avi", "mpeg4 in mov"],
+)
+def test_the_frames_are_those_of_their_indices(name, codec, tmp_path):
+    path = write_clip(tmp_path / name, 40, codec=codec)
+    reader = FrameReader(path, 8)
+    frames = list(reader)
+    assert [frame.index for frame in frames] == evenly_spaced_indices(40, 8)
+    assert (reader.num_frames, reader.message) == (8, "")
+    for frame in frames:
+        assert (frame.image.shape, frame.image.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
+        assert abs(float(frame.image.mean()) - grey_of(frame.index)) < 2
+        assert frame.seconds == pytest.approx(frame.index / FPS, abs=0.5 / FPS)
+
+
+def test_colours_are_rgb(tmp_path):
+    path = tmp_path / "red.mp4"
+    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image[..., 0] = 200
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    red, green, blue = next(iter(FrameReader(path, 1))).image.reshape(-1, 3).mean(axis=0)
+    assert red > 180
+    assert max(green, blue) < 20
+
+
+@pytest.mark.parametrize(("length", "wanted"), [(1, 1), (1, 32), (3, 32)], ids=["one of one", "one", "three"])
+def test_a_clip_shorter_than_asked_gives_every_frame_once(length, wanted, tmp_path):
+    reader = FrameReader(write_clip(tmp_path / "short.mp4", length), wanted)
+    assert [frame.index for frame in reader] == list(range(length))
+    assert reader.message == ""
+
+
+def test_only_as_much_is_decoded_as_is_needed(tmp_path, monkeypatch):
+    reader = FrameReader(write_clip(tmp_path / "clip.mp4", 40), 4)
+    frames = iter(reader)
+    assert next(frames).index == 5
+    frames.close()
+    assert reader.num_frames == 1
+
+
+def test_reading_twice_gives_the_same_frames_and_the_same_count(tmp_path):
+    reader = FrameReader(write_clip(tmp_path / "clip.mp4", 10), 3)
+    first, second = ([frame.index for frame in reader] for _ in range(2))
+    assert first == second == [1, 5, 8]
+    assert reader.num_frames == 3
+
+
+TURNS = {"upright": (1, 0, 0, 1), "right": (0, 1, -1, 0), "half": (-1, 0, 0, -1), "left": (0, -1, 1, 0)}
+
+
+@pytest.mark.parametrize(("turn", "clockwise"), [("upright", 0), ("right", 1), ("half", 2), ("left", 3)])
+def test_a_portrait_recorded_lying_down_comes_out_upright(turn, clockwise, tmp_path):
+    """The matrix of the track header, ISO/IEC 14496-12: x' = a x + c y, y' = b x + d y, in 16.16 fixed point.
+
+    (0, 1, -1, 0) sends the stored top left (0, 0) -> (0, 0), right (1, 0) -> (0, 1) and down (0, 1) -> (-1, 0): a
+    quarter turn clockwise on a screen whose y runs down.
+    """
+    path = tmp_path / "clip.mp4"
+    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image[: HEIGHT // 2, : WIDTH // 2] = 220  # the stored top left is bright
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = bytearray(path.read_bytes())
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = content.index(identity, content.index(b"tkhd"))
+    a, b, c, d = (value << 16 for value in TURNS[turn])
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    found = next(iter(FrameReader(path, 1))).image
+    expected = np.rot90(image, -clockwise)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected.astype(int)).mean() < 5
+
+
+def test_a_file_cut_off_before_its_index_is_unreadable(tmp_path):
+    path = write_noise(tmp_path / "clip.mp4", 10)
+    content = path.read_bytes()
+    assert content.index(b"mdat") < content.index(b"moov"), "the index comes last, as cameras write it"
+    path.write_bytes(content[: content.index(b"moov") - 4])
+    reader = FrameReader(path, 4)
+    with pytest.raises(UnreadableVideoError, match="InvalidDataError"):
+        list(reader)
+    assert reader.num_frames == 0
+
+
+def test_a_file_cut_off_behind_its_index_gives_the_frames_before_the_cut(tmp_path):
+    path = write_noise(tmp_path / "clip.mp4", 20, movflags="faststart")
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    whole = [frame.image for frame in FrameReader(path, 10)]
+    path.write_bytes(content[: content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 2])
+    reader = FrameReader(path, 10)
+    frames = list(reader)
+    assert 3 <= len(frames) <= 5
+    assert [frame.index for frame in frames] == evenly_spaced_indices(20, 10)[: len(frames)]
+    for frame, image in zip(frames, whole, strict=False):
+        np.testing.assert_array_equal(frame.image, image)
+    assert reader.num_frames == len(frames)
+    assert "frame" in reader.message
+
+
+def test_a_file_damaged_in_its_middle_gives_right_frames_only_and_says_so(tmp_path):
+    path = write_noise(tmp_path / "clip.mp4", 20, movflags="faststart")
+    whole = {frame.index: frame.image for frame in FrameReader(path, 20)}
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat")
+    low, high = start + (len(content) - start) * 2 // 5, start + (len(content) - start) * 3 // 5
+    content[low:high] = bytes(high - low)
+    path.write_bytes(content)
+    reader = FrameReader(path, 20)
+    frames = list(reader)
+    assert 4 <= len(frames) < 20
+    assert reader.num_frames == len(frames)
+    assert reader.message
+    before_the_damage = [frame for frame in frames if frame.index < 7]
+    assert [frame.index for frame in before_the_damage] == list(range(7))
+    for frame in frames:
+        np.testing.assert_array_equal(frame.image, whole[frame.index])
+
+
+def test_a_file_without_a_picture_is_unreadable(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(UnreadableVideoError, match="no video stream"):
+        list(FrameReader(path, 4))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"this is a text, not a video\n" * 50, b"\0" * 5000, b"\xff\xd8\xff\xe0 half a picture"],
+    ids=["empty", "one byte", "text", "zeros", "start of a jpeg"],
+)
+def test_what_is_no_video_is_unreadable_and_the_message_names_no_path(content, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableVideoError) as caught:
+        list(FrameReader(path, 4))
+    assert str(caught.value)
+    assert str(tmp_path) not in str(caught.value), "tables of two machines must be equal"
+
+
+def test_a_file_that_is_not_there_is_unreadable(tmp_path):
+    with pytest.raises(UnreadableVideoError, match="FileNotFoundError"):
+        list(FrameReader(tmp_path / "nothing.mp4", 4))
+
+
+def test_an_error_of_the_consumer_is_not_taken_for_damage(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", 5)
+    with pytest.raises(ValueError, match="mine"):
+        for _ in FrameReader(path, 5):
+            raise ValueError("mine")
