@@ -81,7 +81,19 @@ def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
         run("index", "dfdc", "--root", made.dataset, "--out", made.videos)
         run("faces", "--videos", made.videos, "--out", made.faces, *FACES_OPTIONS, "--jobs", 1)
         run("folds", "--videos", made.videos, "--out", made.folds, "--num-folds", 2)
-        run("train", "demo", "--tiny", "--faces", made.faces, "--folds", made.folds, "--fold", "all", "--runs", made.runs)
+        run(
+            "train",
+            "demo",
+            "--tiny",
+            "--faces",
+            made.faces,
+            "--folds",
+            made.folds,
+            "--fold",
+            "all",
+            "--runs",
+            made.runs,
+        )
 
     return paths(build_once("pipeline", make))
 

@@ -104,7 +104,9 @@ def scoring_faults(source: str) -> list[str]:
         pytest.param("multiattn.figures.a", "import multiattn.training", "neighbour", id="second floor to its side"),
         pytest.param("multiattn.model.agda", "from multiattn.training import loop", "upwards", id="first to second"),
         pytest.param("multiattn.runtime", "from multiattn import config", "neighbour", id="runtime to config"),
-        pytest.param("multiattn.config", "from multiattn.experiments import demo", "neighbour", id="config to its user"),
+        pytest.param(
+            "multiattn.config", "from multiattn.experiments import demo", "neighbour", id="config to its user"
+        ),
         pytest.param("multiattn.training.loop", "from multiattn.stages import train", "upwards", id="room to stage"),
         pytest.param("multiattn.stages.train", "from multiattn.stages import folds", "another", id="stage to stage"),
         pytest.param("multiattn.stages.train", "from . import folds", "another", id="relative stage to stage"),

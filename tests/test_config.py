@@ -53,7 +53,9 @@ def test_dfdc_b4_has_the_settings_of_the_paper():
     ("config_class", "values", "expected"),
     [
         pytest.param(Experiment, {"nme": "x"}, ["nme", "Did you mean 'name'"], id="near the right name"),
-        pytest.param(OptimConfig, {"lrr": 1.0}, ["OptimConfig", "'lrr'", "Did you mean 'lr'"], id="one letter too many"),
+        pytest.param(
+            OptimConfig, {"lrr": 1.0}, ["OptimConfig", "'lrr'", "Did you mean 'lr'"], id="one letter too many"
+        ),
         pytest.param(OptimConfig, {"qqqqq": 1}, ["'qqqqq'", "weight_decay"], id="near nothing lists what there is"),
         pytest.param(
             Experiment,
@@ -117,6 +119,12 @@ def test_an_unknown_setting_near_nothing_guesses_nothing():
         (Experiment, "name", ".."),
         (Experiment, "epochs", 0),
         (Experiment, "seed", -1),
+        (ModelConfig, "global_dropout", 1.0),
+        (LossConfig, "reduction", "median"),
+        (AgdaConfig, "mode", "softly"),
+        (DataConfig, "augmentation", "strong"),
+        (OptimConfig, "schedule", "linear"),
+        (Experiment, "precision", "fp8"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else repr(value),
 )
@@ -139,7 +147,9 @@ def test_a_value_out_of_range_is_refused_with_name_and_value(config_class, name,
         pytest.param(AgdaConfig, {"threshold": 1.0}, id="agda high"),
         pytest.param(DataConfig, {"image_size": 32, "batch_size": 2, "num_workers": 0}, id="least data"),
         pytest.param(DataConfig, {"videos_per_class": 1, "frames_per_video": 1}, id="one video, one frame"),
-        pytest.param(OptimConfig, {"weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad_norm": None}, id="least optim"),
+        pytest.param(
+            OptimConfig, {"weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad_norm": None}, id="least optim"
+        ),
         pytest.param(Experiment, {"name": "x", "epochs": 1, "seed": 0}, id="least experiment"),
     ],
 )

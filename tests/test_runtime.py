@@ -24,7 +24,6 @@ from multiattn.runtime import (
     write_text,
 )
 
-
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
 
 

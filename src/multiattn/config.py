@@ -17,6 +17,14 @@ Config = TypeVar("Config")
 STAGES = ("L1", "L2", "L3", "L4", "L5", "L6", "L7")
 
 
+def _require_choices(owner: Any) -> None:
+    """Refuse a value that a `Literal` field does not list; Python itself does not look."""
+    for name, hint in typing.get_type_hints(type(owner)).items():
+        if typing.get_origin(hint) is Literal:
+            options = typing.get_args(hint)
+            _require(getattr(owner, name) in options, owner, name, f"one of {', '.join(options)}")
+
+
 def _require(condition: bool, owner: object, name: str, expected: str) -> None:
     if not condition:
         found = getattr(owner, name)
@@ -41,13 +49,16 @@ class ModelConfig:
     """SL_a, the stage the attention maps come from."""
     hidden_size: int = 256
     """Width of the classifier's layers."""
+    global_dropout: float = 0.0
+    """Dropout on the global feature G; the paper names none."""
     drop_path_rate: float = 0.2
     """Stochastic depth of the backbone."""
 
     def __post_init__(self) -> None:
         _require(self.num_maps >= 1, self, "num_maps", "at least 1")
         _require(self.hidden_size >= 1, self, "hidden_size", "at least 1")
-        _require(0 <= self.drop_path_rate < 1, self, "drop_path_rate", "a value in [0, 1)")
+        for name in ("global_dropout", "drop_path_rate"):
+            _require(0 <= getattr(self, name) < 1, self, name, "a value in [0, 1)")
         for name in ("texture_stage", "attention_stage"):
             _require(getattr(self, name) in STAGES, self, name, f"one of {', '.join(STAGES)}")
         _require(
@@ -79,7 +90,9 @@ class LossConfig:
     """`mean` averages the intra term over the batch; `sum` is Eq. (3) to the letter."""
 
     def __post_init__(self) -> None:
-        for name in ("cross_entropy_weight", "independence_weight", "inter_margin"):
+        _require_choices(self)
+        weights = ("cross_entropy_weight", "independence_weight")
+        for name in (*weights, "inter_margin", "intra_margin_real", "intra_margin_fake"):
             _require(getattr(self, name) >= 0, self, name, "at least 0")
         for name in ("center_rate", "center_decay"):
             _require(0 < getattr(self, name) <= 1, self, name, "a value in (0, 1]")
@@ -98,6 +111,7 @@ class AgdaConfig:
     """theta_d of the hard variant: what the map exceeds is erased."""
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(0 < self.resize_factor <= 1, self, "resize_factor", "a value in (0, 1]")
         _require(self.sigma > 0, self, "sigma", "a positive number of pixels")
         _require(0 <= self.threshold <= 1, self, "threshold", "a value in [0, 1]")
@@ -121,6 +135,7 @@ class DataConfig:
     """Processes that read and augment crops; 0 does it in the training process."""
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(self.image_size >= 32, self, "image_size", "at least 32 pixels")
         _require(self.frames_per_video >= 1, self, "frames_per_video", "at least 1")
         _require(self.videos_per_class is None or self.videos_per_class >= 1, self, "videos_per_class", "None or >= 1")
@@ -141,6 +156,7 @@ class OptimConfig:
     clip_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(self.lr > 0, self, "lr", "a positive learning rate")
         _require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
         _require(self.warmup_epochs >= 0, self, "warmup_epochs", "at least 0")
@@ -163,7 +179,9 @@ class Experiment:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        _require(bool(self.name) and "/" not in self.name, self, "name", "a folder name")
+        _require_choices(self)
+        _require("/" not in self.name and self.name not in ("", ".", ".."), self, "name", "a folder name")
+        _require(self.seed >= 0, self, "seed", "at least 0")
         _require(self.epochs >= 1, self, "epochs", "at least 1")
 
 

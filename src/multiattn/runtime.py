@@ -171,7 +171,10 @@ def pick_device(name: str = "auto") -> "torch.device":
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, found {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: no CUDA device found on this machine. Use --device cpu or --device auto.")
     return device

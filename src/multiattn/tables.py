@@ -5,6 +5,7 @@ found, in how many rows, and the first three. Writing is atomic. `.csv` for what
 millions of rows; in a CSV an empty cell of a text column is the empty string.
 """
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,11 @@ class Table:
                 f"found columns {', '.join(map(str, frame.columns)) or 'none'}. Make it with `{self.made_by}`."
             )
         schema = pa.DataFrameSchema(self.columns, coerce=True)
+        frame = frame[list(self.columns)].reset_index(drop=True)
+        whole = [name for name, column in self.columns.items() if column.dtype.type == "int64"]
+        frame = frame.assign(**{name: _keep_fractions(frame[name]) for name in whole})
         try:
-            frame = schema.validate(frame[list(self.columns)].reset_index(drop=True), lazy=True)
+            frame = schema.validate(frame, lazy=True)
         except pa.errors.SchemaErrors as error:
             raise ValueError(f"{source}: {self._describe(error, len(frame))}") from error
         repeated = frame.duplicated(list(self.key), keep=False)
@@ -82,12 +86,8 @@ class Table:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no {self.name} table here. Make it with `{self.made_by}`.")
         try:
-            frame = (
-                pd.read_parquet(path)
-                if path.suffix == ".parquet"
-                else pd.read_csv(path, dtype=str, keep_default_na=False)
-            )
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
+            frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+        except (csv.Error, OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a readable {self.name} table: {error}. Make it with `{self.made_by}`."
             ) from error
@@ -105,6 +105,26 @@ class Table:
                 frame.to_parquet(temporary, index=False)
             else:
                 frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """All cells as text; every row has as many as the header (pandas would pad a short row and shift a long one)."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header, *rows = [row for row in csv.reader(file, strict=True) if row] or [None]
+    if header is None:
+        raise ValueError("the file is empty")
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise ValueError(f"row {number}: expected {len(header)} cells, found {len(row)}")
+    return pd.DataFrame(rows, columns=header, dtype=str)
+
+
+def _keep_fractions(values: pd.Series) -> pd.Series:
+    """Whole numbers as they are, fractions as text, so that coercion refuses them instead of cutting 0.5 to 0."""
+    if values.dtype.kind not in "fO":
+        return values
+    fraction = pd.to_numeric(values, errors="coerce") % 1 > 0
+    return values.astype(object).where(~fraction, values.astype(str))
 
 
 def _text(description: str = "text", *checks: pa.Check) -> pa.Column:

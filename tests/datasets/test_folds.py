@@ -94,9 +94,7 @@ def test_groups_are_the_connected_components_networkx_finds(seed, grouping):
             ["d/b"] * 2,
             id="one absent original",
         ),
-        pytest.param(
-            [{"video_id": "d/a", "part": "p"}, {"video_id": "d/b", "part": "p"}], ["d/a"] * 2, id="one part"
-        ),
+        pytest.param([{"video_id": "d/a", "part": "p"}, {"video_id": "d/b", "part": "p"}], ["d/a"] * 2, id="one part"),
         pytest.param(
             [{"video_id": "d/a", "part": "p"}, {"video_id": "e/b", "part": "p", "dataset": "e"}],
             ["d/a", "e/b"],
@@ -180,7 +178,11 @@ def test_the_order_of_the_rows_of_videos_csv_does_not_matter(grouping):
         pytest.param(pairs(3), 0, "part", "--num-folds: expected at least 2, found 0", id="no folds"),
         pytest.param(pairs(3), 4, "part", "at least as many groups, found 3", id="fewer groups than folds"),
         pytest.param(
-            pairs(4, part=lambda n: f"p{n % 2}"), 3, "part", "found 2. Try --group original", id="fewer parts than folds"
+            pairs(4, part=lambda n: f"p{n % 2}"),
+            3,
+            "part",
+            "found 2. Try --group original",
+            id="fewer parts than folds",
         ),
         pytest.param(pairs(2), 3, "original", r"found 2\.$", id="nothing finer to try"),
         pytest.param(videos({"video_id": "d/a"}), 2, "part", "found 1", id="one video"),
@@ -188,7 +190,11 @@ def test_the_order_of_the_rows_of_videos_csv_does_not_matter(grouping):
             videos(*({"video_id": f"d/{number}"} for number in range(6))), 2, "part", "real videos only", id="no fakes"
         ),
         pytest.param(
-            videos(*({"video_id": f"d/{n}", "label": 1} for n in range(6))), 2, "part", "fake videos only", id="no reals"
+            videos(*({"video_id": f"d/{n}", "label": 1} for n in range(6))),
+            2,
+            "part",
+            "fake videos only",
+            id="no reals",
         ),
         pytest.param(
             videos(*({"video_id": f"d/{n}", "label": int(n > 0), "part": f"p{n}"} for n in range(6))),

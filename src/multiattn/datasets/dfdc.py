@@ -38,7 +38,7 @@ def read_dfdc(root: Path) -> Listing:
     listing = Listing(dataset=DATASET, root=root, rows=[])
     _read_parts(root, listing)
     for folder in [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]:
-        split = HELD_OUT_FOLDERS.get(folder.name)
+        split = HELD_OUT_FOLDERS.get(folder.resolve().name)
         if split is not None and not (folder / "metadata.json").is_file():
             _read_held_out(root, folder, split, listing)
     return listing
@@ -69,7 +69,9 @@ def _read_parts(root: Path, listing: Listing) -> None:
                 continue
             original = entry.get("original") or ""
             if original:
-                original = video_id(DATASET, _below(root, folder_of.get(original, folder)) + original)
+                # Of a part that is not here: the first that names it stands for it, so that its fakes stay together.
+                folder_of.setdefault(original, folder)
+                original = video_id(DATASET, _below(root, folder_of[original]) + original)
             listing.rows.append(
                 video_row(
                     DATASET,
@@ -94,11 +96,14 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path}: expected an object of file name -> entry, found {type(entries).__name__}.")
     for name, entry in entries.items():
         label = entry.get("label") if isinstance(entry, dict) else None
-        if label not in LABEL_NAMES:
+        if not isinstance(label, str) or label not in LABEL_NAMES:
             raise ValueError(f"{path}: {name}: expected a label of {sorted(LABEL_NAMES)}, found {label!r}.")
         split = entry.get("split")
         if split not in ("train", "val", "test", None):
             raise ValueError(f"{path}: {name}: expected a split of train, val, test, found {split!r}.")
+        original = entry.get("original")
+        if not isinstance(original, str | None):
+            raise ValueError(f"{path}: {name}: expected the file name of an original or null, found {original!r}.")
     return entries
 
 
@@ -113,6 +118,6 @@ def _read_held_out(root: Path, folder: Path, split: str, listing: Listing) -> No
     prefix = _below(root, folder)
     for name in present:
         listing.rows.append(
-            video_row(DATASET, prefix + name, label=labels.get(name, UNKNOWN), split=split, part=folder.name)
+            video_row(DATASET, prefix + name, label=labels.get(name, UNKNOWN), split=split, part=folder.resolve().name)
         )
     listing.absent.extend(prefix + name for name in sorted(set(labels) - set(present)))

@@ -55,6 +55,8 @@ def _row(root: Path, path: str, method: str, compression: str, level: str, split
     target, source = (match[1], match[2]) if method else (match[1], "")
     if split_of is not None and target not in split_of:
         raise ValueError(f"{root / path}: id {target} is in none of train.json, val.json, test.json.")
+    if split_of is not None and source and split_of.get(source) != split_of[target]:
+        raise ValueError(f"{root / path}: target {target} is of {split_of[target]}.json, source {source} is not.")
     return video_row(
         DATASET,
         path,

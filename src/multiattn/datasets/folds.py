@@ -110,21 +110,25 @@ def check_folds(folds: pd.DataFrame, *, source: str | Path, videos: pd.DataFrame
 
 
 def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str | Path) -> None:
-    joined = folds.merge(videos[["video_id", "label", "original", "split"]], on="video_id", suffixes=("", "_video"))
+    joined = folds.merge(
+        videos[["video_id", "dataset", "label", "original", "split", "part", "target_id", "source_id"]],
+        on="video_id",
+        suffixes=("", "_video"),
+    )
     held_out = joined[joined["split"] == "test"]
     if len(held_out):
         raise ValueError(f"{source}: leak: {len(held_out)} videos are of a test split; {held_out['video_id'].iloc[0]}.")
     wrong = joined[joined["label"] != joined["label_video"]]
     if len(wrong):
         raise ValueError(f"{source}: {len(wrong)} labels differ from the videos table; {wrong['video_id'].iloc[0]}.")
-    fold_of = folds.set_index("video_id")["fold"]
-    fakes = joined[joined["original"].isin(fold_of.index)]
-    apart = fakes[fakes["fold"].to_numpy() != fold_of.loc[fakes["original"]].to_numpy()]
-    if len(apart):
-        first = apart.iloc[0]
+    joined["component"] = group_videos(joined, "original")
+    spread = joined.groupby("component")["fold"].transform("nunique") > 1
+    if spread.any():
+        together = joined[joined["component"] == joined.loc[spread, "component"].iloc[0]]
+        rows = together.drop_duplicates("fold").head(3)[["video_id", "fold"]].to_dict("records")
         raise ValueError(
-            f"{source}: leak: {len(apart)} fakes are not in their original's fold; "
-            f"{first['video_id']} (fold {first['fold']}) and {first['original']}. Make the folds again."
+            f"{source}: leak: {spread.sum()} videos share an original or a person with a video of another fold; "
+            f"the first: {rows}. Make the folds again."
         )
 
 

@@ -1,6 +1,7 @@
 """`videos.csv` and the `videos.json` beside it: which clips there are, and where each data set's root lies."""
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,11 @@ def video_id(dataset: str, path: str) -> str:
 
 def video_files(folder: Path) -> list[str]:
     """Names of the video files directly in a folder, sorted."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)  # says what is a file without a stat each
+        if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    )
 
 
 def roots_path(videos_csv: Path) -> Path:
@@ -82,7 +87,7 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.Da
     table = table.sort_values("video_id", ignore_index=True)
     roots[listing.dataset] = {
         "root": str(listing.root.resolve()),
-        "videos": len(listing.rows),
+        "videos": int((table["dataset"] == listing.dataset).sum()),
         "absent": listing.absent,
         "unlisted": listing.unlisted,
     }
@@ -113,7 +118,7 @@ def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, root: Path | None =
     if root is not None:
         if len(datasets) > 1:
             raise ValueError(f"--root: {videos_csv} holds several data sets ({', '.join(datasets)}); edit videos.json.")
-        roots = {datasets[0]: Path(root)}
+        roots = dict.fromkeys(datasets, Path(root))
     else:
         kept = read_json(roots_path(videos_csv))
         unknown = [name for name in datasets if name not in kept]

@@ -92,6 +92,8 @@ def _score(path: Path, labels: pd.DataFrame | None) -> dict[str, Any]:
     submission = SUBMISSION.read(path)
     card_path = path.with_name("card.json")
     card = read_json(card_path) if card_path.is_file() else {}
+    if not isinstance(card, dict):
+        raise ValueError(f"{card_path}: expected a card, an object, found {type(card).__name__}.")
     coverage = card.get("coverage", {})
     row: dict[str, Any] = {"name": path.parent.name, "log_loss": None, "auc": None, "accuracy": None}
     if labels is not None:

@@ -68,7 +68,7 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, aggregator:
     probabilities = submission["label"].to_numpy(np.float64)
     outside = (probabilities < aggregator.clip) | (probabilities > 1 - aggregator.clip)
     if outside.any():
-        name = submission["filename"][int(np.argmax(outside))]
+        name = submission["filename"].iloc[int(np.argmax(outside))]
         raise ValueError(
             f"{source}: expected probabilities in [{aggregator.clip}, {1 - aggregator.clip}], found "
             f"{int(outside.sum())} outside; the first: {name}."

@@ -41,7 +41,9 @@ class Classifier(nn.Module):
     Departures: none the paper could tell.
     """
 
-    def __init__(self, num_maps: int, part_size: int, global_size: int, hidden_size: int) -> None:
+    def __init__(
+        self, num_maps: int, part_size: int, global_size: int, hidden_size: int, *, global_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.parts = nn.Sequential(
             nn.Linear(num_maps * part_size, hidden_size),
@@ -49,7 +51,7 @@ class Classifier(nn.Module):
             nn.Linear(hidden_size, hidden_size),
             nn.Hardswish(),
         )
-        self.whole = nn.Sequential(nn.Linear(global_size, hidden_size), nn.Hardswish())
+        self.whole = nn.Sequential(nn.Dropout(global_dropout), nn.Linear(global_size, hidden_size), nn.Hardswish())
         self.joint = nn.Sequential(
             nn.Linear(2 * hidden_size, hidden_size), nn.Hardswish(), nn.Linear(hidden_size, NUM_CLASSES)
         )
@@ -94,7 +96,11 @@ class MultiAttentionNetwork(nn.Module):
         self.attention = AttentionModule(channels[config.attention_stage], config.num_maps)
         self.texture = TextureEnhancement(channels[config.texture_stage])
         self.classifier = Classifier(
-            config.num_maps, self.texture.out_channels, self.backbone.num_features, config.hidden_size
+            config.num_maps,
+            self.texture.out_channels,
+            self.backbone.num_features,
+            config.hidden_size,
+            global_dropout=config.global_dropout,
         )
         # Measured with tinynet_e at 112 px on 2 CPU cores: 133 samples/s trained against 95 without.
         self.to(memory_format=torch.channels_last)

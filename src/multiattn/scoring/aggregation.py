@@ -5,7 +5,7 @@ models, clip.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import numba
 import numpy as np
@@ -30,6 +30,11 @@ class Aggregator:
     """The answer for a video without a usable face."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Aggregator).items():
+            if get_args(hint) and getattr(self, name) not in get_args(hint):
+                raise ValueError(
+                    f"--{name}: expected one of {', '.join(get_args(hint))}, found {getattr(self, name)!r}."
+                )
         if not 0 < self.clip < 0.5:
             raise ValueError(f"--clip: expected a value in (0, 0.5), found {self.clip}.")
         if not self.clip <= self.prior <= 1 - self.clip:
@@ -50,15 +55,13 @@ def aggregate_frames(predictions: pd.DataFrame, aggregator: Aggregator) -> pd.Da
     """
     keys = ["video_id", "model", "track"]
     # Sorting by value as well makes sums, and with them the last bit, independent of the order of the rows given.
-    ordered = predictions.sort_values([*keys, "probability"], kind="stable", ignore_index=True)
+    column = "logit" if aggregator.frames == "mean_logit" else "probability"
+    ordered = predictions.sort_values([*keys, column], kind="stable", ignore_index=True)
     if ordered.empty:
         return pd.DataFrame(
             {"video_id": pd.Series(dtype=str), "probability": [], "num_crops": pd.Series(dtype="int64")}
         )
-    if aggregator.frames == "mean_logit":
-        values = ordered["logit"].to_numpy(np.float64)
-    else:
-        values = ordered["probability"].to_numpy(np.float64)
+    values = ordered[column].to_numpy(np.float64)
     starts = _starts(ordered, keys)
     track = ordered.loc[starts[:-1], keys].reset_index(drop=True)
     track["frames"] = np.diff(starts)

@@ -1,13 +1,13 @@
 """Augmentation presets (albumentations), each with its source. Crops stay uint8 RGB of the same size."""
 
 import os
+import random
 
 import cv2
 import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 import albumentations as A
-
 
 SHIFT_PIXELS = 8
 
@@ -44,7 +44,9 @@ def _light(size: int) -> list[A.BasicTransform]:
         A.RandomCrop(height=size, width=size),
         A.HueSaturationValue(hue_shift_limit=20, sat_shift_limit=40, val_shift_limit=0, p=0.7),
         A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.7),
-        A.CoarseDropout(num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3), fill=0, p=0.3),
+        A.CoarseDropout(
+            num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3), fill=0, p=0.3
+        ),
     ]
 
 
@@ -62,5 +64,6 @@ class Augmentation:
         """(H, W, 3) uint8 RGB -> the same, augmented."""
         if self.pipeline is None:
             return crop
-        self.pipeline.set_random_seed(seed)
+        # Not set_random_seed: it gives every transform the same seed, and with it the same draws.
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self.pipeline(image=crop)["image"]

@@ -14,7 +14,10 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     Raises:
         ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    content = path.read_bytes() if path.is_file() else b""
+    # OpenCV fills what is missing of a JPEG that was cut off with grey, so its end marker is looked for first.
+    whole = content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8")
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content and whole else None
     if image is None:
         raise ValueError(f"{path}: not a readable image. Delete the faces folder's tables and crops and run it again.")
     height, width = image.shape[:2]

@@ -52,6 +52,7 @@ class FrameReader:
         self.message = ""
 
     def __iter__(self) -> Iterator[Frame]:
+        self.num_frames, self.message = 0, ""
         try:
             with av.open(str(self.path), mode="r") as container:
                 yield from self._read(container)
@@ -73,6 +74,9 @@ class FrameReader:
         wanted = set(indices)
         last_index = -1
         for index, frame in enumerate(container.decode(stream)):
+            if frame.is_corrupt:  # FFmpeg filled it up with the pixels of another frame
+                self.message = f"frame {index} of {total} is damaged"
+                return
             last_index = index
             if index in wanted:
                 self.num_frames += 1

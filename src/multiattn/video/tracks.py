@@ -13,7 +13,7 @@ def pairwise_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
     size_wh = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     intersection = np.prod(np.clip(size_wh, 0, None), axis=-1)
     union = _area(first) + _area(second) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return np.divide(intersection, union, out=np.zeros(intersection.shape), where=union > 0)
 
 
 def _area(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -1,0 +1,198 @@
+"""The leaderboard: scored as scikit-learn scores, beside the published figures, as page, table and picture."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn import metrics
+
+from multiattn.figures.leaderboard import draw_leaderboard
+from multiattn.inference.leaderboard import NOT_COMPARABLE, score_submissions
+from multiattn.stages import leaderboard as stage
+
+NAMES = [f"{number:04d}.mp4" for number in range(40)]
+LABELS = np.arange(40) % 2
+
+
+def submit(folder: Path, name: str, probabilities, *, names=NAMES, card: dict | None = None) -> None:
+    (folder / name).mkdir(parents=True)
+    pd.DataFrame({"filename": names, "label": probabilities}).to_csv(folder / name / "submission.csv", index=False)
+    if card is not None:
+        (folder / name / "card.json").write_text(json.dumps(card))
+
+
+def write_labels(path: Path, labels=LABELS, names=NAMES) -> Path:
+    pd.DataFrame({"filename": names, "label": labels}).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three submissions, the best of them in the middle of the alphabet."""
+    rng = np.random.default_rng(0)
+    for name, skill in (("a_guess", 0.0), ("b_good", 0.5), ("c_fair", 0.2)):
+        probabilities = 0.5 + skill * (LABELS - 0.5) + rng.uniform(-0.1, 0.1, 40)
+        card = {
+            "coverage": {"ok": 37, "no_face": 2, "unreadable": 1, "missing": 0},
+            "out_of_fold": {"log_loss": 0.25, "auc": 0.9},
+        }
+        submit(tmp_path / "submissions", name, probabilities, card=card)
+    return tmp_path / "submissions"
+
+
+@pytest.fixture
+def labels(tmp_path) -> Path:
+    return write_labels(tmp_path / "labels.csv")
+
+
+def test_scores_equal_those_of_scikit_learn_best_first(folder, labels):
+    board = score_submissions(folder, labels)
+    assert board.ours["name"].tolist() == ["b_good", "c_fair", "a_guess"]
+    for row in board.ours.itertuples():
+        submitted = pd.read_csv(folder / row.name / "submission.csv")["label"]
+        assert row.log_loss == pytest.approx(metrics.log_loss(LABELS, submitted), abs=1e-12)
+        assert row.auc == pytest.approx(metrics.roc_auc_score(LABELS, submitted), abs=1e-12)
+        assert row.accuracy == pytest.approx(metrics.accuracy_score(LABELS, submitted > 0.5), abs=1e-12)
+        assert (row.num_videos, row.no_face, row.unreadable, row.missing) == (40, 2, 1, 0)
+        assert row.out_of_fold_log_loss == 0.25
+
+
+def test_labels_are_joined_by_name_not_by_position(folder, tmp_path):
+    order = np.random.default_rng(1).permutation(40)
+    shuffled = write_labels(tmp_path / "shuffled.csv", LABELS[order], [NAMES[index] for index in order])
+    straight = write_labels(tmp_path / "straight.csv")
+    pd.testing.assert_frame_equal(
+        score_submissions(folder, shuffled).ours,
+        score_submissions(folder, straight).ours,
+        check_exact=False,
+        rtol=1e-12,
+    )
+
+
+def test_without_labels_only_out_of_fold_figures_are_shown(folder):
+    board = score_submissions(folder, None)
+    assert board.ours[["log_loss", "auc", "accuracy"]].isna().all(axis=None)
+    assert board.ours["name"].tolist() == ["a_guess", "b_good", "c_fair"]
+    assert "no labels" in board.scored_on
+    assert "| a_guess |  |  |  | 40 | 2 | 1 | 0 | 0.2500 |" in board.markdown()
+
+
+def test_a_submission_that_lacks_a_video_is_listed_last_without_metrics(folder, labels):
+    submit(folder, "aa_partial", np.full(39, 0.5), names=NAMES[:-1])
+    board = score_submissions(folder, labels)
+    assert board.ours["name"].tolist()[-1] == "aa_partial"
+    last = board.ours.iloc[-1]
+    assert math.isnan(last["log_loss"])
+    assert last["num_videos"] == 39
+
+
+def test_a_submission_with_more_videos_than_labels_is_scored_on_those_labelled(tmp_path):
+    submit(tmp_path / "s", "x", np.full(40, 0.5))
+    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", LABELS[:10], NAMES[:10]))
+    assert board.ours["log_loss"].tolist() == [pytest.approx(math.log(2))]
+    assert "10 videos" in board.scored_on
+
+
+def test_labels_of_one_class_have_no_auc(tmp_path):
+    submit(tmp_path / "s", "x", np.full(40, 0.5))
+    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", np.ones(40, dtype=int)))
+    assert board.ours["auc"].isna().all()
+    assert board.ours["log_loss"].tolist() == [pytest.approx(math.log(2))]
+
+
+def test_one_submission_of_one_video_without_a_card(tmp_path):
+    submit(tmp_path / "s", "x", [1.0], names=["a.mp4"])
+    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", [0], ["a.mp4"]))
+    row = board.ours.iloc[0]
+    assert 30 < row["log_loss"] < 40, "a confident mistake of somebody's file stays finite"
+    assert (row["no_face"], row["unreadable"], row["missing"]) == (0, 0, 0)
+    assert math.isnan(row["out_of_fold_log_loss"])
+
+
+@pytest.mark.parametrize("kind", ["no folder", "empty folder", "a folder without a submission", "a file beside"])
+def test_a_folder_without_submissions_is_refused_with_the_command(kind, tmp_path):
+    folder = tmp_path / "submissions"
+    if kind != "no folder":
+        folder.mkdir()
+    if kind == "a folder without a submission":
+        (folder / "x").mkdir()
+    if kind == "a file beside":
+        (folder / "submission.csv").write_text("filename,label\na.mp4,0.5\n")
+    with pytest.raises(FileNotFoundError, match="multiattn submit"):
+        score_submissions(folder, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        pytest.param("submission.csv", "filename,label\na.mp4,2\n", "label", id="a label out of range"),
+        pytest.param("submission.csv", "", "not a readable submission", id="an empty submission"),
+        pytest.param("card.json", "{", "expected a JSON file", id="a broken card"),
+        pytest.param("card.json", "[]", "card", id="a card that is a list"),
+    ],
+)
+def test_a_broken_submission_is_refused_with_its_path(name, content, expected, folder, labels):
+    (folder / "b_good" / name).write_text(content)
+    with pytest.raises(ValueError, match=expected) as caught:
+        score_submissions(folder, labels)
+    assert str(folder / "b_good" / name) in str(caught.value)
+
+
+def test_labels_that_are_not_there_are_refused(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
+        score_submissions(folder, tmp_path / "nothing.csv")
+
+
+def test_the_page_shows_the_published_figures_and_that_they_are_not_comparable(folder, labels):
+    page = score_submissions(folder, labels).markdown()
+    assert "0.1679" in page
+    assert "not comparable" in page
+    assert NOT_COMPARABLE in page
+    assert "| constant 0.5 | 0.6931 |" in page
+    for name in ("b_good", "Selim Seferbekov", "0.1983", f"40 videos of {labels}"):
+        assert name in page
+
+
+def test_every_row_of_the_page_has_the_cells_of_its_header(folder, labels):
+    submit(folder, "partial", [0.5], names=NAMES[:1])
+    blocks = score_submissions(folder, labels).markdown().split("\n\n")
+    tables = [block.splitlines() for block in blocks if block.startswith("|")]
+    assert [len(table) for table in tables] == [2 + 4 + 1, 2 + 6]
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
+
+
+def test_the_table_holds_ours_the_constant_and_the_published(folder, labels):
+    table = score_submissions(folder, labels).table()
+    assert table["source"].tolist() == ["ours"] * 3 + ["reference"] + ["published"] * 6
+    published = table[table["source"] == "published"]
+    assert published["log_loss"].min() == 0.1679
+    assert set(published["num_videos"]) == {5000}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 12], ids=["none scored", "one submission", "three submissions", "a dozen"])
+def test_the_picture_is_drawn_and_opens(count, tmp_path):
+    for number in range(max(count, 1)):
+        submit(tmp_path / "s", f"s{number}", np.linspace(0.2, 0.8, 40))
+    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv") if count else None)
+    draw_leaderboard(board.table(), board.scored_on, tmp_path / "board.png")
+    with Image.open(tmp_path / "board.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert min(image.size) > 300
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_the_stage_writes_page_table_and_picture(folder, labels, tmp_path, capsys):
+    stage.main(["--submissions", str(folder), "--labels", str(labels), "--out", str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "leaderboard.csv",
+        "leaderboard.md",
+        "leaderboard.png",
+    ]
+    assert "b_good" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "out" / "leaderboard.csv")) == 10
+    assert len(score_submissions(folder, labels).ours) == 3

@@ -1,0 +1,219 @@
+"""Frames -> tracks -> video -> models -> clip, by hand and against a reference written in plain NumPy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.tables import FRAME_PREDICTIONS
+
+FRAMES, TRACKS = ("mean", "median", "mean_logit"), ("weighted", "mean", "max")
+OPEN = {"clip": 1e-9}
+"""A clip that leaves the hand values alone."""
+
+
+def predictions(*rows: tuple, logits: list[float] | None = None) -> pd.DataFrame:
+    """Rows of (model, video, track, probability); frames are numbered as they come."""
+    if not rows:
+        return FRAME_PREDICTIONS.empty()
+    frame = pd.DataFrame(rows, columns=["model", "video_id", "track", "probability"])
+    frame["frame_index"] = range(len(frame))
+    frame["logit"] = logit(frame["probability"]) if logits is None else logits
+    return FRAME_PREDICTIONS.validate(frame.assign(fold=0), "made here")
+
+
+def random_predictions(seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows, logits = [], []
+    for video in range(12):
+        for model in rng.permutation(3)[: rng.integers(1, 4)]:
+            for track in range(rng.integers(1, 4)):
+                for _ in range(rng.integers(1, 7)):
+                    logits.append(float(rng.normal(0, 3)))
+                    rows.append((f"m/fold{model}", f"v/{video:02d}", track, float(expit(logits[-1]))))
+    return predictions(*rows, logits=logits)
+
+
+def reference(table: pd.DataFrame, aggregator: Aggregator) -> dict[str, tuple[float, int]]:
+    """The rule as its docstring says it, without a single groupby in common."""
+    frames = {
+        "mean": lambda rows: np.mean(rows["probability"]),
+        "median": lambda rows: np.median(rows["probability"]),
+        "mean_logit": lambda rows: expit(np.mean(rows["logit"])),
+    }[aggregator.frames]
+    result = {}
+    for video in sorted(set(table["video_id"])):
+        of_video = table[table["video_id"] == video]
+        answers, counts = [], []
+        for model in sorted(set(of_video["model"])):
+            of_model = of_video[of_video["model"] == model]
+            tracks = [of_model[of_model["track"] == track] for track in sorted(set(of_model["track"]))]
+            values, lengths = [frames(rows) for rows in tracks], [len(rows) for rows in tracks]
+            answers.append(
+                {
+                    "mean": lambda v=values: np.mean(v),
+                    "max": lambda v=values: np.max(v),
+                    "weighted": lambda v=values, n=lengths: np.average(v, weights=n),
+                }[aggregator.tracks]()
+            )
+            counts.append(sum(lengths))
+        result[video] = (float(np.clip(np.mean(answers), aggregator.clip, 1 - aggregator.clip)), max(counts))
+    return result
+
+
+def aggregated(table: pd.DataFrame, **settings) -> dict[str, tuple[float, int]]:
+    found = aggregate_frames(table, Aggregator(**settings))
+    assert list(found.columns) == ["video_id", "probability", "num_crops"]
+    return {row.video_id: (row.probability, row.num_crops) for row in found.itertuples()}
+
+
+@pytest.mark.parametrize("tracks", TRACKS)
+@pytest.mark.parametrize("frames", FRAMES)
+@pytest.mark.parametrize("seed", range(4))
+def test_every_rule_equals_the_reference(seed, frames, tracks):
+    table = random_predictions(seed)
+    expected = reference(table, Aggregator(frames=frames, tracks=tracks))
+    found = aggregated(table, frames=frames, tracks=tracks)
+    assert list(found) == list(expected)
+    for video, (probability, num_crops) in expected.items():
+        assert found[video] == (pytest.approx(probability, abs=1e-12), num_crops)
+
+
+ONE_TRACK = [("m", "v", 0, value) for value in (0.2, 0.9, 0.4)]
+TWO_TRACKS = [("m", "v", 0, 0.2), ("m", "v", 0, 0.2), ("m", "v", 0, 0.2), ("m", "v", 1, 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "expected"),
+    [
+        pytest.param(ONE_TRACK, {"frames": "mean"}, 0.5, id="mean of frames"),
+        pytest.param(ONE_TRACK, {"frames": "median"}, 0.4, id="median of frames"),
+        pytest.param(
+            [("m", "v", 0, 0.8), ("m", "v", 0, 0.5)],
+            {"frames": "mean_logit"},
+            2 / 3,  # logits ln 4 and 0: their mean is ln 2
+            id="mean of logits",
+        ),
+        pytest.param([("m", "v", 0, 0.3), ("m", "v", 0, 0.4)], {"frames": "median"}, 0.35, id="median of two"),
+        pytest.param(TWO_TRACKS, {"tracks": "weighted"}, 0.35, id="tracks weighed by frames"),
+        pytest.param(TWO_TRACKS, {"tracks": "mean"}, 0.5, id="tracks alike"),
+        pytest.param(TWO_TRACKS, {"tracks": "max"}, 0.8, id="the most forged track"),
+        pytest.param([("m", "v", 5, 0.7)], {}, 0.7, id="one frame"),
+        pytest.param([("m", "v", 5, 0.7)], {"frames": "median", "tracks": "max"}, 0.7, id="one frame, other rules"),
+        pytest.param([("m", "v", 0, 0.1), ("n", "v", 0, 0.5)], {}, 0.3, id="two models"),
+        pytest.param(
+            [("m", "v", 0, 0.1), *[("n", "v", 0, 0.5)] * 9], {}, 0.3, id="two models alike, whatever they saw"
+        ),
+        pytest.param([("m", "v", 0, 1.0)], {"clip": 0.01}, 0.99, id="clipped above"),
+        pytest.param([("m", "v", 0, 0.0)], {"clip": 0.01}, 0.01, id="clipped below"),
+        pytest.param([("m", "v", 0, 1.0), ("n", "v", 0, 0.9)], {"clip": 0.1}, 0.9, id="clipped after the models"),
+        pytest.param([("m", "v", 0, 1.0), ("n", "v", 0, 0.0)], {"clip": 0.1}, 0.5, id="not clipped before"),
+    ],
+)
+def test_every_rule_by_hand(rows, settings, expected):
+    logits = np.clip([row[3] for row in rows], 1e-12, 1 - 1e-12)
+    found = aggregated(predictions(*rows, logits=logit(logits).tolist()), **{**OPEN, **settings})
+    assert found["v"][0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_crops_counted_are_the_most_any_model_saw():
+    rows = [("m", "v", 0, 0.5), *[("n", "v", 0, 0.5)] * 2, ("n", "v", 1, 0.5)]
+    assert aggregated(predictions(*rows))["v"] == (0.5, 3)
+
+
+@pytest.mark.parametrize("tracks", TRACKS)
+@pytest.mark.parametrize("frames", FRAMES)
+def test_the_order_of_the_rows_changes_nothing_to_the_last_bit(frames, tracks):
+    table = random_predictions(5)
+    first = aggregate_frames(table, Aggregator(frames=frames, tracks=tracks))
+    for seed in range(5):
+        shuffled = table.sample(frac=1, random_state=seed)
+        pd.testing.assert_frame_equal(
+            first, aggregate_frames(shuffled, Aggregator(frames=frames, tracks=tracks)), check_exact=True
+        )
+
+
+def test_logits_beyond_what_a_probability_can_tell_apart_change_nothing_either():
+    """Above a logit of 37 the probability is exactly 1, so sorting by it leaves those frames as they came."""
+    logits = [40.1, 41.7, 38.3, 44.9, 39.7, -203.9]
+    rows = [("m", "v", 0, float(expit(value))) for value in logits]
+    table = predictions(*rows, logits=logits)
+    assert table["probability"].eq(1.0).sum() == 5
+    found = {
+        aggregated(table.sample(frac=1, random_state=seed), frames="mean_logit", **OPEN)["v"][0] for seed in range(40)
+    }
+    assert len(found) == 1
+
+
+def test_the_table_given_is_left_as_it_was():
+    table = random_predictions(1)
+    before = table.copy()
+    aggregate_frames(table, Aggregator())
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_extreme_logits_neither_overflow_nor_lose_their_side():
+    table = predictions(("m", "v", 0, 1.0), ("m", "w", 0, 0.0), logits=[5000.0, -5000.0])
+    assert aggregated(table, frames="mean_logit", clip=0.01) == {"v": (0.99, 1), "w": (0.01, 1)}
+
+
+def test_no_frames_give_no_videos_and_the_right_dtypes():
+    found = aggregate_frames(FRAME_PREDICTIONS.empty(), Aggregator())
+    assert found.empty
+    assert list(found.columns) == ["video_id", "probability", "num_crops"]
+    assert (found["probability"].dtype, found["num_crops"].dtype) == (np.float64, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        pytest.param([], [], id="nothing asked for"),
+        pytest.param(["v"], [("v", 0.7, 1)], id="predicted"),
+        pytest.param(["x"], [("x", 0.4, 0)], id="not predicted"),
+        pytest.param(["x", "v", "a"], [("x", 0.4, 0), ("v", 0.7, 1), ("a", 0.4, 0)], id="in the order asked"),
+    ],
+)
+@pytest.mark.parametrize("extra", [False, True], ids=["", "and another predicted"])
+def test_completing_gives_the_prior_where_nothing_was_predicted(asked, expected, extra):
+    aggregator = Aggregator(prior=0.4)
+    rows = [("m", "v", 0, 0.7)] + [("m", "w", 0, 0.2)] * extra
+    table = complete_videos(pd.Series(asked, dtype=str), aggregate_frames(predictions(*rows), aggregator), aggregator)
+    assert list(table.itertuples(index=False, name=None)) == expected
+    assert (table["probability"].dtype, table["num_crops"].dtype) == (np.float64, np.int64)
+
+
+def test_completing_nothing_predicted_gives_the_prior_everywhere():
+    aggregator = Aggregator()
+    table = complete_videos(pd.Series(["a", "b"]), aggregate_frames(FRAME_PREDICTIONS.empty(), aggregator), aggregator)
+    assert table["probability"].tolist() == [0.5, 0.5]
+    assert table["num_crops"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"clip": 0.0}, "--clip"),
+        ({"clip": 0.5}, "--clip"),
+        ({"clip": float("nan")}, "--clip"),
+        ({"prior": 0.001}, "--prior"),
+        ({"prior": 1.0}, "--prior"),
+        ({"prior": 0.05, "clip": 0.1}, "--prior"),
+        ({"prior": float("nan")}, "--prior"),
+    ],
+    ids=repr,
+)
+def test_settings_out_of_range_are_refused(settings, expected):
+    with pytest.raises(ValueError, match=expected):
+        Aggregator(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"prior": 0.1, "clip": 0.1}, {"prior": 0.9, "clip": 0.1}], ids=repr)
+def test_a_prior_on_the_clip_is_accepted(settings):
+    assert Aggregator(**settings).prior == settings["prior"]
+
+
+@pytest.mark.parametrize("settings", [{"frames": "average"}, {"tracks": "min"}], ids=repr)
+def test_a_rule_that_does_not_exist_is_refused(settings):
+    with pytest.raises(ValueError, match="expected"):
+        Aggregator(**settings)
