@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _describe(error: Exception) -> str:
     """The message; for an error of the operating system, also what became of the output."""
+    if isinstance(error, FileNotFoundError) and error.errno is not None:
+        return f"{error.filename}: expected a file or folder, found none."
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return (

@@ -103,6 +103,8 @@ class AgdaConfig:
     """Attention-guided data augmentation, Eqs. (6) and (7)."""
 
     mode: Literal["soft", "hard", "none"] = "soft"
+    first_epoch: int = 0
+    """Epochs before this one see clean crops only, as the first steps of the authors' schedule do."""
     resize_factor: float = 0.3
     """The degraded copy is scaled down by this factor before it is blurred."""
     sigma: float = 7.0
@@ -112,6 +114,7 @@ class AgdaConfig:
 
     def __post_init__(self) -> None:
         _require_choices(self)
+        _require(self.first_epoch >= 0, self, "first_epoch", "at least 0")
         _require(0 < self.resize_factor <= 1, self, "resize_factor", "a value in (0, 1]")
         _require(self.sigma > 0, self, "sigma", "a positive number of pixels")
         _require(0 <= self.threshold <= 1, self, "threshold", "a value in [0, 1]")

@@ -115,6 +115,8 @@ def _read_held_out(root: Path, folder: Path, split: str, listing: Listing) -> No
         table = LABELS.read(candidates[0])
         labels = dict(zip(table["filename"], table["label"], strict=True))
     present = video_files(folder)
+    if not set(labels) & set(present):
+        labels = {}  # a labels.csv beside several folders may belong to another of them
     prefix = _below(root, folder)
     for name in present:
         listing.rows.append(

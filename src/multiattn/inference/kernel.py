@@ -11,7 +11,7 @@ from multiattn.datasets.manifest import video_files
 from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import find_models
+from multiattn.inference.runs import find_models, trained_on
 from multiattn.inference.submission import Submission, build_submission, read_sample, write_submission
 from multiattn.runtime import pick_device
 from multiattn.scoring.aggregation import Aggregator
@@ -74,6 +74,7 @@ def run_kernel(inputs: KernelInputs) -> Submission:
     FRAME_PREDICTIONS.write(predictions, inputs.out / "frame_predictions.parquet")
     card = {
         "runs": [model.name for model in models],
+        "seen_in_training": len(set(sample["filename"].map(lambda name: Path(name).stem)) & trained_on(inputs.runs)),
         "out_of_fold": {"log_loss": out_of_fold.overall.log_loss, "auc": out_of_fold.overall.auc},
     }
     write_submission(result, sample, inputs.out, card)

@@ -9,6 +9,7 @@ from multiattn.config import Experiment, from_json
 from multiattn.model.checkpoints import load_weights
 from multiattn.model.network import MultiAttentionNetwork
 from multiattn.runtime import read_json
+from multiattn.tables import FOLDS
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
 
 CHECKPOINT = "best.safetensors"
@@ -83,3 +84,13 @@ def find_models(runs: Path) -> list[TrainedModel]:
         if difference := describe_difference(models[0].recipe, model.recipe):
             raise ValueError(f"{model.path}: trained on other crops than {models[0].path}: {difference}.")
     return models
+
+
+def trained_on(runs: Path) -> set[str]:
+    """File names without extension of all videos in the folds of an experiment.
+
+    The 400 public test videos of the Kaggle competition lie inside training parts 0 to 2 under the same names, so a
+    name that comes back in a test set is a video the models have seen.
+    """
+    tables = [FOLDS.read(folder / "folds.csv") for folder in fold_folders(runs)]
+    return {Path(video).name for table in tables for video in table["video_id"]}

@@ -46,6 +46,9 @@ def build_submission(
     videos = complete_videos(ids, aggregate_frames(predictions, aggregator), aggregator)
     status_of = statuses.set_index("video_id")["status"]
     videos["status"] = videos["video_id"].map(status_of).fillna("missing").astype(str)
+    silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]
+    if len(silent):
+        raise ValueError(f"{len(silent)} videos have faces but no prediction; the first: {silent['video_id'].iloc[0]}.")
     submission = pd.DataFrame({"filename": sample["filename"].to_numpy(), "label": videos["probability"].to_numpy()})
     return Submission(submission, VIDEO_PREDICTIONS.validate(videos, "video predictions"), aggregator)
 

@@ -1,4 +1,4 @@
-"""A timm EfficientNet that hands out the maps of its stages L1..L7 and its last map."""
+"""A timm EfficientNet that hands out the maps of its stages L1, L2, ... and its last map."""
 
 import difflib
 import logging
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     """Features of an EfficientNet-class network (EfficientNet, MnasNet, MobileNetV2, TinyNet, ... of timm).
 
     Attributes:
-        channels: stage name -> channels of its map, for all of L1..L7.
+        channels: stage name -> channels of its map, for every stage: L1..L7 in EfficientNets, fewer in some kin.
         strides: stage name -> input pixels a cell of its map.
         num_features: channels of the last map (after head convolution, normalisation and activation).
 
@@ -53,17 +53,18 @@ class Backbone(nn.Module):
             weights: a local safetensors or .pth file in timm's naming; used whenever it is given.
 
         Raises:
-            ValueError: unknown name or stage, not an EfficientNet of seven stages, weights that do not fit or a hub
+            ValueError: unknown name or stage, not an EfficientNet, weights that do not fit or a hub
                 out of reach.
             FileNotFoundError: no file `weights`.
         """
         super().__init__()
         plan = _plan(name)
-        unknown = [stage for stage in stages if stage not in STAGES]
+        self.names = STAGES[: len(plan.blocks)]
+        unknown = [stage for stage in stages if stage not in self.names]
         if unknown:
-            raise ValueError(f"{name}: no stage {unknown[0]!r}; expected one of {', '.join(STAGES)}.")
+            raise ValueError(f"{name}: no stage {unknown[0]!r}; expected one of {', '.join(self.names)}.")
         self.stages = tuple(stages)
-        self.channels = dict(zip(STAGES, (_out_channels(stage) for stage in plan.blocks), strict=True))
+        self.channels = dict(zip(self.names, (_out_channels(stage) for stage in plan.blocks), strict=True))
         self.strides = _strides(plan)
         self.num_features = plan.num_features
         if pretrained and weights is None:
@@ -84,7 +85,7 @@ class Backbone(nn.Module):
         """
         features = self.net.bn1(self.net.conv_stem(images))
         maps = {}
-        for stage, blocks in zip(STAGES, self.net.blocks, strict=True):
+        for stage, blocks in zip(self.names, self.net.blocks, strict=True):
             features = blocks(features)
             if stage in self.stages:
                 maps[stage] = features
@@ -162,8 +163,8 @@ def _plan(name: str) -> EfficientNet:
         raise ValueError(f"{name!r}: {error} Weights of {architecture}: {', '.join(known) or 'none'}.") from error
     if not isinstance(plan, EfficientNet):
         raise ValueError(f"{name!r}: expected an EfficientNet-class model of timm, found {type(plan).__name__}.")
-    if len(plan.blocks) != len(STAGES):
-        raise ValueError(f"{name!r}: expected the {len(STAGES)} stages L1..L7, found {len(plan.blocks)}.")
+    if len(plan.blocks) > len(STAGES):
+        raise ValueError(f"{name!r}: expected at most {len(STAGES)} stages, found {len(plan.blocks)}.")
     return plan
 
 
@@ -174,7 +175,8 @@ def _out_channels(stage: nn.Sequential) -> int:
 def _strides(plan: EfficientNet) -> dict[str, int]:
     # timm's feature_info names only the last stage of each stride, numbered from 1.
     ends = {info["stage"]: info["reduction"] for info in plan.feature_info}
-    return {name: min(ends[end] for end in ends if end >= index) for index, name in enumerate(STAGES, start=1)}
+    names = STAGES[: len(plan.blocks)]
+    return {name: min(ends[end] for end in ends if end >= index) for index, name in enumerate(names, start=1)}
 
 
 def _from_hub(name: str, drop_path_rate: float) -> EfficientNet:

@@ -9,6 +9,7 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from multiattn.command_line import parse, results
 from multiattn.datasets.embedded import build_demo_dataset
@@ -20,7 +21,7 @@ from multiattn.runtime import read_json
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.stages import faces, folds, index, leaderboard, train
 
-NUM_FRAMES = 12
+NUM_FRAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,50 +48,23 @@ def main(argv: list[str]) -> None:
     results(f"\nEmbedded data set -> {root}")
     build_demo_dataset(root, jobs=options.jobs, small=options.tiny)
     videos = options.data / "videos.csv"
-    num_folds = 2 if options.tiny else 5
+    _run(index, "index", "dfdc", root=root, out=videos)
     size = experiment.data.image_size
-    _run(index, "index", "dfdc", "--root", root, "--out", videos)
-    _run(
-        faces,
-        "faces",
-        "--videos",
-        videos,
-        "--out",
-        crops,
-        "--num-frames",
-        NUM_FRAMES,
-        "--size",
-        size,
-        "--splits",
-        "train",
-        "--jobs",
-        options.jobs,
-    )
-    _run(folds, "folds", "--videos", videos, "--out", options.folds, "--num-folds", num_folds, "--group", "part")
+    _run(faces, "faces", videos=videos, out=crops, num_frames=NUM_FRAMES, size=size, splits="train", jobs=options.jobs)
+    _run(folds, "folds", videos=videos, out=options.folds, num_folds=2 if options.tiny else 5, group="part")
     tiny = ["--tiny"] if options.tiny else []
-    _run(
-        train,
-        "train",
-        "demo",
-        *tiny,
-        "--faces",
-        crops,
-        "--folds",
-        options.folds,
-        "--fold",
-        "all",
-        "--runs",
-        options.runs,
-    )
+    _run(train, "train", "demo", *tiny, faces=crops, folds=options.folds, fold="all", runs=options.runs)
     out = options.submissions / experiment.name
     _submit(options, experiment.name, root, out)
-    labels = ["--labels", root / "labels.csv"]
-    _run(leaderboard, "leaderboard", "--submissions", options.submissions, *labels)
+    _run(leaderboard, "leaderboard", submissions=options.submissions, labels=root / "labels.csv")
     results(_summary(options, experiment.name, root, out, minutes=(time.monotonic() - started) / 60))
 
 
-def _run(stage, *words: object) -> None:
-    argv = [str(word) for word in words]
+def _run(stage: ModuleType, *words: str, **settings: object) -> None:
+    """Show a stage's command line and run it."""
+    argv = list(words)
+    for name, value in settings.items():
+        argv += [f"--{name.replace('_', '-')}", str(value)]
     results(f"\n$ multiattn {shlex.join(argv)}")
     stage.main(argv[1:])
 

@@ -142,9 +142,10 @@ def _train_epoch(training: _Training, module: nn.Module, epoch: int, bar: tqdm) 
     seed_everything(hash((training.experiment.seed, epoch, ranks.rank)))
     loader.batch_sampler.epoch = epoch
     module.train()
+    degrade = epoch >= training.experiment.agda.first_epoch
     sums: dict[str, torch.Tensor] = {}
     for number, (crops, labels) in enumerate(loader):
-        terms = _update(training, module, crops, labels, updates=epoch * len(loader) + number)
+        terms = _update(training, module, crops, labels, updates=epoch * len(loader) + number, degrade=degrade)
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         bar.update(len(labels) * ranks.world_size)
@@ -164,7 +165,7 @@ def _train_epoch(training: _Training, module: nn.Module, epoch: int, bar: tqdm) 
 
 
 def _update(
-    training: _Training, module: nn.Module, crops: torch.Tensor, labels: torch.Tensor, *, updates: int
+    training: _Training, module: nn.Module, crops: torch.Tensor, labels: torch.Tensor, *, updates: int, degrade: bool
 ) -> dict[str, torch.Tensor]:
     """One optimiser step; `updates` were done before it."""
     training.schedule.step_update(updates)
@@ -172,7 +173,7 @@ def _update(
     labels = labels.to(training.device, non_blocking=True)
     training.optimizer.zero_grad(set_to_none=True)
     with autocast(training.precision, training.device):
-        terms = module(crops, labels)
+        terms = module(crops, labels, degrade=degrade)
     training.scaler.scale(terms["loss"]).backward()
     if training.experiment.optim.clip_grad_norm is not None:
         training.scaler.unscale_(training.optimizer)

@@ -46,8 +46,8 @@ class EpochSampler:
         self.rows_of_video = np.split(order, np.searchsorted(video_of_row[order], np.arange(1, len(labels))))
         self.videos_of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
         if not all(map(len, self.videos_of_class)):
-            found = "fake" if len(self.videos_of_class[1]) else "real" if len(labels) else "no"
-            raise ValueError(f"expected training videos of both classes, found {found} ones only.")
+            counts = [len(videos) for videos in self.videos_of_class]
+            raise ValueError(f"expected training videos of both classes, found {counts[0]} real and {counts[1]} fake.")
         self.frames_per_video = frames_per_video
         self.videos_per_class = videos_per_class or max(map(len, self.videos_of_class))
         self.seed = seed

@@ -1,5 +1,8 @@
 """One training step: the network on the crops and on their AGDA copies, and the losses of both."""
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from multiattn.config import Experiment
@@ -15,7 +18,8 @@ class TrainingStep(nn.Module):
     L = lambda_1 CE(I) + lambda_2 RIL(I) + CE(I'), with I' the attention-guided degraded copy of I (Eq. (5) and
     section 3.4 of arXiv:2103.02406). One attention map uses neither RIL nor AGDA (Table 5).
 
-    Departures: none.
+    Departures: batch normalisation's running statistics follow the clean crops only. Evaluation uses them and sees no
+    degraded crop; the paper does not say.
     """
 
     def __init__(self, experiment: Experiment, *, load_weights: bool = True) -> None:
@@ -33,10 +37,11 @@ class TrainingStep(nn.Module):
         if several and experiment.agda.mode != "none":
             self.augmentation = AttentionGuidedAugmentation(experiment.agda)
 
-    def forward(self, crops: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, crops: Tensor, labels: Tensor, *, degrade: bool = True) -> dict[str, Tensor]:
         """The loss and its unweighted terms.
 
         Args:
+            degrade: False leaves the AGDA copies out.
             crops: (B, H, W, 3) uint8 RGB.
             labels: (B,) int64, 1 = fake.
 
@@ -50,9 +55,11 @@ class TrainingStep(nn.Module):
         if self.independence is not None:
             terms["independence"] = self.independence(output.parts, labels)
             loss = loss + self.config.independence_weight * terms["independence"]
-        if self.augmentation is not None:
+        if degrade and self.augmentation is not None:
             degraded = self.augmentation(images, output.attention.detach())
-            terms["cross_entropy_agda"] = self.classification(self.network(degraded).logits, labels)
+            with _frozen_statistics(self.network):
+                logits = self.network(degraded).logits
+            terms["cross_entropy_agda"] = self.classification(logits, labels)
             loss = loss + terms["cross_entropy_agda"]
         return {"loss": loss, **terms}
 
@@ -60,3 +67,17 @@ class TrainingStep(nn.Module):
         """What changes between epochs: the rate of the moving centres decays."""
         if self.independence is not None:
             self.independence.end_epoch()
+
+
+@contextlib.contextmanager
+def _frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch normalisation goes on normalising by the batch, but its running statistics stay as they are."""
+    layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -13,7 +13,7 @@ import numpy as np
 from multiattn.datasets.embedded.actors import CANVAS_FACE, Actor
 from multiattn.datasets.embedded.warps import Bump, displacement, random_field
 
-FRAME_RATE = 15
+FRAME_RATE = 12
 FRAME_SIZES_WH = ((256, 256), (256, 240), (288, 240))
 _EXPRESSION_CELL = 4  # the expression's displacement is smooth: computed on every 4th pixel and enlarged
 

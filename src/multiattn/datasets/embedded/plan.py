@@ -58,7 +58,7 @@ class _Sizes:
     seconds: tuple[float, float]
 
 
-_FULL = _Sizes(parts=5, actors_a_part=5, test_actors=9, takes_a_test_actor=2, seconds=(2.0, 3.4))
+_FULL = _Sizes(parts=5, actors_a_part=10, test_actors=9, takes_a_test_actor=2, seconds=(2.0, 2.5))
 _SMALL = _Sizes(parts=2, actors_a_part=2, test_actors=2, takes_a_test_actor=1, seconds=(1.0, 1.0))
 
 
@@ -125,7 +125,7 @@ def plan_demo(seed: int = 7, small: bool = False) -> DemoPlan:
         small: the miniature for tests: 12 training clips of one second and 4 test clips.
 
     Returns:
-        The plan. Full: 5 parts of 5 real and 10 fake clips with 5 actors each, and 18 real and 18 fake test clips
+        The plan. Full: 5 parts of 10 real and 20 fake clips with 10 actors each, and 18 real and 18 fake test clips
         with 9 actors of their own. The first fake test clip is truncated, the last real one shows no face.
     """
     sizes = _SMALL if small else _FULL

@@ -1,0 +1,214 @@
+"""The stages one after the other on a miniature of the embedded data, and what they do with bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Pipeline, run
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+from multiattn.__main__ import main
+from multiattn.inference.runs import find_models
+from multiattn.model.checkpoints import load_weights
+from multiattn.tables import FACES, FOLDS, FRAME_PREDICTIONS, SUBMISSION, VIDEO_STATUS, VIDEOS
+
+
+def fails(caplog: pytest.LogCaptureFixture, *words: object) -> str:
+    """Run a stage that must end with one clear message; returns it."""
+    caplog.clear()
+    assert main([str(word) for word in words]) == 2
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(messages) == 1 and messages[0].startswith("error: ")
+    return messages[0]
+
+
+@pytest.fixture(scope="module")
+def submission(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("submit") / "submissions" / "tiny"
+    run(
+        "submit", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos",
+        "--sample-submission", pipeline.dataset / "sample_submission.csv", "--out", folder,
+        "--faces", folder.parent.parent / "faces", "--jobs", 1,
+    )  # fmt: skip
+    return folder
+
+
+def test_every_stage_hands_over_a_table_that_keeps_its_contract(pipeline, submission):
+    videos, faces = VIDEOS.read(pipeline.videos), FACES.read(pipeline.faces / "faces.parquet")
+    statuses, folds = VIDEO_STATUS.read(pipeline.faces / "video_status.csv"), FOLDS.read(pipeline.folds)
+    training = set(videos.loc[videos["split"] == "train", "video_id"])
+    assert set(faces["video_id"]) == set(statuses["video_id"]) == set(folds["video_id"]) == training
+    assert statuses["num_crops"].sum() == len(faces)
+    assert all((pipeline.faces / crop).is_file() for crop in faces["crop"])
+    predictions = FRAME_PREDICTIONS.read(submission / "frame_predictions.parquet")
+    assert set(predictions["model"]) == {"demo_tiny/fold0", "demo_tiny/fold1"}
+    assert SUBMISSION.read(submission / "submission.csv")["filename"].tolist() == (
+        SUBMISSION.read(pipeline.dataset / "sample_submission.csv")["filename"].tolist()
+    )
+
+
+def test_out_of_fold_predictions_cover_each_training_crop_once(pipeline):
+    oof = [FRAME_PREDICTIONS.read(folder / "oof.parquet") for folder in sorted(pipeline.experiment.glob("fold*"))]
+    together = pd.concat(oof)
+    faces = FACES.read(pipeline.faces / "faces.parquet")
+    key = ["video_id", "frame_index", "track"]
+    assert sorted(together[key].itertuples(index=False)) == sorted(faces[key].itertuples(index=False))
+    fold_of = FOLDS.read(pipeline.folds).set_index("video_id")["fold"]
+    assert (together["video_id"].map(fold_of) == together["fold"]).all()
+
+
+def test_the_runs_best_checkpoint_repeats_its_out_of_fold_predictions(pipeline, tmp_path):
+    run("predict", "--runs", pipeline.experiment / "fold0", "--faces", pipeline.faces, "--out", tmp_path / "p.parquet")
+    key = ["video_id", "frame_index", "track"]
+    oof = FRAME_PREDICTIONS.read(pipeline.experiment / "fold0" / "oof.parquet")
+    joined = oof.merge(FRAME_PREDICTIONS.read(tmp_path / "p.parquet"), on=key, suffixes=("", "_again"))
+    assert len(joined) == len(oof)
+    assert (joined["logit"] - joined["logit_again"]).abs().max() < 1e-4
+
+
+def test_a_faceless_and_an_unreadable_video_get_the_prior_and_are_counted(submission):
+    card = json.loads((submission / "card.json").read_text())
+    assert card["coverage"] == {"ok": 2, "no_face": 1, "unreadable": 1, "missing": 0}
+    assert card["seen_in_training"] == 0
+    videos = pd.read_csv(submission / "video_predictions.csv")
+    assert (videos.loc[videos["status"] != "ok", "probability"] == 0.5).all()
+    assert videos["probability"].between(0.01, 0.99).all()
+
+
+def test_a_video_of_the_sample_that_is_not_there_is_a_row_too(pipeline, submission, tmp_path):
+    sample = SUBMISSION.read(pipeline.dataset / "sample_submission.csv")
+    wider = pd.concat([sample, pd.DataFrame({"filename": ["zzzzzzzzzz.mp4"], "label": [0.5]})])
+    SUBMISSION.write(wider, tmp_path / "sample.csv")
+    run(
+        "submit", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos",
+        "--sample-submission", tmp_path / "sample.csv", "--out", tmp_path / "wider",
+        "--faces", submission.parent.parent / "faces",
+    )  # fmt: skip
+    answers = SUBMISSION.read(tmp_path / "wider" / "submission.csv").set_index("filename")["label"]
+    assert answers["zzzzzzzzzz.mp4"] == 0.5
+    before = SUBMISSION.read(submission / "submission.csv").set_index("filename")["label"]
+    assert answers.drop("zzzzzzzzzz.mp4").to_dict() == pytest.approx(before.to_dict(), abs=1e-6)
+
+
+def test_the_leaderboard_scores_the_submission_as_scikit_learn_does(pipeline, submission):
+    run("leaderboard", "--submissions", submission.parent, "--labels", pipeline.dataset / "labels.csv")
+    board = pd.read_csv(submission.parent / "leaderboard.csv").set_index("name")
+    joined = pd.read_csv(pipeline.dataset / "labels.csv").merge(
+        pd.read_csv(submission / "submission.csv"), on="filename", suffixes=("", "_answer")
+    )
+    assert board.loc["tiny", "log_loss"] == pytest.approx(sklearn_log_loss(joined["label"], joined["label_answer"]))
+    assert "not comparable" in (submission.parent / "leaderboard.md").read_text()
+
+
+def test_finished_work_is_not_done_again(pipeline, caplog):
+    before = {path: path.stat().st_mtime_ns for path in pipeline.experiment.rglob("*.safetensors")}
+    before |= {path: path.stat().st_mtime_ns for path in pipeline.faces.rglob("*.jpg")}
+    run("faces", "--videos", pipeline.videos, "--out", pipeline.faces, "--num-frames", 4, "--size", 64, "--splits", "train")
+    run(
+        "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--fold", "all",
+        "--runs", pipeline.runs,
+    )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(["index", "dfdc", "--root", "{nowhere}"], ["no such folder", "--root"], id="index: no folder"),
+        pytest.param(["index", "dfdc", "--root", "{empty}"], ["found no clip"], id="index: empty folder"),
+        pytest.param(["faces", "--videos", "{nowhere}"], ["multiattn index"], id="faces: no table"),
+        pytest.param(["faces", "--videos", "{wrong}"], ["video_id", "found columns a, b"], id="faces: wrong columns"),
+        pytest.param(["faces", "--videos", "{no_rows}"], ["no rows", "multiattn index"], id="faces: empty table"),
+        pytest.param(["faces", "--videos", "{videos}", "--size", "8"], ["--size", "found 8"], id="faces: tiny crops"),
+        pytest.param(["folds", "--videos", "{videos}", "--num-folds", "9"], ["found 2"], id="folds: too few groups"),
+        pytest.param(["folds", "--videos", "{fakes}", "--num-folds", "2"], ["fake videos only"], id="folds: one class"),
+        pytest.param(["predict", "--runs", "{empty}", "--faces", "{faces}"], ["multiattn train"], id="predict: no runs"),
+        pytest.param(["predict", "--runs", "{runs}"], ["--faces", "--videos-dir"], id="predict: nothing to predict"),
+        pytest.param(["predict", "--runs", "{runs}", "--faces", "{empty}"], ["multiattn faces"], id="predict: no faces"),
+        pytest.param(["predict", "--runs", "{runs}", "--videos-dir", "{empty}"], ["expected videos"], id="predict: no videos"),
+        pytest.param(["leaderboard", "--submissions", "{empty}"], ["multiattn submit"], id="leaderboard: no submission"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_clear_message_and_leaves_the_output_alone(pipeline, caplog, tmp_path, words, expected):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.csv").write_text("a,b\n1,2\n")
+    videos = VIDEOS.read(pipeline.videos)
+    VIDEOS.write(videos.iloc[:0], tmp_path / "no_rows.csv")
+    VIDEOS.write(videos[videos["label"] == 1], tmp_path / "fakes.csv")
+    names = {
+        "nowhere": tmp_path / "nowhere", "empty": tmp_path / "empty", "wrong": tmp_path / "wrong.csv",
+        "no_rows": tmp_path / "no_rows.csv", "fakes": tmp_path / "fakes.csv", "videos": pipeline.videos,
+        "faces": pipeline.faces, "runs": pipeline.experiment,
+    }  # fmt: skip
+    out = tmp_path / "out.csv"
+    out.write_text("earlier output")
+    message = fails(caplog, *[word.format(**names) for word in words], "--out", out)
+    assert all(part in message for part in expected), message
+    assert out.read_text() == "earlier output"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(["--fold", "7"], ["--fold 7", "[0, 1]"], id="no such fold"),
+        pytest.param(["--fold", "first"], ["--fold", "first"], id="not a number"),
+        pytest.param(["--optim.lr", "0.5"], ["other settings", "optim.lr"], id="run of other settings"),
+        pytest.param(["--name", "big", "--data.image-size", "128"], ["at least 128 pixels"], id="crops too small"),
+        pytest.param(["--name", "x", "--optim.name", "adamm"], ["adamm"], id="no such optimiser"),
+        pytest.param(["--name", "x", "--model.backbone", "tinynet_q"], ["Did you mean"], id="no such backbone"),
+    ],
+)  # fmt: skip
+def test_training_refuses_what_does_not_fit(pipeline, caplog, tmp_path, words, expected):
+    runs = tmp_path / "runs"
+    shutil.copytree(pipeline.runs, runs)
+    before = {path: path.read_bytes() for path in runs.rglob("*.safetensors")}
+    message = fails(
+        caplog, "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", runs, *words
+    )
+    assert all(part in message for part in expected), message
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_folds_that_leak_are_refused_when_they_are_read(pipeline, caplog, tmp_path):
+    folds = FOLDS.read(pipeline.folds)
+    folds.loc[0, ["fold", "group"]] = [1 - folds.loc[0, "fold"], "made up"]
+    FOLDS.write(folds, tmp_path / "folds.csv")
+    message = fails(
+        caplog, "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", tmp_path / "folds.csv",
+        "--runs", tmp_path / "runs",
+    )  # fmt: skip
+    assert "leak" in message and not (tmp_path / "runs").exists()
+
+
+def test_the_checkpoint_of_another_experiment_is_refused(pipeline, tmp_path):
+    experiment = json.loads((pipeline.experiment / "fold0" / "experiment.json").read_text())
+    experiment["model"]["num_maps"] = 2
+    shutil.copytree(pipeline.experiment, tmp_path / "runs")
+    (tmp_path / "runs" / "fold0" / "experiment.json").write_text(json.dumps(experiment))
+    with pytest.raises(ValueError, match="another experiment"):
+        find_models(tmp_path / "runs")[0].load("cpu")
+    with pytest.raises(ValueError, match="safetensors"):
+        (tmp_path / "torn.safetensors").write_bytes((pipeline.experiment / "fold0" / "best.safetensors").read_bytes()[:500])
+        load_weights(find_models(pipeline.experiment)[0].load("cpu"), tmp_path / "torn.safetensors")
+
+
+def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, caplog, tmp_path):
+    out = tmp_path / "videos.csv"
+    shutil.copy(pipeline.videos, out)
+    shutil.copy(pipeline.videos.with_suffix(".json"), out.with_suffix(".json"))
+    before = out.read_bytes()
+    code = (
+        "import resource, sys; from multiattn.__main__ import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "index", "dfdc", "--root", str(pipeline.dataset), "--out", str(out)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert "Earlier output is untouched" in finished.stderr and "Traceback" not in finished.stderr
+    assert out.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == ["videos.csv", "videos.json"]
+    # /proc refuses new files whoever asks, the superuser of a container included
+    fails(caplog, "index", "dfdc", "--root", pipeline.dataset, "--out", "/proc/multiattn/videos.csv")
