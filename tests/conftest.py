@@ -6,34 +6,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processe
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from multiattn.__main__ import main
 from multiattn.datasets.embedded import build_demo_dataset
 from multiattn.runtime import exclusive_folder
+from walk import FACES_OPTIONS, Pipeline, run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A miniature of the demo, walked from clips to trained folds by the stages themselves."""
-
-    dataset: Path
-    videos: Path
-    faces: Path
-    folds: Path
-    runs: Path
-
-    @property
-    def experiment(self) -> Path:
-        """The trained runs."""
-        return self.runs / "demo_tiny"
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +79,3 @@ def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
         )
 
     return paths(build_once("pipeline", make))
-
-
-FACES_OPTIONS = ("--num-frames", "4", "--size", "64", "--splits", "train")
-
-
-def run(*words: object) -> None:
-    """Run a stage as a user would, in this process; it must succeed."""
-    assert main([str(word) for word in words]) == 0, f"multiattn {' '.join(map(str, words))} failed"

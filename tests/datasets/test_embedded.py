@@ -13,7 +13,7 @@ import pytest
 
 from multiattn.datasets.embedded import build_demo_dataset, plan_demo
 from multiattn.datasets.embedded.actors import make_actor
-from multiattn.datasets.embedded.clips import make_take, render_frames
+from multiattn.datasets.embedded.clips import FRAME_RATE, make_take, render_frames
 from multiattn.datasets.embedded.forgery import RECIPES, make_forger
 from multiattn.datasets.embedded.warps import Bump, displacement, fit_affine
 
@@ -134,12 +134,12 @@ def test_a_foreign_partial_folder_is_refused_and_left_untouched(tmp_path: Path) 
 
 
 def test_the_full_plan_has_the_promised_counts_and_ratios(full_plan) -> None:
-    assert len(full_plan.training) == 75
+    assert len(full_plan.training) == 150
     assert Counter(c.label for c in full_plan.test) == {0: 18, 1: 18}
     assert {c.part for c in full_plan.training} == set(range(5))
     for part in range(5):
-        assert Counter(c.label for c in full_plan.training if c.part == part) == {0: 5, 1: 10}
-    assert all(2 <= c.num_frames / 15 <= 4 for c in full_plan.clips)
+        assert Counter(c.label for c in full_plan.training if c.part == part) == {0: 10, 1: 20}
+    assert all(2 <= c.num_frames / FRAME_RATE <= 4 for c in full_plan.clips)
     assert len({c.filename for c in full_plan.clips}) == len(full_plan.clips)
     assert sorted(c.defect for c in full_plan.clips if c.defect) == ["faceless", "truncated"]
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import Pipeline
 
 from multiattn.inference.kernel import find_inputs
 from multiattn.inference.notebook import NOTEBOOK, execute_notebook
 from multiattn.tables import SUBMISSION
+from walk import Pipeline
 
-BLOCK_NETWORK = '''
+BLOCK_NETWORK = """
 import socket
 _connect, _getaddrinfo = socket.socket.connect, socket.getaddrinfo
 def connect(self, address):
@@ -22,7 +22,7 @@ def getaddrinfo(host, *arguments, **named):
         raise OSError(f"networking is blocked: {host}")
     return _getaddrinfo(host, *arguments, **named)
 socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
-'''
+"""
 
 
 def environment(pipeline: Pipeline, folder: Path) -> dict[str, str]:
@@ -56,7 +56,9 @@ def test_blocking_the_network_really_blocks_it(tmp_path):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK_NETWORK)
     probe = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("import urllib.request\nurllib.request.urlopen('http://192.0.2.1', timeout=5)")]
+        cells=[
+            nbformat.v4.new_code_cell("import urllib.request\nurllib.request.urlopen('http://192.0.2.1', timeout=5)")
+        ]
     )
     nbformat.write(probe, tmp_path / "probe.ipynb")
     with pytest.raises(ValueError, match="networking is blocked"):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import safetensors.torch
 import torch
-from conftest import FACES_OPTIONS, Pipeline, run
 
 from multiattn.tables import FACES, FRAME_PREDICTIONS
+from walk import FACES_OPTIONS, Pipeline, run
 
 TIMES = ["seconds", "samples_per_second"]
 
@@ -43,7 +43,9 @@ def test_killed_faces_continue_to_the_same_tables(pipeline: Pipeline, tmp_path):
     journal = tmp_path / "faces" / "journal.jsonl"
     kill_when(start(*words), lambda: lines(journal) >= 3)
     done = {line.split('"')[3] for line in journal.read_text().splitlines()[: lines(journal)]}
-    crop_times = {path: path.stat().st_mtime_ns for name in done for path in (tmp_path / "faces/crops" / name).iterdir()}
+    crop_times = {
+        path: path.stat().st_mtime_ns for name in done for path in (tmp_path / "faces/crops" / name).iterdir()
+    }
     assert not (tmp_path / "faces" / "video_status.csv").exists()
     with journal.open("a") as file:
         file.write('{"video_id":"dfdc/torn')  # what a kill in the middle of a write leaves

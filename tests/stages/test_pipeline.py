@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Pipeline, run
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from multiattn.__main__ import main
 from multiattn.inference.runs import find_models
 from multiattn.model.checkpoints import load_weights
 from multiattn.tables import FACES, FOLDS, FRAME_PREDICTIONS, SUBMISSION, VIDEO_STATUS, VIDEOS
+from walk import FACES_OPTIONS, Pipeline, run
 
 
-def fails(caplog: pytest.LogCaptureFixture, *words: object) -> str:
+def fails(capsys: pytest.CaptureFixture, *words: object) -> str:
     """Run a stage that must end with one clear message; returns it."""
-    caplog.clear()
+    capsys.readouterr()
     assert main([str(word) for word in words]) == 2
-    messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert len(messages) == 1 and messages[0].startswith("error: ")
-    return messages[0]
+    message = capsys.readouterr().err
+    assert message.count("error: ") == 1 and "Traceback" not in message
+    return message
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +104,10 @@ def test_the_leaderboard_scores_the_submission_as_scikit_learn_does(pipeline, su
     assert "not comparable" in (submission.parent / "leaderboard.md").read_text()
 
 
-def test_finished_work_is_not_done_again(pipeline, caplog):
+def test_finished_work_is_not_done_again(pipeline, capsys):
     before = {path: path.stat().st_mtime_ns for path in pipeline.experiment.rglob("*.safetensors")}
     before |= {path: path.stat().st_mtime_ns for path in pipeline.faces.rglob("*.jpg")}
-    run("faces", "--videos", pipeline.videos, "--out", pipeline.faces, "--num-frames", 4, "--size", 64, "--splits", "train")
+    run("faces", "--videos", pipeline.videos, "--out", pipeline.faces, *FACES_OPTIONS)
     run(
         "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--fold", "all",
         "--runs", pipeline.runs,
@@ -126,14 +126,14 @@ def test_finished_work_is_not_done_again(pipeline, caplog):
         pytest.param(["faces", "--videos", "{videos}", "--size", "8"], ["--size", "found 8"], id="faces: tiny crops"),
         pytest.param(["folds", "--videos", "{videos}", "--num-folds", "9"], ["found 2"], id="folds: too few groups"),
         pytest.param(["folds", "--videos", "{fakes}", "--num-folds", "2"], ["fake videos only"], id="folds: one class"),
-        pytest.param(["predict", "--runs", "{empty}", "--faces", "{faces}"], ["multiattn train"], id="predict: no runs"),
-        pytest.param(["predict", "--runs", "{runs}"], ["--faces", "--videos-dir"], id="predict: nothing to predict"),
-        pytest.param(["predict", "--runs", "{runs}", "--faces", "{empty}"], ["multiattn faces"], id="predict: no faces"),
-        pytest.param(["predict", "--runs", "{runs}", "--videos-dir", "{empty}"], ["expected videos"], id="predict: no videos"),
-        pytest.param(["leaderboard", "--submissions", "{empty}"], ["multiattn submit"], id="leaderboard: no submission"),
+        pytest.param(["predict", "--runs", "{empty}", "--faces", "{faces}"], ["multiattn train"], id="no runs"),
+        pytest.param(["predict", "--runs", "{runs}"], ["--faces", "--videos-dir"], id="nothing to predict"),
+        pytest.param(["predict", "--runs", "{runs}", "--faces", "{empty}"], ["multiattn faces"], id="no faces"),
+        pytest.param(["predict", "--runs", "{runs}", "--videos-dir", "{empty}"], ["expected videos"], id="no videos"),
+        pytest.param(["leaderboard", "--submissions", "{empty}"], ["multiattn submit"], id="no submission"),
     ],
 )  # fmt: skip
-def test_bad_input_ends_in_one_clear_message_and_leaves_the_output_alone(pipeline, caplog, tmp_path, words, expected):
+def test_bad_input_ends_in_one_clear_message_and_leaves_the_output_alone(pipeline, capsys, tmp_path, words, expected):
     (tmp_path / "empty").mkdir()
     (tmp_path / "wrong.csv").write_text("a,b\n1,2\n")
     videos = VIDEOS.read(pipeline.videos)
@@ -146,7 +146,7 @@ def test_bad_input_ends_in_one_clear_message_and_leaves_the_output_alone(pipelin
     }  # fmt: skip
     out = tmp_path / "out.csv"
     out.write_text("earlier output")
-    message = fails(caplog, *[word.format(**names) for word in words], "--out", out)
+    message = fails(capsys, *[word.format(**names) for word in words], "--out", out)
     assert all(part in message for part in expected), message
     assert out.read_text() == "earlier output"
 
@@ -162,23 +162,23 @@ def test_bad_input_ends_in_one_clear_message_and_leaves_the_output_alone(pipelin
         pytest.param(["--name", "x", "--model.backbone", "tinynet_q"], ["Did you mean"], id="no such backbone"),
     ],
 )  # fmt: skip
-def test_training_refuses_what_does_not_fit(pipeline, caplog, tmp_path, words, expected):
+def test_training_refuses_what_does_not_fit(pipeline, capsys, tmp_path, words, expected):
     runs = tmp_path / "runs"
     shutil.copytree(pipeline.runs, runs)
     before = {path: path.read_bytes() for path in runs.rglob("*.safetensors")}
     message = fails(
-        caplog, "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", runs, *words
+        capsys, "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", runs, *words
     )
     assert all(part in message for part in expected), message
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_folds_that_leak_are_refused_when_they_are_read(pipeline, caplog, tmp_path):
+def test_folds_that_leak_are_refused_when_they_are_read(pipeline, capsys, tmp_path):
     folds = FOLDS.read(pipeline.folds)
     folds.loc[0, ["fold", "group"]] = [1 - folds.loc[0, "fold"], "made up"]
     FOLDS.write(folds, tmp_path / "folds.csv")
     message = fails(
-        caplog, "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", tmp_path / "folds.csv",
+        capsys, "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", tmp_path / "folds.csv",
         "--runs", tmp_path / "runs",
     )  # fmt: skip
     assert "leak" in message and not (tmp_path / "runs").exists()
@@ -192,11 +192,13 @@ def test_the_checkpoint_of_another_experiment_is_refused(pipeline, tmp_path):
     with pytest.raises(ValueError, match="another experiment"):
         find_models(tmp_path / "runs")[0].load("cpu")
     with pytest.raises(ValueError, match="safetensors"):
-        (tmp_path / "torn.safetensors").write_bytes((pipeline.experiment / "fold0" / "best.safetensors").read_bytes()[:500])
+        (tmp_path / "torn.safetensors").write_bytes(
+            (pipeline.experiment / "fold0" / "best.safetensors").read_bytes()[:500]
+        )
         load_weights(find_models(pipeline.experiment)[0].load("cpu"), tmp_path / "torn.safetensors")
 
 
-def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, caplog, tmp_path):
+def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, capsys, tmp_path):
     out = tmp_path / "videos.csv"
     shutil.copy(pipeline.videos, out)
     shutil.copy(pipeline.videos.with_suffix(".json"), out.with_suffix(".json"))
@@ -209,6 +211,9 @@ def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, c
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 2
     assert "Earlier output is untouched" in finished.stderr and "Traceback" not in finished.stderr
-    assert out.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == ["videos.csv", "videos.json"]
+    assert out.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == [
+        "videos.csv",
+        "videos.json",
+    ]
     # /proc refuses new files whoever asks, the superuser of a container included
-    fails(caplog, "index", "dfdc", "--root", pipeline.dataset, "--out", "/proc/multiattn/videos.csv")
+    fails(capsys, "index", "dfdc", "--root", pipeline.dataset, "--out", "/proc/multiattn/videos.csv")

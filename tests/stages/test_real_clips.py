@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run
 
 from multiattn.inference.out_of_fold import score_out_of_fold
-from multiattn.tables import FACES, LANDMARKS, LABELS, SUBMISSION, VIDEO_STATUS, VIDEOS
+from multiattn.tables import FACES, LABELS, LANDMARKS, SUBMISSION, VIDEO_STATUS, VIDEOS
 from multiattn.video.align import TEMPLATE, similarity_transform
+from walk import run
 
 pytestmark = pytest.mark.shared
 FRAMES = 6
@@ -63,7 +63,8 @@ def test_training_submitting_and_scoring_walk_through(walked, shared, tmp_path):
     SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), tmp_path / "sample.csv")
     LABELS.write(pd.DataFrame({"filename": names, "label": 1}), tmp_path / "labels.csv")
     run(
-        "submit", "--runs", runs / "dfdc_b4_tiny", "--videos-dir", clips, "--sample-submission", tmp_path / "sample.csv",
+        "submit", "--runs", runs / "dfdc_b4_tiny", "--videos-dir", clips,
+        "--sample-submission", tmp_path / "sample.csv",
         "--out", tmp_path / "submissions/real", "--faces", tmp_path / "faces", "--jobs", 2,
     )  # fmt: skip
     run("leaderboard", "--submissions", tmp_path / "submissions", "--labels", tmp_path / "labels.csv")

@@ -6,13 +6,22 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from conftest import Pipeline
 
 from multiattn.tables import FACES, FRAME_PREDICTIONS
+from walk import Pipeline
 
 
 def test_two_processes_train_one_fold_together(pipeline: Pipeline, tmp_path: Path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "multiattn"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "multiattn",
+    ]
     command += ["train", "demo", "--tiny", "--fold", "0", "--device", "cpu", "--data.batch-size", "2"]
     command += ["--faces", str(pipeline.faces), "--folds", str(pipeline.folds), "--runs", str(tmp_path)]
     finished = subprocess.run(
@@ -22,7 +31,7 @@ def test_two_processes_train_one_fold_together(pipeline: Pipeline, tmp_path: Pat
     folder = tmp_path / "demo_tiny" / "fold0"
     history = pd.read_csv(folder / "epochs.csv")
     alone = pd.read_csv(pipeline.experiment / "fold0" / "epochs.csv")
-    # The global batch is the same 4 crops; batch normalisation sees 2 of them a process, so losses are close, not equal.
+    # The global batch is the same 4 crops, but batch normalisation sees 2 of them a process: close, not equal.
     assert abs(history["cross_entropy"].iloc[0] - alone["cross_entropy"].iloc[0]) < 0.3
     oof = FRAME_PREDICTIONS.read(folder / "oof.parquet")
     expected = FRAME_PREDICTIONS.read(pipeline.experiment / "fold0" / "oof.parquet")

@@ -153,7 +153,9 @@ def test_batches_are_plain_numbers():
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"), [([], "no"), ([0], "real"), ([0, 0], "real"), ([1, 1, 1], "fake")], ids=str
+    ("labels", "found"),
+    [([], "0 real and 0"), ([0], "1 real and 0"), ([0, 0], "2 real and 0"), ([1, 1, 1], "0 real and 3")],
+    ids=str,
 )
 def test_one_class_is_refused(labels, found):
     with pytest.raises(ValueError, match=f"expected training videos of both classes, found {found}"):

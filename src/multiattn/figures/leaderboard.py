@@ -44,7 +44,7 @@ def draw_leaderboard(table: pd.DataFrame, scored_on: str, path: Path) -> None:
         color=CONSTANT,
         fontsize=9,
     )
-    upper.invert_yaxis()
+    upper.set_ylim(max(len(ours), 1) - 0.3, -0.7)
     upper.set_title(f"Ours, on {scored_on}", loc="left", fontsize=10, pad=16)
 
     lower.scatter(published["log_loss"], published["name"], color=PUBLISHED, zorder=3)

@@ -60,8 +60,8 @@ class Leaderboard:
         published = ["| published, DFDC test set | log loss |", "|---|---|"]
         published += [f"| {name} | {value:.4f} |" for name, value in PUBLISHED_DFDC_TEST.items()]
         seen = [
-            f"**Warning:** {row.name} was trained on {row.seen_in_training} of the videos it answers; its log loss is too "
-            "good. (Kaggle's 400 public test videos lie inside dfdc_train_part_0 to 2.)"
+            f"**Warning:** {row.name} was trained on {row.seen_in_training} of the videos it answers; its log loss is "
+            "too good. (Kaggle's 400 public test videos lie inside dfdc_train_part_0 to 2.)"
             for row in self.ours.itertuples(index=False)
             if row.seen_in_training
         ]

@@ -27,7 +27,11 @@ def execute_notebook(out: Path, environment: dict[str, str], *, notebook: Path =
         raise FileNotFoundError(f"{notebook}: no such notebook. Run from a clone of the repository.")
     document = nbformat.read(notebook, as_version=4)
     client = NotebookClient(
-        document, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(notebook.parent)}}
+        document,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(notebook.parent)}},
+        extra_arguments=["--log-level=ERROR"],  # the kernel warns at each start that it listens on localhost
     )
     try:
         client.execute(env={**os.environ, **environment})

