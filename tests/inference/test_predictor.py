@@ -1,0 +1,85 @@
+"""Prediction refuses crops the models do not know, and half precision stays close to single."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from multiattn.inference.folder_faces import extract_folder_faces
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import find_models, trained_on
+from multiattn.model.predict import predict_logits, sigmoid
+from multiattn.tables import FACES, FRAME_PREDICTIONS
+from walk import Pipeline, run
+
+CPU = torch.device("cpu")
+
+
+def test_crops_made_another_way_are_refused(pipeline: Pipeline, tmp_path):
+    models = find_models(pipeline.experiment)
+    other = dataclasses.replace(models[0], recipe=dataclasses.replace(models[0].recipe, size=96))
+    with pytest.raises(ValueError, match="size: expected 96, found 64"):
+        predict_faces([other], pipeline.faces, device=CPU, precision="fp32")
+
+
+def test_another_number_of_frames_is_welcome(pipeline: Pipeline):
+    models = find_models(pipeline.experiment)
+    other = dataclasses.replace(models[0], recipe=dataclasses.replace(models[0].recipe, num_frames=9))
+    predictions = predict_faces([other], pipeline.faces, device=CPU, precision="fp32")
+    assert len(predictions) == len(FACES.read(pipeline.faces / "faces.parquet"))
+
+
+def test_bf16_is_close_to_fp32(pipeline: Pipeline):
+    models = find_models(pipeline.experiment)[:1]
+    found = [predict_faces(models, pipeline.faces, device=CPU, precision=name) for name in ("fp32", "bf16")]
+    assert np.abs(found[0]["probability"] - found[1]["probability"]).max() < 2e-2
+
+
+def test_no_crops_give_an_empty_table():
+    assert predict_logits(torch.nn.Identity(), [], device=CPU, precision="fp32").shape == (0,)
+    assert FRAME_PREDICTIONS.empty().empty
+
+
+def test_weights_that_overflow_are_reported_not_averaged(pipeline: Pipeline):
+    network = find_models(pipeline.experiment)[0].load(CPU)
+    torch.nn.init.constant_(network.classifier.joint[-1].bias, float("nan"))
+    with pytest.raises(ValueError, match="2 of 2 logits are not finite"):
+        predict_logits(network, [torch.zeros(2, 64, 64, 3, dtype=torch.uint8)], device=CPU, precision="fp32")
+
+
+def test_the_networks_mode_is_given_back(pipeline: Pipeline):
+    network = find_models(pipeline.experiment)[0].load(CPU).train()
+    predict_logits(network, [torch.zeros(1, 64, 64, 3, dtype=torch.uint8)], device=CPU, precision="fp32")
+    assert network.training
+
+
+def test_sigmoid_does_not_overflow():
+    assert sigmoid(np.array([-1e4, 0.0, 1e4])).tolist() == [0.0, 0.5, 1.0]
+
+
+def test_an_unfinished_fold_and_a_mixed_experiment_are_refused(pipeline: Pipeline, tmp_path):
+    shutil.copytree(pipeline.experiment, tmp_path / "runs")
+    recipe = json.loads((tmp_path / "runs/fold1/faces.json").read_text())
+    (tmp_path / "runs/fold1/faces.json").write_text(json.dumps({**recipe, "size": 96}))
+    with pytest.raises(ValueError, match="other crops"):
+        find_models(tmp_path / "runs")
+    (tmp_path / "runs/fold1/best.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="multiattn train"):
+        find_models(tmp_path / "runs")
+
+
+def test_names_of_training_videos_are_known(pipeline: Pipeline):
+    names = trained_on(pipeline.experiment)
+    assert len(names) == 12 and all(len(name) == 10 for name in names)
+
+
+def test_a_faces_folder_belongs_to_one_folder_of_videos(pipeline: Pipeline, tmp_path):
+    recipe = find_models(pipeline.experiment)[0].recipe
+    shutil.copytree(pipeline.dataset / "test_videos", tmp_path / "other")
+    words = ["predict", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos"]
+    run(*words, "--faces", tmp_path / "faces", "--out", tmp_path / "p.parquet", "--jobs", 1)
+    with pytest.raises(ValueError, match="Choose another --faces folder"):
+        extract_folder_faces(tmp_path / "other", tmp_path / "faces", recipe, jobs=1, device=CPU)
