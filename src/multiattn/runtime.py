@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+# Libraries underneath ask tqdm for its notebook widget and warn where Jupyter lacks it; our bars are plain text.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 LOG_INTERVAL_SECONDS = 15.0
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "numba", "av")
