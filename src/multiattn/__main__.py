@@ -11,6 +11,13 @@ from pathlib import Path
 STAGES = ("demo", "index", "faces", "folds", "train", "predict", "submit", "leaderboard")
 """The stages in the order data walks through them; each is a module of `multiattn.stages`."""
 
+OUT_OF_RESOURCES = {
+    "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Lower --data.batch-size or --jobs.",
+    "TerminatedWorkerError": "A worker process died (out of memory, or a decoder that crashed); finished videos are "
+    "kept. Run the same command again with fewer --jobs.",
+}
+"""Errors of torch and joblib that the machine causes, by name: neither library is imported for them."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 after a message about something the user can mend."""
@@ -35,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("multiattn").error(
             "error: %s\n(MULTIATTN_DEBUG=1 shows where it was raised)", _describe(error)
         )
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ not in OUT_OF_RESOURCES or os.environ.get("MULTIATTN_DEBUG"):
+            raise
+        logging.getLogger("multiattn").error("error: %s\n%s", error, OUT_OF_RESOURCES[type(error).__name__])
         return 2
     except KeyboardInterrupt:
         logging.getLogger("multiattn").error("interrupted; the same command continues where it was")

@@ -132,6 +132,8 @@ class DataConfig:
     """Crops drawn from a video each time an epoch visits it; the next visit continues where this one stopped."""
     videos_per_class: int | None = None
     """Videos of each class in one epoch; None takes the larger class whole and repeats the smaller one."""
+    validation_frames: int | None = None
+    """Evenly spaced frames of each held-out video that are validated on, and stand in oof.parquet; None takes all."""
     batch_size: int = 12
     """Crops in a step of one process."""
     num_workers: int = 4
@@ -142,6 +144,9 @@ class DataConfig:
         _require(self.image_size >= 32, self, "image_size", "at least 32 pixels")
         _require(self.frames_per_video >= 1, self, "frames_per_video", "at least 1")
         _require(self.videos_per_class is None or self.videos_per_class >= 1, self, "videos_per_class", "None or >= 1")
+        _require(
+            self.validation_frames is None or self.validation_frames >= 1, self, "validation_frames", "None or >= 1"
+        )
         _require(self.batch_size >= 2, self, "batch_size", "at least 2 (batch normalisation needs two samples)")
         _require(self.num_workers >= 0, self, "num_workers", "at least 0")
 
@@ -231,8 +236,6 @@ def _is_instance(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_instance(value, option) for option in typing.get_args(hint))
-    if origin in (list, tuple):
-        return isinstance(value, (list, tuple))
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

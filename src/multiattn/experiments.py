@@ -21,7 +21,9 @@ def dfdc_b4() -> Experiment:
     """
     return Experiment(
         name="dfdc_b4",
-        data=DataConfig(image_size=380, batch_size=12, frames_per_video=2, videos_per_class=16_000),
+        data=DataConfig(
+            image_size=380, batch_size=12, frames_per_video=2, videos_per_class=16_000, validation_frames=8
+        ),
         epochs=20,
     )
 

@@ -55,16 +55,14 @@ class _LogLines:
         pass
 
 
-def progress_bar(total: int, description: str, unit: str, *, initial: int = 0) -> tqdm:
+def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, disable: bool = False) -> tqdm:
     """A progress bar with rate and time left; without a terminal, a log line every 15 seconds instead."""
     in_notebook = "ipykernel" in sys.modules
+    common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial, "disable": disable}
     if sys.stderr.isatty() or in_notebook:
-        return tqdm(total=total, desc=description, unit=f" {unit}", initial=initial, dynamic_ncols=not in_notebook)
+        return tqdm(**common, dynamic_ncols=not in_notebook)
     return tqdm(
-        total=total,
-        desc=description,
-        unit=f" {unit}",
-        initial=initial,
+        **common,
         file=_LogLines(),
         mininterval=LOG_INTERVAL_SECONDS,
         maxinterval=LOG_INTERVAL_SECONDS,
@@ -96,14 +94,24 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private; a result is for everyone the umask allows
         temporary.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Read from Linux's process table: Python can only read it by setting it, which other threads would notice."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1], 8) for line in status.splitlines() if line.startswith("Umask:"))
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -164,24 +172,40 @@ def seed_everything(seed: int) -> None:
 
 
 def pick_device(name: str = "auto") -> "torch.device":
-    """The device to compute on: `auto` takes the GPU of this process (`LOCAL_RANK`) if there is one.
+    """The device to compute on; a GPU also becomes torch's current one.
+
+    Args:
+        name: `cpu`; `cuda`, the GPU of this process (`LOCAL_RANK` under torchrun, else the first); `cuda:N`; or `auto`,
+            `cuda` where there is one and else `cpu`.
 
     Raises:
-        ValueError: a CUDA device was asked for by name and there is none.
+        ValueError: no such device, or one GPU by number for all processes of a torchrun job.
     """
     import torch
 
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, found {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: no CUDA device found on this machine. Use --device cpu or --device auto.")
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"--device {name}: every process of a torchrun job takes its own GPU. Use --device cuda.")
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices.")
+        torch.cuda.set_device(device)
     return device
+
+
+def default_jobs(device: "torch.device") -> int:
+    """Processes that decode and detect: every core; on a GPU at most 4, since each holds a CUDA context there."""
+    cores = os.cpu_count() or 1
+    return cores if device.type == "cpu" else min(cores, 4)
 
 
 def resolve_precision(precision: str, device: "torch.device") -> str:

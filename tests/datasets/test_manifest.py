@@ -166,7 +166,7 @@ def test_moved_data_is_refused_with_the_count_and_found_again_through_root(dfdc,
     moved = dfdc.rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"no such file, nor 1 others of 2 .*pass --root"):
         locate_videos(table, videos_csv)
-    located = locate_videos(table, videos_csv, root=moved)
+    located = locate_videos(table, videos_csv, roots={"dfdc": moved})
     assert all(path.is_file() for path in located.values())
 
 
@@ -177,11 +177,15 @@ def test_one_clip_deleted_is_refused_by_name(dfdc, videos_csv):
         locate_videos(table, videos_csv)
 
 
-def test_one_root_for_two_data_sets_is_refused(dfdc, ffpp, videos_csv):
+def test_one_data_set_can_move_and_the_other_stay(dfdc, ffpp, videos_csv):
     write_manifest(read_dfdc(dfdc), videos_csv, append=False)
     table = write_manifest(read_ffpp(ffpp), videos_csv, append=True)
-    with pytest.raises(ValueError, match=r"several data sets \(dfdc, ffpp\)"):
-        locate_videos(table, videos_csv, root=dfdc)
+    moved = dfdc.rename(dfdc.with_name("moved"))
+    located = locate_videos(table, videos_csv, roots={"dfdc": moved})
+    assert {path.parts[: len(moved.parts)] == moved.parts for video, path in located.items() if "dfdc/" in video} == {
+        True
+    }
+    assert all(path.is_relative_to(ffpp) for video, path in located.items() if video.startswith("ffpp/"))
 
 
 def test_a_data_set_without_a_known_root_is_refused(dfdc, videos_csv):
@@ -194,7 +198,7 @@ def test_a_data_set_without_a_known_root_is_refused(dfdc, videos_csv):
 @pytest.mark.parametrize("with_root", [False, True], ids=["kept root", "--root"])
 def test_no_videos_are_located_nowhere(with_root, dfdc, videos_csv):
     write_manifest(read_dfdc(dfdc), videos_csv, append=False)
-    assert locate_videos(VIDEOS.empty(), videos_csv, root=dfdc if with_root else None) == {}
+    assert locate_videos(VIDEOS.empty(), videos_csv, roots={"dfdc": dfdc} if with_root else None) == {}
 
 
 def test_a_plain_folder_becomes_a_table_of_unlabelled_videos(tmp_path):

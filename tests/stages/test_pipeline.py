@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from multiattn.__main__ import main
@@ -156,6 +157,7 @@ def test_bad_input_ends_in_one_clear_message_and_leaves_the_output_alone(pipelin
     [
         pytest.param(["--fold", "7"], ["--fold 7", "[0, 1]"], id="no such fold"),
         pytest.param(["--fold", "first"], ["--fold", "first"], id="not a number"),
+        pytest.param(["--data.batch-size", "8"], ["data.batch_size", "global_batch: 4 there, 8"], id="another batch"),
         pytest.param(["--optim.lr", "0.5"], ["other settings", "optim.lr"], id="run of other settings"),
         pytest.param(["--name", "big", "--data.image-size", "128"], ["at least 128 pixels"], id="crops too small"),
         pytest.param(["--name", "x", "--optim.name", "adamm"], ["adamm"], id="no such optimiser"),
@@ -217,3 +219,62 @@ def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, c
     ]
     # /proc refuses new files whoever asks, the superuser of a container included
     fails(capsys, "index", "dfdc", "--root", pipeline.dataset, "--out", "/proc/multiattn/videos.csv")
+
+
+def test_the_experiment_comes_first_and_is_never_guessed(pipeline, capsys, tmp_path):
+    words = ["train", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", tmp_path / "runs", "demo"]
+    assert "experiment comes first" in fails(capsys, *words)
+
+
+def test_a_part_that_spans_folds_is_refused_by_the_grouping_of_the_recipe(pipeline, capsys, tmp_path):
+    videos, folds = VIDEOS.read(pipeline.videos), FOLDS.read(pipeline.folds)
+    by_original = folds.merge(videos[["video_id", "original"]], on="video_id")
+    by_original["group"] = by_original["original"].where(by_original["original"] != "", by_original["video_id"])
+    by_original["fold"] = by_original.groupby("group").ngroup() % 2
+    shutil.copy(pipeline.folds.with_suffix(".json"), tmp_path / "folds.json")
+    FOLDS.write(by_original[list(FOLDS.columns)], tmp_path / "folds.csv")
+    message = fails(
+        capsys, "train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", tmp_path / "folds.csv",
+        "--runs", tmp_path / "runs",
+    )  # fmt: skip
+    assert "a part" in message and "leak" in message
+
+
+def test_labels_indexed_anew_reach_a_faces_folder_that_is_done(pipeline, tmp_path):
+    faces = tmp_path / "faces"
+    shutil.copytree(pipeline.faces, faces)
+    videos = VIDEOS.read(pipeline.videos)
+    videos.loc[videos["split"] == "train", "method"] = "relabelled"
+    VIDEOS.write(videos, tmp_path / "videos.csv")
+    shutil.copy(pipeline.videos.with_suffix(".json"), tmp_path / "videos.json")
+    (faces / "journal.jsonl").touch()  # what a kill before the first finished video leaves
+    run("faces", "--videos", tmp_path / "videos.csv", "--out", faces, *FACES_OPTIONS)
+    assert set(VIDEOS.read(faces / "videos.csv")["method"]) == {"relabelled"}
+    assert not (faces / "journal.jsonl").exists()
+
+
+def test_a_video_deleted_after_extraction_costs_its_own_row_only(pipeline, submission, tmp_path):
+    clips = tmp_path / "test_videos"
+    shutil.copytree(pipeline.dataset / "test_videos", clips)
+    words = [
+        "submit", "--runs", pipeline.experiment, "--videos-dir", clips, "--faces", tmp_path / "faces",
+        "--sample-submission", pipeline.dataset / "sample_submission.csv", "--jobs", 1, "--out",
+    ]  # fmt: skip
+    run(*words, tmp_path / "before")
+    videos = pd.read_csv(tmp_path / "before" / "video_predictions.csv")
+    judged = videos.loc[videos["status"] == "ok", "video_id"].iloc[0].split("/")[1]
+    (clips / f"{judged}.mp4").unlink()
+    run(*words, tmp_path / "after")
+    assert json.loads((tmp_path / "after" / "card.json").read_text())["coverage"]["missing"] == 1
+    assert SUBMISSION.read(tmp_path / "after/submission.csv").set_index("filename")["label"][f"{judged}.mp4"] == 0.5
+
+
+def test_a_resume_file_of_another_run_is_refused(pipeline, capsys, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(pipeline.runs, runs)
+    state = torch.load(runs / "demo_tiny/fold0/resume.pt", weights_only=True)
+    state["step"].popitem()
+    state["history"] = []
+    torch.save(state, runs / "demo_tiny/fold0/resume.pt")
+    words = ["train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", runs]
+    assert "resume.pt: not the state of this experiment" in fails(capsys, *words)

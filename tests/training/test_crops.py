@@ -1,5 +1,7 @@
 """The training table of a fold and its loaders."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 from multiattn.config import DataConfig
 from multiattn.tables import FACES, FOLDS
-from multiattn.training.crops import split_crops, training_loader, validation_loader
+from multiattn.training.crops import FoldCrops, _spread_frames, split_crops, training_loader, validation_loader
 
 SIZE = 32
 
@@ -143,3 +145,30 @@ def test_validation_takes_every_crop_once_over_all_ranks(crops, world_size):
         assert [make_faces(CROPS_OF_FIVE)["crop"][row] for row in rows] == expected
         found += rows
     assert len(found) == len(set(found)) == len(crops.validation)
+
+
+@pytest.mark.parametrize(
+    ("frames", "wanted", "kept"),
+    [
+        pytest.param(range(0, 100, 10), 5, [0, 20, 40, 60, 80], id="every second"),
+        pytest.param([3], 4, [3], id="one frame"),
+        pytest.param([1, 5, 9], 3, [1, 5, 9], id="as many as there are"),
+        pytest.param([1, 5, 9], 8, [1, 5, 9], id="fewer than wanted"),
+        pytest.param(range(7), 2, [0, 4], id="uneven"),
+        pytest.param(range(7), 1, [0], id="one wanted"),
+    ],
+)
+def test_validation_frames_are_spread_over_each_video_and_keep_all_its_tracks(frames, wanted, kept):
+    rows = [(video, frame, track) for video in "ab" for frame in frames for track in (0, 1)]
+    table = pd.DataFrame(rows, columns=["video_id", "frame_index", "track"])
+    spread = _spread_frames(table, wanted)
+    expected = [(video, frame, track) for video in "ab" for frame in kept for track in (0, 1)]
+    assert list(spread.itertuples(index=False, name=None)) == expected
+
+
+def test_the_fingerprint_changes_with_the_crops():
+    table = pd.DataFrame({"crop": ["a", "b"]})
+    first = FoldCrops(Path("f"), table, table[:1], table)
+    assert first.fingerprint() == FoldCrops(Path("elsewhere"), table, table[:1], table).fingerprint()
+    assert first.fingerprint() != FoldCrops(Path("f"), table[:1], table, table).fingerprint()
+    assert first.fingerprint() != FoldCrops(Path("f"), table, table, table).fingerprint()

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from timm.layers import convert_sync_batchnorm
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimConfig
+from multiattn.model.preprocess import normalize_crops
 from multiattn.training.optimizer import make_optimizer, make_schedule
 from multiattn.training.step import TrainingStep
 
@@ -125,3 +127,15 @@ def test_the_learning_rate_is_a_function_of_the_update(config, expected):
     for update, rate in expected.items():
         schedule.step_update(update)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=2e-2 if config.schedule == "cosine" else 1e-9)
+
+
+def test_converting_to_synchronised_normalisation_keeps_the_activations():
+    # What several GPUs train must be the network that `predict` builds again from the run folder.
+    torch.manual_seed(0)
+    step = TrainingStep(TINY).eval()
+    crops, _ = batch()
+    before = step.network(normalize_crops(crops)).logits
+    converted = convert_sync_batchnorm(step)
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules()) > 20
+    assert set(converted.state_dict()) == set(TrainingStep(TINY).state_dict())
+    assert torch.equal(converted.network(normalize_crops(crops)).logits, before)

@@ -1,6 +1,9 @@
 """Crops read from real files: what comes out, and what is refused instead of invented."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -69,11 +72,11 @@ def test_the_data_set_gives_each_crop_by_its_number(tmp_path):
     for level in (10, 200):
         paths.append(tmp_path / f"{level}.png")
         Image.new("RGB", (32, 32), (level, 0, 0)).save(paths[-1])
-    crops = CropImages(paths, 32)
+    crops = CropImages(tmp_path, pd.Series([path.name for path in paths]), 32)
     assert len(crops) == 2
     assert [int(crops[index][0, 0, 0]) for index in range(2)] == [10, 200]
     assert tuple(crops[0].shape) == (32, 32, 3)
 
 
 def test_an_empty_data_set_is_empty():
-    assert len(CropImages([], 32)) == 0
+    assert len(CropImages(Path(), pd.Series(dtype=str), 32)) == 0

@@ -1,6 +1,5 @@
 """Leak-free folds: groups are connected components of original, identity and part, and never span folds."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from multiattn.runtime import write_json
+from multiattn.runtime import read_json, write_json
 from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
 
 logger = logging.getLogger(__name__)
@@ -74,15 +73,18 @@ def make_folds(videos: pd.DataFrame, *, num_folds: int, seed: int, grouping: Gro
     for fold, (_, held_out) in enumerate(splitter.split(folds, folds["label"], folds["group"])):
         folds.loc[held_out, "fold"] = fold
     folds = FOLDS.validate(folds, "folds")
-    check_folds(folds, source="folds", videos=videos)
+    check_folds(folds, source="folds", videos=videos, grouping=grouping)
     return folds
 
 
-def check_folds(folds: pd.DataFrame, *, source: str | Path, videos: pd.DataFrame | None = None) -> None:
+def check_folds(
+    folds: pd.DataFrame, *, source: str | Path, videos: pd.DataFrame | None = None, grouping: Grouping = "original"
+) -> None:
     """Refuse folds that leak or cannot be scored; run when they are written and whenever they are read.
 
     Args:
-        videos: when given, labels must agree, and a fake must share its original's fold.
+        videos: when given, labels must agree, and groups are formed anew from it, whatever the folds table says.
+        grouping: what the folds were grouped by, for these groups.
 
     Raises:
         ValueError: a group in two folds, folds not numbered 0, 1, 2, ..., a fold without one of the classes, a test
@@ -106,10 +108,10 @@ def check_folds(folds: pd.DataFrame, *, source: str | Path, videos: pd.DataFrame
                 "Use fewer folds, or --group original."
             )
     if videos is not None:
-        _check_against_videos(folds, videos, source)
+        _check_against_videos(folds, videos, source, grouping)
 
 
-def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str | Path) -> None:
+def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str | Path, grouping: Grouping) -> None:
     joined = folds.merge(
         videos[["video_id", "dataset", "label", "original", "split", "part", "target_id", "source_id"]],
         on="video_id",
@@ -121,21 +123,23 @@ def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str
     wrong = joined[joined["label"] != joined["label_video"]]
     if len(wrong):
         raise ValueError(f"{source}: {len(wrong)} labels differ from the videos table; {wrong['video_id'].iloc[0]}.")
-    joined["component"] = group_videos(joined, "original")
+    joined["component"] = group_videos(joined, grouping)
     spread = joined.groupby("component")["fold"].transform("nunique") > 1
     if spread.any():
         together = joined[joined["component"] == joined.loc[spread, "component"].iloc[0]]
         rows = together.drop_duplicates("fold").head(3)[["video_id", "fold"]].to_dict("records")
         raise ValueError(
-            f"{source}: leak: {spread.sum()} videos share an original or a person with a video of another fold; "
+            f"{source}: leak: {spread.sum()} videos share an original, a person or a part with one of another fold; "
             f"the first: {rows}. Make the folds again."
         )
 
 
 def read_folds(path: Path, *, videos: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Read and check a `folds` table."""
+    """Read and check a `folds` table, by the grouping its recipe names (`original` where there is no recipe)."""
     folds = FOLDS.read(path)
-    check_folds(folds, source=path, videos=videos)
+    recipe_path = Path(path).with_suffix(".json")
+    recipe = read_json(recipe_path).get("recipe", {}) if recipe_path.is_file() else {}
+    check_folds(folds, source=path, videos=videos, grouping=recipe.get("group", "original"))
     return folds
 
 
@@ -150,7 +154,6 @@ def write_folds(folds: pd.DataFrame, path: Path, recipe: dict[str, Any]) -> dict
     counts["real"] = counts["videos"] - counts["fake"]
     described = {
         "recipe": recipe,
-        "videos_sha256": hashlib.sha256("\n".join(folds["video_id"]).encode()).hexdigest(),
         "folds": [{"fold": int(fold), **{k: int(v) for k, v in row.items()}} for fold, row in counts.iterrows()],
     }
     write_json(path.with_suffix(".json"), described)

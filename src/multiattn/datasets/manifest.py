@@ -104,27 +104,22 @@ def _report(listing: Listing) -> None:
             logger.warning("%d clips %s: %s%s", len(names), what, ", ".join(names[:NUM_LISTED]), more)
 
 
-def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, root: Path | None = None) -> dict[str, Path]:
+def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, roots: dict[str, Path] | None = None) -> dict[str, Path]:
     """video_id -> file on this machine.
 
     Args:
-        root: overrides the root kept in `videos.json`; only for a table of one data set.
+        roots: data set -> root, for those that override `videos.json`.
 
     Raises:
         FileNotFoundError: a file is not there; says how many and what to do.
-        ValueError: no root is known for a data set, or `root` is ambiguous.
+        ValueError: no root is known for a data set.
     """
-    datasets = sorted(videos["dataset"].unique())
-    if root is not None:
-        if len(datasets) > 1:
-            raise ValueError(f"--root: {videos_csv} holds several data sets ({', '.join(datasets)}); edit videos.json.")
-        roots = dict.fromkeys(datasets, Path(root))
-    else:
-        kept = read_json(roots_path(videos_csv))
-        unknown = [name for name in datasets if name not in kept]
-        if unknown:
-            raise ValueError(f"{roots_path(videos_csv)}: no root of {unknown[0]}. Pass --root or index it again.")
-        roots = {name: Path(kept[name]["root"]) for name in datasets}
+    roots = dict(roots or {})
+    for name in sorted(set(videos["dataset"]) - set(roots)):
+        kept = read_json(roots_path(videos_csv)) if roots_path(videos_csv).is_file() else {}
+        if name not in kept:
+            raise ValueError(f"{roots_path(videos_csv)}: no root of {name}. Pass --root or index it again.")
+        roots[name] = Path(kept[name]["root"])
     located = {
         video: roots[dataset] / path
         for video, dataset, path in zip(videos["video_id"], videos["dataset"], videos["path"], strict=True)

@@ -13,7 +13,7 @@ from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models, trained_on
 from multiattn.inference.submission import Submission, build_submission, read_sample, write_submission
-from multiattn.runtime import pick_device
+from multiattn.runtime import default_jobs, pick_device
 from multiattn.scoring.aggregation import Aggregator
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.faces_folder import read_faces_folder
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
-SEARCH_DEPTH = 4
+SEARCH_DEPTH = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class KernelInputs:
     aggregator: Aggregator = field(default_factory=Aggregator)
     device: str = "auto"
     precision: str = "auto"
-    jobs: int = os.cpu_count() or 1
+    jobs: int | None = None
 
 
 def run_kernel(inputs: KernelInputs) -> Submission:
@@ -60,24 +60,28 @@ def run_kernel(inputs: KernelInputs) -> Submission:
     """
     sample = read_sample(inputs.sample_submission)
     models = find_models(inputs.runs)
+    # Before the hours of work: these need files of the runs that the weights alone do not bring.
+    out_of_fold = score_out_of_fold(inputs.runs, inputs.aggregator)
+    seen = set(sample["filename"].map(lambda name: Path(name).stem)) & trained_on(inputs.runs)
     device = pick_device(inputs.device)
+    jobs = inputs.jobs or default_jobs(device)
     present = _sample_videos(sample, inputs)
     logger.info("%d models, %d of %d sample videos, on %s", len(models), len(present), len(sample), device)
     videos = extract_folder_faces(
-        inputs.videos_dir, inputs.faces, models[0].recipe, jobs=inputs.jobs, device=device, filenames=present
+        inputs.videos_dir, inputs.faces, models[0].recipe, jobs=jobs, device=device, filenames=present
     )
     predictions = predict_faces(models, inputs.faces, device=device, precision=inputs.precision)
     predictions = predictions[predictions["video_id"].isin(set(videos["video_id"]))]
     _, statuses, _ = read_faces_folder(inputs.faces)
+    statuses = statuses[statuses["video_id"].isin(set(videos["video_id"]))]
     result = build_submission(predictions, statuses, sample, inputs.aggregator)
-    out_of_fold = score_out_of_fold(inputs.runs, inputs.aggregator)
-    FRAME_PREDICTIONS.write(predictions, inputs.out / "frame_predictions.parquet")
     card = {
         "runs": [model.name for model in models],
-        "seen_in_training": len(set(sample["filename"].map(lambda name: Path(name).stem)) & trained_on(inputs.runs)),
+        "seen_in_training": len(seen),
         "out_of_fold": {"log_loss": out_of_fold.overall.log_loss, "auc": out_of_fold.overall.auc},
     }
     write_submission(result, sample, inputs.out, card)
+    FRAME_PREDICTIONS.write(predictions, inputs.out / "frame_predictions.parquet")
     logger.info("%s: %s", inputs.out / "submission.csv", result.coverage)
     return result
 
@@ -109,7 +113,8 @@ def find_inputs(root: Path | None = None) -> KernelInputs:
     """
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
-    working = KAGGLE_WORKING if on_kaggle else root
+    # Not below /kaggle/working, where every crop would become an output of the notebook.
+    faces = (Path("/tmp") if on_kaggle else root / "data") / "faces"
     runs = _from_environment("RUNS") or _first(
         sorted({path.parent.parent for path in _search(root / "runs", "fold*/best.safetensors", on_kaggle)}),
         "trained runs (fold*/best.safetensors)",
@@ -125,8 +130,8 @@ def find_inputs(root: Path | None = None) -> KernelInputs:
         runs=runs,
         videos_dir=videos,
         sample_submission=sample,
-        out=_from_environment("OUT") or (working if on_kaggle else root / "submissions" / runs.name),
-        faces=_from_environment("FACES") or working / "data" / "faces" / f"{runs.name}_test",
+        out=_from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs.name),
+        faces=_from_environment("FACES") or faces / f"{runs.name}_test",
     )
 
 

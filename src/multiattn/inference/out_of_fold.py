@@ -1,7 +1,9 @@
 """Out-of-fold scoring: every video judged by the one model that never saw it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -9,6 +11,8 @@ from multiattn.inference.runs import fold_folders
 from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,25 @@ class OutOfFold:
         )
 
 
-def score_out_of_fold(runs: Path, aggregator: Aggregator | None = None) -> OutOfFold:
+def score_out_of_fold(
+    runs: Path, aggregator: Aggregator | None = None, *, unfinished: Literal["refuse", "skip"] = "refuse"
+) -> OutOfFold:
     """Score the `oof.parquet` of every fold of an experiment with the aggregator that makes submissions.
 
+    Args:
+        unfinished: `skip` leaves out folds without predictions, which another process may still be training.
+
     Raises:
-        FileNotFoundError: a fold has no predictions yet.
+        FileNotFoundError: a fold has no predictions yet (with `skip`: none has).
         ValueError: the folds were made from different folds tables.
     """
     aggregator = aggregator or Aggregator()
     tables, rows = [], []
     kept: pd.DataFrame | None = None
     for folder in fold_folders(runs):
+        if unfinished == "skip" and not (folder / "oof.parquet").is_file():
+            logger.info("%s: no finished epoch yet, left out of the out-of-fold score", folder)
+            continue
         folds = FOLDS.read(folder / "folds.csv")
         if kept is not None and not kept.equals(folds):
             raise ValueError(f"{folder / 'folds.csv'}: not the folds of the other runs in {runs}.")
@@ -53,6 +65,8 @@ def score_out_of_fold(runs: Path, aggregator: Aggregator | None = None) -> OutOf
         videos["label"] = held_out["label"].to_numpy()
         tables.append(videos)
         rows.append({"fold": number, **_metrics(videos, aggregator).as_dict()})
+    if not tables:
+        raise FileNotFoundError(f"{runs}: no fold has finished its first epoch.")
     everything = pd.concat(tables, ignore_index=True)
     without_face = int((everything["num_crops"] == 0).sum())
     return OutOfFold(_metrics(everything, aggregator), pd.DataFrame(rows), without_face)

@@ -14,7 +14,7 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.model.predict import predict_logits, sigmoid
 from multiattn.runtime import progress_bar, resolve_precision
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.video.crop_images import CropImages
+from multiattn.video.crop_images import CropImages, use_one_thread
 from multiattn.video.faces_folder import read_faces_folder
 from multiattn.video.recipe import describe_difference, read_recipe
 
@@ -45,9 +45,15 @@ def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.dev
     with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
         for model in models if len(faces) else []:
             network = model.load(device)
-            dataset = CropImages([folder / name for name in faces["crop"]], model.experiment.data.image_size)
+            dataset = CropImages(folder, faces["crop"], model.experiment.data.image_size)
             workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-            loader = DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, pin_memory=device.type == "cuda")
+            loader = DataLoader(
+                dataset,
+                batch_size=BATCH_SIZE,
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=use_one_thread,
+            )
             batches = _watched(loader, bar)
             logits = predict_logits(network, batches, device=device, precision=precision)
             tables.append(_table(model, faces, logits))

@@ -58,7 +58,10 @@ class Classifier(nn.Module):
 
     def forward(self, matrix: Tensor, vector: Tensor) -> Tensor:
         """P (B, M, C_F) and G (B, C_last) -> logits (B, 2) float32."""
-        return self.joint(torch.cat([self.parts(matrix.flatten(1)), self.whole(vector)], dim=1)).float()
+        # In float32 under autocast too: the layers are small, and a bf16 logit has eight significant bits.
+        with torch.autocast(device_type=matrix.device.type, enabled=False):
+            hidden = [self.parts(matrix.float().flatten(1)), self.whole(vector.float())]
+            return self.joint(torch.cat(hidden, dim=1))
 
 
 class MultiAttentionNetwork(nn.Module):

@@ -4,7 +4,6 @@ multiattn predict --runs runs/dfdc_b4 --faces data/faces/test --out data/frame_p
 multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/frame_predictions.parquet
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ from multiattn.command_line import parse, results
 from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
-from multiattn.runtime import pick_device
+from multiattn.runtime import default_jobs, pick_device
 from multiattn.tables import FRAME_PREDICTIONS
 
 
@@ -31,7 +30,7 @@ class Options:
     """A folder of videos, whose faces are extracted first."""
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    jobs: int = os.cpu_count() or 1
+    jobs: int | None = None
     """Processes that extract faces."""
 
 
@@ -42,7 +41,9 @@ def main(argv: list[str]) -> None:
     device = pick_device(options.device)
     faces = options.faces or options.out.with_suffix(".faces")
     if options.videos_dir is not None:
-        extract_folder_faces(options.videos_dir, faces, models[0].recipe, jobs=options.jobs, device=device)
+        extract_folder_faces(
+            options.videos_dir, faces, models[0].recipe, jobs=options.jobs or default_jobs(device), device=device
+        )
     elif options.faces is None:
         raise ValueError("expected --faces FACES or --videos-dir DIR, found neither.")
     predictions = predict_faces(models, faces, device=device, precision=options.precision)

@@ -4,7 +4,6 @@
         --sample-submission /data/sample_submission.csv --out submissions/dfdc_b4
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +37,7 @@ class Options:
     """Tracks -> video."""
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    jobs: int = os.cpu_count() or 1
+    jobs: int | None = None
     """Processes that extract faces."""
 
 

@@ -6,6 +6,7 @@
 Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-size 24`, `--precision fp32`.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.runtime import exclusive_folder, pick_device
 from multiattn.training.crops import split_crops
-from multiattn.training.distributed import distributed
+from multiattn.training.distributed import distributed, wait_for_all
 from multiattn.training.loop import train_fold
 from multiattn.training.run_folder import RunFolder
 from multiattn.video.faces_folder import read_faces_folder
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> None:
     named = argv[0] if argv and not argv[0].startswith("-") else next(iter(EXPERIMENTS))
     default = get_experiment(named, tiny="--tiny" in argv)
     options = parse(_options_class(default), argv, stage="train", doc=__doc__)
+    if options.experiment != named:
+        raise ValueError(f"the experiment comes first: multiattn train {options.experiment} --faces ...")
     experiment = options.settings
     recipe = read_recipe(options.faces)
     faces, _, videos = read_faces_folder(options.faces)
@@ -64,16 +67,17 @@ def main(argv: list[str]) -> None:
     device = pick_device(options.device)
     with distributed(device) as ranks:
         for number in numbers:
-            crops = split_crops(faces, folds, number, options.faces)
+            crops = split_crops(
+                faces, folds, number, options.faces, validation_frames=experiment.data.validation_frames
+            )
             run = RunFolder(options.runs / experiment.name / f"fold{number}", number)
-            if ranks.is_main:
-                with exclusive_folder(run.path):
-                    run.begin(experiment, recipe, folds, device)
-                    train_fold(experiment, crops, run, device=device, ranks=ranks)
-            else:
+            with exclusive_folder(run.path) if ranks.is_main else contextlib.nullcontext():
+                if ranks.is_main:
+                    run.begin(experiment, recipe, crops, folds, device=device, world_size=ranks.world_size)
+                wait_for_all(ranks)
                 train_fold(experiment, crops, run, device=device, ranks=ranks)
     if ranks.is_main:
-        results(score_out_of_fold(options.runs / experiment.name).describe())
+        results(score_out_of_fold(options.runs / experiment.name, unfinished="skip").describe())
 
 
 def _fold_number(text: str) -> int:

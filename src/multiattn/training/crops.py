@@ -1,5 +1,7 @@
 """The training table of one fold: crops with labels, from a faces folder and folds; and the loaders over it."""
 
+import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 from multiattn.config import DataConfig
 from multiattn.training.augment import Augmentation
 from multiattn.training.sampling import EpochSampler, RankBatches
-from multiattn.video.crop_images import CropImages
+from multiattn.video.crop_images import CropImages, use_one_thread
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,19 @@ class FoldCrops:
     held_out: pd.DataFrame
     """Rows of the folds table of the held-out fold, those without a face included."""
 
+    def fingerprint(self) -> str:
+        """Changes when a crop is added, removed or moved between training and validation."""
+        names = itertools.chain(self.training["crop"], ["|"], self.validation["crop"])
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
-def split_crops(faces: pd.DataFrame, folds: pd.DataFrame, fold: int, folder: Path) -> FoldCrops:
+
+def split_crops(
+    faces: pd.DataFrame, folds: pd.DataFrame, fold: int, folder: Path, *, validation_frames: int | None = None
+) -> FoldCrops:
     """Join faces and folds.
+
+    Args:
+        validation_frames: evenly spaced frames of each held-out video; None takes all of them.
 
     Raises:
         ValueError: no such fold, or a part of it has no crops, or one class only.
@@ -37,9 +49,12 @@ def split_crops(faces: pd.DataFrame, folds: pd.DataFrame, fold: int, folder: Pat
     present = sorted(set(folds["fold"]) - {-1})
     if fold not in present:
         raise ValueError(f"--fold {fold}: no such fold; folds present: {present}, or all.")
-    joined = faces.merge(folds[["video_id", "label", "fold"]], on="video_id")
+    columns = ["video_id", "frame_index", "track", "crop"]  # of millions of crops, no more than is needed
+    joined = faces[columns].merge(folds[["video_id", "label", "fold"]], on="video_id")
     training = joined[joined["fold"] != fold].drop(columns="fold").reset_index(drop=True)
     validation = joined[joined["fold"] == fold].drop(columns="fold").reset_index(drop=True)
+    if validation_frames is not None:
+        validation = _spread_frames(validation, validation_frames)
     for name, table in (("training", training), ("validation", validation)):
         classes = sorted(table["label"].unique().tolist())
         if classes != [0, 1]:
@@ -50,11 +65,22 @@ def split_crops(faces: pd.DataFrame, folds: pd.DataFrame, fold: int, folder: Pat
     return FoldCrops(folder, training, validation, folds[folds["fold"] == fold].reset_index(drop=True))
 
 
+def _spread_frames(table: pd.DataFrame, num_frames: int) -> pd.DataFrame:
+    """The crops of `num_frames` evenly spaced frames of each video (all of a video that has fewer)."""
+    position = table.groupby("video_id")["frame_index"].rank(method="dense").astype("int64") - 1
+    frames = position.groupby(table["video_id"]).transform("max") + 1
+    # Frame i is kept when it is the first of one of num_frames equal pieces of the video's frames.
+    kept = (position * num_frames) // frames != ((position - 1) * num_frames) // frames
+    return table[kept].reset_index(drop=True)
+
+
 class TrainingCrops(CropImages):
     """Crops with labels and augmentation: (row, seed) -> ((H, W, 3) uint8 RGB, label)."""
 
-    def __init__(self, paths: list[Path], size: int, labels: np.ndarray, augmentation: Augmentation) -> None:
-        super().__init__(paths, size)
+    def __init__(
+        self, folder: Path, names: pd.Series, size: int, labels: np.ndarray, augmentation: Augmentation
+    ) -> None:
+        super().__init__(folder, names, size)
         self.labels = labels
         self.augmentation = augmentation
 
@@ -77,7 +103,8 @@ def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: in
         seed=seed,
     )
     dataset = TrainingCrops(
-        [crops.folder / name for name in table["crop"]],
+        crops.folder,
+        table["crop"],
         config.image_size,
         table["label"].to_numpy(),
         Augmentation(config.augmentation, config.image_size),
@@ -88,17 +115,19 @@ def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: in
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=use_one_thread,
     )
 
 
 def validation_loader(crops: FoldCrops, config: DataConfig, *, rank: int, world_size: int) -> DataLoader:
     """Batches of every world_size-th validation crop, starting at `rank`, in order."""
     names = crops.validation["crop"].iloc[rank::world_size]
-    dataset = CropImages([crops.folder / name for name in names], config.image_size)
+    dataset = CropImages(crops.folder, names, config.image_size)
     return DataLoader(
         dataset,
         batch_size=2 * config.batch_size,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=use_one_thread,
     )

@@ -31,16 +31,14 @@ def distributed(device: torch.device) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-        dist.barrier()
-    finally:
-        # gloo's threads must not outlive the tensors they hold, or the interpreter aborts at its end.
-        gc.collect()
-        dist.destroy_process_group()
+    # After an error the group is left as it is: waiting for the others could take until their time-out, and torchrun
+    # ends them all.
+    yield Ranks(dist.get_rank(), dist.get_world_size())
+    dist.barrier()
+    # gloo's threads must not outlive the tensors they hold, or the interpreter aborts at its end.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def gather_strided(values: np.ndarray, total: int, ranks: Ranks) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -70,22 +72,24 @@ def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, devi
     Raises:
         ValueError: settings that do not fit the data, or a loss that is not finite.
     """
-    training = _prepare(experiment, crops, run, device, ranks)
-    _resume(training)
-    first = training.epochs_done
+    state = run.load_resume()
+    first = len(state["history"]) if state is not None else 0
     if first >= experiment.epochs:
         logger.info("%s: finished already", run.model_name)
         return
+    training = _prepare(experiment, crops, run, device, ranks, load_weights=state is None)
+    if state is not None:
+        _resume(training, state)
     module: nn.Module = training.step
     if ranks.world_size > 1:
         if device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            # timm's, not torch's: torch's drops the activation that timm's normalisation layers carry.
+            module = convert_sync_batchnorm(module)
         module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
     samples = len(training.loader) * experiment.data.batch_size * ranks.world_size
     writer = SummaryWriter(run.path / "tensorboard", purge_step=first) if ranks.is_main else None
-    bar = progress_bar(experiment.epochs * samples, run.model_name, "samples", initial=first * samples)
-    bar.disable = bar.disable or not ranks.is_main
-    with bar:
+    total = experiment.epochs * samples
+    with progress_bar(total, run.model_name, "samples", initial=first * samples, disable=not ranks.is_main) as bar:
         for epoch in range(first, experiment.epochs):
             started = time.monotonic()
             means = _train_epoch(training, module, epoch, bar)
@@ -102,9 +106,17 @@ def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, devi
         writer.close()
 
 
-def _prepare(experiment: Experiment, crops: FoldCrops, run: RunFolder, device: torch.device, ranks: Ranks) -> _Training:
+def _prepare(
+    experiment: Experiment,
+    crops: FoldCrops,
+    run: RunFolder,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    load_weights: bool,
+) -> _Training:
     seed_everything(experiment.seed)
-    step = TrainingStep(experiment, load_weights=run.load_resume() is None).to(device)
+    step = TrainingStep(experiment, load_weights=load_weights).to(device)
     loader = training_loader(crops, experiment.data, seed=experiment.seed, rank=ranks.rank, world_size=ranks.world_size)
     optimizer = make_optimizer(step, experiment.optim)
     precision = resolve_precision(experiment.precision, device)
@@ -124,13 +136,16 @@ def _prepare(experiment: Experiment, crops: FoldCrops, run: RunFolder, device: t
     )
 
 
-def _resume(training: _Training) -> None:
-    state = training.run.load_resume()
-    if state is None:
-        return
-    training.step.load_state_dict(state["step"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.scaler.load_state_dict(state["scaler"])
+def _resume(training: _Training, state: dict[str, Any]) -> None:
+    try:
+        training.step.load_state_dict(state["step"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.scaler.load_state_dict(state["scaler"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{training.run.path / 'resume.pt'}: not the state of this experiment: {error}. "
+            "Is the file of another run? Delete it to train this fold from its beginning."
+        ) from error
     training.history = state["history"]
     logger.info("%s: continues after epoch %d", training.run.model_name, training.epochs_done - 1)
 
@@ -150,7 +165,8 @@ def _train_epoch(training: _Training, module: nn.Module, epoch: int, bar: tqdm) 
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         bar.update(len(labels) * ranks.world_size)
         if number % STEPS_BETWEEN_LOOKS == 0 or number + 1 == len(loader):
-            loss = float(terms["loss"].detach())
+            # The mean over the ranks: when one of them diverges, all of them stop, and none waits for the others.
+            loss = mean_over_ranks({"loss": float(terms["loss"].detach())}, training.device, ranks)["loss"]
             if not math.isfinite(loss):
                 raise ValueError(
                     f"{training.run.model_name}: epoch {epoch}, step {number}: the loss is {loss} "
@@ -205,10 +221,12 @@ def _end_epoch(training: _Training, record: dict[str, Any], writer: SummaryWrite
             "scaler": training.scaler.state_dict(),
             "history": training.history,
         }
-        training.run.save_epoch(training.step.network, state)
         for name, value in record.items():
             if writer is not None and name != "epoch" and value is not None:
                 writer.add_scalar(name, value, record["epoch"])
+        if writer is not None:
+            writer.flush()
+        training.run.save_epoch(training.step.network, state)
         logger.info(
             "%s epoch %d: loss %.4f, validation log loss %.4f, AUC %.4f, accuracy %.3f, %.0f samples/s",
             training.run.model_name,
@@ -224,6 +242,10 @@ def _end_epoch(training: _Training, record: dict[str, Any], writer: SummaryWrite
 
 def validate(training: _Training) -> pd.DataFrame:
     """Frame predictions of the held-out fold, on every rank."""
+    if training.ranks.world_size > 1:
+        # Without SyncBN (gloo) each rank has running statistics of its own; those of rank 0 are the ones saved.
+        for buffer in training.step.buffers():
+            dist.broadcast(buffer, 0)
     logits = predict_logits(
         training.step.network, training.validation, device=training.device, precision=training.precision
     )

@@ -1,7 +1,7 @@
 """A run folder: everything one fold of an experiment leaves behind, and how a killed run continues.
 
-    experiment.json, environment.json, faces.json, folds.csv   how it was made
-    epochs.csv, tensorboard/                                   how it went
+    experiment.json, inputs.json, environment.json, faces.json, folds.csv   how it was made
+    epochs.csv, tensorboard/         how it went
     best.safetensors, oof.parquet    the best epoch: weights, and frame predictions of the held-out fold
     last.safetensors, resume.pt      the latest epoch: weights, and all that training needs to go on
 
@@ -21,8 +21,9 @@ from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import save_weights
-from multiattn.runtime import atomic_path, describe_environment, read_json, write_json
+from multiattn.runtime import atomic_path, describe_environment, read_json, resolve_precision, write_json
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
+from multiattn.training.crops import FoldCrops
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 
 logger = logging.getLogger(__name__)
@@ -43,13 +44,28 @@ class RunFolder:
         """`<experiment>/fold<k>`, the model's name in tables of predictions."""
         return f"{self.path.parent.name}/{self.path.name}"
 
-    def begin(self, experiment: Experiment, recipe: CropRecipe, folds: pd.DataFrame, device: torch.device) -> None:
+    def begin(
+        self,
+        experiment: Experiment,
+        recipe: CropRecipe,
+        crops: FoldCrops,
+        folds: pd.DataFrame,
+        *,
+        device: torch.device,
+        world_size: int,
+    ) -> None:
         """Write how the run is made, or check that it is made the same way as the run already there.
 
         Raises:
             ValueError: the folder holds a run with other settings, folds or crops; lists the differences.
         """
+        inputs = {
+            "global_batch": experiment.data.batch_size * world_size,
+            "precision": resolve_precision(experiment.precision, device),
+            "crops": crops.fingerprint(),
+        }
         if not (self.path / "experiment.json").is_file():
+            write_json(self.path / "inputs.json", inputs)
             write_recipe(recipe, self.path)
             FOLDS.write(folds, self.path / "folds.csv")
             write_json(self.path / "environment.json", describe_environment(device))
@@ -59,6 +75,7 @@ class RunFolder:
         differences = _differences(kept, to_json(experiment))
         if describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {describe_difference(read_recipe(self.path), recipe)}")
+        differences += _differences(read_json(self.path / "inputs.json"), inputs)
         if not FOLDS.read(self.path / "folds.csv").equals(FOLDS.validate(folds, "folds")):
             differences.append("folds: not the folds this run was begun with")
         if differences:

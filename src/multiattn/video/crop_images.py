@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
@@ -19,7 +20,10 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     whole = content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8")
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content and whole else None
     if image is None:
-        raise ValueError(f"{path}: not a readable image. Delete the faces folder's tables and crops and run it again.")
+        raise ValueError(
+            f"{path}: not a readable image. Delete the line of its video in video_status.csv of the faces folder, and "
+            "run the same `multiattn faces` command again."
+        )
     height, width = image.shape[:2]
     if height != width or height < size:
         raise ValueError(
@@ -30,14 +34,26 @@ def read_crop(path: Path, size: int) -> np.ndarray:
 
 
 class CropImages(Dataset):
-    """Crops by row: index -> (size, size, 3) uint8 tensor, RGB."""
+    """Crops by row: index -> (size, size, 3) uint8 tensor, RGB.
 
-    def __init__(self, paths: list[Path], size: int) -> None:
-        self.paths = paths
+    Args:
+        folder: the faces folder.
+        names: paths below it. Kept as one array of bytes: worker processes share its memory, and millions of Python
+            objects they would copy, each for itself, as soon as they touch them.
+    """
+
+    def __init__(self, folder: Path, names: pd.Series, size: int) -> None:
+        self.folder = folder
+        self.names = np.array([name.encode() for name in names], dtype="S")
         self.size = size
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(read_crop(self.paths[index], self.size))
+        return torch.from_numpy(read_crop(self.folder / self.names[index].decode(), self.size))
+
+
+def use_one_thread(worker: int) -> None:
+    """For the worker processes of a loader: OpenCV would start a thread for every core in each of them."""
+    cv2.setNumThreads(0)

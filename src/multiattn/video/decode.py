@@ -76,7 +76,9 @@ class FrameReader:
         for index, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:  # FFmpeg filled it up with the pixels of another frame
                 self.message = f"frame {index} of {total} is damaged"
-                return
+                if self.num_frames:
+                    return  # what follows builds on it
+                continue
             last_index = index
             if index in wanted:
                 self.num_frames += 1

@@ -29,6 +29,9 @@ from multiattn.video.recipe import RECIPE_FILE, CropRecipe, read_recipe, write_r
 
 logger = logging.getLogger(__name__)
 
+JOURNAL = "journal.jsonl"
+ROWS_AT_ONCE = 200_000
+
 
 def extract_faces(
     videos: pd.DataFrame, located: dict[str, Path], folder: Path, recipe: CropRecipe, *, jobs: int, device: str
@@ -51,16 +54,17 @@ def extract_faces(
         raise ValueError(f"--jobs: expected at least 1, found {jobs}.")
     with exclusive_folder(folder):
         _keep_recipe(folder, recipe)
-        journal = _read_journal(folder)
+        _mend_journal(folder)
         statuses = _read_statuses(folder)
-        done = set(statuses["video_id"]) | set(journal)
+        done = set(statuses["video_id"]) | {result.video_id for result in _read_journal(folder)}
         todo = [video for video in videos["video_id"] if video not in done]
         if len(todo) < len(videos):
             logger.info("%d of %d videos are done already", len(videos) - len(todo), len(videos))
         if todo:
-            _run(todo, located, folder, recipe, journal, jobs=jobs, device=device)
-        if journal or not (folder / "videos.csv").is_file():
-            statuses = _finish(videos, journal, statuses, folder)
+            _run(todo, located, folder, recipe, jobs=jobs, device=device)
+        _write_videos(videos, folder)
+        if (folder / JOURNAL).is_file() or not (folder / "video_status.csv").is_file():
+            statuses = _finish(statuses, folder)
     return statuses
 
 
@@ -69,7 +73,6 @@ def _run(
     located: dict[str, Path],
     folder: Path,
     recipe: CropRecipe,
-    journal: dict[str, VideoFaces],
     *,
     jobs: int,
     device: str,
@@ -78,11 +81,10 @@ def _run(
     tasks = (joblib.delayed(extract_video)(located[video], video, folder, recipe, device) for video in todo)
     parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
     watched = progress_bar(len(todo), "faces", "videos")
-    with _worker_environment(), watched as bar, (folder / "journal.jsonl").open("a") as file:
+    with _worker_environment(), watched as bar, (folder / JOURNAL).open("a") as file:
         for result in parallel(tasks):
             file.write(json.dumps(asdict(result), separators=(",", ":")) + "\n")
             file.flush()
-            journal[result.video_id] = result
             counts[result.status] += 1
             bar.set_postfix(counts, refresh=False)
             bar.update()
@@ -120,17 +122,33 @@ def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
         )
 
 
-def _read_journal(folder: Path) -> dict[str, VideoFaces]:
-    """Finished videos of an interrupted run; a line the kill cut off is dropped, and its video is done again."""
-    path = folder / "journal.jsonl"
+def _mend_journal(folder: Path) -> None:
+    """Cut off the line that a kill left unfinished; its video is done again. A journal without lines goes."""
+    path = folder / JOURNAL
     if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole, _, torn = text.rpartition("\n")
-    if torn:
-        path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    results = [VideoFaces(**json.loads(line)) for line in whole.splitlines()]
-    return {result.video_id: result for result in results}
+        return
+    whole = 0
+    with path.open("rb") as file:
+        for line in file:
+            whole += len(line) if line.endswith(b"\n") else 0
+    os.truncate(path, whole)
+    if whole == 0:
+        path.unlink()
+
+
+def _read_journal(folder: Path) -> Iterator[VideoFaces]:
+    """Finished videos of a run that has not ended yet, one by one: all of DFDC would take gigabytes."""
+    path = folder / JOURNAL
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield VideoFaces(**json.loads(line))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise ValueError(
+                    f"{path}: line {number} is damaged ({error}). Delete that line and run again."
+                ) from error
 
 
 def _read_statuses(folder: Path) -> pd.DataFrame:
@@ -138,29 +156,41 @@ def _read_statuses(folder: Path) -> pd.DataFrame:
     return VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
 
 
-def _finish(videos: pd.DataFrame, journal: dict[str, VideoFaces], statuses: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
+    """Keep the folder's copy of the videos table up to date: labels and splits may have been indexed anew."""
+    path = folder / "videos.csv"
+    if path.is_file():
+        earlier = VIDEOS.read(path)
+        others = earlier[~earlier["video_id"].isin(set(videos["video_id"]))]
+        merged = pd.concat([others, videos], ignore_index=True).sort_values("video_id", ignore_index=True)
+        if merged.equals(earlier):
+            return
+        videos = merged
+    VIDEOS.write(videos.sort_values("video_id", ignore_index=True), path)
+
+
+def _finish(statuses: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Merge the journal into the tables. `video_status.csv` comes last: only its rows make a video done."""
-    faces = pd.DataFrame([row for result in journal.values() for row in result.rows], columns=list(FACES.columns))
+    tables, rows, new = [FACES.empty()], [], []
+    for result in _read_journal(folder):
+        rows += result.rows
+        new.append((result.video_id, result.status, result.num_frames, len(result.rows), result.message))
+        if len(rows) > ROWS_AT_ONCE:  # typed columns take a tenth of what lists of Python objects take
+            tables.append(pd.DataFrame(rows, columns=list(FACES.columns)))
+            rows = []
+    tables.append(pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty())
+    added = {row[0] for row in new}
     if (folder / "faces.parquet").is_file():
         earlier = FACES.read(folder / "faces.parquet", allow_empty=True)
-        faces = pd.concat([earlier[~earlier["video_id"].isin(set(journal))], faces], ignore_index=True)
-    FACES.write(faces.sort_values(list(FACES.key), ignore_index=True), folder / "faces.parquet")
-    if (folder / "videos.csv").is_file():
-        earlier = VIDEOS.read(folder / "videos.csv")
-        videos = pd.concat([earlier[~earlier["video_id"].isin(set(videos["video_id"]))], videos], ignore_index=True)
-    VIDEOS.write(videos.sort_values("video_id", ignore_index=True), folder / "videos.csv")
-    new = pd.DataFrame(
-        [
-            (result.video_id, result.status, result.num_frames, len(result.rows), result.message)
-            for result in journal.values()
-        ],
-        columns=list(VIDEO_STATUS.columns),
-    )
-    statuses = pd.concat([statuses[~statuses["video_id"].isin(set(journal))], new], ignore_index=True)
-    statuses = statuses.sort_values("video_id", ignore_index=True)
+        tables.insert(0, earlier[~earlier["video_id"].isin(added)])
+    faces = pd.concat(tables, ignore_index=True).sort_values(list(FACES.key), ignore_index=True)
+    FACES.write(faces, folder / "faces.parquet")
+    latest = pd.DataFrame(new, columns=list(VIDEO_STATUS.columns)) if new else VIDEO_STATUS.empty()
+    statuses = pd.concat([statuses[~statuses["video_id"].isin(added)], latest], ignore_index=True)
+    statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / "video_status.csv")
     VIDEO_STATUS.write(statuses, folder / "video_status.csv")
-    (folder / "journal.jsonl").unlink(missing_ok=True)
-    return VIDEO_STATUS.validate(statuses, folder / "video_status.csv")
+    (folder / JOURNAL).unlink(missing_ok=True)
+    return statuses
 
 
 def read_faces_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -171,7 +201,7 @@ def read_faces_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Data
         ValueError: an interrupted run left videos in the journal.
     """
     read_recipe(folder)
-    if (folder / "journal.jsonl").is_file():
+    if (folder / JOURNAL).is_file():
         raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
     faces = FACES.read(folder / "faces.parquet", allow_empty=True)
     statuses = VIDEO_STATUS.read(folder / "video_status.csv")
