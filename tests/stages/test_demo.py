@@ -1,0 +1,24 @@
+"""`multiattn demo` itself, as a miniature: every stage as a user would call it, and a table at the end."""
+
+import re
+
+from multiattn.tables import SUBMISSION
+from walk import run
+
+
+def test_the_demo_walks_from_clips_to_a_table_that_a_person_understands(tmp_path, capsys):
+    paths = {name: tmp_path / name for name in ("data", "runs", "submissions")}
+    words = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    run("demo", "--tiny", *words, "--folds", tmp_path / "folds.csv", "--jobs", 1)
+    shown = capsys.readouterr().out
+    for stage in ("index dfdc", "faces", "folds", "train demo --tiny", "leaderboard"):
+        assert f"\n$ multiattn {stage} --" in shown
+    assert re.search(r"out of fold \(training parts\) +0\.\d{4} +[01]\.\d{4} +[01]\.\d{3} +12\n", shown)
+    assert re.search(r"test \(unseen actors\) +\d\.\d{4} +[01]\.\d{4} +[01]\.\d{3} +4\n", shown)
+    assert re.search(r"constant 0\.5 +0\.6931 +0\.5000\n", shown)
+    assert "without a face: 1; unreadable: 1." in shown
+    assert "Next, with real data" in shown
+    made = paths["submissions"] / "demo_tiny"
+    sample = SUBMISSION.read(paths["data"] / "dfdc" / "sample_submission.csv")
+    assert SUBMISSION.read(made / "submission.csv")["filename"].tolist() == sample["filename"].tolist()
+    assert (made / "inference.ipynb").is_file() and (paths["submissions"] / "leaderboard.png").is_file()
