@@ -33,8 +33,8 @@ def demo() -> Experiment:
 
     multiattn train demo --faces data/demo/faces --folds folds/demo.csv --fold all
 
-    timm's smallest EfficientNet, whose early stages are plain convolutions: deeper ones with depthwise convolutions
-    learn 150 clips by heart. AGDA comes last, when there is something to guide it, and erases instead of blurring:
+    timm's smallest EfficientNet, whose early stages are plain convolutions: tinynet_e, deeper and depthwise, took 1.4
+    times as long to learn less from 150 clips (one fold on unseen actors: AUC 0.88 against 0.93). AGDA comes last, when there is something to guide it, and erases instead of blurring:
     blur is one of the traces of the embedded forgeries, and would stand in crops labelled real.
     """
     return Experiment(
