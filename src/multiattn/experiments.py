@@ -34,8 +34,11 @@ def demo() -> Experiment:
     multiattn train demo --faces data/demo/faces --folds folds/demo.csv --fold all
 
     timm's smallest EfficientNet, whose early stages are plain convolutions: tinynet_e, deeper and depthwise, took 1.4
-    times as long to learn less from 150 clips (one fold on unseen actors: AUC 0.88 against 0.93). AGDA comes last, when there is something to guide it, and erases instead of blurring:
-    blur is one of the traces of the embedded forgeries, and would stand in crops labelled real.
+    times as long to learn less from 150 clips (one fold on unseen actors: AUC 0.88 against 0.93). AGDA comes last,
+    when there is something to guide it, and erases instead of blurring: blur is one of the traces of the embedded
+    forgeries, and would stand in crops labelled real.
+
+    Takes 3 to 4 minutes for all folds on 2 CPU cores. Expect an out-of-fold log loss of about 0.20.
     """
     return Experiment(
         name="demo",
