@@ -202,10 +202,10 @@ def pick_device(name: str = "auto") -> "torch.device":
     return device
 
 
-def default_jobs(device: "torch.device") -> int:
+def default_jobs(device: str) -> int:
     """Processes that decode and detect: every core; on a GPU at most 4, since each holds a CUDA context there."""
     cores = os.cpu_count() or 1
-    return cores if device.type == "cpu" else min(cores, 4)
+    return cores if device == "cpu" else min(cores, 4)
 
 
 def resolve_precision(precision: str, device: "torch.device") -> str:

@@ -19,7 +19,7 @@ def extract_folder_faces(
     faces: Path,
     recipe: CropRecipe,
     *,
-    jobs: int,
+    jobs: int | None,
     device: torch.device,
     filenames: Iterable[str] | None = None,
 ) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models, trained_on
 from multiattn.inference.submission import Submission, build_submission, read_sample, write_submission
-from multiattn.runtime import default_jobs, pick_device
+from multiattn.runtime import pick_device
 from multiattn.scoring.aggregation import Aggregator
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.faces_folder import read_faces_folder
@@ -64,11 +64,10 @@ def run_kernel(inputs: KernelInputs) -> Submission:
     out_of_fold = score_out_of_fold(inputs.runs, inputs.aggregator)
     seen = set(sample["filename"].map(lambda name: Path(name).stem)) & trained_on(inputs.runs)
     device = pick_device(inputs.device)
-    jobs = inputs.jobs or default_jobs(device)
     present = _sample_videos(sample, inputs)
     logger.info("%d models, %d of %d sample videos, on %s", len(models), len(present), len(sample), device)
     videos = extract_folder_faces(
-        inputs.videos_dir, inputs.faces, models[0].recipe, jobs=jobs, device=device, filenames=present
+        inputs.videos_dir, inputs.faces, models[0].recipe, jobs=inputs.jobs, device=device, filenames=present
     )
     predictions = predict_faces(models, inputs.faces, device=device, precision=inputs.precision)
     predictions = predictions[predictions["video_id"].isin(set(videos["video_id"]))]

@@ -65,9 +65,9 @@ class Leaderboard:
             for row in self.ours.itertuples(index=False)
             if row.seen_in_training
         ]
-        scored_on = [f"Scored on: {self.scored_on}.", "", *seen]
-        lines = ["# Leaderboard", "", *scored_on, *[""] * bool(seen), *ours, "", *published, "", NOT_COMPARABLE]
-        return "\n".join(lines) + "\n"
+        title = ["# Leaderboard", "", f"Scored on: {self.scored_on}."]
+        parts = [title, seen, ours, published, [NOT_COMPARABLE]]
+        return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def _show(value: float) -> str:

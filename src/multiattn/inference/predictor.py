@@ -5,14 +5,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
 from multiattn.inference.runs import TrainedModel
-from multiattn.model.predict import predict_logits, sigmoid
+from multiattn.model.predict import predict_logits
 from multiattn.runtime import progress_bar, resolve_precision
+from multiattn.scoring.aggregation import frame_predictions
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.crop_images import CropImages, use_one_thread
 from multiattn.video.faces_folder import read_faces_folder
@@ -56,14 +56,8 @@ def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.dev
             )
             batches = _watched(loader, bar)
             logits = predict_logits(network, batches, device=device, precision=precision)
-            tables.append(_table(model, faces, logits))
+            tables.append(frame_predictions(faces, logits, model=model.name, fold=model.fold))
     return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), f"predictions of {folder}")
-
-
-def _table(model: TrainedModel, faces: pd.DataFrame, logits: np.ndarray) -> pd.DataFrame:
-    return faces[["video_id", "frame_index", "track"]].assign(
-        model=model.name, fold=model.fold, logit=logits, probability=sigmoid(logits)
-    )
 
 
 def _watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:

@@ -41,8 +41,3 @@ def predict_logits(
         bad = int((~np.isfinite(result)).sum())
         raise ValueError(f"{bad} of {len(result)} logits are not finite in {precision}. Try --precision fp32.")
     return result
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """P(fake) in [0, 1], float64, without overflow."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))

@@ -43,6 +43,18 @@ class Aggregator:
             )
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """P(fake) in [0, 1], float64, without overflow."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))
+
+
+def frame_predictions(crops: pd.DataFrame, logits: np.ndarray, *, model: str, fold: int) -> pd.DataFrame:
+    """The rows of a `frame_predictions` table for one model's (N,) logits of N crops, rows of `faces`."""
+    return crops[["video_id", "frame_index", "track"]].assign(
+        model=model, fold=fold, logit=logits, probability=sigmoid(logits)
+    )
+
+
 def aggregate_frames(predictions: pd.DataFrame, aggregator: Aggregator) -> pd.DataFrame:
     """Frame predictions of any number of models -> one row a video.
 
@@ -66,7 +78,7 @@ def aggregate_frames(predictions: pd.DataFrame, aggregator: Aggregator) -> pd.Da
     track = ordered.loc[starts[:-1], keys].reset_index(drop=True)
     track["frames"] = np.diff(starts)
     reduced = _segment_median(values, starts) if aggregator.frames == "median" else _segment_mean(values, starts)
-    track["probability"] = _sigmoid(reduced) if aggregator.frames == "mean_logit" else reduced
+    track["probability"] = sigmoid(reduced) if aggregator.frames == "mean_logit" else reduced
 
     starts = _starts(track, ["video_id", "model"])
     weights = track["frames"].to_numpy(np.float64)
@@ -102,10 +114,6 @@ def _starts(ordered: pd.DataFrame, keys: list[str]) -> np.ndarray:
         codes = pd.factorize(ordered[key])[0]
         changed[1:] |= codes[1:] != codes[:-1]
     return np.append(np.flatnonzero(changed), len(ordered)).astype(np.int64)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -logits))
 
 
 @numba.njit(cache=False)

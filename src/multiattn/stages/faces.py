@@ -11,7 +11,7 @@ import pandas as pd
 
 from multiattn.command_line import parse, results
 from multiattn.datasets.manifest import locate_videos
-from multiattn.runtime import default_jobs, pick_device
+from multiattn.runtime import pick_device
 from multiattn.tables import VIDEOS
 from multiattn.video.faces_folder import extract_faces
 from multiattn.video.recipe import CropRecipe
@@ -54,9 +54,8 @@ def main(argv: list[str]) -> None:
         num_frames=options.num_frames, size=options.size, detector=options.detector, threshold=options.threshold
     )
     located = locate_videos(videos, options.videos, roots=_roots(options.root, videos))
-    device = pick_device(options.device)
-    jobs = options.jobs or default_jobs(device)
-    statuses = extract_faces(videos, located, options.out, recipe, jobs=jobs, device=str(device))
+    device = str(pick_device(options.device))
+    statuses = extract_faces(videos, located, options.out, recipe, jobs=options.jobs, device=device)
     counts = statuses["status"].value_counts()
     results(
         f"{len(statuses)} videos, {statuses['num_crops'].sum()} crops in {options.out}: "

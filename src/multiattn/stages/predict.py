@@ -12,7 +12,7 @@ from multiattn.command_line import parse, results
 from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
-from multiattn.runtime import default_jobs, pick_device
+from multiattn.runtime import pick_device
 from multiattn.tables import FRAME_PREDICTIONS
 
 
@@ -41,9 +41,7 @@ def main(argv: list[str]) -> None:
     device = pick_device(options.device)
     faces = options.faces or options.out.with_suffix(".faces")
     if options.videos_dir is not None:
-        extract_folder_faces(
-            options.videos_dir, faces, models[0].recipe, jobs=options.jobs or default_jobs(device), device=device
-        )
+        extract_folder_faces(options.videos_dir, faces, models[0].recipe, jobs=options.jobs, device=device)
     elif options.faces is None:
         raise ValueError("expected --faces FACES or --videos-dir DIR, found neither.")
     predictions = predict_faces(models, faces, device=device, precision=options.precision)

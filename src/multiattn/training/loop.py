@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
@@ -19,9 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from multiattn.config import Experiment
-from multiattn.model.predict import predict_logits, sigmoid
+from multiattn.model.predict import predict_logits
 from multiattn.runtime import autocast, progress_bar, resolve_precision, seed_everything
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos, frame_predictions
 from multiattn.scoring.metrics import video_metrics
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.crops import FoldCrops, training_loader, validation_loader
@@ -251,10 +250,5 @@ def validate(training: _Training) -> pd.DataFrame:
     )
     rows = training.crops.validation
     logits = gather_strided(logits, len(rows), training.ranks)
-    predictions = rows[["video_id", "frame_index", "track"]].assign(
-        model=training.run.model_name,
-        fold=training.run.fold,
-        logit=logits.astype(np.float64),
-        probability=sigmoid(logits),
-    )
+    predictions = frame_predictions(rows, logits, model=training.run.model_name, fold=training.run.fold)
     return FRAME_PREDICTIONS.validate(predictions, training.run.path / "oof.parquet")

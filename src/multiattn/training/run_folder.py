@@ -73,8 +73,8 @@ class RunFolder:
             return
         kept = to_json(self.read_experiment())
         differences = _differences(kept, to_json(experiment))
-        if describe_difference(read_recipe(self.path), recipe):
-            differences.append(f"faces: {describe_difference(read_recipe(self.path), recipe)}")
+        if other_crops := describe_difference(read_recipe(self.path), recipe):
+            differences.append(f"faces: {other_crops}")
         differences += _differences(read_json(self.path / "inputs.json"), inputs)
         if not FOLDS.read(self.path / "folds.csv").equals(FOLDS.validate(folds, "folds")):
             differences.append("folds: not the folds this run was begun with")

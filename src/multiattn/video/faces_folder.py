@@ -22,7 +22,7 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
-from multiattn.runtime import exclusive_folder, progress_bar
+from multiattn.runtime import default_jobs, exclusive_folder, progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.extract import VideoFaces, extract_video
 from multiattn.video.recipe import RECIPE_FILE, CropRecipe, read_recipe, write_recipe
@@ -34,14 +34,14 @@ ROWS_AT_ONCE = 200_000
 
 
 def extract_faces(
-    videos: pd.DataFrame, located: dict[str, Path], folder: Path, recipe: CropRecipe, *, jobs: int, device: str
+    videos: pd.DataFrame, located: dict[str, Path], folder: Path, recipe: CropRecipe, *, jobs: int | None, device: str
 ) -> pd.DataFrame:
     """Extract the faces of every video that is not done yet, then write the tables.
 
     Args:
         videos: a `videos` table; rows of an earlier run that are not in it stay in the folder's tables.
         located: video_id -> file.
-        jobs: processes, each with one video at a time.
+        jobs: processes, each with one video at a time; None is `runtime.default_jobs`.
         device: `cpu` or `cuda`, for the detector.
 
     Returns:
@@ -50,6 +50,7 @@ def extract_faces(
     Raises:
         ValueError: the folder was made with another recipe, or another process is writing it.
     """
+    jobs = default_jobs(device) if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"--jobs: expected at least 1, found {jobs}.")
     with exclusive_folder(folder):
