@@ -7,6 +7,7 @@ past this file.
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 
-STAGES = ("L1", "L2", "L3", "L4", "L5", "L6", "L7")
+STAGE_NAME = re.compile(r"L([1-9]\d?)")
+"""L1, L2, ...: how many there are depends on the backbone, which checks that."""
+MAX_MAPS = 8
 
 
 def _require_choices(owner: Any) -> None:
@@ -33,36 +36,58 @@ def _require(condition: bool, owner: object, name: str, expected: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The multi-attention network, sections 1 and 2 of arXiv:2103.02406."""
+    """The network, sections 3.1 and 3.2 of arXiv:2103.02406; the defaults are the paper's.
 
+    Where the authors' released code does something else, the part has a second form, chosen by name here. The
+    profiles of `experiments.py` set these together.
+    """
+
+    network: Literal["multi-attention", "baseline"] = "multi-attention"
+    """`baseline` is the twin of every claim: the same backbone, global average pooling, one linear layer."""
     backbone: str = "tf_efficientnet_b4.ap_in1k"
-    """Any timm EfficientNet; `ap_in1k` weights were trained with the mean 0.5 and std 0.5 that the paper uses."""
+    """Any timm model with feature stages; `ap_in1k` weights were trained with the mean and std 0.5 the paper uses."""
+    padding: Literal["dynamic", "static"] = "dynamic"
+    """How an EfficientNet pads its strided convolutions: `static` for the nominal image size, as the released
+    checkpoints were trained (attention grid 23x23 in B4 at 380 px, against 24x24)."""
     pretrained: bool = True
     """Start from ImageNet weights: from `weights` when given, else from timm's hub."""
     weights: str | None = None
-    """A local file (safetensors or .pth, timm naming) to start the backbone from, for machines without a hub."""
+    """A local file (safetensors or .pth) to start the backbone from, for machines without a hub."""
     num_maps: int = 4
-    """M, the number of attention maps. One map uses neither the regional independence loss nor AGDA (Table 5)."""
+    """M, the number of attention maps. One map uses neither an auxiliary loss nor AGDA (Table 5)."""
     texture_stage: str = "L2"
     """SL_t, the stage whose features are enhanced."""
     attention_stage: str = "L5"
     """SL_a, the stage the attention maps come from."""
+    attention: Literal["relu", "masked-elu"] = "relu"
+    """`relu` is the paper's module; `masked-elu` the released one, which never looks at the border."""
+    texture: Literal["dense", "grouped"] = "dense"
+    """`dense` enhances one texture for all maps (the paper); `grouped` one for each map (the release)."""
+    global_pool: Literal["unit", "mean"] = "unit"
+    """G as a unit vector (Eq. 2), or as the mean weighted by the attention (the release)."""
+    standardize_parts: bool = False
+    """Standardise D over space before it becomes the part vectors V, as the release does."""
+    align_corners: bool = False
+    """How attention maps are resized; the release aligns corners."""
     hidden_size: int = 256
     """Width of the classifier's layers."""
+    part_dropout: float = 0.0
+    """Probability of leaving a whole attention map out of P and A_sum; the paper names none, the release has 0.25."""
     global_dropout: float = 0.0
-    """Dropout on the global feature G; the paper names none."""
+    """Dropout on the global feature G; the paper names none, the release has 0.5. In the baseline: before its layer."""
     drop_path_rate: float = 0.2
     """Stochastic depth of the backbone."""
 
     def __post_init__(self) -> None:
-        _require(self.num_maps >= 1, self, "num_maps", "at least 1")
+        _require_choices(self)
+        _require(1 <= self.num_maps <= MAX_MAPS, self, "num_maps", f"1 to {MAX_MAPS}")
         _require(self.hidden_size >= 1, self, "hidden_size", "at least 1")
-        for name in ("global_dropout", "drop_path_rate"):
+        for name in ("part_dropout", "global_dropout", "drop_path_rate"):
             _require(0 <= getattr(self, name) < 1, self, name, "a value in [0, 1)")
         for name in ("texture_stage", "attention_stage"):
-            _require(getattr(self, name) in STAGES, self, name, f"one of {', '.join(STAGES)}")
+            _require(STAGE_NAME.fullmatch(getattr(self, name)) is not None, self, name, "a stage L1, L2, ...")
         _require(
-            STAGES.index(self.texture_stage) <= STAGES.index(self.attention_stage),
+            int(self.texture_stage[1:]) <= int(self.attention_stage[1:]),
             self,
             "texture_stage",
             f"a stage not later than attention_stage {self.attention_stage}",
@@ -71,29 +96,47 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """L = cross_entropy_weight * CE + independence_weight * RIL, Eqs. (3) to (5)."""
+    """L = cross entropy + auxiliary loss (Eq. 5), + cross entropy on the AGDA copy, + match loss (the release)."""
 
     cross_entropy_weight: float = 1.0
-    independence_weight: float = 1.0
-    """Weight of the regional independence loss; 0 turns it off."""
+    auxiliary: Literal["ril", "ams", "none"] = "ril"
+    """Regional independence loss, additive margin softmax over the parts (Table 6), or neither."""
+    auxiliary_weight: float = 1.0
+    """lambda_2 of Eq. (5)."""
+    ril: Literal["per-part", "joint"] = "per-part"
+    """`per-part` is Eq. (3); `joint` the released form: one un-squared norm over all parts, centres of real faces."""
     inter_margin: float = 0.2
-    """m_out: squared distance below which two centres repel each other."""
+    """m_out: distance below which two centres repel each other (squared in the form `per-part`)."""
     intra_margin_real: float = 0.05
-    """m_in of real faces: squared distance to its centre that a part may keep."""
+    """m_in of real faces: distance to its centre that a part may keep."""
     intra_margin_fake: float = 0.1
-    """m_in of fake faces."""
+    """m_in of fake faces; a negative one pushes them at least that far away instead."""
     center_rate: float = 0.05
     """alpha of Eq. (4), the step of the moving centres."""
     center_decay: float = 0.9
     """Factor on `center_rate` after every epoch."""
+    centers_follow_agda: bool = False
+    """Move the centres on the AGDA pass too, as the release does."""
     reduction: Literal["mean", "sum"] = "mean"
     """`mean` averages the intra term over the batch; `sum` is Eq. (3) to the letter."""
+    ams_scale: float = 30.0
+    """s of the additive margin softmax."""
+    ams_margin: float = 0.35
+    """m of the additive margin softmax, on the cosine."""
+    agda_weight: float = 1.0
+    """Weight of the cross entropy on the AGDA copy."""
+    match_weight: float = 0.0
+    """Weight of the distance between the part vectors of a face and of its AGDA copy; 0.1 in the release."""
 
     def __post_init__(self) -> None:
         _require_choices(self)
-        weights = ("cross_entropy_weight", "independence_weight")
-        for name in (*weights, "inter_margin", "intra_margin_real", "intra_margin_fake"):
+        weights = ("cross_entropy_weight", "auxiliary_weight", "agda_weight", "match_weight")
+        for name in (*weights, "inter_margin", "ams_margin"):
             _require(getattr(self, name) >= 0, self, name, "at least 0")
+        _require(self.ams_scale > 0, self, "ams_scale", "a positive scale")
+        for name in ("intra_margin_real", "intra_margin_fake"):
+            # Unit vectors are at most 4 apart when squared; beyond that a margin says nothing.
+            _require(-4 <= getattr(self, name) <= 4, self, name, "a value in [-4, 4]")
         for name in ("center_rate", "center_decay"):
             _require(0 < getattr(self, name) <= 1, self, name, "a value in (0, 1]")
 
@@ -104,11 +147,23 @@ class AgdaConfig:
 
     mode: Literal["soft", "hard", "none"] = "soft"
     first_epoch: int = 0
-    """Epochs before this one see clean crops only, as the first steps of the authors' schedule do."""
+    """Epochs before this one see clean crops only."""
+    map_choice: Literal["uniform", "mass"] = "uniform"
+    """Each map with the same probability (the paper), or in proportion to sqrt(its sum + 1) (the release)."""
     resize_factor: float = 0.3
     """The degraded copy is scaled down by this factor before it is blurred."""
+    resample: Literal["antialias", "align-corners"] = "antialias"
+    """How images and maps are scaled: antialiased, or with aligned corners and without antialiasing (the release)."""
     sigma: float = 7.0
     """Standard deviation of the blur, in pixels of the scaled-down copy."""
+    kernel_size: int | None = None
+    """Side of the blur's kernel, odd; None takes three sigmas to each side."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the degraded copy, in the network's input range [-1, 1]."""
+    gate: bool = False
+    """Pass A* through a sigmoid of random threshold and slope, as the release does."""
+    gate_threshold: tuple[float, float] = (0.4, 0.6)
+    gate_slope: tuple[float, float] = (3.0, 5.0)
     threshold: float = 0.5
     """theta_d of the hard variant: what the map exceeds is erased."""
 
@@ -117,6 +172,12 @@ class AgdaConfig:
         _require(self.first_epoch >= 0, self, "first_epoch", "at least 0")
         _require(0 < self.resize_factor <= 1, self, "resize_factor", "a value in (0, 1]")
         _require(self.sigma > 0, self, "sigma", "a positive number of pixels")
+        odd = self.kernel_size is None or (self.kernel_size >= 1 and self.kernel_size % 2 == 1)
+        _require(odd, self, "kernel_size", "None or an odd number of pixels")
+        _require(self.noise >= 0, self, "noise", "at least 0")
+        for name, low in (("gate_threshold", 0), ("gate_slope", 1e-3)):
+            first, last = getattr(self, name)
+            _require(low <= first <= last, self, name, f"an interval from {low} up")
         _require(0 <= self.threshold <= 1, self, "threshold", "a value in [0, 1]")
 
 
@@ -158,7 +219,11 @@ class OptimConfig:
     name: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 1e-6
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_epochs: int = 5
+    """Epochs between two drops of the schedule `step`."""
+    step_factor: float = 0.5
+    """What `lr` is multiplied by at each drop."""
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises linearly from a hundredth of `lr`."""
     clip_grad_norm: float | None = None
@@ -167,8 +232,35 @@ class OptimConfig:
         _require_choices(self)
         _require(self.lr > 0, self, "lr", "a positive learning rate")
         _require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
+        _require(self.step_epochs >= 1, self, "step_epochs", "at least 1")
+        _require(0 < self.step_factor <= 1, self, "step_factor", "a value in (0, 1]")
         _require(self.warmup_epochs >= 0, self, "warmup_epochs", "at least 0")
         _require(self.clip_grad_norm is None or self.clip_grad_norm > 0, self, "clip_grad_norm", "None or positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of epochs with an objective, an optimiser and a schedule of its own."""
+
+    name: str
+    epochs: int
+    objective: Literal["network", "backbone"] = "network"
+    """`backbone` trains the backbone alone, by cross entropy through the twin's pooling and linear layer."""
+    freeze_backbone: bool = False
+    """Neither the backbone's weights nor its running statistics move; its normalisation runs in eval mode."""
+    agda: bool = True
+    """False leaves the AGDA pass out."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.epochs >= 1, self, "epochs", "at least 1")
+        _require(
+            not (self.freeze_backbone and self.objective == "backbone"),
+            self,
+            "freeze_backbone",
+            "False where the backbone is what is trained",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +274,12 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     epochs: int = 20
+    """Epochs of an experiment without `phases`."""
+    phases: tuple[Phase, ...] = ()
+    """A staged schedule; it takes the place of `optim` and `epochs`."""
+    start_from: str | None = None
+    """Start the whole network from the best weights of another run: an experiment's folder (the same fold of it), a
+    fold's folder or a safetensors file. A c40 experiment starts from its c23 run this way."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 with gradient scaling on an older one, fp32 on a CPU."""
     seed: int = 7
@@ -191,11 +289,34 @@ class Experiment:
         _require("/" not in self.name and self.name not in ("", ".", ".."), self, "name", "a folder name")
         _require(self.seed >= 0, self, "seed", "at least 0")
         _require(self.epochs >= 1, self, "epochs", "at least 1")
+        names = [phase.name for phase in self.phases]
+        _require(len(set(names)) == len(names), self, "phases", "phases of different names")
+        _require(
+            not self.phases or self.phases[-1].objective == "network", self, "phases", "a last phase of the network"
+        )
+
+    @property
+    def schedule(self) -> tuple[Phase, ...]:
+        """The phases to go through; one made of `optim` and `epochs` where none are given."""
+        return self.phases or (Phase(name="train", epochs=self.epochs, optim=self.optim),)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.schedule)
 
 
 def to_json(config: Any) -> dict[str, Any]:
     """A config as plain JSON types, nested as its dataclasses are."""
-    return dataclasses.asdict(config)
+    values = dataclasses.asdict(config)
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as they come back from a file."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def from_json(config_class: type[Config], values: dict[str, Any], *, source: str = "config") -> Config:
@@ -221,6 +342,8 @@ def from_json(config_class: type[Config], values: dict[str, Any], *, source: str
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
             value = from_json(hints[name], value, source=source)
+        elif typing.get_origin(hints[name]) is tuple and isinstance(value, list):
+            value = _tuple_from_json(hints[name], value, f"{source}: {config_class.__name__}.{name}")
         elif not _is_instance(value, hints[name]):
             raise ValueError(f"{source}: {config_class.__name__}.{name}: expected {hints[name]}, found {value!r}.")
         arguments[name] = value
@@ -228,6 +351,16 @@ def from_json(config_class: type[Config], values: dict[str, Any], *, source: str
         return config_class(**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _tuple_from_json(hint: Any, values: list, source: str) -> tuple:
+    entry, *others = typing.get_args(hint)
+    if dataclasses.is_dataclass(entry):
+        return tuple(from_json(entry, value, source=source) for value in values)
+    fixed = others != [Ellipsis]
+    if (fixed and len(values) != 1 + len(others)) or not all(_is_instance(value, entry) for value in values):
+        raise ValueError(f"{source}: expected {hint}, found {values!r}.")
+    return tuple(values)
 
 
 def _is_instance(value: Any, hint: Any) -> bool:

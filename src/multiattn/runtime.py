@@ -4,6 +4,7 @@ Torch is imported inside the functions that need it, so stages without a network
 """
 
 import contextlib
+import ctypes
 import fcntl
 import importlib.metadata
 import json
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 LOG_INTERVAL_SECONDS = 15.0
+MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`, from its malloc.h."""
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "numba", "av")
 
 
@@ -225,6 +228,23 @@ def autocast(precision: str, device: "torch.device") -> "torch.autocast":
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def tune_cpu() -> None:
+    """Make this process fit for training and inference on a CPU; for the process, once.
+
+    Denormal numbers count as zero: arithmetic with them is many times slower. And glibc keeps freed memory instead of
+    handing it back: activations are freed and taken again every step, and each time all their pages would be mapped
+    anew (measured: 2.7 of 6.4 s a step of EfficientNet-B4 went into that; 4.5 s without). Elsewhere than on glibc the
+    second part does nothing.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30)
+        mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def git_commit() -> str:

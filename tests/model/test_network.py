@@ -5,15 +5,15 @@ import torch
 
 from multiattn.config import LossConfig, ModelConfig
 from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss
-from multiattn.model.network import MultiAttentionNetwork, fake_logit
+from multiattn.model.network import MultiAttentionNet, fake_logit
 
 
-def small(**settings) -> MultiAttentionNetwork:
-    return MultiAttentionNetwork(ModelConfig(backbone="tinynet_e", pretrained=False, **settings))
+def small(**settings) -> MultiAttentionNet:
+    return MultiAttentionNet(ModelConfig(backbone="tinynet_e", pretrained=False, **settings))
 
 
 def test_b4_at_380_has_the_shapes_of_the_paper():
-    network = MultiAttentionNetwork(ModelConfig(), load_weights=False).eval()
+    network = MultiAttentionNet(ModelConfig(), load_weights=False).eval()
     seen = {}
     network.texture.register_forward_hook(lambda module, inputs, output: seen.update(L2=inputs[0], F=output[0]))
     network.attention.register_forward_hook(lambda module, inputs, output: seen.update(L5=inputs[0]))
@@ -107,6 +107,6 @@ def test_stages_of_equal_stride_are_refused():
 
 def test_weights_are_not_looked_for_when_a_checkpoint_comes_next():
     config = ModelConfig(backbone="tinynet_e", pretrained=True, weights="/nowhere.safetensors")
-    assert MultiAttentionNetwork(config, load_weights=False).num_maps == 4
+    assert MultiAttentionNet(config, load_weights=False).num_maps == 4
     with pytest.raises(FileNotFoundError, match=r"/nowhere\.safetensors"):
-        MultiAttentionNetwork(config)
+        MultiAttentionNet(config)

@@ -7,7 +7,7 @@ import torch
 
 from multiattn.config import Experiment, from_json
 from multiattn.model.checkpoints import load_weights
-from multiattn.model.network import MultiAttentionNetwork
+from multiattn.model.network import BaselineNet, MultiAttentionNet, make_network
 from multiattn.runtime import read_json
 from multiattn.tables import FOLDS
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
@@ -31,9 +31,9 @@ class TrainedModel:
         """`<experiment>/fold<k>`."""
         return f"{self.path.parent.name}/{self.path.name}"
 
-    def load(self, device: torch.device) -> MultiAttentionNetwork:
+    def load(self, device: torch.device) -> MultiAttentionNet | BaselineNet:
         """The network with its weights, in eval mode on the device."""
-        network = MultiAttentionNetwork(self.experiment.model, load_weights=False)
+        network = make_network(self.experiment.model, load_weights=False)
         load_weights(network, self.path / CHECKPOINT)
         return network.to(device).eval()
 

@@ -1,4 +1,4 @@
-"""The multi-attention network: images -> logits, attention maps and part vectors."""
+"""The multi-attention network, images -> logits, attention maps and part vectors; and its plain twin."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from multiattn.config import ModelConfig
-from multiattn.model.attention import AttentionModule
+from multiattn.model.attention import ATTENTION_MODULES
 from multiattn.model.backbone import Backbone
-from multiattn.model.pooling import global_vector, normalized_average_pool, part_vectors
-from multiattn.model.texture import TextureEnhancement
+from multiattn.model.pooling import global_vector, normalized_average_pool, part_vectors, standardize
+from multiattn.model.texture import TEXTURE_BLOCKS
 
 NUM_CLASSES = 2  # 0 = real, 1 = fake
 
@@ -19,13 +19,13 @@ class NetworkOutput(NamedTuple):
 
     Attributes:
         logits: (B, 2) float32, column 0 real, column 1 fake.
-        attention: A (B, M, h, w), non-negative.
-        parts: V (B, M, N) float32, unit rows, for the regional independence loss.
+        attention: A (B, M, h, w), non-negative; None from the baseline.
+        parts: V (B, M, N) float32, unit rows, for the auxiliary loss; None from the baseline.
     """
 
     logits: Tensor
-    attention: Tensor
-    parts: Tensor
+    attention: Tensor | None
+    parts: Tensor | None
 
 
 def fake_logit(logits: Tensor) -> Tensor:
@@ -64,14 +64,52 @@ class Classifier(nn.Module):
             return self.joint(torch.cat(hidden, dim=1))
 
 
-class MultiAttentionNetwork(nn.Module):
-    """Section 3.2 and Figure 2 of arXiv:2103.02406.
+class BaselineHead(nn.Module):
+    """Global average pooling, dropout and one linear layer: what stands behind a backbone without attention."""
+
+    def __init__(self, num_features: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(num_features, NUM_CLASSES)
+
+    def forward(self, last: Tensor) -> Tensor:
+        """(B, C_last, H, W) -> logits (B, 2) float32."""
+        with torch.autocast(device_type=last.device.type, enabled=False):
+            return self.linear(self.dropout(last.float().mean(dim=(-2, -1))))
+
+
+class BaselineNet(nn.Module):
+    """The twin: the same backbone with global average pooling and one linear layer."""
+
+    def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
+        """Build the network; arguments and errors as `MultiAttentionNet`."""
+        super().__init__()
+        self.backbone = make_backbone(config, stages=(), load_weights=load_weights)
+        self.head = BaselineHead(self.backbone.num_features, config.global_dropout)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """(B, 3, H, W) float in [-1, 1] -> logits; no attention, no parts."""
+        return NetworkOutput(self.head(self.backbone(images)[1]), None, None)
+
+
+class MultiAttentionNet(nn.Module):
+    """Section 3.2 and Figure 2 of arXiv:2103.02406, and the forms of its parts that the authors released.
+
+    >>> import torch
+    >>> from multiattn import ModelConfig, MultiAttentionNet
+    >>> net = MultiAttentionNet(
+    ...     ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3")
+    ... ).eval()
+    >>> output = net(torch.zeros(2, 3, 64, 64))
+    >>> tuple(output.logits.shape), tuple(output.attention.shape)
+    ((2, 2), (2, 4, 8, 8))
 
     Attributes:
         num_maps: M.
-        num_part_features: N, the width of the rows of V (what the regional independence loss must be built with).
+        num_part_features: N, the width of the rows of V (what the auxiliary loss must be built with).
 
-    Departures: none.
+    Departures: none with the paper's forms (the defaults of `ModelConfig`).
     """
 
     def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
@@ -85,19 +123,14 @@ class MultiAttentionNetwork(nn.Module):
             ValueError: a backbone that cannot serve, its weights out of reach, or stages of equal stride.
         """
         super().__init__()
-        self.texture_stage, self.attention_stage = config.texture_stage, config.attention_stage
-        self.backbone = Backbone(
-            config.backbone,
-            stages=(config.texture_stage, config.attention_stage),
-            drop_path_rate=config.drop_path_rate,
-            pretrained=config.pretrained and load_weights,
-            weights=config.weights if load_weights else None,
-        )
+        self.config = config
+        self.backbone = make_backbone(config, (config.texture_stage, config.attention_stage), load_weights=load_weights)
         _require_residual(config, self.backbone.strides)
         channels = self.backbone.channels
         self.num_maps, self.num_part_features = config.num_maps, channels[config.texture_stage]
-        self.attention = AttentionModule(channels[config.attention_stage], config.num_maps)
-        self.texture = TextureEnhancement(channels[config.texture_stage])
+        self.attention = ATTENTION_MODULES[config.attention](channels[config.attention_stage], config.num_maps)
+        self.texture = TEXTURE_BLOCKS[config.texture](channels[config.texture_stage], config.num_maps)
+        self.part_dropout = nn.Dropout1d(config.part_dropout)
         self.classifier = Classifier(
             config.num_maps,
             self.texture.out_channels,
@@ -117,12 +150,39 @@ class MultiAttentionNetwork(nn.Module):
         Returns:
             Logits, attention maps and part vectors.
         """
+        config = self.config
         stages, last = self.backbone(images)
-        attention = self.attention(stages[self.attention_stage])  # A (B, M, h, w)
-        textural, pooled = self.texture(stages[self.texture_stage], attention.shape[-2:])  # F (B, C_F, H_s, W_s), D
-        matrix = normalized_average_pool(textural, attention)  # P (B, M, C_F)
-        logits = self.classifier(matrix, global_vector(last, attention))
-        return NetworkOutput(logits, attention, part_vectors(pooled, attention))
+        attention = self.attention(stages[config.attention_stage])  # A (B, M, h, w)
+        # F (B, C_F, H_s, W_s), or (B, M, C_F, H_s, W_s) with a texture a map; D (B, N, h, w)
+        textural, pooled = self.texture(stages[config.texture_stage], attention)
+        matrix = normalized_average_pool(textural, attention, align_corners=config.align_corners)  # P (B, M, C_F)
+        kept = self.part_dropout(attention.new_ones(*attention.shape[:2], 1))  # (B, M, 1), whole maps left out
+        vector = global_vector(
+            last, attention * kept[..., None], config.global_pool, align_corners=config.align_corners
+        )
+        parts = part_vectors(standardize(pooled) if config.standardize_parts else pooled, attention)
+        return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts)
+
+
+NETWORKS = {"multi-attention": MultiAttentionNet, "baseline": BaselineNet}
+"""By the names of `ModelConfig.network`."""
+
+
+def make_network(config: ModelConfig, *, load_weights: bool = True) -> MultiAttentionNet | BaselineNet:
+    """The network an experiment names."""
+    return NETWORKS[config.network](config, load_weights=load_weights)
+
+
+def make_backbone(config: ModelConfig, stages: tuple[str, ...], *, load_weights: bool) -> Backbone:
+    """The backbone a network stands on."""
+    return Backbone(
+        config.backbone,
+        stages=stages,
+        drop_path_rate=config.drop_path_rate,
+        pretrained=config.pretrained and load_weights,
+        weights=config.weights if load_weights else None,
+        padding=config.padding,
+    )
 
 
 def _require_residual(config: ModelConfig, strides: dict[str, int]) -> None:

@@ -6,22 +6,52 @@ from torch import Tensor
 
 ZERO_NORM = 1e-6
 """Rows shorter than this count as zero: their direction would be rounding noise, their gradient up to 1 / norm."""
+MEAN_FLOOR = 1e-8
+"""Added where the release divides by a sum of attention or by a standard deviation."""
 
 
-def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """(B, M, h, w) resized bilinearly to (B, M, *size); the same tensor when it has that size already."""
-    if maps.shape[-2:] == size:
+    if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def normalized_average_pool(features: Tensor, attention: Tensor) -> Tensor:
-    """One unit vector an attention map: bilinear attention pooling, Eq. (2) of arXiv:2103.02406.
+def attention_sums(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Sum over positions of F (x) A_k for every map k, the sum inside Eq. (2).
 
-    The sum over positions is a batched matrix product, so the (B, M, C, H, W) tensor of the paper's F_k never exists.
+    A batched matrix product, so the (B, M, C, H, W) tensor of the paper's F_k never exists.
 
     Args:
-        features: (B, C, H, W), any float dtype; computed in float32 (float64 stays float64), also under autocast.
+        features: (B, C, H, W), shared by all maps, or (B, M, C, H, W), one for each; any float dtype, computed in
+            float32 (float64 stays float64), also under autocast.
+        attention: (B, M, h, w), resized bilinearly to (H, W).
+
+    Returns:
+        (B, M, C) float32.
+    """
+    with torch.autocast(device_type=features.device.type, enabled=False):
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        weights = resize_maps(attention.to(dtype), features.shape[-2:], align_corners=align_corners).flatten(2)
+        flat = features.to(dtype).flatten(-2)  # (B, C, H*W) or (B, M, C, H*W)
+        if flat.ndim == 3:
+            return weights @ flat.transpose(1, 2)  # (B, M, H*W) x (B, H*W, C)
+        return (flat @ weights.unsqueeze(-1)).squeeze(-1)  # (B, M, C, H*W) x (B, M, H*W, 1)
+
+
+def unit_rows(sums: Tensor) -> Tensor:
+    """Each row divided by its L2 norm; 0, with zero gradient, where it is shorter than `ZERO_NORM`."""
+    norms = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
+    alive = norms > ZERO_NORM
+    # Divide by 1 where the row is dead: 0 / eps would send a gradient of 1 / eps, infinite in float16, to the maps.
+    return torch.where(alive, sums / torch.where(alive, norms, 1.0), 0.0)
+
+
+def normalized_average_pool(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
+    """One unit vector an attention map: bilinear attention pooling, Eq. (2) of arXiv:2103.02406.
+
+    Args:
+        features: (B, C, H, W) or (B, M, C, H, W), as for `attention_sums`.
         attention: (B, M, h, w), non-negative; resized bilinearly to (H, W).
 
     Returns:
@@ -29,14 +59,29 @@ def normalized_average_pool(features: Tensor, attention: Tensor) -> Tensor:
 
     Departures: none.
     """
-    with torch.autocast(device_type=features.device.type, enabled=False):
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        weights = resize_maps(attention.to(dtype), features.shape[-2:]).flatten(2)  # (B, M, H*W)
-        sums = weights @ features.to(dtype).flatten(2).transpose(1, 2)  # (B, M, C)
-        norms = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)  # (B, M, 1)
-        alive = norms > ZERO_NORM
-        # Divide by 1 where the row is dead: 0 / eps would send a gradient of 1 / eps, infinite in float16, to the maps.
-        return torch.where(alive, sums / torch.where(alive, norms, 1.0), 0.0)
+    return unit_rows(attention_sums(features, attention, align_corners=align_corners))
+
+
+def weighted_mean(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Mean of the features under each attention map: the pooling the release uses for G.
+
+    Args:
+        features: (B, C, H, W).
+        attention: (B, M, h, w), non-negative; where it is all zero, every position counts alike.
+
+    Returns:
+        (B, M, C) float32.
+    """
+    resized = resize_maps(attention.float(), features.shape[-2:], align_corners=align_corners) + MEAN_FLOOR
+    return attention_sums(features, resized / resized.sum(dim=(-2, -1), keepdim=True))
+
+
+def standardize(maps: Tensor) -> Tensor:
+    """Each channel of (B, N, h, w) with mean 0 and (unbiased) standard deviation 1 over space, in float32."""
+    with torch.autocast(device_type=maps.device.type, enabled=False):
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        mean, std = maps.mean(dim=(-2, -1), keepdim=True), maps.std(dim=(-2, -1), keepdim=True)
+        return (maps - mean) / (std + MEAN_FLOOR)
 
 
 def part_vectors(pooled: Tensor, attention: Tensor) -> Tensor:
@@ -54,17 +99,19 @@ def part_vectors(pooled: Tensor, attention: Tensor) -> Tensor:
     return normalized_average_pool(pooled, attention)
 
 
-def global_vector(last: Tensor, attention: Tensor) -> Tensor:
+def global_vector(last: Tensor, attention: Tensor, kind: str = "unit", *, align_corners: bool = False) -> Tensor:
     """G, the global feature of section 3.2: BAP of the last map with A_sum, the sum of all attention maps.
 
     Args:
         last: (B, C_last, H, W), the backbone's last map.
         attention: A (B, M, h, w).
+        kind: `unit` for Eq. (2), `mean` for the release's weighted mean.
 
     Returns:
-        G (B, C_last) float32 of norm 1.
+        G (B, C_last) float32; of norm 1 when `unit`.
 
-    Departures: none.
+    Departures: none with `unit`.
     """
+    pool = {"unit": normalized_average_pool, "mean": weighted_mean}[kind]
     total = attention.float().sum(dim=1, keepdim=True)  # A_sum (B, 1, h, w)
-    return normalized_average_pool(last, total).squeeze(1)
+    return pool(last, total, align_corners=align_corners).squeeze(1)

@@ -1,19 +1,25 @@
 """Batches of crops -> logits, for validation and for submission alike."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multiattn.model.network import fake_logit
+from multiattn.model.network import NetworkOutput, fake_logit
 from multiattn.model.preprocess import normalize_crops
 from multiattn.runtime import autocast
 
 
 @torch.inference_mode()
 def predict_logits(
-    network: nn.Module, batches: Iterable[Tensor], *, device: torch.device, precision: str
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    device: torch.device,
+    precision: str,
+    forward: Callable[[Tensor], NetworkOutput] | None = None,
+    watch: Callable[[NetworkOutput], None] | None = None,
 ) -> np.ndarray:
     """The logit of P(fake) of each crop.
 
@@ -21,6 +27,8 @@ def predict_logits(
         network: put into eval mode here, and back into its former mode afterwards.
         batches: (B, H, W, 3) uint8 RGB.
         precision: `bf16`, `fp16` or `fp32`; the sigmoid is left to the caller, in float64.
+        forward: called instead of the network itself.
+        watch: sees every batch's output.
 
     Returns:
         (N,) float64.
@@ -33,7 +41,9 @@ def predict_logits(
     logits = []
     for crops in batches:
         with autocast(precision, device):
-            output = network(normalize_crops(crops.to(device, non_blocking=True)))
+            output = (forward or network)(normalize_crops(crops.to(device, non_blocking=True)))
+        if watch is not None:
+            watch(output)
         logits.append(fake_logit(output.logits.float()).cpu())
     network.train(was_training)
     result = torch.cat(logits).double().numpy() if logits else np.zeros(0)

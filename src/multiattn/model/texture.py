@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multiattn.model.pooling import resize_maps
+
 
 def texture_residual(features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """T and D of Eq. (1) of arXiv:2103.02406: T = f - upsample(D), D = local average of f on the attention grid.
@@ -53,23 +55,84 @@ class TextureEnhancement(nn.Module):
 
     num_layers = 3
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, num_maps: int) -> None:
+        """`num_maps` is not needed: one texture serves all maps."""
         super().__init__()
         self.layers = nn.ModuleList(DenseLayer((i + 1) * in_channels, in_channels) for i in range(self.num_layers))
         self.out_channels = in_channels
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         """F and D of a stage's features.
 
         Args:
             features: (B, N, H, W) of the texture stage.
-            grid: (h, w) of the attention maps.
+            attention: A (B, M, h, w); only its grid matters here.
 
         Returns:
             F (B, C_F, H, W) and D (B, N, h, w).
         """
-        residual, pooled = texture_residual(features, grid)
+        residual, pooled = texture_residual(features, attention.shape[-2:])
         made = [residual]
         for layer in self.layers:
             made.append(layer(torch.cat(made, dim=1)))
         return made[-1], pooled
+
+
+class GroupedTextureEnhancement(nn.Module):
+    """A texture for each attention map, by grouped convolutions: the released checkpoints' block.
+
+    f' = Conv3x3(f); D = adaptive average of f' on the attention grid; T = f' - nearest(D); T_k = T tanh(A_k), with A
+    detached and resized. Each T_k goes through a dense block of its own: Conv5x5, three steps BN-ReLU-Conv3x3
+    that each see everything before them, and BN-ReLU-Conv1x1-BN-ReLU over all.
+
+    Attributes:
+        out_channels: C_F = N, for each map.
+
+    Departures from Eq. (1) and section 3.2: all of it; this is the release's form.
+    """
+
+    num_layers = 3
+
+    def __init__(self, in_channels: int, num_maps: int) -> None:
+        super().__init__()
+        self.num_maps, self.out_channels = num_maps, in_channels
+        width = in_channels * num_maps
+        self.extract = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1)
+        self.first = nn.Conv2d(width, width, kernel_size=5, padding=2, groups=num_maps)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width * i) for i in range(1, self.num_layers + 1))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width * i, width, kernel_size=3, padding=1, groups=num_maps)
+            for i in range(1, self.num_layers + 1)
+        )
+        self.last_norm = nn.BatchNorm2d(width * (self.num_layers + 1))
+        self.last = nn.Conv2d(width * (self.num_layers + 1), width, kernel_size=1, groups=num_maps)
+        self.out_norm = nn.BatchNorm2d(width)
+
+    def forward(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """F and D of a stage's features.
+
+        Args:
+            features: (B, N, H, W) of the texture stage.
+            attention: A (B, M, h, w), non-negative.
+
+        Returns:
+            F (B, M, N, H, W), one texture a map, and D (B, N, h, w).
+        """
+        extracted = self.extract(features)
+        pooled = F.adaptive_avg_pool2d(extracted, attention.shape[-2:])  # D
+        residual = extracted - F.interpolate(pooled, size=features.shape[-2:], mode="nearest")  # T
+        weights = resize_maps(attention.detach(), features.shape[-2:], align_corners=True).tanh()
+        made = [self.first((residual[:, None] * weights[:, :, None]).flatten(1, 2))]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            made.append(conv(F.relu(norm(self._by_map(made)))))
+        textural = F.relu(self.out_norm(self.last(F.relu(self.last_norm(self._by_map(made))))))
+        return textural.unflatten(1, (self.num_maps, self.out_channels)), pooled
+
+    def _by_map(self, made: list[Tensor]) -> Tensor:
+        """Concatenate within each map's group: all of map 1, then all of map 2, ..."""
+        groups = [tensor.unflatten(1, (self.num_maps, self.out_channels)) for tensor in made]
+        return torch.cat(groups, dim=2).flatten(1, 2)
+
+
+TEXTURE_BLOCKS = {"dense": TextureEnhancement, "grouped": GroupedTextureEnhancement}
+"""By the names of `ModelConfig.texture`."""

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -18,16 +19,20 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from multiattn.config import Experiment
+from multiattn.model.diagnostics import AttentionStatistics, center_distance, collapse_warning
+from multiattn.model.independence import RegionalIndependenceLoss
+from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
-from multiattn.runtime import autocast, progress_bar, resolve_precision, seed_everything
+from multiattn.runtime import autocast, progress_bar, resolve_precision, seed_everything, tune_cpu
 from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos, frame_predictions
 from multiattn.scoring.metrics import video_metrics
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.crops import FoldCrops, training_loader, validation_loader
 from multiattn.training.distributed import Ranks, gather_strided, mean_over_ranks, wait_for_all
 from multiattn.training.optimizer import make_optimizer, make_schedule
-from multiattn.training.run_folder import RunFolder
-from multiattn.training.step import TrainingStep
+from multiattn.training.phases import PhaseSpan, phase_spans, set_train_mode, set_trainable, span_at
+from multiattn.training.run_folder import RunFolder, start_from
+from multiattn.training.step import TrainingStep, backward_passes
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +53,11 @@ class _Training:
     step: TrainingStep
     loader: DataLoader
     validation: DataLoader
-    optimizer: Optimizer
-    schedule: Any
     scaler: torch.amp.GradScaler
+    span: PhaseSpan
+    module: nn.Module
+    optimizer: Optimizer
+    schedule: Scheduler
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -59,7 +66,14 @@ class _Training:
 
     @property
     def best_log_loss(self) -> float:
-        return min((record["validation_log_loss"] for record in self.history), default=math.inf)
+        """Of the network: epochs that trained the backbone alone do not count."""
+        alone = {span.phase.name for span in phase_spans(self.experiment) if span.phase.objective == "backbone"}
+        losses = [record["validation_log_loss"] for record in self.history if record["phase"] not in alone]
+        return min(losses, default=math.inf)
+
+    @property
+    def trains_backbone_alone(self) -> bool:
+        return self.span.phase.objective == "backbone"
 
 
 def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks) -> None:
@@ -73,28 +87,23 @@ def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, devi
     """
     state = run.load_resume()
     first = len(state["history"]) if state is not None else 0
-    if first >= experiment.epochs:
+    if first >= experiment.num_epochs:
         logger.info("%s: finished already", run.model_name)
         return
-    training = _prepare(experiment, crops, run, device, ranks, load_weights=state is None)
-    if state is not None:
-        _resume(training, state)
-    module: nn.Module = training.step
-    if ranks.world_size > 1:
-        if device.type == "cuda":
-            # timm's, not torch's: torch's drops the activation that timm's normalisation layers carry.
-            module = convert_sync_batchnorm(module)
-        module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    training = _prepare(experiment, crops, run, device, ranks, state)
     samples = len(training.loader) * experiment.data.batch_size * ranks.world_size
     writer = SummaryWriter(run.path / "tensorboard", purge_step=first) if ranks.is_main else None
-    total = experiment.epochs * samples
+    total = experiment.num_epochs * samples
     with progress_bar(total, run.model_name, "samples", initial=first * samples, disable=not ranks.is_main) as bar:
-        for epoch in range(first, experiment.epochs):
+        for epoch in range(first, experiment.num_epochs):
+            if epoch == training.span.end:
+                _begin_phase(training, span_at(experiment, epoch))
             started = time.monotonic()
-            means = _train_epoch(training, module, epoch, bar)
+            means = _train_epoch(training, epoch, bar)
             seconds = time.monotonic() - started
             record = {
                 "epoch": epoch,
+                "phase": training.span.phase.name,
                 **means,
                 "learning_rate": training.optimizer.param_groups[0]["lr"],
                 "seconds": round(seconds, 3),
@@ -111,15 +120,23 @@ def _prepare(
     run: RunFolder,
     device: torch.device,
     ranks: Ranks,
-    *,
-    load_weights: bool,
+    state: dict[str, Any] | None,
 ) -> _Training:
+    if device.type == "cpu":
+        tune_cpu()
     seed_everything(experiment.seed)
-    step = TrainingStep(experiment, load_weights=load_weights).to(device)
+    step = TrainingStep(experiment, load_weights=state is None and experiment.start_from is None).to(device)
+    if state is None and experiment.start_from is not None:
+        start_from(step.network, experiment.start_from, run.fold)
+    if ranks.world_size > 1 and device.type == "cuda":
+        # timm's, not torch's: torch's drops the activation that timm's normalisation layers carry.
+        step = convert_sync_batchnorm(step)
     loader = training_loader(crops, experiment.data, seed=experiment.seed, rank=ranks.rank, world_size=ranks.world_size)
-    optimizer = make_optimizer(step, experiment.optim)
     precision = resolve_precision(experiment.precision, device)
-    return _Training(
+    span = span_at(experiment, len(state["history"]) if state is not None else 0)
+    set_trainable(step, span.phase)
+    optimizer = make_optimizer(step, span.phase.optim)
+    training = _Training(
         experiment=experiment,
         crops=crops,
         run=run,
@@ -129,16 +146,46 @@ def _prepare(
         step=step,
         loader=loader,
         validation=validation_loader(crops, experiment.data, rank=ranks.rank, world_size=ranks.world_size),
-        optimizer=optimizer,
-        schedule=make_schedule(optimizer, experiment.optim, steps_per_epoch=len(loader), epochs=experiment.epochs),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        span=span,
+        module=_wrap(step, device, ranks),
+        optimizer=optimizer,
+        schedule=_schedule(optimizer, span, loader),
+    )
+    if state is not None:
+        _resume(training, state)
+    return training
+
+
+def _begin_phase(training: _Training, span: PhaseSpan) -> None:
+    """What a phase has of its own: trainable weights, optimiser and schedule."""
+    training.span = span
+    set_trainable(training.step, span.phase)
+    training.optimizer = make_optimizer(training.step, span.phase.optim)
+    training.schedule = _schedule(training.optimizer, span, training.loader)
+    training.module = _wrap(training.step, training.device, training.ranks)
+    logger.info("%s: phase %s begins, %d epochs", training.run.model_name, span.phase.name, span.phase.epochs)
+
+
+def _schedule(optimizer: Optimizer, span: PhaseSpan, loader: DataLoader) -> Scheduler:
+    return make_schedule(optimizer, span.phase.optim, steps_per_epoch=len(loader), epochs=span.phase.epochs)
+
+
+def _wrap(step: TrainingStep, device: torch.device, ranks: Ranks) -> nn.Module:
+    if ranks.world_size == 1:
+        return step
+    return DistributedDataParallel(
+        step,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=step.backbone_head is not None,  # each phase leaves one of the heads out
     )
 
 
 def _resume(training: _Training, state: dict[str, Any]) -> None:
     try:
         training.step.load_state_dict(state["step"])
-        training.optimizer.load_state_dict(state["optimizer"])
+        if len(state["history"]) > training.span.first:  # a phase that begins has a new optimiser
+            training.optimizer.load_state_dict(state["optimizer"])
         training.scaler.load_state_dict(state["scaler"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(
@@ -149,23 +196,25 @@ def _resume(training: _Training, state: dict[str, Any]) -> None:
     logger.info("%s: continues after epoch %d", training.run.model_name, training.epochs_done - 1)
 
 
-def _train_epoch(training: _Training, module: nn.Module, epoch: int, bar: tqdm) -> dict[str, float]:
+def _train_epoch(training: _Training, epoch: int, bar: tqdm) -> dict[str, float]:
     """One pass; returns the mean of each loss term over the epoch and the ranks."""
     ranks, loader = training.ranks, training.loader
     # Seeded anew each epoch, so a run that continues draws what an undisturbed one would have drawn.
     seed_everything(hash((training.experiment.seed, epoch, ranks.rank)))
     loader.batch_sampler.epoch = epoch
-    module.train()
-    degrade = epoch >= training.experiment.agda.first_epoch
+    phase = training.span.phase
+    set_train_mode(training.module, training.step, phase)
+    degrade = phase.agda and epoch >= training.experiment.agda.first_epoch
     sums: dict[str, torch.Tensor] = {}
     for number, (crops, labels) in enumerate(loader):
-        terms = _update(training, module, crops, labels, updates=epoch * len(loader) + number, degrade=degrade)
+        done = (epoch - training.span.first) * len(loader) + number
+        terms = _update(training, crops, labels, updates=done, degrade=degrade)
         for name, value in terms.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value
         bar.update(len(labels) * ranks.world_size)
         if number % STEPS_BETWEEN_LOOKS == 0 or number + 1 == len(loader):
             # The mean over the ranks: when one of them diverges, all of them stop, and none waits for the others.
-            loss = mean_over_ranks({"loss": float(terms["loss"].detach())}, training.device, ranks)["loss"]
+            loss = mean_over_ranks({"loss": float(terms["loss"])}, training.device, ranks)["loss"]
             if not math.isfinite(loss):
                 raise ValueError(
                     f"{training.run.model_name}: epoch {epoch}, step {number}: the loss is {loss} "
@@ -180,19 +229,27 @@ def _train_epoch(training: _Training, module: nn.Module, epoch: int, bar: tqdm) 
 
 
 def _update(
-    training: _Training, module: nn.Module, crops: torch.Tensor, labels: torch.Tensor, *, updates: int, degrade: bool
+    training: _Training, crops: torch.Tensor, labels: torch.Tensor, *, updates: int, degrade: bool
 ) -> dict[str, torch.Tensor]:
-    """One optimiser step; `updates` were done before it."""
+    """One optimiser step; `updates` of this phase were done before it."""
     training.schedule.step_update(updates)
     crops = crops.to(training.device, non_blocking=True)
     labels = labels.to(training.device, non_blocking=True)
     training.optimizer.zero_grad(set_to_none=True)
-    with autocast(training.precision, training.device):
-        terms = module(crops, labels, degrade=degrade)
-    training.scaler.scale(terms["loss"]).backward()
-    if training.experiment.optim.clip_grad_norm is not None:
+    terms = backward_passes(
+        training.module,
+        training.step,
+        crops,
+        labels,
+        scaler=training.scaler,
+        context=lambda: autocast(training.precision, training.device),
+        objective=training.span.phase.objective,
+        degrade=degrade,
+    )
+    clip = training.span.phase.optim.clip_grad_norm
+    if clip is not None:
         training.scaler.unscale_(training.optimizer)
-        nn.utils.clip_grad_norm_(module.parameters(), training.experiment.optim.clip_grad_norm)
+        nn.utils.clip_grad_norm_(training.module.parameters(), clip)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     return terms
@@ -200,7 +257,8 @@ def _update(
 
 def _end_epoch(training: _Training, record: dict[str, Any], writer: SummaryWriter | None) -> None:
     """Validate, then save: best first, `resume.pt` last."""
-    predictions = validate(training)
+    statistics = AttentionStatistics()
+    predictions = validate(training, statistics)
     if training.ranks.is_main:
         aggregator = Aggregator()
         held_out = training.crops.held_out
@@ -211,7 +269,8 @@ def _end_epoch(training: _Training, record: dict[str, Any], writer: SummaryWrite
             "validation_auc": metrics.auc,
             "validation_accuracy": metrics.accuracy,
         }
-        if metrics.log_loss < training.best_log_loss:
+        record |= _attention_figures(training, statistics)
+        if not training.trains_backbone_alone and metrics.log_loss < training.best_log_loss:
             training.run.save_best(training.step.network, predictions, record)
         training.history.append(record)
         state = {
@@ -221,7 +280,7 @@ def _end_epoch(training: _Training, record: dict[str, Any], writer: SummaryWrite
             "history": training.history,
         }
         for name, value in record.items():
-            if writer is not None and name != "epoch" and value is not None:
+            if writer is not None and name not in ("epoch", "phase") and value is not None:
                 writer.add_scalar(name, value, record["epoch"])
         if writer is not None:
             writer.flush()
@@ -239,14 +298,34 @@ def _end_epoch(training: _Training, record: dict[str, Any], writer: SummaryWrite
     wait_for_all(training.ranks)
 
 
-def validate(training: _Training) -> pd.DataFrame:
-    """Frame predictions of the held-out fold, on every rank."""
+def _attention_figures(training: _Training, statistics: AttentionStatistics) -> dict[str, float]:
+    """How different the maps are, for the record; a warning when they have collapsed."""
+    figures = statistics.compute()
+    if training.experiment.model.num_maps > 1 and (warning := collapse_warning(figures)):
+        logger.warning("%s: %s", training.run.model_name, warning)
+    if isinstance(training.step.auxiliary, RegionalIndependenceLoss):
+        figures["center_distance"] = center_distance(training.step.auxiliary.centers)
+    return figures
+
+
+def validate(training: _Training, statistics: AttentionStatistics) -> pd.DataFrame:
+    """Frame predictions of the held-out fold, on every rank; `statistics` takes in this rank's attention maps."""
     if training.ranks.world_size > 1:
         # Without SyncBN (gloo) each rank has running statistics of its own; those of rank 0 are the ones saved.
         for buffer in training.step.buffers():
             dist.broadcast(buffer, 0)
+
+    def watch(output: NetworkOutput) -> None:
+        if output.attention is not None:
+            statistics.update(output.attention)
+
     logits = predict_logits(
-        training.step.network, training.validation, device=training.device, precision=training.precision
+        training.step.network,
+        training.validation,
+        device=training.device,
+        precision=training.precision,
+        forward=training.step.backbone_logits if training.trains_backbone_alone else None,
+        watch=watch,
     )
     rows = training.crops.validation
     logits = gather_strided(logits, len(rows), training.ranks)

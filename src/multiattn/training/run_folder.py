@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
-from multiattn.model.checkpoints import save_weights
+from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.runtime import atomic_path, describe_environment, read_json, resolve_precision, write_json
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.crops import FoldCrops
@@ -28,6 +28,7 @@ from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe,
 
 logger = logging.getLogger(__name__)
 
+BEST_WEIGHTS = "best.safetensors"
 SETTINGS_FREE_TO_CHANGE = ("data.num_workers",)
 """They change how fast a run is, not what it learns."""
 
@@ -92,7 +93,7 @@ class RunFolder:
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
         """Weights and held-out frame predictions of the best epoch so far."""
         FRAME_PREDICTIONS.write(predictions, self.path / "oof.parquet")
-        save_weights(network, self.path / "best.safetensors", _metadata(record))
+        save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
 
     def save_epoch(self, network: nn.Module, state: dict[str, Any]) -> None:
         """End an epoch: its table, the latest weights, and last of all `resume.pt`, which makes it count."""
@@ -116,6 +117,29 @@ class RunFolder:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise ValueError(f"{path}: damaged ({error}). Delete it to train this fold from its beginning.") from error
+
+
+def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
+    """Fill a network with the best weights of another run.
+
+    Args:
+        source: an experiment's folder, of which the same fold is taken (its held-out videos stay unseen), a fold's
+            folder, or a safetensors file.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: the weights of another network.
+    """
+    source = Path(source)
+    candidates = [source, source / BEST_WEIGHTS, source / f"fold{fold}" / BEST_WEIGHTS]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"--start-from {source}: expected a run with {BEST_WEIGHTS} (of fold {fold}) or a safetensors file, found "
+            "neither. Train that run first."
+        )
+    load_weights(network, path)
+    logger.info("The network starts from %s.", path)
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:

@@ -1,22 +1,49 @@
 """One training step: the network on the crops and on their AGDA copies, and the losses of both."""
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from multiattn.config import Experiment
 from multiattn.model.agda import AttentionGuidedAugmentation
-from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss
-from multiattn.model.network import MultiAttentionNetwork
+from multiattn.model.independence import RegionalIndependenceLoss
+from multiattn.model.losses import ClassificationLoss, make_auxiliary, match_loss
+from multiattn.model.network import BaselineHead, NetworkOutput, make_network
 from multiattn.model.preprocess import normalize_crops
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """What the first pass leaves for the AGDA pass.
+
+    Attributes:
+        terms: `loss` and its unweighted terms, scalars in float32.
+        attention: A, detached; None where there is no AGDA pass to come.
+        parts: V with its graph; None unless the match loss needs it.
+    """
+
+    terms: dict[str, Tensor]
+    attention: Tensor | None
+    parts: Tensor | None
 
 
 class TrainingStep(nn.Module):
-    """Everything a step computes, as one module, so that DistributedDataParallel sees one forward pass.
+    """Everything a step computes.
 
-    L = lambda_1 CE(I) + lambda_2 RIL(I) + CE(I'), with I' the attention-guided degraded copy of I (Eq. (5) and
-    section 3.4 of arXiv:2103.02406). One attention map uses neither RIL nor AGDA (Table 5).
+    L = lambda_1 CE(I) + lambda_2 auxiliary(I) + agda_weight CE(I') + match_weight match(I, I'), with I' the
+    attention-guided degraded copy of I (Eq. (5) and section 3.4 of arXiv:2103.02406; the match loss is the release's).
+
+    `forward` is one pass: the clean one without `before`, the AGDA one with what the clean one left. Where no loss
+    spans both (`separable`), the first is back-propagated before the second begins, so that only one pass's activations
+    are ever kept. The gradients are the same sum.
 
     Departures: batch normalisation's running statistics follow the clean crops only. Evaluation uses them and sees no
     degraded crop; the paper does not say.
@@ -25,52 +52,124 @@ class TrainingStep(nn.Module):
     def __init__(self, experiment: Experiment, *, load_weights: bool = True) -> None:
         super().__init__()
         self.config = experiment.loss
-        self.network = MultiAttentionNetwork(experiment.model, load_weights=load_weights)
+        self.network = make_network(experiment.model, load_weights=load_weights)
         self.classification = ClassificationLoss()
-        several = experiment.model.num_maps > 1
-        self.independence = None
-        if several and experiment.loss.independence_weight > 0:
-            self.independence = RegionalIndependenceLoss(
-                self.network.num_maps, self.network.num_part_features, experiment.loss
-            )
-        self.augmentation = None
+        several = experiment.model.network == "multi-attention" and experiment.model.num_maps > 1
+        if not several:
+            reason = "the baseline has no attention" if experiment.model.network == "baseline" else "M = 1 (Table 5)"
+            logger.info("%s: auxiliary loss and AGDA are off", reason)
+        self.auxiliary = self.augmentation = None
+        if several:
+            self.auxiliary = make_auxiliary(self.network.num_maps, self.network.num_part_features, experiment.loss)
         if several and experiment.agda.mode != "none":
             self.augmentation = AttentionGuidedAugmentation(experiment.agda)
+        self.backbone_head = None
+        if any(phase.objective == "backbone" for phase in experiment.schedule):
+            self.backbone_head = BaselineHead(self.network.backbone.num_features)
 
-    def forward(self, crops: Tensor, labels: Tensor, *, degrade: bool = True) -> dict[str, Tensor]:
-        """The loss and its unweighted terms.
+    @property
+    def separable(self) -> bool:
+        """Whether the clean pass can be back-propagated on its own."""
+        # DistributedDataParallel wants the parameters of the margin loss in its last backward.
+        return self.config.match_weight == 0 and self.config.auxiliary != "ams"
+
+    def forward(
+        self, crops: Tensor, labels: Tensor, *, before: CleanPass | None = None, objective: str = "network"
+    ) -> CleanPass:
+        """One pass and its loss.
 
         Args:
-            degrade: False leaves the AGDA copies out.
             crops: (B, H, W, 3) uint8 RGB.
             labels: (B,) int64, 1 = fake.
+            before: the clean pass on the same crops; with it, this is the AGDA pass.
+            objective: `backbone` trains the backbone alone, through a linear layer.
 
         Returns:
-            `loss`, `cross_entropy`, and where they are used `independence`, `cross_entropy_agda`; scalars, float32.
+            Terms `loss` and, where they are used, `cross_entropy`, `auxiliary`, `cross_entropy_agda`, `match`.
         """
         images = normalize_crops(crops)
-        output = self.network(images)
+        if objective == "backbone":
+            value = self.classification(self.backbone_head(self.network.backbone(images)[1]), labels)
+            return CleanPass({"loss": value, "cross_entropy": value}, None, None)
+        return self._clean(images, labels) if before is None else self._degraded(images, labels, before)
+
+    def _clean(self, images: Tensor, labels: Tensor) -> CleanPass:
+        output: NetworkOutput = self.network(images)
         terms = {"cross_entropy": self.classification(output.logits, labels)}
         loss = self.config.cross_entropy_weight * terms["cross_entropy"]
-        if self.independence is not None:
-            terms["independence"] = self.independence(output.parts, labels)
-            loss = loss + self.config.independence_weight * terms["independence"]
-        if degrade and self.augmentation is not None:
-            degraded = self.augmentation(images, output.attention.detach())
-            with _frozen_statistics(self.network):
-                logits = self.network(degraded).logits
-            terms["cross_entropy_agda"] = self.classification(logits, labels)
-            loss = loss + terms["cross_entropy_agda"]
-        return {"loss": loss, **terms}
+        if self.auxiliary is not None:
+            terms["auxiliary"] = self.auxiliary(output.parts, labels)
+            loss = loss + self.config.auxiliary_weight * terms["auxiliary"]
+        attention = output.attention.detach() if self.augmentation is not None else None
+        return CleanPass({"loss": loss, **terms}, attention, None if self.separable else output.parts)
+
+    def _degraded(self, images: Tensor, labels: Tensor, before: CleanPass) -> CleanPass:
+        copies = self.augmentation(images, before.attention)
+        with frozen_statistics(self.network):
+            output: NetworkOutput = self.network(copies.images)
+        terms = {"cross_entropy_agda": self.classification(output.logits, labels)}
+        loss = self.config.agda_weight * terms["cross_entropy_agda"]
+        if self.config.match_weight > 0:
+            terms["match"] = match_loss(before.parts, output.parts, copies.dropped)
+            loss = loss + self.config.match_weight * terms["match"]
+        if self.config.centers_follow_agda and isinstance(self.auxiliary, RegionalIndependenceLoss):
+            self.auxiliary.follow(output.parts, labels)
+        return CleanPass({"loss": loss, **terms}, None, None)
+
+    def backbone_logits(self, images: Tensor) -> NetworkOutput:
+        """What validation looks at while the backbone is trained alone."""
+        return NetworkOutput(self.backbone_head(self.network.backbone(images)[1]), None, None)
 
     def end_epoch(self) -> None:
         """What changes between epochs: the rate of the moving centres decays."""
-        if self.independence is not None:
-            self.independence.end_epoch()
+        if self.auxiliary is not None:
+            self.auxiliary.end_epoch()
+
+
+def backward_passes(
+    module: nn.Module,
+    step: TrainingStep,
+    crops: Tensor,
+    labels: Tensor,
+    *,
+    scaler: torch.amp.GradScaler,
+    context: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    objective: str = "network",
+    degrade: bool = True,
+) -> dict[str, Tensor]:
+    """Forward and backward of one step; gradients are added to what the parameters hold.
+
+    Args:
+        module: the step itself, or DistributedDataParallel around it.
+        crops: (B, H, W, 3) uint8 RGB.
+        labels: (B,) int64, 1 = fake.
+        context: the autocast context of each forward pass.
+        objective: as for `TrainingStep.forward`.
+        degrade: False leaves the AGDA pass out.
+
+    Returns:
+        The terms of both passes, detached; `loss` is their sum.
+    """
+    twice = degrade and objective == "network" and step.augmentation is not None
+    # The gradients of the first of two backward passes stay on their rank; the second one's reduction brings the sum.
+    waits = twice and step.separable and isinstance(module, DistributedDataParallel)
+    with module.no_sync() if waits else contextlib.nullcontext():
+        with context():
+            clean = module(crops, labels, objective=objective)
+        if not twice or step.separable:
+            scaler.scale(clean.terms["loss"]).backward()
+    if not twice:
+        return {name: value.detach() for name, value in clean.terms.items()}
+    with context():
+        degraded = module(crops, labels, before=clean)
+    total = clean.terms["loss"] + degraded.terms["loss"]
+    scaler.scale(degraded.terms["loss"] if step.separable else total).backward()
+    terms = {**clean.terms, **degraded.terms, "loss": total}
+    return {name: value.detach() for name, value in terms.items()}
 
 
 @contextlib.contextmanager
-def _frozen_statistics(network: nn.Module) -> Iterator[None]:
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """Batch normalisation goes on normalising by the batch, but its running statistics stay as they are."""
     layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
