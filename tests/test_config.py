@@ -12,6 +12,7 @@ from multiattn.config import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    Phase,
     from_json,
     to_json,
 )
@@ -43,7 +44,7 @@ def test_dfdc_b4_has_the_settings_of_the_paper():
     assert (model.texture_stage, model.attention_stage, model.pretrained) == ("L2", "L5", True)
     assert (loss.inter_margin, loss.intra_margin_real, loss.intra_margin_fake) == (0.2, 0.05, 0.1)
     assert (loss.center_rate, loss.center_decay) == (0.05, 0.9)
-    assert (loss.cross_entropy_weight, loss.independence_weight) == (1.0, 1.0)
+    assert (loss.cross_entropy_weight, loss.auxiliary_weight) == (1.0, 1.0)
     assert (agda.mode, agda.resize_factor, agda.sigma) == ("soft", 0.3, 7.0)
     assert (data.image_size, data.batch_size * 4) == (380, 48)
     assert (optim.name, optim.lr, optim.weight_decay) == ("adam", 1e-3, 1e-6)
@@ -85,16 +86,34 @@ def test_an_unknown_setting_near_nothing_guesses_nothing():
         (ModelConfig, "hidden_size", 0),
         (ModelConfig, "drop_path_rate", 1.0),
         (ModelConfig, "drop_path_rate", -0.1),
-        (ModelConfig, "texture_stage", "L8"),
+        (ModelConfig, "texture_stage", "b2"),
         (ModelConfig, "texture_stage", ""),
         (ModelConfig, "attention_stage", "l5"),
         (ModelConfig, "texture_stage", "L6"),
         (ModelConfig, "attention_stage", "L1"),
         (LossConfig, "cross_entropy_weight", -1.0),
-        (LossConfig, "independence_weight", -1e-9),
+        (LossConfig, "auxiliary_weight", -1e-9),
         (LossConfig, "inter_margin", -0.2),
-        (LossConfig, "intra_margin_real", -0.05),
-        (LossConfig, "intra_margin_fake", -0.1),
+        (LossConfig, "intra_margin_real", -4.5),
+        (LossConfig, "intra_margin_fake", 4.01),
+        (LossConfig, "auxiliary", "center"),
+        (LossConfig, "ril", "squared"),
+        (LossConfig, "ams_scale", 0.0),
+        (LossConfig, "match_weight", -0.1),
+        (ModelConfig, "num_maps", 9),
+        (ModelConfig, "network", "plain"),
+        (ModelConfig, "attention", "elu"),
+        (ModelConfig, "texture", "sparse"),
+        (ModelConfig, "padding", "same"),
+        (ModelConfig, "part_dropout", 1.0),
+        (ModelConfig, "texture_stage", "L0"),
+        (AgdaConfig, "map_choice", "largest"),
+        (AgdaConfig, "kernel_size", 10),
+        (AgdaConfig, "noise", -0.1),
+        (AgdaConfig, "gate_threshold", (0.6, 0.4)),
+        (AgdaConfig, "gate_slope", (0.0, 1.0)),
+        (OptimConfig, "step_epochs", 0),
+        (OptimConfig, "step_factor", 0.0),
         (LossConfig, "center_rate", 0.0),
         (LossConfig, "center_rate", 1.01),
         (LossConfig, "center_decay", 0.0),
@@ -141,7 +160,7 @@ def test_a_value_out_of_range_is_refused_with_name_and_value(config_class, name,
         pytest.param(ModelConfig, {"num_maps": 1, "hidden_size": 1, "drop_path_rate": 0.0}, id="least model"),
         pytest.param(ModelConfig, {"texture_stage": "L7", "attention_stage": "L7"}, id="both at the last stage"),
         pytest.param(ModelConfig, {"texture_stage": "L1", "attention_stage": "L1"}, id="both at the first stage"),
-        pytest.param(LossConfig, {"cross_entropy_weight": 0.0, "independence_weight": 0.0}, id="terms off"),
+        pytest.param(LossConfig, {"cross_entropy_weight": 0.0, "auxiliary_weight": 0.0}, id="terms off"),
         pytest.param(LossConfig, {"center_rate": 1.0, "center_decay": 1.0}, id="greatest rates"),
         pytest.param(AgdaConfig, {"resize_factor": 1.0, "threshold": 0.0}, id="agda low"),
         pytest.param(AgdaConfig, {"threshold": 1.0}, id="agda high"),
@@ -207,3 +226,44 @@ def test_an_unknown_experiment_names_the_nearest(name, hint):
 def test_configs_cannot_be_changed_after_they_are_checked():
     with pytest.raises(dataclasses.FrozenInstanceError):
         OptimConfig().lr = 0.0
+
+
+def test_phases_take_the_place_of_optimiser_and_epochs():
+    plain = Experiment(name="x", epochs=3, optim=OptimConfig(lr=0.5))
+    assert [(phase.epochs, phase.optim.lr, phase.agda) for phase in plain.schedule] == [(3, 0.5, True)]
+    staged = dataclasses.replace(
+        plain, phases=(Phase(name="a", epochs=2, objective="backbone"), Phase(name="b", epochs=5))
+    )
+    assert staged.num_epochs == 7
+    assert from_json(Experiment, json.loads(json.dumps(to_json(staged)))) == staged
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda: Phase(name="a", epochs=0), "epochs", id="an empty phase"),
+        pytest.param(lambda: Phase(name="a", epochs=1, objective="head"), "objective", id="unknown objective"),
+        pytest.param(
+            lambda: Phase(name="a", epochs=1, objective="backbone", freeze_backbone=True),
+            "freeze",
+            id="nothing to train",
+        ),
+        pytest.param(
+            lambda: Experiment(name="x", phases=(Phase(name="a", epochs=1), Phase(name="a", epochs=1))),
+            "different names",
+            id="two phases of one name",
+        ),
+        pytest.param(
+            lambda: Experiment(name="x", phases=(Phase(name="a", epochs=1, objective="backbone"),)),
+            "last phase of the network",
+            id="the network never trained",
+        ),
+        pytest.param(
+            lambda: from_json(Experiment, {"name": "x", "phases": [{"name": "a", "epoch": 1}]}), "epochs", id="misspelt"
+        ),
+        pytest.param(lambda: from_json(AgdaConfig, {"gate_slope": [1.0]}), "gate_slope", id="half an interval"),
+    ],
+)
+def test_phases_and_intervals_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

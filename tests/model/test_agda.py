@@ -10,6 +10,7 @@ from multiattn.model.agda import (
     AttentionGuidedAugmentation,
     degrade,
     draw_maps,
+    gate_maps,
     gaussian_blur,
     mask_hard,
     mix_soft,
@@ -45,7 +46,7 @@ def test_the_whole_augmentation_touches_only_what_the_map_covers(mode):
     original = images(3, (32, 32))
     attention = torch.zeros(3, 2, 4, 4)
     attention[:, :, 0, 0] = torch.tensor([0.1, 1.0, 30.0])[:, None]
-    result = AttentionGuidedAugmentation(AgdaConfig(mode=mode))(original, attention)
+    result = AttentionGuidedAugmentation(AgdaConfig(mode=mode))(original, attention).images
     # Bilinear resizing carries a cell no further than half a cell into its neighbours: 8 + 4 pixels.
     assert torch.equal(result[..., 12:, :], original[..., 12:, :])
     assert torch.equal(result[..., :, 12:], original[..., :, 12:])
@@ -60,14 +61,47 @@ def test_the_whole_augmentation_touches_only_what_the_map_covers(mode):
 def test_an_all_zero_map_leaves_its_image_unchanged(mode):
     original, attention = images(), torch.rand(2, 3, 4, 4)
     attention[1] = 0
-    result = AttentionGuidedAugmentation(AgdaConfig(mode=mode))(original, attention)
+    result = AttentionGuidedAugmentation(AgdaConfig(mode=mode))(original, attention).images
     assert not torch.equal(result[0], original[0])
     assert torch.equal(result[1], original[1])
 
 
-def test_mode_none_returns_the_images_themselves():
-    original = images()
-    assert AttentionGuidedAugmentation(AgdaConfig(mode="none"))(original, torch.rand(2, 3, 4, 4)) is original
+def test_mode_none_has_no_pass():
+    with pytest.raises(ValueError, match="expected mode soft or hard"):
+        AttentionGuidedAugmentation(AgdaConfig(mode="none"))(images(), torch.rand(2, 3, 4, 4))
+
+
+def test_the_map_that_was_degraded_is_named():
+    original = images(16, (32, 32))
+    attention = torch.zeros(16, 2, 2, 2)
+    attention[:, 0, 0, 0] = attention[:, 1, 1, 1] = 1.0
+    copies = AttentionGuidedAugmentation(AgdaConfig(mode="hard"))(original, attention, torch.Generator().manual_seed(0))
+    assert set(copies.dropped.tolist()) == {0, 1}
+    for copy, dropped in zip(copies.images, copies.dropped, strict=True):
+        corners = copy[..., :4, :4].abs().max(), copy[..., -4:, -4:].abs().max()
+        assert corners[dropped] == 0 < corners[1 - dropped]
+
+
+def test_noise_falls_where_the_map_is_and_on_the_copy_only():
+    quiet = torch.zeros(1, 3, 32, 32)
+    attention = torch.zeros(1, 1, 4, 4)
+    attention[..., 0, 0] = 1.0
+    found = AttentionGuidedAugmentation(AgdaConfig(noise=0.1))(quiet, attention).images
+    assert 0.05 < found[..., :4, :4].std() < 0.2
+    assert found[..., 12:, :].abs().max() == 0
+    assert quiet.abs().max() == 0
+
+
+@pytest.mark.parametrize("slope", [3.0, 5.0])
+def test_the_gate_keeps_zero_and_order_and_stays_below_one(slope):
+    a_star = torch.linspace(0, 1, 11).view(1, 1, 1, 11)
+    gated = gate_maps(a_star, 0.5, slope).flatten()
+    assert gated[0] == 0
+    assert (gated.diff() > 0).all()
+    assert gated[-1] < 1
+    # (s(1) - s(0)) / (1 - s(0)) by hand
+    low, high = 1 / (1 + np.exp(0.5 * slope)), 1 / (1 + np.exp(-0.5 * slope))
+    assert gated[-1].item() == pytest.approx((high - low) / (1 - low), abs=1e-6)
 
 
 def test_each_map_is_scaled_to_a_maximum_of_one():
@@ -81,10 +115,18 @@ def test_each_map_is_scaled_to_a_maximum_of_one():
 def test_the_drawn_map_is_uniform_over_the_maps_and_differs_between_samples():
     generator = torch.Generator().manual_seed(11)
     attention = torch.arange(4.0).view(1, 4, 1, 1).expand(4000, 4, 1, 1)
-    drawn = draw_maps(attention, generator).flatten()
-    counts = torch.bincount(drawn.long(), minlength=4).double()
+    drawn = draw_maps(attention, generator=generator)
+    counts = torch.bincount(drawn, minlength=4).double()
     assert ((counts - 1000) ** 2 / 1000).sum() < 16.27  # chi-square, 3 degrees of freedom, p = 0.001
-    assert torch.equal(draw_maps(attention, torch.Generator().manual_seed(11)).flatten(), drawn)
+    assert torch.equal(draw_maps(attention, generator=torch.Generator().manual_seed(11)), drawn)
+
+
+def test_a_map_drawn_by_mass_follows_the_root_of_its_sum():
+    attention = torch.tensor([0.0, 3.0, 8.0]).view(1, 3, 1, 1).expand(6000, 3, 1, 1)
+    drawn = draw_maps(attention, "mass", torch.Generator().manual_seed(3))
+    counts = torch.bincount(drawn, minlength=3).double()
+    expected = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) * 1000
+    assert ((counts - expected) ** 2 / expected).sum() < 13.82  # chi-square, 2 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize("sigma", [1.5, 7.0])
@@ -119,11 +161,11 @@ def test_degrading_removes_detail_and_keeps_the_large_shapes():
 def test_no_gradient_flows_and_the_dtype_stays():
     original, attention = images().bfloat16(), torch.rand(2, 3, 4, 4, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = AttentionGuidedAugmentation(AgdaConfig())(original, attention)
+        result = AttentionGuidedAugmentation(AgdaConfig())(original, attention).images
     assert not result.requires_grad
     assert result.dtype == torch.bfloat16
 
 
 def test_an_empty_batch_stays_empty():
-    result = AttentionGuidedAugmentation(AgdaConfig())(images(0), torch.rand(0, 3, 4, 4))
+    result = AttentionGuidedAugmentation(AgdaConfig())(images(0), torch.rand(0, 3, 4, 4)).images
     assert result.shape == (0, 3, 20, 24)

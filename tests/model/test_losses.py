@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from multiattn.config import LossConfig
-from multiattn.model.losses import (
-    ClassificationLoss,
+from multiattn.model.independence import (
+    JointIndependenceLoss,
     RegionalIndependenceLoss,
     inter_class_term,
     intra_class_terms,
-    moved_centers,
 )
+from multiattn.model.losses import AdditiveMarginLoss, ClassificationLoss, make_auxiliary, match_loss
 
 
 def loss_by_loops(parts, centers, labels, rate, config):
@@ -73,7 +73,7 @@ def test_mean_and_sum_differ_in_the_first_term_only():
 def test_the_inter_class_term_has_a_gradient_to_the_parts():
     parts = unit_parts(4).requires_grad_()
     # Margins this wide switch the intra term off: what is left is the second sum of Eq. (3).
-    config = LossConfig(intra_margin_real=10.0, intra_margin_fake=10.0)
+    config = LossConfig(intra_margin_real=4.0, intra_margin_fake=4.0)
     RegionalIndependenceLoss(4, 6, config)(parts, torch.tensor([0, 1, 0, 1])).backward()
     means = parts.detach().mean(0)
     centers = 0.05 * means
@@ -84,17 +84,106 @@ def test_the_inter_class_term_has_a_gradient_to_the_parts():
         torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_gradient_is_that_of_finite_differences(reduction):
-    config = LossConfig(reduction=reduction, center_rate=0.3)
+GRADIENT_CASES = {
+    "mean": LossConfig(center_rate=0.3, inter_margin=2.0),
+    "sum": LossConfig(reduction="sum", center_rate=0.3, inter_margin=2.0),
+    "pushed fakes": LossConfig(intra_margin_fake=-0.8, center_rate=0.3, inter_margin=2.0),
+    "joint": LossConfig(ril="joint", intra_margin_fake=-1.9, center_rate=0.3, inter_margin=2.0),
+}
+
+
+@pytest.mark.parametrize("config", GRADIENT_CASES.values(), ids=GRADIENT_CASES.keys())
+def test_the_gradient_is_that_of_finite_differences(config):
     labels, start = torch.tensor([0, 1, 1]), unit_parts(1, 3, seed=9)[0]
+    criterion = make_auxiliary(3, 6, config).double()
 
     def loss(parts):
-        centers = moved_centers(start, parts.mean(0), torch.tensor(config.center_rate, dtype=torch.float64))
-        intra = intra_class_terms(parts, centers, labels, config).sum()
-        return intra / (3 if reduction == "mean" else 1) + inter_class_term(centers, 2.0)
+        criterion.centers.copy_(start)  # each call moves them
+        return criterion(parts, labels)
 
     assert torch.autograd.gradcheck(loss, (unit_parts(3, 3).requires_grad_(),))
+
+
+@pytest.mark.parametrize(
+    ("margin", "distance", "loss"),
+    [(0.2, 0.5, 0.3), (0.2, 0.1, 0.0), (0.0, 0.5, 0.5), (-0.8, 0.0, 0.8), (-0.8, 0.3, 0.5), (-0.8, 0.9, 0.0)],
+    ids=["pulled", "near enough", "no margin", "pushed from the centre", "pushed on", "far enough"],
+)
+def test_a_negative_margin_pushes_and_a_positive_one_pulls(margin, distance, loss):
+    parts, centers, fake = torch.zeros(1, 1, 2), torch.zeros(1, 2), torch.tensor([1])
+    parts[..., 0] = distance**0.5
+    config = LossConfig(intra_margin_fake=margin)
+    assert intra_class_terms(parts, centers, fake, config).item() == pytest.approx(loss, abs=1e-6)
+    parts[..., 0] = distance
+    joint = JointIndependenceLoss(1, 2, config).eval()
+    assert joint(parts, fake).item() == pytest.approx(loss, abs=1e-6)
+
+
+def test_the_joint_form_equals_numpy_over_several_steps():
+    config = LossConfig(ril="joint", inter_margin=0.8, intra_margin_real=0.2, intra_margin_fake=-1.9)
+    criterion, centers = JointIndependenceLoss(3, 6, config).double(), np.zeros((3, 6))
+    labels = np.array([0, 1, 1, 0, 1])
+    for step in range(3):
+        parts = unit_parts(5, 3, seed=step).numpy()
+        # The whole batch divides, though only real faces count.
+        centers = centers + 0.05 * (parts - centers)[labels == 0].sum(axis=0) / 5
+        distance = np.linalg.norm((parts - centers).reshape(5, -1), axis=1)
+        intra = np.where(labels == 0, np.maximum(distance - 0.2, 0), np.maximum(1.9 - distance, 0)).mean()
+        pairs = [np.linalg.norm(centers[j] - centers[k]) for j in range(3) for k in range(j + 1, 3)]
+        inter = np.maximum(0.8 - np.array(pairs), 0).sum() / (3 * 0.05)
+        assert inter > 0
+        found = criterion(torch.tensor(parts), torch.tensor(labels)).item()
+        assert found == pytest.approx(intra + inter, rel=1e-6)
+        np.testing.assert_allclose(criterion.centers.numpy(), centers, atol=1e-7)
+
+
+def test_following_moves_the_centres_as_a_loss_would():
+    parts, labels = unit_parts(4), torch.tensor([0, 1, 0, 1])
+    for kind in (RegionalIndependenceLoss, JointIndependenceLoss):
+        one, other = kind(4, 6, LossConfig()), kind(4, 6, LossConfig())
+        one(parts, labels)
+        other.follow(parts, labels)
+        assert one.centers.abs().max() > 0
+        torch.testing.assert_close(one.centers, other.centers)
+
+
+def test_the_margin_loss_is_cross_entropy_of_parts_with_a_margin():
+    config = LossConfig(auxiliary="ams", ams_scale=8.0, ams_margin=0.3)
+    criterion = AdditiveMarginLoss(3, 6, config).double()
+    parts = unit_parts(5, 3)
+    weight = criterion.weight.detach().numpy()
+    weight = weight / np.linalg.norm(weight, axis=1, keepdims=True)
+    terms = []
+    for sample in parts.numpy():
+        for j, part in enumerate(sample):
+            logits = 8.0 * (weight @ part)
+            logits[j] -= 8.0 * 0.3
+            terms.append(np.log(np.exp(logits).sum()) - logits[j])
+    assert criterion(parts, torch.zeros(5)).item() == pytest.approx(np.mean(terms), rel=1e-9)
+
+
+def test_the_match_loss_counts_every_part_but_the_degraded_one():
+    parts = torch.zeros(2, 2, 3, requires_grad=True)
+    degraded = torch.tensor([[[3.0, 4.0, 0.0], [1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
+    value = match_loss(parts, degraded, torch.tensor([1, 0]))
+    assert value.item() == pytest.approx((5.0 + 0.0 + 0.0 + 2.0) / 4)
+    value.backward()
+    assert torch.isfinite(parts.grad).all()
+    torch.testing.assert_close(parts.grad[0, 0], torch.tensor([-0.6, -0.8, 0.0]) / 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        pytest.param(LossConfig(), RegionalIndependenceLoss, id="paper"),
+        pytest.param(LossConfig(ril="joint"), JointIndependenceLoss, id="release"),
+        pytest.param(LossConfig(auxiliary="ams"), AdditiveMarginLoss, id="margin softmax"),
+        pytest.param(LossConfig(auxiliary="none"), type(None), id="none"),
+        pytest.param(LossConfig(auxiliary_weight=0.0), type(None), id="weight 0"),
+    ],
+)
+def test_the_settings_name_the_auxiliary_loss(config, kind):
+    assert type(make_auxiliary(4, 6, config)) is kind
 
 
 def test_each_class_has_its_own_margin():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from multiattn.model.attention import AttentionModule
-from multiattn.model.texture import TextureEnhancement, texture_residual
+from multiattn.model.attention import AttentionModule, MaskedAttentionModule
+from multiattn.model.texture import GroupedTextureEnhancement, TextureEnhancement, texture_residual
 
 
 @pytest.mark.parametrize("num_maps", [1, 4])
@@ -44,14 +44,14 @@ def test_a_fine_pattern_passes_the_residual_unchanged():
 
 
 def test_each_dense_layer_sees_everything_before_it():
-    block = TextureEnhancement(5)
+    block = TextureEnhancement(5, 4)
     convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     assert [conv.in_channels for conv in convolutions] == [5, 10, 15]
     assert [conv.kernel_size for conv in convolutions] == [(3, 3)] * 3
     seen = []
     for conv in convolutions:
         conv.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-    textural, _ = block(torch.randn(2, 5, 8, 8), (2, 2))
+    textural, _ = block(torch.randn(2, 5, 8, 8), torch.rand(2, 4, 2, 2))
     assert textural.shape == (2, block.out_channels, 8, 8)
     assert textural is seen[-1][1]
     for layer in (1, 2):
@@ -62,3 +62,35 @@ def test_each_dense_layer_sees_everything_before_it():
             made.var((0, 2, 3), keepdim=True, unbiased=False) + norm.eps
         ).sqrt()
         torch.testing.assert_close(seen[layer][0][:, -5:], scaled.relu(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("grid", "silent"), [(24, {0, 1, 22, 23}), (23, {0, 1, 22}), (16, {0, 1, 15})])
+def test_the_released_attention_never_looks_at_the_border(grid, silent):
+    maps = MaskedAttentionModule(6, 3)(torch.randn(2, 6, grid, grid))
+    dark = (maps == 0).all(dim=1).all(dim=0)
+    assert set(torch.nonzero(dark.all(dim=1)).flatten().tolist()) == silent
+    assert set(torch.nonzero(dark.all(dim=0)).flatten().tolist()) == silent
+    inside = [i for i in range(grid) if i not in silent]
+    assert maps[:, :, inside][..., inside].min() > 0
+
+
+def test_each_map_has_a_texture_of_its_own_that_the_others_do_not_touch():
+    torch.manual_seed(0)
+    block = GroupedTextureEnhancement(5, 3).eval()
+    features, attention = torch.randn(2, 5, 8, 8), torch.rand(2, 3, 4, 4)
+    before, pooled = block(features, attention)
+    assert before.shape == (2, 3, 5, 8, 8)
+    assert pooled.shape == (2, 5, 4, 4)
+    changed = attention.clone()
+    changed[:, 1] *= 3
+    after, _ = block(features, changed)
+    assert torch.equal(after[:, [0, 2]], before[:, [0, 2]])
+    assert not torch.equal(after[:, 1], before[:, 1])
+
+
+def test_the_grouped_texture_trains_nothing_through_the_attention():
+    attention = torch.rand(2, 3, 4, 4, requires_grad=True)
+    textural, _ = GroupedTextureEnhancement(5, 3)(torch.randn(2, 5, 8, 8), attention)
+    assert textural.requires_grad
+    textural.sum().backward()
+    assert attention.grad is None

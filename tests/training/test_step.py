@@ -6,23 +6,30 @@ import pytest
 import torch
 from timm.layers import convert_sync_batchnorm
 
-from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimConfig
+from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimConfig, Phase
 from multiattn.model.preprocess import normalize_crops
 from multiattn.training.optimizer import make_optimizer, make_schedule
-from multiattn.training.step import TrainingStep
+from multiattn.training.phases import set_train_mode, set_trainable
+from multiattn.training.step import TrainingStep, backward_passes
 
 TINY = Experiment(
     name="tiny",
     model=ModelConfig(backbone="tinynet_e", pretrained=False, drop_path_rate=0.0),
     data=DataConfig(image_size=64, batch_size=4),
 )
-ALL_TERMS = {"loss", "cross_entropy", "independence", "cross_entropy_agda"}
+ALL_TERMS = {"loss", "cross_entropy", "auxiliary", "cross_entropy_agda"}
 
 
 def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     crops = torch.randint(0, 256, (size, 64, 64, 3), dtype=torch.uint8, generator=generator)
     return crops, torch.arange(size) % 2
+
+
+def passes(step: TrainingStep, *, degrade: bool = True, objective: str = "network") -> dict[str, torch.Tensor]:
+    """The terms of one step; the gradients lie in its parameters."""
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return backward_passes(step, step, *batch(), scaler=scaler, degrade=degrade, objective=objective)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +44,9 @@ def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
             id="no AGDA",
         ),
         pytest.param(
-            dataclasses.replace(TINY, loss=LossConfig(independence_weight=0.0)),
+            dataclasses.replace(TINY, loss=LossConfig(auxiliary="none")),
             True,
-            ALL_TERMS - {"independence"},
+            ALL_TERMS - {"auxiliary"},
             id="no RIL",
         ),
         pytest.param(
@@ -51,15 +58,16 @@ def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     ],
 )
 def test_the_loss_is_the_sum_of_its_weighted_terms(experiment, degrade, terms):
-    found = TrainingStep(experiment)(*batch(), degrade=degrade)
+    found = passes(TrainingStep(experiment), degrade=degrade)
     assert set(found) == terms
     assert found["loss"].item() == pytest.approx(sum(found[name].item() for name in terms - {"loss"}), rel=1e-5)
 
 
 def test_weights_of_the_terms_count():
-    loss = LossConfig(cross_entropy_weight=0.5, independence_weight=3.0)
-    found = TrainingStep(dataclasses.replace(TINY, loss=loss))(*batch())
-    expected = 0.5 * found["cross_entropy"] + 3 * found["independence"] + found["cross_entropy_agda"]
+    loss = LossConfig(cross_entropy_weight=0.5, auxiliary_weight=3.0, agda_weight=0.25, match_weight=2.0)
+    found = passes(TrainingStep(dataclasses.replace(TINY, loss=loss)))
+    expected = 0.5 * found["cross_entropy"] + 3 * found["auxiliary"]
+    expected = expected + 0.25 * found["cross_entropy_agda"] + 2 * found["match"]
     assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -67,7 +75,7 @@ def test_running_statistics_follow_the_clean_crops_only():
     def statistics(degrade: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
         step = TrainingStep(TINY)
-        step(*batch(), degrade=degrade)
+        passes(step, degrade=degrade)
         return [value for name, value in step.state_dict().items() if "running_" in name]
 
     clean, both = statistics(False), statistics(True)
@@ -75,20 +83,95 @@ def test_running_statistics_follow_the_clean_crops_only():
     assert all(torch.equal(*pair) for pair in zip(clean, both, strict=True))
 
 
+def test_two_backward_passes_give_the_gradients_of_one():
+    gradients = []
+    for separable in (True, False):
+        torch.manual_seed(0)
+        step = TrainingStep(dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, drop_path_rate=0.0)))
+        torch.manual_seed(1)  # the draw of the maps
+        if separable:
+            assert step.separable
+            passes(step)
+        else:
+            clean = step(*batch())
+            (clean.terms["loss"] + step(*batch(), before=clean).terms["loss"]).backward()
+        gradients.append({name: p.grad for name, p in step.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-4)
+
+
+def test_the_released_step_moves_its_centres_on_both_passes():
+    def centers(follow: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        step = TrainingStep(dataclasses.replace(TINY, loss=LossConfig(centers_follow_agda=follow)))
+        passes(step)
+        return step.auxiliary.centers
+
+    assert (centers(True) - centers(False)).norm() > 1e-3
+
+
+@pytest.mark.parametrize("model", [{"num_maps": 1}, {"network": "baseline"}], ids=["one map", "baseline"])
+def test_what_has_no_parts_to_tell_apart_says_that_losses_are_off(model, caplog):
+    caplog.set_level("INFO")
+    step = TrainingStep(dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, **model)))
+    assert step.auxiliary is None and step.augmentation is None
+    assert "auxiliary loss and AGDA are off" in caplog.text
+
+
+def test_the_backbone_phase_trains_the_backbone_alone():
+    phases = (Phase(name="backbone", epochs=1, objective="backbone"), Phase(name="full", epochs=1))
+    step = TrainingStep(dataclasses.replace(TINY, phases=phases))
+    assert set(passes(step, objective="backbone")) == {"loss", "cross_entropy"}
+    trained = {
+        name.split(".")[0] + "." + name.split(".")[1] for name, p in step.named_parameters() if p.grad is not None
+    }
+    assert trained == {"network.backbone", "backbone_head.linear"}
+
+
+def test_a_frozen_backbone_moves_neither_weights_nor_statistics():
+    phase = Phase(name="frozen", epochs=1, freeze_backbone=True)
+    step = TrainingStep(dataclasses.replace(TINY, phases=(phase,)))
+    set_trainable(step, phase)
+    set_train_mode(step, step, phase)
+    before = {name: value.clone() for name, value in step.state_dict().items()}
+    optimizer = make_optimizer(step, OptimConfig(lr=0.1))
+    passes(step)
+    optimizer.step()
+    moved = {name for name, value in step.state_dict().items() if not torch.equal(value, before[name])}
+    assert not [name for name in moved if name.startswith("network.backbone")]
+    assert {"network.attention.conv.weight", "network.attention.norm.running_mean"} <= moved
+    set_trainable(step, Phase(name="full", epochs=1))
+    assert all(p.requires_grad for p in step.parameters())
+
+
+def test_sixteen_crops_can_be_learnt_by_heart():
+    torch.manual_seed(0)
+    model = ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3", drop_path_rate=0.0)
+    step = TrainingStep(dataclasses.replace(TINY, model=model))
+    crops, labels = batch(16)
+    optimizer = make_optimizer(step, OptimConfig(lr=3e-3))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for _ in range(60):
+        optimizer.zero_grad()
+        terms = backward_passes(step, step, crops, labels, scaler=scaler)
+        optimizer.step()
+    assert terms["cross_entropy"] < 0.05
+
+
 def test_momentum_is_back_after_the_degraded_pass():
     step = TrainingStep(TINY)
-    step(*batch())
+    passes(step)
     momenta = {module.momentum for module in step.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     assert momenta == {0.1}
 
 
 def test_centres_move_once_a_step_and_alpha_decays_once_an_epoch():
     step = TrainingStep(TINY)
-    step(*batch())
-    after_one = step.independence.centers.clone()
+    passes(step)
+    after_one = step.auxiliary.centers.clone()
     assert after_one.norm() > 0
     step.end_epoch()
-    assert step.independence.center_rate.item() == pytest.approx(0.05 * 0.9)
+    assert step.auxiliary.center_rate.item() == pytest.approx(0.05 * 0.9)
 
 
 def test_a_few_steps_lower_the_loss_of_a_batch():
@@ -97,18 +180,16 @@ def test_a_few_steps_lower_the_loss_of_a_batch():
     optimizer = make_optimizer(step, OptimConfig(lr=2e-3))
     losses = []
     for _ in range(8):
-        loss = step(*batch())["cross_entropy"]
         optimizer.zero_grad()
-        loss.backward()
+        losses.append(passes(step)["cross_entropy"].item())
         optimizer.step()
-        losses.append(loss.item())
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_terms_stay_in_float32_under_autocast(precision):
     with torch.autocast("cpu", dtype=precision):
-        found = TrainingStep(TINY)(*batch())
+        found = passes(TrainingStep(TINY))
     assert {value.dtype for value in found.values()} == {torch.float32}
     assert all(torch.isfinite(value) for value in found.values())
 
@@ -118,6 +199,9 @@ def test_terms_stay_in_float32_under_autocast(precision):
     [
         pytest.param(OptimConfig(lr=1.0), {0: 1.0, 50: 1.0, 99: 1.0}, id="constant"),
         pytest.param(OptimConfig(lr=1.0, schedule="cosine"), {0: 1.0, 50: 0.5, 100: 0.0}, id="cosine"),
+        pytest.param(
+            OptimConfig(lr=1.0, schedule="step", step_epochs=2), {0: 1.0, 19: 1.0, 20: 0.5, 45: 0.25}, id="step"
+        ),
         pytest.param(OptimConfig(lr=1.0, warmup_epochs=1), {0: 0.01, 5: 0.505, 10: 1.0, 60: 1.0}, id="warm-up"),
     ],
 )
