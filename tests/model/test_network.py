@@ -1,11 +1,16 @@
 """The whole network: shapes, gradients, precision, determinism."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from multiattn.config import LossConfig, ModelConfig
-from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss
-from multiattn.model.network import MultiAttentionNet, fake_logit
+from multiattn.experiments import get_experiment
+from multiattn.model.independence import RegionalIndependenceLoss
+from multiattn.model.losses import ClassificationLoss
+from multiattn.model.network import BaselineNet, MultiAttentionNet, fake_logit, make_network
+from multiattn.model.pooling import global_vector, normalized_average_pool
 
 
 def small(**settings) -> MultiAttentionNet:
@@ -26,6 +31,70 @@ def test_b4_at_380_has_the_shapes_of_the_paper():
     assert output.attention.shape == (1, 4, 24, 24)
     assert output.parts.shape == (1, 4, 32)
     assert (network.num_maps, network.num_part_features) == (4, 32)
+
+
+@pytest.mark.parametrize(("padding", "grid", "last"), [("static", 23, 11), ("dynamic", 24, 12)])
+def test_the_release_has_one_texture_a_map_and_either_grid(padding, grid, last):
+    config = dataclasses.replace(get_experiment("dfdc_b4_official").model, padding=padding, pretrained=False)
+    network = MultiAttentionNet(config, load_weights=False).eval()
+    seen = {}
+    network.texture.register_forward_hook(lambda module, inputs, output: seen.update(F=output[0]))
+    network.backbone.register_forward_hook(lambda module, inputs, output: seen.update(last=output[1]))
+    with torch.no_grad():
+        output = network(torch.zeros(1, 3, 380, 380))
+    assert output.attention.shape == (1, 4, grid, grid)
+    assert seen["F"].shape == (1, 4, 32, 95, 95)
+    assert seen["last"].shape == (1, 1792, last, last)
+    # 18.83 million with the running statistics, the backbone's classifier (2 x 1793) and the loss's buffers.
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(18.83e6 - 0.13e6, abs=0.2e6)
+
+
+def test_part_dropout_leaves_whole_maps_out_of_both_branches_and_of_nothing_else():
+    torch.manual_seed(0)
+    network = small(part_dropout=0.5, global_pool="mean").train()
+    seen = {}
+    network.classifier.register_forward_hook(lambda module, inputs, output: seen.update(P=inputs[0], G=inputs[1]))
+    network.backbone.register_forward_hook(lambda module, inputs, output: seen.update(last=output[1]))
+    output = network(torch.randn(4, 3, 96, 96))
+    lengths = seen["P"].norm(dim=-1)  # (B, M): 0 where left out, 1 / (1 - p) elsewhere
+    kept = lengths > 0
+    assert kept.any() and not kept.all()
+    torch.testing.assert_close(lengths[kept], torch.full_like(lengths[kept], 2.0))
+    total = (output.attention * kept[..., None, None]).sum(dim=1, keepdim=True)
+    expected = global_vector(seen["last"], total, "mean")
+    torch.testing.assert_close(seen["G"], expected, atol=1e-5, rtol=1e-4)
+    assert (output.parts.norm(dim=-1) > 0.99).all()
+
+
+def test_permuting_the_maps_permutes_the_textural_matrix():
+    features, attention = torch.randn(2, 5, 8, 8), torch.rand(2, 4, 4, 4)
+    order = torch.tensor([2, 0, 3, 1])
+    before, after = (normalized_average_pool(features, maps) for maps in (attention, attention[:, order]))
+    torch.testing.assert_close(after, before[:, order])
+
+
+def test_the_twin_is_the_same_backbone_with_a_mean_and_one_layer():
+    torch.manual_seed(0)
+    config = ModelConfig(network="baseline", backbone="tinynet_e", pretrained=False)
+    twin = make_network(config).eval()
+    assert isinstance(twin, BaselineNet)
+    assert set(twin.backbone.state_dict()) == set(small().backbone.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        output = twin(images)
+        mean = twin.backbone(images)[1].mean(dim=(2, 3))
+    expected = mean @ twin.head.linear.weight.T + twin.head.linear.bias
+    torch.testing.assert_close(output.logits, expected)
+    assert output.attention is None and output.parts is None
+
+
+@pytest.mark.parametrize("num_maps", range(1, 9))
+@pytest.mark.parametrize("profile", ["dfdc_b4", "dfdc_b4_official"])
+def test_every_number_of_maps_trains_in_both_profiles(profile, num_maps):
+    config = dataclasses.replace(get_experiment(profile, tiny=True).model, num_maps=num_maps)
+    output = MultiAttentionNet(config).train()(torch.randn(2, 3, 64, 64))
+    assert output.attention.shape[1] == output.parts.shape[1] == num_maps
+    output.logits.sum().backward()
 
 
 @pytest.mark.parametrize("num_maps", [1, 4])

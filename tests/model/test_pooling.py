@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.model.pooling import global_vector, normalized_average_pool, part_vectors
+from multiattn.model.pooling import (
+    global_vector,
+    normalized_average_pool,
+    part_vectors,
+    standardize,
+    weighted_mean,
+)
 
 
 def pool_by_loops(features: np.ndarray, attention: np.ndarray) -> np.ndarray:
@@ -90,3 +96,32 @@ def test_part_vectors_pool_the_averaged_features():
     pooled, attention = torch.randn(2, 6, 3, 3), torch.rand(2, 4, 3, 3)
     expected = pool_by_loops(pooled.double().numpy(), attention.double().numpy())
     np.testing.assert_allclose(part_vectors(pooled, attention).numpy(), expected, atol=1e-5)
+
+
+def test_a_texture_a_map_is_pooled_under_its_own_map():
+    rng = np.random.default_rng(4)
+    features, attention = rng.normal(size=(2, 3, 5, 6, 7)), rng.uniform(size=(2, 3, 6, 7))
+    found = normalized_average_pool(torch.tensor(features), torch.tensor(attention)).numpy()
+    for k in range(3):
+        expected = pool_by_loops(features[:, k], attention[:, k : k + 1])[:, 0]
+        np.testing.assert_allclose(found[:, k], expected, atol=1e-12)
+
+
+def test_the_weighted_mean_is_numpys_average_and_the_plain_mean_under_an_empty_map():
+    rng = np.random.default_rng(5)
+    features, attention = rng.normal(size=(2, 3, 4, 5)), rng.uniform(size=(2, 2, 4, 5))
+    attention[1, 1] = 0
+    found = weighted_mean(torch.tensor(features), torch.tensor(attention)).numpy()
+    for b in range(2):
+        for k in range(2):
+            weights = attention[b, k] if attention[b, k].any() else np.ones((4, 5))
+            expected = np.average(features[b].reshape(3, -1), axis=1, weights=weights.ravel())
+            np.testing.assert_allclose(found[b, k], expected, atol=1e-5)
+
+
+def test_standardised_channels_have_mean_zero_and_deviation_one():
+    maps = torch.tensor(np.random.default_rng(6).normal(3.0, 5.0, size=(2, 3, 6, 6)))
+    found = standardize(maps).numpy()
+    np.testing.assert_allclose(found.mean(axis=(2, 3)), 0, atol=1e-12)
+    np.testing.assert_allclose(found.std(axis=(2, 3), ddof=1), 1, atol=1e-6)
+    assert standardize(torch.full((1, 1, 4, 4), 2.0)).abs().max() == 0
