@@ -13,7 +13,7 @@ from multiattn.__main__ import STAGES
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "multiattn"
 
 LEVEL_OF_ROOM = {
-    **dict.fromkeys(("config", "tables", "runtime", "experiments", "command_line"), 0),
+    **dict.fromkeys(("config", "tables", "runtime", "experiments", "ablations", "command_line"), 0),
     **dict.fromkeys(("scoring", "datasets", "video", "model"), 1),
     **dict.fromkeys(("training", "inference", "figures"), 2),
     "stages": 3,
@@ -21,7 +21,12 @@ LEVEL_OF_ROOM = {
     "": 5,
 }
 """`` is the package itself, `multiattn/__init__.py`: it may name anything, and nothing below may import it."""
-GROUND_FLOOR_NEIGHBOURS = {("experiments", "config"), ("tables", "runtime")}
+GROUND_FLOOR_NEIGHBOURS = {
+    ("experiments", "config"),
+    ("ablations", "config"),
+    ("ablations", "experiments"),
+    ("tables", "runtime"),
+}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MAX_FILE_LINES, MAX_STAGE_LINES, MAX_FUNCTION_LINES = 400, 150, 60
 

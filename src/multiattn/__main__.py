@@ -8,8 +8,23 @@ import os
 import sys
 from pathlib import Path
 
-STAGES = ("demo", "index", "faces", "folds", "train", "predict", "submit", "leaderboard")
-"""The stages in the order data walks through them; each is a module of `multiattn.stages`."""
+STAGES = (
+    "demo",
+    "index",
+    "faces",
+    "folds",
+    "train",
+    "predict",
+    "submit",
+    "leaderboard",
+    "ablation",
+    "figures",
+    "import_checkpoint",
+    "describe",
+    "bench",
+)
+"""The stages in the order data walks through them, then those beside the way; each is a module of
+`multiattn.stages`."""
 
 OUT_OF_RESOURCES = {
     "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Lower --data.batch-size or --jobs.",
@@ -72,7 +87,7 @@ def _usage() -> str:
     for stage in STAGES:
         source = Path(__file__).parent / "stages" / f"{stage}.py"
         doc = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {stage.replace('_', '-'):<12} {doc.splitlines()[0] if doc else ''}")
+        lines.append(f"  {stage.replace('_', '-'):<18} {doc.splitlines()[0] if doc else ''}")
     return "\n".join(lines) + "\n"
 
 

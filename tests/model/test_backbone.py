@@ -1,4 +1,4 @@
-"""The backbone: stages, weights, and errors that say what to do."""
+"""The backbone: stages, padding, and errors that say what to do."""
 
 import http.server
 import threading
@@ -11,6 +11,8 @@ import timm
 import torch
 
 from multiattn.model.backbone import Backbone
+from multiattn.model.backbone_stages import read_stages
+from multiattn.model.static_padding import NOMINAL_SIZES, same_padding
 
 ALL = ("L1", "L2", "L3", "L4", "L5", "L6", "L7")
 STARTS_FROM = "tinynet_e"
@@ -45,13 +47,155 @@ def test_every_stage_has_the_channels_and_stride_that_are_promised(name, size):
     assert last.shape[:2] == (1, backbone.num_features)
 
 
-def test_the_last_map_is_that_of_timm():
-    backbone = Backbone("tinynet_e", stages=("L2",)).eval()
+FAMILIES = {
+    # backbone: (modules whose outputs are the stages, channels, strides)
+    "test_efficientnet": ([f"blocks.{i}" for i in range(5)], (16, 24, 32, 48, 64), (2, 4, 8, 16, 32)),
+    "tf_efficientnetv2_b0": ([f"blocks.{i}" for i in range(6)], (16, 32, 48, 96, 112, 192), (2, 4, 8, 16, 16, 32)),
+    "resnet18": (["act1", "layer1", "layer2", "layer3", "layer4"], (64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
+    "convnext_atto": ([f"stages.{i}" for i in range(4)], (40, 80, 160, 320), (4, 8, 16, 32)),
+    "legacy_xception": (
+        [f"block{i}" for i in range(1, 13)],
+        (128, 256, *[728] * 9, 1024),
+        (4, 8, *[16] * 9, 32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_stages_of_a_family_are_what_its_modules_put_out_and_the_last_map_is_the_whole_network(name):
+    modules, channels, strides = FAMILIES[name]
+    stages = tuple(f"L{number}" for number, _ in enumerate(modules, start=1))
+    backbone = Backbone(name, stages=stages).eval()
+    assert backbone.names == stages
+    assert tuple(backbone.channels.values()) == channels
+    assert tuple(backbone.strides.values()) == strides
+    # Copies taken as each module returns: an in-place layer that runs later cannot have touched them.
+    copies = {}
+    for stage, path in zip(stages, modules, strict=True):
+        keep = lambda module, images, output, stage=stage: copies.update({stage: output.clone()})  # noqa: E731
+        backbone.net.get_submodule(path).register_forward_hook(keep)
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        maps, last = backbone(images)
+        whole = backbone.net(images)
+    assert list(maps) == list(stages)
+    for stage, features in maps.items():
+        assert torch.equal(features, copies[stage]), stage
+        assert features.shape[1] == backbone.channels[stage], stage
+    assert last.shape[:2] == (2, backbone.num_features)
+    assert torch.equal(last, whole)
+
+
+class InPlaceOpening(torch.nn.Sequential):
+    """A stage that opens with an in-place activation, as those of pre-activation networks may."""
+
+    def __init__(self, stage):
+        super().__init__(torch.nn.ReLU(inplace=True), stage)
+
+
+def test_an_in_place_activation_that_opens_the_next_stage_leaves_the_map_alone(monkeypatch):
+    create = timm.create_model
+
+    def hazardous(name, **options):
+        net = create(name, **options)
+        net.layer3 = InPlaceOpening(net.layer3)
+        net.layer2[-1].act2 = torch.nn.Identity()  # else the map has no negative value to lose
+        return net
+
+    monkeypatch.setattr(timm, "create_model", hazardous)
+    backbone = Backbone("test_resnet", stages=("L3",)).eval()
+    with torch.no_grad():
+        maps, _ = backbone(torch.randn(1, 3, 64, 64))
+    assert (maps["L3"] < 0).any()
+
+
+@pytest.mark.parametrize("name", ["tinynet_e", "test_resnet", "test_convnext"])
+def test_every_parameter_has_a_gradient_from_the_last_map_alone(name):
+    # DistributedDataParallel stops at a parameter that no loss reaches.
+    backbone = Backbone(name, stages=())
+    maps, last = backbone(torch.randn(2, 3, 64, 64))
+    assert maps == {}
+    last.square().sum().backward()
+    assert [path for path, parameter in backbone.named_parameters() if parameter.grad is None] == []
+
+
+def test_stages_come_finest_first_whatever_the_order_asked_for():
+    for name in ("tinynet_e", "test_resnet"):
+        maps, _ = Backbone(name, stages=("L4", "L2", "L4"))(torch.zeros(2, 3, 64, 64))
+        assert list(maps) == ["L2", "L4"]
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "resnet18"])
+def test_the_eval_network_is_exported_and_compiled_whole(name):
+    backbone = Backbone(name, stages=("L2", "L4")).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         maps, last = backbone(images)
-        assert list(maps) == ["L2"]
-        assert torch.equal(last, backbone.net.forward_features(images))
+        exported = torch.export.export(backbone, (images,)).module()
+        for run in (exported, torch.compile(backbone, backend="eager", fullgraph=True)):
+            found, found_last = run(images)
+            assert torch.allclose(found_last, last, atol=1e-5)
+            assert all(torch.allclose(found[stage], maps[stage], atol=1e-5) for stage in ("L2", "L4"))
+
+
+def grids(name, size, padding):
+    backbone = Backbone(name, stages=ALL, padding=padding).to("meta").eval()
+    maps, last = backbone(torch.zeros(1, 3, size, size, device="meta"))
+    return [features.shape[-1] for features in (*maps.values(), last)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "padding", "expected"),
+    [
+        ("tf_efficientnet_b4", 380, "static", [190, 95, 47, 23, 23, 11, 11, 11]),
+        ("tf_efficientnet_b4", 380, "dynamic", [190, 95, 48, 24, 24, 12, 12, 12]),
+        ("tf_efficientnet_b0", 224, "static", [112, 56, 28, 14, 14, 7, 7, 7]),
+        ("tf_efficientnet_b0", 224, "dynamic", [112, 56, 28, 14, 14, 7, 7, 7]),
+        ("tf_efficientnet_b0", 101, "static", [50, 25, 12, 6, 6, 3, 3, 3]),
+        ("tf_efficientnet_b0", 101, "dynamic", [51, 26, 13, 7, 7, 4, 4, 4]),
+    ],
+)
+def test_padding_decides_the_grids(name, size, padding, expected):
+    assert grids(name, size, padding) == expected
+
+
+def test_static_padding_is_two_short_of_the_kernel_at_every_nominal_size():
+    assert list(NOMINAL_SIZES.values()) == [224, 240, 260, 300, 380, 456, 528, 600]
+    for size in NOMINAL_SIZES.values():
+        assert same_padding(size, 3, 2) == (0, 1)
+        assert same_padding(size, 5, 2) == (1, 2)
+    assert same_padding(7, 3, 2) == (1, 1)
+    assert same_padding(9, 1, 4) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "legacy_xception", "convnext_atto"])
+def test_static_padding_of_a_network_without_same_padding_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name}: padding 'static' is for networks with TensorFlow's SAME padding"):
+        Backbone(name, stages=(), padding="static")
+
+
+def test_an_unknown_padding_is_refused():
+    with pytest.raises(ValueError, match="expected padding 'dynamic' or 'static', found 'same'"):
+        Backbone("tinynet_e", stages=(), padding="same")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("swin_tiny_patch4_window7_224", "L1 96ch /4, L2 192ch /8, L3 384ch /16, L4 768ch /32"),
+        ("tf_efficientnet_b4.ap_in1k", "L1 24ch /2, L2 32ch /4, L3 56ch /8, L4 112ch /16, L5 160ch /16, L6 272ch /32"),
+        ("mobilenetv3_small_050", "L1 16ch /2, L2 8ch /4, L3 16ch /8, L4 24ch /16, L5 288ch /32"),
+    ],
+    ids=["channels-last windows", "the paper's", "a head that widens after pooling"],
+)
+def test_the_stages_are_read_without_building_the_network(name, expected):
+    assert str(read_stages(name)).startswith(expected)
+
+
+def test_a_family_without_stochastic_depth_says_so(caplog):
+    with caplog.at_level("WARNING", logger="multiattn"):
+        Backbone("legacy_xception", stages=(), drop_path_rate=0.2)
+    assert "legacy_xception has no stochastic depth; drop_path_rate 0.2 is not used" in caplog.text
 
 
 def test_stochastic_depth_is_passed_on():
@@ -66,64 +210,18 @@ def test_stochastic_depth_is_passed_on():
         ("tinynett_e", (), r"'tinynett_e': timm .* no such model\. Did you mean tinynet_e"),
         ("xqzv", (), "no such model"),
         ("tf_efficientnet_b4.apple", (), r"Invalid pretrained tag .* tf_efficientnet_b4\.ap_in1k"),
-        ("resnet18", (), "expected an EfficientNet-class model of timm, found ResNet"),
-        ("mixnet_s", ("L7",), r"no stage 'L7'; expected one of L1, L2, L3, L4, L5, L6"),
-        ("tinynet_e", ("L8",), "no stage 'L8'; expected one of L1, L2"),
+        ("test_vit", (), r"'test_vit' cannot serve as a backbone: .*\(1, 101, 64\), tokens instead of one map"),
+        ("crossvit_9_240", (), "cannot serve as a backbone: .* timm cannot build it without pooling"),
+        ("mixnet_s", ("L7",), r"no stage 'L7'; expected one of L1 16ch /2, L2 24ch /4, .*, L6 200ch /32\."),
+        ("resnet18", ("L2", "L6"), r"no stage 'L6'; expected one of L1 64ch /2, L2 64ch /4, .*, L5 512ch /32\."),
+        ("legacy_xception", ("b2",), r"no stage 'b2'; expected one of .*L2 256ch /8, .*L12 1024ch /32\."),
+        ("tinynet_e", ("L0",), "no stage 'L0'; expected one of L1 8ch /2"),
     ],
-    ids=["misspelt", "nothing like it", "unknown tag", "another family", "six stages", "wrong stage"],
+    ids=["misspelt", "nothing like it", "unknown tag", "tokens", "no maps", "too late", "of two", "xception", "zeroth"],
 )
 def test_a_backbone_that_cannot_serve_is_refused(name, stages, message):
     with pytest.raises(ValueError, match=message):
         Backbone(name, stages=stages, pretrained=True)
-
-
-@pytest.mark.parametrize("form", ["safetensors", "pth", "pth in a state_dict entry", "old pth", "without classifier"])
-def test_a_local_file_fills_the_backbone(tmp_path, imagenet_state, caplog, form):
-    state = dict(imagenet_state)
-    if form == "without classifier":
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-    if form == "old pth":
-        state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
-    if form == "safetensors":
-        safetensors.torch.save_file(state, path)
-    else:
-        torch.save({"state_dict": state} if form.endswith("entry") else state, path)
-    with caplog.at_level("INFO", logger="multiattn"):
-        backbone = Backbone(STARTS_FROM, stages=("L2",), pretrained=True, weights=path)
-    for name, tensor in backbone.net.state_dict().items():
-        assert torch.equal(tensor, imagenet_state[name]), name
-    assert ("classifier.weight" in caplog.text) == (form != "without classifier")
-
-
-def test_a_local_file_that_does_not_fit_is_refused(tmp_path, imagenet_state):
-    state = {f"net.{name}": tensor for name, tensor in imagenet_state.items()}
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth: .* missing \(conv_stem\.weight.* unexpected \(net\.conv_stem"):
-        Backbone(STARTS_FROM, stages=(), weights=tmp_path / "w.pth")
-    imagenet_state["conv_stem.weight"] = torch.zeros(3)
-    torch.save(imagenet_state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"1 of another shape \(conv_stem\.weight \(3,\) instead of"):
-        Backbone(STARTS_FROM, stages=(), weights=tmp_path / "w.pth")
-
-
-@pytest.mark.parametrize("content", ["nothing", "text", "object", "list", "numbers"])
-def test_a_local_file_that_is_no_state_dict_is_refused(tmp_path, content):
-    path = tmp_path / "w.pth"
-    if content == "nothing":
-        path.write_bytes(b"")
-    elif content == "text":
-        path.write_text("weights")
-    else:
-        torch.save({"object": torch.nn.ReLU(), "list": [torch.ones(1)], "numbers": {"epoch": 3}}[content], path)
-    with pytest.raises(ValueError, match=r"w\.pth: (not a PyTorch file|expected a state dict)"):
-        Backbone(STARTS_FROM, stages=(), weights=path)
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_a_missing_local_file_is_named(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=name):
-        Backbone(STARTS_FROM, stages=(), weights=tmp_path / name)
 
 
 def test_an_unreachable_hub_fails_quickly_and_says_what_to_do(no_hub):
@@ -133,15 +231,24 @@ def test_an_unreachable_hub_fails_quickly_and_says_what_to_do(no_hub):
     assert time.monotonic() - start < 5
 
 
-def test_weights_in_the_hub_cache_need_no_network(no_hub, imagenet_state):
+def test_weights_in_the_hub_cache_need_no_network(no_hub, imagenet_state, caplog):
     snapshot = no_hub / "models--timm--tinynet_e.in1k" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     safetensors.torch.save_file(imagenet_state, snapshot / "model.safetensors")
-    backbone = Backbone(STARTS_FROM, stages=(), pretrained=True)
+    with caplog.at_level("INFO", logger="multiattn"):
+        backbone = Backbone(STARTS_FROM, stages=(), pretrained=True)
     for name, tensor in backbone.net.state_dict().items():
         assert torch.equal(tensor, imagenet_state[name]), name
+    matched = len(imagenet_state) - 2
+    assert f"timm's tinynet_e: {matched} tensors matched, 2 left out (classifier)" in caplog.text
+    # A hub file that lacks a tensor is refused, classifier or not.
+    safetensors.torch.save_file(
+        {name: tensor for name, tensor in imagenet_state.items() if name != "bn2.bias"}, snapshot / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"cannot load ImageNet weights .*--model\.weights FILE"):
+        Backbone(STARTS_FROM, stages=(), pretrained=True)
 
 
 def test_a_hub_that_answers_but_fails_gives_the_same_advice(no_hub, monkeypatch):

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,7 +12,7 @@ from multiattn.datasets.manifest import video_files
 from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import find_models, trained_on
+from multiattn.inference.runs import TrainedModel, find_models, trained_on
 from multiattn.inference.submission import Submission, build_submission, read_sample, write_submission
 from multiattn.runtime import pick_device
 from multiattn.scoring.aggregation import Aggregator
@@ -56,13 +57,12 @@ def run_kernel(inputs: KernelInputs) -> Submission:
 
     Raises:
         FileNotFoundError: no runs, no videos folder, no sample submission.
-        ValueError: the sample is not one, or none of its videos is in the folder.
+        ValueError: the sample is not one, none of its videos is in the folder, or imported and trained runs in one.
     """
     sample = read_sample(inputs.sample_submission)
     models = find_models(inputs.runs)
-    # Before the hours of work: these need files of the runs that the weights alone do not bring.
-    out_of_fold = score_out_of_fold(inputs.runs, inputs.aggregator)
-    seen = set(sample["filename"].map(lambda name: Path(name).stem)) & trained_on(inputs.runs)
+    # Before the hours of work: this needs files of the runs that the weights alone do not bring.
+    history = _history(inputs, models, sample)
     device = pick_device(inputs.device)
     present = _sample_videos(sample, inputs)
     logger.info("%d models, %d of %d sample videos, on %s", len(models), len(present), len(sample), device)
@@ -74,15 +74,32 @@ def run_kernel(inputs: KernelInputs) -> Submission:
     _, statuses, _ = read_faces_folder(inputs.faces)
     statuses = statuses[statuses["video_id"].isin(set(videos["video_id"]))]
     result = build_submission(predictions, statuses, sample, inputs.aggregator)
-    card = {
-        "runs": [model.name for model in models],
-        "seen_in_training": len(seen),
-        "out_of_fold": {"log_loss": out_of_fold.overall.log_loss, "auc": out_of_fold.overall.auc},
-    }
+    card = {"runs": [model.name for model in models], **history}
     write_submission(result, sample, inputs.out, card)
     FRAME_PREDICTIONS.write(predictions, inputs.out / "frame_predictions.parquet")
     logger.info("%s: %s", inputs.out / "submission.csv", result.coverage)
     return result
+
+
+def _history(inputs: KernelInputs, models: list[TrainedModel], sample: pd.DataFrame) -> dict[str, Any]:
+    """What the card says of the runs' training: their out-of-fold scores, and the sample's videos they have seen.
+
+    An imported checkpoint brings neither held-out predictions nor a list of its training videos; a run trained here
+    that lacks them is an error.
+    """
+    imported = [model.name for model in models if model.imported]
+    if len(imported) == len(models):
+        return {"seen_in_training": None, "out_of_fold": None, "out_of_fold_reason": "imported"}
+    if imported:
+        raise ValueError(
+            f"{inputs.runs}: {', '.join(imported)} imported, the other runs trained here. Submit them apart."
+        )
+    out_of_fold = score_out_of_fold(inputs.runs, inputs.aggregator)
+    seen = set(sample["filename"].map(lambda name: Path(name).stem)) & trained_on(inputs.runs)
+    return {
+        "seen_in_training": len(seen),
+        "out_of_fold": {"log_loss": out_of_fold.overall.log_loss, "auc": out_of_fold.overall.auc},
+    }
 
 
 def _sample_videos(sample: pd.DataFrame, inputs: KernelInputs) -> set[str]:

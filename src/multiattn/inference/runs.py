@@ -1,18 +1,27 @@
-"""Which trained models a folder holds."""
+"""Which trained (or imported) models a folder holds, and one of them as a network with its own preprocessing."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from multiattn.config import Experiment, from_json
 from multiattn.model.checkpoints import load_weights
-from multiattn.model.network import BaselineNet, MultiAttentionNet, make_network
-from multiattn.runtime import read_json
+from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
+from multiattn.model.predict import predict_logits
+from multiattn.model.preprocess import normalize_crops
+from multiattn.runtime import pick_device, read_json, resolve_precision
+from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
 
 CHECKPOINT = "best.safetensors"
+IMPORT_FILE = "import.json"
+"""In a run folder that `multiattn import-checkpoint` wrote: no folds, no out-of-fold predictions."""
+PREDICT_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,11 @@ class TrainedModel:
     def name(self) -> str:
         """`<experiment>/fold<k>`."""
         return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def imported(self) -> bool:
+        """Whether it came from somebody else's checkpoint: which videos it was trained on is not known."""
+        return (self.path / IMPORT_FILE).is_file()
 
     def load(self, device: torch.device) -> MultiAttentionNet | BaselineNet:
         """The network with its weights, in eval mode on the device."""
@@ -74,16 +88,19 @@ def find_models(runs: Path) -> list[TrainedModel]:
         path = folder / "experiment.json"
         if not path.is_file() or not (folder / CHECKPOINT).is_file():
             missing = CHECKPOINT if path.is_file() else path.name
-            raise FileNotFoundError(
-                f"{folder}: no {missing}; the fold has not finished its first epoch. "
-                "Run the same `multiattn train` command again."
-            )
+            raise FileNotFoundError(f"{folder}: no {missing}; {_way_on(folder)}")
         experiment = from_json(Experiment, read_json(path), source=str(path))
         models.append(TrainedModel(folder, _fold_number(folder), experiment, read_recipe(folder)))
     for model in models[1:]:
         if difference := describe_difference(models[0].recipe, model.recipe):
             raise ValueError(f"{model.path}: trained on other crops than {models[0].path}: {difference}.")
     return models
+
+
+def _way_on(folder: Path) -> str:
+    if (folder / IMPORT_FILE).is_file():
+        return "the import did not finish. Run the same `multiattn import-checkpoint` command again."
+    return "the fold has not finished its first epoch. Run the same `multiattn train` command again."
 
 
 def trained_on(runs: Path) -> set[str]:
@@ -94,3 +111,85 @@ def trained_on(runs: Path) -> set[str]:
     """
     tables = [FOLDS.read(folder / "folds.csv") for folder in fold_folders(runs)]
     return {Path(video).name for table in tables for video in table["video_id"]}
+
+
+class LoadedRun(nn.Module):
+    """A run's network with its own preprocessing, in eval mode: uint8 crops in, P(fake) out.
+
+    Attributes:
+        network: the network itself, (B, 3, H, W) float in [-1, 1] -> `NetworkOutput`.
+        experiment: the experiment it was made with.
+        recipe: how the crops it expects are made (alignment, size).
+    """
+
+    def __init__(self, model: TrainedModel, device: torch.device) -> None:
+        super().__init__()
+        self.network = model.load(device)
+        self.experiment, self.recipe = model.experiment, model.recipe
+        self._device = device
+        self.eval()
+
+    def forward(self, crops: np.ndarray | Tensor) -> NetworkOutput:
+        """What the network says of crops: logits, attention maps, part vectors, with gradient where it is on.
+
+        Args:
+            crops: RGB uint8, (H, W, 3) or (B, H, W, 3), square, of any size (see `predict`).
+        """
+        return self.network(normalize_crops(self.sized(crops).to(self._device)))
+
+    def predict(self, crops: np.ndarray | Tensor) -> np.ndarray:
+        """P(fake) of each crop.
+
+        Args:
+            crops: RGB uint8, (H, W, 3) or (B, H, W, 3), square: aligned as `recipe` says. A size other than the
+                experiment's is resized: larger ones averaged down, as crops read from disk are; smaller ones
+                enlarged bilinearly, which `multiattn predict` would refuse.
+
+        Returns:
+            (B,) float64; (1,) for a single crop, (0,) for none.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        batches = self.sized(crops).split(PREDICT_BATCH) if len(crops) else []
+        precision = resolve_precision("auto", self._device)
+        return sigmoid(predict_logits(self.network, batches, device=self._device, precision=precision))
+
+    def sized(self, crops: np.ndarray | Tensor) -> Tensor:
+        """(B, size, size, 3) uint8 on the CPU, `size` the experiment's image size; arguments and errors as
+        `predict`."""
+        array = crops.detach().cpu().numpy() if isinstance(crops, Tensor) else np.asarray(crops)
+        if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
+            raise ValueError(f"crops: expected RGB uint8 (H, W, 3) or (B, H, W, 3), found {array.dtype} {array.shape}.")
+        array = array[None] if array.ndim == 3 else array
+        height, width = array.shape[1:3]
+        if height != width or height == 0:
+            raise ValueError(f"crops: expected square crops, as `multiattn faces` makes them, found {width}x{height}.")
+        size = self.experiment.data.image_size
+        if height != size:
+            way = cv2.INTER_AREA if height > size else cv2.INTER_LINEAR
+            resized = [cv2.resize(crop, (size, size), interpolation=way) for crop in array]
+            array = np.stack(resized) if resized else np.zeros((0, size, size, 3), np.uint8)
+        return torch.from_numpy(np.array(array))  # a copy: torch wants to own writable memory
+
+
+def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
+    """The best checkpoint of a run as a network with its own preprocessing.
+
+        run = load_run("runs/dfdc_b4/fold0")
+        crop = cv2.imread("crop.jpg", cv2.IMREAD_COLOR_RGB)  # aligned as run.recipe says
+        probability = run.predict(crop)[0]  # P(fake)
+
+    Args:
+        path: a fold's folder, or an experiment's folder that has exactly one fold.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+
+    Raises:
+        FileNotFoundError: no run there, or one without a checkpoint.
+        ValueError: several folds; names them.
+    """
+    folders = fold_folders(Path(path))
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise ValueError(f"{path}: holds several folds ({names}); name one of them: load_run({str(folders[0])!r}).")
+    return LoadedRun(find_models(folders[0])[0], pick_device(device))

@@ -110,11 +110,17 @@ def run_any(net: nn.Module, images: Tensor, stages: tuple[str, ...]) -> Maps:
     The unpooled output includes a normalisation that timm applies after pooling (ConvNeXt): here it acts on each
     cell, so that the last map is normalised and no parameter of the network goes unused.
     """
-    wanted = sorted(int(stage[1:]) - 1 for stage in stages)
-    if not wanted:
-        return {}, net.forward_head(net.forward_features(images))
-    features, maps = net.forward_intermediates(images, indices=wanted)
-    return {f"L{index + 1}": found for index, found in zip(wanted, maps, strict=True)}, net.forward_head(features)
+    wanted = sorted({int(stage[1:]) - 1 for stage in stages})
+    if wanted:
+        features, maps = net.forward_intermediates(images, indices=wanted)
+    else:
+        features, maps = net.forward_features(images), []
+    return {f"L{index + 1}": found for index, found in zip(wanted, maps, strict=True)}, _unpooled(net, features)
+
+
+def _unpooled(net: nn.Module, features: Tensor) -> Tensor:
+    last = net.forward_head(features)
+    return last.permute(0, 3, 1, 2) if getattr(net, "output_fmt", None) == "NHWC" else last  # Swin and kin
 
 
 def forbid_in_place(net: nn.Module) -> None:
@@ -150,7 +156,7 @@ def _trial(net: nn.Module, name: str) -> Maps:
     try:
         with torch.no_grad():
             features, maps = net.forward_intermediates(image)
-            last = net.forward_head(features)
+            last = _unpooled(net, features)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError, AttributeError) as error:
         raise _no_stages(name, f"a trial run failed: {error}") from error
     if not isinstance(last, Tensor) or last.ndim != 4:

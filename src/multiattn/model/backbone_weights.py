@@ -39,6 +39,8 @@ def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:
         FileNotFoundError: no such file.
         ValueError: unreadable, or tensors missing, unexpected or of another shape.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such backbone weights file. {WAYS_OUT}")
     state = read_tensors(path)
     try:
         renamed = rename_to_timm(state, net)
@@ -64,7 +66,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such backbone weights file. {WAYS_OUT}")
+        raise FileNotFoundError(f"{path}: no such weights file.")
     if path.suffix == ".safetensors":
         return read_state(path)
     try:

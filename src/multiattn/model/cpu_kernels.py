@@ -1,7 +1,8 @@
 """Loops over channels-last float32 arrays for training on a CPU: numba, parallel, with the same bits every time.
 
 ATen normalises, activates and multiplies in separate passes over memory, and its depthwise convolution is slow
-backward; these kernels do the same arithmetic in as few passes as it takes. Who calls them: `cpu_layers.py`.
+backward; these kernels, and those of `cpu_depthwise.py`, do the same arithmetic in as few passes as it takes. Who
+calls them: `cpu_layers.py`.
 
 Work is cut into chunks by the shape alone, and partial sums are added in the order of the chunks, so a result depends
 neither on the number of threads nor on their timing. Arrays of (rows, C) are handed over flat. They are walked in
@@ -21,13 +22,11 @@ TILE = 2048
 CHUNK = 65536
 """Floats a thread takes at once, at least, unless there are MAX_CHUNKS of them."""
 MAX_CHUNKS = 64
-BLOCK = 64
-"""Channels in a block of the depthwise convolution: their sums of all taps stay in the first cache."""
 
 # Fused multiply-add is welcome; sums keep their order and NaN stays NaN.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
 
-ZERO, HALF, ONE, TWO = (np.float32(value) for value in (0.0, 0.5, 1.0, 2.0))
+HALF, ONE = np.float32(0.5), np.float32(1.0)
 LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(value) for value in (1.44269504, 0.693359375, -2.12194440e-4))
 # Minimax polynomial of (exp(r) - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2]: expf of the Cephes library (S. Moshier).
 E0, E1, E2 = (np.float32(value) for value in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3))
@@ -305,110 +304,3 @@ def scale_images(x, scale, shift, out):
         for start in range(k * step, min(size, (k + 1) * step), tile):
             end = min(size, start + tile)
             _scale_row(x[b, start:end], wide_scale, wide_shift, out[b, start:end])
-
-
-# --- depthwise convolution ----------------------------------------------------------------------------------------
-
-INDEX = np.uint64
-"""Unsigned offsets: numba would compile signed ones with Python's wraparound, which does not vectorise."""
-B0, B1, B2, B3, B4 = (INDEX(tap * BLOCK) for tap in range(5))
-
-
-@numba.njit(**OPTIONS)
-def _copy_channels(row, width, channels, low, count, left, out):
-    """Channels low .. low + count of a (W * C,) row to (W, BLOCK) places that begin `left` pixels into `out`."""
-    for column in range(width):
-        target, source = INDEX((column + left) * BLOCK), INDEX(column * channels + low)
-        for c in range(INDEX(count)):
-            out[target + c] = row[source + c]
-
-
-@numba.njit(**OPTIONS)
-def _add_taps_3(gradient, line, width, stride, channels, low, count, sums):
-    """sums (3, BLOCK) += gradient (w * C,) times the 3 pixels of `line` that each of its columns saw."""
-    for column in range(0, width - 1, 2):
-        p, q = INDEX(column * channels + low), INDEX((column + 1) * channels + low)
-        r, t = INDEX(column * stride * BLOCK), INDEX((column + 1) * stride * BLOCK)
-        for c in range(INDEX(count)):
-            g, h = gradient[p + c], gradient[q + c]
-            sums[c] += g * line[r + c] + h * line[t + c]
-            sums[B1 + c] += g * line[r + B1 + c] + h * line[t + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c] + h * line[t + B2 + c]
-    if width % 2:
-        p, r = INDEX((width - 1) * channels + low), INDEX((width - 1) * stride * BLOCK)
-        for c in range(INDEX(count)):
-            g = gradient[p + c]
-            sums[c] += g * line[r + c]
-            sums[B1 + c] += g * line[r + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c]
-
-
-@numba.njit(**OPTIONS)
-def _add_taps_5(gradient, line, width, stride, channels, low, count, sums):
-    """As `_add_taps_3`, with 5 taps; written out, since a loop over taps would not stay in registers."""
-    for column in range(0, width - 1, 2):
-        p, q = INDEX(column * channels + low), INDEX((column + 1) * channels + low)
-        r, t = INDEX(column * stride * BLOCK), INDEX((column + 1) * stride * BLOCK)
-        for c in range(INDEX(count)):
-            g, h = gradient[p + c], gradient[q + c]
-            sums[c] += g * line[r + c] + h * line[t + c]
-            sums[B1 + c] += g * line[r + B1 + c] + h * line[t + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c] + h * line[t + B2 + c]
-            sums[B3 + c] += g * line[r + B3 + c] + h * line[t + B3 + c]
-            sums[B4 + c] += g * line[r + B4 + c] + h * line[t + B4 + c]
-    if width % 2:
-        p, r = INDEX((width - 1) * channels + low), INDEX((width - 1) * stride * BLOCK)
-        for c in range(INDEX(count)):
-            g = gradient[p + c]
-            sums[c] += g * line[r + c]
-            sums[B1 + c] += g * line[r + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c]
-            sums[B3 + c] += g * line[r + B3 + c]
-            sums[B4 + c] += g * line[r + B4 + c]
-
-
-@numba.njit(parallel=True, **OPTIONS)
-def depthwise_weight_gradient(x, gradient, size, stride, top, left):
-    """Gradient of a depthwise kernel.
-
-    Args:
-        x: (B, H, W, C) float32, the convolution's input without its padding.
-        gradient: (B, h, w, C) float32, of the output.
-        size: of the square kernel, 3 or 5.
-        stride: in both directions.
-        top, left: zeros before the first row and column; those after the last follow from the shapes.
-
-    Returns:
-        (size, size, C) float64.
-    """
-    batch, height, width, channels = x.shape
-    out_height, out_width = gradient.shape[1:3]
-    rows, blocks = batch * height, (channels + BLOCK - 1) // BLOCK
-    chunks = min(rows, 16)
-    step = (rows + chunks - 1) // chunks
-    partial = np.zeros((chunks, blocks, size, size * BLOCK), np.float32)
-    places = max(width + left, (out_width - 1) * stride + size)
-    for task in numba.prange(chunks * blocks):
-        k, block = task // blocks, task % blocks
-        low = block * BLOCK
-        count = min(BLOCK, channels - low)
-        line = np.zeros(places * BLOCK, np.float32)  # a row of x between its padding
-        for row in range(k * step, min(rows, (k + 1) * step)):
-            b, y = row // height, row % height
-            _copy_channels(x[b, y].reshape(width * channels), width, channels, low, count, left, line)
-            for i in range(size):
-                out_row = y + top - i
-                if out_row % stride or not 0 <= out_row // stride < out_height:
-                    continue
-                slopes = gradient[b, out_row // stride].reshape(out_width * channels)
-                if size == 3:
-                    _add_taps_3(slopes, line, out_width, stride, channels, low, count, partial[k, block, i])
-                else:
-                    _add_taps_5(slopes, line, out_width, stride, channels, low, count, partial[k, block, i])
-    out = np.zeros((size, size, channels))
-    for k in range(chunks):
-        for i in range(size):
-            for j in range(size):
-                for c in range(channels):
-                    out[i, j, c] += partial[k, c // BLOCK, i, j * BLOCK + c % BLOCK]
-    return out

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from multiattn.model import cpu_kernels as kernels
+from multiattn.model.cpu_depthwise import depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient
 
 KERNEL_SIZES = (3, 5)
 
@@ -50,7 +51,6 @@ def speed_up_cpu_training(module: nn.Module) -> nn.Module:
 def _is_plain_depthwise(layer: nn.Conv2d) -> bool:
     return (
         layer.groups == layer.in_channels == layer.out_channels
-        and layer.groups > 1
         and layer.kernel_size in [(size, size) for size in KERNEL_SIZES]
         and layer.stride in ((1, 1), (2, 2))
         and layer.dilation == (1, 1)
@@ -86,9 +86,9 @@ def _channels_last(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().permute(0, 2, 3, 1).numpy())
 
 
-def _empty_like(x: np.ndarray) -> tuple[np.ndarray, Tensor]:
+def _empty(shape: tuple[int, ...]) -> tuple[np.ndarray, Tensor]:
     """Memory for a result: as a (B, H, W, C) array, and as the (B, C, H, W) tensor in channels-last order."""
-    out = torch.empty(x.shape, dtype=torch.float32)
+    out = torch.empty(shape, dtype=torch.float32)
     return out.numpy(), out.permute(0, 3, 1, 2)
 
 
@@ -100,52 +100,42 @@ def _float(values: np.ndarray) -> Tensor:
 
 
 class _DepthwiseConvolution(torch.autograd.Function):
-    """ATen forward. Backward, the input's gradient is ATen's too: with stride 1 as a forward convolution, which
-    oneDNN does twice as fast as its own backward; the kernel's gradient is `depthwise_weight_gradient`."""
+    """With stride 1, oneDNN's forward convolution serves both forward and as gradient of the input, several times
+    faster than its own backward; strided ones and the gradient of the kernel are numba's."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int, int, int]) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int, top: int, left: int, size: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        left, right, top, bottom = padding
-        if left == right and top == bottom:
-            return F.conv2d(x, weight, None, stride, (top, left), 1, x.shape[1])
-        return F.conv2d(F.pad(x, padding), weight, None, stride, 0, 1, x.shape[1])
+        ctx.stride, ctx.top, ctx.left = stride, top, left
+        if stride == 1:
+            return F.conv2d(x, weight, None, 1, (top, left), 1, x.shape[1])
+        _use_torch_threads()
+        out, result = _empty((x.shape[0], *size, x.shape[1]))
+        depthwise_forward(_channels_last(x), _taps(weight), stride, top, left, out)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _depthwise_input_gradient(gradient, x, weight, ctx.stride, ctx.padding)
+        slopes, grad_x, grad_weight = _channels_last(gradient), None, None
+        _use_torch_threads()
+        if ctx.needs_input_grad[0] and ctx.stride == 1:
+            last = weight.shape[-1] - 1
+            padding = (last - ctx.top, last - ctx.left)
+            grad_x = F.conv2d(gradient, weight.flip(2, 3), None, 1, padding, 1, x.shape[1])
+        elif ctx.needs_input_grad[0]:
+            out, grad_x = _empty((x.shape[0], *x.shape[2:], x.shape[1]))
+            depthwise_input_gradient(slopes, _taps(weight), ctx.stride, ctx.top, ctx.left, out)
         if ctx.needs_input_grad[1]:
-            _use_torch_threads()
-            left, _, top, _ = ctx.padding
-            taps = kernels.depthwise_weight_gradient(
-                _channels_last(x), _channels_last(gradient), weight.shape[-1], ctx.stride, top, left
-            )
+            taps = depthwise_weight_gradient(_channels_last(x), slopes, weight.shape[-1], ctx.stride, ctx.top, ctx.left)
             grad_weight = _float(taps).permute(2, 0, 1).unsqueeze(1)  # (C, 1, k, k)
-        return grad_x, grad_weight, None, None
+        return grad_x, grad_weight, None, None, None, None
 
 
-def _depthwise_input_gradient(
-    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int, int, int]
-) -> Tensor:
-    left, right, top, bottom = padding
-    channels, size = weight.shape[0], weight.shape[-1]
-    symmetric = left == right and top == bottom
-    if stride == 1 and symmetric:
-        flipped = weight.flip(2, 3)
-        return F.conv2d(gradient, flipped, None, 1, (size - 1 - top, size - 1 - left), 1, channels)
-    height, width = x.shape[-2:]
-    padded = x if symmetric else x.new_empty(1).expand(*x.shape[:2], height + top + bottom, width + left + right)
-    grad_padded = torch.ops.aten.convolution_backward(
-        gradient, padded, weight, None, (stride, stride), (top, left) if symmetric else (0, 0), (1, 1), False, (0, 0),
-        channels, (True, False, False),
-    )[0]  # fmt: skip
-    return grad_padded if symmetric else grad_padded[:, :, top : top + height, left : left + width]
+def _taps(weight: Tensor) -> np.ndarray:
+    """(C, 1, k, k) -> (k, k, C)."""
+    return np.ascontiguousarray(weight.detach()[:, 0].permute(1, 2, 0).numpy())
 
 
 class CpuConv2d(nn.Conv2d):
@@ -155,8 +145,12 @@ class CpuConv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C, h, w)."""
         if not _takes_kernels(x, self.weight):
             return super().forward(x)
-        (vertical, horizontal), stride = self.padding, self.stride[0]
-        return _DepthwiseConvolution.apply(x, self.weight, stride, (horizontal, horizontal, vertical, vertical))
+        (top, left), stride, size = self.padding, self.stride[0], self.kernel_size[0]
+        height, width = x.shape[-2] + 2 * top - size, x.shape[-1] + 2 * left - size
+        if min(height, width) < 0:
+            return super().forward(x)  # which says what is wrong
+        out_size = (height // stride + 1, width // stride + 1)
+        return _DepthwiseConvolution.apply(x, self.weight, stride, top, left, out_size)
 
 
 class CpuConv2dSame(Conv2dSame):
@@ -166,8 +160,10 @@ class CpuConv2dSame(Conv2dSame):
         """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
         if not _takes_kernels(x, self.weight):
             return super().forward(x)
-        padding = pad_same_arg(x.shape[-2:], self.kernel_size, self.stride, self.dilation)
-        return _DepthwiseConvolution.apply(x, self.weight, self.stride[0], tuple(padding))
+        left, _, top, _ = pad_same_arg(x.shape[-2:], self.kernel_size, self.stride, self.dilation)
+        stride = self.stride[0]
+        out_size = (-(-x.shape[-2] // stride), -(-x.shape[-1] // stride))
+        return _DepthwiseConvolution.apply(x, self.weight, stride, top, left, out_size)
 
 
 # --- batch normalisation and SiLU ---------------------------------------------------------------------------------
@@ -184,7 +180,7 @@ class _BatchNormSiLU(torch.autograd.Function):
         inverse_std = 1.0 / np.sqrt(variance + eps)
         scale = weight.detach().numpy() * inverse_std
         shift = bias.detach().numpy() - mean * scale
-        out, result = _empty_like(flat)
+        out, result = _empty(flat.shape)
         kernels.scale_silu(flat.reshape(-1), scale.astype(np.float32), shift.astype(np.float32), out.reshape(-1))
         ctx.save_for_backward(x, weight, bias)
         ctx.mean, ctx.inverse_std = mean.astype(np.float32), inverse_std.astype(np.float32)
@@ -198,7 +194,7 @@ class _BatchNormSiLU(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         _use_torch_threads()
         flat = _channels_last(x)
-        out, result = _empty_like(flat)
+        out, result = _empty(flat.shape)
         grad_weight, grad_bias = kernels.batch_norm_silu_backward(
             flat.reshape(-1), _channels_last(gradient).reshape(-1), weight.detach().numpy(), bias.detach().numpy(),
             ctx.mean, ctx.inverse_std, out.reshape(-1),
@@ -251,7 +247,7 @@ class _Squeeze(torch.autograd.Function):
         _use_torch_threads()
         height, width = gradient.shape[-2:]
         gradient = _channels_last(gradient)
-        out, result = _empty_like(gradient)
+        out, result = _empty(gradient.shape)
         batch, channels = grad_mean.shape[:2]
         kernels.scale_images(
             gradient.reshape(batch, -1),
@@ -273,7 +269,7 @@ class _Excite(torch.autograd.Function):
         flat = _channels_last(x)
         batch, channels = x.shape[:2]
         scale = gate.detach().numpy().reshape(batch, channels)
-        out, result = _empty_like(flat)
+        out, result = _empty(flat.shape)
         kernels.scale_images(flat.reshape(batch, -1), scale, np.zeros_like(scale), out.reshape(batch, -1))
         return result
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 NOMINAL_SIZES = {
     f"tf_efficientnet_b{number}": size for number, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))
 }
-"""Table 7 of the EfficientNet code release; timm's default image size serves for the kin."""
+"""n of each EfficientNet (`efficientnet_params` of its authors' release); the kin use timm's default image size."""
 
 
 class StaticSameConv2d(nn.Conv2d):
@@ -19,8 +19,9 @@ class StaticSameConv2d(nn.Conv2d):
     total // 2 of them at the top and left, the rest at the bottom and right. Every layer uses the image's n, not its
     own input's; this is what shrinks the grids.
 
-    Source: the behaviour of efficientnet_pytorch before its release 0.7, as the grids of the released checkpoints
-    show it (B4 at 380: 190, 95, 47, 23, 23 and 11; with dynamic padding 190, 95, 48, 24, 24 and 12).
+    Source: efficientnet_pytorch 0.5.1, whose maps these equal to 1e-6 (B0, B1 and B4, even and odd sizes); its 0.7.1
+    computes n layer by layer instead. B4 at 380 px has grids of 190, 95, 47, 23, 23, 11 and 11 cells, with dynamic
+    padding 190, 95, 48, 24, 24, 12 and 12.
     """
 
     def __init__(self, conv: nn.Conv2d, nominal_size: int) -> None:

@@ -1,0 +1,274 @@
+"""The paper's ablation tables, cell by cell: what each cell trains, and the figures the paper prints for it.
+
+Tables 1, 2, 4, 5 and 6 of arXiv:2103.02406, and `demo`, a table of ours on the embedded clips. A cell's run is named
+after its settings, so a setting that stands in several tables is trained once.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from multiattn.config import Experiment
+from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, shrink
+
+HQ, LQ, CELEB = "FF++ HQ", "FF++ LQ", "Celeb-DF"
+XCEPTION_STAND_IN = "test_efficientnet"
+"""What the tiny Xception cells run on: timm's smallest network, as far from the B4 cells' tinynet_e as Xception is
+from B4. Xception itself has 21 million parameters, too many for a look."""
+TINY_VIDEOS_PER_CLASS, TINY_VALIDATION_FRAMES = 4, 2
+
+Metric = Literal["accuracy", "auc"]
+
+
+@dataclass(frozen=True)
+class PaperColumn:
+    """A column of figures as the paper prints it, in per cent of frames."""
+
+    data: str
+    """What it was measured on: `FF++ HQ` (c23), `FF++ LQ` (c40) or `Celeb-DF`."""
+    metric: Metric
+
+    @property
+    def name(self) -> str:
+        """`FF++ HQ ACC %`."""
+        return f"{self.data} {'ACC' if self.metric == 'accuracy' else 'AUC'} %"
+
+
+HQ_ACCURACY, HQ_AUC = PaperColumn(HQ, "accuracy"), PaperColumn(HQ, "auc")
+LQ_ACCURACY, LQ_AUC = PaperColumn(LQ, "accuracy"), PaperColumn(LQ, "auc")
+CELEB_AUC = PaperColumn(CELEB, "auc")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table."""
+
+    label: str
+    experiment: Experiment | None
+    """What it trains; None for a method that is only quoted."""
+    paper: dict[PaperColumn, float] = field(default_factory=dict)
+    """The paper's figures in per cent."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One table."""
+
+    table: str
+    """What the command line calls it."""
+    title: str
+    columns: tuple[PaperColumn, ...]
+    cells: tuple[Cell, ...]
+    is_tiny: bool = False
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether its figures only show that it runs."""
+        return self.is_tiny or self.table == "demo"
+
+    @property
+    def name(self) -> str:
+        """File name of the table without its ending."""
+        return f"table_{self.table}{'_tiny' if self.is_tiny else ''}"
+
+
+def variant(
+    experiment: Experiment,
+    prefix: str,
+    *,
+    auxiliary: str,
+    agda: str,
+    num_maps: int = 4,
+    texture: str | None = None,
+    attention: str | None = None,
+) -> Experiment:
+    """The experiment with other switches, named after them: `b4_ril_soft_m4_L2L5`.
+
+    Args:
+        prefix: what the run's name begins with; stands for everything the switches leave as it is.
+        auxiliary: `ril`, `ams` or `none`.
+        agda: `soft`, `hard` or `none`.
+        texture, attention: stages; None keeps the experiment's.
+    """
+    texture = texture or experiment.model.texture_stage
+    attention = attention or experiment.model.attention_stage
+    return dataclasses.replace(
+        experiment,
+        name=f"{prefix}_{auxiliary}_{agda}_m{num_maps}_{texture}{attention}",
+        model=dataclasses.replace(
+            experiment.model, num_maps=num_maps, texture_stage=texture, attention_stage=attention
+        ),
+        loss=dataclasses.replace(experiment.loss, auxiliary=auxiliary),
+        agda=dataclasses.replace(experiment.agda, mode=agda),
+    )
+
+
+def plain(experiment: Experiment, prefix: str) -> Experiment:
+    """The twin without attention, named `<prefix>_plain`."""
+    return dataclasses.replace(baseline(experiment), name=f"{prefix}_plain")
+
+
+def _b4(auxiliary: str = "ril", agda: str = "soft", **changes: object) -> Experiment:
+    return variant(ffpp_b4(), "b4", auxiliary=auxiliary, agda=agda, **changes)
+
+
+def _one_map(texture: str = "L2", attention: str = "L5") -> Experiment:
+    """M = 1 uses neither auxiliary loss nor AGDA (section 4.4.1), which its name says."""
+    return _b4("none", "none", num_maps=1, texture=texture, attention=attention)
+
+
+def stages() -> Ablation:
+    """Table 1: which stages, at M = 1."""
+    figures = {("L2", "L4"): 96.38, ("L2", "L5"): 97.26, ("L3", "L4"): 96.14, ("L3", "L5"): 96.81}
+    cells = [
+        Cell(f"SL_t {texture}, SL_a {attention}", _one_map(texture, attention), {HQ_ACCURACY: figure})
+        for (texture, attention), figure in figures.items()
+    ]
+    return Ablation("1", "Texture and attention stage, M = 1", (HQ_ACCURACY,), tuple(cells))
+
+
+def backbones() -> Ablation:
+    """Table 2: the method and its plain twin on two backbones, at two compressions."""
+    columns = (LQ_ACCURACY, LQ_AUC, HQ_ACCURACY, HQ_AUC)
+    xception = variant(ffpp_xception(), "xception", auxiliary="ril", agda="soft")
+    rows: list[tuple[str, Experiment | None, tuple[float, ...]]] = [
+        ("this method, Xception", xception, (86.95, 87.26, 96.37, 98.97)),
+        ("this method, EfficientNet-B4", _b4(), (88.69, 90.40, 97.60, 99.29)),
+        ("plain EfficientNet-B4", plain(ffpp_b4(), "b4"), (86.67, 88.20, 96.63, 99.18)),
+        ("plain Xception", plain(ffpp_xception(), "xception"), (86.86, 89.30, 95.73, 96.30)),
+        ("F3-Net (quoted)", None, (90.43, 93.30, 97.52, 98.10)),
+    ]
+    cells = [Cell(label, experiment, dict(zip(columns, row, strict=True))) for label, experiment, row in rows]
+    return Ablation("2", "Comparison on FaceForensics++", columns, tuple(cells))
+
+
+def cross_dataset() -> Ablation:
+    """Table 4: trained on FF++, AUC there and on Celeb-DF."""
+    rows: list[tuple[str, Experiment | None, tuple[float, ...]]] = [
+        ("this method", _b4(), (99.80, 67.44)),
+        ("plain EfficientNet-B4", plain(ffpp_b4(), "b4"), (99.70, 64.29)),
+        ("plain Xception (Xception-c23)", plain(ffpp_xception(), "xception"), (99.70, 65.30)),
+        ("Two Branch (quoted)", None, (93.18, 73.41)),
+        ("F3-Net (quoted)", None, (98.10, 65.17)),
+    ]
+    columns = (HQ_AUC, CELEB_AUC)
+    cells = [Cell(label, experiment, dict(zip(columns, row, strict=True))) for label, experiment, row in rows]
+    return Ablation("4", "Trained on FF++, tested on Celeb-DF", columns, tuple(cells))
+
+
+def number_of_maps() -> Ablation:
+    """Table 5: M = 1..5."""
+    figures = {1: (97.26, 67.30), 2: (97.51, 65.74), 3: (97.35, 66.86), 4: (97.60, 67.44), 5: (97.39, 66.82)}
+    cells = [
+        Cell(
+            f"M = {number}",
+            _one_map() if number == 1 else _b4(num_maps=number),
+            {HQ_ACCURACY: accuracy, CELEB_AUC: auc},
+        )
+        for number, (accuracy, auc) in figures.items()
+    ]
+    return Ablation("5", "Number of attention maps", (HQ_ACCURACY, CELEB_AUC), tuple(cells))
+
+
+def losses_and_agda() -> Ablation:
+    """Table 6: auxiliary loss and AGDA."""
+    figures = {
+        ("none", "none"): (96.74, 64.86),
+        ("ams", "none"): (96.49, 64.23),
+        ("ril", "none"): (97.38, 65.85),
+        ("ams", "hard"): (96.53, 63.73),
+        ("ril", "hard"): (97.24, 64.40),
+        ("ams", "soft"): (96.78, 66.42),
+        ("ril", "soft"): (97.60, 67.44),
+    }
+    cells = [
+        Cell(f"loss {_shown(auxiliary)}, AGDA {agda}", _b4(auxiliary, agda), {HQ_ACCURACY: accuracy, CELEB_AUC: auc})
+        for (auxiliary, agda), (accuracy, auc) in figures.items()
+    ]
+    return Ablation("6", "Auxiliary loss and attention-guided augmentation", (HQ_ACCURACY, CELEB_AUC), tuple(cells))
+
+
+def _shown(auxiliary: str) -> str:
+    return auxiliary if auxiliary == "none" else auxiliary.upper()
+
+
+def demo_cells() -> Ablation:
+    """Ours: what each part brings on the embedded clips, beside the plain twin."""
+    base = demo()
+
+    def cell(label: str, auxiliary: str, agda: str) -> Cell:
+        return Cell(label, variant(base, "demo", auxiliary=auxiliary, agda=agda))
+
+    cells = (
+        cell("full method", base.loss.auxiliary, base.agda.mode),
+        cell("RIL without AGDA", "ril", "none"),
+        cell("neither RIL nor AGDA", "none", "none"),
+        Cell("plain twin", plain(base, "demo")),
+    )
+    return Ablation("demo", "What each part brings on the embedded clips", (), cells)
+
+
+ABLATIONS: dict[str, Callable[[], Ablation]] = {
+    "1": stages,
+    "2": backbones,
+    "4": cross_dataset,
+    "5": number_of_maps,
+    "6": losses_and_agda,
+    "demo": demo_cells,
+}
+
+
+def get_ablation(table: str, *, tiny: bool = False) -> Ablation:
+    """The table of that name.
+
+    Args:
+        tiny: every cell on a small untrained network, 64 px crops and one epoch.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    if table not in ABLATIONS:
+        near = difflib.get_close_matches(table, ABLATIONS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no ablation table {table!r}.{hint} There are: {', '.join(ABLATIONS)}.")
+    ablation = ABLATIONS[table]()
+    if not tiny:
+        return ablation
+    cells = tuple(
+        dataclasses.replace(cell, experiment=shrink_cell(cell.experiment)) if cell.experiment is not None else cell
+        for cell in ablation.cells
+    )
+    return dataclasses.replace(ablation, cells=cells, is_tiny=True)
+
+
+def shrink_cell(experiment: Experiment) -> Experiment:
+    """The tiny variant of a cell. Stages, maps, loss and AGDA stay, so cells differ in what they differed in."""
+    tiny = shrink(experiment)
+    is_xception = "xception" in experiment.model.backbone
+    return dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, backbone=XCEPTION_STAND_IN) if is_xception else tiny.model,
+        data=dataclasses.replace(
+            tiny.data, videos_per_class=TINY_VIDEOS_PER_CLASS, validation_frames=TINY_VALIDATION_FRAMES
+        ),
+    )
+
+
+def seeded(
+    experiment: Experiment, repetition: int, *, suffix: str = "", start_from: str | Path | None = None
+) -> Experiment:
+    """The run of one seed: `<name><suffix>_seed<repetition>`, its seed the experiment's plus `repetition`.
+
+    Args:
+        suffix: tells runs on other data apart (`_c40`).
+        start_from: the run folder it starts from.
+    """
+    return dataclasses.replace(
+        experiment,
+        name=f"{experiment.name}{suffix}_seed{repetition}",
+        seed=experiment.seed + repetition,
+        start_from=str(start_from) if start_from is not None else None,
+    )

@@ -1,0 +1,244 @@
+"""Attention maps over faces: Figures 1 and 4-6 of arXiv:2103.02406, for one run or several side by side.
+
+A row is a face; its columns are the crop and, for every run, the run's M maps over the crop and P(fake). Colours are
+linear in the attention. One scale serves all pictures of a run, from 0 to the 99th percentile of its attention there (a
+single hot cell would leave all else dark), so a weak or dead map looks weak or dead; runs have scales of their own,
+since nothing ties the scale of one network's maps to another's. With `scale="map"` every picture has its own maximum,
+as the normalised pooling, which divides a map's scale out, sees it.
+"""
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from multiattn.runtime import atomic_path
+
+Scale = Literal["run", "map"]
+
+COLORS = colormaps["inferno"]
+"""Perceptually uniform, rising in lightness: legible without colour and to the colour-blind."""
+COLOR_WEIGHTS = (0.3, 0.85)
+"""Of the colour where there is no attention and where it is largest; the rest is the face in grey, so that no hue of
+the skin mixes with the scale."""
+BRIGHT_QUANTILE = 0.99
+"""Of the attention in a run's pictures: what takes the brightest colour with the scale `run`."""
+SCALE_WORDS = {
+    "run": f"1 is the {100 * BRIGHT_QUANTILE:.0f}th percentile of the run's pictures",
+    "map": "1 is the largest value of each picture",
+}
+DPI = 200
+
+# All in inches.
+LABEL, CELL, GAP, GROUP_GAP, PROBABILITY, MARGIN = 1.35, 1.2, 0.05, 0.22, 0.52, 0.12
+HEADER, FOOTER, LINE, LEGEND = 0.52, 0.55, 0.165, 4.7
+
+
+@dataclass(frozen=True)
+class Row:
+    """The words of a row."""
+
+    title: str
+    """The manipulation type."""
+    video: str
+    """The video_id."""
+    frame: int
+
+    @property
+    def caption(self) -> str:
+        """The end of the video_id, and the frame."""
+        return f"{self.video.rsplit('/', 1)[-1]}\nframe {self.frame}"
+
+
+@dataclass(frozen=True)
+class RunMaps:
+    """What one run sees in every row."""
+
+    label: str
+    crops: list[np.ndarray]
+    """(H, W, 3) uint8 RGB a row."""
+    maps: list[np.ndarray]
+    """(M, H, W) float a row, non-negative."""
+    probabilities: list[float]
+    """P(fake) a row."""
+    statistics: dict[str, float]
+    """As `AttentionStatistics.compute` gives them."""
+
+    @property
+    def num_maps(self) -> int:
+        """M."""
+        return len(self.maps[0])
+
+    def limits(self, row: int, scale: Scale) -> np.ndarray:
+        """(M,) the attention that takes the brightest colour in each picture of a row; above 0."""
+        highest = self.maps[row].max(axis=(1, 2))
+        if scale == "run":
+            everywhere = np.concatenate([maps.ravel() for maps in self.maps])
+            bright = np.quantile(everywhere, BRIGHT_QUANTILE)
+            highest = np.full(self.num_maps, bright if bright > 0 else everywhere.max())
+        return np.where(highest > 0, highest, 1.0)
+
+    def pictures(self, row: int, scale: Scale) -> list[np.ndarray]:
+        """The overlays of a row, M of them, (H, W, 3) uint8 RGB."""
+        limits = self.limits(row, scale)
+        return [overlay(self.crops[row], one, limit) for one, limit in zip(self.maps[row], limits, strict=True)]
+
+    def describe(self) -> str:
+        """The statistics in one line; empty without any."""
+        words = {
+            "map_cosine": "mean cosine {:.2f}",
+            "map_strongest_share": "same map strongest on {:.0%} of faces",
+            "map_entropy": "entropy {:.2f}",
+            "map_dead_share": "dead maps {:.0%}",
+        }
+        known = [text.format(self.statistics[name]) for name, text in words.items() if name in self.statistics]
+        return ", ".join(known)
+
+
+def overlay(crop: np.ndarray, attention: np.ndarray, limit: float) -> np.ndarray:
+    """A map in colour over the face in grey.
+
+    Args:
+        crop: (H, W, 3) uint8 RGB.
+        attention: (H, W), 0 or more.
+        limit: the attention that takes the brightest colour; more of it looks the same.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    grey = crop.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255  # luma of BT.601
+    return blend(grey, np.clip(attention / limit, 0, 1))
+
+
+def blend(grey: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Grey (...) and attention level (...), both in [0, 1] -> uint8 RGB (..., 3)."""
+    weight = np.interp(level, (0, 1), COLOR_WEIGHTS)[..., None]
+    return np.round(255 * ((1 - weight) * grey[..., None] + weight * COLORS(level)[..., :3])).astype(np.uint8)
+
+
+def color_bar(steps: int = 256) -> np.ndarray:
+    """(steps, 3) uint8: the colours from 0 to the largest attention over middle grey, as they look in the pictures."""
+    return blend(np.full(steps, 0.5), np.linspace(0, 1, steps))
+
+
+def draw_attention(rows: list[Row], runs: list[RunMaps], path: Path, *, note: str = "", scale: Scale = "run") -> None:
+    """Write a PNG.
+
+    Args:
+        note: what the statistics are over, in words.
+
+    Raises:
+        ValueError: no rows or no runs, or a run that does not have every row.
+    """
+    check_rows(rows, runs)
+    figure = Figure(dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    wrapped = [textwrap.wrap(run.describe(), int(_group_width(run) * 16)) for run in runs]
+    num_lines = max(map(len, wrapped)) + bool(note)
+    groups = sum(GROUP_GAP + _group_width(run) for run in runs)
+    width = LABEL + CELL + max(groups, LEGEND) + 2 * MARGIN
+    height = HEADER + len(rows) * (CELL + GAP) + LINE * num_lines + FOOTER + 2 * MARGIN
+    figure.set_size_inches(width, height)
+    page = _Page(figure, width, height)
+    top, left = MARGIN + HEADER, MARGIN + LABEL
+    _draw_faces(page, rows, runs[0].crops, left, top)
+    left += CELL + GROUP_GAP
+    below = top + len(rows) * (CELL + GAP) + 0.06
+    _draw_bar(page, left, below + LINE * num_lines + 0.08, scale)
+    page.text(left, below + LINE * (num_lines - 1), note, va="top", size=7.5, color="0.35")
+    for run, lines in zip(runs, wrapped, strict=True):
+        _draw_run(page, run, left, top, scale)
+        for number, line in enumerate(lines):
+            page.text(left, below + LINE * number, line, va="top", size=7.5)
+        left += _group_width(run) + GROUP_GAP
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def check_rows(rows: list[Row], runs: list[RunMaps]) -> None:
+    """Refuse what makes no grid.
+
+    Raises:
+        ValueError: no rows or no runs, or a run that does not have every row.
+    """
+    if not rows or not runs:
+        raise ValueError(f"expected at least one face and one run to draw, found {len(rows)} and {len(runs)}.")
+    for run in runs:
+        counts = {len(run.crops), len(run.maps), len(run.probabilities)}
+        if counts != {len(rows)}:
+            raise ValueError(f"{run.label}: expected maps of {len(rows)} faces, found {sorted(counts)}.")
+
+
+class _Page:
+    """A figure addressed in inches from its top left corner, so that nothing moves to make room."""
+
+    def __init__(self, figure: Figure, width: float, height: float) -> None:
+        self.figure, self.width, self.height = figure, width, height
+
+    def text(self, x: float, y: float, words: str, **style) -> None:
+        self.figure.text(x / self.width, 1 - y / self.height, words, **{"size": 9, **style})
+
+    def axes(self, x: float, y: float, width: float, height: float):
+        box = [x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height]
+        return self.figure.add_axes(box)
+
+    def image(self, x: float, y: float, picture: np.ndarray) -> None:
+        axes = self.axes(x, y, CELL, CELL)
+        axes.imshow(picture, interpolation="lanczos")
+        axes.set_axis_off()
+
+    def line(self, x: float, y: float, width: float) -> None:
+        axes = self.axes(x, y, width, 0.01)
+        axes.axhline(0.5, color="0.5", linewidth=0.8)
+        axes.set_axis_off()
+
+
+def _draw_faces(page: _Page, rows: list[Row], crops: list[np.ndarray], left: float, top: float) -> None:
+    page.text(left + CELL / 2, top - 0.08, "face", ha="center", va="bottom")
+    for number, (row, crop) in enumerate(zip(rows, crops, strict=True)):
+        y = top + number * (CELL + GAP)
+        page.text(MARGIN, y + CELL / 2 - 0.05, textwrap.fill(row.title, 14), va="bottom", weight="bold")
+        page.text(MARGIN, y + CELL / 2 + 0.02, _shorten(row.caption), va="top", size=7, color="0.35")
+        page.image(left, y, crop)
+
+
+def _draw_run(page: _Page, run: RunMaps, left: float, top: float, scale: Scale) -> None:
+    maps_width = run.num_maps * (CELL + GAP) - GAP
+    label = textwrap.shorten(run.label, int(_group_width(run) * 13), placeholder="…")
+    page.text(left, top - 0.34, label, va="bottom", weight="bold")
+    page.line(left, top - 0.30, _group_width(run))
+    for k in range(run.num_maps):
+        page.text(left + k * (CELL + GAP) + CELL / 2, top - 0.08, f"$A_{{{k + 1}}}$", ha="center", va="bottom")
+    right = left + maps_width + GAP + PROBABILITY / 2
+    page.text(right, top - 0.08, "P(fake)", ha="center", va="bottom", size=8)
+    for number, probability in enumerate(run.probabilities):
+        y = top + number * (CELL + GAP)
+        for k, picture in enumerate(run.pictures(number, scale)):
+            page.image(left + k * (CELL + GAP), y, picture)
+        page.text(right, y + CELL / 2, f"{probability:.2f}", ha="center", va="center")
+
+
+def _draw_bar(page: _Page, x: float, y: float, scale: Scale) -> None:
+    axes = page.axes(x, y, 1.5, 0.12)
+    axes.imshow(color_bar()[None], aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_yticks([])
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.tick_params(labelsize=7, length=2, pad=2)
+    page.text(x + 1.6, y + 0.06, f"attention; {SCALE_WORDS[scale]}", va="center", size=7.5)
+
+
+def _group_width(run: RunMaps) -> float:
+    return run.num_maps * (CELL + GAP) + PROBABILITY
+
+
+def _shorten(caption: str, characters: int = 20) -> str:
+    """Long lines lose their middle."""
+    half = characters // 2 - 1
+    return "\n".join(
+        line if len(line) <= characters else f"{line[:half]}…{line[-half:]}" for line in caption.splitlines()
+    )

@@ -1,0 +1,351 @@
+"""Runs of an ablation -> a table: mean and spread over seeds beside the paper's figure and the difference."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from multiattn.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import find_models
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.scoring.metrics import VideoMetrics, video_metrics
+from multiattn.tables import FOLDS, FRAME_PREDICTIONS, REAL, UNKNOWN, VIDEOS
+from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
+
+Place = Literal["held-out", "cross"]
+Figures = dict[tuple[Place, str], float]
+"""(where, metric) -> value; metrics `accuracy` and `auc` are of frames and in per cent."""
+
+DEMO_NOTE = "Demo figures: they show that every cell runs, they say nothing about the paper."
+FRAME_METRICS = {"accuracy": "frame ACC %", "auc": "frame AUC %"}
+VIDEO_METRICS = {"video_log_loss": "video log loss", "video_auc": "video AUC"}
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------
+
+
+def name_data(videos: pd.DataFrame) -> str:
+    """What a set of videos is called: `FF++ HQ`, `FF++ LQ`, `Celeb-DF`, else the names of its data sets.
+
+    Args:
+        videos: a `videos` table; its data sets and compressions decide (c23 is the paper's HQ, c40 its LQ).
+    """
+    datasets, compressions = sorted(set(videos["dataset"])), sorted(set(videos["compression"]))
+    if datasets == ["ffpp"] and len(compressions) == 1:
+        return {"c23": HQ, "c40": LQ}.get(compressions[0], f"FF++ {compressions[0]}")
+    if len(datasets) == 1 and datasets[0].lower().replace("-", "").replace("_", "").startswith("celeb"):
+        return CELEB
+    return " and ".join(datasets)
+
+
+@dataclass(frozen=True)
+class CrossData:
+    """Labelled crops of another data set, which nothing was trained on."""
+
+    folder: Path
+    name: str
+    labels: pd.Series
+    """video_id -> 0 or 1."""
+    frames: pd.DataFrame
+    """video_id, frame_index, track of every crop of a labelled video."""
+
+
+def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> CrossData:
+    """Read a faces folder to test on.
+
+    Args:
+        recipe: how the crops were made that the runs train on.
+        trained_on: video_id of every video in the folds.
+
+    Raises:
+        FileNotFoundError: not a faces folder.
+        ValueError: crops made differently, videos that are in the folds, or not both classes.
+    """
+    if difference := describe_difference(recipe, read_recipe(folder)):
+        raise ValueError(f"--cross-faces {folder}: its crops differ from those trained on: {difference}.")
+    faces, _, videos = read_faces_folder(folder)
+    seen = sorted(set(videos["video_id"]) & set(trained_on))
+    if seen:
+        raise ValueError(
+            f"--cross-faces {folder}: leak: {len(seen)} of its videos are in the folds, {seen[0]} the first. "
+            "Pass faces of videos that nothing is trained on."
+        )
+    labelled = videos[videos["label"] != UNKNOWN]
+    frames = faces.loc[faces["video_id"].isin(labelled["video_id"]), ["video_id", "frame_index", "track"]]
+    labels = labelled.set_index("video_id")["label"]
+    classes = sorted(labels[frames["video_id"].unique()].unique().tolist())
+    if classes != [0, 1]:
+        raise ValueError(
+            f"--cross-faces {folder}: expected crops of real (0) and fake (1) videos, found labels {classes} in "
+            f"{len(labelled)} labelled videos of {len(videos)}. Labels come from `multiattn index`."
+        )
+    return CrossData(folder, name_data(labelled), labels, frames.reset_index(drop=True))
+
+
+def measure_out_of_fold(runs: Path, folds: list[int], aggregator: Aggregator | None = None) -> Figures:
+    """Frame and video metrics over the held-out videos of these folds together.
+
+    Frames are those of `oof.parquet`; a video without a face counts at video level, with the prior.
+
+    Args:
+        runs: an experiment's folder.
+
+    Raises:
+        FileNotFoundError: a fold has no predictions yet.
+    """
+    aggregator = aggregator or Aggregator()
+    frame_tables, video_tables = [], []
+    for number in folds:
+        folder = runs / f"fold{number}"
+        table = FOLDS.read(folder / "folds.csv")
+        held_out = table[table["fold"] == number]
+        predictions = FRAME_PREDICTIONS.read(folder / "oof.parquet")
+        frame_tables.append(predictions.merge(held_out[["video_id", "label"]], on="video_id", validate="many_to_one"))
+        videos = complete_videos(held_out["video_id"], aggregate_frames(predictions, aggregator), aggregator)
+        video_tables.append(videos.assign(label=held_out["label"].to_numpy()))
+    frames, videos = _metrics(pd.concat(frame_tables)), _metrics(pd.concat(video_tables), clip=aggregator.clip)
+    return {
+        **_frame_figures([frames], "held-out"),
+        ("held-out", "video_log_loss"): videos.log_loss,
+        ("held-out", "video_auc"): _number(videos.auc),
+    }
+
+
+def measure_cross(runs: Path, folds: list[int], cross: CrossData, *, device: torch.device) -> Figures:
+    """Frame metrics on other data: each fold's best checkpoint by itself, then the mean over folds.
+
+    Blending the folds would measure an ensemble, which the paper's figure is not. The predictions are kept in the
+    experiment's folder and taken from there as long as they are of the same folds and crops.
+    """
+    models = [find_models(runs / f"fold{number}")[0] for number in folds]
+    kept = runs / f"cross_{cross.folder.resolve().name}.parquet"
+    key = ["video_id", "frame_index", "track"]
+    asked = pd.MultiIndex.from_frame(cross.frames[key])
+    predictions = FRAME_PREDICTIONS.read(kept) if kept.is_file() else FRAME_PREDICTIONS.empty()
+    by_model = dict(iter(predictions.groupby("model")))
+    missing = [
+        model
+        for model in models
+        if model.name not in by_model or not asked.isin(pd.MultiIndex.from_frame(by_model[model.name][key])).all()
+    ]
+    if missing:
+        new = predict_faces(missing, cross.folder, device=device, precision=missing[0].experiment.precision)
+        others = predictions[~predictions["model"].isin({model.name for model in missing})]
+        predictions = pd.concat([others, new], ignore_index=True)
+        FRAME_PREDICTIONS.write(predictions, kept)
+    labelled = predictions.assign(label=predictions["video_id"].map(cross.labels)).dropna(subset="label")
+    rows = [labelled[labelled["model"] == model.name] for model in models]
+    return _frame_figures([_metrics(table) for table in rows], "cross")
+
+
+def _metrics(table: pd.DataFrame, *, clip: float = 1e-15) -> VideoMetrics:
+    return video_metrics(table["label"].to_numpy(), table["probability"].to_numpy(), clip=clip)
+
+
+def _frame_figures(metrics: list[VideoMetrics], place: Place) -> Figures:
+    return {
+        (place, "accuracy"): 100 * float(np.mean([entry.accuracy for entry in metrics])),
+        (place, "auc"): 100 * float(np.mean([_number(entry.auc) for entry in metrics])),
+    }
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table."""
+
+    name: str
+    source: tuple[Place, str] | None
+    """Which of the figures fills it; None: not measured."""
+    paper: PaperColumn | None = None
+    decimals: int = 2
+
+
+@dataclass
+class AblationTable:
+    """What has been measured so far; grows cell by cell."""
+
+    ablation: Ablation
+    held_out: str
+    """What is trained and validated on, as `name_data` calls it."""
+    cross: str | None = None
+    """What is tested on besides."""
+    facts: tuple[str, ...] = ()
+    """Lines for the page's head: data, folds, seeds, command."""
+    figures: dict[str, list[Figures]] = field(default_factory=dict)
+    """Cell's label -> figures of each seed."""
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    """Cell's label -> messages of the seeds that failed."""
+
+    def add(self, cell: Cell, figures: Figures) -> None:
+        """Take in the figures of one seed."""
+        self.figures.setdefault(cell.label, []).append(figures)
+
+    def fail(self, cell: Cell, message: str) -> None:
+        """Note that a seed of the cell could not be trained or measured."""
+        self.failures.setdefault(cell.label, []).append(message)
+
+    @property
+    def columns(self) -> list[Column]:
+        """The paper's columns, then what was measured besides.
+
+        A tiny table fills the paper's columns with whatever data it was given, to show them; its page says so.
+        """
+        columns = [Column(paper.name, self._source(paper), paper) for paper in self.ablation.columns]
+        filled = {column.source for column in columns}
+        for place, data in (("held-out", self.held_out), ("cross", self.cross)):
+            metrics = FRAME_METRICS | (VIDEO_METRICS if place == "held-out" else {})
+            for metric, name in metrics.items() if data is not None else ():
+                if (place, metric) not in filled:
+                    decimals = 4 if metric in VIDEO_METRICS else 2
+                    heading = f"held-out {name}" if place == "held-out" else f"{data} {name}"
+                    columns.append(Column(heading, (place, metric), decimals=decimals))
+        return columns
+
+    def _source(self, paper: PaperColumn) -> tuple[Place, str] | None:
+        if self.cross is not None and (paper.data == self.cross or (self.ablation.is_tiny and paper.data == CELEB)):
+            return "cross", paper.metric
+        held_out = HQ if self.ablation.is_tiny and self.held_out != LQ else self.held_out
+        return ("held-out", paper.metric) if paper.data == held_out else None
+
+    def rows(self) -> pd.DataFrame:
+        """Long form: cell, run, status, column, mean, spread, num_seeds, paper, difference.
+
+        `spread` is the standard deviation over seeds (n - 1 in the denominator), NaN for a single seed; `difference`
+        is the mean minus the paper's figure. status: `measured`, `failed`, `quoted` or `pending`.
+        """
+        rows = []
+        for cell in self.ablation.cells:
+            for column in self.columns:
+                seeds = self.figures.get(cell.label, [])
+                values = np.array([figures[column.source] for figures in seeds if column.source in figures])
+                paper = cell.paper.get(column.paper, np.nan) if column.paper is not None else np.nan
+                mean = values.mean() if len(values) else np.nan
+                rows.append(
+                    {
+                        "cell": cell.label,
+                        "run": cell.experiment.name if cell.experiment is not None else "",
+                        "status": self._status(cell),
+                        "column": column.name,
+                        "mean": mean,
+                        "spread": values.std(ddof=1) if len(values) > 1 else np.nan,
+                        "num_seeds": len(values),
+                        "paper": paper,
+                        "difference": mean - paper,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def _status(self, cell: Cell) -> str:
+        if cell.experiment is None:
+            return "quoted"
+        if cell.label in self.failures:
+            return "failed"
+        return "measured" if cell.label in self.figures else "pending"
+
+    def wide(self) -> pd.DataFrame:
+        """One row a cell; for each column its mean, `... sd`, `... n`, and where the paper has one `... paper` and
+        `... difference`."""
+        rows = self.rows()
+        table = rows[["cell", "run", "status"]].drop_duplicates(ignore_index=True)
+        for column in self.columns:
+            part = rows[rows["column"] == column.name].reset_index(drop=True)
+            table[column.name] = part["mean"]
+            table[f"{column.name} sd"] = part["spread"]
+            table[f"{column.name} n"] = part["num_seeds"]
+            if column.paper is not None:
+                table[f"{column.name} paper"] = part["paper"]
+                table[f"{column.name} difference"] = part["difference"]
+        return table
+
+    @property
+    def file_name(self) -> str:
+        """Without its ending; a table of LQ data has a name of its own, beside that of HQ."""
+        return self.ablation.name + ("_lq" if self.held_out == LQ else "")
+
+    @property
+    def title(self) -> str:
+        """`Table 5: Number of attention maps`; a table of ours has no number."""
+        prefix = "" if self.ablation.table == "demo" else f"Table {self.ablation.table}: "
+        return f"{prefix}{self.ablation.title}"
+
+    def markdown(self) -> str:
+        """The table as a page."""
+        parts = [f"# {self.title}"]
+        if self.ablation.is_demo:
+            parts.append(f"**{DEMO_NOTE}**")
+        parts += ["\n".join(f"- {fact}" for fact in self.facts)] if self.facts else []
+        parts.append(self._grid())
+        failures = [
+            f"- **{label}** failed: {message}" for label, messages in self.failures.items() for message in messages
+        ]
+        parts += ["\n".join(failures)] if failures else []
+        return "\n\n".join([*parts, "\n".join(f"- {note}" for note in self.notes())]) + "\n"
+
+    def _grid(self) -> str:
+        header = ["cell"]
+        for column in self.columns:
+            header += [column.name, "paper", "difference"] if column.paper is not None else [column.name]
+        lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+        rows = self.rows().set_index(["cell", "column"])
+        for cell in self.ablation.cells:
+            words = [cell.label]
+            for column in self.columns:
+                row = rows.loc[(cell.label, column.name)]
+                words.append(_measured(row, column))
+                if column.paper is not None:
+                    words.append("" if np.isnan(row["paper"]) else f"{row['paper']:.2f}")
+                    words.append("" if np.isnan(row["difference"]) else f"{row['difference']:+.2f}")
+            lines.append(f"| {' | '.join(words)} |")
+        return "\n".join(lines)
+
+    def notes(self) -> list[str]:
+        """What a reader must know to compare."""
+        notes = [
+            "Mean ± standard deviation over seeds, the number of seeds in brackets; difference = ours - paper. "
+            "A run's epoch is the one with the lowest log loss on its held-out videos, the same that are measured here."
+        ]
+        if not self.ablation.columns:
+            return notes
+        notes.append(
+            "The paper's figures are of frames, on the official test split; ours of frames of the held-out folds. "
+            "Rows marked quoted stand as the paper prints them."
+        )
+        empty = sorted({column.paper.data for column in self.columns if column.paper and column.source is None})
+        if empty:
+            notes.append(
+                f"Not measured: {', '.join(empty)}. FF++ HQ and LQ need a faces folder of c23 and c40 videos, "
+                "Celeb-DF one of its own passed as `--cross-faces`."
+            )
+        if self.ablation.is_tiny:
+            used = self.held_out + (f", {self.cross} in place of {CELEB}" if self.cross else "")
+            notes.append(
+                f"The paper's columns are filled from other data ({used} in place of FF++) by untrained small networks "
+                "after one epoch: a look at the table, no comparison."
+            )
+        return notes
+
+
+def _measured(row: pd.Series, column: Column) -> str:
+    if row["status"] in ("quoted", "pending"):
+        return {"quoted": "", "pending": "pending"}[row["status"]]
+    if np.isnan(row["mean"]):
+        return "failed" if row["status"] == "failed" else "not measured"
+    spread = "" if np.isnan(row["spread"]) else f" ± {row['spread']:.{column.decimals}f}"
+    return f"{row['mean']:.{column.decimals}f}{spread} ({row['num_seeds']})"
+
+
+def count_videos(videos: pd.DataFrame) -> str:
+    """`150 videos (50 real)`."""
+    return f"{len(VIDEOS.validate(videos, 'videos'))} videos ({int((videos['label'] == REAL).sum())} real)"

@@ -1,0 +1,203 @@
+"""A run + a faces folder -> chosen crops with their attention maps and P(fake), as in the paper's Figures 1, 4-6."""
+
+import difflib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from multiattn.inference.runs import TrainedModel, find_models, fold_folders
+from multiattn.model.diagnostics import AttentionStatistics
+from multiattn.model.network import NetworkOutput
+from multiattn.model.pooling import resize_maps
+from multiattn.model.predict import predict_logits
+from multiattn.runtime import resolve_precision
+from multiattn.scoring.aggregation import sigmoid
+from multiattn.tables import FAKE, FOLDS, REAL
+from multiattn.video.crop_images import CropImages, read_crop
+from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.recipe import describe_difference, read_recipe
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class FaceMaps:
+    """What a network sees in one crop."""
+
+    crop: np.ndarray
+    """(H, W, 3) uint8 RGB, as the network got it."""
+    maps: np.ndarray
+    """A (M, H, W) float32, non-negative: resized to the crop the way the network's pooling resizes them."""
+    probability: float
+    """P(fake)."""
+
+
+def attention_model(run: Path) -> TrainedModel:
+    """The model of a fold's folder, or of the first fold of an experiment's folder.
+
+    Raises:
+        FileNotFoundError: no run there, or it has no checkpoint yet.
+        ValueError: a baseline, which has no attention maps.
+    """
+    model = find_models(fold_folders(run)[0])[0]
+    if model.experiment.model.network == "baseline":
+        raise ValueError(
+            f"{model.path}: expected a run with attention maps, found a baseline, which has none. "
+            "Give the run it is the twin of."
+        )
+    return model
+
+
+def held_out_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
+    """Crops of videos that none of the models was trained on.
+
+    Args:
+        folder: a faces folder. One that shares no video with the models' folds is taken whole.
+
+    Returns:
+        Rows of the `faces` table with the columns `label` and `type` (see `video_types`), in its order.
+
+    Raises:
+        ValueError: crops the models do not know, or no such crop.
+    """
+    faces = _typed_faces(models, folder)
+    allowed = pd.Series(True, index=faces.index)
+    for model in models:
+        allowed &= ~faces["video_id"].isin(_trained_videos(model))
+    if not allowed.any():
+        raise ValueError(
+            f"{folder}: expected crops of videos held out by {' and '.join(model.name for model in models)}, found "
+            f"none among {len(faces)} crops. Name the videos to show with --videos."
+        )
+    return faces[allowed].reset_index(drop=True)
+
+
+def faces_of(videos: list[str], models: list[TrainedModel], folder: Path) -> pd.DataFrame:
+    """Crops of the named videos, videos in the given order; a warning names those a model was trained on.
+
+    Returns:
+        As `held_out_faces`.
+
+    Raises:
+        ValueError: crops the models do not know, a video the folder does not have, or one without a face.
+    """
+    faces = _typed_faces(models, folder)
+    present = set(faces["video_id"])
+    for video in videos:
+        if video not in present:
+            near = difflib.get_close_matches(video, sorted(present), n=1, cutoff=0)
+            hint = f" The nearest is {near[0]!r}." if near else ""
+            raise ValueError(f"--videos {video}: no crops of this video in {folder}.{hint}")
+    for model in models:
+        if seen := sorted(_trained_videos(model).intersection(videos)):
+            logger.warning("%s was trained on %s: its maps there say little.", model.name, ", ".join(seen))
+    return pd.concat([faces[faces["video_id"] == video] for video in videos], ignore_index=True)
+
+
+def video_types(videos: pd.DataFrame) -> pd.Series:
+    """What the paper's figures call a row: `real`, the manipulation method, or `fake` where the method is not told."""
+    types = videos["method"].where(videos["method"] != "", "fake").where(videos["label"] == FAKE, "unknown")
+    return types.where(videos["label"] != REAL, "real")
+
+
+def representative_crops(faces: pd.DataFrame, *, per_type: int | None) -> pd.DataFrame:
+    """The middle crop of each video's longest track: of the first videos of each type, or of every video.
+
+    Args:
+        faces: rows as `held_out_faces` gives them.
+        per_type: videos of each type, in the table's order (by video_id), real ones first and then the methods by name;
+            None takes every video in the table's order.
+
+    Returns:
+        Those rows; empty for an empty table.
+    """
+    chosen = []
+    for _, crops in faces.groupby("video_id", sort=False):
+        track = crops[crops["track"] == crops["track"].mode().iloc[0]]  # of equally long ones the lowest number
+        chosen.append(track.sort_values("frame_index").iloc[len(track) // 2].name)
+    rows = faces.loc[chosen]
+    if per_type is not None:
+        rows = rows.groupby("type", sort=False).head(per_type)
+        order = rows["type"].where(rows["label"] != REAL, "")  # before every name
+        rows = rows.iloc[np.argsort(order.to_numpy(dtype=object), kind="stable")]
+    return rows.reset_index(drop=True)
+
+
+def spread_crops(faces: pd.DataFrame, number: int) -> pd.DataFrame:
+    """`number` rows evenly spaced over the table; all of a table that has fewer."""
+    kept = np.unique(np.linspace(0, len(faces) - 1, min(number, len(faces))).round().astype(int))
+    return faces.iloc[kept].reset_index(drop=True)
+
+
+def look_at(
+    model: TrainedModel,
+    folder: Path,
+    shown: pd.DataFrame,
+    measured: pd.DataFrame,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+) -> tuple[list[FaceMaps], dict[str, float]]:
+    """A model's maps of the crops that are shown, and the figures of `AttentionStatistics` over those measured.
+
+    Args:
+        folder: the faces folder.
+        shown: rows of its `faces` table.
+        measured: the same, for the statistics; no picture of these is kept.
+
+    Raises:
+        ValueError: a crop that cannot be read.
+    """
+    network, size = model.load(device), model.experiment.data.image_size
+    precision = resolve_precision(precision, device)
+    grids: list[torch.Tensor] = []
+    statistics = AttentionStatistics()
+
+    def run(rows: pd.DataFrame, watch) -> np.ndarray:
+        loader = DataLoader(CropImages(folder, rows["crop"], size), batch_size=BATCH_SIZE)
+        return predict_logits(network, loader, device=device, precision=precision, watch=watch)
+
+    def keep(output: NetworkOutput) -> None:
+        grids.extend(output.attention.float().cpu())
+
+    logits = run(shown, keep)
+    run(measured, lambda output: statistics.update(output.attention))
+    align_corners = model.experiment.model.align_corners
+    faces = [
+        FaceMaps(
+            read_crop(folder / name, size),
+            resize_maps(grid[None], (size, size), align_corners=align_corners)[0].numpy(),
+            float(probability),
+        )
+        for name, grid, probability in zip(shown["crop"], grids, sigmoid(logits), strict=True)
+    ]
+    return faces, statistics.compute()
+
+
+def _typed_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
+    recipe = read_recipe(folder)
+    for model in models:
+        if difference := describe_difference(model.recipe, recipe):
+            raise ValueError(
+                f"{folder}: its crops differ from those {model.name} was trained on: {difference}. "
+                "Make the faces again with the run's settings (faces.json in the run folder)."
+            )
+    faces, _, videos = read_faces_folder(folder)
+    videos = videos.assign(type=video_types(videos))
+    return faces.merge(videos[["video_id", "label", "type"]], on="video_id", validate="many_to_one")
+
+
+def _trained_videos(model: TrainedModel) -> set[str]:
+    """Empty for a run that tells nothing of its folds: an imported checkpoint."""
+    path = model.path / "folds.csv"
+    if not path.is_file():
+        return set()
+    folds = FOLDS.read(path)
+    return set(folds.loc[folds["fold"] != model.fold, "video_id"])

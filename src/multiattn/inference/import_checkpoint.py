@@ -1,0 +1,245 @@
+"""A checkpoint the authors released -> a run folder that `predict`, `submit` and the notebook work with."""
+
+import dataclasses
+import hashlib
+import logging
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, to_json
+from multiattn.experiments import official
+from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE
+from multiattn.model.backbone_weights import read_tensors
+from multiattn.model.checkpoints import save_weights
+from multiattn.model.network import MultiAttentionNet
+from multiattn.model.official import (
+    UNKNOWN,
+    ConvertedState,
+    OfficialLayout,
+    convert_state,
+    read_layout,
+    without_wrapper,
+)
+from multiattn.runtime import describe_environment, exclusive_folder, read_json, write_json
+from multiattn.video.recipe import CropRecipe, write_recipe
+
+logger = logging.getLogger(__name__)
+
+OLD_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How the files of torch.save began before PyTorch 1.6; since then they are zip archives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedCheckpoint:
+    """What an import wrote.
+
+    Attributes:
+        path: the run folder, OUT/fold0.
+        experiment: the run's experiment, of the official profile.
+        grid: (h, w) of the attention maps at the run's image size.
+        used: source name -> our name.
+        unused: source name -> reason.
+    """
+
+    path: Path
+    experiment: Experiment
+    grid: tuple[int, int]
+    used: dict[str, str]
+    unused: dict[str, str]
+
+    def describe(self) -> str:
+        """Where the run is, which network and grid it has, and every tensor it left out."""
+        model = self.experiment.model
+        lines = [
+            f"{self.path}: {model.backbone}, M = {model.num_maps}, texture {model.texture_stage}, attention "
+            f"{model.attention_stage}, hidden width {model.hidden_size}",
+            f"attention grid {self.grid[0]}x{self.grid[1]} ({model.padding} padding) at "
+            f"{self.experiment.data.image_size} px",
+            f"{len(self.used)} tensors used, {len(self.unused)} unused; the whole list is in {IMPORT_FILE}",
+            *(f"unused {name}: {reason}" for name, reason in self.unused.items()),
+        ]
+        return "\n".join(lines)
+
+
+def import_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    image_size: int = 380,
+    attention_grid: Literal["auto", "static", "dynamic"] = "auto",
+    texture_stage: str | None = None,
+    attention_stage: str | None = None,
+) -> ImportedCheckpoint:
+    """Turn a released checkpoint into the run folder `out/fold0`.
+
+    The weights are written last, so that a killed import is no run yet; the same import may be repeated.
+
+    Args:
+        checkpoint: .pth with `{logs, state_dict, optimizer_state, scheduler_state}` or a bare state dict (also
+            .safetensors); float32 or half precision. Only tensors are loaded, never a pickled object.
+        out: the experiment's folder; its name becomes the experiment's.
+        image_size: side of the crops in pixels.
+        attention_grid: how an EfficientNet pads (23x23 maps in B4 at 380 px when `static`, 24x24 when `dynamic`).
+            `auto`: static for an EfficientNet, as the release was trained; Xception pads in one way only.
+        texture_stage: where several stages are as wide as the texture block.
+        attention_stage: likewise; by default L5.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a pickled object, no released checkpoint, a missing tensor, or another run in the folder.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint. Expected a .pth file that the authors released.")
+    _require_torch_file(checkpoint)
+    state = without_wrapper(read_tensors(checkpoint))
+    try:
+        layout = read_layout(state, texture_stage=texture_stage, attention_stage=attention_stage)
+        experiment = _experiment(out.name, layout, state, image_size, attention_grid)
+        recipe = CropRecipe(size=image_size)
+        network = MultiAttentionNet(experiment.model, load_weights=False).eval()
+        converted = convert_state(state, network)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
+    network.load_state_dict(converted.state, strict=False)  # only counters of batches may be missing, checked above
+    grid = _try_out(network, image_size, checkpoint)
+    for note in (*layout.notes, *(f"{name}: {reason}" for name, reason in _unknown(converted).items())):
+        logger.warning("%s", note)
+    logger.info("Attention grid %dx%d at %d px: %s padding.", *grid, image_size, experiment.model.padding)
+    source = {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": _sha256(checkpoint)}
+    record = _record(source, experiment, layout, grid, converted)
+    folder = out / "fold0"
+    _require_free(out, record)
+    with exclusive_folder(folder):
+        write_json(folder / IMPORT_FILE, record)
+        write_recipe(recipe, folder)
+        write_json(folder / "environment.json", describe_environment(torch.device("cpu")))
+        write_json(folder / "experiment.json", to_json(experiment))
+        save_weights(network, folder / CHECKPOINT, {"imported_from_sha256": source["sha256"]})
+    return ImportedCheckpoint(
+        path=folder, experiment=experiment, grid=grid, used=converted.used, unused=converted.unused
+    )
+
+
+def _require_torch_file(path: Path) -> None:
+    """Refuse what torch.save did not write, before anything reads into it: a bare pickle, like the release's config."""
+    if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+        return
+    with path.open("rb") as file:
+        start = file.read(len(OLD_TORCH_MAGIC))
+    if start == OLD_TORCH_MAGIC:
+        return
+    if start.startswith(b"\x80"):  # the opcode that opens every pickle since protocol 2
+        raise ValueError(
+            f"{path}: holds a pickled Python object, which is refused: unpickling runs code that the file names. "
+            "Pass the checkpoint with the tensors (.pth); what its pickled config says follows from their shapes."
+        )
+    raise ValueError(f"{path}: not a PyTorch file. Expected a .pth that the authors released; download it again.")
+
+
+def _experiment(
+    name: str, layout: OfficialLayout, state: Mapping[str, Tensor], image_size: int, attention_grid: str
+) -> Experiment:
+    """The official profile with what the checkpoint says of itself."""
+    plain = Experiment(
+        name=name,
+        model=ModelConfig(
+            backbone=layout.backbone,
+            pretrained=False,
+            num_maps=layout.num_maps,
+            hidden_size=layout.hidden_size,
+            texture_stage=layout.texture_stage,
+            attention_stage=layout.attention_stage,
+        ),
+        data=DataConfig(image_size=image_size),
+    )
+    profile = official(plain)
+    padding = profile.model.padding if attention_grid == "auto" else attention_grid
+    return dataclasses.replace(
+        profile,
+        name=name,
+        model=dataclasses.replace(profile.model, padding=padding),
+        loss=_loss(profile.loss, state),
+    )
+
+
+def _loss(loss: LossConfig, state: Mapping[str, Tensor]) -> LossConfig:
+    """Margins and alpha of the checkpoint's loss, where it has them, rounded to the digits float32 can tell."""
+    margins, rate = state.get("auxiliary_loss.inner_margin"), state.get("auxiliary_loss.alpha")
+    if margins is not None and margins.numel() == 2:
+        real, fake = (float(f"{value:.6g}") for value in margins.flatten().tolist())
+        loss = dataclasses.replace(loss, intra_margin_real=real, intra_margin_fake=fake)
+    if rate is not None and rate.numel() == 1:
+        loss = dataclasses.replace(loss, center_rate=float(f"{rate.item():.6g}"))
+    return loss
+
+
+@torch.inference_mode()
+def _try_out(network: MultiAttentionNet, image_size: int, checkpoint: Path) -> tuple[int, int]:
+    """One grey image through the network: (h, w) of its attention maps."""
+    output = network(torch.zeros(1, 3, image_size, image_size))
+    if not torch.isfinite(output.logits).all():
+        raise ValueError(f"{checkpoint}: its logits for a grey image are not finite; the file is damaged.")
+    height, width = output.attention.shape[-2:]
+    return height, width
+
+
+def _record(
+    source: dict[str, Any],
+    experiment: Experiment,
+    layout: OfficialLayout,
+    grid: tuple[int, int],
+    converted: ConvertedState,
+) -> dict[str, Any]:
+    height, width = grid
+    model = experiment.model
+    return {
+        "source": source,
+        "network": {
+            "backbone": model.backbone,
+            "num_maps": model.num_maps,
+            "hidden_size": model.hidden_size,
+            "texture_stage": model.texture_stage,
+            "attention_stage": model.attention_stage,
+        },
+        "attention_grid": {
+            "padding": model.padding,
+            "image_size": experiment.data.image_size,
+            "height": height,
+            "width": width,
+        },
+        "notes": list(layout.notes),
+        "used": converted.used,
+        "unused": converted.unused,
+    }
+
+
+def _unknown(converted: ConvertedState) -> dict[str, str]:
+    return {name: reason for name, reason in converted.unused.items() if reason == UNKNOWN}
+
+
+def _require_free(out: Path, record: dict[str, Any]) -> None:
+    """Refuse a folder with runs in it, but for the one this very import wrote before."""
+    advice = "Choose another --out, or delete that run."
+    others = sorted(path.name for path in out.glob("fold*") if path.is_dir() and path.name != "fold0")
+    if others or (out / "experiment.json").is_file():
+        raise ValueError(f"{out}: holds other runs already ({', '.join(others) or 'experiment.json'}). {advice}")
+    kept = out / "fold0" / IMPORT_FILE
+    if not kept.is_file():
+        if (out / "fold0" / "experiment.json").is_file() or (out / "fold0" / CHECKPOINT).is_file():
+            raise ValueError(f"{out / 'fold0'}: holds a run that was not imported. {advice}")
+        return
+    found = read_json(kept)
+    if found != record:
+        different = [name for name in record if not isinstance(found, dict) or found.get(name) != record[name]]
+        raise ValueError(f"{out / 'fold0'}: holds another import (other {', '.join(different)}). {advice}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,237 @@
+"""The authors' released checkpoints: which network their tensors describe, and their names in ours."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from multiattn.config import ModelConfig
+from multiattn.model.backbone_stages import StageTable, read_stages
+from multiattn.model.checkpoints import state_problems
+from multiattn.model.network import MultiAttentionNet
+from multiattn.model.weight_names import rename_to_timm
+
+EFFICIENTNETS = {
+    (32, 1280, 16): "tf_efficientnet_b0",
+    (32, 1280, 23): "tf_efficientnet_b1",
+    (32, 1408, 23): "tf_efficientnet_b2",
+    (40, 1536, 26): "tf_efficientnet_b3",
+    (48, 1792, 32): "tf_efficientnet_b4",
+    (48, 2048, 39): "tf_efficientnet_b5",
+    (56, 2304, 45): "tf_efficientnet_b6",
+    (64, 2560, 55): "tf_efficientnet_b7",
+}
+"""Channels of the stem, channels of the head, number of blocks -> timm's name."""
+XCEPTION = "legacy_xception"
+
+LAYERS = {
+    "attentions": "attention",  # its mask
+    "attentions.conv_extract": "attention.extract",
+    "attentions.bn1": "attention.extract_norm",
+    "attentions.conv2": "attention.conv",
+    "attentions.bn2": "attention.norm",
+    "texture_enhance.conv_extract": "texture.extract",
+    "texture_enhance.conv0": "texture.first",
+    **{f"texture_enhance.bn{i + 1}": f"texture.norms.{i}" for i in range(3)},
+    **{f"texture_enhance.conv{i + 1}": f"texture.convs.{i}" for i in range(3)},
+    "texture_enhance.bn4": "texture.last_norm",
+    "texture_enhance.conv_last": "texture.last",
+    "texture_enhance.bn_last": "texture.out_norm",
+    "projection_local.0": "classifier.parts.0",
+    "projection_local.2": "classifier.parts.2",
+    "project_final": "classifier.whole.1",
+    "ensemble_classifier_fc.0": "classifier.joint.0",
+    "ensemble_classifier_fc.2": "classifier.joint.2",
+}
+"""Layers of the release -> layers of `MultiAttentionNet` with the official parts; the backbone's are in `weight_names`.
+"""
+
+BACKBONE_CLASSIFIER = "the backbone's own classifier, which the network does not use"
+UNKNOWN = "no part of this network has a tensor of that name"
+AUXILIARY = "of the auxiliary loss, which inference does not need"
+LOSS_TENSORS = {
+    "auxiliary_loss.feature_centers": "centres of the regional independence loss, which only training uses",
+    "auxiliary_loss.alpha": "step of the centres; read into the run's loss settings, not used by the network",
+    "auxiliary_loss.inner_margin": "margins of the loss; read into the run's loss settings, not used by the network",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialLayout:
+    """The network a released checkpoint holds, as far as its names and shapes tell.
+
+    Attributes:
+        backbone: timm's name.
+        num_maps: M.
+        hidden_size: width of the classifier's layers.
+        texture_stage: SL_t.
+        attention_stage: SL_a.
+        notes: sentences on what the shapes leave open and how it was decided.
+    """
+
+    backbone: str
+    num_maps: int
+    hidden_size: int
+    texture_stage: str
+    attention_stage: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedState:
+    """A released checkpoint in our names; every source tensor stands in exactly one of `used` and `unused`.
+
+    Attributes:
+        state: our name -> tensor; fills the network completely (but for batch counters an old file may lack).
+        used: source name -> our name.
+        unused: source name -> reason.
+    """
+
+    state: dict[str, Tensor]
+    used: dict[str, str]
+    unused: dict[str, str]
+
+
+def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state without the `module.` (or several) that DistributedDataParallel puts before every name."""
+    state = dict(state)
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def target_name(source: str) -> str | None:
+    """Our name of a released tensor beside the backbone's; None where we have no such layer."""
+    layer, _, kind = source.rpartition(".")
+    return f"{LAYERS[layer]}.{kind}" if layer in LAYERS else None
+
+
+def read_layout(
+    state: Mapping[str, Tensor], *, texture_stage: str | None = None, attention_stage: str | None = None
+) -> OfficialLayout:
+    """Infer the network from names and shapes.
+
+    Args:
+        state: released names (without `module.`) -> tensors.
+        texture_stage: decides where several stages are as wide as the texture block; by default L2.
+        attention_stage: likewise for the attention module; by default L5.
+
+    Raises:
+        ValueError: an unknown backbone, a missing part, or a stage that does not fit the shapes.
+    """
+    backbone = _backbone(state)
+    table = read_stages(backbone)
+    notes: list[str] = []
+    texture, attention = (
+        _stage(kind, asked, _shape(state, f"{layer}.conv_extract.weight")[1], table, notes)
+        for kind, asked, layer in (
+            ("texture", texture_stage, "texture_enhance"),
+            ("attention", attention_stage, "attentions"),
+        )
+    )
+    return OfficialLayout(
+        backbone=backbone,
+        num_maps=_shape(state, "attentions.conv2.weight")[0],
+        hidden_size=_shape(state, "projection_local.0.weight")[0],
+        texture_stage=texture,
+        attention_stage=attention,
+        notes=tuple(notes),
+    )
+
+
+def convert_state(state: Mapping[str, Tensor], network: MultiAttentionNet) -> ConvertedState:
+    """Match a released state dict with a network of the official profile; neither is changed.
+
+    Args:
+        state: released names (without `module.`) -> tensors of any float dtype; half precision becomes float32.
+        network: built from the state's layout.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape.
+    """
+    expected = network.state_dict()
+    prefix = "net."
+    trunk = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    renamed = rename_to_timm(trunk, network.backbone.net)
+    converted = {f"backbone.net.{name}": tensor for name, tensor in renamed.state.items()}
+    used = {prefix + source: f"backbone.net.{target}" for source, target in renamed.targets.items()}
+    unused = {prefix + source: BACKBONE_CLASSIFIER for source in renamed.unused}
+    for source, tensor in state.items():
+        target = target_name(source)
+        if target in expected:
+            used[source] = target
+            converted[target] = tensor.to(expected[target].dtype)
+        elif source not in used and source not in unused:
+            other = AUXILIARY if source.startswith("auxiliary_loss.") else UNKNOWN
+            unused[source] = LOSS_TENSORS.get(source, other)
+    # Counters of batches change nothing in eval mode, and files of old PyTorch versions do not have them.
+    needed = {n: t for n, t in expected.items() if n in converted or not n.endswith("num_batches_tracked")}
+    if problems := state_problems(needed, converted):
+        raise ValueError(
+            f"not a complete released checkpoint of {network.config.backbone}: {'; '.join(problems)} (in this "
+            f"program's names). Of its {len(state)} tensors, {_unknown(unused)}."
+        )
+    return ConvertedState(
+        state=converted,
+        used={name: used[name] for name in state if name in used},
+        unused={name: unused[name] for name in state if name in unused},
+    )
+
+
+def _unknown(unused: Mapping[str, str]) -> str:
+    names = [name for name, reason in unused.items() if reason == UNKNOWN]
+    return f"{len(names)} are unknown ({', '.join(names[:3])})" if names else "none is unknown"
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in state or state[name].ndim < 2:
+        plain = not any(key.startswith(("attentions.", "texture_enhance.")) for key in state)
+        hint = "It holds a backbone alone: start an experiment from it with `--model.weights FILE`. " if plain else ""
+        raise ValueError(
+            f"not a released multi-attention checkpoint: no weight {name!r} among its {len(state)} tensors. {hint}"
+            "Expected net.*, attentions.*, texture_enhance.*, projection_local.*, project_final.* and "
+            "ensemble_classifier_fc.*."
+        )
+    return tuple(state[name].shape)
+
+
+def _backbone(state: Mapping[str, Tensor]) -> str:
+    if "net.block12.skip.weight" in state and "net.conv4.pointwise.weight" in state:
+        return XCEPTION
+    if "net._conv_stem.weight" not in state:
+        raise ValueError(
+            "not a released checkpoint: expected an EfficientNet (net._conv_stem.weight, net._blocks.*) or an Xception "
+            f"(net.block1.* to net.block12.*), found {', '.join(list(state)[:3]) or 'no tensors'}, ..."
+        )
+    blocks = {found[1] for name in state if (found := re.match(r"net\._blocks\.(\d+)\.", name))}
+    widths = (_shape(state, "net._conv_stem.weight")[0], _shape(state, "net._conv_head.weight")[0], len(blocks))
+    if widths not in EFFICIENTNETS:
+        raise ValueError(
+            f"an EfficientNet with {widths[0]} channels in its stem, {widths[1]} in its head and {widths[2]} blocks is "
+            f"none of B0 to B7: expected one of {sorted(EFFICIENTNETS)}."
+        )
+    return EFFICIENTNETS[widths]
+
+
+def _stage(kind: str, asked: str | None, channels: int, table: StageTable, notes: list[str]) -> str:
+    fitting = [stage for stage, width in table.channels.items() if width == channels]
+    if not fitting:
+        raise ValueError(f"the {kind} part takes {channels} channels; no stage of the backbone has as many: {table}.")
+    if asked is not None:
+        if asked not in fitting:
+            raise ValueError(
+                f"--{kind}-stage {asked}: the {kind} part takes {channels} channels, so expected one of "
+                f"{', '.join(fitting)}; the stages are {table}."
+            )
+        return asked
+    default = {"texture": ModelConfig.texture_stage, "attention": ModelConfig.attention_stage}[kind]
+    if len(fitting) == 1:
+        return fitting[0]
+    if default not in fitting:
+        raise ValueError(f"--{kind}-stage: {', '.join(fitting)} all have {channels} channels; say which one it is.")
+    notes.append(
+        f"{kind} stage: {', '.join(fitting)} all have {channels} channels; took the default {default} "
+        f"(--{kind}-stage overrides it)"
+    )
+    return default

@@ -1,0 +1,149 @@
+"""An experiment -> the shapes of its layers, parameters, FLOPs, schedule and losses, without training anything.
+
+    multiattn describe dfdc_b4
+    multiattn describe ffpp_xception --model.num-maps 1 --json
+
+Every setting of the experiment is an option, as in `multiattn train`. Shapes come from a forward pass on shapes alone:
+no weights are fetched, and it takes seconds. A multiply-add counts as two FLOPs.
+"""
+
+import dataclasses
+import json
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from multiattn.command_line import Inline, Positional, parse, results
+from multiattn.config import Experiment, Phase, to_json
+from multiattn.experiments import EXPERIMENTS, get_experiment
+from multiattn.model.describe import NetworkDescription, departures, describe_network
+from multiattn.training.phases import set_trainable
+from multiattn.training.step import TrainingStep
+
+WIDTH = 100
+
+
+def _options_class(default: Experiment) -> type:
+    """The options, with the settings of the experiment that was named as defaults."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """Options of `multiattn describe`."""
+
+        experiment: Positional[str]
+        """A function of experiments.py."""
+        tiny: bool = False
+        """The experiment's tiny variant."""
+        json: bool = False
+        """JSON for programs in place of the tables."""
+        settings: Inline[Experiment] = dataclasses.field(default_factory=lambda: default)
+
+    return Options
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    named = argv[0] if argv and not argv[0].startswith("-") else next(iter(EXPERIMENTS))
+    default = get_experiment(named, tiny="--tiny" in argv)
+    options = parse(_options_class(default), argv, stage="describe", doc=__doc__)
+    if options.experiment != named:
+        raise ValueError(f"the experiment comes first: multiattn describe {options.experiment} ...")
+    experiment = options.settings
+    with torch.device("meta"):  # layers without memory: nothing is drawn, nothing is fetched
+        step = TrainingStep(experiment, load_weights=False)
+    network = describe_network(step.network, experiment.data.image_size)
+    phases = [{**to_json(phase), "trainable_parameters": _trainable(step, phase)} for phase in experiment.schedule]
+    if options.json:
+        described = dataclasses.asdict(network)
+        switches = {"auxiliary_loss": step.auxiliary is not None, "agda": step.augmentation is not None}
+        described |= {"phases": phases, **switches, "departures": departures(experiment)}
+        results(json.dumps({"experiment": to_json(experiment), **described}, indent=2))
+        return
+    results(
+        "\n\n".join([_title(experiment, network), _network_tables(network), _phase_table(phases, experiment, step)])
+    )
+    results("", *_losses(experiment, step), "", *_departure_lines(experiment))
+
+
+def _trainable(step: TrainingStep, phase: Phase) -> int:
+    set_trainable(step, phase)
+    alone = (step.network.backbone, step.backbone_head)
+    modules = alone if phase.objective == "backbone" else (step.network, step.auxiliary)
+    parameters = [parameter for module in modules if module is not None for parameter in module.parameters()]
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+
+
+def _title(experiment: Experiment, network: NetworkDescription) -> str:
+    model, lines = experiment.model, [f"{experiment.data.image_size} px, {experiment.model.padding} padding"]
+    if model.network == "multi-attention":
+        grid = "x".join(map(str, network.shape("A")[1:]))
+        lines.append(f"M = {model.num_maps} attention maps on a grid of {grid}")
+    return f"{experiment.name}: {model.network} on {model.backbone}\n{', '.join(lines)}"
+
+
+def _network_tables(network: NetworkDescription) -> str:
+    rows = [["layer", "", "shape", "stride"]]
+    for layer in network.layers:
+        shape = ", ".join(["B", *map(str, layer.shape)])
+        rows.append([" = ".join(layer.symbols), layer.meaning, f"({shape})", str(layer.stride or "")])
+    parts = [["part", "parameters", "weights, MiB", "GFLOPs an image"]]
+    for part in (*network.parts, network.total):
+        parts.append([part.name, f"{part.parameters:,}", f"{part.weight_bytes / 2**20:.1f}", f"{part.flops / 1e9:.3f}"])
+    return f"{_table(rows, right=(3,))}\n\n{_table(parts, right=(1, 2, 3))}"
+
+
+def _phase_table(phases: list[dict[str, Any]], experiment: Experiment, step: TrainingStep) -> str:
+    rows = [["phase", "epochs", "objective", "frozen", "AGDA", "trainable", "optimiser", "lr", "schedule"]]
+    for phase in phases:
+        optim = phase["optim"]
+        augmented = phase["agda"] and phase["objective"] == "network" and step.augmentation is not None
+        schedule = optim["schedule"]
+        if schedule == "step":
+            schedule = f"x{optim['step_factor']:g} every {optim['step_epochs']}"
+        frozen, agda = "backbone" if phase["freeze_backbone"] else "-", experiment.agda.mode if augmented else "-"
+        counts = [phase["name"], str(phase["epochs"]), phase["objective"], frozen, agda]
+        trainable = f"{phase['trainable_parameters']:,}"
+        rows.append([*counts, trainable, optim["name"], f"{optim['lr']:g}", schedule])
+    return _table(rows, right=(1, 5))
+
+
+def _losses(experiment: Experiment, step: TrainingStep) -> list[str]:
+    loss, agda = experiment.loss, experiment.agda
+    terms, auxiliary, copies = [f"{loss.cross_entropy_weight:g} CE(I)"], "none", "none"
+    if step.auxiliary is not None:
+        terms.append(f"{loss.auxiliary_weight:g} {loss.auxiliary.upper()}(V)")
+        ams = f"additive margin softmax, s {loss.ams_scale:g}, m {loss.ams_margin:g}"
+        margins = f"m_out {loss.inter_margin:g}, m_in {loss.intra_margin_real:g} real / {loss.intra_margin_fake:g} fake"
+        rate = f"alpha {loss.center_rate:g}, times {loss.center_decay:g} after every epoch"
+        ril = f"regional independence, {loss.ril}, {margins}, {rate}"
+        auxiliary = ams if loss.auxiliary == "ams" else ril
+    if step.augmentation is not None:
+        terms.append(f"{loss.agda_weight:g} CE(I')")
+        if loss.match_weight > 0:
+            terms.append(f"{loss.match_weight:g} match(V, V')")
+        blur = f"scaled by {agda.resize_factor:g}, blurred with sigma {agda.sigma:g}, noise {agda.noise:g}"
+        how = f"erased above {agda.threshold:g}" if agda.mode == "hard" else blur
+        copies = f"{agda.mode}, from epoch {agda.first_epoch}, map drawn by {agda.map_choice} probability; {how}"
+    lines = {"loss": " + ".join(terms), "auxiliary": auxiliary, "AGDA": copies}
+    wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 11)
+    return [line for name, words in lines.items() for line in wrapper.wrap(f"{name:<11}{words}")]
+
+
+def _departure_lines(experiment: Experiment) -> list[str]:
+    found = departures(experiment)
+    if not found:
+        return ["network, losses and AGDA have the paper's settings"]
+    rows = [["differs", "here", "in the paper's settings"]]
+    return [_table(rows + [[name, str(entry["found"]), str(entry["paper"])] for name, entry in found.items()])]
+
+
+def _table(rows: list[list[str]], *, right: tuple[int, ...] = ()) -> str:
+    """Columns two spaces apart, those in `right` aligned to their right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""Backbone weights from a local file: three namings, strict, with a report; the maps equal an independent network's."""
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from reference_backbones import efficientnet_maps, efficientnet_state, xception_maps, xception_state
+
+from multiattn.model.backbone import Backbone
+from multiattn.model.backbone_weights import load_backbone_file
+
+STARTS_FROM = "tinynet_e"
+
+
+@pytest.fixture
+def imagenet_state():
+    """A stand-in for ImageNet weights with timm's naming, classifier included."""
+    torch.manual_seed(5)
+    return timm.create_model(STARTS_FROM, pretrained=False).state_dict()
+
+
+def assert_maps_equal(backbone, images, expected):
+    with torch.no_grad():
+        maps, last = backbone.eval()(images)
+    assert {*maps, "last"} == set(expected)
+    for stage, features in {**maps, "last": last}.items():
+        assert 0.05 < features.std() < 20, f"{stage}: 1e-4 would mean nothing"
+        torch.testing.assert_close(
+            features, expected[stage], atol=1e-4, rtol=0, msg=lambda text, s=stage: f"{s}: {text}"
+        )
+
+
+@pytest.mark.parametrize("padding", ["dynamic", "static"])
+@pytest.mark.parametrize(("variant", "size"), [("b0", (96, 96)), ("b0", (101, 70)), ("b4", (64, 64))])
+def test_an_efficientnet_in_the_authors_naming_gives_the_maps_of_the_reference(
+    tmp_path, caplog, variant, size, padding
+):
+    state = efficientnet_state(variant)
+    torch.save(
+        {"logs": {"epoch": 3}, "state_dict": {f"module.net.{k}": v for k, v in state.items()}}, tmp_path / "w.pth"
+    )
+    stages = tuple(f"L{number}" for number in range(1, 8))
+    with caplog.at_level("INFO", logger="multiattn"):
+        backbone = Backbone(f"tf_efficientnet_{variant}", stages=stages, weights=tmp_path / "w.pth", padding=padding)
+    images = torch.randn(1, 3, *size)
+    assert_maps_equal(backbone, images, efficientnet_maps(state, images, variant, static=padding == "static"))
+    assert (
+        f"efficientnet_pytorch naming, {len(state) - 2} tensors matched, left out: module.net._fc.weight, "
+        "module.net._fc.bias (classifier)"
+    ) in caplog.text
+
+
+def test_the_two_paddings_compute_different_maps_from_the_same_weights():
+    state, images = efficientnet_state("b0"), torch.randn(1, 3, 96, 96)
+    static, dynamic = (efficientnet_maps(state, images, "b0", static=static) for static in (True, False))
+    assert torch.equal(static["L1"], dynamic["L1"])
+    assert (static["L3"] - dynamic["L3"]).abs().max() == 0  # 96, 48, 24 and 12 are even: the rules agree so far
+    images = torch.randn(1, 3, 80, 80)  # 80 / 16 is odd, so that the last strided layers differ, grid by grid
+    static, dynamic = (efficientnet_maps(state, images, "b0", static=static) for static in (True, False))
+    assert static["last"].shape[-1] == 2
+    assert dynamic["last"].shape[-1] == 3
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["4-D pointwise", "2-D pointwise of the first files"])
+def test_an_xception_in_cadenes_naming_gives_the_maps_of_the_reference(tmp_path, caplog, flat):
+    state = xception_state(flat_pointwise=flat)
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    stages = tuple(f"L{number}" for number in range(1, 13))
+    with caplog.at_level("INFO", logger="multiattn"):
+        backbone = Backbone("legacy_xception", stages=stages, weights=tmp_path / "w.safetensors")
+    images = torch.randn(1, 3, 96, 96)
+    assert_maps_equal(backbone, images, xception_maps(state, images))
+    assert "cadene_xception naming, 274 tensors matched, left out: last_linear." in caplog.text
+
+
+def test_half_precision_files_become_the_networks_dtype(tmp_path):
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in efficientnet_state("b0").items()
+    }
+    torch.save(state, tmp_path / "w.pth")
+    backbone = Backbone("tf_efficientnet_b0", stages=(), weights=tmp_path / "w.pth")
+    weight = backbone.net.conv_stem.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, state["_conv_stem.weight"].float())
+    assert int(backbone.net.bn1.num_batches_tracked) == 7
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pth", "pth in a state_dict entry", "old pth", "without classifier"])
+def test_a_local_file_fills_the_backbone(tmp_path, imagenet_state, caplog, form):
+    state = dict(imagenet_state)
+    if form == "without classifier":
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    if form == "old pth":
+        state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save({"state_dict": state} if form.endswith("entry") else state, path)
+    with caplog.at_level("INFO", logger="multiattn"):
+        backbone = Backbone(STARTS_FROM, stages=("L2",), pretrained=True, weights=path)
+    for name, tensor in backbone.net.state_dict().items():
+        assert torch.equal(tensor, imagenet_state[name]), name
+    assert ("classifier.weight" in caplog.text) == (form != "without classifier")
+
+
+def test_a_local_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path, imagenet_state):
+    net = Backbone(STARTS_FROM, stages=()).net
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    faults = {
+        r"1 missing \(bn2\.bias\)": {k: v for k, v in imagenet_state.items() if k != "bn2.bias"},
+        r"1 unexpected \(attention\.weight\)": {**imagenet_state, "attention.weight": torch.ones(1)},
+        r"1 of another shape \(conv_stem\.weight \(3,\) instead of": {
+            **imagenet_state,
+            "conv_stem.weight": torch.zeros(3),
+        },
+        r"missing \(conv_stem\.weight.* unexpected \(encoder\.conv_stem": {
+            f"encoder.{name}": tensor for name, tensor in imagenet_state.items()
+        },
+        "missing .conv_stem": {},
+    }
+    for message, state in faults.items():
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=r"w\.pth: .*" + message):
+            load_backbone_file(net, tmp_path / "w.pth")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("resnet18", "the network is a ResNet"), ("efficientnet_b0", r"epsilon of 0\.001, the network has 1e-05")],
+)
+def test_authors_weights_in_a_network_that_would_compute_something_else_are_refused(tmp_path, name, message):
+    torch.save(efficientnet_state("b0"), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=rf"w\.pth: the weights are .*efficientnet_pytorch naming.*{message}"):
+        Backbone(name, stages=(), weights=tmp_path / "w.pth")
+
+
+def test_pickled_objects_are_refused_with_an_explanation_and_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was run"), "w"))
+
+    torch.save({"state_dict": efficientnet_state("b0"), "config": Trap()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: holds pickled Python objects, which are refused.*save its tensors"):
+        Backbone("tf_efficientnet_b0", stages=(), weights=tmp_path / "w.pth")
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "object", "list", "numbers"])
+def test_a_local_file_that_is_no_state_dict_is_refused(tmp_path, content):
+    path = tmp_path / "w.pth"
+    if content == "nothing":
+        path.write_bytes(b"")
+    elif content == "text":
+        path.write_text("weights")
+    else:
+        torch.save({"object": torch.nn.ReLU(), "list": [torch.ones(1)], "numbers": {"epoch": 3}}[content], path)
+    with pytest.raises(ValueError, match=r"w\.pth: (not a PyTorch file|expected a state dict|holds pickled)"):
+        Backbone(STARTS_FROM, stages=(), weights=path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_missing_local_file_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=name):
+        Backbone(STARTS_FROM, stages=(), weights=tmp_path / name)

@@ -1,0 +1,282 @@
+"""The CPU kernels of training against ATen's: outputs, gradients, statistics, and when they stand aside."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from timm.layers.conv2d_same import Conv2dSame
+from timm.models._efficientnet_blocks import SqueezeExcite
+from torch import Tensor, nn
+
+from multiattn.model import cpu_layers
+from multiattn.model.cpu_layers import speed_up_cpu_training
+
+KERNEL_FUNCTIONS = ("_DepthwiseConvolution", "_BatchNormSiLU", "_Squeeze", "_Excite")
+
+
+def pair(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The layer, and its copy on the CPU kernels."""
+    return layer, speed_up_cpu_training(copy.deepcopy(layer))
+
+
+def gradients(module: nn.Module, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output, and the gradients of its weighted sum with respect to the input and every parameter."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    out = module(x)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    module.zero_grad()
+    (out * weight).sum().backward()
+    return out.detach(), {"x": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
+    """Within `tolerance` of the largest expected value: sums of thousands of float32 terms cancel."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert (actual - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+def assert_same_training(plain: nn.Module, fast: nn.Module, x: Tensor) -> None:
+    # The reference is float64: float32 ATen is no closer to it than the kernels are.
+    expected, expected_gradients = gradients(copy.deepcopy(plain).double(), x.double())
+    actual, actual_gradients = gradients(fast, x)
+    assert_close(actual, expected.float())
+    assert actual_gradients.keys() == expected_gradients.keys()
+    for name, gradient in actual_gradients.items():
+        assert_close(gradient, expected_gradients[name].float())
+
+
+def uses_kernels(out: Tensor) -> bool:
+    """Whether a function of `cpu_layers` made this output."""
+    names, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            names.add(type(node).__name__)
+            nodes += [after for after, _ in node.next_functions]
+    return any(f"{name}Backward" in names for name in KERNEL_FUNCTIONS)
+
+
+def random_input(*shape: int, contiguous: bool = False, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    x = scale * torch.randn(shape, generator=torch.Generator().manual_seed(0)) + shift
+    return x if contiguous else x.contiguous(memory_format=torch.channels_last)
+
+
+SHAPES = [
+    pytest.param((2, 7, 9, 12), False, id="odd and even"),
+    pytest.param((2, 7, 9, 12), True, id="contiguous"),
+    pytest.param((1, 1, 5, 6), False, id="one image, one channel"),
+    pytest.param((3, 130, 8, 7), False, id="more channels than two blocks"),
+    pytest.param((2, 3, 1, 1), False, id="one pixel"),
+    pytest.param((1, 24, 70, 61), False, id="several chunks"),
+]
+
+
+@pytest.mark.parametrize("same", [pytest.param(True, id="SAME"), pytest.param(False, id="symmetric")])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize(("shape", "contiguous"), SHAPES)
+def test_the_depthwise_convolution_and_its_gradients_are_those_of_aten(shape, contiguous, size, stride, same):
+    options = {"stride": stride, "groups": shape[1], "bias": False}
+    if not same:
+        options["padding"] = size // 2
+    plain, fast = pair((Conv2dSame if same else nn.Conv2d)(shape[1], shape[1], size, **options))
+    x = random_input(*shape, contiguous=contiguous)
+    assert uses_kernels(fast(x))
+    assert_same_training(plain, fast, x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(nn.Conv2d(4, 4, 3, groups=4), id="bias"),
+        pytest.param(nn.Conv2d(4, 4, 7, groups=4, bias=False), id="7 x 7"),
+        pytest.param(nn.Conv2d(4, 8, 3, groups=4, bias=False), id="two outputs a channel"),
+        pytest.param(nn.Conv2d(4, 4, 3, bias=False), id="dense"),
+        pytest.param(nn.Conv2d(4, 4, 3, groups=4, dilation=2, bias=False), id="dilated"),
+        pytest.param(nn.Conv2d(4, 4, 3, groups=4, padding="same", bias=False), id="padding by name"),
+        pytest.param(nn.Conv2d(4, 4, 3, groups=4, padding=1, padding_mode="reflect", bias=False), id="reflected"),
+        pytest.param(BatchNormAct2d(4, act_layer=nn.ReLU), id="ReLU"),
+        pytest.param(BatchNormAct2d(4, apply_act=False), id="no activation"),
+        pytest.param(nn.BatchNorm2d(4), id="plain batch norm"),
+    ],
+)
+def test_layers_the_kernels_do_not_know_stay_what_they_are(layer):
+    assert type(speed_up_cpu_training(copy.deepcopy(layer))) is type(layer)
+
+
+@pytest.mark.parametrize(("shape", "contiguous"), [case for case in SHAPES if case.id != "one pixel"])
+@pytest.mark.parametrize("scale, shift", [pytest.param(1.0, 0.0, id="centred"), pytest.param(0.5, 30.0, id="far off")])
+def test_batch_norm_with_silu_and_its_gradients_are_those_of_aten(shape, contiguous, scale, shift):
+    layer = BatchNormAct2d(shape[1], act_layer=nn.SiLU, eps=1e-3)
+    nn.init.normal_(layer.weight, 1.0, 0.3)
+    nn.init.normal_(layer.bias)
+    plain, fast = pair(layer)
+    x = random_input(*shape, contiguous=contiguous, scale=scale, shift=shift)
+    assert uses_kernels(fast(x))
+    assert_same_training(plain, fast, x)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, None])
+def test_the_running_statistics_follow_as_in_torch(momentum):
+    plain, fast = pair(BatchNormAct2d(5, act_layer=nn.SiLU, momentum=momentum))
+    for step in range(3):
+        x = random_input(2, 5, 6, 7, scale=1.0 + step, shift=float(step))
+        plain(x), fast(x)
+    assert int(fast.num_batches_tracked) == int(plain.num_batches_tracked) == 3
+    torch.testing.assert_close(fast.running_mean, plain.running_mean)
+    torch.testing.assert_close(fast.running_var, plain.running_var)
+    if momentum == 0.0:
+        assert torch.equal(fast.running_mean, torch.zeros(5))
+        assert torch.equal(fast.running_var, torch.ones(5))
+
+
+def test_silu_keeps_its_limits_and_lets_nan_through():
+    _, fast = pair(BatchNormAct2d(1, act_layer=nn.SiLU))
+    nn.init.constant_(fast.weight, 200.0)
+    x = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).requires_grad_()
+    out = fast(x).detach()
+    assert out[0, 0, 0, 1] == pytest.approx(200.0, rel=1e-3)
+    assert out[0, 0, 0, 0] == pytest.approx(0.0, abs=1e-30)
+    assert torch.isnan(fast(torch.tensor([float("nan"), 1.0]).view(1, 1, 1, 2))).all()
+
+
+def test_one_value_a_channel_is_refused_as_torch_refuses_it():
+    _, fast = pair(BatchNormAct2d(3, act_layer=nn.SiLU))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fast(torch.zeros(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize(("shape", "contiguous"), SHAPES)
+def test_squeeze_and_excitation_and_its_gradients_are_those_of_timm(shape, contiguous):
+    plain, fast = pair(SqueezeExcite(shape[1], rd_channels=2, act_layer=nn.SiLU))
+    x = random_input(*shape, contiguous=contiguous)
+    assert uses_kernels(fast(x))
+    assert_same_training(plain, fast, x)
+
+
+LAYERS = [
+    pytest.param(nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), id="convolution"),
+    pytest.param(Conv2dSame(6, 6, 5, stride=2, groups=6, bias=False), id="SAME convolution"),
+    pytest.param(BatchNormAct2d(6, act_layer=nn.SiLU), id="normalisation"),
+    pytest.param(SqueezeExcite(6, rd_channels=2, act_layer=nn.SiLU), id="gate"),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_evaluation_without_gradients_is_timms_bit_for_bit(layer):
+    plain, fast = pair(copy.deepcopy(layer).eval())
+    x = random_input(2, 6, 9, 8)
+    with torch.no_grad():
+        assert torch.equal(fast(x), plain(x))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("kind", ["float64", "autocast", "eval normalisation"])
+def test_what_the_kernels_do_not_serve_takes_timms_path(layer, kind):
+    plain, fast = pair(copy.deepcopy(layer))
+    x = random_input(2, 6, 9, 8)
+    if kind == "float64":
+        plain, fast, x = plain.double(), fast.double(), x.double()
+    if kind == "eval normalisation":
+        if not isinstance(layer, BatchNormAct2d):
+            pytest.skip("evaluation mode changes normalisation only")
+        plain, fast = plain.eval(), fast.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
+        out, expected = fast(x), plain(x)
+    assert not uses_kernels(out)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_copies_and_pickles_train_alike(layer):
+    _, fast = pair(copy.deepcopy(layer))
+    x = random_input(2, 6, 9, 8)
+    _, expected = gradients(copy.deepcopy(fast), x)
+    _, actual = gradients(pickle.loads(pickle.dumps(fast)), x)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_frozen_layer_still_hands_its_gradient_on(layer):
+    plain, fast = pair(copy.deepcopy(layer).requires_grad_(False))
+    x = random_input(2, 6, 9, 8)
+    assert_close(gradients(fast, x)[1]["x"], gradients(plain, x)[1]["x"])
+
+
+def network(name: str = "tinynet_e") -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=2).train()
+
+
+@pytest.mark.parametrize("name", ["tinynet_e", "tf_efficientnet_lite0", "test_efficientnet"])
+def test_a_whole_network_trains_as_before(name):
+    plain, fast = pair(network(name))
+    assert {k: v.shape for k, v in fast.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    x = random_input(4, 3, 64, 64)
+    out, actual = gradients(fast, x)
+    reference_out, reference = gradients(copy.deepcopy(plain).double(), x.double())
+    _, expected = gradients(plain, x)
+    assert_close(out, reference_out.float(), 1e-4)
+    # Normalising by few values amplifies rounding: what counts is float64, and how far ATen's float32 is from it.
+    for parameter, gradient in reference.items():
+        error, usual = ((found[parameter] - gradient).norm() for found in (actual, expected))
+        assert error <= 1e-4 * gradient.norm() + 3 * usual + 1e-6, parameter
+    for buffer, expected_buffer in plain.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[buffer], expected_buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_every_layer_of_an_efficientnet_the_kernels_know_is_changed():
+    with torch.device("meta"):
+        fast = speed_up_cpu_training(timm.create_model("tf_efficientnet_b4"))
+    kinds = [type(layer) for layer in fast.modules()]
+    assert kinds.count(cpu_layers.CpuConv2d) + kinds.count(cpu_layers.CpuConv2dSame) == 32
+    assert kinds.count(cpu_layers.CpuConv2dSame) == 4
+    assert kinds.count(cpu_layers.CpuBatchNormSiLU) == 64
+    assert kinds.count(cpu_layers.CpuSqueezeExcite) == 32
+
+
+def test_doing_it_twice_changes_nothing_more():
+    fast = speed_up_cpu_training(network())
+    kinds = [type(layer) for layer in fast.modules()]
+    assert [type(layer) for layer in speed_up_cpu_training(fast).modules()] == kinds
+
+
+def test_compiled_and_exported_networks_do_not_see_the_kernels():
+    plain, fast = pair(network())
+    x = random_input(2, 3, 64, 64)
+    with torch.no_grad():
+        exported = torch.export.export(fast.eval(), (x,)).module()
+        assert_close(exported(x), plain.eval()(x))
+
+
+@pytest.fixture
+def thread_setter():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layer", LAYERS[1:])
+def test_results_have_the_same_bits_each_time_and_with_every_number_of_threads(layer, thread_setter):
+    _, fast = pair(copy.deepcopy(layer))
+    x = random_input(2, 6, 301, 203)
+    found = []
+    for threads in (2, 2, 1):
+        thread_setter(threads)
+        out, found_gradients = gradients(copy.deepcopy(fast), x)
+        # The two small convolutions inside a gate are ATen's, whose own sums may depend on the threads.
+        found.append([out, *(value for name, value in found_gradients.items() if "conv_" not in name)])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+def test_an_empty_batch_and_a_tensor_of_other_rank_are_torchs_business():
+    plain, fast = pair(nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False))
+    assert fast(torch.zeros(0, 3, 4, 4)).shape == plain(torch.zeros(0, 3, 4, 4)).shape
+    x = torch.from_numpy(np.ones((3, 4, 4), np.float32))
+    assert torch.equal(fast(x), plain(x))
