@@ -52,7 +52,8 @@ class ModelConfig:
     pretrained: bool = True
     """Start from ImageNet weights: from `weights` when given, else from timm's hub."""
     weights: str | None = None
-    """A local file (safetensors or .pth) to start the backbone from, for machines without a hub."""
+    """A local file (safetensors or .pth; timm, efficientnet_pytorch or Cadene Xception naming) to start the backbone
+    from, for machines without a hub."""
     num_maps: int = 4
     """M, the number of attention maps. One map uses neither an auxiliary loss nor AGDA (Table 5)."""
     texture_stage: str = "L2"
