@@ -26,20 +26,19 @@ def test_a_name_it_does_not_have_is_an_error_that_lists_those_it_has():
 
 
 @pytest.mark.parametrize(
-    ("statement", "loads"),
+    "statement",
     [
-        pytest.param("import multiattn", False, id="the package"),
-        pytest.param("import multiattn; dir(multiattn)", False, id="its names listed"),
-        pytest.param("from multiattn import ModelConfig", False, id="settings"),
-        pytest.param("from multiattn import MultiAttentionNet", True, id="the network"),
+        pytest.param("import multiattn", id="the package"),
+        pytest.param("import multiattn; dir(multiattn)", id="its names listed"),
+        pytest.param("from multiattn import ModelConfig", id="settings"),
     ],
 )
-def test_torch_is_imported_with_the_first_name_that_needs_it(statement, loads):
+def test_torch_is_not_imported_before_a_name_that_needs_it(statement):
     script = f"import sys; sys.path.insert(0, {str(multiattn.__path__[0] + '/..')!r}); {statement}"
     result = subprocess.run(
         [sys.executable, "-c", f"{script}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == str(loads)
+    assert result.stdout.strip() == "False"
 
 
 def test_the_example_in_the_networks_docstring_runs():

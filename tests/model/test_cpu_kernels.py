@@ -246,8 +246,8 @@ def test_doing_it_twice_changes_nothing_more():
     assert [type(layer) for layer in speed_up_cpu_training(fast).modules()] == kinds
 
 
-def test_compiled_and_exported_networks_do_not_see_the_kernels():
-    plain, fast = pair(network())
+def test_an_exported_network_does_not_see_the_kernels():
+    plain, fast = pair(network("test_efficientnet"))
     x = random_input(2, 3, 64, 64)
     with torch.no_grad():
         exported = torch.export.export(fast.eval(), (x,)).module()
@@ -261,16 +261,16 @@ def thread_setter():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("layer", LAYERS[1:])
+@pytest.mark.parametrize("layer", LAYERS)
 def test_results_have_the_same_bits_each_time_and_with_every_number_of_threads(layer, thread_setter):
     _, fast = pair(copy.deepcopy(layer))
     x = random_input(2, 6, 301, 203)
     found = []
-    for threads in (2, 2, 1):
+    # Inside a gate are two small convolutions of ATen's, whose sums depend on the number of threads.
+    for threads in (2, 2, 2) if isinstance(layer, SqueezeExcite) else (2, 2, 1):
         thread_setter(threads)
         out, found_gradients = gradients(copy.deepcopy(fast), x)
-        # The two small convolutions inside a gate are ATen's, whose own sums may depend on the threads.
-        found.append([out, *(value for name, value in found_gradients.items() if "conv_" not in name)])
+        found.append([out, *found_gradients.values()])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
 

@@ -69,7 +69,9 @@ def test_the_strongest_map_is_counted_by_face_among_faces_that_have_one():
 def test_random_maps_against_numpy():
     attention = torch.rand(6, 3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     maps = attention.numpy().reshape(6, 3, 20)
-    correlations = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for m in maps for a, b in zip(m, m[[1, 2, 0]])]
+    correlations = [
+        np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for m in maps for a, b in zip(m, m[[1, 2, 0]], strict=True)
+    ]
     shares = maps / maps.sum(axis=-1, keepdims=True)
     expected = {
         "map_cosine": np.mean(correlations),

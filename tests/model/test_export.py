@@ -58,7 +58,16 @@ def test_the_exported_network_gives_the_same_logits_also_from_a_file_and_for_oth
                 torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
 
 
-@PROFILES
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(PAPER, id="paper"),
+        pytest.param(
+            dataclasses.replace(OFFICIAL, backbone="test_efficientnet", attention_stage="L3"),
+            id="official, fewer layers",
+        ),
+    ],
+)
 def test_the_compiled_network_gives_the_same_logits_without_a_break_in_its_graph(config):
     network = settled(config)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)

@@ -54,7 +54,14 @@ def read_epochs(folder: Path) -> pd.DataFrame:
 
 
 def draw_curves(folds: dict[str, pd.DataFrame], title: str, path: Path) -> None:
-    """Write a PNG: a thin line for each fold, and a thick one for their mean where there are several.
+    """Write `curves_figure` as a PNG."""
+    figure = curves_figure(folds, title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def curves_figure(folds: dict[str, pd.DataFrame], title: str) -> Figure:
+    """A thin line for each fold, and a thick one for their mean where there are several.
 
     Args:
         folds: a fold's name -> its `read_epochs`; folds may have gone through different numbers of epochs.
@@ -88,8 +95,7 @@ def draw_curves(folds: dict[str, pd.DataFrame], title: str, path: Path) -> None:
         _mark_phases(axes, longest, named=number < len(panels) // 2)
         if number >= len(panels) // 2:
             axes.set_xlabel("epoch")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    return figure
 
 
 def _curve(axes: Axes, folds: dict[str, pd.DataFrame], column: str, label: str, color: str) -> None:

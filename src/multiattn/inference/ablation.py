@@ -329,10 +329,10 @@ class AblationTable:
                 "Celeb-DF one of its own passed as `--cross-faces`."
             )
         if self.ablation.is_tiny:
-            used = self.held_out + (f", {self.cross} in place of {CELEB}" if self.cross else "")
+            used = f"{self.held_out} in place of FF++" + (f", {self.cross} in place of {CELEB}" if self.cross else "")
             notes.append(
-                f"The paper's columns are filled from other data ({used} in place of FF++) by untrained small networks "
-                "after one epoch: a look at the table, no comparison."
+                f"The paper's columns are filled from other data ({used}) by untrained small networks after one epoch: "
+                "a look at the table, no comparison."
             )
         return notes
 

@@ -29,8 +29,8 @@ def speed_up_cpu_training(module: nn.Module) -> nn.Module:
     gradients on. Everything else (another device or dtype, autocast, no gradients, torch.compile, export, tracing)
     takes timm's own path, so the module may be moved, copied and pickled freely.
 
-    Gradients agree with ATen's to rounding (about 1e-6 of the largest); second derivatives are an error. The same
-    inputs give the same bits, whatever the number of threads in these layers.
+    Gradients agree with ATen's to rounding (about 1e-6 of the largest); second derivatives are an error. The kernels
+    give the same bits for the same inputs, whatever the number of threads.
 
     Args:
         module: a network, or anything that holds layers of timm's EfficientNet family.
@@ -143,7 +143,7 @@ class CpuConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, h, w)."""
-        if not _takes_kernels(x, self.weight):
+        if self.bias is not None or not _takes_kernels(x, self.weight):  # folding gives it a bias
             return super().forward(x)
         (top, left), stride, size = self.padding, self.stride[0], self.kernel_size[0]
         height, width = x.shape[-2] + 2 * top - size, x.shape[-1] + 2 * left - size
@@ -158,7 +158,7 @@ class CpuConv2dSame(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
-        if not _takes_kernels(x, self.weight):
+        if self.bias is not None or not _takes_kernels(x, self.weight):
             return super().forward(x)
         left, _, top, _ = pad_same_arg(x.shape[-2:], self.kernel_size, self.stride, self.dilation)
         stride = self.stride[0]
