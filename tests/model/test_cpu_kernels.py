@@ -176,20 +176,24 @@ def test_evaluation_without_gradients_is_timms_bit_for_bit(layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("kind", ["float64", "autocast", "eval normalisation"])
+@pytest.mark.parametrize("kind", ["float64", "autocast"])
 def test_what_the_kernels_do_not_serve_takes_timms_path(layer, kind):
     plain, fast = pair(copy.deepcopy(layer))
     x = random_input(2, 6, 9, 8)
     if kind == "float64":
         plain, fast, x = plain.double(), fast.double(), x.double()
-    if kind == "eval normalisation":
-        if not isinstance(layer, BatchNormAct2d):
-            pytest.skip("evaluation mode changes normalisation only")
-        plain, fast = plain.eval(), fast.eval()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
         out, expected = fast(x), plain(x)
     assert not uses_kernels(out)
     assert torch.equal(out, expected)
+
+
+def test_a_normalisation_frozen_in_evaluation_mode_is_timms_and_hands_gradients_on():
+    plain, fast = pair(BatchNormAct2d(6, act_layer=nn.SiLU).eval())
+    x = random_input(2, 6, 9, 8)
+    assert not uses_kernels(fast(x))
+    assert torch.equal(gradients(fast, x)[1]["x"], gradients(plain, x)[1]["x"])
+    assert torch.equal(fast.running_mean, torch.zeros(6))
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -58,7 +58,7 @@ def test_every_cell_is_trained_once_and_measured_on_both_data(pipeline, other_fa
     assert {path: path.read_bytes() for path in written} == written
 
 
-def test_a_cell_that_fails_is_reported_and_the_others_go_on(pipeline, tmp_path, caplog):
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(pipeline, tmp_path, capsys):
     experiments = [cell.experiment for cell in get_ablation("demo", tiny=True).cells]
     in_the_way = tmp_path / "runs" / f"{experiments[1].name}_seed0" / "fold0"
     run(*words(pipeline, tmp_path, "demo"))
@@ -69,7 +69,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(pipeline, tmp_path, 
     settings["loss"]["inter_margin"] = 0.7
     write_json(in_the_way / "experiment.json", settings)
     assert main(words(pipeline, tmp_path, "demo")) == 2
-    assert "1 of 4 cells failed" in caplog.text
+    assert "1 of 4 cells failed" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "out/table_demo_tiny.csv").set_index("cell")
     assert table["status"].to_dict() == dict.fromkeys(whole.index, "measured") | {"RIL without AGDA": "failed"}
     others = whole.index != "RIL without AGDA"
@@ -92,7 +92,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(pipeline, tmp_path, 
         pytest.param(["--cross-faces", "nowhere"], "not a faces folder", id="no faces to test on"),
     ],
 )
-def test_a_wrong_option_is_refused_before_anything_is_trained(pipeline, tmp_path, caplog, changes, message):
+def test_a_wrong_option_is_refused_before_anything_is_trained(pipeline, tmp_path, capsys, changes, message):
     assert main([*words(pipeline, tmp_path, "1"), *changes]) == 2
-    assert message in caplog.text
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

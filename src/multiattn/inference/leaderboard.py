@@ -34,7 +34,7 @@ class Leaderboard:
 
     ours: pd.DataFrame
     """name, log_loss, auc, accuracy (NaN where not scored), num_videos, no_face, unreadable, missing,
-    seen_in_training, out_of_fold_log_loss."""
+    seen_in_training (NA for an imported checkpoint, whose training videos are unknown), out_of_fold_log_loss."""
     scored_on: str
     """What the metrics are over, in words."""
 
@@ -63,7 +63,7 @@ class Leaderboard:
             f"**Warning:** {row.name} was trained on {row.seen_in_training} of the videos it answers; its log loss is "
             "too good. (Kaggle's 400 public test videos lie inside dfdc_train_part_0 to 2.)"
             for row in self.ours.itertuples(index=False)
-            if row.seen_in_training
+            if pd.notna(row.seen_in_training) and row.seen_in_training
         ]
         title = ["# Leaderboard", "", f"Scored on: {self.scored_on}."]
         parts = [title, seen, ours, published, [NOT_COMPARABLE]]
@@ -89,7 +89,7 @@ def score_submissions(submissions: Path, labels_path: Path | None) -> Leaderboar
     if not paths:
         raise FileNotFoundError(f"{submissions}: no */submission.csv here. Make one with `multiattn submit`.")
     labels = LABELS.read(labels_path) if labels_path is not None else None
-    rows = pd.DataFrame([_score(path, labels) for path in paths])
+    rows = pd.DataFrame([_score(path, labels) for path in paths]).astype({"seen_in_training": "Int64"})
     rows = rows.sort_values(["log_loss", "name"], na_position="last", ignore_index=True)
     scored_on = "nothing, no labels were given" if labels is None else f"{len(labels)} videos of {labels_path}"
     return Leaderboard(rows, scored_on)
@@ -111,7 +111,7 @@ def _score(path: Path, labels: pd.DataFrame | None) -> dict[str, Any]:
     row["num_videos"] = len(submission)
     row |= {status: coverage.get(status, 0) for status in ("no_face", "unreadable", "missing")}
     row["seen_in_training"] = card.get("seen_in_training", 0)
-    row["out_of_fold_log_loss"] = card.get("out_of_fold", {}).get("log_loss")
+    row["out_of_fold_log_loss"] = (card.get("out_of_fold") or {}).get("log_loss")
     for name in ("log_loss", "auc", "accuracy", "out_of_fold_log_loss"):
         row[name] = float("nan") if row[name] is None else float(row[name])
     return row

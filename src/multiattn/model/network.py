@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from multiattn.config import ModelConfig
 from multiattn.model.attention import ATTENTION_MODULES
@@ -26,6 +27,10 @@ class NetworkOutput(NamedTuple):
     logits: Tensor
     attention: Tensor | None
     parts: Tensor | None
+
+
+# `torch.export.save` writes the type of the output under this name, and needs to know it.
+_register_namedtuple(NetworkOutput, serialized_type_name="multiattn.model.network.NetworkOutput")
 
 
 def fake_logit(logits: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ def _process(name: str, task: Task) -> Iterator[_Side]:
 def _serve(connection: Connection, name: str, task: Task) -> None:
     """The life of a side's process."""
     run = SIDES[name](task)
-    with contextlib.suppress(EOFError):  # the parent has gone
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
         while connection.recv() == "run":
             connection.send(_timed(run, task.device))
         connection.send(peak_memory(task.device))
