@@ -149,6 +149,7 @@ def _draw_learning_rate(axes: Axes, folds: dict[str, pd.DataFrame]) -> None:
     axes.set_title("learning rate at the end of the epoch", fontsize=10, loc="left")
     _curve(axes, folds, "learning_rate", "", "#000000")
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))  # two digits write any tick
     axes.yaxis.set_major_formatter("{x:.1e}")
 
 

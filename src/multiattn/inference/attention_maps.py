@@ -20,7 +20,7 @@ from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FAKE, FOLDS, REAL
 from multiattn.video.crop_images import CropImages, read_crop
 from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import describe_difference, read_recipe
+from multiattn.video.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -184,11 +184,7 @@ def look_at(
 def _typed_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
     recipe = read_recipe(folder)
     for model in models:
-        if difference := describe_difference(model.recipe, recipe):
-            raise ValueError(
-                f"{folder}: its crops differ from those {model.name} was trained on: {difference}. "
-                "Make the faces again with the run's settings (faces.json in the run folder)."
-            )
+        model.require_same_crops(folder, recipe)
     faces, _, videos = read_faces_folder(folder)
     videos = videos.assign(type=video_types(videos))
     return faces.merge(videos[["video_id", "label", "type"]], on="video_id", validate="many_to_one")

@@ -16,7 +16,7 @@ from multiattn.scoring.aggregation import frame_predictions
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.crop_images import CropImages, use_one_thread
 from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import describe_difference, read_recipe
+from multiattn.video.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,7 @@ def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.dev
     """
     recipe = read_recipe(folder)
     for model in models:
-        if difference := describe_difference(model.recipe, recipe):
-            raise ValueError(
-                f"{folder}: its crops differ from those {model.name} was trained on: {difference}. "
-                "Make the faces again with the run's settings (faces.json in the run folder)."
-            )
+        model.require_same_crops(folder, recipe)
     faces, _, _ = read_faces_folder(folder)
     precision = resolve_precision(precision, device)
     tables = [FRAME_PREDICTIONS.empty()]

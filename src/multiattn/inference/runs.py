@@ -45,6 +45,18 @@ class TrainedModel:
         """Whether it came from somebody else's checkpoint: which videos it was trained on is not known."""
         return (self.path / IMPORT_FILE).is_file()
 
+    def require_same_crops(self, folder: Path, recipe: CropRecipe) -> None:
+        """Refuse the crops of a faces folder that were not made the way the model's were.
+
+        Raises:
+            ValueError: they were not; says how they differ.
+        """
+        if difference := describe_difference(self.recipe, recipe):
+            raise ValueError(
+                f"{folder}: its crops differ from those {self.name} was trained on: {difference}. "
+                "Make the faces again with the run's settings (faces.json in the run folder)."
+            )
+
     def load(self, device: torch.device) -> MultiAttentionNet | BaselineNet:
         """The network with its weights, in eval mode on the device."""
         network = make_network(self.experiment.model, load_weights=False)

@@ -71,7 +71,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return read_state(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         if "GLOBAL" in str(error):
             raise ValueError(
                 f"{path}: holds pickled Python objects, which are refused: unpickling runs code that the file names. "

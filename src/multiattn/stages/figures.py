@@ -1,8 +1,7 @@
 """Run folders + faces -> pictures: attention maps over faces, runs side by side, training curves.
 
 multiattn figures attention --run runs/ffpp_b4 --faces data/faces/ffpp_c23 --out figures/ffpp_b4
-multiattn figures compare --runs runs/none runs/ril runs/ril_agda --labels none RIL "RIL + AGDA" \\
-    --faces data/faces/ffpp_c23 --out figures/table6
+multiattn figures compare --runs runs/none runs/ril --labels none RIL --faces data/faces/ffpp_c23 --out figures/ril
 multiattn figures curves --run runs/ffpp_b4 --out figures/ffpp_b4
 """
 
