@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from multiattn.inference.runs import TrainedModel
+from multiattn.model.folding import fold_batch_norms
 from multiattn.model.predict import predict_logits
-from multiattn.runtime import progress_bar, resolve_precision
+from multiattn.runtime import progress_bar, resolve_precision, tune_cpu
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.crop_images import CropImages, use_one_thread
@@ -37,10 +38,14 @@ def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.dev
         model.require_same_crops(folder, recipe)
     faces, _, _ = read_faces_folder(folder)
     precision = resolve_precision(precision, device)
+    if device.type == "cpu":
+        tune_cpu()
     tables = [FRAME_PREDICTIONS.empty()]
     with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
         for model in models if len(faces) else []:
             network = model.load(device)
+            if device.type == "cpu":
+                network = fold_batch_norms(network)  # the same logits to rounding, in about 0.6 of the time
             dataset = CropImages(folder, faces["crop"], model.experiment.data.image_size)
             workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
             loader = DataLoader(

@@ -52,7 +52,7 @@ class Options:
     cross_faces: Path | None = None
     """A faces folder of labelled videos nothing is trained on, as Celeb-DF."""
     runs: Path = Path("runs/ablation")
-    out: Path = Path("ablations")
+    out: Path = Path("runs/ablation/tables")
     """The table goes to <out>/table_<table>.md, .csv and .png."""
     tiny: bool = False
     """Every cell on a small network, 64 px crops and one epoch: shows that it runs."""

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from multiattn.config import Experiment
+from multiattn.model.cpu_layers import speed_up_cpu_training
+from multiattn.model.folding import fold_batch_norms
 from multiattn.model.network import NetworkOutput
 from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import autocast, resolve_precision, seed_everything, tune_cpu
+from multiattn.runtime import WAIT_POLICY, autocast, resolve_precision, seed_everything, tune_cpu
 from multiattn.training.optimizer import make_optimizer
 from multiattn.training.phases import set_train_mode, set_trainable
 from multiattn.training.plain_network import joint_backward, make_plain
@@ -152,8 +154,11 @@ def _ours(task: Task) -> Run:
     step = task.load()
     precision = resolve_precision(task.experiment.precision, task.device)
     context = partial(autocast, precision, task.device)
+    on_cpu = task.device.type == "cpu"
     if task.work == "infer":
-        return _forward(step.network, task, context)
+        return _forward(fold_batch_norms(step.network) if on_cpu else step.network, task, context)
+    if on_cpu:
+        step = speed_up_cpu_training(step)
     scaler = torch.amp.GradScaler(task.device.type, enabled=precision == "fp16")
     passes = partial(backward_passes, step, step, scaler=scaler, context=context)
     return _training(step, task, passes, scaler)
@@ -259,7 +264,13 @@ def _process(name: str, task: Task) -> Iterator[_Side]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, task), daemon=True)
+    before = os.environ.pop(WAIT_POLICY, None)
+    if name == "ours":  # as `__main__` sets it for every stage; the plain side has the default
+        os.environ[WAIT_POLICY] = "PASSIVE"
     process.start()
+    os.environ.pop(WAIT_POLICY, None)
+    if before is not None:
+        os.environ[WAIT_POLICY] = before
     there.close()
     try:
         yield _Side(name, here)
