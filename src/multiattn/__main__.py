@@ -46,10 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         sys.stderr.write(f"multiattn: no stage {argv[0]!r}.{hint}\n{_usage()}")
         return 2
-    from multiattn.runtime import setup_logging, wait_without_spinning
+    from multiattn.runtime import setup_logging
 
     setup_logging()
-    wait_without_spinning()
     try:
         importlib.import_module(f"multiattn.stages.{stage}").main(argv[1:])
     except (ValueError, OSError) as error:

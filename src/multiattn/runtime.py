@@ -231,22 +231,14 @@ def autocast(precision: str, device: "torch.device") -> "torch.autocast":
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def wait_without_spinning() -> None:
-    """Let idle OpenMP threads sleep; only before torch is imported, later it does nothing.
+def waiting_threads_sleep() -> bool:
+    """Whether OMP_WAIT_POLICY=PASSIVE was set before the start: idle OpenMP threads sleep instead of spinning.
 
-    torch and numba bring a thread pool each. By default a thread that waits spins, and on cores that are also wanted
-    by others the spinning threads of one pool keep the working ones of the other from running: a training step of
-    EfficientNet-B4 on 2 cores took 50 s beside one busy process, and 7 s beside two with this setting.
+    torch and numba bring a thread pool each. On cores that are also wanted by others, the spinning threads of one keep
+    the working ones of the other from running: a training step of EfficientNet-B4 with kernels of both, on 2 cores
+    beside one busy process, took 50 s, and 7 s beside two with this setting.
     """
-    if "torch" not in sys.modules:
-        os.environ.setdefault(WAIT_POLICY, "PASSIVE")
-
-
-def pools_do_not_spin() -> bool:
-    """Whether kernels of numba may take turns with torch's without harm: one thread each, or threads that sleep."""
-    import torch
-
-    return torch.get_num_threads() == 1 or os.environ.get(WAIT_POLICY, "").upper() == "PASSIVE"
+    return os.environ.get(WAIT_POLICY, "").upper() == "PASSIVE"
 
 
 def tune_cpu() -> None:

@@ -265,7 +265,7 @@ def _process(name: str, task: Task) -> Iterator[_Side]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, task), daemon=True)
     before = os.environ.pop(WAIT_POLICY, None)
-    if name == "ours":  # as `__main__` sets it for every stage; the plain side has the default
+    if name == "ours":  # what turns the kernels for CPUs on; the plain side has the default
         os.environ[WAIT_POLICY] = "PASSIVE"
     process.start()
     os.environ.pop(WAIT_POLICY, None)

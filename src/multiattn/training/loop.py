@@ -24,7 +24,14 @@ from multiattn.model.diagnostics import AttentionStatistics, center_distance, co
 from multiattn.model.independence import RegionalIndependenceLoss
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
-from multiattn.runtime import autocast, pools_do_not_spin, progress_bar, resolve_precision, seed_everything, tune_cpu
+from multiattn.runtime import (
+    autocast,
+    progress_bar,
+    resolve_precision,
+    seed_everything,
+    tune_cpu,
+    waiting_threads_sleep,
+)
 from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos, frame_predictions
 from multiattn.scoring.metrics import video_metrics
 from multiattn.tables import FRAME_PREDICTIONS
@@ -129,7 +136,7 @@ def _prepare(
     step = TrainingStep(experiment, load_weights=state is None and experiment.start_from is None).to(device)
     if state is None and experiment.start_from is not None:
         start_from(step.network, experiment.start_from, run.fold)
-    if device.type == "cpu" and pools_do_not_spin():
+    if device.type == "cpu" and waiting_threads_sleep():
         step = speed_up_cpu_training(step)
     if ranks.world_size > 1 and device.type == "cuda":
         # timm's, not torch's: torch's drops the activation that timm's normalisation layers carry.
