@@ -5,14 +5,13 @@ after its settings, so a setting that stands in several tables is trained once.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from multiattn.config import Experiment
-from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, shrink
+from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, look_up, shrink
 
 HQ, LQ, CELEB = "FF++ HQ", "FF++ LQ", "Celeb-DF"
 XCEPTION_STAND_IN = "test_efficientnet"
@@ -230,11 +229,7 @@ def get_ablation(table: str, *, tiny: bool = False) -> Ablation:
     Raises:
         ValueError: there is none; names the nearest.
     """
-    if table not in ABLATIONS:
-        near = difflib.get_close_matches(table, ABLATIONS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no ablation table {table!r}.{hint} There are: {', '.join(ABLATIONS)}.")
-    ablation = ABLATIONS[table]()
+    ablation = look_up(ABLATIONS, table, "ablation table")()
     if not tiny:
         return ablation
     cells = tuple(

@@ -6,10 +6,12 @@ crops and one epoch, to see in seconds whether data and settings hold together.
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, ModelConfig, OptimConfig, Phase
 
+Entry = TypeVar("Entry")
 PAPER_OPTIM = OptimConfig(name="adam", lr=1e-3, weight_decay=1e-6)
 OFFICIAL_OPTIM = OptimConfig(name="adamw", lr=1e-4, weight_decay=1e-6, schedule="step", step_epochs=5, step_factor=0.5)
 XCEPTION = "legacy_xception.tf_in1k"
@@ -223,17 +225,26 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
 }
 
 
+def look_up(entries: Mapping[str, Entry], name: str, kind: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no {kind} {name!r}.{hint} There are: {', '.join(entries)}.")
+    return entries[name]
+
+
 def get_experiment(name: str, *, tiny: bool = False) -> Experiment:
     """The experiment of that name.
 
     Raises:
         ValueError: there is none; names the nearest.
     """
-    if name not in EXPERIMENTS:
-        near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no experiment {name!r}.{hint} There are: {', '.join(EXPERIMENTS)}.")
-    experiment = EXPERIMENTS[name]()
+    experiment = look_up(EXPERIMENTS, name, "experiment")()
     return shrink(experiment) if tiny else experiment
 
 
