@@ -165,12 +165,12 @@ def _ours(task: Task) -> Run:
 
 
 def _plain(task: Task) -> Run:
-    """The other side: float32, NCHW, materialised pooling, one backward; nothing done to the process."""
+    """The other side: float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process."""
     step = make_plain(task.load())
     if task.work == "infer":
         return _forward(step.network, task, contextlib.nullcontext)
     scaler = torch.amp.GradScaler(task.device.type, enabled=False)
-    return _training(step, task, partial(joint_backward, step), scaler)
+    return _training(step, task, partial(joint_backward, step), scaler, fused=False)
 
 
 SIDES: dict[str, Callable[[Task], Run]] = {"ours": _ours, "plain": _plain}
@@ -189,13 +189,18 @@ def _forward(network: nn.Module, task: Task, context: Callable[[], contextlib.Ab
 
 
 def _training(
-    step: TrainingStep, task: Task, passes: Callable[..., dict[str, Tensor]], scaler: torch.amp.GradScaler
+    step: TrainingStep,
+    task: Task,
+    passes: Callable[..., dict[str, Tensor]],
+    scaler: torch.amp.GradScaler,
+    *,
+    fused: bool = True,
 ) -> Run:
     """One update of the experiment's last phase, as `training.loop` does it."""
     phase = task.experiment.schedule[-1]
     set_trainable(step, phase)
     set_train_mode(step, step, phase)
-    optimizer = make_optimizer(step, phase.optim)
+    optimizer = make_optimizer(step, phase.optim, fused=fused)
     crops, labels = task.batch()
     seed_everything(task.experiment.seed)  # both sides drop the same paths and draw the same maps
 
