@@ -25,7 +25,7 @@ thead th { padding: 4px 6px; }
 small, .faint { color: var(--faint); font-size: 12px; }
 img { display: block; width: 150px; height: 150px; }
 .number { font-variant-numeric: tabular-nums; padding: 0 0.8rem; }
-.bar { width: 300px; height: 14px; border: 1px solid var(--line); }
+.bar { width: 300px; height: 14px; margin-top: 0.8rem; border: 1px solid var(--line); }
 .ticks { width: 302px; display: flex; justify-content: space-between; font-size: 12px; }
 .statistics { margin-top: 1.2rem; }
 .statistics th, .statistics td { padding: 2px 0.8rem 2px 0; text-align: left; }
