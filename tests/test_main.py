@@ -101,7 +101,7 @@ def test_train_shows_its_help_without_an_experiment(capsys):
         pytest.param(["folds"], "--videos", id="required option missing"),
         pytest.param(["folds", "--videos", "x", "--out", "y", "--num-folds", "five"], "--num-folds", id="not a number"),
         pytest.param(["folds", "--videos", "x", "--out", "y", "--group", "actor"], "--group", id="unknown choice"),
-        pytest.param(["index", "celebdf", "--root", "x"], "dfdc", id="unknown data set"),
+        pytest.param(["index", "imagenet", "--root", "x"], "dfdc", id="unknown data set"),
         pytest.param(["train", "demo", "--faces", "x", "--folds", "y", "--optim.lrr", "1"], "--optim.lr", id="nested"),
     ],
 )

@@ -120,6 +120,16 @@ def test_parts_one_level_down_are_found_under_their_own_name(tmp_path):
     assert row["part"] == "dfdc_train_part_0"
 
 
+def test_a_part_without_its_metadata_is_counted_as_unlisted(tmp_path):
+    """Its labels are unknown; a part that was skipped without a word would look like one never downloaded."""
+    make_part(tmp_path / "dfdc_train_part_0", {"r.mp4": REAL_ENTRY})
+    make_clips(tmp_path / "dfdc_train_part_1", "b.mp4", "a.mp4")
+    make_clips(tmp_path / "elsewhere", "c.mp4")
+    listing = read_dfdc(tmp_path)
+    assert list(rows_by_id(listing)) == ["dfdc/dfdc_train_part_0/r"]
+    assert listing.unlisted == ["dfdc_train_part_1/a.mp4", "dfdc_train_part_1/b.mp4"]
+
+
 def test_a_part_itself_can_be_the_root(tmp_path, monkeypatch):
     folder = make_part(tmp_path / "dfdc_train_part_3", {"f.mp4": FAKE_ENTRY, "r.mp4": REAL_ENTRY})
     by_path = rows_by_id(read_dfdc(folder))
@@ -177,6 +187,29 @@ def test_labels_inside_come_before_labels_beside(tmp_path):
     make_clips(tmp_path / "test", "a.mp4", labels={"a.mp4": 1})
     write_labels(tmp_path / "labels.csv", {"a.mp4": 0})
     assert rows_by_id(read_dfdc(tmp_path))["dfdc/test/a"]["label"] == 1
+
+
+def test_labels_csv_comes_before_a_metadata_json_of_another_form(tmp_path):
+    folder = make_clips(tmp_path / "test", "a.mp4", labels={"a.mp4": 1})
+    (folder / "metadata.json").write_text(json.dumps({"a.mp4": {"is_fake": 1}}))
+    assert rows_by_id(read_dfdc(tmp_path))["dfdc/test/a"]["label"] == 1
+
+
+@pytest.mark.parametrize(("name", "split"), [("test", "test"), ("validation", "val"), ("train_sample_videos", "train")])
+def test_metadata_without_split_takes_it_from_the_folder(name, split, tmp_path):
+    make_part(tmp_path / name, {"a.mp4": {"label": "REAL"}})
+    assert rows_by_id(read_dfdc(tmp_path))[f"dfdc/{name}/a"]["split"] == split
+
+
+def test_a_held_out_folder_one_level_down_or_behind_a_link_is_found(tmp_path):
+    make_clips(tmp_path / "disk" / "dfdc_2020_06", "a.mp4", labels={"a.mp4": 1})
+    make_clips(tmp_path / "root" / "kaggle" / "test_videos", "b.mp4")
+    (tmp_path / "root" / "test").symlink_to(tmp_path / "disk" / "dfdc_2020_06")
+    rows = rows_by_id(read_dfdc(tmp_path / "root"))
+    assert {name: (row["label"], row["split"], row["part"]) for name, row in rows.items()} == {
+        "dfdc/test/a": (1, "test", "test"),
+        "dfdc/kaggle/test_videos/b": (-1, "test", "test_videos"),
+    }
 
 
 def test_a_held_out_folder_itself_can_be_the_root(tmp_path, monkeypatch):

@@ -67,9 +67,10 @@ def test_the_whole_tree_becomes_rows_with_method_target_source_and_original(tmp_
     assert {row["original"] for row in rows.values()} - {""} <= set(rows), "every fake's original is a row"
 
 
+@pytest.mark.parametrize("asked", ["raw", "c0"])
 @pytest.mark.parametrize("on_disk", ["raw", "c0"])
-def test_raw_and_c0_are_one_level(on_disk, tmp_path):
-    rows = rows_by_id(read_ffpp(make_tree(tmp_path, on_disk), compression="raw"))
+def test_raw_and_c0_are_one_level(on_disk, asked, tmp_path):
+    rows = rows_by_id(read_ffpp(make_tree(tmp_path, on_disk), compression=asked))
     assert len(rows) == 12
     assert {row["compression"] for row in rows.values()} == {"raw"}
     assert {row["original"] for row in rows.values()} - {""} <= set(rows)
@@ -134,6 +135,34 @@ def test_the_splits_are_taken_from_the_target(tmp_path):
     assert {row["split"] for row in rows.values() if row["target_id"] != "953"} == {"train"}
 
 
+def test_clips_of_the_official_list_that_a_folder_lacks_are_absent(tmp_path):
+    """A method without a folder was not downloaded at all, which is no accident."""
+    make_tree(tmp_path / "tree")
+    (tmp_path / "tree/manipulated_sequences/FaceSwap/c23/videos/071_054.mp4").unlink()
+    for method in METHODS[:-1]:
+        if method != "FaceSwap":
+            (tmp_path / f"tree/manipulated_sequences/{method}/c23").rename(tmp_path / method)
+    splits = make_splits(tmp_path / "splits", val=[], test=[["953", "974"]])
+    assert read_ffpp(tmp_path / "tree", splits=splits).absent == [
+        "original_sequences/youtube/c23/videos/953.mp4",
+        "original_sequences/youtube/c23/videos/974.mp4",
+        "manipulated_sequences/FaceSwap/c23/videos/071_054.mp4",
+        "manipulated_sequences/FaceSwap/c23/videos/953_974.mp4",
+        "manipulated_sequences/FaceSwap/c23/videos/974_953.mp4",
+        "manipulated_sequences/FaceShifter/c23/videos/953_974.mp4",
+        "manipulated_sequences/FaceShifter/c23/videos/974_953.mp4",
+    ]
+    assert read_ffpp(tmp_path / "tree").absent == []
+
+
+@pytest.mark.parametrize("pristine", ["raw", "c0"])
+def test_a_clip_under_either_name_of_a_level_is_not_absent(pristine, tmp_path):
+    make_clip(tmp_path / "tree", "original_sequences/youtube", "071.mp4", "raw")
+    make_clip(tmp_path / "tree", "original_sequences/youtube", "054.mp4", pristine)
+    splits = make_splits(tmp_path / "splits", val=[], test=[])
+    assert read_ffpp(tmp_path / "tree", compression="raw", splits=splits).absent == []
+
+
 def test_an_id_in_no_split_is_refused(tmp_path):
     make_clip(tmp_path / "tree", "original_sequences/youtube", "001.mp4")
     with pytest.raises(ValueError, match=r"001\.mp4: id 001 is in none of"):
@@ -175,9 +204,9 @@ def test_empty_splits_hold_no_ids(tmp_path):
     assert read_splits(make_splits(tmp_path / "splits", train=[], val=[], test=[])) == {}
 
 
-@pytest.mark.parametrize("compression", ["c0", "C23", "", "high"])
+@pytest.mark.parametrize("compression", ["C23", "", "high"])
 def test_an_unknown_compression_is_refused(compression, tmp_path):
-    with pytest.raises(ValueError, match="--compression: expected one of raw, c23, c40"):
+    with pytest.raises(ValueError, match="--compression: expected one of raw, c0, c23, c40"):
         read_ffpp(tmp_path, compression=compression)
 
 
@@ -208,3 +237,4 @@ def test_the_real_excerpt_is_listed_with_its_splits():
     }
     official = read_splits(SHARED / "data/lists/ffpp_splits")
     assert all(row["split"] == official[row["target_id"]] for row in rows.values())
+    assert len(listing.absent) == 3 * 1000 - 4, "of the pristine clips and the two methods that are there"

@@ -15,6 +15,7 @@ from multiattn.datasets.manifest import (
     locate_videos,
     roots_path,
     video_files,
+    video_files_below,
     video_id,
     video_row,
     write_manifest,
@@ -80,6 +81,15 @@ def test_a_folder_named_like_a_video_is_no_video(tmp_path):
     assert video_files(tmp_path) == []
 
 
+def test_video_files_below_are_paths_from_the_folder_sorted(tmp_path):
+    for name in ("b.mp4", "x/a.mp4", "x/y/c.MOV", "x/notes.txt", ".hidden/d.mp4", "x/.e.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.mp4").mkdir()
+    assert video_files_below(tmp_path) == ["b.mp4", "x/a.mp4", "x/y/c.MOV"]
+    assert video_files_below(tmp_path / "folder.mp4") == video_files_below(tmp_path / "nothing") == []
+
+
 def test_the_table_is_written_sorted_with_its_root_beside_it(dfdc, videos_csv):
     listing = read_dfdc(dfdc)
     listing.rows.reverse()
@@ -109,6 +119,24 @@ def test_absent_and_unlisted_clips_are_counted_with_the_first_few(tmp_path, vide
     assert first == "7 clips listed but absent: gone0.mp4, gone1.mp4, gone2.mp4, gone3.mp4, gone4.mp4 and 2 more"
     assert second == "1 clips present but unlisted: stray.mp4"
     assert read_json(roots_path(videos_csv))["d"]["absent"] == absent
+
+
+def test_notes_on_a_tree_are_logged_when_its_table_is_written(tmp_path, videos_csv, caplog):
+    listing = Listing(dataset="d", root=tmp_path, rows=[video_row("d", "a.mp4", label=0)], notes=["100 % odd", "two"])
+    with caplog.at_level("WARNING", logger="multiattn"):
+        write_manifest(listing, videos_csv, append=False)
+    assert [record.getMessage() for record in caplog.records] == ["100 % odd", "two"]
+
+
+def test_absent_clips_of_two_levels_of_one_data_set_are_all_kept(tmp_path, videos_csv):
+    for level in ("c23", "c40"):
+        rows = [video_row("d", f"{level}/a.mp4", label=0)]
+        absent, unlisted = [f"{level}/gone.mp4", "both.mp4"], [f"{level}/stray.mp4"]
+        listing = Listing(dataset="d", root=tmp_path, rows=rows, absent=absent, unlisted=unlisted)
+        write_manifest(listing, videos_csv, append=True)
+    kept = read_json(roots_path(videos_csv))["d"]
+    assert kept["absent"] == ["c23/gone.mp4", "both.mp4", "c40/gone.mp4"]
+    assert kept["unlisted"] == ["c23/stray.mp4", "c40/stray.mp4"]
 
 
 def test_a_second_data_set_is_appended_with_a_root_of_its_own(dfdc, ffpp, videos_csv):

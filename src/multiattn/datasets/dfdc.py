@@ -1,9 +1,12 @@
 """The DFDC tree: training parts with `metadata.json`, validation and test folders with `labels.csv`, Kaggle's folders.
 
 Source of the layout: the competition's download page; every training part is a folder that holds its clips and a
-`metadata.json` of {file name: {label, split, original}}; `original` stands on FAKE rows only.
+`metadata.json` of {file name: {label, split, original}}; `original` stands on FAKE rows only. The released validation
+and test sets hold their clips and a `labels.csv` of `filename,label` (1 = fake). Parts are looked for in the root, in
+its folders and in theirs, since an archive may be unpacked into a folder of its own.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from multiattn.tables import FAKE, LABELS, REAL, UNKNOWN
 
 DATASET = "dfdc"
 LABEL_NAMES = {"FAKE": FAKE, "REAL": REAL}
+PART_NAME = "dfdc_train_part_"
 HELD_OUT_FOLDERS = {
     "test": "test",
     "test_videos": "test",
@@ -29,6 +33,10 @@ def read_dfdc(root: Path) -> Listing:
         root: the folder that holds `dfdc_train_part_*`, `train_sample_videos`, `test_videos`, `test` or `val`; or one
             of these folders itself.
 
+    Returns:
+        Clips that `metadata.json` or `labels.csv` names and the disk lacks are `absent`; clips of a part that its
+        `metadata.json` does not name, or of a part without one, are `unlisted`.
+
     Raises:
         FileNotFoundError: no such folder.
         ValueError: a `metadata.json` that is not what it should be, an unknown label, a file name used twice.
@@ -36,33 +44,51 @@ def read_dfdc(root: Path) -> Listing:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds dfdc_train_part_* as --root.")
     listing = Listing(dataset=DATASET, root=root, rows=[])
-    _read_parts(root, listing)
-    for folder in [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]:
-        split = HELD_OUT_FOLDERS.get(folder.resolve().name)
-        if split is not None and not (folder / "metadata.json").is_file():
-            _read_held_out(root, folder, split, listing)
+    metadata: dict[str, dict[str, dict[str, Any]]] = {}
+    held_out = []
+    for prefix in _folders(root):
+        has_labels = (root / prefix / "labels.csv").is_file()
+        is_held_out = _name(root, prefix) in HELD_OUT_FOLDERS
+        if (root / prefix / "metadata.json").is_file() and not (is_held_out and has_labels):
+            metadata[prefix] = _read_metadata(root / prefix / "metadata.json")
+        elif is_held_out:
+            held_out.append(prefix)
+        elif _name(root, prefix).startswith(PART_NAME):
+            listing.unlisted.extend(prefix + name for name in video_files(root / prefix))
+    _list_parts(root, metadata, listing)
+    for prefix in held_out:
+        _list_held_out(root, prefix, listing)
     return listing
 
 
-def _read_parts(root: Path, listing: Listing) -> None:
-    metadata = {
-        path: _read_metadata(path)
-        for pattern in ("", "*/", "*/*/")
-        for path in sorted(root.glob(f"{pattern}metadata.json"))
-    }
-    folder_of: dict[str, Path] = {}
-    for path, entries in metadata.items():
+def _folders(root: Path) -> list[str]:
+    """The root, its folders and theirs, as what to write before a file's name: `` or `dfdc_train_part_0/`."""
+    children = _children(root, "")
+    return ["", *children, *(deeper for child in children for deeper in _children(root, child))]
+
+
+def _children(root: Path, prefix: str) -> list[str]:
+    with os.scandir(root / prefix) as entries:  # says what is a folder without a stat each: parts hold 2,400 clips
+        return sorted(f"{prefix}{entry.name}/" for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+
+def _name(root: Path, prefix: str) -> str:
+    return prefix.rstrip("/").rpartition("/")[2] or root.resolve().name
+
+
+def _list_parts(root: Path, metadata: dict[str, dict[str, dict[str, Any]]], listing: Listing) -> None:
+    prefix_of: dict[str, str] = {}
+    for prefix, entries in metadata.items():
         for name in entries:
-            if name in folder_of:
+            if name in prefix_of:
                 raise ValueError(
-                    f"{path}: {name} is also in {folder_of[name] / 'metadata.json'}; DFDC names are unique. "
-                    "Is a part unpacked twice?"
+                    f"{root / prefix / 'metadata.json'}: {name} is also in "
+                    f"{root / prefix_of[name] / 'metadata.json'}; DFDC names are unique. Is a part unpacked twice?"
                 )
-            folder_of[name] = path.parent
-    for path, entries in metadata.items():
-        folder = path.parent
-        present = set(video_files(folder))
-        prefix = _below(root, folder)
+            prefix_of[name] = prefix
+    for prefix, entries in metadata.items():
+        part = _name(root, prefix)
+        present = set(video_files(root / prefix))
         for name, entry in sorted(entries.items()):
             if name not in present:
                 listing.absent.append(prefix + name)
@@ -70,24 +96,18 @@ def _read_parts(root: Path, listing: Listing) -> None:
             original = entry.get("original") or ""
             if original:
                 # Of a part that is not here: the first that names it stands for it, so that its fakes stay together.
-                folder_of.setdefault(original, folder)
-                original = video_id(DATASET, _below(root, folder_of[original]) + original)
+                original = video_id(DATASET, prefix_of.setdefault(original, prefix) + original)
             listing.rows.append(
                 video_row(
                     DATASET,
                     prefix + name,
                     label=LABEL_NAMES[entry["label"]],
-                    split=entry.get("split") or "train",
-                    part=folder.name if folder != root else root.resolve().name,
+                    split=entry.get("split") or HELD_OUT_FOLDERS.get(part, "train"),
+                    part=part,
                     original=original,
                 )
             )
         listing.unlisted.extend(prefix + name for name in sorted(present - set(entries)))
-
-
-def _below(root: Path, folder: Path) -> str:
-    relative = folder.relative_to(root).as_posix()
-    return "" if relative == "." else f"{relative}/"
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
@@ -107,8 +127,9 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _read_held_out(root: Path, folder: Path, split: str, listing: Listing) -> None:
+def _list_held_out(root: Path, prefix: str, listing: Listing) -> None:
     """A validation or test folder: labels from `labels.csv` in it or beside it, unknown where there is none."""
+    folder = root / prefix
     candidates = [path for path in (folder / "labels.csv", folder.parent / "labels.csv") if path.is_file()]
     labels: dict[str, int] = {}
     if candidates:
@@ -117,9 +138,9 @@ def _read_held_out(root: Path, folder: Path, split: str, listing: Listing) -> No
     present = video_files(folder)
     if not set(labels) & set(present):
         labels = {}  # a labels.csv beside several folders may belong to another of them
-    prefix = _below(root, folder)
+    part = _name(root, prefix)
     for name in present:
         listing.rows.append(
-            video_row(DATASET, prefix + name, label=labels.get(name, UNKNOWN), split=split, part=folder.resolve().name)
+            video_row(DATASET, prefix + name, label=labels.get(name, UNKNOWN), split=HELD_OUT_FOLDERS[part], part=part)
         )
     listing.absent.extend(prefix + name for name in sorted(set(labels) - set(present)))

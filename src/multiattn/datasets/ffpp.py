@@ -13,7 +13,8 @@ from multiattn.tables import FAKE, REAL
 
 DATASET = "ffpp"
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
-COMPRESSIONS = {"raw": ("raw", "c0"), "c23": ("c23",), "c40": ("c40",)}
+LEVEL_FOLDERS = {"raw": ("raw", "c0"), "c0": ("raw", "c0"), "c23": ("c23",), "c40": ("c40",)}
+"""Compression level -> its folders: the script writes `raw` for what the README and the extraction script call `c0`."""
 ORIGINALS = "original_sequences/youtube"
 _REAL_NAME = re.compile(r"(\d{3})$")
 _FAKE_NAME = re.compile(r"(\d{3})_(\d{3})$")
@@ -24,30 +25,60 @@ def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = Non
 
     Args:
         root: the folder that holds `original_sequences` and `manipulated_sequences`.
-        compression: `raw` (the script's name; `c0` on disk is the same), `c23` or `c40`.
+        compression: `raw` (`c0` is the same, on disk too), `c23` or `c40`.
         splits: folder of the official `train.json`, `val.json`, `test.json`; None leaves the split empty.
+
+    Returns:
+        With `splits`, `absent` names the clips of the official list that a folder lacks; a method without a folder
+        was not asked for and is not missed.
 
     Raises:
         FileNotFoundError: no such folder, or a split file is missing.
         ValueError: a clip whose name is not the official one, or an id no split holds.
     """
-    if compression not in COMPRESSIONS:
-        raise ValueError(f"--compression: expected one of {', '.join(COMPRESSIONS)}, found {compression!r}.")
+    levels = level_folders(compression)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds original_sequences as --root.")
-    split_of = read_splits(splits) if splits is not None else None
+    pairs = read_pairs(splits) if splits is not None else None
+    split_of = split_of_ids(pairs) if pairs is not None else None
     listing = Listing(dataset=DATASET, root=root, rows=[])
-    for level in COMPRESSIONS[compression]:
-        for method in ("", *METHODS):
-            sequence = f"manipulated_sequences/{method}" if method else ORIGINALS
+    for method in ("", *METHODS):
+        sequence = f"manipulated_sequences/{method}" if method else ORIGINALS
+        present = {}
+        for level in levels:
             folder = f"{sequence}/{level}/videos"
             if (root / folder).is_dir():
-                for name in video_files(root / folder):
-                    listing.rows.append(_row(root, f"{folder}/{name}", method, compression, level, split_of))
+                present[level] = video_files(root / folder)
+                for name in present[level]:
+                    listing.rows.append(_row(root, f"{folder}/{name}", method, level, split_of))
+        if pairs is not None and present:
+            missing = _official_names(pairs, fakes=bool(method)).difference(*present.values())
+            listing.absent.extend(f"{sequence}/{next(iter(present))}/videos/{name}" for name in sorted(missing))
     return listing
 
 
-def _row(root: Path, path: str, method: str, compression: str, level: str, split_of: dict[str, str] | None) -> dict:
+def level_folders(compression: str) -> tuple[str, ...]:
+    """The folders of a compression level.
+
+    Raises:
+        ValueError: no such level.
+    """
+    if compression not in LEVEL_FOLDERS:
+        raise ValueError(f"--compression: expected one of {', '.join(LEVEL_FOLDERS)}, found {compression!r}.")
+    return LEVEL_FOLDERS[compression]
+
+
+def compression_of(level: str) -> str:
+    """What the table calls the level of a folder: `raw` for `c0`, else its own name."""
+    return "raw" if level == "c0" else level
+
+
+def original_id(target: str, level: str) -> str:
+    """video_id of the pristine clip of an FF++ id (three digits) below the folder of a level."""
+    return video_id(DATASET, f"{ORIGINALS}/{level}/videos/{target}.mp4")
+
+
+def _row(root: Path, path: str, method: str, level: str, split_of: dict[str, str] | None) -> dict:
     match = (_FAKE_NAME if method else _REAL_NAME).match(Path(path).stem)
     if match is None:
         expected = "<target>_<source>, as 519_515" if method else "three digits, as 519"
@@ -62,22 +93,30 @@ def _row(root: Path, path: str, method: str, compression: str, level: str, split
         path,
         label=FAKE if method else REAL,
         method=method,
-        compression=compression,
+        compression=compression_of(level),
         split=split_of[target] if split_of is not None else "",
-        original=video_id(DATASET, f"{ORIGINALS}/{level}/videos/{target}.mp4") if method else "",
+        original=original_id(target, level) if method else "",
         target_id=target,
         source_id=source,
     )
 
 
-def read_splits(folder: Path) -> dict[str, str]:
-    """id -> split, from the official files (lists of pairs of ids).
+def _official_names(pairs_of: dict[str, list[tuple[str, str]]], *, fakes: bool) -> set[str]:
+    """A pair (a, b) of the official lists stands for the pristine a and b, and the fakes a_b and b_a of each method."""
+    pairs = [pair for pairs in pairs_of.values() for pair in pairs]
+    stems = [stem for a, b in pairs for stem in ((f"{a}_{b}", f"{b}_{a}") if fakes else (a, b))]
+    return {f"{stem}.mp4" for stem in stems}
+
+
+def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """Split -> pairs of ids, from the official files.
 
     Raises:
         FileNotFoundError: one of the three files is missing.
         ValueError: not lists of pairs, or an id in two splits.
     """
-    split_of: dict[str, str] = {}
+    pairs_of: dict[str, list[tuple[str, str]]] = {}
+    seen: dict[str, str] = {}
     for split in ("train", "val", "test"):
         path = folder / f"{split}.json"
         if not path.is_file():
@@ -89,6 +128,17 @@ def read_splits(folder: Path) -> dict[str, str]:
         if not well_formed:
             raise ValueError(f'{path}: expected a list of pairs of ids, as [["071", "054"], ...].')
         for name in (name for pair in pairs for name in pair):
-            if split_of.setdefault(name, split) != split:
-                raise ValueError(f"{path}: id {name} is also in {split_of[name]}.json; splits must be disjoint.")
-    return split_of
+            if seen.setdefault(name, split) != split:
+                raise ValueError(f"{path}: id {name} is also in {seen[name]}.json; splits must be disjoint.")
+        pairs_of[split] = [(first, second) for first, second in pairs]
+    return pairs_of
+
+
+def split_of_ids(pairs_of: dict[str, list[tuple[str, str]]]) -> dict[str, str]:
+    """id -> split, of what `read_pairs` gives."""
+    return {name: split for split, pairs in pairs_of.items() for pair in pairs for name in pair}
+
+
+def read_splits(folder: Path) -> dict[str, str]:
+    """id -> split, from the official files; raises as `read_pairs` does."""
+    return split_of_ids(read_pairs(folder))

@@ -1,0 +1,81 @@
+"""A folder of one's own: clips in `real` and `fake`, or anywhere below the root with a CSV of `path,label`."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+import pandera.pandas as pa
+
+from multiattn.datasets.manifest import Listing, video_files_below, video_row
+from multiattn.tables import FAKE, LABELS, REAL, Table
+
+DATASET = "folder"
+CLASS_FOLDERS = {"real": REAL, "fake": FAKE}
+PATH_LABELS = Table(
+    name="labelled paths",
+    key=("path",),
+    made_by="a text editor: the line `path,label`, then one line a clip, path below --root, 1 = fake, 0 = real",
+    columns={
+        "path": pa.Column(str, pa.Check.str_length(min_value=1), description="a clip's path below --root, not empty"),
+        "label": LABELS.columns["label"],
+    },
+)
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*$")
+
+
+def read_labelled_folder(root: Path, *, labels: Path | None = None, name: str = DATASET) -> Listing:
+    """List the clips of a folder with their labels; all other columns stay empty.
+
+    Args:
+        root: the folder; without `labels` it holds `real`, `fake` or both, with clips at any depth.
+        labels: a CSV of `path,label`, paths below the root, label 1 = fake, 0 = real. Clips it does not name are
+            `unlisted`, those it names and the disk lacks are `absent`.
+        name: the data set's name in the table, so that several folders fit into one.
+
+    Raises:
+        FileNotFoundError: no such folder, neither `real` nor `fake` in it, or no such CSV.
+        ValueError: a name that would not make a video_id, or a CSV that is not one of paths below the root and labels.
+    """
+    if _NAME.match(name) is None:
+        raise ValueError(f"--name: expected small letters, digits and dashes, found {name!r}.")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds real and fake as --root.")
+    listing = Listing(dataset=name, root=root, rows=[])
+    if labels is None:
+        label_of = _class_folders(root)
+    else:
+        present = set(video_files_below(root))
+        listed = _read_labels(labels, root)
+        label_of = {path: label for path, label in listed.items() if path in present}
+        listing.absent.extend(sorted(set(listed) - present))
+        listing.unlisted.extend(sorted(present - set(listed)))
+    listing.rows.extend(video_row(name, path, label=label) for path, label in label_of.items())
+    return listing
+
+
+def _class_folders(root: Path) -> dict[str, int]:
+    folders = {
+        entry.name: CLASS_FOLDERS[entry.name.lower()]
+        for entry in sorted(root.iterdir())
+        if entry.is_dir() and entry.name.lower() in CLASS_FOLDERS
+    }
+    if not folders:
+        raise FileNotFoundError(
+            f"{root}: expected a folder `real` or `fake` in it, found neither. Pass --labels CSV for clips that lie "
+            "otherwise."
+        )
+    return {f"{name}/{clip}": label for name, label in folders.items() for clip in video_files_below(root / name)}
+
+
+def _read_labels(path: Path, root: Path) -> dict[str, int]:
+    table = PATH_LABELS.read(path)
+    label_of: dict[str, int] = {}
+    for written, label in zip(table["path"], table["label"], strict=True):
+        clip = PurePosixPath(written)
+        if clip.is_absolute() and clip.is_relative_to(root.resolve()):
+            clip = clip.relative_to(root.resolve())
+        if clip.is_absolute() or ".." in clip.parts:
+            raise ValueError(f"{path}: expected paths below {root}, found {written!r}.")
+        if clip.as_posix() in label_of:
+            raise ValueError(f"{path}: {clip} is listed twice.")
+        label_of[clip.as_posix()] = label
+    return label_of

@@ -1,0 +1,125 @@
+"""A folder of one's own: class folders, or a CSV of path and label."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multiattn.datasets.labelled_folder import read_labelled_folder
+from multiattn.tables import VIDEOS
+from walk import run
+
+
+def make_files(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+def write_labels(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in ("path,label", *lines)))
+    return path
+
+
+def labels_by_id(listing) -> dict[str, int]:
+    if not listing.rows:
+        return {}
+    table = VIDEOS.validate(pd.DataFrame(listing.rows), "listing")
+    return dict(zip(table["video_id"], table["label"], strict=True))
+
+
+def test_class_folders_become_rows_at_any_depth(tmp_path):
+    make_files(tmp_path, "real/a.mp4", "fake/a.mp4", "fake/2024/zoom/ä b.MOV", "fake/notes.txt", "other/c.mp4", "d.mp4")
+    listing = read_labelled_folder(tmp_path)
+    assert labels_by_id(listing) == {"folder/real/a": 0, "folder/fake/a": 1, "folder/fake/2024/zoom/ä b": 1}
+    assert listing.rows[-1] == listing.rows[-1] | {"split": "", "method": "", "original": "", "part": ""}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(("Real/a.mp4", "FAKE/b.mp4"), {"folder/FAKE/b": 1, "folder/Real/a": 0}, id="in any case"),
+        pytest.param(("real/a.mp4",), {"folder/real/a": 0}, id="one class"),
+        pytest.param(("real/a.txt", "fake/.b.mp4"), {}, id="no videos in them"),
+        pytest.param(("real/.trash/a.mp4", "fake/b.mp4"), {"folder/fake/b": 1}, id="a hidden folder"),
+    ],
+)
+def test_which_folders_count(files, expected, tmp_path):
+    assert labels_by_id(read_labelled_folder(make_files(tmp_path, *files))) == expected
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    make_files(tmp_path / "disk", "x/a.mp4")
+    make_files(tmp_path / "root", "fake/b.mp4")
+    (tmp_path / "root/real").symlink_to(tmp_path / "disk")
+    (tmp_path / "root/fake/linked").symlink_to(tmp_path / "disk/x")
+    (tmp_path / "root/fake/up").symlink_to(tmp_path / "root")
+    (tmp_path / "root/fake/gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    assert labels_by_id(read_labelled_folder(tmp_path / "root")) == {
+        "folder/real/x/a": 0,
+        "folder/fake/b": 1,
+        "folder/fake/linked/a": 1,
+    }
+
+
+@pytest.mark.parametrize("files", [(), ("a.mp4", "reals/b.mp4")], ids=["empty", "clips elsewhere"])
+def test_a_root_without_class_folders_is_refused_with_the_way_out(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--labels CSV"):
+        read_labelled_folder(make_files(tmp_path, *files))
+
+
+def test_a_csv_labels_clips_anywhere_and_counts_the_others(tmp_path):
+    root = make_files(tmp_path / "root", "a.mp4", "x/b.mp4", "x/stray.mp4", "real/c.mp4")
+    labels = write_labels(tmp_path / "labels.csv", "a.mp4,1", "./x/b.mp4,0", "gone.mp4,1", f"{root}/real/c.mp4,1")
+    listing = read_labelled_folder(root, labels=labels)
+    assert labels_by_id(listing) == {"folder/a": 1, "folder/x/b": 0, "folder/real/c": 1}
+    assert (listing.absent, listing.unlisted) == (["gone.mp4"], ["x/stray.mp4"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        pytest.param((), "no rows", id="empty"),
+        pytest.param(("a.mp4,fake",), "column 'label'", id="a word for a label"),
+        pytest.param(("a.mp4,2",), "column 'label'", id="label 2"),
+        pytest.param((",1",), "column 'path'", id="no path"),
+        pytest.param(("a.mp4",), "expected 2 cells", id="no label"),
+        pytest.param(("a.mp4,1", "a.mp4,0"), "share theirs", id="twice"),
+        pytest.param(("a.mp4,1", "./a.mp4,0"), "a.mp4 is listed twice", id="twice in two spellings"),
+        pytest.param(("../a.mp4,1",), "expected paths below", id="a path that leads out"),
+        pytest.param(("/elsewhere/a.mp4,1",), "expected paths below", id="a path elsewhere"),
+    ],
+)
+def test_a_csv_that_is_not_what_it_should_be_is_refused_with_its_path(lines, expected, tmp_path):
+    labels = write_labels(tmp_path / "labels.csv", *lines)
+    with pytest.raises(ValueError, match=expected) as caught:
+        read_labelled_folder(make_files(tmp_path / "root", "a.mp4"), labels=labels)
+    assert str(labels) in str(caught.value)
+
+
+def test_a_csv_with_other_columns_or_none_at_all_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_text("filename,label\na.mp4,1\n")
+    with pytest.raises(ValueError, match="expected column 'path'"):
+        read_labelled_folder(tmp_path, labels=tmp_path / "labels.csv")
+    with pytest.raises(FileNotFoundError, match=r"gone\.csv"):
+        read_labelled_folder(tmp_path, labels=tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "A", "my set", "-a"])
+def test_a_name_that_would_not_make_a_video_id_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="--name"):
+        read_labelled_folder(make_files(tmp_path, "real/a.mp4"), name=name)
+
+
+def test_a_root_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--root"):
+        read_labelled_folder(tmp_path / "nothing")
+
+
+def test_two_folders_fit_into_one_table_under_two_names(tmp_path):
+    out = tmp_path / "videos.csv"
+    for name in ("web", "phone"):
+        root = make_files(tmp_path / name, "real/a.mp4", "fake/b.mp4")
+        run("index", "folder", "--root", root, "--name", name, "--out", out, "--append")
+    assert VIDEOS.read(out)["video_id"].tolist() == ["phone/fake/b", "phone/real/a", "web/fake/b", "web/real/a"]
