@@ -283,6 +283,40 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     assert SUBMISSION.read(tmp_path / "sample.csv").to_dict("records") == [{"filename": "a.mp4", "label": 0.5}]
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pytest.param([["a/1", "0"], ["a/2", "1"]], id="ordinary"),
+        pytest.param([["NA", "0"], ["null", "1"], ["nan", "0"], ["1e5", "1"]], id="words that look like values"),
+        pytest.param([["007", "0"], ["1.0", "1"], ["true", "0"], ["2020-01-01", "1"]], id="other types"),
+        pytest.param([["  spaces ", "0"], ["tab\there", "1"], ["#comment", "0"], ["back\\slash'", "1"]], id="marks"),
+        pytest.param([["Grüße 顔 🙂", "0"], ["\x85 \u2028", "1"]], id="not ascii, line ends of Unicode"),
+        pytest.param([["x" * 100_000, "0"], ["b", "1"]], id="a long cell"),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n\n"], ids=["", "byte order mark", "empty lines"])
+def test_a_csv_reads_the_same_with_and_without_quotes(start, cells, tmp_path):
+    """Files without a quote take a quicker way."""
+    rows = [["filename", "label"], *cells]
+    plain, quoted = tmp_path / "plain.csv", tmp_path / "quoted.csv"
+    plain.write_text(start + "".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    quoted.write_text(start + "".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in rows), encoding="utf-8")
+    frame = LABELS.read(plain)
+    assert frame["filename"].tolist() == [row[0] for row in cells]
+    pd.testing.assert_frame_equal(frame, LABELS.read(quoted), check_exact=True)
+
+
+@pytest.mark.parametrize("quote", ["", '"'], ids=["plain", "quoted"])
+@pytest.mark.parametrize(
+    ("row", "found"), [("{q}a{q}", "found 1"), ("{q}a{q},1,{q}{q}", "found 3")], ids=["too short", "too long"]
+)
+def test_a_row_of_another_length_is_named_the_same_with_and_without_quotes(row, found, quote, tmp_path):
+    text = "filename,label\n{q}b{q},0\n" + row + "\n"
+    (tmp_path / "t.csv").write_text(text.format(q=quote))
+    with pytest.raises(ValueError, match=f"row 1: expected 2 cells, {found}"):
+        LABELS.read(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_that_is_refused_leaves_the_old_file(suffix, tmp_path):
     path = tmp_path / f"t{suffix}"

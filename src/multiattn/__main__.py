@@ -11,6 +11,7 @@ from pathlib import Path
 STAGES = (
     "demo",
     "index",
+    "check",
     "faces",
     "folds",
     "train",

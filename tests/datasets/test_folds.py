@@ -322,9 +322,9 @@ def test_folds_at_full_size_take_seconds_and_do_not_leak():
     originals = table[table["label"] == 0].groupby("part")["video_id"].first()
     table.loc[table["label"] == 1, "original"] = part.map(originals)
     table = VIDEOS.validate(table, "full size")
-    started = time.monotonic()
+    started = time.process_time()  # not the clock on the wall: other work on the machine must not fail the test
     folds = make_folds(table, num_folds=5, seed=7, grouping="part")
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 5
     assert len(folds) == 119_146
     assert folds["group"].nunique() == 50
     parts = folds["video_id"].str.split("/").str[1]

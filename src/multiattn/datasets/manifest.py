@@ -84,6 +84,25 @@ def roots_path(videos_csv: Path) -> Path:
     return Path(videos_csv).with_suffix(".json")
 
 
+def named_roots(words: Iterable[str], datasets: list[str]) -> dict[str, Path]:
+    """data set -> root, of the words a user gave as --root.
+
+    Args:
+        words: NAME=DIR each, or one DIR where there is one data set.
+        datasets: those of the table.
+
+    Raises:
+        ValueError: a name that is none of them.
+    """
+    words = list(words)
+    if len(words) == 1 and "=" not in words[0] and len(datasets) == 1:
+        return {datasets[0]: Path(words[0])}
+    roots = dict(word.partition("=")[::2] for word in words)
+    if set(roots) - set(datasets):
+        raise ValueError(f"--root: expected NAME=DIR with NAME of {', '.join(datasets)}, found {' '.join(words)}.")
+    return {name: Path(folder) for name, folder in roots.items()}
+
+
 def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.DataFrame:
     """Write the table and its roots; with `append`, keep the other data sets already there.
 

@@ -1,0 +1,382 @@
+"""DeepfakeBench's preprocessed frames: read as a videos table, and as a faces folder without decoding anything again.
+
+Source of the layout: `preprocessing/preprocess.py` and `rearrange.py` of SCLBD/DeepfakeBench. Below the root,
+`<data set>/.../frames/<video>/<frame>.png` is the largest face of a frame, `<frame>` its number in decoding order,
+found by dlib and aligned to the same five points with the same margin as ours; `landmarks` in place of `frames` holds
+its 81 points in pixels of the crop. A JSON per data set says {data set: {label: {split: {video: {label, frames}}}}},
+with the compression level between split and video in the FaceForensics++ family. Known defects of these files, and
+what is made of them here:
+
+    videos in several splits (`val` a copy of `test` or `train`, DFD, UADFV and DF_real in all three, Celeb-DF's test
+        videos in `train`): one row each; `test` wins over `train`, `train` over `val`
+    Celeb-DF's first real folder missing from `train`: its videos are `unlisted`
+    DFDC's `val` a single entry in place of videos, or both at once: read as the video it is
+    paths of the machine that wrote them, with either slash: looked up below the root by their tail
+"""
+
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from multiattn.datasets.ffpp import compression_of
+from multiattn.datasets.manifest import Listing, video_row
+from multiattn.runtime import exclusive_folder, read_json, write_json
+from multiattn.tables import FACES, FAKE, LANDMARKS, REAL, VIDEO_STATUS, VIDEOS
+
+DATASET = "deepfakebench"
+LINK = "frames"
+"""A link in the faces folder to the root; crops are paths below it."""
+LABELS = {
+    **dict.fromkeys(("FF-real", "DFD_real", "CelebDFv1_real", "CelebDFv2_real", "DFDCP_Real", "DFDC_Real"), (REAL, "")),
+    **dict.fromkeys(("DF_real", "UADFV_Real", "roop_Real"), (REAL, "")),
+    "FF-DF": (FAKE, "Deepfakes"),
+    "FF-F2F": (FAKE, "Face2Face"),
+    "FF-FS": (FAKE, "FaceSwap"),
+    "FF-NT": (FAKE, "NeuralTextures"),
+    "FF-FH": (FAKE, "FaceShifter"),
+    "FF-SH": (FAKE, "FaceShifter"),
+    "DFD_fake": (FAKE, "DeepFakeDetection"),
+    "CelebDFv1_fake": (FAKE, "Celeb-synthesis"),
+    "CelebDFv2_fake": (FAKE, "Celeb-synthesis"),
+    "DFDCP_FakeA": (FAKE, "method_A"),
+    "DFDCP_FakeB": (FAKE, "method_B"),
+    "DFDC_Fake": (FAKE, "DFDC"),
+    "DF_fake": (FAKE, "DeeperForensics"),
+    "UADFV_Fake": (FAKE, "UADFV"),
+    "roop_Fake": (FAKE, "roop"),
+}
+"""Their label -> ours and the method."""
+SPLITS = ("test", "train", "val")
+"""The first of a video's splits is its own."""
+RULES = tuple(
+    (re.compile(rf"(?P<above>(?:.*/)?){pattern}", re.ASCII), original)
+    for pattern, original in (
+        (r"original_sequences/youtube/(?P<level>\w+)/frames/(?P<target>\d{3})", ""),
+        (r"original_sequences/actors/(?P<level>\w+)/frames/(?P<target>\d\d)__\w+", ""),
+        (
+            r"manipulated_sequences/DeepFakeDetection/(?P<level>\w+)/frames/"
+            r"(?P<target>\d\d)_(?P<source>\d\d)__(?P<clip>\w+)__[A-Z0-9]{8}",
+            "{above}original_sequences/actors/{level}/frames/{target}__{clip}",
+        ),
+        (
+            r"manipulated_sequences/\w+/(?P<level>\w+)/frames/(?P<target>\d{3})_(?P<source>\d{3})",
+            "{above}original_sequences/youtube/{level}/frames/{target}",
+        ),
+        (r"Celeb-real/frames/(?P<target>id\d+)_\d{4}", ""),
+        (
+            r"Celeb-synthesis/frames/(?P<target>id\d+)_(?P<source>id\d+)_(?P<clip>\d{4})",
+            "{above}Celeb-real/frames/{target}_{clip}",
+        ),
+        (r"original_videos/frames/(?P<target>\d+)_\w+", ""),
+        (
+            r"method_[AB]/frames/(?P<source>\d+)_(?P<target>\d+)_(?P<clip>\w+)",
+            "{above}original_videos/frames/{target}_{clip}",
+        ),
+        (r"(?P<part>dfdc_train_part_\d+)/frames/\w+", ""),
+        (
+            r"manipulated_videos/\w+/frames/(?P<target>\d{3})_(?P<source>[MW]\d{3})",
+            "FaceForensics++/original_sequences/youtube/c23/frames/{target}",
+        ),
+        (r"source_videos/(?P<target>[MW]\d{3})/frames/.+", ""),
+    )
+)
+"""What a path below the root tells; a fake's original is the folder of its frames."""
+_TEMPLATE_112 = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+CROP_POINTS = (_TEMPLATE_112 / 112 - 0.5) / 1.3 + 0.5
+"""(5, 2) in units of the crop's side: where they bring eyes, nose and mouth corners, ArcFace's template (Deng et al.
+2019) with a margin of 1.3."""
+PNG_HEADER = struct.Struct(">8s4x4sII")
+ROWS_AT_ONCE = 200_000
+
+
+@dataclass
+class _Video:
+    """A folder of frames that the JSON names, once or several times."""
+
+    folder: str
+    """Below the root."""
+    label: str
+    splits: set[str] = field(default_factory=set)
+    frames: set[str] = field(default_factory=set)
+    """File names."""
+
+
+def read_deepfakebench(root: Path, *, json_file: Path, faces: Path) -> Listing:
+    """List the videos of one of their JSON files, and make a faces folder of their frames.
+
+    A row's `path` is the folder of its frames. The faces folder links to the root and copies nothing. What their
+    preprocessing did not keep is stood for: `seconds` are 0 and `score` is 1, and the frame of reference is the crop
+    itself, so a box is the whole crop and landmarks are pixels of it: eye centres, nose and mouth corners of the 81
+    points, or where their file is absent the points the crop was aligned to. Another JSON of the same root may follow
+    into the same faces folder.
+
+    Args:
+        root: the folder their data sets lie in, `datasets/rgb`.
+        json_file: one of `preprocessing/dataset_json`.
+        faces: the faces folder to write or to add to.
+
+    Returns:
+        Videos without a frame in the JSON or on disk are `absent`; folders of frames beside listed ones `unlisted`.
+
+    Raises:
+        FileNotFoundError: no such folder or file.
+        ValueError: a JSON of another form, a video both real and fake, crops of different sizes, or a faces folder
+            that belongs to something else.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. Pass DeepfakeBench's datasets/rgb as --root.")
+    listing = Listing(dataset=DATASET, root=root, rows=[])
+    videos = _read_videos(root, json_file, listing)
+    present: dict[str, list[str]] = {}
+    num_gone = 0
+    for folder, video in videos.items():
+        on_disk = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()  # noqa: PTH208
+        if not video.frames & on_disk:
+            listing.absent.append(folder)
+            continue
+        num_gone += len(video.frames - on_disk)
+        present[folder] = sorted(video.frames & on_disk)
+        listing.rows.append(_row(video))
+    listing.unlisted.extend(_unlisted(root, videos))
+    if num_gone:
+        listing.notes.append(f"{json_file}: {num_gone} frames are listed but absent.")
+    if any(video.label == "DF_real" for video in videos.values()):
+        listing.notes.append(
+            "DF_real are the actors' own recordings; the real class of DeeperForensics is FaceForensics++ c23."
+        )
+    if present:
+        _write_faces_folder(root, present, listing, faces)
+    return listing
+
+
+def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, _Video]:
+    content = read_json(json_file)
+    videos: dict[str, _Video] = {}
+    faceless: list[str] = []
+    drop = 0
+    for split, label, name, frames in _entries(content, json_file):
+        if not frames:
+            faceless.append(f"{label}/{name}")
+            continue
+        paths = [path.replace("\\", "/") for path in frames]
+        parents = sorted({path.rpartition("/")[0] for path in paths})
+        if len(parents) > 1:
+            raise ValueError(f"{json_file}: expected the frames of a video in one folder, found {parents[:3]}.")
+        folder, drop = _below(root, parents[0], drop)
+        video = videos.setdefault(folder, _Video(folder, label))
+        if LABELS[video.label][0] != LABELS[label][0]:
+            raise ValueError(f"{json_file}: {folder} is listed as {video.label} and as {label}.")
+        video.splits.add(split)
+        video.frames.update(sys.intern(path.rpartition("/")[2]) for path in paths)
+    listing.absent.extend(dict.fromkeys(faceless))
+    repeated = sum(len(video.splits) > 1 for video in videos.values())
+    if repeated:
+        listing.notes.append(
+            f"{json_file}: {repeated} videos are in several splits; each is one row, of test if that is one of them, "
+            "else of train."
+        )
+    return videos
+
+
+def _entries(content: Any, json_file: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+    """(split, label, video, frames) of everything that has a list of frames, be it empty."""
+    expected = f"{json_file}: expected {{data set: {{label: {{split: {{video: ...}}}}}}}} of DeepfakeBench"
+    if not isinstance(content, dict):
+        raise ValueError(f"{expected}, found {type(content).__name__}.")
+    for dataset, by_label in content.items():
+        for label, by_split in by_label.items() if isinstance(by_label, dict) else [("", by_label)]:
+            if label not in LABELS:
+                raise ValueError(f"{expected} with a label of {', '.join(LABELS)}, found {label!r} in {dataset!r}.")
+            if not isinstance(by_split, dict) or set(by_split) - set(SPLITS):
+                raise ValueError(f"{expected}, found something else than train, val, test in {dataset} {label}.")
+            for split, node in by_split.items():
+                complaint = f"{expected}, found something else in {dataset} {label} {split}."
+                for name, frames in _frames(split, node, complaint):
+                    yield split, label, name, frames
+
+
+def _frames(node_name: str, node: Any, complaint: str) -> Iterator[tuple[str, list[str]]]:
+    """Names and `frames` of a node and of all nodes below it: videos, compression levels, or both at once."""
+    if not isinstance(node, dict):
+        raise ValueError(complaint)
+    for name, child in node.items():
+        if name == "frames" and isinstance(child, list):
+            if not all(isinstance(path, str) for path in child):
+                raise ValueError(complaint)
+            yield node_name, child
+        elif isinstance(child, dict):
+            yield from _frames(name, child, complaint)
+        elif name not in ("label", "masks", "landmarks"):
+            raise ValueError(complaint)
+
+
+def _below(root: Path, folder: str, drop: int) -> tuple[str, int]:
+    """A folder as some machine named it -> its path below the root, and how many leading names that leaves out.
+
+    Args:
+        drop: how many the folder before left out, which is tried first.
+    """
+    names = [name for name in folder.split("/") if name not in ("", ".", "..")]
+    for number in (drop, *range(len(names))):
+        tail = "/".join(names[number:])
+        if tail and (root / tail).is_dir():
+            return tail, number
+    return "/".join(names[drop:] or names), drop
+
+
+def _row(video: _Video) -> dict[str, Any]:
+    label, method = LABELS[video.label]
+    split = next(split for split in SPLITS if split in video.splits)
+    values = {"label": label, "method": method, "split": split, "video_id": f"{DATASET}/{video.folder}"}
+    for pattern, original in RULES:
+        match = pattern.fullmatch(video.folder)
+        if match is not None:
+            found = match.groupdict()
+            values["original"] = f"{DATASET}/{original.format(**found)}" if label == FAKE and original else ""
+            values["compression"] = compression_of(found.get("level", ""))
+            values["part"] = found.get("part", "")
+            values |= {"target_id": found.get("target", ""), "source_id": found.get("source", "")}
+            break
+    return video_row(DATASET, video.folder, **values)
+
+
+def _unlisted(root: Path, videos: dict[str, _Video]) -> list[str]:
+    """Folders beside those of the videos, which the JSON does not name."""
+    found = []
+    for parent in sorted({folder.rpartition("/")[0] for folder in videos}):
+        if (root / parent).is_dir():
+            prefix = f"{parent}/" if parent else ""
+            with os.scandir(root / parent) as entries:
+                found += sorted(prefix + entry.name for entry in entries if entry.is_dir())
+    return [folder for folder in found if folder not in videos]
+
+
+def _write_faces_folder(root: Path, present: dict[str, list[str]], listing: Listing, faces: Path) -> None:
+    size = _crop_size(root, present)
+    with exclusive_folder(faces):
+        _keep_link(root, faces)
+        _keep_recipe(faces, size, max(map(len, present.values())))
+        table, num_unmarked = _faces_table(root, present, size)
+        statuses = pd.DataFrame(
+            [(f"{DATASET}/{folder}", "ok", len(names), len(names), "") for folder, names in present.items()],
+            columns=list(VIDEO_STATUS.columns),
+        )
+        for kind, frame, name in (
+            (FACES, table, "faces.parquet"),
+            (VIDEOS, pd.DataFrame(listing.rows), "videos.csv"),
+            (VIDEO_STATUS, statuses, "video_status.csv"),  # last: its rows make a video done
+        ):
+            if (faces / name).is_file():
+                earlier = kind.read(faces / name, allow_empty=True)
+                frame = pd.concat([earlier[~earlier["video_id"].isin(set(frame["video_id"]))], frame])
+            kind.write(frame.sort_values(list(kind.key), ignore_index=True), faces / name)
+    if num_unmarked:
+        listing.notes.append(
+            f"{num_unmarked} of {len(table)} frames have no landmarks; the points they were aligned to stand for them."
+        )
+    listing.notes.append(f"{faces} links to {root}: keep both. Its crops have {size} pixels: train at that or less.")
+
+
+def _crop_size(root: Path, present: dict[str, list[str]]) -> int:
+    """The side of the crops, from the header of the first frame of every video."""
+    size = 0
+    for folder, names in present.items():
+        path = root / folder / names[0]
+        with path.open("rb") as file:
+            header = file.read(PNG_HEADER.size)
+        signature, kind, width, height = PNG_HEADER.unpack(header.ljust(PNG_HEADER.size, b"\0"))
+        if signature != b"\x89PNG\r\n\x1a\n" or kind != b"IHDR":
+            raise ValueError(f"{path}: expected a PNG image. Preprocess the video again with DeepfakeBench.")
+        if width != height or (size and width != size):
+            expected = f"{size}x{size} as before it" if size else "a square"
+            raise ValueError(f"{path}: expected a crop of {expected}, found {width}x{height}.")
+        size = width
+    return size
+
+
+def _keep_link(root: Path, faces: Path) -> None:
+    link = faces / LINK
+    if not link.is_symlink() and not link.exists():
+        link.symlink_to(os.path.relpath(root.resolve(), faces.resolve()), target_is_directory=True)
+    if link.resolve() != root.resolve():
+        raise ValueError(
+            f"{link}: this faces folder belongs to {link.resolve()}, not to {root}. Choose another --faces."
+        )
+
+
+def _keep_recipe(faces: Path, size: int, num_frames: int) -> None:
+    """Write `faces.json`: a crop recipe (`video/recipe.py`) that this code can train on and cannot make."""
+    recipe = {
+        "version": 2,
+        "num_frames": num_frames,
+        "size": size,
+        "detector": "dlib",
+        "threshold": 0.5,  # theirs is none, and every score is 1
+        "policy": "largest",
+        "jpeg_quality": 100,  # PNG loses nothing
+        "template": "deepfakebench: arcface-5-point, margin 1.3, of dlib's points 37, 44, 30, 49, 55",
+        "interpolation": "bilinear, border black",
+    }
+    path = faces / "faces.json"
+    if path.is_file():
+        kept = read_json(path)
+        if not isinstance(kept, dict) or {**kept, "num_frames": 0} != {**recipe, "num_frames": 0}:
+            raise ValueError(f"{path}: this faces folder was made otherwise: {kept}. Choose another --faces.")
+        recipe["num_frames"] = max(num_frames, kept["num_frames"])
+    write_json(path, recipe)
+
+
+def _faces_table(root: Path, present: dict[str, list[str]], size: int) -> tuple[pd.DataFrame, int]:
+    """The `faces` table, and how many of its rows have no landmarks of their own."""
+    columns = ["video_id", "frame_index", "crop"]
+    tables, rows, points, num_unmarked = [], [], [], 0
+    for number, (folder, names) in enumerate(present.items(), start=1):
+        own = _landmarks(root, folder)
+        for index, name in _numbered(names):
+            rows.append((f"{DATASET}/{folder}", index, f"{LINK}/{folder}/{name}"))
+            found = _five_points(own / f"{Path(name).stem}.npy") if own is not None else None
+            points.append(CROP_POINTS * size if found is None else found)
+            num_unmarked += found is None
+        if len(rows) > ROWS_AT_ONCE or number == len(present):  # typed columns take a tenth of Python's objects
+            table = pd.DataFrame(rows, columns=columns)
+            table[list(LANDMARKS)] = np.reshape(points, (-1, len(LANDMARKS)))
+            tables.append(table)
+            rows, points = [], []
+    table = pd.concat(tables, ignore_index=True)
+    table = table.assign(seconds=0.0, track=0, x1=0.0, y1=0.0, x2=float(size), y2=float(size), score=1.0)
+    return table[list(FACES.columns)], num_unmarked
+
+
+def _numbered(names: list[str]) -> list[tuple[int, str]]:
+    """Frames with their index: the number that is their name, or else their place in order."""
+    stems = [Path(name).stem for name in names]
+    if all(stem.isascii() and stem.isdigit() for stem in stems):
+        return sorted((int(stem), name) for stem, name in zip(stems, names, strict=True))
+    return list(enumerate(sorted(names)))
+
+
+def _landmarks(root: Path, folder: str) -> Path | None:
+    above, _, video = folder.rpartition("frames/")
+    path = root / above / "landmarks" / video
+    return path if video and path.is_dir() else None
+
+
+def _five_points(path: Path) -> np.ndarray | None:
+    """(5, 2) eye centres, nose and mouth corners of a file of dlib's points (at least 68); None without such a file."""
+    try:
+        points = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if points.ndim != 2 or points.shape[0] < 68 or points.shape[1] != 2 or not np.isfinite(points).all():
+        return None
+    return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])

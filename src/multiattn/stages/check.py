@@ -1,0 +1,92 @@
+"""Leak and health report of videos.csv and folds; exit code 1 on a leak.
+
+multiattn check --videos data/videos.csv
+multiattn check --videos data/videos.csv --folds folds/dfdc.csv --root dfdc=/data/dfdc
+"""
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiattn.command_line import parse, results
+from multiattn.datasets.folds import read_grouping
+from multiattn.datasets.health import Finding, HealthReport, check_health
+from multiattn.datasets.manifest import named_roots, roots_path
+from multiattn.runtime import read_json
+from multiattn.tables import FOLDS, VIDEOS
+
+WIDTH = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn check`."""
+
+    videos: Path
+    """The videos.csv of `multiattn index`."""
+    folds: Path | None = None
+    """The folds CSV made of it. What it holds is what is trained on; without it, all labelled videos outside the test
+    split count as trained on."""
+    root: tuple[str, ...] = ()
+    """Where the data lies, if not where videos.json says: DIR where the table holds one data set, else NAME=DIR."""
+    examples: int = 5
+    """So many cases of each finding are shown."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage.
+
+    Raises:
+        SystemExit: a leak was found (code 1); the report has been printed.
+    """
+    options = parse(Options, argv, stage="check", doc=__doc__)
+    if options.examples < 0:
+        raise ValueError(f"--examples: expected at least 0, found {options.examples}.")
+    videos = VIDEOS.read(options.videos)
+    manifest = read_json(roots_path(options.videos)) if roots_path(options.videos).is_file() else None
+    datasets = sorted(videos["dataset"].unique())
+    kept = {name: Path(entry["root"]) for name, entry in (manifest or {}).items() if name in datasets}
+    roots = {name: root for name, root in kept.items() if root.is_dir()} | named_roots(options.root, datasets)
+    report = check_health(
+        videos,
+        folds=FOLDS.read(options.folds) if options.folds is not None else None,
+        grouping=read_grouping(options.folds) if options.folds is not None else "original",
+        manifest=manifest,
+        roots=roots,
+    )
+    results(*_lines(report, options, len(videos), [name for name in datasets if name not in roots]))
+    if report.count("leak"):
+        raise SystemExit(1)
+
+
+def _lines(report: HealthReport, options: Options, num_videos: int, unlocated: list[str]) -> list[str]:
+    counts = report.counts.replace({"": "-"})
+    for column in ("dataset", "split", "method"):  # text to the left, numbers to the right
+        counts[column] = counts[column].str.ljust(max(len(column), counts[column].str.len().max()))
+    lines = [
+        f"{num_videos} videos in {options.videos}" + (f", folds of {options.folds}" if options.folds else ""),
+        "",
+        counts.rename(
+            columns={name: name.ljust(counts[name].str.len().max()) for name in counts.columns[:3]}
+        ).to_string(index=False),
+        "",
+    ]
+    for finding in report.findings:
+        lines += _finding(finding, options.examples)
+    numbers = [
+        f"{report.count(severity)} {severity}{'s' * (report.count(severity) != 1)}"
+        for severity in ("leak", "warning", "note")
+    ]
+    not_looked = f" Files were not looked at: {', '.join(unlocated)} (no root here; pass --root)." if unlocated else ""
+    return [*lines, ", ".join(numbers) + "." + not_looked]
+
+
+def _finding(finding: Finding, examples: int) -> list[str]:
+    """`LEAK  what: sentence`, then cases and what to do, indented."""
+    head = f"{finding.severity.upper():<8}{finding.name}: {finding.text}"
+    indent = " " * 8
+    lines = textwrap.wrap(head, WIDTH, subsequent_indent=indent)
+    lines += [f"{indent}  {case}" for case in finding.cases[:examples]]
+    if examples and len(finding.cases) > examples:
+        lines.append(f"{indent}  and {len(finding.cases) - examples} more (--examples {len(finding.cases)} shows all)")
+    return [*lines, *textwrap.wrap(f"-> {finding.advice}", WIDTH, initial_indent=indent, subsequent_indent=indent), ""]
