@@ -189,9 +189,10 @@ def test_imports_run_one_way():
     assert faults == []
 
 
-def test_only_the_dispatcher_imports_by_name_at_run_time():
+def test_only_the_dispatcher_and_the_isolated_process_import_by_name_at_run_time():
+    """The dispatcher its stages; the process that a video is extracted in what its parent, `engine`, calls there."""
     users = {module for module, path in FILES.items() if "import_module(" in path.read_text(encoding="utf-8")}
-    assert users == {"multiattn.__main__"}
+    assert users == {"multiattn.__main__", "multiattn.video.isolation"}
 
 
 def test_no_file_is_a_drawer_for_everything():

@@ -269,6 +269,17 @@ def git_commit() -> str:
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
+def describe_machine(device: "torch.device") -> str:
+    """Processor or GPU, cores, threads and torch's version."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    names = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.machine())
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def describe_environment(device: "torch.device") -> dict[str, Any]:
     """Versions, commit, command and device of this process, for `environment.json`."""
     import torch

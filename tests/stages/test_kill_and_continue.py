@@ -1,18 +1,21 @@
 """SIGKILL at an arbitrary moment, then the same command again: the same tables as without the kill."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import safetensors.torch
 import torch
 
-from multiattn.tables import FACES, FRAME_PREDICTIONS
+from multiattn.tables import FRAME_PREDICTIONS
 from walk import FACES_OPTIONS, Pipeline, run
 
 TIMES = ["seconds", "samples_per_second"]
@@ -23,13 +26,17 @@ def start(*words: object) -> subprocess.Popen:
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def kill_when(process: subprocess.Popen, ready: Callable[[], bool], *, seconds: float = 120) -> None:
-    """SIGKILL the process and all its children as soon as `ready`; it must not have ended by itself."""
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen, *, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None, "the process ended before it could be killed"
         assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.02)
+        time.sleep(0.005)
+
+
+def kill_when(process: subprocess.Popen, ready: Callable[[], bool], *, seconds: float = 120) -> None:
+    """SIGKILL the process and all its children as soon as `ready`; it must not have ended by itself."""
+    wait_until(ready, process, seconds=seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -38,26 +45,57 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def test_killed_faces_continue_to_the_same_tables(pipeline: Pipeline, tmp_path):
-    words = ["faces", "--videos", pipeline.videos, "--out", tmp_path / "faces", *FACES_OPTIONS, "--jobs", 2]
-    journal = tmp_path / "faces" / "journal.jsonl"
-    kill_when(start(*words), lambda: lines(journal) >= 3)
-    done = {line.split('"')[3] for line in journal.read_text().splitlines()[: lines(journal)]}
-    crop_times = {
-        path: path.stat().st_mtime_ns for name in done for path in (tmp_path / "faces/crops" / name).iterdir()
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that a running `multiattn faces` started to extract in."""
+    found = []
+    for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += [int(pid) for pid in children.read_text().split()]
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything in a faces folder but its lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
     }
-    assert not (tmp_path / "faces" / "video_status.csv").exists()
-    with journal.open("a") as file:
-        file.write('{"video_id":"dfdc/torn')  # what a kill in the middle of a write leaves
-    run(*words)
-    assert not journal.exists()
-    assert {path: path.stat().st_mtime_ns for path in crop_times} == crop_times, "finished videos were done again"
-    pd.testing.assert_frame_equal(
-        FACES.read(tmp_path / "faces" / "faces.parquet"), FACES.read(pipeline.faces / "faces.parquet")
-    )
-    assert (tmp_path / "faces/video_status.csv").read_bytes() == (pipeline.faces / "video_status.csv").read_bytes()
-    crop = FACES.read(pipeline.faces / "faces.parquet")["crop"].iloc[-1]
-    assert (tmp_path / "faces" / crop).read_bytes() == (pipeline.faces / crop).read_bytes()
+
+
+def test_killed_faces_continue_to_the_same_tables(pipeline: Pipeline, tmp_path):
+    """In one folder a worker alone is killed and then the parent alone, in another all together: at moments nobody
+    chose."""
+
+    def words(folder: Path) -> list[object]:
+        return ["faces", "--videos", pipeline.videos, "--out", folder, *FACES_OPTIONS, "--jobs", 1]
+
+    def kill_one_by_one(folder: Path) -> None:
+        parent, journal = start(*words(folder)), folder / "journal.jsonl"
+        wait_until(lambda: lines(journal) >= 2, parent)
+        for pid in workers_of(parent):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: lines(journal) >= 4, parent)
+        parent.kill()
+        parent.wait()
+        with journal.open("a") as file:
+            file.write('{"video_id":"dfdc/torn')  # what a kill in the middle of a write leaves
+
+    one_by_one, together = tmp_path / "one by one", tmp_path / "together"
+    with ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_one_by_one, one_by_one)
+        kill_when(start(*words(together)), lambda: lines(together / "journal.jsonl") >= 1)
+        killed.result()
+    for folder in (one_by_one, together):
+        journal = folder / "journal.jsonl"
+        done = [json.loads(line)["video_id"] for line in journal.read_bytes().splitlines()[: lines(journal)]]
+        crops = {path: path.stat().st_mtime_ns for name in done for path in (folder / "crops" / name).iterdir()}
+        assert not (folder / "video_status.csv").exists()
+        run(*words(folder))
+        assert not journal.exists()
+        assert {path: path.stat().st_mtime_ns for path in crops} == crops, "finished videos were done again"
+        assert contents(folder) == contents(pipeline.faces)
 
 
 def test_killed_training_continues_to_the_same_run(pipeline: Pipeline, tmp_path):

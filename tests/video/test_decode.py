@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from multiattn.video.decode import FrameReader, UnreadableVideoError, evenly_spaced_indices
+from multiattn.video.decode import FrameReader, UnreadableVideoError, VideoShape, evenly_spaced_indices, probe_video
 
 WIDTH, HEIGHT, FPS = 64, 48, 25
 
@@ -155,6 +155,8 @@ def test_a_portrait_recorded_lying_down_comes_out_upright(turn, clockwise, tmp_p
     content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     found = next(iter(FrameReader(path, 1))).image
+    shape = probe_video(path)
+    assert (shape.height, shape.width) == found.shape[:2]
     expected = np.rot90(image, -clockwise)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected.astype(int)).mean() < 5
@@ -243,3 +245,18 @@ def test_an_error_of_the_consumer_is_not_taken_for_damage(tmp_path):
     with pytest.raises(ValueError, match="mine"):
         for _ in FrameReader(path, 5):
             raise ValueError("mine")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"], ids=["a count in the header", "none"])
+def test_probing_tells_size_and_length(name, tmp_path):
+    path = write_clip(tmp_path / name, 11)
+    assert probe_video(path) == VideoShape(width=WIDTH, height=HEIGHT, total_frames=11)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text" * 100], ids=["no file", "empty", "text"])
+def test_probing_what_is_no_video(content, tmp_path):
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UnreadableVideoError):
+        probe_video(path)

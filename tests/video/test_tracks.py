@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from multiattn.video.tracks import link_tracks, pairwise_iou
+from multiattn.video.tracks import (
+    TrackLinker,
+    box_areas,
+    link_tracks,
+    paired_iou,
+    pairwise_iou,
+    rank_tracks,
+    spurious_tracks,
+)
 
 NOBODY = np.zeros((0, 4))
 
@@ -123,3 +131,62 @@ def test_a_track_number_is_used_once_a_frame_whatever_the_boxes():
         lengths = np.bincount(np.concatenate(tracks).astype(int))
         assert (np.diff(lengths) <= 0).all()
         assert (lengths > 0).all()
+
+
+def test_boxes_pair_by_pair_are_the_diagonal_of_all_pairs():
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(0, 20, size=(2, 7, 2))
+    first, second = (np.concatenate([one, one + rng.uniform(0, 20, size=(7, 2))], axis=1) for one in corners)
+    np.testing.assert_array_equal(paired_iou(first, second), np.diagonal(pairwise_iou(first, second)))
+    assert paired_iou(NOBODY, NOBODY).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("row", "area"),
+    [
+        pytest.param([0, 0, 2, 3], 6, id="a rectangle"),
+        pytest.param([-2, -3, 0, 0], 6, id="outside the frame"),
+        pytest.param([1, 1, 1, 5], 0, id="a line"),
+        pytest.param([5, 5, 1, 1], 0, id="corners swapped"),
+    ],
+)
+def test_areas_by_hand(row, area):
+    assert box_areas(np.array(row, dtype=np.float64)) == area
+    assert box_areas(boxes(row)).tolist() == [area]
+    assert box_areas(NOBODY).shape == (0,)
+
+
+def test_a_linker_counts_by_first_appearance_and_the_rank_by_length():
+    linker = TrackLinker()
+    frames = [boxes(box(100)), boxes(box(0)), boxes(box(0), box(50))]
+    assert [linker.link(frame).tolist() for frame in frames] == [[0], [1], [1, 2]]
+    assert linker.lengths == [1, 2, 1]
+    assert rank_tracks(linker.lengths).tolist() == [1, 0, 2]
+    assert rank_tracks([]).tolist() == []
+
+
+GOOD, POOR = 0.99, 0.92
+"""With the threshold 0.9 the middle is 0.95."""
+
+
+@pytest.mark.parametrize(
+    ("scores", "frames", "spurious"),
+    [
+        pytest.param({}, 0, set(), id="no face at all"),
+        pytest.param({0: [POOR]}, 1, set(), id="one frame, one poor face"),
+        pytest.param({0: [GOOD], 1: [POOR]}, 1, set(), id="one frame, a poor face beside a good one"),
+        pytest.param({0: [GOOD] * 4, 1: [POOR]}, 4, set(), id="four frames are too few to judge"),
+        pytest.param({0: [GOOD] * 5, 1: [POOR]}, 5, {1}, id="once in five, poor"),
+        pytest.param({0: [GOOD] * 5, 1: [GOOD]}, 5, set(), id="once in five, good"),
+        pytest.param({0: [GOOD] * 5, 1: [0.95]}, 5, set(), id="the middle is good enough"),
+        pytest.param({0: [GOOD] * 5, 1: [POOR] * 2}, 5, set(), id="twice in five, poor"),
+        pytest.param({0: [GOOD] * 32, 1: [POOR] * 3}, 32, {1}, id="three of 32 are less than a tenth"),
+        pytest.param({0: [GOOD] * 32, 1: [POOR] * 4}, 32, set(), id="four of 32 are more"),
+        pytest.param({0: [GOOD] * 32, 1: [POOR, POOR, GOOD]}, 32, set(), id="good once"),
+        pytest.param({0: [POOR]}, 5, set(), id="never the only one"),
+        pytest.param({0: [POOR], 1: [POOR], 2: [POOR], 3: [POOR], 4: [POOR]}, 5, {1, 2, 3, 4}, id="one always stays"),
+        pytest.param({0: [POOR], 1: [POOR] * 9}, 10, {0}, id="the longest stays though it is poor"),
+    ],
+)
+def test_spurious_tracks_by_hand(scores, frames, spurious):
+    assert spurious_tracks(scores, frames_with_faces=frames, threshold=0.9) == spurious

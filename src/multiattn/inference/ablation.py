@@ -66,7 +66,7 @@ def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> 
         FileNotFoundError: not a faces folder.
         ValueError: crops made differently, videos that are in the folds, or not both classes.
     """
-    if difference := describe_difference(recipe, read_recipe(folder)):
+    if difference := describe_difference(recipe.for_prediction(), read_recipe(folder).for_prediction()):
         raise ValueError(f"--cross-faces {folder}: its crops differ from those trained on: {difference}.")
     faces, _, videos = read_faces_folder(folder)
     seen = sorted(set(videos["video_id"]) & set(trained_on))

@@ -44,6 +44,8 @@ class KernelInputs:
     device: str = "auto"
     precision: str = "auto"
     jobs: int | None = None
+    weights: Path | None = None
+    """The weights file of the detector the runs' faces were found with; mtcnn needs none."""
 
 
 def run_kernel(inputs: KernelInputs) -> Submission:
@@ -67,7 +69,13 @@ def run_kernel(inputs: KernelInputs) -> Submission:
     present = _sample_videos(sample, inputs)
     logger.info("%d models, %d of %d sample videos, on %s", len(models), len(present), len(sample), device)
     videos = extract_folder_faces(
-        inputs.videos_dir, inputs.faces, models[0].recipe, jobs=inputs.jobs, device=device, filenames=present
+        inputs.videos_dir,
+        inputs.faces,
+        models[0].recipe,
+        jobs=inputs.jobs,
+        device=device,
+        filenames=present,
+        weights=inputs.weights,
     )
     predictions = predict_faces(models, inputs.faces, device=device, precision=inputs.precision)
     predictions = predictions[predictions["video_id"].isin(set(videos["video_id"]))]
@@ -119,7 +127,8 @@ def find_inputs(root: Path | None = None) -> KernelInputs:
 
     Each of the environment variables MULTIATTN_RUNS, MULTIATTN_VIDEOS_DIR, MULTIATTN_SAMPLE_SUBMISSION, MULTIATTN_OUT
     and MULTIATTN_FACES decides its path instead of the search. Without them: the first folder with trained folds, the
-    first folder named test_videos, and the sample_submission.csv beside it or else the first one.
+    first folder named test_videos, and the sample_submission.csv beside it or else the first one. MULTIATTN_WEIGHTS is
+    the detector's weights file, where the runs' faces were found with one that needs it.
 
     Args:
         root: the repository; by default the working directory.
@@ -148,6 +157,7 @@ def find_inputs(root: Path | None = None) -> KernelInputs:
         sample_submission=sample,
         out=_from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs.name),
         faces=_from_environment("FACES") or faces / f"{runs.name}_test",
+        weights=_from_environment("WEIGHTS"),
     )
 
 

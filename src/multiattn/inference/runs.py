@@ -1,5 +1,7 @@
 """Which trained (or imported) models a folder holds, and one of them as a network with its own preprocessing."""
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT = "best.safetensors"
 IMPORT_FILE = "import.json"
 """In a run folder that `multiattn import-checkpoint` wrote: no folds, no out-of-fold predictions."""
@@ -34,6 +38,8 @@ class TrainedModel:
     experiment: Experiment
     recipe: CropRecipe
     """How the crops it was trained on were made; it must be given such crops."""
+    any_crops: bool = False
+    """Whether it takes crops that were made another way, with a warning."""
 
     @property
     def name(self) -> str:
@@ -45,17 +51,26 @@ class TrainedModel:
         """Whether it came from somebody else's checkpoint: which videos it was trained on is not known."""
         return (self.path / IMPORT_FILE).is_file()
 
+    def taking_any_crops(self) -> "TrainedModel":
+        """The same model, which takes crops made another way than its own."""
+        return dataclasses.replace(self, any_crops=True)
+
     def require_same_crops(self, folder: Path, recipe: CropRecipe) -> None:
-        """Refuse the crops of a faces folder that were not made the way the model's were.
+        """Refuse the crops of a faces folder that were not made the way the model's were; a model with `any_crops`
+        warns instead.
+
+        The policies `all-tracks` and `forged-mask` are alike here: without a mask both keep every face.
 
         Raises:
             ValueError: they were not; says how they differ.
         """
-        if difference := describe_difference(self.recipe, recipe):
-            raise ValueError(
-                f"{folder}: its crops differ from those {self.name} was trained on: {difference}. "
-                "Make the faces again with the run's settings (faces.json in the run folder)."
-            )
+        difference = describe_difference(self.recipe.for_prediction(), recipe.for_prediction())
+        if not difference:
+            return
+        message = f"{folder}: its crops differ from those {self.name} was trained on: {difference}."
+        if not self.any_crops:
+            raise ValueError(f"{message} Make the faces again with the run's settings (faces.json in the run folder).")
+        logger.warning("%s Its predictions are made all the same, as asked for.", message)
 
     def load(self, device: torch.device) -> MultiAttentionNet | BaselineNet:
         """The network with its weights, in eval mode on the device."""

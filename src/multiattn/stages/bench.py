@@ -1,22 +1,32 @@
-"""Time and memory of a training step or an eval forward, beside the same network written plainly.
+"""Time and memory of a training step, an eval forward or face extraction, beside the same written plainly.
 
     multiattn bench train dfdc_b4 --batch-size 4
     multiattn bench infer dfdc_b4 --batch-size 4 --repeats 10
+    multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
 
-Plainly means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
+A plain network means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
 passes, and a process as Python starts it. Random crops, the same random weights and seed on both sides; each side in a
-process of its own, in turns, the median after one warm-up.
+process of its own, in turns, the median after one warm-up. Plain extraction is a loop: OpenCV decodes every frame, the
+detector looks at one frame at a time at up to 1080p.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import pandas as pd
+import torch
 
 from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment
+from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
 from multiattn.experiments import get_experiment
-from multiattn.runtime import pick_device
+from multiattn.runtime import describe_machine, pick_device
+from multiattn.tables import UNKNOWN, VIDEOS
 from multiattn.training.bench import Comparison, compare
+from multiattn.video.bench import compare_extraction
+from multiattn.video.extract import VideoTask, extraction_settings
 
 DEFAULT = "dfdc_b4"
 WHAT = {"train": "training step (clean pass, AGDA pass, backward, optimiser)", "infer": "eval forward"}
@@ -46,8 +56,56 @@ def _options_class(default: Experiment) -> type:
     return Options
 
 
+@dataclass(frozen=True, kw_only=True)
+class FacesOptions:
+    """Options of `multiattn bench faces`."""
+
+    videos_dir: Path
+    """A folder of videos, those of its subfolders too."""
+    num_frames: int = 32
+    size: int = 380
+    detector: Literal["mtcnn", "retinaface"] = "mtcnn"
+    weights: Path | None = None
+    """RetinaFace's weights file."""
+    jobs: int | None = None
+    """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
+    device: str = "cpu"
+    """cpu, cuda or auto."""
+
+
 def main(argv: list[str]) -> None:
     """Run the stage."""
+    if argv[:1] == ["faces"]:
+        _bench_faces(parse(FacesOptions, argv[1:], stage="bench faces", doc=__doc__))
+    else:
+        _bench_network(argv)
+
+
+def _bench_faces(options: FacesOptions) -> None:
+    paths = sorted(path for path in options.videos_dir.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not paths:
+        raise ValueError(f"--videos-dir {options.videos_dir}: expected videos, found none.")
+    names = [path.relative_to(options.videos_dir).as_posix() for path in paths]
+    videos = VIDEOS.validate(pd.DataFrame([video_row("folder", name, label=UNKNOWN) for name in names]), "videos")
+    settings = extraction_settings(
+        detector=options.detector,
+        weights=options.weights,
+        threshold=None,
+        device=str(pick_device(options.device)),
+        num_frames=options.num_frames,
+        size=options.size,
+    )
+    tasks = [VideoTask(video_id=name, path=path) for name, path in zip(videos["video_id"], paths, strict=True)]
+    bench = compare_extraction(videos, tasks, settings, jobs=options.jobs)
+    results(
+        f"{len(tasks)} videos, {options.num_frames} frames each, {options.detector}",
+        describe_machine(torch.device(settings.device)),
+        "",
+        *bench.table(),
+    )
+
+
+def _bench_network(argv: list[str]) -> None:
     named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else DEFAULT
     default = get_experiment(named, tiny="--tiny" in argv)
     options = parse(_options_class(default), argv, stage="bench", doc=__doc__)

@@ -1,20 +1,24 @@
 """Videos -> aligned face crops, faces.parquet and video_status.csv; restartable.
 
-multiattn faces --videos data/videos.csv --out data/faces/dfdc --num-frames 32 --size 380 --jobs 16
+multiattn faces --videos data/videos.csv --out data/faces/dfdc --num-frames 32 --size 380 --jobs 16 --reuse-original
+multiattn faces --videos data/videos.csv --out data/faces/dfdc --backend dask --scheduler tcp://head:8786
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import pandas as pd
 
 from multiattn.command_line import parse, results
-from multiattn.datasets.manifest import locate_videos
+from multiattn.datasets.manifest import locate_videos, named_roots
+from multiattn.datasets.masks import mask_of
 from multiattn.runtime import pick_device
-from multiattn.tables import VIDEOS
+from multiattn.tables import FAKE, VIDEOS
+from multiattn.video.backends import Backend
+from multiattn.video.extract import VideoTask, extraction_settings
 from multiattn.video.faces_folder import extract_faces
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.recipe import CropRecipe, FacePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +37,27 @@ class Options:
     """Evenly spaced frames of each video."""
     size: int = 380
     """Side of the square crops in pixels."""
-    detector: Literal["mtcnn"] = "mtcnn"
-    threshold: float = 0.9
-    """Every face with at least this detection score is kept."""
+    detector: Literal["mtcnn", "retinaface"] = "mtcnn"
+    weights: Path | None = None
+    """The weights file of retinaface; mtcnn brings its own."""
+    threshold: float | None = None
+    """Every face with at least this detection score is kept (default: 0.9 with mtcnn, 0.7 with retinaface)."""
+    detect_every: int = 1
+    """Detect in every k-th sampled frame only; boxes and landmarks between are interpolated along tracks."""
+    policy: FacePolicy = "all-tracks"
+    """Which faces of a video are kept; forged-mask: of a fake only those its mask video marks (FF++, DFD)."""
+    reuse_original: bool = False
+    """Crop fakes where their originals' faces are, if size and frame count are equal: aligned pairs, less detection."""
+    fast_frames: bool = False
+    """Take the nearest reference frame for a wanted one where that spares decoding."""
     jobs: int | None = None
-    """Processes, each with one video at a time (default: one a core, on a GPU at most 4)."""
+    """Processes on this machine, each with one video at a time (default: one a core, on a GPU at most 4)."""
+    backend: Backend = "local"
+    """Where videos are extracted: this machine, or a dask or ray cluster that sees the same files at the same paths."""
+    scheduler: str | None = None
+    """The cluster's address: tcp://HOST:8786 for dask; ray finds the cluster of this machine by itself."""
+    time_limit: float = 600.0
+    """Seconds a video may take; then it is `unreadable`."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or auto."""
 
@@ -50,24 +70,47 @@ def main(argv: list[str]) -> None:
         videos = videos[videos["split"].isin(options.splits)].reset_index(drop=True)
         if videos.empty:
             raise ValueError(f"{options.videos}: no video of split {' or '.join(options.splits)}.")
-    recipe = CropRecipe(
-        num_frames=options.num_frames, size=options.size, detector=options.detector, threshold=options.threshold
+    settings = extraction_settings(
+        detector=options.detector,
+        weights=options.weights,
+        threshold=options.threshold,
+        device=str(pick_device(options.device)),
+        num_frames=options.num_frames,
+        size=options.size,
+        detect_every=options.detect_every,
+        policy=options.policy,
+        reuse_original=options.reuse_original,
+        fast_frames=options.fast_frames,
     )
-    located = locate_videos(videos, options.videos, roots=_roots(options.root, videos))
-    device = str(pick_device(options.device))
-    statuses = extract_faces(videos, located, options.out, recipe, jobs=options.jobs, device=device)
+    located = locate_videos(videos, options.videos, roots=named_roots(options.root, sorted(videos["dataset"].unique())))
+    statuses = extract_faces(
+        videos, _tasks(videos, located, settings.recipe), options.out, settings,
+        jobs=options.jobs, backend=options.backend, scheduler=options.scheduler, time_limit=options.time_limit,
+    )  # fmt: skip
     counts = statuses["status"].value_counts()
     results(
         f"{len(statuses)} videos, {statuses['num_crops'].sum()} crops in {options.out}: "
         + ", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "no_face", "unreadable"))
     )
+    if left_out := int(statuses["message"].str.contains("left out: ", regex=False).sum()):
+        results(f"{left_out} fakes have faces, but none that a mask marks; video_status.csv says why (no_face).")
 
 
-def _roots(words: tuple[str, ...], videos: pd.DataFrame) -> dict[str, Path]:
-    datasets = sorted(videos["dataset"].unique())
-    if len(words) == 1 and "=" not in words[0] and len(datasets) == 1:
-        return {datasets[0]: Path(words[0])}
-    roots = dict(word.partition("=")[::2] for word in words)
-    if set(roots) - set(datasets):
-        raise ValueError(f"--root: expected NAME=DIR with NAME of {', '.join(datasets)}, found {' '.join(words)}.")
-    return {name: Path(folder) for name, folder in roots.items()}
+def _tasks(videos: pd.DataFrame, located: dict[str, Path], recipe: CropRecipe) -> list[VideoTask]:
+    tasks = []
+    names = ("video_id", "dataset", "path", "label", "original")
+    # As lists: pandas hands out single values of a column ten times slower.
+    for video_id, dataset, path, label, original in zip(*(videos[name].tolist() for name in names), strict=True):
+        video = located[video_id].absolute()
+        mask = None
+        if recipe.policy == "forged-mask" and label == FAKE and (name := mask_of(dataset, path)):
+            mask = video.parents[len(PurePosixPath(path).parts) - 1] / name
+            mask = mask if mask.is_file() else None
+        reuse = recipe.reuse_original and label == FAKE and original in located
+        tasks.append(
+            VideoTask(
+                video_id=video_id, path=video, label=label, mask=mask,
+                original=original if reuse else "", original_path=located[original].absolute() if reuse else None,
+            )
+        )  # fmt: skip
+    return tasks

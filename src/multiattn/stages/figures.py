@@ -1,8 +1,9 @@
-"""Run folders + faces -> pictures: attention maps over faces, runs side by side, training curves.
+"""Run folders + faces -> pictures: attention maps over faces, runs side by side, training curves, contact sheets.
 
 multiattn figures attention --run runs/ffpp_b4 --faces data/faces/ffpp_c23 --out figures/ffpp_b4
 multiattn figures compare --runs runs/none runs/ril --labels none RIL --faces data/faces/ffpp_c23 --out figures/ril
 multiattn figures curves --run runs/ffpp_b4 --out figures/ffpp_b4
+multiattn figures faces --faces data/faces/ffpp_c23 --out figures/ffpp_c23.html
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import tyro
 from multiattn.command_line import parse, results
 from multiattn.figures.attention import Row, RunMaps, Scale, draw_attention
 from multiattn.figures.curves import draw_curves, read_epochs
+from multiattn.figures.faces import ContactSheet
 from multiattn.figures.page import attention_page
 from multiattn.inference.attention_maps import (
     attention_model,
@@ -98,6 +100,7 @@ Options = (
     Annotated[Attention, tyro.conf.subcommand("attention")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Curves, tyro.conf.subcommand("curves")]
+    | Annotated[ContactSheet, tyro.conf.subcommand("faces")]
 )
 
 

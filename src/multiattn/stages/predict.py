@@ -28,6 +28,10 @@ class Options:
     """A faces folder; with --videos-dir, where its faces are kept (default: <out>.faces)."""
     videos_dir: Path | None = None
     """A folder of videos, whose faces are extracted first."""
+    weights: Path | None = None
+    """With --videos-dir, the weights file of the detector the run's faces were found with (mtcnn needs none)."""
+    any_recipe: bool = False
+    """Predict crops that were made another way than the run's; the difference becomes a warning."""
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     jobs: int | None = None
@@ -38,10 +42,13 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="predict", doc=__doc__)
     models = find_models(options.runs)
+    if options.any_recipe:
+        models = [model.taking_any_crops() for model in models]
     device = pick_device(options.device)
     faces = options.faces or options.out.with_suffix(".faces")
     if options.videos_dir is not None:
-        extract_folder_faces(options.videos_dir, faces, models[0].recipe, jobs=options.jobs, device=device)
+        recipe, weights = models[0].recipe, options.weights
+        extract_folder_faces(options.videos_dir, faces, recipe, jobs=options.jobs, device=device, weights=weights)
     elif options.faces is None:
         raise ValueError("expected --faces FACES or --videos-dir DIR, found neither.")
     predictions = predict_faces(models, faces, device=device, precision=options.precision)

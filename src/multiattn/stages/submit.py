@@ -39,6 +39,8 @@ class Options:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     jobs: int | None = None
     """Processes that extract faces."""
+    weights: Path | None = None
+    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
 
 
 def main(argv: list[str]) -> None:
@@ -56,6 +58,7 @@ def main(argv: list[str]) -> None:
             device=options.device,
             precision=options.precision,
             jobs=options.jobs,
+            weights=options.weights,
         )
     )
     coverage = ", ".join(f"{count} {status}" for status, count in result.coverage.items())

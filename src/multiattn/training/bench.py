@@ -7,7 +7,6 @@ its own. They take turns (ours, plain, ours, plain, ...), so that a machine that
 import contextlib
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -26,7 +25,14 @@ from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.model.folding import fold_batch_norms
 from multiattn.model.network import NetworkOutput
 from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import WAIT_POLICY, autocast, resolve_precision, seed_everything, tune_cpu
+from multiattn.runtime import (
+    WAIT_POLICY,
+    autocast,
+    describe_machine,
+    resolve_precision,
+    seed_everything,
+    tune_cpu,
+)
 from multiattn.training.optimizer import make_optimizer
 from multiattn.training.phases import set_train_mode, set_trainable
 from multiattn.training.plain_network import joint_backward, make_plain
@@ -314,12 +320,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
-def describe_machine(device: torch.device) -> str:
-    """Processor or GPU, cores, threads and torch's version."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    names = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -12,6 +12,8 @@ TEMPLATE_MARGIN = 1.3
 # in units of the crop's side: eyes at about (0.38, 0.47) and (0.62, 0.47), mouth corners at y = 0.75.
 TEMPLATE = (_ARCFACE_112 / 112 - 0.5) / TEMPLATE_MARGIN + 0.5
 TEMPLATE_NAME = f"arcface-5-point, margin {TEMPLATE_MARGIN}"
+INTERPOLATION_NAME = "bilinear, averaged first below half size, border repeated"
+"""What `align_crop` does, for the crop recipe."""
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,24 +1,88 @@
 """One video -> aligned crops on disk, the rows of `faces.parquet` and the row of `video_status.csv`."""
 
-import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 
 from multiattn.runtime import atomic_path
-from multiattn.tables import FACES
-from multiattn.video.align import align_crop
-from multiattn.video.decode import Frame, FrameReader, UnreadableVideoError
-from multiattn.video.detect import Detector, Faces, load_detector
+from multiattn.tables import FACES, UNKNOWN
+from multiattn.video.decode import FrameReader, UnreadableVideoError
+from multiattn.video.detect import DEFAULT_THRESHOLDS, load_detector, weights_digest
+from multiattn.video.policy import choose_faces
 from multiattn.video.recipe import CropRecipe
-from multiattn.video.tracks import link_tracks
+from multiattn.video.reuse import reuse_faces
+from multiattn.video.scan import FaceCrop, Scan, scan_faces
 
-BATCH_FRAMES = 8
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSettings:
+    """How a run makes its crops, and where its detector lives."""
+
+    recipe: CropRecipe
+    device: str = "cpu"
+    """`cpu` or `cuda`, for the detector."""
+    weights: Path | None = None
+    """The detector's weights file; mtcnn needs none."""
+
+    def __post_init__(self) -> None:
+        self.recipe.require_makeable()
+        if self.recipe.detector == "mtcnn":
+            if self.weights is not None:
+                raise ValueError(f"--weights: mtcnn brings its own, found {self.weights}.")
+            return
+        if self.weights is None:
+            raise ValueError(
+                f"--weights: {self.recipe.detector} needs its weights file (SHA-256 {self.recipe.weights}...), found "
+                "none. Pass --weights FILE."
+            )
+        if (found := weights_digest(self.weights)) != self.recipe.weights:
+            raise ValueError(
+                f"{self.weights}: expected the weights whose SHA-256 begins with {self.recipe.weights}, found {found}."
+            )
+
+
+def extraction_settings(
+    *, detector: str, weights: Path | None, threshold: float | None, device: str, **recipe: Any
+) -> ExtractionSettings:
+    """Settings out of what a user names.
+
+    Args:
+        detector: of `detect.DETECTORS`.
+        weights: its weights file; mtcnn needs none.
+        threshold: lowest score of a face; None is the detector's own.
+        device: `cpu` or `cuda`.
+        recipe: further fields of `CropRecipe`.
+
+    Raises:
+        FileNotFoundError: no such weights file.
+        ValueError: settings that do not fit each other.
+    """
+    made = CropRecipe(
+        detector=detector,
+        weights=weights_digest(weights) if weights is not None else "",
+        threshold=DEFAULT_THRESHOLDS[detector] if threshold is None else threshold,
+        **recipe,
+    )
+    return ExtractionSettings(recipe=made, device=device, weights=weights.resolve() if weights is not None else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTask:
+    """One video to extract."""
+
+    video_id: str
+    path: Path
+    label: int = UNKNOWN
+    """Of the `videos` table. The policy `forged-mask` leaves out a fake whose forged face it cannot tell."""
+    mask: Path | None = None
+    """A fake's mask video: as the video, forged pixels bright on black."""
+    original: str = ""
+    """The video_id of a fake's original; like `original_path`, only where its boxes shall be reused."""
+    original_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -31,70 +95,76 @@ class VideoFaces:
     message: str
     rows: list[list[Any]]
     """Rows of `faces.parquet`, values in the order of its columns."""
+    detected_frames: int = 0
+    """Frames the detector looked at, both passes of the cascade counted; 0 where tracks were reused."""
+    reused: bool = False
+    """Whether the crops lie where the original's do."""
 
 
-@dataclass
-class _Crop:
-    frame_index: int
-    seconds: float
-    box_xyxy: np.ndarray
-    score: float
-    landmarks: np.ndarray
-    jpeg: np.ndarray
-
-
-def extract_video(path: Path, video_id: str, folder: Path, recipe: CropRecipe, device: str) -> VideoFaces:
+def extract_video(
+    task: VideoTask, folder: Path, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
+) -> VideoFaces:
     """Decode, detect, align, track and write the crops of one video below `folder/crops`.
 
-    Any damage of the video ends in its status, never in an exception; errors of the machine (a full disk) do raise.
+    With the original's rows a fake is cropped where its original is, if `reuse_faces` finds the two alike; else, and
+    without them, faces are detected. A video without a face in any frame the detector looked at is decoded again and
+    searched thoroughly. Any damage of the video ends in its status, never in an exception; errors of the machine (a
+    full disk) do raise.
+
+    Args:
+        original_rows: rows of `faces.parquet` of `task.original`, columns in order; None where they are not wanted or
+            there are none.
     """
-    reader = FrameReader(path, recipe.num_frames)
-    with _single_threaded():
-        detector = load_detector(recipe.detector, recipe.threshold, device)
+    recipe = settings.recipe
+    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
+    notes: list[str] = []
+    with single_threaded():
         try:
-            crops_per_frame = _find_crops(reader, detector, recipe)
+            scan = None
+            if recipe.reuse_original and task.original_path is not None:
+                scan, reason = reuse_faces(reader, task.path, task.original_path, original_rows, recipe)
+                notes += [f"not cropped like the original: {reason}"] if reason else []
+            reused = scan is not None
+            if scan is None:
+                scan, note = _search(reader, settings)
+                notes += [note] if note else []
         except UnreadableVideoError as error:
-            return VideoFaces(video_id, "unreadable", 0, str(error), [])
-    tracks_per_frame = link_tracks([np.array([crop.box_xyxy for crop in crops]) for crops in crops_per_frame])
+            return VideoFaces(task.video_id, "unreadable", 0, str(error), [])
+        num_frames, damage = reader.num_frames, reader.message
+        crops, note = choose_faces(scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames)
+    rows = write_crops(crops, task.video_id, folder)
+    message = "; ".join(part for part in (damage, *notes, note) if part)
+    status = "ok" if rows else "no_face"
+    return VideoFaces(task.video_id, status, num_frames, message, rows, scan.detected_frames, reused)
+
+
+def _search(reader: FrameReader, settings: ExtractionSettings) -> tuple[Scan, str]:
+    """The detector's pass, and where it finds nothing at all, the thorough one; with what there is to say of it."""
+    recipe = settings.recipe
+    detector = load_detector(
+        recipe.detector, threshold=recipe.threshold, device=settings.device, weights=settings.weights
+    )
+    first = scan_faces(reader, detector, recipe)
+    if first.crops:
+        return first, ""
+    second = scan_faces(reader, detector, recipe, thorough=True)
+    second.detected_frames += first.detected_frames
+    return second, "faces found by the thorough pass only" if second.crops else ""
+
+
+def write_crops(crops: list[FaceCrop], video_id: str, folder: Path) -> list[list[Any]]:
+    """Write the crops below `folder/crops/<video_id>`; their rows of `faces.parquet`."""
     rows = []
-    for crops, tracks in zip(crops_per_frame, tracks_per_frame, strict=True):
-        for crop, track in zip(crops, tracks.tolist(), strict=True):
-            name = f"crops/{video_id}/{crop.frame_index:06d}_{track}.jpg"
-            with atomic_path(folder / name, durable=False) as temporary:
-                temporary.write_bytes(crop.jpeg.tobytes())
-            rows.append(_row(video_id, crop, track, name))
-    rows.sort(key=lambda row: (row[1], row[3]))
-    return VideoFaces(video_id, "ok" if rows else "no_face", reader.num_frames, reader.message, rows)
+    for crop in crops:
+        name = f"crops/{video_id}/{crop.frame_index:06d}_{crop.track}.jpg"
+        with atomic_path(folder / name, durable=False) as temporary:
+            temporary.write_bytes(crop.jpeg)
+        rows.append(_row(video_id, crop, name))
+    return rows
 
 
-def _find_crops(reader: FrameReader, detector: Detector, recipe: CropRecipe) -> list[list[_Crop]]:
-    """The crops of each sampled frame; full frames are held for one batch only."""
-    frames = iter(reader)
-    crops_per_frame: list[list[_Crop]] = []
-    while batch := list(itertools.islice(frames, BATCH_FRAMES)):
-        # A stream may change its frame size midway; the detector takes one size at a time.
-        for _, same_size in itertools.groupby(batch, key=lambda frame: frame.image.shape):
-            run = list(same_size)
-            for frame, faces in zip(run, detector([frame.image for frame in run]), strict=True):
-                crops_per_frame.append(_crop_faces(frame, faces, recipe))
-    return crops_per_frame
-
-
-def _crop_faces(frame: Frame, faces: Faces, recipe: CropRecipe) -> list[_Crop]:
-    settings = [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality]
-    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    crops = []
-    for box, score, landmarks in zip(faces.boxes_xyxy, faces.scores, faces.landmarks, strict=True):
-        image = align_crop(frame.image, landmarks, recipe.size)
-        encoded, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
-        if not encoded:
-            raise RuntimeError(f"OpenCV could not encode a crop of {image.shape} as JPEG.")
-        crops.append(_Crop(frame.index, frame.seconds, box, float(score), landmarks, jpeg))
-    return crops
-
-
-def _row(video_id: str, crop: _Crop, track: int, name: str) -> list[Any]:
-    row = [video_id, crop.frame_index, crop.seconds, track, name, *crop.box_xyxy.tolist(), crop.score]
+def _row(video_id: str, crop: FaceCrop, name: str) -> list[Any]:
+    row = [video_id, crop.frame_index, crop.seconds, crop.track, name, *crop.box_xyxy.tolist(), crop.score]
     row += crop.landmarks.ravel().tolist()
     if len(row) != len(FACES.columns):
         raise AssertionError(f"faces has {len(FACES.columns)} columns, this row {len(row)} values")
@@ -102,7 +172,7 @@ def _row(video_id: str, crop: _Crop, track: int, name: str) -> list[Any]:
 
 
 @contextmanager
-def _single_threaded():
+def single_threaded():
     """One thread for torch and OpenCV: the work is parallel over videos, and sums do not depend on the cores."""
     torch_threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)

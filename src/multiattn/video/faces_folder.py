@@ -5,110 +5,160 @@
     FACES/journal.jsonl      finished videos of a run that has not ended yet, one line each
     FACES/faces.parquet, video_status.csv, videos.csv   the tables, written when a run ends
 
-A video is done when its line stands in the journal or its row in `video_status.csv`. A process killed at any moment
+A video is done when its line stands in the journal or its row in `video_status.csv`. Any process killed at any moment
 loses the videos in flight; the next run does those only, and its tables equal those of an undisturbed run.
 """
 
 import contextlib
-import json
 import logging
-import os
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import joblib
 import pandas as pd
 
 from multiattn.runtime import default_jobs, exclusive_folder, progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
-from multiattn.video.extract import VideoFaces, extract_video
+from multiattn.video.backends import Backend, open_backend
+from multiattn.video.engine import Call, Engine
+from multiattn.video.extract import ExtractionSettings, VideoTask
+from multiattn.video.isolation import end_processes
+from multiattn.video.journal import Journal
 from multiattn.video.recipe import RECIPE_FILE, CropRecipe, read_recipe, write_recipe
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "journal.jsonl"
 ROWS_AT_ONCE = 200_000
 
 
 def extract_faces(
-    videos: pd.DataFrame, located: dict[str, Path], folder: Path, recipe: CropRecipe, *, jobs: int | None, device: str
+    videos: pd.DataFrame,
+    tasks: list[VideoTask],
+    folder: Path,
+    settings: ExtractionSettings,
+    *,
+    jobs: int | None,
+    backend: Backend = "local",
+    scheduler: str | None = None,
+    time_limit: float | None = None,
 ) -> pd.DataFrame:
     """Extract the faces of every video that is not done yet, then write the tables.
 
+    With `reuse_original`, videos that are others' originals come first, and a fake is handed the rows of its original
+    where that is one of the tasks and itself no fake of another. What it saved is logged at the end.
+
     Args:
         videos: a `videos` table; rows of an earlier run that are not in it stay in the folder's tables.
-        located: video_id -> file.
-        jobs: processes, each with one video at a time; None is `runtime.default_jobs`.
-        device: `cpu` or `cuda`, for the detector.
+        tasks: one a row of `videos`.
+        jobs: processes on this machine, each with one video at a time; None is `runtime.default_jobs`.
+        backend: `local`, or a cluster whose workers see the same files at the same paths; see `backends.open_backend`.
+        scheduler: the cluster's address.
+        time_limit: seconds a video may take; it is `unreadable` after them. None is no limit.
 
     Returns:
         The `video_status` table of the whole folder.
 
     Raises:
-        ValueError: the folder was made with another recipe, or another process is writing it.
+        ValueError: the folder was made with another recipe, another process is writing it, or there is no such cluster.
+        RuntimeError: worker processes cannot start, or die one after the other.
     """
-    jobs = default_jobs(device) if jobs is None else jobs
+    jobs = default_jobs(settings.device) if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"--jobs: expected at least 1, found {jobs}.")
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"--time-limit: expected seconds above 0, found {time_limit}.")
+    if set(videos["video_id"].tolist()) != {task.video_id for task in tasks}:
+        raise ValueError("expected one task for each row of the videos table, found others.")
+    folder = folder.absolute()  # a cluster's workers run in folders of their own
     with exclusive_folder(folder):
-        _keep_recipe(folder, recipe)
-        _mend_journal(folder)
+        _keep_recipe(folder, settings.recipe)
+        journal = Journal(folder)
+        journal.mend()
         statuses = _read_statuses(folder)
-        done = set(statuses["video_id"]) | {result.video_id for result in _read_journal(folder)}
-        todo = [video for video in videos["video_id"] if video not in done]
-        if len(todo) < len(videos):
-            logger.info("%d of %d videos are done already", len(videos) - len(todo), len(videos))
+        in_journal = journal.places()
+        done = in_journal.keys() | set(statuses["video_id"].tolist())
+        todo = [task for task in tasks if task.video_id not in done]
+        if len(todo) < len(tasks):
+            logger.info("%d of %d videos are done already", len(tasks) - len(todo), len(tasks))
         if todo:
-            _run(todo, located, folder, recipe, jobs=jobs, device=device)
+            originals = _originals(tasks) if settings.recipe.reuse_original else {}
+            rows = _OriginalRows(folder, journal, in_journal, originals, done)
+            with open_backend(backend, jobs=min(jobs, len(todo)), scheduler=scheduler) as run:
+                _extract(todo, Engine(run, folder, settings, time_limit), journal, rows)
         _write_videos(videos, folder)
-        if (folder / JOURNAL).is_file() or not (folder / "video_status.csv").is_file():
-            statuses = _finish(statuses, folder)
+        if journal.path.is_file() or not (folder / "video_status.csv").is_file():
+            statuses = _finish(statuses, folder, settings.recipe)
     return statuses
 
 
-def _run(
-    todo: list[str],
-    located: dict[str, Path],
-    folder: Path,
-    recipe: CropRecipe,
-    *,
-    jobs: int,
-    device: str,
-) -> None:
+def _originals(tasks: list[VideoTask]) -> dict[str, str]:
+    """video_id of a fake -> that of its original, where the boxes of one can be handed to the other."""
+    by_id = {task.video_id: task for task in tasks}
+    return {
+        task.video_id: task.original
+        for task in tasks
+        if task.original_path is not None and task.original in by_id and by_id[task.original].original_path is None
+    }
+
+
+@dataclass
+class _OriginalRows:
+    """The rows of finished originals, read when they are asked for: those of all of DFDC would take gigabytes."""
+
+    folder: Path
+    journal: Journal
+    places: dict[str, int]
+    """video_id -> its line in the journal; grows as videos finish."""
+    originals: dict[str, str]
+    """Fake -> original."""
+    done: Iterable[str]
+    _merged: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        earlier = set(self.originals.values()) & set(self.done) - self.places.keys()
+        if earlier and (self.folder / "faces.parquet").is_file():
+            faces = FACES.read(self.folder / "faces.parquet", allow_empty=True)
+            faces = faces[faces["video_id"].isin(earlier)]
+            self._merged = dict(iter(faces.groupby("video_id", sort=False)))
+
+    def of(self, task: VideoTask) -> list[list[Any]] | None:
+        """The rows of a fake's original; None for a video that has none in this run."""
+        original = self.originals.get(task.video_id)
+        if original is None:
+            return None
+        if original in self.places:
+            return self.journal.read_at(self.places[original]).rows
+        if original in self._merged:
+            return [list(row) for row in self._merged[original].itertuples(index=False, name=None)]
+        return []
+
+
+def _extract(todo: list[VideoTask], engine: Engine, journal: Journal, rows: _OriginalRows) -> None:
+    """Run the tasks, originals first, and keep each result in the journal as soon as it is there."""
     counts: Counter[str] = Counter()
-    tasks = (joblib.delayed(extract_video)(located[video], video, folder, recipe, device) for video in todo)
-    parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
-    watched = progress_bar(len(todo), "faces", "videos")
-    with _worker_environment(), watched as bar, (folder / JOURNAL).open("a") as file:
-        for result in parallel(tasks):
-            file.write(json.dumps(asdict(result), separators=(",", ":")) + "\n")
-            file.flush()
-            counts[result.status] += 1
-            bar.set_postfix(counts, refresh=False)
-            bar.update()
+    first = [task for task in todo if task.video_id not in rows.originals]
+    second = [task for task in todo if task.video_id in rows.originals]
 
+    def calls(tasks: list[VideoTask]) -> Iterator[Call]:
+        for task in tasks:
+            yield task, rows.of(task)
 
-@contextlib.contextmanager
-def _worker_environment() -> Iterator[None]:
-    """Variables that joblib's workers inherit when they start.
-
-    MTCNN meets a new batch size with nearly every video, and oneDNN's cache of compiled sizes would grow by hundreds of
-    megabytes a worker, until joblib takes it for a leak and restarts the worker.
-    """
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "16")
     try:
-        with warnings.catch_warnings():
-            # What growth is left ends in a fresh worker now and then. No video is lost, so nobody needs to read of it.
-            warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
-            yield
-    finally:
-        if before is None:
-            del os.environ[name]
+        with progress_bar(len(todo), "faces", "videos") as bar, journal:
+            for tasks in (first, second):
+                with contextlib.closing(engine.extract(calls(tasks))) as results:
+                    for result in results:
+                        rows.places[result.video_id] = journal.append(result)
+                        counts[result.status] += 1
+                        bar.set_postfix(counts, refresh=False)
+                        bar.update()
+    except BaseException:
+        end_processes()
+        raise
+    if engine.settings.device != "cpu":
+        end_processes()  # each holds a part of the GPU's memory
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
@@ -123,35 +173,6 @@ def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
         )
 
 
-def _mend_journal(folder: Path) -> None:
-    """Cut off the line that a kill left unfinished; its video is done again. A journal without lines goes."""
-    path = folder / JOURNAL
-    if not path.is_file():
-        return
-    whole = 0
-    with path.open("rb") as file:
-        for line in file:
-            whole += len(line) if line.endswith(b"\n") else 0
-    os.truncate(path, whole)
-    if whole == 0:
-        path.unlink()
-
-
-def _read_journal(folder: Path) -> Iterator[VideoFaces]:
-    """Finished videos of a run that has not ended yet, one by one: all of DFDC would take gigabytes."""
-    path = folder / JOURNAL
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield VideoFaces(**json.loads(line))
-            except (json.JSONDecodeError, TypeError) as error:
-                raise ValueError(
-                    f"{path}: line {number} is damaged ({error}). Delete that line and run again."
-                ) from error
-
-
 def _read_statuses(folder: Path) -> pd.DataFrame:
     path = folder / "video_status.csv"
     return VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
@@ -160,22 +181,28 @@ def _read_statuses(folder: Path) -> pd.DataFrame:
 def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
     """Keep the folder's copy of the videos table up to date: labels and splits may have been indexed anew."""
     path = folder / "videos.csv"
+    videos = videos.sort_values("video_id", ignore_index=True)
     if path.is_file():
         earlier = VIDEOS.read(path)
-        others = earlier[~earlier["video_id"].isin(set(videos["video_id"]))]
-        merged = pd.concat([others, videos], ignore_index=True).sort_values("video_id", ignore_index=True)
-        if merged.equals(earlier):
+        if videos.equals(earlier):
             return
-        videos = merged
-    VIDEOS.write(videos.sort_values("video_id", ignore_index=True), path)
+        others = earlier[~earlier["video_id"].isin(videos["video_id"])]
+        videos = pd.concat([others, videos], ignore_index=True).sort_values("video_id", ignore_index=True)
+        if videos.equals(earlier):
+            return
+    VIDEOS.write(videos, path)
 
 
-def _finish(statuses: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.DataFrame:
     """Merge the journal into the tables. `video_status.csv` comes last: only its rows make a video done."""
-    tables, rows, new = [FACES.empty()], [], []
-    for result in _read_journal(folder):
+    journal = Journal(folder)
+    tables, rows, new, reuse = [FACES.empty()], [], [], Counter()
+    for result in journal:
         rows += result.rows
         new.append((result.video_id, result.status, result.num_frames, len(result.rows), result.message))
+        reuse["videos"] += result.reused
+        reuse["saved"] += _frames_looked_at(result.num_frames, recipe) if result.reused else 0
+        reuse["looked"] += result.detected_frames
         if len(rows) > ROWS_AT_ONCE:  # typed columns take a tenth of what lists of Python objects take
             tables.append(pd.DataFrame(rows, columns=list(FACES.columns)))
             rows = []
@@ -190,8 +217,23 @@ def _finish(statuses: pd.DataFrame, folder: Path) -> pd.DataFrame:
     statuses = pd.concat([statuses[~statuses["video_id"].isin(added)], latest], ignore_index=True)
     statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / "video_status.csv")
     VIDEO_STATUS.write(statuses, folder / "video_status.csv")
-    (folder / JOURNAL).unlink(missing_ok=True)
+    journal.remove()
+    if recipe.reuse_original and new:
+        total = reuse["looked"] + reuse["saved"]
+        logger.info(
+            "%d of %d videos were cropped where their originals are: the detector looked at %d frames instead of %d, "
+            "%.0f %% less",
+            reuse["videos"], len(new), reuse["looked"], total, 100 * reuse["saved"] / max(1, total),
+        )  # fmt: skip
     return statuses
+
+
+def _frames_looked_at(num_frames: int, recipe: CropRecipe) -> int:
+    """Of so many sampled frames, how many the detector would look at: every k-th from the first on, and the last."""
+    if num_frames == 0:
+        return 0
+    steps, left = divmod(num_frames - 1, recipe.detect_every)
+    return steps + 1 + (left > 0)
 
 
 def read_faces_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -202,7 +244,7 @@ def read_faces_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Data
         ValueError: an interrupted run left videos in the journal.
     """
     read_recipe(folder)
-    if (folder / JOURNAL).is_file():
+    if Journal(folder).path.is_file():
         raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
     faces = FACES.read(folder / "faces.parquet", allow_empty=True)
     statuses = VIDEO_STATUS.read(folder / "video_status.csv")

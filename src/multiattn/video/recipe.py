@@ -1,55 +1,134 @@
-"""How the crops of a faces folder were made; stored with them and copied into every run trained on them."""
+"""How the crops of a faces folder were made; stored with them and copied into every run trained on them.
+
+`faces.json` holds one `CropRecipe`. Version 1 (no key `version`: num_frames, size, detector, threshold, jpeg_quality,
+template) was written when there were no other ways than today's defaults, so it is read as those. A recipe may be
+foreign: crops that another program cut, which one can train on and predict, but which `multiattn faces` cannot make.
+"""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from multiattn.config import from_json, to_json
 from multiattn.runtime import read_json, write_json
-from multiattn.video.align import TEMPLATE_NAME
+from multiattn.video.align import INTERPOLATION_NAME, TEMPLATE_NAME
 
 RECIPE_FILE = "faces.json"
+VERSION = 2
+DETECTORS = ("mtcnn", "retinaface")
+MAX_DETECT_EVERY = 16
+"""So many full frames wait for the next detection: 100 MB of 1080p."""
+
+FacePolicy = Literal["all-tracks", "largest", "forged-mask"]
+COUNTED_APART = ("version", "num_frames", "reuse_original", "fast_frames")
+"""Settings that decide which frames there are and what the work costs, not what a crop of a frame looks like."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropRecipe:
     """Everything that decides which crops a video gives and what their pixels are."""
 
+    version: int = VERSION
+    """Of this object, raised whenever equal settings begin to mean other pixels."""
     num_frames: int = 32
     """Evenly spaced frames of each video; a shorter video gives all of its frames once."""
     size: int = 380
     """Side of the square crops in pixels."""
     detector: str = "mtcnn"
+    """`mtcnn` or `retinaface`; anything else is foreign."""
+    weights: str = ""
+    """The first 16 hex digits of the SHA-256 of the detector's weights file; empty for mtcnn, whose come with it."""
     threshold: float = 0.9
-    """Faces with a lower detection score are left out."""
+    """Faces with a lower detection score are left out. Only where a video shows no face at all does the detector look
+    again, thoroughly, with a lower threshold of its own."""
+    detect_every: int = 1
+    """The detector looks at every k-th sampled frame, the first and the last; boxes and landmarks between are linear
+    in time along a track."""
+    policy: FacePolicy = "all-tracks"
+    """Which faces of a video are kept; see `policy.py`."""
+    reuse_original: bool = False
+    """Fakes are cropped where their original's faces are, if size and frame count allow."""
+    fast_frames: bool = False
+    """The reference frame nearest to a wanted frame may stand for it."""
     jpeg_quality: int = 95
-    """4:4:4, so chroma keeps its resolution."""
+    """Of the stored crops: baseline JPEG, 4:4:4, so chroma keeps its resolution."""
     template: str = TEMPLATE_NAME
+    """Where the landmarks come to lie in the crop, with the margin around the face."""
+    interpolation: str = INTERPOLATION_NAME
+    """How the pixels of a crop are computed from those of the frame."""
 
     def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise ValueError(f"version: expected {VERSION}, found {self.version}.")
         if self.num_frames < 1:
             raise ValueError(f"--num-frames: expected at least 1, found {self.num_frames}.")
         if not 32 <= self.size <= 4096:
             raise ValueError(f"--size: expected 32 to 4096 pixels, found {self.size}.")
         if not 0 < self.threshold < 1:
             raise ValueError(f"--threshold: expected a score between 0 and 1, found {self.threshold}.")
+        if not 1 <= self.detect_every <= MAX_DETECT_EVERY:
+            raise ValueError(f"--detect-every: expected 1 to {MAX_DETECT_EVERY}, found {self.detect_every}.")
+        if self.policy not in get_args(FacePolicy):
+            raise ValueError(f"--policy: expected one of {', '.join(get_args(FacePolicy))}, found {self.policy!r}.")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"--jpeg-quality: expected 1 to 100, found {self.jpeg_quality}.")
-        if self.template != TEMPLATE_NAME:
-            raise ValueError(f"template: these crops are aligned to {self.template!r}, this code to {TEMPLATE_NAME!r}.")
+        if self.detector == "mtcnn" and self.weights:
+            raise ValueError(f"--weights: mtcnn brings its own, found weights {self.weights}.")
+        if self.detector == "retinaface" and not self.weights:
+            raise ValueError("--weights: retinaface needs a weights file, found none.")
+
+    @property
+    def foreign(self) -> str:
+        """What of it this code cannot follow, in words; empty for a recipe that `multiattn faces` can make."""
+        known = {"detector": DETECTORS, "template": (TEMPLATE_NAME,), "interpolation": (INTERPOLATION_NAME,)}
+        return "; ".join(
+            f"{name}: expected {' or '.join(map(repr, names))}, found {getattr(self, name)!r}"
+            for name, names in known.items()
+            if getattr(self, name) not in names
+        )
+
+    def require_makeable(self) -> None:
+        """Refuse to cut crops after a foreign recipe.
+
+        Raises:
+            ValueError: it is foreign; says in what.
+        """
+        if self.foreign:
+            raise ValueError(
+                f"these crops were cut by another program ({self.foreign}), and `multiattn faces` cannot cut more of "
+                "them. Cut the videos there and index them, or train on faces made here."
+            )
+
+    def for_prediction(self) -> "CropRecipe":
+        """The recipe for videos whose labels, masks and originals nobody knows: all tracks for `forged-mask`, which
+        does that to every video that is not a known fake, and no reuse."""
+        policy = "all-tracks" if self.policy == "forged-mask" else self.policy
+        return dataclasses.replace(self, policy=policy, reuse_original=False)
 
 
 def read_recipe(folder: Path) -> CropRecipe:
-    """The recipe of a faces folder or a run folder.
+    """The recipe of a faces folder or a run folder, of this version or an earlier one; it may be foreign.
 
     Raises:
         FileNotFoundError: the folder has none.
-        ValueError: not a recipe, or one this code cannot follow.
+        ValueError: not a recipe, or one of a newer version.
     """
     path = Path(folder) / RECIPE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a faces folder. Make it with `multiattn faces`.")
-    return from_json(CropRecipe, read_json(path), source=str(path))
+    values = read_json(path)
+    if isinstance(values, dict):
+        version = values.get("version", 1)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ValueError(f"{path}: version: expected a whole number from 1, found {version!r}.")
+        if version > VERSION:
+            raise ValueError(
+                f"{path}: a crop recipe of version {version}, and this code knows versions up to {VERSION}. "
+                "Use the multiattn that made the faces, or a newer one."
+            )
+        values = {**values, "version": VERSION}
+    return from_json(CropRecipe, values, source=str(path))
 
 
 def write_recipe(recipe: CropRecipe, folder: Path) -> None:
@@ -58,10 +137,12 @@ def write_recipe(recipe: CropRecipe, folder: Path) -> None:
 
 
 def describe_difference(expected: CropRecipe, found: CropRecipe) -> str:
-    """`size: expected 380, found 224; ...`, empty when the pixels are made alike.
+    """`size: expected 380, found 224; ...`, empty when faces and pixels are made alike.
 
-    `num_frames` is not compared: it changes how many crops there are, not what they look like.
+    `num_frames`, `reuse_original` and `fast_frames` are not compared: they change which frames there are and what the
+    work costs, not how a face of a frame is found and cut. To compare what a model was trained on with what it shall
+    predict, give both `for_prediction()`.
     """
-    names = [field.name for field in dataclasses.fields(CropRecipe) if field.name != "num_frames"]
+    names = [field.name for field in dataclasses.fields(CropRecipe) if field.name not in COUNTED_APART]
     pairs = [(name, getattr(expected, name), getattr(found, name)) for name in names]
     return "; ".join(f"{name}: expected {mine}, found {other}" for name, mine, other in pairs if mine != other)

@@ -1,0 +1,295 @@
+"""Face extraction as `multiattn faces` does it, and as a straightforward loop does it, on the same clips.
+
+Each side runs in a process of its own, started fresh and timed from start to end, imports included. Beside them, alone
+and in one thread: the stages of the extraction, and decoding plus detection by themselves.
+"""
+
+import cProfile
+import multiprocessing
+import pstats
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pandas as pd
+
+from multiattn.tables import FACES
+from multiattn.video import decode, extract
+from multiattn.video.align import align_crop
+from multiattn.video.decode import FrameReader, evenly_spaced_indices, probe_video
+from multiattn.video.detect import Detector, MtcnnDetector, RetinaFaceDetector, load_detector
+from multiattn.video.extract import ExtractionSettings, VideoTask, extract_video
+from multiattn.video.face_search import LONGEST_SIDE
+from multiattn.video.faces_folder import extract_faces
+from multiattn.video.isolation import end_processes
+from multiattn.video.mtcnn import FIRST_PASS
+from multiattn.video.recipe import CropRecipe
+from multiattn.video.scan import BATCH_FRAMES, cut_face
+from multiattn.video.tracks import pairwise_iou
+
+FULL_HD = 1920
+"""Longest side of the frames that the loop's detector sees, in pixels."""
+DFDC_VIDEOS = 119_154
+"""Training clips of DFDC."""
+SMALLEST_SHARE = FIRST_PASS.min_face_pixels / LONGEST_SIDE
+"""The smallest faces our first pass looks for, over the frame's longer side; the loop's full-size pass finds posters on
+the wall too."""
+MIN_IOU = 0.5
+"""From here on two boxes show the same face."""
+
+Boxes = dict[tuple[str, int], np.ndarray]
+"""(video_id, frame_index) -> (N, 4) boxes in pixels of the full frame."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one way of extracting took and gave."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    """Of the process and its children."""
+    boxes: Boxes
+
+    @property
+    def num_faces(self) -> int:
+        """Crops written."""
+        return sum(map(len, self.boxes.values()))
+
+
+@dataclass(frozen=True)
+class ExtractionBench:
+    """Both sides and what they are measured by."""
+
+    num_videos: int
+    ours: Side
+    loop: Side
+    stages: dict[str, float]
+    """Stage -> seconds over all clips in one thread; `rest` is what no stage claims."""
+    cpu_seconds: float
+    """Of the same, without the start of a process."""
+    parts_cpu_seconds: float
+    """Pure decoding of every frame up to the last wanted one, plus detection, alone in one thread."""
+    longest_sides: dict[str, int]
+    """video_id -> pixels of the longer side of its frames."""
+
+    @property
+    def speed_ratio(self) -> float:
+        """Our videos a second over the loop's."""
+        return self.loop.wall_seconds / self.ours.wall_seconds
+
+    @property
+    def cpu_ratio(self) -> float:
+        """CPU time of our extraction over that of decoding and detection alone, both without process starts."""
+        return self.cpu_seconds / self.parts_cpu_seconds
+
+    def recall(self, *, min_share: float = 0.0) -> float:
+        """Share of the loop's faces that we have too, in the same frame with an IoU of at least 0.5.
+
+        Args:
+            min_share: only faces whose longer side is at least this share of the frame's longer side.
+        """
+        reference = {}
+        for (video, index), boxes in self.loop.boxes.items():
+            sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
+            reference[video, index] = boxes[sides >= min_share * self.longest_sides[video]]
+        return shared_faces(reference, self.ours.boxes)
+
+    def table(self) -> list[str]:
+        """Lines for a terminal: stages, sides, and the three figures."""
+        total = sum(self.stages.values())
+        lines = [f"{'stage, one thread':<20}{'seconds':>10}{'share':>8}"]
+        lines += [f"{name:<20}{spent:>10.2f}{spent / total:>8.0%}" for name, spent in self.stages.items()]
+        lines += [
+            "",
+            f"{'':<8}{'wall, s':>10}{'CPU, s':>10}{'videos/s':>10}{'faces/s':>10}{'faces':>8}{'hours for DFDC':>16}",
+        ]
+        for name, side in (("ours", self.ours), ("loop", self.loop)):
+            rate = self.num_videos / side.wall_seconds
+            lines.append(
+                f"{name:<8}{side.wall_seconds:>10.1f}{side.cpu_seconds:>10.1f}{rate:>10.2f}"
+                f"{side.num_faces / side.wall_seconds:>10.1f}{side.num_faces:>8}{DFDC_VIDEOS / rate / 3600:>16,.0f}"
+            )
+        return [
+            *lines,
+            "",
+            f"{self.speed_ratio:.2f} times the loop's videos/s",
+            f"{self.recall(min_share=SMALLEST_SHARE):.1%} of its faces that are at least {SMALLEST_SHARE:.0%} of the "
+            f"frame's longer side, {self.recall():.1%} of all",
+            f"{self.cpu_ratio:.2f} times the CPU time of decoding and detection alone ({self.parts_cpu_seconds:.1f} s)",
+        ]
+
+
+def compare_extraction(
+    videos: pd.DataFrame, tasks: list[VideoTask], settings: ExtractionSettings, *, jobs: int | None
+) -> ExtractionBench:
+    """Extract the faces of the clips both ways and take our way apart.
+
+    Args:
+        videos: the `videos` table of the clips.
+        tasks: the same clips.
+        jobs: our processes; None is one a core. The loop has one process, and all threads of its libraries.
+    """
+    # The loop comes last, so that it, and not we, finds the clips in the system's memory.
+    ours = _alone(_run_ours, videos, tasks, settings, jobs)
+    stages, cpu = _in_process(_take_apart, tasks, settings)
+    parts = _in_process(_run_parts, tasks, settings)
+    loop = _alone(_run_loop, tasks, settings)
+    shapes = {task.video_id: probe_video(task.path) for task in tasks}
+    return ExtractionBench(
+        num_videos=len(tasks),
+        ours=ours,
+        loop=loop,
+        stages=stages,
+        cpu_seconds=cpu,
+        parts_cpu_seconds=parts,
+        longest_sides={video: max(shape.width, shape.height) for video, shape in shapes.items()},
+    )
+
+
+def shared_faces(reference: Boxes, found: Boxes) -> float:
+    """Share of the reference's boxes that have one of `found` in their frame with an IoU of at least 0.5; 1 of none."""
+    hits = total = 0
+    for key, boxes in reference.items():
+        iou = pairwise_iou(boxes, found.get(key, np.zeros((0, 4))))
+        hits += int((iou.max(axis=1, initial=0) >= MIN_IOU).sum())
+        total += len(boxes)
+    return hits / total if total else 1.0
+
+
+def _in_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of the work in a fresh process: spawned, so that it shares no threads and no caches."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _alone(work: Callable[..., Boxes], *arguments: Any) -> Side:
+    started, cpu = time.perf_counter(), _children_cpu_seconds()
+    boxes = _in_process(work, *arguments)
+    return Side(time.perf_counter() - started, _children_cpu_seconds() - cpu, boxes)
+
+
+def _children_cpu_seconds() -> float:
+    """Of the processes that have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _run_ours(videos: pd.DataFrame, tasks: list[VideoTask], settings: ExtractionSettings, jobs: int | None) -> Boxes:
+    with tempfile.TemporaryDirectory() as folder:
+        extract_faces(videos, tasks, Path(folder), settings, jobs=jobs)
+        end_processes()  # the CPU time of processes that are still there is not counted
+        return _boxes(FACES.read(Path(folder) / "faces.parquet", allow_empty=True))
+
+
+def _boxes(faces: pd.DataFrame) -> Boxes:
+    return {key: rows[["x1", "y1", "x2", "y2"]].to_numpy() for key, rows in faces.groupby(["video_id", "frame_index"])}
+
+
+def _run_loop(tasks: list[VideoTask], settings: ExtractionSettings) -> Boxes:
+    """What one writes first: OpenCV reads every frame, the detector sees one at a time, crops are written as found."""
+    boxes: Boxes = {}
+    detector = _full_size_detector(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks:
+            capture = cv2.VideoCapture(str(task.path))
+            wanted = evenly_spaced_indices(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), settings.recipe.num_frames)
+            index = 0
+            while wanted and index <= wanted[-1]:
+                ok, image = capture.read()
+                if not ok:
+                    break
+                if index in wanted:
+                    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                    boxes[task.video_id, index] = _write_crops(image, detector, settings.recipe, Path(folder), index)
+                index += 1
+            capture.release()
+    return boxes
+
+
+def _full_size_detector(settings: ExtractionSettings) -> Detector:
+    limits = {"threshold": settings.recipe.threshold, "longest_side": FULL_HD, "device": settings.device}
+    if settings.weights is not None:
+        return RetinaFaceDetector(settings.weights, **limits)
+    return MtcnnDetector(**limits)
+
+
+def _write_crops(image: np.ndarray, detector: Detector, recipe: CropRecipe, folder: Path, index: int) -> np.ndarray:
+    faces = detector([image])[0]
+    for number, landmarks in enumerate(faces.landmarks):
+        crop = cv2.cvtColor(align_crop(image, landmarks, recipe.size), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(folder / f"{index}_{number}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality])
+    return faces.boxes_xyxy
+
+
+def _take_apart(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[dict[str, float], float]:
+    """Seconds of each stage of our extraction, by Python's profiler, which costs such long calls next to nothing; and
+    CPU seconds of it all."""
+    recipe = settings.recipe
+    detector = load_detector(
+        recipe.detector, threshold=recipe.threshold, device=settings.device, weights=settings.weights
+    )
+    profile = cProfile.Profile()
+    folder = Path(tempfile.mkdtemp())
+    try:
+        started, cpu = time.perf_counter(), time.process_time()
+        for task in tasks:
+            profile.runcall(extract_video, task, folder, settings)
+        total, cpu = time.perf_counter() - started, time.process_time() - cpu
+    finally:
+        shutil.rmtree(folder)
+    spent = pstats.Stats(profile)
+    convert, align = _cumulative(spent, decode.to_image), _cumulative(spent, align_crop)
+    stages = {
+        "decode": _cumulative(spent, FrameReader.__iter__) - convert,
+        "convert": convert,
+        "detect": _cumulative(spent, type(detector).__call__),
+        "align": align,
+        "encode": _cumulative(spent, cut_face) - align,
+        "write": _cumulative(spent, extract.write_crops),
+    }
+    return {**stages, "rest": total - sum(stages.values())}, cpu
+
+
+def _cumulative(spent: pstats.Stats, function: FunctionType) -> float:
+    code = function.__code__
+    entry = spent.stats.get((code.co_filename, code.co_firstlineno, code.co_name))
+    return entry[3] if entry else 0.0
+
+
+def _run_parts(tasks: list[VideoTask], settings: ExtractionSettings) -> float:
+    """CPU seconds of decoding every frame up to the last wanted one, and of detection in the wanted ones."""
+    recipe = settings.recipe
+    detector = load_detector(
+        recipe.detector, threshold=recipe.threshold, device=settings.device, weights=settings.weights
+    )
+    spent = 0.0
+    with extract.single_threaded():
+        for task in tasks:
+            images = [frame.image for frame in FrameReader(task.path, recipe.num_frames)]
+            started = time.process_time()
+            _decode_all(task.path, recipe.num_frames)
+            for start in range(0, len(images), BATCH_FRAMES):
+                detector(images[start : start + BATCH_FRAMES])
+            spent += time.process_time() - started
+    return spent
+
+
+def _decode_all(path: Path, num_frames: int) -> None:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        last = evenly_spaced_indices(stream.frames, num_frames)[-1]
+        frames: Iterable = container.decode(stream)
+        for index, _ in enumerate(frames):
+            if index >= last:
+                return

@@ -1,0 +1,313 @@
+"""Calls in processes of their own, which may crash, hang or run out of memory without harm to the caller.
+
+FFmpeg and the networks are C code: on a damaged file it may end its process or never come back. So whoever runs the
+videos (a thread here, a worker of Dask or Ray elsewhere) hands each to a process that does nothing else, waits for its
+answer, and knows which video it was that killed it. joblib's own processes cannot tell, and all go down with one.
+
+    python -m multiattn.video.isolation MODULE:FUNCTION     the other end: answers calls until its input closes
+
+Nothing heavy is imported here, since both ends of a cluster's connection need this module.
+"""
+
+import contextlib
+import faulthandler
+import importlib
+import os
+import pickle
+import queue
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+START_SECONDS = 300.0
+"""To import torch from a cold network disk."""
+IDLE_SECONDS = 60.0
+"""An unused process gives its memory back after so long."""
+GRACE_SECONDS = 60.0
+"""A process whose caller is gone ends by itself so long after its time limit."""
+CALLS_PER_PROCESS = 500
+"""Whatever leaks in a library ends with its process; starting another takes seconds."""
+ENVIRONMENT = {
+    # The parallelism is over videos.
+    "OMP_NUM_THREADS": "1",
+    # MTCNN meets a new batch size with nearly every video, and oneDNN's cache of compiled sizes would grow by hundreds
+    # of megabytes.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+}
+_LENGTH = struct.Struct(">Q")
+
+
+class ProcessLostError(Exception):
+    """The process ended before it answered; the message says how."""
+
+
+class TimeLimitError(Exception):
+    """The process did not answer in time, and was killed."""
+
+
+class RaisedThereError(Exception):
+    """The function raised an exception there."""
+
+    def __init__(self, pickled: bytes) -> None:
+        super().__init__("an exception in the worker process")
+        self.pickled = pickled
+        """That exception; unpickling may import much, so it is left to whoever can use it."""
+
+
+class IsolatedProcess:
+    """One process that answers calls of one function, one at a time.
+
+    Args:
+        target: `module:function`, bytes -> bytes. The module is imported before the first call, so that a call's
+            time is its own.
+
+    Raises:
+        RuntimeError: it could not start, which is no call's fault.
+        ProcessLostError: it was killed while it started.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.calls = 0
+        self.at_work = False
+        self.last_used = time.monotonic()
+        self.process = subprocess.Popen(
+            # -P: nothing that happens to lie in the working folder is imported.
+            [sys.executable, "-P", "-m", "multiattn.video.isolation", target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _import_path()},
+        )
+        try:
+            self._receive(START_SECONDS)
+        except (ProcessLostError, TimeLimitError) as error:
+            killed = (self.process.poll() or 0) < 0
+            self.kill()
+            if killed:
+                raise
+            raise RuntimeError(f"a worker process could not start: {error}. Its own words stand above.") from error
+
+    def call(self, argument: bytes, seconds: float | None) -> bytes:
+        """What the function returns there.
+
+        Args:
+            seconds: kill the process when it has not answered by then.
+
+        Raises:
+            ProcessLostError: the process ended instead.
+            TimeLimitError: it took longer; the process is killed.
+            RaisedThereError: the function raised.
+        """
+        self.calls += 1
+        self.at_work = True
+        try:
+            _write(self.process.stdin, pickle.dumps((seconds, argument)))
+            returned, value = pickle.loads(self._receive(seconds))
+        except BrokenPipeError:
+            raise ProcessLostError(self._how_it_ended()) from None
+        except TimeLimitError:
+            self.kill()
+            raise
+        self.at_work = False
+        self.last_used = time.monotonic()
+        if not returned:
+            raise RaisedThereError(value)
+        return value
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it may take another call."""
+        if self.at_work or self.process.poll() is not None:
+            return False
+        return time.monotonic() - self.last_used < IDLE_SECONDS / 2 and self.calls < CALLS_PER_PROCESS
+
+    def _receive(self, seconds: float | None) -> bytes:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        (length,) = _LENGTH.unpack(self._receive_bytes(_LENGTH.size, deadline, seconds))
+        return self._receive_bytes(length, deadline, seconds)
+
+    def _receive_bytes(self, count: int, deadline: float | None, seconds: float | None) -> bytes:
+        handle, received = self.process.stdout.fileno(), bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(handle, selectors.EVENT_READ)
+            while len(received) < count:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not selector.select(left):
+                    raise TimeLimitError(f"took longer than {seconds:g} s")
+                some = os.read(handle, count - len(received))
+                if not some:
+                    raise ProcessLostError(self._how_it_ended())
+                received += some
+        return bytes(received)
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it closed its end, but goes on
+            self.process.kill()
+            code = self.process.wait()
+        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+class ProcessPool:
+    """Isolated processes of one function, kept for the next call; as many as there are calls at one time.
+
+    Safe for threads.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._lock = threading.Lock()
+        self._idle: list[IsolatedProcess] = []
+        self._all: set[IsolatedProcess] = set()
+        self._closed = False
+
+    def call(self, argument: bytes, seconds: float | None) -> bytes:
+        """As `IsolatedProcess.call`, in a process that is free, or a new one."""
+        process = self._take()
+        try:
+            return process.call(argument, seconds)
+        finally:
+            with self._lock:
+                keep = process.fresh and not self._closed
+                self._idle += [process] if keep else []
+            if not keep:
+                self._end(process)
+
+    def close(self) -> None:
+        """End all processes, those that are at work too; their calls raise ProcessLostError, and so do later ones."""
+        with self._lock:
+            self._closed = True
+            processes, idle, self._idle = list(self._all), self._idle, []
+        for process in processes:
+            process.process.kill()  # whoever waits for it cleans up
+        for process in idle:
+            self._end(process)
+
+    def _take(self) -> IsolatedProcess:
+        with self._lock:
+            stale = [process for process in self._idle if not process.fresh]
+            self._idle = [process for process in self._idle if process.fresh]
+            free = self._idle.pop() if self._idle else None
+        for process in stale:
+            self._end(process)
+        free = free or IsolatedProcess(self.target)
+        with self._lock:
+            self._all.add(free)
+            closed = self._closed
+        if closed:
+            self._end(free)
+            raise ProcessLostError("the pool was closed")
+        return free
+
+    def _end(self, process: IsolatedProcess) -> None:
+        process.kill()
+        with self._lock:
+            self._all.discard(process)
+
+
+_pools: dict[str, ProcessPool] = {}
+_pools_lock = threading.Lock()
+
+
+def call_isolated(key: str, target: str, argument: bytes, seconds: float | None) -> tuple[str, str, bytes | str]:
+    """Call `target` in a process of this machine, kept for later calls.
+
+    Returns:
+        The key, what happened, and what there is to say of it: `done` and what the function returned, `raised` and its
+        pickled exception, `lost` and how the process ended, `late` and the time limit.
+
+    Raises:
+        RuntimeError: no process could be started.
+    """
+    with _pools_lock:
+        pool = _pools.setdefault(target, ProcessPool(target))
+    try:
+        return key, "done", pool.call(argument, seconds)
+    except ProcessLostError as error:
+        return key, "lost", str(error)
+    except TimeLimitError as error:
+        return key, "late", str(error)
+    except RaisedThereError as error:
+        return key, "raised", error.pickled
+
+
+def end_processes() -> None:
+    """End the processes of `call_isolated` on this machine, those at work too. Else they end with this process, or
+    after a minute without a call."""
+    with _pools_lock:
+        pools = list(_pools.values())
+        _pools.clear()
+    for pool in pools:
+        pool.close()
+
+
+def serve(target: str) -> None:
+    """The loop of the other end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends us
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
+    _write(answers, b"ready")
+    with Path(os.devnull).open("w") as nowhere:
+        while True:
+            try:
+                seconds, argument = pickle.loads(calls.get(timeout=IDLE_SECONDS))
+            except queue.Empty:
+                return
+            if seconds is not None:  # a thread in C, so it works while C code holds the interpreter
+                faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=nowhere)
+            _write(answers, pickle.dumps(_answer(function, argument)))
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _answer(function: Callable[[bytes], bytes], argument: bytes) -> tuple[bool, bytes]:
+    try:
+        return True, function(argument)
+    except Exception as error:  # whatever it is, the caller raises it
+        error.add_note("In the worker process:\n" + "".join(traceback.format_exception(error)))
+        try:
+            content = pickle.dumps(error)
+            pickle.loads(content)
+        except Exception:  # an exception whose constructor wants more than its message
+            content = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+        return False, content
+
+
+def _read_calls(calls: "queue.SimpleQueue[bytes]") -> None:
+    while header := sys.stdin.buffer.read(_LENGTH.size):
+        calls.put(sys.stdin.buffer.read(*_LENGTH.unpack(header)))
+    os._exit(0)  # the caller is gone; what is at work is of no use to anyone
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(_LENGTH.pack(len(content)) + content)
+    file.flush()
+
+
+def _import_path() -> str:
+    """What this process can import, the other can: a notebook may have found the code by itself."""
+    here = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(dict.fromkeys([here, *(entry or str(Path.cwd()) for entry in sys.path)]))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,114 @@
+"""Which faces of a video are kept: one option, the same at training and at inference.
+
+`all-tracks`   every track.
+`largest`      the track whose boxes have the largest median area, among those with at least half as many rows as the
+               longest track, so that a passer-by close to the camera does not displace the speaker. Ties: the lower
+               number.
+`forged-mask`  of a fake, the tracks that its mask video marks as forged; of any other video, every track. In Google's
+               DFD several people share a picture and one of them is forged; the label is wrong for the others.
+
+A fake whose forged face cannot be told (no mask, a mask that cannot be read, is black, or marks no face) keeps no face
+under `forged-mask` and ends as `no_face` with a message: the label "fake" on a face that may be genuine is worse than a
+video less.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from multiattn.tables import FAKE
+from multiattn.video.decode import Frame, FrameReader, UnreadableVideoError
+from multiattn.video.recipe import FacePolicy
+from multiattn.video.scan import FaceCrop, Scan
+from multiattn.video.tracks import box_areas
+
+MIN_LENGTH_SHARE = 0.5
+FORGED_LEVEL = 16
+"""A mask's pixel is forged above this, of 255 in any channel: coded video rings a few levels around bright areas."""
+MIN_FORGED_SHARE = 0.05
+"""A track is forged only where the mask covers this share of its boxes. A swapped face covers a third or more."""
+OF_THE_MOST_FORGED = 0.5
+"""Several faces of one video may be forged: a track counts with this share of the most covered track's share."""
+MAX_FRAME_SHIFT = 5
+"""A mask of another length is sampled at other frames; one within so many of a sampled frame stands for it."""
+
+
+def choose_faces(
+    scan: Scan, policy: FacePolicy, *, label: int, mask: Path | None, num_frames: int
+) -> tuple[list[FaceCrop], str]:
+    """The crops that a policy keeps, their track numbers unchanged, and what there is to say when it kept none.
+
+    Args:
+        label: of the `videos` table; only a known fake is left out for want of a mask.
+        mask: a fake's mask video.
+        num_frames: how many frames of the video were asked for.
+    """
+    if policy == "all-tracks" or not scan.crops:
+        return scan.crops, ""
+    if policy == "largest":
+        return _of_tracks(scan.crops, {largest_track(scan.crops)}), ""
+    if mask is None:
+        no_mask = "left out: a fake without a mask, so --policy forged-mask cannot tell its forged face"
+        return ([], no_mask) if label == FAKE else (scan.crops, "")
+    try:
+        shares = forged_shares(scan, mask, num_frames)
+    except UnreadableVideoError as error:
+        return [], f"left out: its mask cannot be read: {error}"
+    if not shares:
+        return [], "left out: its mask is black in every sampled frame with a face"
+    most = max(shares.values())
+    if most < MIN_FORGED_SHARE:
+        return [], f"left out: its mask marks no face, at most {most:.1%} of one"
+    return _of_tracks(scan.crops, {track for track, share in shares.items() if share >= OF_THE_MOST_FORGED * most}), ""
+
+
+def largest_track(crops: list[FaceCrop]) -> int:
+    """The track with the largest median box area, among those with at least half as many rows as the longest."""
+    areas: dict[int, list[float]] = {}
+    for crop in crops:
+        areas.setdefault(crop.track, []).append(float(box_areas(crop.box_xyxy)))
+    least = MIN_LENGTH_SHARE * max(map(len, areas.values()))
+    return max(
+        (track for track in sorted(areas) if len(areas[track]) >= least), key=lambda track: np.median(areas[track])
+    )
+
+
+def forged_shares(scan: Scan, mask: Path, num_frames: int) -> dict[int, float]:
+    """The share of each track's box area that the mask marks as forged, over the frames where it marks anything.
+
+    The mask may have another size than the video; boxes are scaled. Frames are matched by index.
+
+    Returns:
+        track -> share in [0, 1]; a track without a matched frame is missing, so empty for a black mask.
+
+    Raises:
+        UnreadableVideoError: the mask.
+    """
+    crops_per_frame: dict[int, list[FaceCrop]] = {}
+    for crop in scan.crops:
+        crops_per_frame.setdefault(crop.frame_index, []).append(crop)
+    frames = np.array(sorted(scan.frame_sizes_wh))
+    forged: dict[int, float] = {}
+    area: dict[int, float] = {}
+    for frame in FrameReader(mask, num_frames):
+        nearest = int(frames[np.abs(frames - frame.index).argmin()])
+        if abs(nearest - frame.index) > MAX_FRAME_SHIFT:
+            continue
+        marked = frame.image.max(axis=2) > FORGED_LEVEL  # (H, W)
+        for crop in crops_per_frame.get(nearest, []) if marked.any() else []:
+            inside = marked[_pixels(crop.box_xyxy, scan.frame_sizes_wh[nearest], frame)]
+            forged[crop.track] = forged.get(crop.track, 0) + float(inside.sum())
+            area[crop.track] = area.get(crop.track, 0) + float(inside.size)
+    return {track: forged[track] / area[track] for track in forged if area[track]}
+
+
+def _pixels(box_xyxy: np.ndarray, size_wh: tuple[int, int], mask: Frame) -> tuple[slice, slice]:
+    """The mask's rows and columns under a box of a frame of another size; cut to the mask."""
+    height, width = mask.image.shape[:2]
+    scale = np.array([width, height], dtype=np.float64) / size_wh
+    left, top, right, bottom = np.round(box_xyxy * np.tile(scale, 2)).astype(int)
+    return slice(max(0, top), max(0, bottom)), slice(max(0, left), max(0, right))
+
+
+def _of_tracks(crops: list[FaceCrop], tracks: set[int]) -> list[FaceCrop]:
+    return [crop for crop in crops if crop.track in tracks]

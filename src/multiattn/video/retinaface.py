@@ -1,0 +1,249 @@
+"""RetinaFace's network: a body, a feature pyramid, context heads, and three predictions an anchor.
+
+Deng et al. 2020, "RetinaFace: Single-stage dense face localisation in the wild" (arXiv:1905.00641); the context heads
+are those of SSH (arXiv:1708.03979). Modules carry the names of the widely used PyTorch state dicts, in the two layouts
+that are in circulation, so those files load strictly.
+"""
+
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+ANCHORS_A_CELL = 2
+LAYOUTS = {"body.stage1.0.0.weight": "MobileNet-0.25", "body.layer1.0.conv1.weight": "ResNet-50"}
+"""A tensor that only this layout has -> its name."""
+COUNTERS = "num_batches_tracked"
+"""Counters of batch normalisation, which no prediction uses and older files lack."""
+MOST_LISTED = 8
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1, slope: float | None = 0.1
+) -> list[nn.Module]:
+    """Convolution, batch normalisation and a leaky ReLU, which `slope=None` leaves out."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return layers if slope is None else [*layers, nn.LeakyReLU(slope, inplace=True)]
+
+
+def _separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(*_convolution(inputs, inputs, 3, stride, groups=inputs), *_convolution(inputs, outputs, 1))
+
+
+class MobileNetBody(nn.Module):
+    """MobileNet v1 (arXiv:1704.04861) of a quarter of the width: features of strides 8, 16 and 32."""
+
+    channels = (64, 128, 256)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(
+            nn.Sequential(*_convolution(3, 8, 3, 2)),
+            _separable(8, 16),
+            _separable(16, 32, 2),
+            _separable(32, 32),
+            _separable(32, 64, 2),
+            _separable(64, 64),
+        )
+        self.stage2 = nn.Sequential(_separable(64, 128, 2), *[_separable(128, 128) for _ in range(5)])
+        self.stage3 = nn.Sequential(_separable(128, 256, 2), _separable(256, 256))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        stride8 = self.stage1(images)
+        stride16 = self.stage2(stride8)
+        return [stride8, stride16, self.stage3(stride16)]
+
+
+class ResNetBody(nn.Module):
+    """torchvision's ResNet-50 (arXiv:1512.03385) without its classifier: features of strides 8, 16 and 32."""
+
+    channels = (512, 1024, 2048)
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = torchvision.models.resnet50(weights=None)
+        for name, module in network.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, module)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        stride8 = self.layer2(features)
+        stride16 = self.layer3(stride8)
+        return [stride8, stride16, self.layer4(stride16)]
+
+
+class FeaturePyramid(nn.Module):
+    """Each stride's features plus those of all coarser strides, all of one width (arXiv:1612.03144)."""
+
+    def __init__(self, channels: tuple[int, int, int], width: int, slope: float) -> None:
+        super().__init__()
+        for level, inputs in enumerate(channels, start=1):
+            self.add_module(f"output{level}", nn.Sequential(*_convolution(inputs, width, 1, slope=slope)))
+        self.merge1 = nn.Sequential(*_convolution(width, width, 3, slope=slope))
+        self.merge2 = nn.Sequential(*_convolution(width, width, 3, slope=slope))
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        fine, middle, coarse = self.output1(features[0]), self.output2(features[1]), self.output3(features[2])
+        middle = self.merge2(middle + functional.interpolate(coarse, size=middle.shape[-2:], mode="nearest"))
+        fine = self.merge1(fine + functional.interpolate(middle, size=fine.shape[-2:], mode="nearest"))
+        return [fine, middle, coarse]
+
+
+class ContextHead(nn.Module):
+    """Three receptive fields (3, 5 and 7 pixels, the larger ones by stacked 3 × 3) side by side, as in SSH."""
+
+    def __init__(self, width: int, slope: float) -> None:
+        super().__init__()
+        quarter = width // 4
+        self.conv3X3 = nn.Sequential(*_convolution(width, width // 2, 3, slope=None))
+        self.conv5X5_1 = nn.Sequential(*_convolution(width, quarter, 3, slope=slope))
+        self.conv5X5_2 = nn.Sequential(*_convolution(quarter, quarter, 3, slope=None))
+        self.conv7X7_2 = nn.Sequential(*_convolution(quarter, quarter, 3, slope=slope))
+        self.conv7x7_3 = nn.Sequential(*_convolution(quarter, quarter, 3, slope=None))
+
+    def forward(self, features: Tensor) -> Tensor:
+        narrow = self.conv5X5_1(features)
+        fields = [self.conv3X3(features), self.conv5X5_2(narrow), self.conv7x7_3(self.conv7X7_2(narrow))]
+        return functional.relu(torch.cat(fields, dim=1))
+
+
+class PredictionHead(nn.Module):
+    """`values` numbers for each of the two anchors of each cell."""
+
+    def __init__(self, width: int, values: int) -> None:
+        super().__init__()
+        self.values = values
+        self.conv1x1 = nn.Conv2d(width, ANCHORS_A_CELL * values, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, h * w * 2, values), row by row, the smaller anchor of a cell first."""
+        return self.conv1x1(features).permute(0, 2, 3, 1).reshape(features.shape[0], -1, self.values)
+
+
+class RetinaFace(nn.Module):
+    """Images to what each anchor says; the anchors and their decoding are in `retinaface_boxes.py`.
+
+    Args:
+        layout: "MobileNet-0.25" (pyramid of 64 channels) or "ResNet-50" (256).
+
+    Departures: none in inference.
+    """
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        width = {"MobileNet-0.25": 64, "ResNet-50": 256}[layout]
+        slope = 0.1 if width <= 64 else 0.0  # a plain ReLU in the wide pyramid, as those weights were trained
+        self.body = MobileNetBody() if layout == "MobileNet-0.25" else ResNetBody()
+        self.fpn = FeaturePyramid(self.body.channels, width, slope)
+        self.ssh1, self.ssh2, self.ssh3 = (ContextHead(width, slope) for _ in range(3))
+        self.ClassHead = nn.ModuleList(PredictionHead(width, 2) for _ in range(3))
+        self.BboxHead = nn.ModuleList(PredictionHead(width, 4) for _ in range(3))
+        self.LandmarkHead = nn.ModuleList(PredictionHead(width, 10) for _ in range(3))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) BGR minus (104, 117, 123), in [-123, 151] -> logits of A anchors, boxes and landmarks.
+
+        Returns:
+            (B, A, 2) background and face, before the softmax; (B, A, 4) and (B, A, 10) offsets from the anchors.
+            A counts strides 8, 16, 32 in turn.
+        """
+        levels = self.fpn(self.body(images))
+        contexts = [head(level) for head, level in zip((self.ssh1, self.ssh2, self.ssh3), levels, strict=True)]
+
+        def predict(heads: nn.ModuleList) -> Tensor:
+            return torch.cat([head(context) for head, context in zip(heads, contexts, strict=True)], dim=1)
+
+        return predict(self.ClassHead), predict(self.BboxHead), predict(self.LandmarkHead)
+
+
+def load_retinaface(path: Path) -> RetinaFace:
+    """The network of a weights file, ready to predict: layout inferred, normalisation folded into the convolutions.
+
+    Args:
+        path: a state dict (.pth, or .safetensors), names with or without `module.`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not RetinaFace's tensors: unreadable, or some missing, unexpected or of another shape.
+    """
+    state = _read_state(Path(path))
+    layouts = [layout for name, layout in LAYOUTS.items() if name in state]
+    if len(layouts) != 1:
+        raise ValueError(
+            f"{path}: not RetinaFace weights: expected a state dict with one of the tensors {', '.join(LAYOUTS)} "
+            f"(MobileNet-0.25, ResNet-50), found {_shortened(sorted(state)) or 'no tensor'}."
+        )
+    with torch.device("meta"):  # no time for random numbers that the file replaces
+        network = RetinaFace(layouts[0])
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items() if not name.endswith(COUNTERS)}
+    if problems := _differences(expected, {name: tensor.shape for name, tensor in state.items()}):
+        raise ValueError(f"{path}: these are not the weights of RetinaFace with {layouts[0]}: {'; '.join(problems)}.")
+    network.load_state_dict(state, strict=False, assign=True)  # what differs was settled above; counters stay unset
+    network = network.eval().requires_grad_(False)
+    fold_normalisation(network)
+    return network
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file.")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path, device="cpu")
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: expected a state dict of plain tensors, could not read one ({reason}).") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a state dict (name -> tensor), found {type(state).__name__}.")
+    return {
+        name.removeprefix("module."): tensor.float() for name, tensor in state.items() if not name.endswith(COUNTERS)
+    }
+
+
+def _differences(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> list[str]:
+    shapes = [
+        f"{name}: expected {tuple(shape)}, found {tuple(found[name])}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    lists = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": shapes,
+    }
+    return [f"{len(names)} {what} ({_shortened(names)})" for what, names in lists.items() if names]
+
+
+def _shortened(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
+
+
+def fold_normalisation(module: nn.Module) -> None:
+    """Multiply every batch normalisation into the convolution registered just before it; equal up to rounding.
+
+    In this network and in torchvision's ResNet the order of registration is the order of calculation.
+    """
+    children = list(module.named_children())
+    for (name, layer), (next_name, next_layer) in itertools.pairwise(children):
+        if isinstance(layer, nn.Conv2d) and isinstance(next_layer, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(layer, next_layer))
+            setattr(module, next_name, nn.Identity())
+    for _, child in children:
+        fold_normalisation(child)

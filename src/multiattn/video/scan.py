@@ -1,0 +1,193 @@
+"""One pass over a video's sampled frames: detect, link, interpolate, and cut crops while the frames are at hand.
+
+Full frames are the only large thing here (6 MB each of 1080p), so a crop is cut and encoded as soon as its place is
+known. Between two frames the detector looks at, up to `detect_every` - 1 frames wait in memory for the second one.
+Decoding a video twice instead would need no window, but decoding costs more than detection on a GPU and about as much
+on a CPU, so it would eat what looking at fewer frames saves.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+
+from multiattn.video.align import align_crop
+from multiattn.video.decode import Frame
+from multiattn.video.detect import Detector, Faces
+from multiattn.video.recipe import CropRecipe
+from multiattn.video.tracks import TrackLinker, rank_tracks, spurious_tracks
+
+BATCH_FRAMES = 8
+"""Sampled frames in flight at once, the waiting ones not counted."""
+MIN_LANDMARK_SPREAD = 1.0
+"""In pixels: landmarks closer together than this fix no scale, and such a face is left out."""
+
+
+@dataclass(frozen=True)
+class FaceCrop:
+    """One face of one sampled frame and its encoded crop."""
+
+    frame_index: int
+    seconds: float
+    track: int
+    box_xyxy: np.ndarray
+    """(4,) float64, pixels of the full frame."""
+    score: float
+    landmarks: np.ndarray
+    """(5, 2) float64, pixels of the full frame."""
+    jpeg: bytes
+
+
+@dataclass
+class Scan:
+    """What a pass over a video gave."""
+
+    crops: list[FaceCrop] = field(default_factory=list)
+    frame_sizes_wh: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """frame_index -> upright width and height, of every sampled frame."""
+    detected_frames: int = 0
+    """Frames the detector looked at."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A frame the detector looked at, without its pixels."""
+
+    index: int
+    seconds: float
+    shape: tuple[int, ...]
+    faces: Faces
+    tracks: list[int]
+    """Provisional, as the linker counts them."""
+
+
+def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, *, thorough: bool = False) -> Scan:
+    """The crops of every face of the sampled frames, with final track numbers and without spurious tracks.
+
+    The detector looks at the first frame, at every `detect_every`-th after it and at the last. Where it found a track
+    in two such frames in a row, the track has a row in each frame between them too: box, landmarks and score linear in
+    the frames' times. Nothing is added before a track's first or after its last detection, nor where the detector
+    looked and found nothing: a gap of at most 2 of its frames keeps the track's number, but gets no rows, since the
+    face was most likely hidden or turned away.
+
+    Args:
+        thorough: the detector's second, slower pass.
+
+    Raises:
+        UnreadableVideoError: as the frames' reader does.
+    """
+    scan, linker = Scan(), TrackLinker()
+    detections: dict[int, list[float]] = {}
+    frames_with_faces = 0
+    previous: _Seen | None = None
+    waiting: list[Frame] = []
+    for batch in _batches(_keyed(frames, recipe.detect_every)):
+        scan.frame_sizes_wh.update({frame.index: frame.image.shape[1::-1] for frame, _ in batch})
+        keys = [frame for frame, is_key in batch if is_key]
+        scan.detected_frames += len(keys)
+        found = iter(list(_detect(keys, detector, thorough)))
+        keys.clear()
+        while batch:  # each frame is let go of: the next batch does not come on top of this one
+            frame, is_key = batch.pop(0)
+            if not is_key:
+                waiting.append(frame)
+                continue
+            faces = next(found)
+            seen = _Seen(frame.index, frame.seconds, frame.image.shape, faces, linker.link(faces.boxes_xyxy).tolist())
+            for between in waiting:
+                scan.crops += _cut(between, *_interpolate(previous, seen, between), recipe)
+            scan.crops += _cut(frame, faces, seen.tracks, recipe)
+            for track, score in zip(seen.tracks, faces.scores.tolist(), strict=True):
+                detections.setdefault(track, []).append(score)
+            frames_with_faces += len(faces) > 0
+            previous, waiting = seen, []
+    spurious = spurious_tracks(detections, frames_with_faces=frames_with_faces, threshold=recipe.threshold)
+    scan.crops = _number([crop for crop in scan.crops if crop.track not in spurious], linker.lengths, spurious)
+    return scan
+
+
+def _keyed(frames: Iterable[Frame], every: int) -> Iterator[tuple[Frame, bool]]:
+    """Each frame, and whether the detector looks at it. The last frame is known only when no other follows: a damaged
+    file ends early."""
+    waiting: Frame | None = None
+    position = -1
+    for frame in frames:
+        if waiting is not None:
+            yield waiting, position % every == 0
+        waiting, position = frame, position + 1
+    if waiting is not None:
+        yield waiting, True
+
+
+def _batches(frames: Iterator[tuple[Frame, bool]]) -> Iterator[list[tuple[Frame, bool]]]:
+    while batch := list(itertools.islice(frames, BATCH_FRAMES)):
+        yield batch
+
+
+def _detect(frames: list[Frame], detector: Detector, thorough: bool) -> Iterator[Faces]:
+    # A stream may change its frame size midway; the detector takes one size at a time.
+    for _, same_size in itertools.groupby(frames, key=lambda frame: frame.image.shape):
+        yield from map(_usable, detector([frame.image for frame in same_size], thorough=thorough))
+
+
+def _usable(faces: Faces) -> Faces:
+    """Without faces that cannot be aligned."""
+    spread = np.ptp(faces.landmarks, axis=1).max(axis=1, initial=0)  # (N,)
+    keep = np.isfinite(faces.landmarks).all(axis=(1, 2)) & (spread >= MIN_LANDMARK_SPREAD)
+    return faces if keep.all() else _pick(faces, np.flatnonzero(keep))
+
+
+def _pick(faces: Faces, rows: np.ndarray) -> Faces:
+    return Faces(faces.boxes_xyxy[rows], faces.scores[rows], faces.landmarks[rows])
+
+
+def _interpolate(before: _Seen, after: _Seen, frame: Frame) -> tuple[Faces, list[int]]:
+    """The faces of a frame between two the detector looked at, and their tracks."""
+    tracks = [track for track in before.tracks if track in after.tracks]
+    if not before.shape == frame.image.shape == after.shape:  # pixels of one size mean nothing in another
+        tracks = []
+    first = _pick(before.faces, np.array([before.tracks.index(track) for track in tracks], dtype=np.int64))
+    last = _pick(after.faces, np.array([after.tracks.index(track) for track in tracks], dtype=np.int64))
+    if before.seconds < frame.seconds < after.seconds:
+        weight = (frame.seconds - before.seconds) / (after.seconds - before.seconds)
+    else:  # a stream without times
+        weight = (frame.index - before.index) / (after.index - before.index)
+    between = [
+        (1 - weight) * old + weight * new
+        for old, new in (
+            (first.boxes_xyxy, last.boxes_xyxy),
+            (first.scores, last.scores),
+            (first.landmarks, last.landmarks),
+        )
+    ]
+    return Faces(*between), tracks
+
+
+def _cut(frame: Frame, faces: Faces, tracks: list[int], recipe: CropRecipe) -> list[FaceCrop]:
+    rows = zip(tracks, faces.boxes_xyxy, faces.scores.tolist(), faces.landmarks, strict=True)
+    return [
+        cut_face(frame, recipe, track=track, box_xyxy=box, score=score, landmarks=landmarks)
+        for track, box, score, landmarks in rows
+    ]
+
+
+def cut_face(
+    frame: Frame, recipe: CropRecipe, *, track: int, box_xyxy: np.ndarray, score: float, landmarks: np.ndarray
+) -> FaceCrop:
+    """Align a face of a frame and encode its crop."""
+    image = align_crop(frame.image, landmarks, recipe.size)
+    settings = [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality]
+    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    encoded, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    if not encoded:
+        raise RuntimeError(f"OpenCV could not encode a crop of {image.shape} as JPEG.")
+    return FaceCrop(frame.index, frame.seconds, track, box_xyxy, score, landmarks, jpeg.tobytes())
+
+
+def _number(crops: list[FaceCrop], detections: list[int], spurious: frozenset[int]) -> list[FaceCrop]:
+    """Final track numbers: by detections, ties by first appearance; the spurious ones come last and have no crops."""
+    lengths = [0 if track in spurious else count for track, count in enumerate(detections)]
+    rank = rank_tracks(lengths).tolist()
+    return sorted((replace(crop, track=rank[crop.track]) for crop in crops), key=lambda c: (c.frame_index, c.track))

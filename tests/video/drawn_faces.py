@@ -1,0 +1,84 @@
+"""Faces that need no network: bright squares on black, a detector of bright squares, and clips that show them."""
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from multiattn.video.align import TEMPLATE
+from multiattn.video.decode import Frame
+from multiattn.video.detect import Faces
+
+SIZE_WH = (160, 96)
+FPS = 25
+Square = tuple[int, int, int, float]
+"""Left, top, side, score."""
+
+
+def draw(squares: Iterable[Square], *, size_wh: tuple[int, int] = SIZE_WH, mark: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8: squares whose brightness is their score; `mark` (at most 40) is the darkness between them."""
+    image = np.full((*size_wh[::-1], 3), mark, dtype=np.uint8)
+    for left, top, side, score in squares:
+        image[top : top + side, left : left + side] = round(255 * score)
+    return image
+
+
+def frames_of(
+    squares_of: Callable[[int], list[Square]], count: int, *, seconds: Callable[[int], float] = lambda n: n / FPS
+) -> list[Frame]:
+    """Frames 0, 10, 20, ... of a video; the n-th is marked n."""
+    return [Frame(index=10 * n, seconds=seconds(n), image=draw(squares_of(n), mark=n)) for n in range(count)]
+
+
+def landmarks_of(left: float, top: float, side: float) -> np.ndarray:
+    """(5, 2): the square itself is the crop."""
+    return TEMPLATE * side + (left, top)
+
+
+class SquareDetector:
+    """Finds squares of brightness 0.9 and more, thoroughly of 0.5 and more.
+
+    Attributes:
+        looked_at: the marks of all images it was given, first pass and thorough pass.
+    """
+
+    def __init__(self) -> None:
+        self.looked_at: dict[bool, list[int]] = {False: [], True: []}
+
+    def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
+        assert len({image.shape for image in images}) == 1, "one size at a time"
+        self.looked_at[thorough] += [int(image.min()) for image in images]
+        return [self._find(image[..., 0], 0.5 if thorough else 0.9) for image in images]
+
+    def _find(self, grey: np.ndarray, threshold: float) -> Faces:
+        _, labels, statistics, _ = cv2.connectedComponentsWithStats((grey > 100).astype(np.uint8))
+        squares = []
+        for number, (left, top, width, height, _) in enumerate(statistics[1:].tolist(), start=1):
+            score = float(np.median(grey[labels == number])) / 255
+            if score >= threshold - 0.002:  # brightness is a whole number
+                squares.append((left, top, width, height, score))
+        squares.sort(key=lambda square: -square[-1])
+        boxes = [(left, top, left + width, top + height) for left, top, width, height, _ in squares]
+        return Faces(
+            boxes_xyxy=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            scores=np.array([square[-1] for square in squares], dtype=np.float64),
+            landmarks=np.array([landmarks_of(s[0], s[1], s[2]) for s in squares]).reshape(-1, 5, 2),
+        )
+
+
+def write_clip(path: Path, images: Iterable[np.ndarray]) -> Path:
+    """A clip of exactly these images, coded without loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = list(images)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=FPS)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.time_base = "rgb24", Fraction(1, FPS)
+        stream.options = {"qp": "0", "g": "5"}
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

@@ -1,0 +1,73 @@
+"""What the benchmark of extraction calls the same face, and one run of it."""
+
+import re
+
+import numpy as np
+import pytest
+from drawn_faces import draw, write_clip
+
+from multiattn.stages.bench import main
+from multiattn.video.bench import ExtractionBench, Side, shared_faces
+
+NONE = np.zeros((0, 4))
+
+
+def boxes(*corners: tuple[float, float, float, float]) -> np.ndarray:
+    return np.array(corners, dtype=np.float64).reshape(-1, 4)
+
+
+@pytest.mark.parametrize(
+    ("reference", "found", "share"),
+    [
+        pytest.param({}, {}, 1.0, id="nothing to find"),
+        pytest.param({("a", 0): NONE}, {("a", 0): boxes((0, 0, 9, 9))}, 1.0, id="only false ones found"),
+        pytest.param({("a", 0): boxes((0, 0, 9, 9))}, {}, 0.0, id="frame missing"),
+        pytest.param({("a", 0): boxes((0, 0, 9, 9))}, {("a", 0): NONE}, 0.0, id="no face found"),
+        pytest.param({("a", 0): boxes((0, 0, 9, 9))}, {("a", 1): boxes((0, 0, 9, 9))}, 0.0, id="another frame"),
+        pytest.param({("a", 0): boxes((0, 0, 10, 10))}, {("a", 0): boxes((0, 0, 10, 5))}, 1.0, id="IoU 0.5"),
+        pytest.param({("a", 0): boxes((0, 0, 10, 10))}, {("a", 0): boxes((0, 0, 10, 4.9))}, 0.0, id="IoU 0.49"),
+        pytest.param(
+            {("a", 0): boxes((0, 0, 9, 9), (50, 50, 59, 59)), ("b", 0): boxes((0, 0, 9, 9))},
+            {("a", 0): boxes((50, 50, 59, 59)), ("b", 0): boxes((0, 0, 9, 9))},
+            2 / 3,
+            id="two of three",
+        ),
+    ],
+)
+def test_faces_are_shared_by_overlap_in_one_frame(reference, found, share):
+    assert shared_faces(reference, found) == pytest.approx(share)
+
+
+def test_small_faces_can_be_left_out_and_ratios_are_of_the_right_sides():
+    bench = ExtractionBench(
+        num_videos=2,
+        ours=Side(wall_seconds=2.0, cpu_seconds=4.0, boxes={("a", 0): boxes((0, 0, 60, 50))}),
+        loop=Side(wall_seconds=8.0, cpu_seconds=8.0, boxes={("a", 0): boxes((0, 0, 60, 50), (500, 0, 549, 30))}),
+        stages={"decode": 1.0, "rest": 3.0},
+        cpu_seconds=3.0,
+        parts_cpu_seconds=2.0,
+        longest_sides={"a": 1000},
+    )
+    assert bench.speed_ratio == 4.0
+    assert bench.cpu_ratio == 1.5
+    assert bench.recall() == 0.5
+    assert bench.recall(min_share=0.05) == 1.0
+    assert bench.recall(min_share=0.049) == 0.5
+
+
+def test_the_benchmark_runs_both_sides_and_counts_all_stages(tmp_path, capsys):
+    write_clip(tmp_path / "clips" / "below" / "a.mp4", [draw([])] * 3)
+    main(["faces", "--videos-dir", str(tmp_path / "clips"), "--num-frames", "2", "--size", "64", "--jobs", "1"])
+    out = capsys.readouterr().out
+    assert re.search(r"^1 videos, 2 frames each, mtcnn$", out, re.MULTILINE)
+    seconds = {name: float(value) for name, value in re.findall(r"^(\w+) +([\d.]+) +-?\d+%$", out, re.MULTILINE)}
+    assert set(seconds) == {"decode", "convert", "detect", "align", "encode", "write", "rest"}
+    assert seconds["detect"] > 0
+    assert seconds["decode"] > 0
+    assert re.search(r"^ours( +[\d.]+){4} +0 +[\d,]+$", out, re.MULTILINE)
+    assert re.search(r"^loop( +[\d.]+){4} +0 +[\d,]+$", out, re.MULTILINE)
+
+
+def test_a_folder_without_videos_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="expected videos, found none"):
+        main(["faces", "--videos-dir", str(tmp_path)])

@@ -1,0 +1,137 @@
+"""Calls in processes of their own: answers, exceptions, deaths, hangs, orphans. Real processes, really killed."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multiattn.video.isolation import ProcessPool, call_isolated, end_processes
+
+TARGET = "mishaps:obey"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leave_no_process() -> Iterator[None]:
+    yield
+    end_processes()
+
+
+def call(order: str, seconds: float | None = 60) -> tuple[str, bytes | str]:
+    key, outcome, value = call_isolated("key", TARGET, order.encode(), seconds)
+    assert key == "key"
+    return outcome, value
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("value", ["", "a", "é" * 50_000], ids=["empty", "short", "longer than a pipe holds"])
+def test_an_answer_comes_back(value):
+    assert call(f"echo {value}") == ("done", value.encode() * 1000)
+
+
+def test_what_it_prints_does_not_disturb_the_answers():
+    assert call("print") == ("done", b"printed")
+    assert call("echo next") == ("done", b"next" * 1000)
+
+
+def test_one_process_serves_many_calls():
+    assert len({call("pid") for _ in range(5)}) == 1
+
+
+def test_an_exception_comes_back_with_its_type_and_place():
+    outcome, value = call("raise nothing here")
+    error = pickle.loads(value)
+    assert outcome == "raised"
+    assert isinstance(error, FileNotFoundError)
+    assert str(error) == "nothing here"
+    assert "in obey" in error.__notes__[0]
+    assert call("echo next")[0] == "done"
+
+
+@pytest.mark.parametrize(
+    ("order", "how"),
+    [
+        pytest.param(f"signal {int(signal.SIGSEGV)}", "SIGSEGV", id="a decoder that crashes"),
+        pytest.param(f"signal {int(signal.SIGKILL)}", "SIGKILL", id="the kernel out of memory"),
+        pytest.param("exit 3", "exit code 3", id="a library that gives up"),
+    ],
+)
+def test_a_death_is_told_and_the_next_call_goes_on(order, how):
+    assert call(order) == ("lost", how)
+    assert call("echo next") == ("done", b"next" * 1000)
+
+
+def test_a_hang_ends_at_its_time_limit():
+    call("echo start")
+    started = time.monotonic()
+    assert call("sleep 60", seconds=0.3) == ("late", "took longer than 0.3 s")
+    assert time.monotonic() - started < 5
+    assert call("echo next") == ("done", b"next" * 1000)
+
+
+def test_a_process_killed_between_two_calls_is_replaced():
+    _, pid = call("pid")
+    os.kill(int(pid), signal.SIGKILL)
+    while is_alive(int(pid)):
+        time.sleep(0.01)
+    time.sleep(0.2)  # its threads go a moment later
+    outcome, other = call("pid")
+    assert outcome == "done"
+    assert other != pid
+
+
+def test_closing_ends_processes_at_work():
+    pool = ProcessPool(TARGET)
+    pid = int(pool.call(b"pid", None))
+    raised: list[Exception] = []
+
+    def work() -> None:
+        try:
+            pool.call(b"sleep 60", None)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.2)
+    pool.close()
+    thread.join(10)
+    assert [type(error).__name__ for error in raised] == ["ProcessLostError"]
+    assert not is_alive(pid)
+
+
+def test_a_process_that_cannot_start_is_not_the_calls_fault():
+    with pytest.raises(RuntimeError, match="could not start: exit code 1"):
+        call_isolated("key", "no_such_module:function", b"", 10)
+
+
+def test_a_process_whose_caller_is_killed_ends_at_once():
+    code = (
+        "from multiattn.video.isolation import ProcessPool\n"
+        f"pool = ProcessPool({TARGET!r})\n"
+        "print(pool.call(b'pid', None).decode(), flush=True)\n"
+        "pool.call(b'sleep 300', None)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    pid = int(caller.stdout.readline())
+    time.sleep(0.2)
+    caller.send_signal(signal.SIGKILL)
+    caller.wait()
+    caller.stdout.close()
+    deadline = time.monotonic() + 10
+    while is_alive(pid):
+        assert time.monotonic() < deadline, "an orphan works on"
+        time.sleep(0.02)
