@@ -131,7 +131,9 @@ def cost(words: list, *, limit_seconds: float) -> tuple[float, float]:
     script = (
         "import resource, sys; from multiattn.__main__ import main; code = main(sys.argv[1:]);"
         "used = resource.getrusage(resource.RUSAGE_SELF);"
-        "print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024); sys.exit(code)"
+        # Not ru_maxrss, which hands a child its parent's peak.
+        "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'));"
+        "print(used.ru_utime + used.ru_stime, int(peak) * 1024); sys.exit(code)"
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     for _ in range(2):

@@ -169,10 +169,9 @@ def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, roots: dict[str, Pa
         if name not in kept:
             raise ValueError(f"{roots_path(videos_csv)}: no root of {name}. Pass --root or index it again.")
         roots[name] = Path(kept[name]["root"])
-    located = {
-        video: roots[dataset] / path
-        for video, dataset, path in zip(videos["video_id"], videos["dataset"], videos["path"], strict=True)
-    }
+    # As lists: pandas hands out single values of a column ten times slower.
+    columns = (videos[name].tolist() for name in ("video_id", "dataset", "path"))
+    located = {video: roots[dataset] / path for video, dataset, path in zip(*columns, strict=True)}
     absent = [path for path in located.values() if not path.is_file()]
     if absent:
         raise FileNotFoundError(

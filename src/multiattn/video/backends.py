@@ -64,7 +64,7 @@ def _run_in_lists(calls: Iterable[tuple], at_once: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _dask_client(scheduler: str | None) -> Iterator[Any]:
-    _require("distributed", "dask", 'pip install "multiattn[dask]"')
+    _require("distributed", "dask", 'pip install ".[dask]"')
     if scheduler is None:
         raise ValueError("--backend dask: expected --scheduler tcp://HOST:8786, found none. Start one: dask scheduler.")
     from distributed import Client
@@ -81,7 +81,7 @@ def _dask_client(scheduler: str | None) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _ray_connection(address: str | None) -> Iterator[int]:
-    _require("ray", "ray", 'pip install "multiattn[ray]"')
+    _require("ray", "ray", 'pip install ".[ray]"')
     import ray
     from ray.util.joblib import register_ray
 
