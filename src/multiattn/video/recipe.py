@@ -76,7 +76,10 @@ class CropRecipe:
         if self.detector == "mtcnn" and self.weights:
             raise ValueError(f"--weights: mtcnn brings its own, found weights {self.weights}.")
         if self.detector == "retinaface" and not self.weights:
-            raise ValueError("--weights: retinaface needs a weights file, found none.")
+            raise ValueError(
+                "--weights: retinaface needs a weights file, found none. Pass --weights FILE with a state dict of "
+                "RetinaFace (MobileNet-0.25 or ResNet-50), or take --detector mtcnn, which brings its own."
+            )
 
     @property
     def foreign(self) -> str:
