@@ -26,7 +26,7 @@ from multiattn.video.engine import Call, Engine
 from multiattn.video.extract import ExtractionSettings, VideoTask
 from multiattn.video.isolation import end_processes
 from multiattn.video.journal import Journal
-from multiattn.video.recipe import RECIPE_FILE, CropRecipe, read_recipe, write_recipe
+from multiattn.video.recipe import RECIPE_FILE, CropRecipe, describe_difference, read_recipe, write_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def extract_faces(
         raise ValueError("expected one task for each row of the videos table, found others.")
     folder = folder.absolute()  # a cluster's workers run in folders of their own
     with exclusive_folder(folder):
-        _keep_recipe(folder, settings.recipe)
         journal = Journal(folder)
         journal.mend()
+        _keep_recipe(folder, settings.recipe)
         statuses = _read_statuses(folder)
         in_journal = journal.places()
         done = in_journal.keys() | set(statuses["video_id"].tolist())
@@ -162,13 +162,13 @@ def _extract(todo: list[VideoTask], engine: Engine, journal: Journal, rows: _Ori
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
-    if not (folder / RECIPE_FILE).is_file():
-        write_recipe(recipe, folder)
+    begun = [Journal(folder).path, folder / "video_status.csv", folder / "crops"]
+    if not (folder / RECIPE_FILE).is_file() or not any(path.exists() for path in begun):
+        write_recipe(recipe, folder)  # also over that of a run which ended before its first video
         return
-    kept = read_recipe(folder)
-    if kept != recipe:
+    if difference := describe_difference(read_recipe(folder), recipe, everything=True):
         raise ValueError(
-            f"{folder / RECIPE_FILE}: this folder was made with {kept}, asked for {recipe}. "
+            f"{folder / RECIPE_FILE}: this folder was made with other settings: {difference}. "
             "Choose another --out, or pass the same settings to continue."
         )
 

@@ -139,13 +139,14 @@ def write_recipe(recipe: CropRecipe, folder: Path) -> None:
     write_json(Path(folder) / RECIPE_FILE, to_json(recipe))
 
 
-def describe_difference(expected: CropRecipe, found: CropRecipe) -> str:
+def describe_difference(expected: CropRecipe, found: CropRecipe, *, everything: bool = False) -> str:
     """`size: expected 380, found 224; ...`, empty when faces and pixels are made alike.
 
     `num_frames`, `reuse_original` and `fast_frames` are not compared: they change which frames there are and what the
     work costs, not how a face of a frame is found and cut. To compare what a model was trained on with what it shall
-    predict, give both `for_prediction()`.
+    predict, give both `for_prediction()`. With `everything` they are compared too.
     """
-    names = [field.name for field in dataclasses.fields(CropRecipe) if field.name not in COUNTED_APART]
+    left_out = () if everything else COUNTED_APART
+    names = [field.name for field in dataclasses.fields(CropRecipe) if field.name not in left_out]
     pairs = [(name, getattr(expected, name), getattr(found, name)) for name in names]
     return "; ".join(f"{name}: expected {mine}, found {other}" for name, mine, other in pairs if mine != other)
