@@ -150,8 +150,8 @@ def cost(words: list, *, limit_seconds: float) -> tuple[float, float]:
 def test_all_of_dfdc_is_folded_and_checked_in_seconds_and_little_memory(shared, tmp_path):
     """119,154 rows in 50 parts, each fake with an original of its part.
 
-    Measured on two cores: 3.0 to 3.5 s and 3.5 to 4.0 s of CPU time, imports included. The limits are twice that, and of
-    CPU time, not of the clock on the wall: slower machines and other work must not fail the test."""
+    Measured on two cores: 3.0 to 3.5 s and 3.5 to 4.0 s of CPU time, imports included. The limits are twice that, and
+    of CPU time, not of the clock on the wall: slower machines and other work must not fail the test."""
     videos, folds = full_size(shared, tmp_path / "videos.csv"), tmp_path / "folds.csv"
     for stage, limit, words in (("folds", 7, ["--out", folds]), ("check", 8, ["--folds", folds])):
         seconds, peak = cost([stage, "--videos", videos, *words], limit_seconds=limit)
