@@ -185,7 +185,7 @@ def test_a_fake_without_its_original_in_the_run_or_of_a_broken_one_is_searched(c
 
 
 def test_a_cluster_of_dask_gives_the_same_tables(clips, undisturbed, tmp_path):
-    distributed = pytest.importorskip("distributed", reason="needs multiattn[dask]")
+    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
     import dask
 
     quiet = {"distributed.admin.log-length": 0, "distributed.worker.daemon": True}
@@ -215,12 +215,12 @@ def test_wrong_options_are_refused_by_name(options, expected, clips, tmp_path):
 @pytest.mark.parametrize("backend", ["dask", "ray"])
 def test_a_cluster_without_its_package_says_what_to_install(backend, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=rf"--backend {backend}: .* pip install \"multiattn\[{backend}\]\""):
+    with pytest.raises(ValueError, match=rf"--backend {backend}: .* pip install \"\.\[{backend}\]\""):
         extract(clips, tmp_path, backend=backend)
 
 
 def test_dask_needs_an_address_that_answers(clips, tmp_path, monkeypatch):
-    pytest.importorskip("distributed", reason="needs multiattn[dask]")
+    pytest.importorskip("distributed", reason="needs the extra dask")
     with pytest.raises(ValueError, match="--backend dask: expected --scheduler"):
         extract(clips, tmp_path, backend="dask")
     monkeypatch.setattr(backends, "CONNECT_SECONDS", 1)
