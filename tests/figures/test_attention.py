@@ -2,11 +2,11 @@
 
 import base64
 import re
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
+from page_reader import Reader
 
 from multiattn.figures import attention
 from multiattn.figures.attention import (
@@ -43,32 +43,6 @@ def make_run(label: str = "RIL", *, num_maps: int = 2, num_rows: int = 2, statis
         [(row + 1) / 8 for row in range(num_rows)],
         statistics,
     )
-
-
-class Reader(HTMLParser):
-    """Checks that tags close in order; keeps images, words and whatever would be loaded."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open, self.images, self.words, self.loaded = [], [], [], []
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-        if tag == "img":
-            self.images.append(values)
-        if tag in ("script", "link", "iframe"):
-            self.loaded.append(tag)
-        self.loaded += [value for name, value in attributes if name in ("src", "href") and value[:5] != "data:"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def test_no_attention_leaves_the_face_and_more_attention_is_brighter_on_a_dark_face():

@@ -3,13 +3,13 @@
 import base64
 import re
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from page_reader import Reader
 
 from multiattn.figures import faces as sheet
 from multiattn.figures.faces import ContactSheet, contact_sheet, shown_rows, track_doubts
@@ -74,32 +74,6 @@ def write_folder(folder: Path, *tracks: list[dict], **options) -> Path:
         level = int(crop[-12:-6]) * 8
         cv2.imwrite(str(folder / crop), np.full((100, 100, 3), level, np.uint8))
     return folder
-
-
-class Reader(HTMLParser):
-    """Checks that tags close in order; keeps images, words and whatever would be loaded."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open, self.images, self.words, self.loaded = [], [], [], []
-        self.feed(page)
-        assert self.open == []
-        self.text = " ".join("".join(self.words).split())
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-        if tag == "img":
-            self.images.append(dict(attributes))
-        if tag in ("script", "link", "iframe"):
-            self.loaded.append(tag)
-        self.loaded += [value for name, value in attributes if name in ("src", "href") and value[:5] != "data:"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from multiattn.figures.page import STYLE
+from multiattn.figures.page import whole_page
 from multiattn.runtime import write_text
 from multiattn.video.faces_folder import read_faces_folder
 from multiattn.video.recipe import read_recipe
@@ -169,27 +169,18 @@ def contact_sheet(folder: Path, *, videos: tuple[str, ...] = (), limit: int = 20
     of_video = dict(list(tracks[tracks["video_id"].isin(shown)].groupby("video_id", sort=False)))
     articles = [_article(folder, video, rows[video], of_video[video], facts.loc[video], words) for video in shown]
     counts = ", ".join(f"{total.get(status, 0)} {status}" for status in ("ok", "no_face", "unreadable"))
-    title = f"Faces of {folder.resolve().name}"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}{SHEET_STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<p>Videos: {counts}. Crops {recipe.size}x{recipe.size}, detector {escape(recipe.detector)}, threshold
+    return whole_page(
+        f"Faces of {folder.resolve().name}",
+        f"""<p>Videos: {counts}. Crops {recipe.size}x{recipe.size}, detector {escape(recipe.detector)}, threshold
 {recipe.threshold}, policy {recipe.policy}.</p>
 {_empty_videos(empty.head(limit), len(empty))}
 <h2>Videos with crops: {len(shown)} of {len(ranked)}, the most doubtful first</h2>
 <p class="faint">Doubt, 0 to 1, is the largest of: score (median, towards the threshold), jump (least overlap of
 neighbouring boxes), tiny (median side), seldom (few rows). Under each thumbnail: frame and score.</p>
 {chr(10).join(articles) or "<p>None.</p>"}
-</body>
-</html>
-"""
+""",
+        style=SHEET_STYLE,
+    )
 
 
 def _empty_videos(shown: pd.DataFrame, total: int) -> str:

@@ -50,17 +50,9 @@ def attention_page(title: str, rows: list[Row], runs: list[RunMaps], *, note: st
     """
     check_rows(rows, runs)
     body = "\n".join(_table_row(number, row, runs, scale) for number, row in enumerate(rows))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<div class="scroll"><table>
+    return whole_page(
+        title,
+        f"""<div class="scroll"><table>
 <thead>
 {_head(runs)}
 </thead>
@@ -71,7 +63,28 @@ def attention_page(title: str, rows: list[Row], runs: list[RunMaps], *, note: st
 {_bar(scale)}
 {_statistics(runs)}
 <p class="faint">{escape(note)}</p>
-</body>
+""",
+    )
+
+
+def whole_page(title: str, body: str, *, style: str = "") -> str:
+    """A page that stands alone.
+
+    Args:
+        body: HTML below the title's heading, ending with a line break.
+        style: CSS beside `STYLE`.
+    """
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{body}</body>
 </html>
 """
 
