@@ -69,7 +69,10 @@ class TrainedModel:
             return
         message = f"{folder}: its crops differ from those {self.name} was trained on: {difference}."
         if not self.any_crops:
-            raise ValueError(f"{message} Make the faces again with the run's settings (faces.json in the run folder).")
+            raise ValueError(
+                f"{message} Make the faces again with the run's settings (faces.json in the run folder), or let "
+                "`multiattn predict --any-recipe` take them as they are."
+            )
         logger.warning("%s Its predictions are made all the same, as asked for.", message)
 
     def load(self, device: torch.device) -> MultiAttentionNet | BaselineNet:
