@@ -166,4 +166,4 @@ def test_prediction_knows_no_masks_and_no_originals(trained, predicted):
 
 
 def test_the_recipe_knows_the_detectors_there_are():
-    assert tuple(recipe.DETECTORS) == tuple(detect.DETECTORS)
+    assert tuple(recipe.DETECTORS) == tuple(detect.DEFAULT_THRESHOLDS)

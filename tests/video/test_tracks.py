@@ -6,7 +6,6 @@ import pytest
 from multiattn.video.tracks import (
     TrackLinker,
     box_areas,
-    link_tracks,
     paired_iou,
     pairwise_iou,
     rank_tracks,
@@ -22,6 +21,14 @@ def box(x: float, y: float = 0.0, side: float = 10.0) -> list[float]:
 
 def boxes(*rows: list[float]) -> np.ndarray:
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def link_tracks(frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Final track numbers of each frame's boxes, as a scan gives them."""
+    linker = TrackLinker()
+    assigned = [linker.link(found) for found in frames]
+    rank = rank_tracks(linker.lengths)
+    return [rank[numbers] for numbers in assigned]
 
 
 def link(*frames: np.ndarray) -> list[list[int]]:

@@ -11,7 +11,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ import pandas as pd
 from multiattn.tables import FACES
 from multiattn.video import decode, extract
 from multiattn.video.align import align_crop
-from multiattn.video.decode import FrameReader, evenly_spaced_indices, probe_video
+from multiattn.video.decode import FrameReader, UnreadableVideoError, VideoShape, evenly_spaced_indices, probe_video
 from multiattn.video.detect import Detector, MtcnnDetector, RetinaFaceDetector, load_detector
 from multiattn.video.extract import ExtractionSettings, VideoTask, extract_video
 from multiattn.video.face_search import LONGEST_SIDE
@@ -138,13 +138,16 @@ def compare_extraction(
         videos: the `videos` table of the clips.
         tasks: the same clips.
         jobs: our processes; None is one a core. The loop has one process, and all threads of its libraries.
+
+    Raises:
+        ValueError: a clip that cannot be read; the loop and the parts taken alone have no way to go on.
     """
+    shapes = {task.video_id: _shape(task.path) for task in tasks}
     # The loop comes last, so that it, and not we, finds the clips in the system's memory.
     ours = _alone(_run_ours, videos, tasks, settings, jobs)
     stages, cpu = _in_process(_take_apart, tasks, settings)
     parts = _in_process(_run_parts, tasks, settings)
     loop = _alone(_run_loop, tasks, settings)
-    shapes = {task.video_id: probe_video(task.path) for task in tasks}
     return ExtractionBench(
         num_videos=len(tasks),
         ours=ours,
@@ -154,6 +157,15 @@ def compare_extraction(
         parts_cpu_seconds=parts,
         longest_sides={video: max(shape.width, shape.height) for video, shape in shapes.items()},
     )
+
+
+def _shape(path: Path) -> VideoShape:
+    try:
+        return probe_video(path)
+    except UnreadableVideoError as error:
+        raise ValueError(
+            f"{path}: expected a video that can be read, found: {error}. Take it out and run again."
+        ) from error
 
 
 def shared_faces(reference: Boxes, found: Boxes) -> float:
@@ -275,21 +287,20 @@ def _run_parts(tasks: list[VideoTask], settings: ExtractionSettings) -> float:
     spent = 0.0
     with extract.single_threaded():
         for task in tasks:
-            images = [frame.image for frame in FrameReader(task.path, recipe.num_frames)]
+            frames = list(FrameReader(task.path, recipe.num_frames))
+            images = [frame.image for frame in frames]
             started = time.process_time()
-            _decode_all(task.path, recipe.num_frames)
+            _decode_until(task.path, frames[-1].index)
             for start in range(0, len(images), BATCH_FRAMES):
                 detector(images[start : start + BATCH_FRAMES])
             spent += time.process_time() - started
     return spent
 
 
-def _decode_all(path: Path, num_frames: int) -> None:
+def _decode_until(path: Path, last: int) -> None:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        last = evenly_spaced_indices(stream.frames, num_frames)[-1]
-        frames: Iterable = container.decode(stream)
-        for index, _ in enumerate(frames):
+        for index, _ in enumerate(container.decode(stream)):
             if index >= last:
                 return

@@ -16,7 +16,6 @@ from multiattn.video.retinaface_boxes import select_faces
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
-    "DETECTORS",
     "Detector",
     "Faces",
     "MtcnnDetector",
@@ -31,7 +30,6 @@ best of the rest 0.51."""
 RETINAFACE_THOROUGH_THRESHOLD = 0.5
 DEFAULT_THRESHOLDS = {"mtcnn": FIRST_PASS.threshold, "retinaface": RETINAFACE_THRESHOLD}
 """Detector -> the score from which a face is one, unless told otherwise."""
-DETECTORS = tuple(DEFAULT_THRESHOLDS)
 DIGEST_DIGITS = 16
 MEAN_BGR = (104.0, 117.0, 123.0)
 """What RetinaFace's weights were trained to see as zero."""
@@ -110,8 +108,8 @@ def load_detector(name: str, *, threshold: float, device: str, weights: Path | N
         FileNotFoundError: no such weights file.
         ValueError: no detector of that name; weights where none belong, or none where some do, or not RetinaFace's.
     """
-    if name not in DETECTORS:
-        raise ValueError(f"--detector: expected one of {', '.join(DETECTORS)}, found {name!r}.")
+    if name not in DEFAULT_THRESHOLDS:
+        raise ValueError(f"--detector: expected one of {', '.join(DEFAULT_THRESHOLDS)}, found {name!r}.")
     if name == "retinaface":
         if weights is None:
             raise ValueError(

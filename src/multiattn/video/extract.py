@@ -51,7 +51,7 @@ def extraction_settings(
     """Settings out of what a user names.
 
     Args:
-        detector: of `detect.DETECTORS`.
+        detector: of `recipe.DETECTORS`.
         weights: its weights file; mtcnn needs none.
         threshold: lowest score of a face; None is the detector's own.
         device: `cpu` or `cuda`.

@@ -74,21 +74,6 @@ def rank_tracks(lengths: list[int]) -> np.ndarray:
     return rank
 
 
-def link_tracks(boxes_per_frame: list[np.ndarray]) -> list[np.ndarray]:
-    """The track number of every box of every frame: `TrackLinker`, then `rank_tracks`.
-
-    Args:
-        boxes_per_frame: (N_f, 4) boxes of each frame, in time order.
-
-    Returns:
-        (N_f,) int64 track numbers of each frame.
-    """
-    linker = TrackLinker()
-    assigned = [linker.link(boxes) for boxes in boxes_per_frame]
-    rank = rank_tracks(linker.lengths)
-    return [rank[numbers] for numbers in assigned]
-
-
 def spurious_tracks(
     scores_per_track: dict[int, list[float]], *, frames_with_faces: int, threshold: float
 ) -> frozenset[int]:
