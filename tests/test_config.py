@@ -141,7 +141,7 @@ def test_an_unknown_setting_near_nothing_guesses_nothing():
         (ModelConfig, "global_dropout", 1.0),
         (LossConfig, "reduction", "median"),
         (AgdaConfig, "mode", "softly"),
-        (DataConfig, "augmentation", "strong"),
+        (DataConfig, "augmentation", "stronger"),
         (OptimConfig, "schedule", "linear"),
         (Experiment, "precision", "fp8"),
     ],

@@ -1,0 +1,96 @@
+"""Settings of the losses and of the attention-guided augmentation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from multiattn.config.checks import require, require_choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """L = cross entropy + auxiliary loss (Eq. 5), + cross entropy on the AGDA copy, + match loss (the release)."""
+
+    cross_entropy_weight: float = 1.0
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over both classes."""
+    auxiliary: Literal["ril", "ams", "none"] = "ril"
+    """Regional independence loss, additive margin softmax over the parts (Table 6), or neither."""
+    auxiliary_weight: float = 1.0
+    """lambda_2 of Eq. (5)."""
+    ril: Literal["per-part", "joint"] = "per-part"
+    """`per-part` is Eq. (3); `joint` the released form: one un-squared norm over all parts, centres of real faces."""
+    inter_margin: float = 0.2
+    """m_out: distance below which two centres repel each other (squared in the form `per-part`)."""
+    intra_margin_real: float = 0.05
+    """m_in of real faces: distance to its centre that a part may keep."""
+    intra_margin_fake: float = 0.1
+    """m_in of fake faces; a negative one pushes them at least that far away instead."""
+    center_rate: float = 0.05
+    """alpha of Eq. (4), the step of the moving centres."""
+    center_decay: float = 0.9
+    """Factor on `center_rate` after every epoch."""
+    centers_follow_agda: bool = False
+    """Move the centres on the AGDA pass too, as the release does."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """`mean` averages the intra term over the batch; `sum` is Eq. (3) to the letter."""
+    ams_scale: float = 30.0
+    """s of the additive margin softmax."""
+    ams_margin: float = 0.35
+    """m of the additive margin softmax, on the cosine."""
+    agda_weight: float = 1.0
+    """Weight of the cross entropy on the AGDA copy."""
+    match_weight: float = 0.0
+    """Weight of the distance between the part vectors of a face and of its AGDA copy; 0.1 in the release."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        weights = ("cross_entropy_weight", "auxiliary_weight", "agda_weight", "match_weight")
+        for name in (*weights, "inter_margin", "ams_margin"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
+        require(0 <= self.label_smoothing < 1, self, "label_smoothing", "a value in [0, 1)")
+        require(self.ams_scale > 0, self, "ams_scale", "a positive scale")
+        for name in ("intra_margin_real", "intra_margin_fake"):
+            # Unit vectors are at most 4 apart when squared; beyond that a margin says nothing.
+            require(-4 <= getattr(self, name) <= 4, self, name, "a value in [-4, 4]")
+        for name in ("center_rate", "center_decay"):
+            require(0 < getattr(self, name) <= 1, self, name, "a value in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgdaConfig:
+    """Attention-guided data augmentation, Eqs. (6) and (7)."""
+
+    mode: Literal["soft", "hard", "none"] = "soft"
+    first_epoch: int = 0
+    """Epochs before this one see clean crops only."""
+    map_choice: Literal["uniform", "mass"] = "uniform"
+    """Each map with the same probability (the paper), or in proportion to sqrt(its sum + 1) (the release)."""
+    resize_factor: float = 0.3
+    """The degraded copy is scaled down by this factor before it is blurred."""
+    resample: Literal["antialias", "align-corners"] = "antialias"
+    """How images and maps are scaled: antialiased, or with aligned corners and without antialiasing (the release)."""
+    sigma: float = 7.0
+    """Standard deviation of the blur, in pixels of the scaled-down copy."""
+    kernel_size: int | None = None
+    """Side of the blur's kernel, odd; None takes three sigmas to each side."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the degraded copy, in the network's input range [-1, 1]."""
+    gate: bool = False
+    """Pass A* through a sigmoid of random threshold and slope, as the release does."""
+    gate_threshold: tuple[float, float] = (0.4, 0.6)
+    gate_slope: tuple[float, float] = (3.0, 5.0)
+    threshold: float = 0.5
+    """theta_d of the hard variant: what the map exceeds is erased."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.first_epoch >= 0, self, "first_epoch", "at least 0")
+        require(0 < self.resize_factor <= 1, self, "resize_factor", "a value in (0, 1]")
+        require(self.sigma > 0, self, "sigma", "a positive number of pixels")
+        odd = self.kernel_size is None or (self.kernel_size >= 1 and self.kernel_size % 2 == 1)
+        require(odd, self, "kernel_size", "None or an odd number of pixels")
+        require(self.noise >= 0, self, "noise", "at least 0")
+        for name, low in (("gate_threshold", 0), ("gate_slope", 1e-3)):
+            first, last = getattr(self, name)
+            require(low <= first <= last, self, name, f"an interval from {low} up")
+        require(0 <= self.threshold <= 1, self, "threshold", "a value in [0, 1]")

@@ -1,0 +1,79 @@
+"""Settings as JSON, and back."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+Config = TypeVar("Config")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON types, nested as its dataclasses are."""
+    values = dataclasses.asdict(config)
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as they come back from a file."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def from_json(config_class: type[Config], values: dict[str, Any], *, source: str = "config") -> Config:
+    """Rebuild a config from `to_json`'s output.
+
+    Args:
+        source: where the values come from (a path), for the message of an error.
+
+    Raises:
+        ValueError: a key the class does not have (with its nearest neighbour), or a value it refuses.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: expected an object for {config_class.__name__}, found {type(values).__name__}.")
+    hints = typing.get_type_hints(config_class)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], hints, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{source}: {config_class.__name__} has no setting {unknown[0]!r}.{hint} It has {sorted(hints)}."
+        )
+    arguments = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_json(hints[name], value, source=source)
+        elif typing.get_origin(hints[name]) is tuple and isinstance(value, list):
+            value = _tuple_from_json(hints[name], value, f"{source}: {config_class.__name__}.{name}")
+        elif not _is_instance(value, hints[name]):
+            raise ValueError(f"{source}: {config_class.__name__}.{name}: expected {hints[name]}, found {value!r}.")
+        arguments[name] = value
+    try:
+        return config_class(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _tuple_from_json(hint: Any, values: list, source: str) -> tuple:
+    entry, *others = typing.get_args(hint)
+    if dataclasses.is_dataclass(entry):
+        return tuple(from_json(entry, value, source=source) for value in values)
+    fixed = others != [Ellipsis]
+    if (fixed and len(values) != 1 + len(others)) or not all(_is_instance(value, entry) for value in values):
+        raise ValueError(f"{source}: expected {hint}, found {values!r}.")
+    return tuple(values)
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_instance(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

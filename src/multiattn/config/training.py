@@ -1,0 +1,227 @@
+"""Settings of what is trained on, how, and for how long: data, optimiser, phases, the experiment."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from multiattn.config.checks import require, require_choices
+from multiattn.config.losses import AgdaConfig, LossConfig
+from multiattn.config.network import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What reaches the network, and how often."""
+
+    image_size: int = 380
+    """Side of the square crops in pixels; the faces folder must have been made with the same `--size`."""
+    augmentation: Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"] = "standard"
+    """Preset of `training/augment`."""
+    sbi: Annotated[float, tyro.conf.arg(aliases=("--sbi",))] = 0.0
+    """Probability that a visit of a real crop shows it blended with itself instead (self-blended image), as a fake."""
+    sampling: Annotated[Literal["balanced", "paired", "weighted"], tyro.conf.arg(aliases=("--sampling",))] = "balanced"
+    """`balanced`: as many visits of real videos as of fake ones. `paired`: a real crop and the same frame and face of
+    one of its fakes side by side, with one geometric augmentation. `weighted`: every video once, and a cross entropy
+    that weighs the classes by what they lack."""
+    frames_per_video: int = 8
+    """Crops drawn from a video each time an epoch visits it; the next visit continues where this one stopped."""
+    videos_per_class: int | None = None
+    """Videos of each class in one epoch; None takes the larger class whole and repeats the smaller one."""
+    validation_frames: int | None = None
+    """Evenly spaced frames of each held-out video that are validated on, and stand in oof.parquet; None takes all."""
+    batch_size: int = 12
+    """Crops in a step of one process."""
+    num_workers: int = 4
+    """Processes that read and augment crops; 0 does it in the training process."""
+    cache: Literal["none", "memory", "disk"] = "none"
+    """Keep decoded crops: in memory, shared by all workers, or in a memory-mapped file beside the crops."""
+    cache_gb: float = 8.0
+    """What the cache may take, in GB (1e9 bytes); crops beyond it are read from their files every time."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.image_size >= 32, self, "image_size", "at least 32 pixels")
+        require(self.frames_per_video >= 1, self, "frames_per_video", "at least 1")
+        require(self.videos_per_class is None or self.videos_per_class >= 1, self, "videos_per_class", "None or >= 1")
+        require(
+            self.validation_frames is None or self.validation_frames >= 1, self, "validation_frames", "None or >= 1"
+        )
+        require(self.batch_size >= 2, self, "batch_size", "at least 2 (batch normalisation needs two samples)")
+        require(self.num_workers >= 0, self, "num_workers", "at least 0")
+        require(0 <= self.sbi <= 1, self, "sbi", "a probability")
+        require(
+            self.sbi == 0 or self.sampling != "paired", self, "sbi", "0 with paired sampling, whose pairs are given"
+        )
+        require(self.cache_gb > 0, self, "cache_gb", "a positive size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimiser (a name of timm's factory) and schedule (timm's, stepped per update)."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-6
+    backbone_lr_factor: float = 1.0
+    """What `lr` is multiplied by for the backbone."""
+    layer_decay: float | None = None
+    """Layer-wise rates: what `lr` is multiplied by once more for each layer of the backbone nearer to the input."""
+    schedule: Literal["constant", "cosine", "step", "poly", "one-cycle"] = "constant"
+    """`one-cycle` rises to `lr` over the first 30 % and falls to nearly nothing, both along a cosine."""
+    lr_min: float = 0.0
+    """Where `cosine` and `poly` end."""
+    poly_power: float = 0.9
+    """Exponent of the schedule `poly`."""
+    step_epochs: int = 5
+    """Epochs between two drops of the schedule `step`."""
+    step_factor: float = 0.5
+    """What `lr` is multiplied by at each drop."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate rises linearly from a hundredth of `lr`."""
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    """Batches whose gradients are averaged for one update."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.lr > 0, self, "lr", "a positive learning rate")
+        require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
+        require(self.step_epochs >= 1, self, "step_epochs", "at least 1")
+        require(0 < self.step_factor <= 1, self, "step_factor", "a value in (0, 1]")
+        require(self.warmup_epochs >= 0, self, "warmup_epochs", "at least 0")
+        require(self.clip_grad_norm is None or self.clip_grad_norm > 0, self, "clip_grad_norm", "None or positive")
+        require(0 < self.backbone_lr_factor <= 10, self, "backbone_lr_factor", "a value in (0, 10]")
+        require(self.layer_decay is None or 0 < self.layer_decay <= 1, self, "layer_decay", "None or a value in (0, 1]")
+        require(0 <= self.lr_min <= self.lr, self, "lr_min", "a rate from 0 to lr")
+        require(self.poly_power > 0, self, "poly_power", "a positive exponent")
+        require(self.accumulate >= 1, self, "accumulate", "at least 1")
+        cycle = self.schedule == "one-cycle"
+        require(not cycle or self.warmup_epochs == 0, self, "warmup_epochs", "0 with one-cycle, which has its own")
+
+
+VideoMetric = Literal[
+    "log_loss",
+    "balanced_log_loss",
+    "auc",
+    "accuracy",
+    "frame_log_loss",
+    "frame_balanced_log_loss",
+    "frame_auc",
+    "frame_accuracy",
+]
+"""A figure of the held-out videos, or of their frames; `balanced` is the mean of the two classes' log losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """When the held-out videos are looked at, and what makes a checkpoint the best."""
+
+    every_steps: int | None = None
+    """Updates between two validations inside an epoch; every epoch's end validates too."""
+    metric: VideoMetric = "log_loss"
+    """The best checkpoint has the best of this: the highest AUC or accuracy, the lowest of the others."""
+    patience: int | None = None
+    """Stop after so many validations in a row that brought no better checkpoint; None goes on to the end."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.every_steps is None or self.every_steps >= 1, self, "every_steps", "None or at least 1")
+        require(self.patience is None or self.patience >= 1, self, "patience", "None or at least 1")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger figure of `metric` is the better one."""
+        return self.metric.endswith(("auc", "accuracy"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """Averages of the weights: further candidates at every validation, the best of all is kept."""
+
+    ema_decay: float = 0.0
+    """Of the exponential moving average of the weights (timm's `ModelEmaV3`); 0 keeps none."""
+    ema_warmup: bool = True
+    """Let the decay rise to `ema_decay`, so that the first epochs do not linger."""
+    best: int = 0
+    """Average the weights of so many of the best validations; 0 does not."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.ema_decay < 1, self, "ema_decay", "a value in [0, 1)")
+        require(self.best == 0 or 2 <= self.best <= 20, self, "best", "0, or 2 to 20 checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of epochs with an objective, an optimiser and a schedule of its own."""
+
+    name: str
+    epochs: int
+    objective: Literal["network", "backbone"] = "network"
+    """`backbone` trains the backbone alone, by cross entropy through the twin's pooling and linear layer."""
+    freeze_backbone: bool = False
+    """Neither the backbone's weights nor its running statistics move; its normalisation runs in eval mode."""
+    agda: bool = True
+    """False leaves the AGDA pass out."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.epochs >= 1, self, "epochs", "at least 1")
+        require(
+            not (self.freeze_backbone and self.objective == "backbone"),
+            self,
+            "freeze_backbone",
+            "False where the backbone is what is trained",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides what a run learns; saved beside its weights."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    agda: AgdaConfig = field(default_factory=AgdaConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: int = 20
+    """Epochs of an experiment without `phases`."""
+    phases: tuple[Phase, ...] = ()
+    """A staged schedule; it takes the place of `optim` and `epochs`."""
+    start_from: str | None = None
+    """Start the whole network from the best weights of another run: an experiment's folder (the same fold of it), a
+    fold's folder or a safetensors file. A c40 experiment starts from its c23 run this way."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
+    precision: Literal["auto", "bf16", "fp16", "fp32", "apex-O1"] = "auto"
+    """`auto`: bf16 on a GPU that has it, fp16 with gradient scaling on an older one, fp32 on a CPU. `apex-O1` is for
+    an old build of NVIDIA's apex that still has `apex.amp`."""
+    compile: bool = False
+    """Let torch.compile make the network's kernels: minutes at the start, faster steps after it."""
+    save_minutes: float = 10.0
+    """Minutes between two saved states inside an epoch; a kill loses at most these."""
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require("/" not in self.name and self.name not in ("", ".", ".."), self, "name", "a folder name")
+        require(self.seed >= 0, self, "seed", "at least 0")
+        require(self.epochs >= 1, self, "epochs", "at least 1")
+        require(self.save_minutes > 0, self, "save_minutes", "a positive number of minutes")
+        names = [phase.name for phase in self.phases]
+        require(len(set(names)) == len(names), self, "phases", "phases of different names")
+        require(
+            not self.phases or self.phases[-1].objective == "network", self, "phases", "a last phase of the network"
+        )
+
+    @property
+    def schedule(self) -> tuple[Phase, ...]:
+        """The phases to go through; one made of `optim` and `epochs` where none are given."""
+        return self.phases or (Phase(name="train", epochs=self.epochs, optim=self.optim),)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.schedule)
