@@ -46,6 +46,7 @@ every_table = pytest.mark.parametrize("ablation", ALL, ids=lambda ablation: abla
         pytest.param("5", 5, 0, id="M = 1 to 5"),
         pytest.param("6", 7, 0, id="seven pairs of loss and AGDA"),
         pytest.param("demo", 4, 0, id="ours"),
+        pytest.param("demo-training", 5, 0, id="ours, on ways of training"),
     ],
 )
 def test_a_table_has_the_papers_rows(table, trained, quoted):
@@ -97,6 +98,18 @@ def test_full_method_and_twin_are_the_experiments_users_train():
     assert unnamed(cells_by_label("6")["loss RIL, AGDA soft"]) == unnamed(ffpp_b4())
     assert unnamed(cells_by_label("2")["plain EfficientNet-B4"]) == unnamed(ffpp_b4_baseline())
     assert unnamed(cells_by_label("demo")["full method"]) == unnamed(demo())
+    assert unnamed(cells_by_label("demo-training")["paired sampling (`demo`)"]) == unnamed(demo())
+
+
+def test_each_way_of_training_changes_one_group_of_settings():
+    base = unnamed(cells_by_label("demo-training")["balanced sampling"])
+    for label, experiment in cells_by_label("demo-training").items():
+        changed = [
+            field.name
+            for field in dataclasses.fields(base)
+            if getattr(base, field.name) != getattr(unnamed(experiment), field.name)
+        ]
+        assert len(changed) == (label != "balanced sampling"), label
 
 
 def test_one_map_goes_without_auxiliary_loss_and_agda():

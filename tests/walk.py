@@ -3,9 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.__main__ import main
+import torch
 
-FACES_OPTIONS = ("--num-frames", "4", "--size", "64", "--splits", "train")
+from multiattn.__main__ import main
+from multiattn.config import Experiment
+from multiattn.training.distributed import Ranks
+from multiattn.training.fold_runs import read_training_data, train_one
+
+TIMES = ["seconds", "samples_per_second", "data_wait"]
+"""Columns of epochs.csv that no two runs share."""
+FACES_OPTIONS = ("--num-frames", "4", "--size", "64", "--splits", "train", "--reuse-original")
 
 
 @dataclass(frozen=True)
@@ -27,3 +34,13 @@ class Pipeline:
 def run(*words: object) -> None:
     """Run a stage as a user would, in this process; it must succeed."""
     assert main([str(word) for word in words]) == 0, f"multiattn {' '.join(map(str, words))} failed"
+
+
+def train_fold_zero(pipeline: Pipeline, runs: Path, experiment: Experiment, **options: bool) -> Path:
+    """Train fold 0 into `runs` in this process, as the stage does but with any settings; returns its folder.
+
+    Options are those of `train_one`.
+    """
+    data = read_training_data(pipeline.faces, pipeline.folds)
+    train_one(experiment, data, 0, runs, device=torch.device("cpu"), ranks=Ranks(), **options)
+    return runs / experiment.name / "fold0"

@@ -180,7 +180,11 @@ def demo() -> Experiment:
     when there is something to guide it, and erases instead of blurring: blur is one of the traces of the embedded
     forgeries, and would stand in crops labelled real.
 
-    Takes 3 to 4 minutes for all folds on 2 CPU cores. Expect an out-of-fold log loss of about 0.20.
+    Pairs of a real crop and its fake teach it what differs: out of fold log loss 0.018 against 0.23 with balanced
+    sampling, on unseen actors 0.09 against 0.36 (`multiattn ablation demo-training`). They need crops that lie where
+    their original's do: `multiattn faces --reuse-original`.
+
+    Takes 3 to 4 minutes for all folds on 2 CPU cores. Expect an out-of-fold log loss of about 0.02.
     """
     return Experiment(
         name="demo",
@@ -192,7 +196,9 @@ def demo() -> Experiment:
             drop_path_rate=0.0,
         ),
         agda=AgdaConfig(mode="hard", first_epoch=9),
-        data=DataConfig(image_size=112, augmentation="paper", frames_per_video=3, batch_size=16, num_workers=0),
+        data=DataConfig(
+            image_size=112, augmentation="paper", frames_per_video=3, batch_size=16, num_workers=0, sampling="paired"
+        ),
         optim=OptimConfig(name="adam", lr=2e-3, schedule="cosine", warmup_epochs=0.5, clip_grad_norm=5.0),
         epochs=12,
     )

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,17 +36,26 @@ LOG_INTERVAL_SECONDS = 15.0
 WAIT_POLICY = "OMP_WAIT_POLICY"
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What asks a process to end. SIGUSR1 too: `sbatch --signal=USR1@90` sends it ahead of the end of a job's time."""
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "numba", "av")
 
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Send `logging` to standard error, one plain line a record; standard output stays free for results."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _LinesAboveBars(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("multiattn").setLevel(level)
+
+
+class _LinesAboveBars(logging.StreamHandler):
+    """A progress bar on the same terminal makes way for a line, and is drawn again below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
 
 
 class _LogLines:
@@ -224,11 +234,11 @@ def resolve_precision(precision: str, device: "torch.device") -> str:
 
 
 def autocast(precision: str, device: "torch.device") -> "torch.autocast":
-    """The autocast context of a resolved precision; a no-op for fp32."""
+    """The autocast context of a resolved precision; a no-op for fp32, and for apex, which patches torch itself."""
     import torch
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def waiting_threads_sleep() -> bool:
@@ -256,6 +266,23 @@ def tune_cpu() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30)
         mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def leave_signals_to_parent() -> None:
+    """For worker processes: a scheduler signals all processes of a job, and a worker that died of it would take its
+    parent's work with it before that has saved. Workers end with their parent."""
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def memory_in_use(device: "torch.device") -> int:
+    """Bytes: allocated by tensors on a GPU, else resident in this process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def git_commit() -> str:

@@ -6,18 +6,24 @@ millions of rows; in a CSV an empty cell of a text column is the empty string.
 """
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow
 import pyarrow.csv
+import pyarrow.parquet
 
 from multiattn.runtime import atomic_path
 
 FAKE, REAL, UNKNOWN = 1, 0, -1
+BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
+ROWS_AT_ONCE = 1 << 17
+"""Of a table that is read piece by piece."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,20 @@ class Table:
             frame = schema.validate(frame, lazy=True)
         except pa.errors.SchemaErrors as error:
             raise ValueError(f"{source}: {self._describe(error, len(frame))}") from error
-        repeated = frame.duplicated(list(self.key), keep=False)
+        self._require_single_keys(frame, source)
+        return frame
+
+    def _require_single_keys(self, frame: pd.DataFrame, source: str | Path) -> None:
+        key = frame[list(self.key)]
+        if _strictly_rising(key):  # as every stage writes it; looking for equal rows anywhere takes ten times as long
+            return
+        repeated = key.duplicated(keep=False)
         if repeated.any():
-            first = frame.loc[repeated, list(self.key)].drop_duplicates().head(3).to_dict("records")
+            first = key[repeated].drop_duplicates().head(3).to_dict("records")
             raise ValueError(
                 f"{source}: {self.name}: expected each ({', '.join(self.key)}) once, "
                 f"found {int(repeated.sum())} rows that share theirs; the first: {first}."
             )
-        return frame
 
     def _describe(self, error: pa.errors.SchemaErrors, num_rows: int) -> str:
         cases = error.failure_cases
@@ -97,6 +109,63 @@ class Table:
         if frame.empty and not allow_empty:
             raise ValueError(f"{path}: the {self.name} table has no rows. Make it with `{self.made_by}`.")
         return frame
+
+    def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+        """Some columns of a parquet table, read and checked piece by piece, so that millions of rows fit.
+
+        Args:
+            columns: those of the key among them.
+
+        Returns:
+            The columns in the table's order, in half the memory: the key's first column as categories, numbers with a
+            fraction as float32, which places a pixel of a frame to a thousandth. May be empty.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read`; counts and rows in the message are those of the whole table.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no {self.name} table here. Make it with `{self.made_by}`.")
+        part = replace(self, columns={name: self.columns[name] for name in self.columns if name in columns})
+        compact = {"int64": "int64", "float64": "float32"}
+        kinds = {name: compact.get(str(column.dtype.type), "text") for name, column in part.columns.items()}
+        try:
+            frame = part._read_pieces(path, kinds)
+            part._require_single_keys(frame, path)
+        except (pa.errors.SchemaError, pyarrow.ArrowException, OSError, ValueError):
+            # The whole at once says what is wrong with it.
+            frame = part.read(path, allow_empty=True)
+            frame = frame.astype({name: kind for name, kind in kinds.items() if kind == "float32"})
+            frame = frame.astype({self.key[0]: "category"})
+        return frame
+
+    def _read_pieces(self, path: Path, kinds: dict[str, str]) -> pd.DataFrame:
+        """The table by its columns' kinds: int64, float32 or text.
+
+        Raises:
+            ValueError: also where the file holds another kind, which reading the whole may turn into the right one.
+        """
+        schema = pa.DataFrameSchema(self.columns, coerce=True)
+        texts = [name for name, kind in kinds.items() if kind == "text"]
+        start, words = 0, []
+        # The first column of the key repeats itself; with pre_buffer the whole file would wait in memory.
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=self.key[:1], pre_buffer=False) as file:
+            found = {field.name: field.type for field in file.schema_arrow}
+            if not all(name in found and _IS_KIND[kind](found[name]) for name, kind in kinds.items()):
+                raise ValueError(f"{path}: other columns than {kinds}")
+            values = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items() if kind != "text"}
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(kinds), use_threads=False):
+                piece = schema.validate(batch.to_pandas()[list(kinds)])
+                for name, column in values.items():
+                    column[start : start + len(piece)] = piece[name]
+                words.append(batch.select(texts))
+                start += len(piece)
+            empty = file.schema_arrow.empty_table().select(texts)
+        text = (pyarrow.Table.from_batches(words).unify_dictionaries() if words else empty).to_pandas()
+        words.clear()
+        pyarrow.default_memory_pool().release_unused()  # 200 MB after 4 million rows
+        columns = {name: values[name] if name in values else text[name] for name in kinds}
+        return pd.DataFrame(columns, copy=False).astype({self.key[0]: "category"})
 
     def write(self, frame: pd.DataFrame, path: Path) -> None:
         """Check the table and write it atomically."""
@@ -144,6 +213,28 @@ def _read_plain_csv(path: Path) -> pd.DataFrame | None:
         return None
     in_order = table.num_rows > 0 and table.column_names == names and len(set(names)) == len(names)
     return table.to_pandas() if in_order else None
+
+
+_IS_KIND = {
+    "int64": pyarrow.types.is_integer,
+    "float32": pyarrow.types.is_floating,
+    "text": lambda kind: pyarrow.types.is_string(kind.value_type if pyarrow.types.is_dictionary(kind) else kind),
+}
+
+
+def _strictly_rising(key: pd.DataFrame) -> bool:
+    """Whether each row comes after the one before it, by the first column and within equal ones by the next."""
+    equal = True
+    rising = np.zeros(max(0, len(key) - 1), dtype=bool)
+    for name in key:
+        values = key[name].array
+        if isinstance(values, pd.Categorical):
+            if not values.categories.is_monotonic_increasing:
+                return False
+            values = values.codes
+        rising |= equal & np.asarray(values[1:] > values[:-1], dtype=bool)
+        equal = equal & np.asarray(values[1:] == values[:-1], dtype=bool)
+    return bool(rising.all())
 
 
 def _keep_fractions(values: pd.Series) -> pd.Series:
@@ -225,7 +316,7 @@ FACES = Table(
         "seconds": _number("presentation time in seconds"),
         "track": _integer(0, "the track of the face"),
         "crop": _name("the crop's path below the faces folder"),
-        **{name: _number("pixels of the full frame") for name in ("x1", "y1", "x2", "y2")},
+        **{name: _number("pixels of the full frame") for name in BOX},
         "score": _probability(),
         **{name: _number("pixels of the full frame") for name in LANDMARKS},
     },

@@ -253,3 +253,28 @@ def test_cross_entropy_is_the_mean_negative_log_probability_in_float32():
         value = ClassificationLoss()(logits.bfloat16(), labels)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+LOGITS = torch.tensor([[1.0, -1.0], [0.5, 2.0], [0.0, 0.3]])
+NEGATIVE_LOGS = -np.log(np.exp(LOGITS.numpy()) / np.exp(LOGITS.numpy()).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_asks_for_a_share_of_both_classes(smoothing):
+    """By hand: 1 - s / 2 of the label's class and s / 2 of the other."""
+    labels = np.array([0, 1, 0])
+    own, other = NEGATIVE_LOGS[np.arange(3), labels], NEGATIVE_LOGS[np.arange(3), 1 - labels]
+    expected = ((1 - smoothing / 2) * own + smoothing / 2 * other).mean()
+    value = ClassificationLoss(label_smoothing=smoothing)(LOGITS, torch.from_numpy(labels))
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 0], [1, 1, 1]], ids=["both classes", "one class: its weight does not cancel"]
+)
+def test_a_samples_share_depends_on_its_class_and_not_on_its_batch(labels):
+    labels = np.array(labels)
+    expected = (np.where(labels == 1, 0.25, 3.0) * NEGATIVE_LOGS[np.arange(3), labels]).mean()
+    loss = ClassificationLoss(class_weights=(3.0, 0.25))
+    assert loss(LOGITS, torch.from_numpy(labels)).item() == pytest.approx(expected, abs=1e-6)
+    assert loss.state_dict() == {}, "weights of the data are no part of a checkpoint"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, log_loss, video_metrics
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, balanced_log_loss, log_loss, video_metrics
 
 
 def random_table(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,3 +128,18 @@ def test_metrics_are_plain_numbers_that_json_knows():
         "num_videos": int,
     }
     assert VideoMetrics(**values).as_dict() == values
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_balanced_log_loss_is_scikit_learns_with_weights_that_balance_the_classes(seed):
+    labels, probabilities = random_table(seed, 60)
+    labels[:40] = 1
+    weights = np.where(labels == 1, 1 / (labels == 1).sum(), 1 / (labels == 0).sum())
+    expected = metrics.log_loss(labels, probabilities, sample_weight=weights, labels=[0, 1])
+    assert balanced_log_loss(labels, probabilities) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_balanced_log_loss_of_one_class_is_its_log_loss(label):
+    labels, probabilities = np.full(3, label), np.array([0.2, 0.5, 0.9])
+    assert balanced_log_loss(labels, probabilities) == log_loss(labels, probabilities)

@@ -43,14 +43,35 @@ def test_compare_shows_named_videos_through_several_runs(pipeline: Pipeline, tmp
 
 def test_curves_take_every_fold_that_has_an_epoch(pipeline: Pipeline, tmp_path, capsys):
     shutil.copytree(pipeline.experiment, tmp_path / "runs")
-    figures("curves", "--run", tmp_path / "runs", "--out", tmp_path)
+    figures("curves", "--runs", tmp_path / "runs", "--out", tmp_path)
     whole = (tmp_path / "curves.png").read_bytes()
     (tmp_path / "runs/fold1/epochs.csv").unlink()
-    figures("curves", "--run", tmp_path / "runs", "--out", tmp_path)
+    figures("curves", "--runs", tmp_path / "runs", "--out", tmp_path)
     assert (tmp_path / "curves.png").read_bytes() != whole
     (tmp_path / "runs/fold0/epochs.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"fold0/epochs\.csv: no finished epoch"):
-        figures("curves", "--run", tmp_path / "runs", "--out", tmp_path)
+        figures("curves", "--runs", tmp_path / "runs", "--out", tmp_path)
+
+
+def test_curves_lay_several_runs_over_each_other(pipeline: Pipeline, tmp_path):
+    shutil.copytree(pipeline.experiment, tmp_path / "other")
+    figures("curves", "--runs", pipeline.experiment, "--out", tmp_path / "one")
+    figures("curves", "--runs", pipeline.experiment, tmp_path / "other", "--out", tmp_path / "two")
+    assert (tmp_path / "one/curves.png").read_bytes() != (tmp_path / "two/curves.png").read_bytes()
+
+
+def test_augment_draws_a_sheet_of_each_preset_and_of_self_blending(pipeline: Pipeline, tmp_path, capsys):
+    words = ["augment", "--faces", pipeline.faces, "--presets", "paper", "selim", "sbi", "--crops", 2, "--draws", 3]
+    figures(*words, "--out", tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["paper.png", "sbi.png", "selim.png"]
+    assert "sbi.png" in capsys.readouterr().out
+    figures(*words, "--out", tmp_path / "b")
+    figures(*words, "--out", tmp_path / "c", "--seed", 1)
+    for name in ("paper.png", "selim.png", "sbi.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), "the same every time"
+        assert (tmp_path / "a" / name).read_bytes() != (tmp_path / "c" / name).read_bytes() or name == "paper.png"
+    with pytest.raises(ValueError, match="--draws: expected at least 1, found 0"):
+        figures(*words[:3], "--draws", 0, "--out", tmp_path / "d")
 
 
 def test_a_baseline_is_refused_before_anything_is_written(pipeline: Pipeline, tmp_path):

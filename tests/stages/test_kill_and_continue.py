@@ -16,9 +16,7 @@ import safetensors.torch
 import torch
 
 from multiattn.tables import FRAME_PREDICTIONS
-from walk import FACES_OPTIONS, Pipeline, run
-
-TIMES = ["seconds", "samples_per_second"]
+from walk import FACES_OPTIONS, TIMES, Pipeline, run
 
 
 def start(*words: object) -> subprocess.Popen:

@@ -274,7 +274,7 @@ def test_a_resume_file_of_another_run_is_refused(pipeline, capsys, tmp_path):
     shutil.copytree(pipeline.runs, runs)
     state = torch.load(runs / "demo_tiny/fold0/resume.pt", weights_only=True)
     state["step"].popitem()
-    state["history"] = []
+    state["progress"] |= {"epoch": 0, "batch": 0}
     torch.save(state, runs / "demo_tiny/fold0/resume.pt")
     words = ["train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", runs]
     assert "resume.pt: not the state of this experiment" in fails(capsys, *words)

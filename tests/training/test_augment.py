@@ -1,16 +1,27 @@
-"""Augmentation as a function of crop and seed."""
+"""Augmentation as a function of crop and seeds."""
 
+import hashlib
 import os
+import random
+import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from multiattn.training.augment import PRESETS, Augmentation
+from multiattn.config import DataConfig
+from multiattn.training.augment import PRESETS, Augmentation, CropContext
+from multiattn.training.augment.auto_policy import POLICY
+from multiattn.training.augment.library import BELOW, OLDEST, require_albumentations
+from multiattn.training.augment.library import albumentations as A
+from multiattn.video.align import TEMPLATE
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src"
 SEEDS = range(30)
 
 
@@ -20,6 +31,24 @@ SIZE = 48
 def make_crop(size: int = SIZE) -> np.ndarray:
     y, x = np.mgrid[:size, :size] * (255 / size)
     return np.stack([x, y, (x + 255 - y) / 2], axis=2).astype(np.uint8)
+
+
+def detailed_crop(size: int) -> np.ndarray:
+    """Smooth blobs under fine noise, no two places alike; between 40 and 215."""
+    numbers = np.random.default_rng(3)
+    blobs = cv2.resize(numbers.uniform(40, 215, (7, 7, 3)).astype(np.float32), (size, size))
+    return np.clip(blobs + numbers.normal(0, 12, (size, size, 3)), 40, 215).astype(np.uint8)
+
+
+def everything_known(size: int) -> CropContext:
+    crop = detailed_crop(size)
+    return CropContext((TEMPLATE * size).astype(np.float32), lambda: [crop, crop])
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of the grey values; a negative counts as its picture."""
+    grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).ravel().astype(float) for picture in (one, other)]
+    return abs(np.corrcoef(*grey)[0, 1]) if grey[0].std() > 0 else 0.0
 
 
 @pytest.mark.parametrize("size", [32, 33, 112])
@@ -40,7 +69,19 @@ def test_the_same_seed_gives_the_same_pixels_in_any_order(preset):
         np.testing.assert_array_equal(other(make_crop(), seed), first[seed])
 
 
-@pytest.mark.parametrize(("preset", "least"), [("none", 1), ("paper", 2), ("light", 25), ("standard", 12)])
+@pytest.mark.parametrize(
+    ("preset", "least"),
+    [
+        ("none", 1),
+        ("paper", 2),
+        ("light", 25),
+        ("standard", 12),
+        ("wm", 12),
+        ("selim", 25),
+        ("ntech", 28),
+        ("strong", 20),
+    ],
+)
 def test_other_seeds_give_other_pixels(preset, least):
     augmentation = Augmentation(preset, SIZE)
     assert len({augmentation(make_crop(), seed).tobytes() for seed in SEEDS}) >= least
@@ -83,23 +124,221 @@ def test_the_crop_given_is_left_as_it_was(preset):
     np.testing.assert_array_equal(crop, make_crop())
 
 
-def test_the_largest_seed_of_the_sampler_is_accepted():
-    Augmentation("standard", SIZE)(make_crop(), 2**31 - 2)
-    Augmentation("standard", SIZE)(make_crop(), 0)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_largest_seed_of_the_sampler_is_accepted(preset):
+    Augmentation(preset, SIZE)(make_crop(), 2**31 - 2)
+    Augmentation(preset, SIZE)(make_crop(), 0, geometry_seed=2**31 - 2)
 
 
-def test_the_global_generators_are_neither_used_nor_moved():
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_global_generators_are_neither_used_nor_moved(preset):
+    context = everything_known(SIZE)
+    augmentation = Augmentation(preset, SIZE)
     np.random.seed(1)  # noqa: NPY002
-    first = Augmentation("standard", SIZE)(make_crop(), 5)
+    random.seed(1)
+    first = [augmentation(make_crop(), seed, context) for seed in SEEDS]
     np.random.seed(2)  # noqa: NPY002
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    np.testing.assert_array_equal(Augmentation("standard", SIZE)(make_crop(), 5), first)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    random.seed(2)
+    states = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    for seed in SEEDS:
+        np.testing.assert_array_equal(augmentation(make_crop(), seed, context), first[seed])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[0])  # noqa: NPY002
+    assert random.getstate() == states[1]
 
 
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(KeyError, match="strong"):
-        Augmentation("strong", SIZE)
+def test_an_unknown_preset_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"none, paper, .*strong, found 'stronger'"):
+        Augmentation("stronger", SIZE)
+
+
+def test_the_settings_name_the_presets_there_are():
+    assert set(typing.get_args(typing.get_type_hints(DataConfig)["augmentation"])) == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("preset", "landmarks", "clip"),
+    [
+        ("none", False, False),
+        ("paper", False, False),
+        ("wm", False, False),
+        ("selim", True, False),
+        ("ntech", False, True),
+        ("strong", True, False),
+    ],
+)
+def test_what_a_preset_needs_to_know_is_told(preset, landmarks, clip):
+    augmentation = Augmentation(preset, SIZE)
+    assert (augmentation.needs_landmarks, augmentation.needs_clip) == (landmarks, clip)
+
+
+ONE_COMPOSE = {
+    "paper": [A.HorizontalFlip(p=0.5)],
+    "standard": [
+        A.HorizontalFlip(p=0.5),
+        A.HueSaturationValue(hue_shift_limit=10, sat_shift_limit=20, val_shift_limit=10, p=0.3),
+        A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.3),
+        A.OneOf([A.GaussNoise(std_range=(0.01, 0.04)), A.GaussianBlur(blur_limit=(3, 5))], p=0.2),
+        A.ImageCompression(quality_range=(65, 80), p=0.3),
+        A.ToGray(p=0.1),
+    ],
+    "light": [
+        A.HorizontalFlip(p=0.5),
+        A.Pad(padding=8, border_mode=cv2.BORDER_REFLECT_101),
+        A.RandomCrop(height=SIZE, width=SIZE),
+        A.HueSaturationValue(hue_shift_limit=20, sat_shift_limit=40, val_shift_limit=0, p=0.7),
+        A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.7),
+        A.CoarseDropout(
+            num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3), fill=0, p=0.3
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("preset", ONE_COMPOSE)
+def test_a_preset_that_moves_first_shows_what_one_compose_with_one_seed_shows(preset):
+    """So the pixels of runs made before geometry had a seed of its own stay what they were."""
+    augmentation, compose = Augmentation(preset, SIZE), A.Compose(ONE_COMPOSE[preset])
+    for seed in range(100):
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        np.testing.assert_array_equal(augmentation(make_crop(), seed), compose(image=make_crop())["image"])
+
+
+# --- one geometry, different pixels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_geometry_follows_its_own_seed_whatever_the_other_seed_is(preset):
+    """Of twelve ways to move the crop, the result resembles the one of its geometry seed most. A dark, erased or
+    inverted draw may resemble another, so a few are let off."""
+    size = 96
+    augmentation, context, crop = Augmentation(preset, size), everything_known(size), detailed_crop(size)
+    ways = [augmentation.move(crop, geometry) for geometry in range(12)]
+    right = 0
+    for geometry, way in enumerate(ways):
+        for seed in range(100, 105):
+            result = augmentation(crop, seed, context, geometry_seed=geometry)
+            best = max(likeness(result, other) for other in ways)
+            right += likeness(result, way) > best - 1e-9
+    assert right >= (54 if preset == "ntech" else 58)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_without_a_geometry_seed_the_seed_is_it(preset):
+    augmentation, crop, context = Augmentation(preset, SIZE), detailed_crop(SIZE), everything_known(SIZE)
+    for seed in SEEDS:
+        expected = augmentation(crop, seed, context, geometry_seed=seed)
+        np.testing.assert_array_equal(augmentation(crop, seed, context), expected)
+
+
+@pytest.mark.parametrize("preset", ["paper", "light", "selim", "ntech", "strong"])
+def test_a_mask_is_moved_as_the_crop_is(preset):
+    """A grey picture in three channels and its one-channel copy go the same way, to within interpolation's rounding."""
+    augmentation = Augmentation(preset, 64)
+    grey = detailed_crop(64)[..., 0]
+    moved = [augmentation.move(grey, seed) for seed in range(20)]
+    for seed, one in enumerate(moved):
+        three = augmentation.move(np.repeat(grey[..., None], 3, axis=2), seed)
+        assert np.abs(three[..., 0].astype(int) - one).max() <= 1
+    assert len({one.tobytes() for one in moved}) > 1
+
+
+@pytest.mark.parametrize("preset", ["wm", "selim", "ntech", "strong"])
+def test_mirroring_and_pixel_changes_are_drawn_independently(preset):
+    """With one sequence of numbers for both, crops would be changed only where they are mirrored, or never there."""
+    augmentation, crop = Augmentation(preset, SIZE), detailed_crop(SIZE)
+    mirrored, changed = [], []
+    for seed in range(300):
+        moved = augmentation.move(crop, seed)
+        mirrored.append(likeness(moved, crop[:, ::-1]) > likeness(moved, crop))
+        changed.append(not np.array_equal(augmentation(crop, seed), moved))
+    mirrored, changed = np.array(mirrored), np.array(changed)
+    assert abs(changed[mirrored].mean() - changed[~mirrored].mean()) < 0.17
+
+
+# --- what presets are made of -------------------------------------------------------------------------------------
+
+
+def test_wm_leaves_half_of_the_crops_alone_and_mirrors_a_quarter():
+    augmentation, crop = Augmentation("wm", SIZE), detailed_crop(SIZE)
+    results = [augmentation(crop, seed) for seed in range(400)]
+    alone = np.mean([np.array_equal(r, crop) or np.array_equal(r, crop[:, ::-1]) for r in results])
+    mirrored = np.mean([likeness(r, crop[:, ::-1]) > likeness(r, crop) for r in results])
+    # Half is left out; in the other half nothing is drawn with probability 0.8 * 0.8 * 0.8 * 0.4 * 0.9.
+    assert abs(alone - (0.5 + 0.5 * 0.18)) < 0.08
+    assert abs(mirrored - 0.25) < 0.07
+
+
+def test_most_draws_of_strong_keep_the_fine_detail():
+    """Where a forgery leaves its traces: what a blur of 1.5 pixels takes away, outside of what was made black. The
+    picture's amplitudes fall as 1/frequency, as a photograph's do (Field 1987)."""
+    size = 128
+    augmentation, context = Augmentation("strong", size), everything_known(size)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))[..., None]
+    spectrum = np.fft.fft2(np.random.default_rng(1).normal(size=(size, size, 3)), axes=(0, 1))
+    picture = np.fft.ifft2(spectrum / np.maximum(frequency, 1 / size), axes=(0, 1)).real
+    crop = np.clip(128 + 45 * picture / picture.std(), 40, 215).astype(np.uint8)
+
+    def detail(picture: np.ndarray) -> np.ndarray:
+        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        return grey - cv2.GaussianBlur(grey, (0, 0), 1.5)
+
+    kept = []
+    for seed in range(150):
+        result = augmentation(crop, seed, context)
+        seen = result.max(axis=2) > 20
+        kept.append(np.corrcoef(detail(result)[seen], detail(augmentation.move(crop, seed))[seen])[0, 1])
+    assert np.mean(np.array(kept) > 0.8) > 0.5
+    assert np.mean(np.array(kept) > 0.5) > 0.9
+    assert np.mean(np.array(kept) > 0.999) < 0.5, "and many are changed"
+
+
+def test_the_policy_is_autoaugments_for_imagenet():
+    """Against timm's own table: probabilities and magnitudes in its order."""
+    from timm.data.auto_augment import auto_augment_policy_original
+
+    expected = [
+        [(operation.prob, operation.magnitude) for operation in row] for row in auto_augment_policy_original({})
+    ]
+    assert [[(p, magnitude) for _, p, magnitude in row] for row in POLICY] == expected
+
+
+def test_another_process_shows_the_same_pixels():
+    script = (
+        "import hashlib, sys; sys.path[:0] = sys.argv[1:]\nfrom test_augment import all_pixels; print(all_pixels())"
+    )
+    command = [sys.executable, "-c", script, str(SOURCE), str(Path(__file__).parent)]
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.strip() == all_pixels()
+
+
+def all_pixels() -> str:
+    """A digest of every preset's first draws."""
+    digest = hashlib.sha256()
+    for preset in PRESETS:
+        augmentation = Augmentation(preset, 64)
+        for seed in range(12):
+            digest.update(augmentation(detailed_crop(64), seed, everything_known(64)).tobytes())
+    return digest.hexdigest()
+
+
+# --- the library --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["2.0.5", "2.0.8", "2.0.99", "2.0.5.post1"])
+def test_versions_inside_the_bounds_are_taken(version):
+    require_albumentations(version)
+
+
+@pytest.mark.parametrize("version", ["1.4.24", "2.0.4", "2.1", "2.1.0", "3.0.0", "unknown", ""])
+def test_versions_outside_the_bounds_are_refused_with_what_to_do(version):
+    with pytest.raises(ValueError, match=rf"expected .* 2\.0\.5 and below 2\.1, found {version}.*pip install"):
+        require_albumentations(version)
+
+
+def test_the_bounds_are_those_of_the_requirements():
+    line = re.search(r"^albumentations>=(\S+),<(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert line.groups() == (OLDEST, BELOW)
 
 
 def test_importing_it_asks_no_network():

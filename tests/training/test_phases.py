@@ -8,17 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from multiattn.config import Experiment, Phase
-from multiattn.datasets.folds import read_folds
+from multiattn.config import Phase
 from multiattn.experiments import get_experiment
-from multiattn.training.crops import split_crops
-from multiattn.training.distributed import Ranks
-from multiattn.training.loop import train_fold
+from multiattn.training import loop
 from multiattn.training.phases import phase_spans, span_at
-from multiattn.training.run_folder import RunFolder
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import read_recipe
-from walk import Pipeline
+from walk import TIMES, Pipeline, train_fold_zero
 
 STAGED = dataclasses.replace(
     get_experiment("ffpp_b4_official", tiny=True),
@@ -34,22 +28,9 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def train(pipeline: Pipeline, runs: Path, experiment: Experiment) -> Path:
-    """Train fold 0 into `runs`, as the stage does; returns its folder."""
-    faces, _, videos = read_faces_folder(pipeline.faces)
-    folds = read_folds(pipeline.folds, videos=videos)
-    crops = split_crops(faces, folds, 0, pipeline.faces)
-    run = RunFolder(runs / experiment.name / "fold0", 0)
-    device = torch.device("cpu")
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.begin(experiment, read_recipe(pipeline.faces), crops, folds, device=device, world_size=1)
-    train_fold(experiment, crops, run, device=device, ranks=Ranks())
-    return run.path
-
-
 @pytest.fixture(scope="module")
 def undisturbed(pipeline: Pipeline, tmp_path_factory) -> Path:
-    return train(pipeline, tmp_path_factory.mktemp("staged"), STAGED)
+    return train_fold_zero(pipeline, tmp_path_factory.mktemp("staged"), STAGED)
 
 
 def test_every_epoch_belongs_to_one_phase():
@@ -82,24 +63,23 @@ def test_the_best_epoch_is_one_that_trained_the_network(undisturbed):
 
 @pytest.mark.parametrize("epochs", [1, 2, 3], ids=["inside a phase", "between two phases", "before the last"])
 def test_a_killed_run_continues_to_the_same_weights(pipeline, undisturbed, tmp_path, monkeypatch, epochs):
-    save = RunFolder.save_epoch
+    save = loop.save_state
 
-    def save_then_die(run, network, state):
-        save(run, network, state)
-        if len(state["history"]) == epochs:
+    def save_then_die(folder, state):
+        save(folder, state)
+        if state["progress"]["epoch"] == epochs:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunFolder, "save_epoch", save_then_die)
-        train(pipeline, tmp_path, STAGED)
-    folder = train(pipeline, tmp_path, STAGED)
+        patch.setattr(loop, "save_state", save_then_die)
+        train_fold_zero(pipeline, tmp_path, STAGED)
+    folder = train_fold_zero(pipeline, tmp_path, STAGED)
     expected = safetensors.torch.load_file(undisturbed / "last.safetensors")
     found = safetensors.torch.load_file(folder / "last.safetensors")
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    times = ["seconds", "samples_per_second"]
     pd.testing.assert_frame_equal(
-        *(pd.read_csv(path / "epochs.csv").drop(columns=times) for path in (folder, undisturbed))
+        *(pd.read_csv(path / "epochs.csv").drop(columns=TIMES) for path in (folder, undisturbed))
     )
 
 
@@ -109,7 +89,7 @@ def test_a_run_starts_from_the_same_fold_of_another(pipeline, undisturbed, tmp_p
     experiment = dataclasses.replace(
         STAGED, name="c40", phases=(), optim=optim, epochs=1, start_from=str(undisturbed.parent)
     )
-    folder = train(pipeline, tmp_path, experiment)
+    folder = train_fold_zero(pipeline, tmp_path, experiment)
     before = safetensors.torch.load_file(undisturbed / "best.safetensors")
     after = safetensors.torch.load_file(folder / "last.safetensors")
     name = "classifier.joint.0.weight"
@@ -125,4 +105,4 @@ def test_a_start_from_nothing_is_refused(pipeline, tmp_path, source, error, mess
     (tmp_path / "last.txt").write_text("no weights")
     experiment = dataclasses.replace(STAGED, start_from=str(tmp_path / source))
     with pytest.raises(error, match=message):
-        train(pipeline, tmp_path / "runs", experiment)
+        train_fold_zero(pipeline, tmp_path / "runs", experiment)

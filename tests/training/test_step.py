@@ -8,7 +8,7 @@ from timm.layers import convert_sync_batchnorm
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimConfig, Phase
 from multiattn.model.preprocess import normalize_crops
-from multiattn.training.optimizer import make_optimizer, make_schedule
+from multiattn.training.optimizer import make_optimizer
 from multiattn.training.phases import set_train_mode, set_trainable
 from multiattn.training.step import TrainingStep, backward_passes
 
@@ -194,25 +194,6 @@ def test_terms_stay_in_float32_under_autocast(precision):
     assert all(torch.isfinite(value) for value in found.values())
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        pytest.param(OptimConfig(lr=1.0), {0: 1.0, 50: 1.0, 99: 1.0}, id="constant"),
-        pytest.param(OptimConfig(lr=1.0, schedule="cosine"), {0: 1.0, 50: 0.5, 100: 0.0}, id="cosine"),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="step", step_epochs=2), {0: 1.0, 19: 1.0, 20: 0.5, 45: 0.25}, id="step"
-        ),
-        pytest.param(OptimConfig(lr=1.0, warmup_epochs=1), {0: 0.01, 5: 0.505, 10: 1.0, 60: 1.0}, id="warm-up"),
-    ],
-)
-def test_the_learning_rate_is_a_function_of_the_update(config, expected):
-    optimizer = make_optimizer(torch.nn.Linear(2, 2), config)
-    schedule = make_schedule(optimizer, config, steps_per_epoch=10, epochs=10)
-    for update, rate in expected.items():
-        schedule.step_update(update)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=2e-2 if config.schedule == "cosine" else 1e-9)
-
-
 def test_converting_to_synchronised_normalisation_keeps_the_activations():
     # What several GPUs train must be the network that `predict` builds again from the run folder.
     torch.manual_seed(0)
@@ -223,3 +204,33 @@ def test_converting_to_synchronised_normalisation_keeps_the_activations():
     assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules()) > 20
     assert set(converted.state_dict()) == set(TrainingStep(TINY).state_dict())
     assert torch.equal(converted.network(normalize_crops(crops)).logits, before)
+
+
+def test_two_halves_of_an_update_give_the_gradients_of_one():
+    """The same batch twice at half a share each: without AGDA's draws, the gradients are those of the batch once."""
+    plain = dataclasses.replace(TINY, agda=AgdaConfig(mode="none"), loss=LossConfig(auxiliary="none"))
+    gradients = []
+    for shares in ((1.0,), (0.5, 0.5)):
+        torch.manual_seed(0)
+        step = TrainingStep(plain)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        for number, share in enumerate(shares, start=1):
+            found = backward_passes(step, step, *batch(), scaler=scaler, share=share, is_update=number == len(shares))
+        gradients.append({name: p.grad for name, p in step.named_parameters()})
+        assert found["loss"].item() == pytest.approx(found["cross_entropy"].item())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_centres_of_accumulated_batches_move_as_in_one_step():
+    def centers(share: float, times: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        step = TrainingStep(dataclasses.replace(TINY, agda=AgdaConfig(mode="none")))
+        for _ in range(times):
+            backward_passes(step, step, *batch(), scaler=torch.amp.GradScaler("cpu", enabled=False), share=share)
+        return step.auxiliary.centers
+
+    once, twice = centers(1.0, 1), centers(0.5, 2)
+    alpha = TINY.loss.center_rate
+    # Towards the same mean V: alpha V in one step, (1 - (1 - alpha / 2)^2) V in two halves.
+    torch.testing.assert_close(twice, once / alpha * (1 - (1 - alpha / 2) ** 2), rtol=1e-4, atol=1e-7)

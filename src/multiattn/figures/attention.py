@@ -39,6 +39,25 @@ LABEL, CELL, GAP, GROUP_GAP, PROBABILITY, MARGIN = 1.35, 1.2, 0.05, 0.22, 0.52, 
 HEADER, FOOTER, LINE, LEGEND = 0.52, 0.55, 0.165, 4.7
 
 
+@dataclass(frozen=True, kw_only=True)
+class FaceOptions:
+    """Which faces are looked at, and where the figure goes: what `figures attention` and `figures compare` share."""
+
+    faces: Path
+    """A faces folder. Without --videos, only videos the run was not trained on are looked at."""
+    out: Path
+    """The folder the picture and the page go to."""
+    videos: tuple[str, ...] = ()
+    """video_ids to show, a row each, instead of the first ones of each type."""
+    per_type: int = 1
+    """Rows of each manipulation type."""
+    crops: int = 64
+    """At most so many crops, evenly spaced, are measured for the statistics."""
+    scale: Scale = "run"
+    """One colour scale for all pictures of a run, or one for every map."""
+    device: str = "auto"
+
+
 @dataclass(frozen=True)
 class Row:
     """The words of a row."""

@@ -1,5 +1,10 @@
-"""How a training went, from epochs.csv: losses, validation, learning rate and what the attention maps did."""
+"""How trainings went, from epochs.csv: losses, validation, learning rate and what the attention maps did.
 
+One run is drawn with a colour for each quantity, several with a colour for each run and the main quantity of each
+panel. Folds are thin lines, their mean is thick.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -7,36 +12,99 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
 from multiattn.runtime import atomic_path
 
 REQUIRED = ("epoch", "phase", "loss", "learning_rate", "validation_log_loss", "validation_auc")
+DONE = "epochs_done"
 CHANCE_LOG_LOSS = float(np.log(2))
+BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (
+    "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
+)  # fmt: skip
+"""The colours of Okabe and Ito, made for the colour-blind."""
+RUN_COLORS = (BLUE, ORANGE, GREEN, PINK, BLACK, YELLOW, SKY)
 
 LOSSES = {
-    "loss": ("sum", "#000000"),
-    "cross_entropy": ("cross entropy", "#0072b2"),
-    "auxiliary": ("auxiliary, unweighted", "#d55e00"),
-    "cross_entropy_agda": ("cross entropy, AGDA copy", "#009e73"),
-    "match": ("match, unweighted", "#cc79a7"),
+    "loss": ("sum", BLACK),
+    "cross_entropy": ("cross entropy", BLUE),
+    "auxiliary": ("auxiliary, unweighted", ORANGE),
+    "cross_entropy_agda": ("cross entropy, AGDA copy", GREEN),
+    "match": ("match, unweighted", PINK),
 }
-"""Terms of the loss: name and colour. The colours are those of Okabe and Ito, made for the colour-blind."""
+"""Terms of the loss: name and colour."""
+CANDIDATES = {
+    "validation_log_loss": ("last weights", BLUE, "-"),
+    "ema_log_loss": ("moving average", GREEN, "--"),
+    "average_log_loss": ("average of the best", PINK, (0, (1.5, 1))),
+}
+"""Validation log loss of the weights that were validated: name, colour, line."""
+SCORES = {"validation_auc": ("AUC", BLUE, "-"), "validation_accuracy": ("accuracy", GREEN, "--")}
 MAPS = {
-    "map_cosine": ("mean cosine between maps", "#0072b2", COLLAPSED_COSINE),
-    "map_strongest_share": ("share of the strongest map", "#d55e00", COLLAPSED_SHARE),
-    "map_dead_share": ("share of dead maps", "#cc79a7", DEAD_SHARE),
-    "map_entropy": ("entropy", "#009e73", None),
+    "map_cosine": ("mean cosine between maps", BLUE, COLLAPSED_COSINE),
+    "map_strongest_share": ("share of the strongest map", ORANGE, COLLAPSED_SHARE),
+    "map_dead_share": ("share of dead maps", PINK, DEAD_SHARE),
+    "map_entropy": ("entropy", GREEN, None),
 }
 """Attention statistics: name, colour, and the value above which they count as collapsed."""
 
+Folds = dict[str, pd.DataFrame]
+"""A fold's name -> its `read_epochs`; folds may have gone through different numbers of epochs."""
 
-def read_epochs(folder: Path) -> pd.DataFrame:
-    """The epochs.csv of a fold's folder.
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Losses, validation, learning rate and attention statistics of one or more runs: curves.png."""
+
+    runs: tuple[Path, ...]
+    """Of each run, runs/<experiment> (all folds that have been validated) or one of its folds."""
+    out: Path
+    """The folder the picture goes to."""
+
+    def draw(self) -> list[Path]:
+        """Draw; returns the file.
+
+        Raises:
+            FileNotFoundError: a run that has not been validated yet.
+            ValueError: no run, or a table that `multiattn train` did not write.
+        """
+        path = self.out / "curves.png"
+        draw_curves(read_runs(self.runs), path)
+        return [path]
+
+
+def read_runs(folders: tuple[Path, ...]) -> dict[str, Folds]:
+    """The tables of several runs, each by its experiment's name; runs of one name are told apart by their paths.
 
     Raises:
-        FileNotFoundError: no epoch has ended yet.
+        FileNotFoundError: a run that has not been validated yet.
+        ValueError: see `read_epochs`.
+    """
+    runs: dict[str, Folds] = {}
+    for folder in folders:
+        single = (folder / "epochs.csv").is_file() or (folder / "experiment.json").is_file()
+        folds = [folder] if single else sorted(folder.glob("fold*/epochs.csv"), key=_by_number)
+        folds = [path.parent if path.name == "epochs.csv" else path for path in folds]
+        tables = {path.name: read_epochs(path) for path in folds or [folder / "fold0"]}
+        name = folder.resolve().parent.name if single else folder.resolve().name
+        runs[name if name not in runs else str(folder)] = tables
+    return runs
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    digits = path.parent.name.removeprefix("fold")
+    return (int(digits) if digits.isdigit() else -1, path.parent.name)
+
+
+def read_epochs(folder: Path) -> pd.DataFrame:
+    """The epochs.csv of a fold's folder: a row a validation, with the column `epochs_done`.
+
+    Tables of earlier versions have a row an epoch and no such column; it is then `epoch` + 1.
+
+    Raises:
+        FileNotFoundError: no validation yet.
         ValueError: not the table `multiattn train` writes.
     """
     path = Path(folder) / "epochs.csv"
@@ -49,139 +117,267 @@ def read_epochs(folder: Path) -> pd.DataFrame:
     missing = [name for name in REQUIRED if name not in table]
     if missing or table.empty:
         found = f"no {', '.join(missing)}" if missing else "no rows"
-        raise ValueError(f"{path}: expected columns {', '.join(REQUIRED)} and a row an epoch, found {found}.")
-    return table
+        raise ValueError(f"{path}: expected columns {', '.join(REQUIRED)} and a row a validation, found {found}.")
+    if DONE not in table:
+        table[DONE] = table["epoch"] + 1
+    return table.drop_duplicates(DONE, keep="last").sort_values(DONE, ignore_index=True)
 
 
-def draw_curves(folds: dict[str, pd.DataFrame], title: str, path: Path) -> None:
+def draw_curves(runs: dict[str, Folds], path: Path) -> None:
     """Write `curves_figure` as a PNG."""
-    figure = curves_figure(folds, title)
+    figure = curves_figure(runs)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def curves_figure(folds: dict[str, pd.DataFrame], title: str) -> Figure:
+def curves_figure(runs: dict[str, Folds]) -> Figure:
     """A thin line for each fold, and a thick one for their mean where there are several.
 
     Args:
-        folds: a fold's name -> its `read_epochs`; folds may have gone through different numbers of epochs.
+        runs: an experiment's name -> its folds.
 
     Raises:
-        ValueError: no folds.
+        ValueError: no runs, or one without folds.
     """
-    if not folds:
-        raise ValueError("expected at least one fold with epochs, found none.")
-    columns = {name for table in folds.values() for name in table.columns[table.notna().any()]}
+    if not runs or not all(runs.values()):
+        raise ValueError("expected at least one run with a validated fold, found none.")
+    tables = [table for folds in runs.values() for table in folds.values()]
+    columns = {name for table in tables for name in table.columns[table.notna().any()]}
     with_maps = "map_entropy" in columns
     figure = Figure(figsize=(13 if with_maps else 9, 6.4), layout="constrained", dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(2, 3 if with_maps else 2, sharex=True).flat)
-    longest = max(folds.values(), key=len)
-    words = f", {len(folds)} folds (thin) and their mean (thick)" if len(folds) > 1 else f", {next(iter(folds))}"
-    figure.suptitle(f"{title}{words}", fontsize=12)
-    _draw_losses(panels[0], folds, columns)
-    _draw_log_loss(panels[1], folds)
-    _draw_auc(panels[2], folds, columns)
-    rate, *attention = panels[3:]
-    _draw_learning_rate(rate, folds)
+    figure.suptitle(_title(runs), fontsize=12)
+    sheet = _OneRun(next(iter(runs.values())), columns) if len(runs) == 1 else _SeveralRuns(runs, columns)
+    sheet.losses(panels[0])
+    sheet.log_loss(panels[1])
+    sheet.scores(panels[2])
+    sheet.learning_rate(panels[3])
     if with_maps:
-        _draw_maps(attention[0], folds, columns)
-        _draw_centers(attention[1], folds, columns)
+        sheet.maps(panels[4])
+        sheet.centers(panels[5])
+    longest = max(tables, key=lambda table: table[DONE].max())
+    alike = all(_same_phases(table, longest) for table in tables)
     for number, axes in enumerate(panels):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlim(longest["epoch"].min() - 0.5, longest["epoch"].max() + 0.5)
-        _mark_phases(axes, longest, named=number < len(panels) // 2)
+        axes.set_xlim(0, 1.03 * longest[DONE].max())
+        if alike:
+            _mark_phases(axes, longest, named=number < len(panels) // 2)
         if number >= len(panels) // 2:
-            axes.set_xlabel("epoch")
+            axes.set_xlabel("epochs done")
+    if len(runs) > 1:
+        lines = [Line2D([], [], color=color, linewidth=2.5) for color in sheet.colors]
+        figure.legend(lines, list(runs), loc="outside lower center", ncols=min(len(runs), 4), frameon=False, fontsize=9)
     return figure
 
 
-def _curve(axes: Axes, folds: dict[str, pd.DataFrame], column: str, label: str, color: str) -> None:
-    tables = [table.set_index("epoch")[column] for table in folds.values() if column in table]
-    several = len(tables) > 1
-    for values in tables if several else []:
-        axes.plot(values.index, values, color=color, alpha=0.35, linewidth=0.8)
-    mean = pd.concat(tables, axis=1).mean(axis=1)
-    marker = "o" if len(mean) <= 30 else None  # an epoch on its own must be seen too
-    axes.plot(mean.index, mean, color=color, linewidth=1.8, marker=marker, markersize=3, label=label)
+def _title(runs: dict[str, Folds]) -> str:
+    several = any(len(folds) > 1 for folds in runs.values())
+    if len(runs) > 1:
+        return f"{len(runs)} runs" + (": means over their folds (thick), folds (thin)" if several else "")
+    name, folds = next(iter(runs.items()))
+    return f"{name}, {len(folds)} folds (thin) and their mean (thick)" if several else f"{name}, {next(iter(folds))}"
 
 
-def _draw_losses(axes: Axes, folds: dict[str, pd.DataFrame], columns: set[str]) -> None:
-    axes.set_title("training loss and its terms", fontsize=10, loc="left")
-    for name, (label, color) in LOSSES.items():
-        if name in columns:
-            _curve(axes, folds, name, label, color)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.legend(fontsize=8, frameon=False)
+def _curve(
+    axes: Axes, folds: Folds, column: str, label: str, color: str, line: str | tuple = "-", *, mean_only: bool = False
+) -> None:
+    """The folds' lines and their mean; a fold without the column is left out."""
+    tables = [table.set_index(DONE)[column] for table in folds.values() if column in table]
+    tables = [values for values in tables if values.notna().any()]
+    if not tables:
+        return
+    for values in tables if len(tables) > 1 and not mean_only else []:
+        axes.plot(values.index, values, color=color, alpha=0.35, linewidth=0.8, linestyle=line)
+    mean = mean_over_folds(tables)
+    style = {"linewidth": 1.3 if mean_only else 1.8, "linestyle": line, "color": color}
+    marker = "o" if len(mean) <= 30 else None  # a validation on its own must be seen too
+    axes.plot(mean.index, mean, marker=marker, markersize=2 if mean_only else 3, label=label or None, **style)
 
 
-def _draw_log_loss(axes: Axes, folds: dict[str, pd.DataFrame]) -> None:
-    axes.set_title("validation log loss (videos)", fontsize=10, loc="left")
-    _curve(axes, folds, "validation_log_loss", "log loss", "#0072b2")
-    best = [table.loc[table["validation_log_loss"].idxmin()] for table in folds.values()]
-    axes.scatter(
-        [row["epoch"] for row in best],
-        [row["validation_log_loss"] for row in best],
-        marker="*",
-        s=90,
-        color="#d55e00",
-        zorder=4,
-        label="lowest of a fold",
-    )
-    axes.axhline(CHANCE_LOG_LOSS, color="0.4", linestyle="--", linewidth=1, label="constant 0.5")
-    highest = max(table["validation_log_loss"].max() for table in folds.values())
-    axes.set_ylim(0, 1.08 * max(highest, CHANCE_LOG_LOSS))
-    axes.legend(fontsize=8, frameon=False)
+def mean_over_folds(tables: list[pd.Series]) -> pd.Series:
+    """The mean of series over `epochs_done`, at the places of the longest of them.
+
+    Folds of different sizes are validated at slightly different shares of an epoch, so each is interpolated linearly
+    between its own places. It counts up to half of its usual distance before its first and after its last one, and
+    not next to a value that is missing.
+    """
+    places = max(tables, key=lambda values: (len(values), values.index.max())).index.to_numpy(float)
+    aligned = []
+    for values in tables:
+        own = values.index.to_numpy(float)
+        near = 0.5 * (np.median(np.diff(own)) if len(own) > 1 else 1.0)
+        known = values.notna().to_numpy()
+        whole = np.interp(places, own[known], values.to_numpy(float)[known])
+        nearest = np.abs(places[:, None] - own).argmin(axis=1)
+        outside = (places < own[known][0] - near) | (places > own[known][-1] + near)
+        missing = ~known[nearest] & (np.abs(own[nearest] - places) <= near)
+        aligned.append(np.where(outside | missing, np.nan, whole))
+    counts = np.sum(~np.isnan(aligned), axis=0)
+    sums = np.nansum(aligned, axis=0)
+    return pd.Series(np.divide(sums, counts, out=np.full(len(places), np.nan), where=counts > 0), index=places)
 
 
-def _draw_auc(axes: Axes, folds: dict[str, pd.DataFrame], columns: set[str]) -> None:
-    axes.set_title("validation AUC and accuracy (videos)", fontsize=10, loc="left")
-    _curve(axes, folds, "validation_auc", "AUC", "#0072b2")
-    if "validation_accuracy" in columns:
-        _curve(axes, folds, "validation_accuracy", "accuracy", "#009e73")
-    axes.set_ylim(axes.get_ylim()[0] - 0.03, 1.03)
-    axes.legend(fontsize=8, frameon=False)
+class _OneRun:
+    """The panels of a single run: a colour for each quantity."""
+
+    def __init__(self, folds: Folds, columns: set[str]) -> None:
+        self.folds, self.columns = folds, columns
+
+    def losses(self, axes: Axes) -> None:
+        axes.set_title("training loss and its terms", fontsize=10, loc="left")
+        for name, (label, color) in LOSSES.items():
+            _curve(axes, self.folds, name, label, color)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.legend(fontsize=8, frameon=False)
+
+    def log_loss(self, axes: Axes) -> None:
+        axes.set_title("validation log loss (videos)", fontsize=10, loc="left")
+        several = any(name in self.columns for name in list(CANDIDATES)[1:])
+        for name, (label, color, line) in CANDIDATES.items():
+            _curve(axes, self.folds, name, label if several else "log loss", color, line)
+        _mark_lowest(axes, self.folds, ORANGE, "lowest of a fold")
+        _limit_log_loss(axes, list(self.folds.values()))
+
+    def scores(self, axes: Axes) -> None:
+        axes.set_title("validation AUC and accuracy (videos)", fontsize=10, loc="left")
+        for name, (label, color, _) in SCORES.items():
+            _curve(axes, self.folds, name, label, color)
+        axes.set_ylim(axes.get_ylim()[0] - 0.03, 1.03)
+        axes.legend(fontsize=8, frameon=False)
+
+    def learning_rate(self, axes: Axes) -> None:
+        _curve(axes, self.folds, "learning_rate", "", BLACK)
+        _limit_learning_rate(axes)
+
+    def maps(self, axes: Axes) -> None:
+        axes.set_title("attention maps (dashed: collapsed above)", fontsize=10, loc="left")
+        for name, (label, color, threshold) in MAPS.items():
+            if name in self.columns:
+                _curve(axes, self.folds, name, label, color)
+                if threshold is not None:
+                    axes.axhline(threshold, color=color, linestyle="--", linewidth=1)
+        axes.set_ylim(-0.03, 1.42)  # room for the legend above what a share can be
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+
+    def centers(self, axes: Axes) -> None:
+        _curve(axes, self.folds, "center_distance", "", BLACK)
+        _limit_centers(axes, "center_distance" in self.columns)
 
 
-def _draw_learning_rate(axes: Axes, folds: dict[str, pd.DataFrame]) -> None:
-    axes.set_title("learning rate at the end of the epoch", fontsize=10, loc="left")
-    _curve(axes, folds, "learning_rate", "", "#000000")
+class _SeveralRuns:
+    """The panels of several runs: a colour for each run."""
+
+    def __init__(self, runs: dict[str, Folds], columns: set[str]) -> None:
+        self.runs, self.columns = runs, columns
+        self.colors = [RUN_COLORS[number % len(RUN_COLORS)] for number in range(len(runs))]
+
+    def losses(self, axes: Axes) -> None:
+        axes.set_title("training loss", fontsize=10, loc="left")
+        self._draw(axes, {"loss": ("", "-")})
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+
+    def log_loss(self, axes: Axes) -> None:
+        axes.set_title("validation log loss (videos)", fontsize=10, loc="left")
+        self._draw(axes, {name: (label, line) for name, (label, _, line) in CANDIDATES.items()})
+        for folds, color in zip(self.runs.values(), self.colors, strict=True):
+            _mark_lowest(axes, folds, color, None)
+        axes.scatter([], [], marker="*", s=60, color="0.3", label="lowest of a fold")
+        _limit_log_loss(axes, [table for folds in self.runs.values() for table in folds.values()])
+
+    def scores(self, axes: Axes) -> None:
+        axes.set_title("validation AUC and accuracy (videos)", fontsize=10, loc="left")
+        self._draw(axes, {name: (label, line) for name, (label, _, line) in SCORES.items()})
+        axes.set_ylim(axes.get_ylim()[0] - 0.03, 1.03)
+        axes.legend(fontsize=8, frameon=False)
+
+    def learning_rate(self, axes: Axes) -> None:
+        self._draw(axes, {"learning_rate": ("", "-")})
+        _limit_learning_rate(axes)
+
+    def maps(self, axes: Axes) -> None:
+        name = "map_cosine" if "map_cosine" in self.columns else "map_entropy"
+        label, _, threshold = MAPS[name]
+        axes.set_title(f"attention maps: {label}", fontsize=10, loc="left")
+        self._draw(axes, {name: ("", "-")})
+        if threshold is not None:
+            axes.axhline(threshold, color="0.4", linestyle=":", linewidth=1.2, label="collapsed above")
+            axes.legend(fontsize=8, frameon=False)
+        axes.set_ylim(-0.03, 1.03)
+
+    def centers(self, axes: Axes) -> None:
+        self._draw(axes, {"center_distance": ("", "-")})
+        _limit_centers(axes, "center_distance" in self.columns)
+
+    def _draw(self, axes: Axes, quantities: dict[str, tuple[str, str | tuple]]) -> None:
+        """Every run's line of every quantity; the legend tells the quantities apart in grey."""
+        present = {name: words for name, words in quantities.items() if name in self.columns}
+        for name, (label, line) in present.items():
+            for folds, color in zip(self.runs.values(), self.colors, strict=True):
+                _curve(axes, folds, name, "", color, line, mean_only=line != "-")
+            if label:
+                axes.plot([], [], color="0.3", linestyle=line, label=label)
+
+
+def _mark_lowest(axes: Axes, folds: Folds, color: str, label: str | None) -> None:
+    """A star at each fold's lowest log loss of all weights validated."""
+    places = []
+    for table in folds.values():
+        candidates = table[[name for name in CANDIDATES if name in table]].min(axis=1)
+        if candidates.notna().any():
+            places.append((table.loc[candidates.idxmin(), DONE], candidates.min()))
+    if places:
+        axes.scatter(*zip(*places, strict=True), marker="*", s=70, color=color, zorder=4, label=label)
+
+
+def _limit_log_loss(axes: Axes, tables: list[pd.DataFrame]) -> None:
+    axes.axhline(CHANCE_LOG_LOSS, color="0.4", linestyle=":", linewidth=1.2, label="constant 0.5")
+    highest = max(table[name].max() for table in tables for name in CANDIDATES if name in table)
+    axes.set_ylim(0, 1.08 * np.nanmax([highest, CHANCE_LOG_LOSS]))
+    axes.legend(fontsize=8, frameon=False, handlelength=3)  # long enough to show dashes
+
+
+def _limit_learning_rate(axes: Axes) -> None:
+    axes.set_title("learning rate", fontsize=10, loc="left")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))  # two digits write any tick
     axes.yaxis.set_major_formatter("{x:.1e}")
 
 
-def _draw_maps(axes: Axes, folds: dict[str, pd.DataFrame], columns: set[str]) -> None:
-    axes.set_title("attention maps (dashed: collapsed above)", fontsize=10, loc="left")
-    for name, (label, color, threshold) in MAPS.items():
-        if name not in columns:
-            continue
-        _curve(axes, folds, name, label, color)
-        if threshold is not None:
-            axes.axhline(threshold, color=color, linestyle="--", linewidth=1)
-    axes.set_ylim(-0.03, 1.42)  # room for the legend above what a share can be
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
-
-
-def _draw_centers(axes: Axes, folds: dict[str, pd.DataFrame], columns: set[str]) -> None:
+def _limit_centers(axes: Axes, known: bool) -> None:
     axes.set_title("mean distance between the centres of the maps", fontsize=10, loc="left")
-    if "center_distance" in columns:
-        _curve(axes, folds, "center_distance", "", "#000000")
+    if known:
         axes.set_ylim(bottom=0)
     else:
         axes.text(0.5, 0.5, "no centres: trained without RIL", transform=axes.transAxes, ha="center", color="0.4")
         axes.set_yticks([])
 
 
+def _phase_ends(table: pd.DataFrame) -> pd.Series:
+    """Phase, in the order they were gone through -> `epochs_done` of its last validation."""
+    return table.groupby("phase", sort=False)[DONE].max()
+
+
+def _same_phases(table: pd.DataFrame, longest: pd.DataFrame) -> bool:
+    """Whether a table went through the first phases of the longest one, each as long but for its last, which it may
+    not have ended."""
+    own, other = _phase_ends(table), _phase_ends(longest)
+    ended = own.iloc[:-1]
+    names_alike = own.index.tolist() == other.index[: len(own)].tolist()
+    return names_alike and np.allclose(ended, other.iloc[: len(ended)], atol=0.1)
+
+
 def _mark_phases(axes: Axes, table: pd.DataFrame, *, named: bool) -> None:
-    """Every other phase shaded; their names above the upper panels. Nothing where there is only one."""
-    spans = table.groupby("phase", sort=False)["epoch"].agg(["min", "max"])
-    for number, (name, first, last) in enumerate(spans.itertuples() if len(spans) > 1 else []):
+    """Every other phase shaded, from the end of the one before it; their names above the upper panels. Nothing where
+    there is only one."""
+    ends = _phase_ends(table)
+    starts = [0.0, *ends.iloc[:-1]]
+    for number, (name, first, last) in enumerate(zip(ends.index, starts, ends, strict=True) if len(ends) > 1 else []):
         if number % 2 == 1:
-            axes.axvspan(first - 0.5, last + 0.5, color="0.9", zorder=0, linewidth=0)
+            axes.axvspan(first, last, color="0.9", zorder=0, linewidth=0)
         if named:
             axes.set_title(axes.get_title(loc="left"), fontsize=10, loc="left", pad=18)
             middle = (first + last) / 2

@@ -15,7 +15,7 @@ from multiattn.model.predict import predict_logits
 from multiattn.runtime import progress_bar, resolve_precision, tune_cpu
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.video.crop_images import CropImages, use_one_thread
+from multiattn.video.crop_images import CropImages, settle_worker
 from multiattn.video.faces_folder import read_faces_folder
 from multiattn.video.recipe import read_recipe
 
@@ -53,7 +53,7 @@ def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.dev
                 batch_size=BATCH_SIZE,
                 num_workers=workers,
                 pin_memory=device.type == "cuda",
-                worker_init_fn=use_one_thread,
+                worker_init_fn=settle_worker,
             )
             batches = _watched(loader, bar)
             logits = predict_logits(network, batches, device=device, precision=precision)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from multiattn.model.activation_checkpointing import checkpoint_blocks
 from multiattn.model.backbone_stages import create_network, forbid_in_place, read_stages, run_any
 from multiattn.model.backbone_weights import create_from_hub, load_backbone_file
 from multiattn.model.static_padding import use_static_padding
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
         pretrained: bool = False,
         weights: str | Path | None = None,
         padding: Literal["dynamic", "static"] = "dynamic",
+        checkpoint_activations: bool = False,
     ) -> None:
         """Build the network and load its weights.
 
@@ -51,10 +53,12 @@ class Backbone(nn.Module):
                 Xception; used whenever it is given.
             padding: `dynamic` pads from the size at run time (TensorFlow's SAME where the network has it); `static`
                 for the network's nominal image size, as the authors' code did (see `static_padding.py`).
+            checkpoint_activations: let its blocks compute their activations again in backward (see
+                `activation_checkpointing.py`).
 
         Raises:
             ValueError: unknown name or stage, a network without stages of maps, static padding of a network without
-                SAME padding, weights that do not fit or a hub out of reach.
+                SAME padding, checkpointing of one without blocks, weights that do not fit or a hub out of reach.
             FileNotFoundError: no file `weights`.
         """
         super().__init__()
@@ -77,6 +81,8 @@ class Backbone(nn.Module):
             forbid_in_place(self.net)  # the other two open no stage with an in-place layer
         if weights is not None:
             load_backbone_file(self.net, weights)
+        if checkpoint_activations:
+            checkpoint_blocks(self.net, name)
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Stage maps and the last map.

@@ -20,6 +20,7 @@ class RegionalIndependenceLoss(nn.Module):
     Attributes:
         centers: buffer (M, N) float32, c of Eq. (4).
         center_rate: buffer, scalar float32, alpha of Eq. (4).
+        share: what a batch counts in a step: 1 / n where a step accumulates n batches.
 
     Departures: with `reduction="mean"` the first sum of Eq. (3) is a mean over the batch (a sum would tie the loss's
     weight to the batch size); `reduction="sum"` is the equation to the letter.
@@ -33,6 +34,7 @@ class RegionalIndependenceLoss(nn.Module):
         self.config = config
         self.register_buffer("centers", torch.zeros(num_maps, num_features))
         self.register_buffer("center_rate", torch.tensor(config.center_rate))
+        self.share = 1.0
 
     def forward(self, parts: Tensor, labels: Tensor) -> Tensor:
         """L_RIL of one batch; in training mode each call moves the centres once.
@@ -59,7 +61,7 @@ class RegionalIndependenceLoss(nn.Module):
             if self.training:
                 shares = self.counted_samples(labels).to(parts.dtype)
                 step, total, ranks = mean_step(parts, centers, shares)
-                centers = centers + self.center_rate.to(parts.dtype) * step
+                centers = centers + self.share * self.center_rate.to(parts.dtype) * step
                 self.centers.copy_(centers.detach())
             intra = self.intra_terms(parts, centers, labels).sum() * ranks
             if self.config.reduction == "mean":
@@ -71,7 +73,7 @@ class RegionalIndependenceLoss(nn.Module):
         """Move the centres by a batch without computing a loss."""
         parts = parts.detach().to(torch.promote_types(parts.dtype, torch.float32))
         step, _, _ = mean_step(parts, self.centers.to(parts.dtype), self.counted_samples(labels).to(parts.dtype))
-        self.centers.add_(self.center_rate * step.to(self.centers.dtype))
+        self.centers.add_(self.share * self.center_rate * step.to(self.centers.dtype))
 
     def counted_samples(self, labels: Tensor) -> Tensor:
         """(B,) 1 where a sample moves the centres: all of them, Eq. (4)."""

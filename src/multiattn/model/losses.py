@@ -9,12 +9,27 @@ from multiattn.model.independence import JointIndependenceLoss, RegionalIndepend
 
 
 class ClassificationLoss(nn.Module):
-    """Cross entropy of the two classes (natural log), averaged over the batch, in float32 under autocast too."""
+    """Cross entropy of the two classes (natural log), averaged over the batch, in float32 under autocast too.
+
+    Args:
+        label_smoothing: share of the target spread over both classes: 0.1 asks for 0.95 and 0.05.
+        class_weights: what a real and a fake sample count. The sum is divided by the number of samples, not of weights
+            (as torch would): a sample's gradient then does not depend on which others are in its batch.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0, class_weights: tuple[float, float] | None = None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        weights = torch.tensor(class_weights) if class_weights is not None else None
+        self.register_buffer("weights", weights, persistent=False)  # the data's, not the network's
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of logits (B, 2) and labels (B,) int64 with 0 = real, 1 = fake."""
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            return F.cross_entropy(logits.float(), labels)
+            if self.weights is None:
+                return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+            losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing, reduction="none")
+            return (losses * self.weights[labels]).mean()
 
 
 class AdditiveMarginLoss(nn.Module):

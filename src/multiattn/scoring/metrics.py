@@ -43,6 +43,16 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-
     return float(-np.mean(np.where(labels == 1, np.log(clipped), np.log1p(-clipped))))
 
 
+def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-15) -> float:
+    """Mean of the two classes' own log losses: what log loss would be if both were as frequent.
+
+    Arguments and errors as `log_loss`; with one class present it is that class's log loss.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    classes = [log_loss(labels[labels == label], probabilities[labels == label], clip=clip) for label in set(labels)]
+    return float(np.mean(classes))
+
+
 def video_metrics(labels: np.ndarray, probabilities: np.ndarray, *, clip: float) -> VideoMetrics:
     """Log loss (clipped), AUC and accuracy of (N,) probabilities against (N,) labels of 0 and 1."""
     loss = log_loss(labels, probabilities, clip=clip)

@@ -40,7 +40,7 @@ class Options:
     """Options of `multiattn ablation`."""
 
     table: Positional[str]
-    """A table of the paper (1, 2, 4, 5 or 6), or `demo`."""
+    """A table of the paper (1, 2, 4, 5 or 6), `demo` or `demo-training`."""
     faces: Path
     """The faces folder of `multiattn faces` to train on; its compression says which column is measured."""
     folds: Path

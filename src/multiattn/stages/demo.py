@@ -50,7 +50,18 @@ def main(argv: list[str]) -> None:
     videos = options.data / "videos.csv"
     _run(index, "index", "dfdc", root=root, out=videos)
     size = experiment.data.image_size
-    _run(faces, "faces", videos=videos, out=crops, num_frames=NUM_FRAMES, size=size, splits="train", jobs=options.jobs)
+    # The real and the fake crop of a frame lie alike: the experiment trains on pairs of them.
+    _run(
+        faces,
+        "faces",
+        "--reuse-original",
+        videos=videos,
+        out=crops,
+        num_frames=NUM_FRAMES,
+        size=size,
+        splits="train",
+        jobs=options.jobs,
+    )
     _run(folds, "folds", videos=videos, out=options.folds, num_folds=2 if options.tiny else 5, group="part")
     tiny = ["--tiny"] if options.tiny else []
     _run(train, "train", "demo", *tiny, faces=crops, folds=options.folds, fold="all", runs=options.runs)

@@ -1,21 +1,25 @@
-"""Run folders + faces -> pictures: attention maps over faces, runs side by side, training curves, contact sheets.
+"""Run folders + faces -> pictures: attention maps, runs side by side, training curves, sheets of faces, augmentation.
 
 multiattn figures attention --run runs/ffpp_b4 --faces data/faces/ffpp_c23 --out figures/ffpp_b4
 multiattn figures compare --runs runs/none runs/ril --labels none RIL --faces data/faces/ffpp_c23 --out figures/ril
-multiattn figures curves --run runs/ffpp_b4 --out figures/ffpp_b4
+multiattn figures curves --runs runs/ffpp_b4 runs/ffpp_b4_baseline --out figures/ffpp_b4
 multiattn figures faces --faces data/faces/ffpp_c23 --out figures/ffpp_c23.html
+multiattn figures augment --faces data/faces/ffpp_c23 --presets selim strong --out figures/augment
 """
 
+import inspect
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
 
 from multiattn.command_line import parse, results
-from multiattn.figures.attention import Row, RunMaps, Scale, draw_attention
-from multiattn.figures.curves import draw_curves, read_epochs
+from multiattn.figures.attention import FaceOptions, Row, RunMaps, draw_attention
+from multiattn.figures.augment import SheetRow, draw_augmentations
+from multiattn.figures.curves import Curves
 from multiattn.figures.faces import ContactSheet
 from multiattn.figures.page import attention_page
 from multiattn.inference.attention_maps import (
@@ -26,29 +30,14 @@ from multiattn.inference.attention_maps import (
     representative_crops,
     spread_crops,
 )
-from multiattn.inference.runs import TrainedModel, fold_folders
+from multiattn.inference.runs import TrainedModel
 from multiattn.runtime import pick_device, write_text
+from multiattn.training.augment import PRESETS, self_blend
+from multiattn.training.augment.examples import FolderCrops
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Faces:
-    faces: Path
-    """A faces folder. Without --videos, only videos the run was not trained on are looked at."""
-    out: Path
-    """The folder the picture and the page go to."""
-    videos: tuple[str, ...] = ()
-    """video_ids to show, a row each, instead of the first ones of each type."""
-    per_type: int = 1
-    """Rows of each manipulation type."""
-    crops: int = 64
-    """At most so many crops, evenly spaced, are measured for the statistics."""
-    scale: Scale = "run"
-    """One colour scale for all pictures of a run, or one for every map."""
-    device: str = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attention(_Faces):
+class Attention(FaceOptions):
     """The attention maps of one run over a face of each manipulation type: attention.png and attention.html."""
 
     run: Path
@@ -61,7 +50,7 @@ class Attention(_Faces):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(_Faces):
+class Compare(FaceOptions):
     """The same faces through several runs side by side: compare.png and compare.html."""
 
     runs: tuple[Path, ...]
@@ -79,21 +68,32 @@ class Compare(_Faces):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curves:
-    """Losses, validation, learning rate and attention statistics by epoch: curves.png."""
+class Augment:
+    """A few crops as each preset and self-blending show them, draw by draw: PRESET.png and sbi.png."""
 
-    run: Path
-    """runs/<experiment> (all folds that have finished an epoch), or one of its folds."""
+    faces: Path
+    """A faces folder."""
     out: Path
-    """The folder the picture goes to."""
+    """The folder the pictures go to."""
+    presets: tuple[Literal[(*PRESETS, "sbi")], ...] = (*PRESETS, "sbi")
+    """Which ones, a picture each; `sbi` is self-blending, of real crops."""
+    crops: int = 4
+    draws: int = 8
+    size: int | None = None
+    """Side the crops are shown to the preset at; None is the folder's."""
+    seed: int = 0
 
     def draw(self) -> list[Path]:
         """Draw; returns the files."""
-        folders = fold_folders(self.run)
-        begun = [folder for folder in folders if (folder / "epochs.csv").is_file()] or folders[:1]
-        path = self.out / "curves.png"
-        draw_curves({folder.name: read_epochs(folder) for folder in begun}, begun[0].resolve().parent.name, path)
-        return [path]
+        _require_at_least_one(self, "crops", "draws")
+        for preset in self.presets:
+            blended = preset == "sbi"
+            chosen = FolderCrops.of(self.faces, count=self.crops, size=self.size, real_only=blended)
+            examples = chosen.self_blended if blended else partial(chosen.through_preset, preset)
+            rows = [SheetRow(**vars(example)) for example in examples(draws=self.draws, seed=self.seed)]
+            note = (self_blend if blended else PRESETS[preset]).__doc__
+            draw_augmentations(rows, preset, self.out / f"{preset}.png", note=inspect.cleandoc(note).split("\n\n")[0])
+        return [self.out / f"{preset}.png" for preset in self.presets]
 
 
 Options = (
@@ -101,6 +101,7 @@ Options = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Curves, tyro.conf.subcommand("curves")]
     | Annotated[ContactSheet, tyro.conf.subcommand("faces")]
+    | Annotated[Augment, tyro.conf.subcommand("augment")]
 )
 
 
@@ -110,10 +111,8 @@ def main(argv: list[str]) -> None:
     results(*(f"written: {path}" for path in options.draw()))
 
 
-def _draw_faces(options: _Faces, models: list[TrainedModel], labels: list[str], name: str) -> list[Path]:
-    for option in ("per_type", "crops"):
-        if getattr(options, option) < 1:
-            raise ValueError(f"--{option.replace('_', '-')}: expected at least 1, found {getattr(options, option)}.")
+def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[str], name: str) -> list[Path]:
+    _require_at_least_one(options, "per_type", "crops")
     if options.videos:
         faces = faces_of(list(options.videos), models, options.faces)
     else:
@@ -132,7 +131,9 @@ def _draw_faces(options: _Faces, models: list[TrainedModel], labels: list[str], 
     return [picture, page]
 
 
-def _look(options: _Faces, model: TrainedModel, label: str, shown: pd.DataFrame, measured: pd.DataFrame) -> RunMaps:
+def _look(
+    options: FaceOptions, model: TrainedModel, label: str, shown: pd.DataFrame, measured: pd.DataFrame
+) -> RunMaps:
     faces, statistics = look_at(model, options.faces, shown, measured, device=pick_device(options.device))
     return RunMaps(
         label,
@@ -141,3 +142,9 @@ def _look(options: _Faces, model: TrainedModel, label: str, shown: pd.DataFrame,
         [face.probability for face in faces],
         statistics,
     )
+
+
+def _require_at_least_one(options: FaceOptions | Augment, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(options, name)}.")

@@ -1,12 +1,14 @@
 """Faces and folds -> runs/<experiment>/fold<k>; the same command continues a killed run.
 
     multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold all
+    multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold all --gpus 0,1,2,3
     torchrun --nproc-per-node 4 -m multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold 0
 
 Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-size 24`, `--precision fp32`.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.runtime import pick_device
 from multiattn.training.distributed import distributed
-from multiattn.training.fold_runs import read_training_data, train_folds
+from multiattn.training.fold_processes import parse_slots, train_in_processes, without_options
+from multiattn.training.fold_runs import FoldOutcome, read_training_data, train_folds, try_folds
+from multiattn.training.fold_summary import describe_folds
 
 
 def _options_class(default: Experiment) -> type:
@@ -33,13 +37,17 @@ def _options_class(default: Experiment) -> type:
         folds: Path
         """The folds CSV of `multiattn folds`."""
         fold: str = "0"
-        """The fold that validates: a number, or `all` for one after the other."""
+        """The fold that validates: a number, or `all` for one after the other; finished ones are skipped."""
+        gpus: str | None = None
+        """Several folds at once, one on each of these GPUs: 0,1,2,3. `cpu,cpu` is two at once on a CPU."""
         runs: Path = Path("runs")
         """Runs are written to <runs>/<experiment>/fold<k>."""
         tiny: bool = False
         """The experiment's tiny variant: one epoch of a small network, for a look at data and settings."""
         device: str = "auto"
         """cpu, cuda or auto."""
+        allow_changes: bool = False
+        """Go on with a run that was begun with other settings; changes.json in the run folder notes which."""
         settings: Inline[Experiment] = dataclasses.field(default_factory=lambda: default)
 
     return Options
@@ -56,8 +64,26 @@ def main(argv: list[str]) -> None:
     experiment = options.settings
     data = read_training_data(options.faces, options.folds)
     numbers = data.fold_numbers(options.fold)
-    device = pick_device(options.device)
-    with distributed(device) as ranks:
-        runs = train_folds(experiment, data, numbers, options.runs, device=device, ranks=ranks)
-    if ranks.is_main:
-        results(score_out_of_fold(runs, unfinished="skip").describe())
+    folder, outcomes = options.runs / experiment.name, []
+    if options.gpus is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("--gpus: starts processes of its own; leave it out under torchrun.")
+        words = list(without_options(argv, ("--fold", "--gpus", "--device")))
+        outcomes = train_in_processes(words, numbers, parse_slots(options.gpus), folder)
+    else:
+        device = pick_device(options.device)
+        how = {"device": device, "allow_changes": options.allow_changes}
+        with distributed(device) as ranks:
+            if len(numbers) == 1 or ranks.world_size > 1:
+                train_folds(experiment, data, numbers, options.runs, ranks=ranks, **how)
+                outcomes = [FoldOutcome(number) for number in numbers]
+            else:
+                outcomes = try_folds(experiment, data, numbers, options.runs, ranks=ranks, **how)
+        if not ranks.is_main:
+            return
+    results(describe_folds(experiment, folder, outcomes))
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(failed) < len(outcomes):
+        results(score_out_of_fold(folder, unfinished="skip").describe())
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(outcomes)} folds failed; the same command tries them again.")

@@ -1,19 +1,31 @@
 """The training table of one fold: crops with labels, from a faces folder and folds; and the loaders over it."""
 
-import hashlib
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch.utils.data import DataLoader
 
 from multiattn.config import DataConfig
-from multiattn.training.augment import Augmentation
-from multiattn.training.sampling import EpochSampler, RankBatches
-from multiattn.video.crop_images import CropImages, use_one_thread
+from multiattn.tables import BOX, LANDMARKS
+from multiattn.training.pairs import find_pairs
+from multiattn.training.sampling import (
+    EpochSampler,
+    PairSampler,
+    RankBatches,
+    Sampler,
+    balanced_visits,
+    natural_visits,
+    require_both_classes,
+)
+from multiattn.training.visits import TrainingCrops
+from multiattn.video.crop_batches import crop_loader
+from multiattn.video.crop_cache import CropCache, open_cache
+from multiattn.video.crop_images import CropImages, names_digest
+
+FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)
+"""What training asks of `faces.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -23,25 +35,37 @@ class FoldCrops:
     folder: Path
     """The faces folder the crops' paths start from."""
     training: pd.DataFrame
-    """Rows of `faces.parquet` with a column `label`, sorted by the table's key."""
+    """video_id, frame_index, track and crop of `faces`, sorted by the table's key, with the columns `label` and `face`,
+    the number of the row in `faces`."""
     validation: pd.DataFrame
     """The same for the held-out fold."""
     held_out: pd.DataFrame
     """Rows of the folds table of the held-out fold, those without a face included."""
+    faces: pd.DataFrame | None = None
+    """The whole table: where boxes and landmarks are taken from when something needs them."""
+    videos: pd.DataFrame | None = None
+    """The `videos` table, which knows the originals of fakes."""
 
     def fingerprint(self) -> str:
         """Changes when a crop is added, removed or moved between training and validation."""
-        names = itertools.chain(self.training["crop"], ["|"], self.validation["crop"])
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return names_digest(self.training["crop"], ["|"], self.validation["crop"])
 
 
 def split_crops(
-    faces: pd.DataFrame, folds: pd.DataFrame, fold: int, folder: Path, *, validation_frames: int | None = None
+    faces: pd.DataFrame,
+    folds: pd.DataFrame,
+    fold: int,
+    folder: Path,
+    *,
+    validation_frames: int | None = None,
+    videos: pd.DataFrame | None = None,
 ) -> FoldCrops:
     """Join faces and folds.
 
     Args:
+        faces: at least the key and `crop`; boxes and landmarks where sampling, augmentation or SBI needs them.
         validation_frames: evenly spaced frames of each held-out video; None takes all of them.
+        videos: for paired sampling.
 
     Raises:
         ValueError: no such fold, or a part of it has no crops, or one class only.
@@ -49,10 +73,22 @@ def split_crops(
     present = sorted(set(folds["fold"]) - {-1})
     if fold not in present:
         raise ValueError(f"--fold {fold}: no such fold; folds present: {present}, or all.")
-    columns = ["video_id", "frame_index", "track", "crop"]  # of millions of crops, no more than is needed
-    joined = faces[columns].merge(folds[["video_id", "label", "fold"]], on="video_id")
-    training = joined[joined["fold"] != fold].drop(columns="fold").reset_index(drop=True)
-    validation = joined[joined["fold"] == fold].drop(columns="fold").reset_index(drop=True)
+    # By the number of each video: joining millions of names takes many times the memory.
+    video_of_face, names = pd.factorize(faces["video_id"])
+    place = pd.Index(folds["video_id"]).get_indexer(names)
+    fold_of_video = np.where(place >= 0, folds["fold"].to_numpy()[place], -2) if len(folds) else np.empty(0, int)
+    label_of_video = folds["label"].to_numpy()[place]
+
+    def rows(of_video: np.ndarray) -> pd.DataFrame:
+        kept = of_video[video_of_face]
+        # Column by column and by a mask: by numbers, the text of all rows would be copied into one piece first.
+        columns = {name: faces[name].array[kept] for name in ("video_id", "frame_index", "track", "crop")}
+        columns |= {"label": label_of_video[video_of_face[kept]], "face": np.flatnonzero(kept)}
+        return pd.DataFrame(columns, copy=False)
+
+    training = rows((fold_of_video != fold) & (fold_of_video != -2))
+    validation = rows(fold_of_video == fold)
+    validation["video_id"] = validation["video_id"].astype(str)  # not as categories, most of which it does not have
     if validation_frames is not None:
         validation = _spread_frames(validation, validation_frames)
     for name, table in (("training", training), ("validation", validation)):
@@ -62,7 +98,8 @@ def split_crops(
                 f"fold {fold}: expected {name} crops of real (0) and fake (1) videos, found labels {classes} in "
                 f"{len(table)} crops of {folder}. Do the folds and the faces belong together?"
             )
-    return FoldCrops(folder, training, validation, folds[folds["fold"] == fold].reset_index(drop=True))
+    held_out = folds[folds["fold"] == fold].reset_index(drop=True)
+    return FoldCrops(folder, training, validation, held_out, faces, videos)
 
 
 def _spread_frames(table: pd.DataFrame, num_frames: int) -> pd.DataFrame:
@@ -74,60 +111,83 @@ def _spread_frames(table: pd.DataFrame, num_frames: int) -> pd.DataFrame:
     return table[kept].reset_index(drop=True)
 
 
-class TrainingCrops(CropImages):
-    """Crops with labels and augmentation: (row, seed) -> ((H, W, 3) uint8 RGB, label)."""
+def class_weights(crops: FoldCrops, config: DataConfig) -> tuple[float, float] | None:
+    """Weights of real and of fake visits in the cross entropy; None unless the sampling is `weighted`.
 
-    def __init__(
-        self, folder: Path, names: pd.Series, size: int, labels: np.ndarray, augmentation: Augmentation
-    ) -> None:
-        super().__init__(folder, names, size)
-        self.labels = labels
-        self.augmentation = augmentation
-
-    def __getitem__(self, index: tuple[int, int]) -> tuple[torch.Tensor, int]:
-        row, seed = index
-        crop = self.augmentation(super().__getitem__(row).numpy(), seed)
-        return torch.from_numpy(np.ascontiguousarray(crop)), int(self.labels[row])
+    Each is 1 / (2 share), by the share that its label has of an epoch's visits (real crops shown as self-blended fakes
+    count as fakes), so the classes weigh alike and the mean weight of a visit is 1.
+    """
+    if config.sampling != "weighted":
+        return None
+    _, labels = _videos(crops.training)
+    require_both_classes(labels)
+    real = float(np.mean(labels == 0)) * (1 - config.sbi)
+    return 1 / (2 * real), 1 / (2 * (1 - real))
 
 
-def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: int, world_size: int) -> DataLoader:
-    """Batches of one rank: (B, H, W, 3) uint8 and (B,) int64. Set `loader.batch_sampler.epoch` before each epoch."""
-    table = crops.training
-    video_of_row, videos = pd.factorize(table["video_id"])
-    labels = table.groupby("video_id")["label"].first().loc[videos].to_numpy()
-    sampler = EpochSampler(
+def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's video, (N,), and the label of each video, (V,)."""
+    video_of_row, names = pd.factorize(table["video_id"])
+    labels = np.empty(len(names), dtype=np.int64)
+    labels[video_of_row] = table["label"].to_numpy()
+    return video_of_row, labels
+
+
+def _sampler(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
+    video_of_row, labels = _videos(crops.training)
+    if config.sampling == "paired":
+        return PairSampler(
+            find_pairs(crops.folder, crops.training, crops.faces, crops.videos),
+            video_of_row,
+            frames_per_video=config.frames_per_video,
+            visits=config.videos_per_class,
+            seed=seed,
+        )
+    return EpochSampler(
         video_of_row,
         labels,
         frames_per_video=config.frames_per_video,
-        videos_per_class=config.videos_per_class,
+        visits=balanced_visits(labels, config.videos_per_class, blended=config.sbi)
+        if config.sampling == "balanced"
+        else natural_visits(labels),
         seed=seed,
     )
-    dataset = TrainingCrops(
-        crops.folder,
-        table["crop"],
-        config.image_size,
-        table["label"].to_numpy(),
-        Augmentation(config.augmentation, config.image_size),
-    )
-    return DataLoader(
-        dataset,
-        batch_sampler=RankBatches(sampler, batch_size=config.batch_size, rank=rank, world_size=world_size),
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=use_one_thread,
-    )
+
+
+def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: int, world_size: int) -> DataLoader:
+    """Batches of one rank: (B, H, W, 3) uint8 and (B,) int64 labels.
+
+    Set `loader.batch_sampler.epoch` before each epoch, and `loader.batch_sampler.first_batch` to begin inside of it.
+
+    Raises:
+        ValueError: crops that the sampling, the preset or SBI cannot work with, or no room for the cache.
+    """
+    if config.sbi == 1:
+        raise ValueError("--sbi 1.0: expected less, or no real crop is left to learn from. 0.5 shows as many of each.")
+    dataset = TrainingCrops(crops.folder, crops.training, crops.faces, config, cache=_cache(crops, config))
+    sampler = _sampler(crops, config, seed)
+    batches = RankBatches(sampler, batch_size=config.batch_size, rank=rank, world_size=world_size)
+    return crop_loader(dataset, batch_sampler=batches, num_workers=config.num_workers)
 
 
 def validation_loader(crops: FoldCrops, config: DataConfig, *, rank: int, world_size: int) -> DataLoader:
-    """Batches of every world_size-th validation crop, starting at `rank`, in order."""
-    names = crops.validation["crop"].iloc[rank::world_size]
-    dataset = CropImages(crops.folder, names, config.image_size)
-    return DataLoader(
-        dataset,
-        batch_size=2 * config.batch_size,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=use_one_thread,
+    """Batches of every world_size-th validation crop, starting at `rank`, in order: (B, H, W, 3) uint8."""
+    table = crops.validation.iloc[rank::world_size]
+    cache = _cache(crops, config)
+    rows = table["face"].to_numpy() if cache is not None else None
+    dataset = CropImages(crops.folder, table["crop"], config.image_size, cache=cache, cache_rows=rows)
+    return crop_loader(dataset, batch_size=2 * config.batch_size, num_workers=config.num_workers)
+
+
+def _cache(crops: FoldCrops, config: DataConfig) -> CropCache | None:
+    """One of the whole folder, so that all folds of an experiment share it."""
+    if config.cache == "none":
+        return None
+    return open_cache(
+        config.cache,
+        crops.folder,
+        names_digest=names_digest(crops.faces["crop"]),
+        num_crops=len(crops.faces),
+        size=config.image_size,
+        gigabytes=config.cache_gb,
     )

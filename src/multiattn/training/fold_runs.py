@@ -1,8 +1,10 @@
 """Train the folds of one experiment: what `train` does for one, and `ablation` for many."""
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,12 +13,14 @@ from multiattn.config import Experiment
 from multiattn.datasets.folds import read_folds
 from multiattn.runtime import exclusive_folder
 from multiattn.tables import FOLDS
-from multiattn.training.crops import split_crops
+from multiattn.training.crops import FACE_COLUMNS, split_crops
 from multiattn.training.distributed import Ranks, wait_for_all
 from multiattn.training.loop import train_fold
 from multiattn.training.run_folder import RunFolder
 from multiattn.video.faces_folder import read_faces_folder
 from multiattn.video.recipe import CropRecipe, read_recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,28 @@ def read_training_data(faces: Path, folds: Path) -> TrainingData:
         ValueError: a table breaks its contract, or the folds leak.
     """
     recipe = read_recipe(faces)
-    crops, _, videos = read_faces_folder(faces)
+    crops, _, videos = read_faces_folder(faces, columns=FACE_COLUMNS)
     return TrainingData(faces, recipe, crops, videos, read_folds(folds, videos=videos))
 
 
+@dataclass(frozen=True)
+class FoldOutcome:
+    """How the training of one fold ended."""
+
+    fold: int
+    error: str = ""
+    """Why it failed; empty where it did not."""
+
+
 def train_folds(
-    experiment: Experiment, data: TrainingData, numbers: list[int], runs: Path, *, device: torch.device, ranks: Ranks
+    experiment: Experiment,
+    data: TrainingData,
+    numbers: list[int],
+    runs: Path,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    allow_changes: bool = False,
 ) -> Path:
     """Train folds one after the other; a finished one is skipped, a killed one continued.
 
@@ -69,18 +89,64 @@ def train_folds(
     Raises:
         ValueError: a folder holds a run with other settings, or settings do not fit the data.
     """
-    folder = runs / experiment.name
     for number in numbers:
-        crops = split_crops(
-            data.faces, data.folds, number, data.folder, validation_frames=experiment.data.validation_frames
-        )
-        run = RunFolder(folder / f"fold{number}", number)
-        with exclusive_folder(run.path) if ranks.is_main else contextlib.nullcontext():
-            if ranks.is_main:
-                run.begin(experiment, data.recipe, crops, data.folds, device=device, world_size=ranks.world_size)
-            wait_for_all(ranks)
-            train_fold(experiment, crops, run, device=device, ranks=ranks)
-    return folder
+        train_one(experiment, data, number, runs, device=device, ranks=ranks, allow_changes=allow_changes)
+    return runs / experiment.name
+
+
+def try_folds(
+    experiment: Experiment, data: TrainingData, numbers: list[int], runs: Path, **options: Any
+) -> list[FoldOutcome]:
+    """The same, but a fold that fails does not take the others with it.
+
+    For one process: among several ranks, the others would wait for the one that failed. Options as `train_folds`.
+    """
+    outcomes = []
+    for number in numbers:
+        try:
+            train_one(experiment, data, number, runs, **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            # What a user can mend needs no traceback; anything else does.
+            logger.error("fold %d failed: %s", number, error, exc_info=isinstance(error, RuntimeError))
+            outcomes.append(FoldOutcome(number, str(error)))
+        else:
+            outcomes.append(FoldOutcome(number))
+    return outcomes
+
+
+def train_one(
+    experiment: Experiment,
+    data: TrainingData,
+    number: int,
+    runs: Path,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    allow_changes: bool = False,
+) -> None:
+    """Train one fold; arguments and errors as `train_folds`."""
+    crops = split_crops(
+        data.faces,
+        data.folds,
+        number,
+        data.folder,
+        validation_frames=experiment.data.validation_frames,
+        videos=data.videos,
+    )
+    run = RunFolder(runs / experiment.name / f"fold{number}", number)
+    with exclusive_folder(run.path) if ranks.is_main else contextlib.nullcontext():
+        if ranks.is_main:
+            run.begin(
+                experiment,
+                data.recipe,
+                crops,
+                data.folds,
+                device=device,
+                world_size=ranks.world_size,
+                allow_changes=allow_changes,
+            )
+        wait_for_all(ranks)
+        train_fold(experiment, crops, run, device=device, ranks=ranks)
 
 
 def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> None:

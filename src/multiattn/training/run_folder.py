@@ -2,15 +2,17 @@
 
     experiment.json, inputs.json, environment.json, faces.json, folds.csv   how it was made
     epochs.csv, tensorboard/         how it went
-    best.safetensors, oof.parquet    the best epoch: weights, and frame predictions of the held-out fold
-    last.safetensors, resume.pt      the latest epoch: weights, and all that training needs to go on
+    best.safetensors, oof.parquet    the best validation: weights, and frame predictions of the held-out fold
+    last.safetensors                 the weights of the latest validation
+    resume.pt, resume.previous.pt    all that training needs to go on, and the state before it
+    candidates/                      the best validations' weights, where an average of them is asked for
+    changes.json                     settings that were changed on the way, if any were
 
-`resume.pt` is written last in an epoch and holds the whole state, so whatever moment a run is killed at, the next one
-continues from the last epoch that ended and writes the same files again.
+The state is written last and whole (`state_file.py`), so whatever moment a run is killed at, the next one continues
+from the last state and writes the same files again.
 """
 
 import logging
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights, save_weights
-from multiattn.runtime import atomic_path, describe_environment, read_json, resolve_precision, write_json
+from multiattn.runtime import atomic_path, describe_environment, git_commit, read_json, resolve_precision, write_json
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.crops import FoldCrops
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
@@ -29,7 +31,7 @@ from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe,
 logger = logging.getLogger(__name__)
 
 BEST_WEIGHTS = "best.safetensors"
-SETTINGS_FREE_TO_CHANGE = ("data.num_workers",)
+SETTINGS_FREE_TO_CHANGE = ("data.num_workers", "data.cache", "data.cache_gb", "save_minutes")
 """They change how fast a run is, not what it learns."""
 
 
@@ -54,11 +56,16 @@ class RunFolder:
         *,
         device: torch.device,
         world_size: int,
+        allow_changes: bool = False,
     ) -> None:
         """Write how the run is made, or check that it is made the same way as the run already there.
 
+        Args:
+            allow_changes: go on with other settings or another global batch; `changes.json` notes which.
+
         Raises:
-            ValueError: the folder holds a run with other settings, folds or crops; lists the differences.
+            ValueError: the folder holds a run with other settings, folds or crops; lists the differences. Other folds
+                are never allowed: what was held out may have been trained on.
         """
         inputs = {
             "global_batch": experiment.data.batch_size * world_size,
@@ -66,24 +73,35 @@ class RunFolder:
             "crops": crops.fingerprint(),
         }
         if not (self.path / "experiment.json").is_file():
-            write_json(self.path / "inputs.json", inputs)
             write_recipe(recipe, self.path)
             FOLDS.write(folds, self.path / "folds.csv")
-            write_json(self.path / "environment.json", describe_environment(device))
-            write_json(self.path / "experiment.json", to_json(experiment))
+            self._write_settings(experiment, inputs, device)
             return
-        kept = to_json(self.read_experiment())
-        differences = _differences(kept, to_json(experiment))
+        differences = _differences(to_json(self.read_experiment()), to_json(experiment))
         if other_crops := describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {other_crops}")
         differences += _differences(read_json(self.path / "inputs.json"), inputs)
-        if not FOLDS.read(self.path / "folds.csv").equals(FOLDS.validate(folds, "folds")):
+        other_folds = not FOLDS.read(self.path / "folds.csv").equals(FOLDS.validate(folds, "folds"))
+        if other_folds:
             differences.append("folds: not the folds this run was begun with")
-        if differences:
+        if differences and (other_folds or not allow_changes):
             raise ValueError(
-                f"{self.path}: holds a run with other settings: {'; '.join(differences)}. "
-                "Pass the same settings to continue it, or another --name to begin a new one."
+                f"{self.path}: holds a run with other settings: {'; '.join(differences)}. Pass the same settings to "
+                "continue it, another --name to begin a new one"
+                + (", or --allow-changes to go on with these." if not other_folds else ".")
             )
+        if differences:
+            logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))
+            path = self.path / "changes.json"
+            earlier = read_json(path) if path.is_file() else []
+            write_json(path, [*earlier, {"commit": git_commit(), "changes": differences}])
+            write_recipe(recipe, self.path)
+            self._write_settings(experiment, inputs, device)
+
+    def _write_settings(self, experiment: Experiment, inputs: dict[str, Any], device: torch.device) -> None:
+        write_json(self.path / "inputs.json", inputs)
+        write_json(self.path / "environment.json", describe_environment(device))
+        write_json(self.path / "experiment.json", to_json(experiment))
 
     def read_experiment(self) -> Experiment:
         """The experiment the run was made with."""
@@ -91,32 +109,15 @@ class RunFolder:
         return from_json(Experiment, read_json(path), source=str(path))
 
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
-        """Weights and held-out frame predictions of the best epoch so far."""
+        """Weights and held-out frame predictions of the best validation so far."""
         FRAME_PREDICTIONS.write(predictions, self.path / "oof.parquet")
         save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
 
-    def save_epoch(self, network: nn.Module, state: dict[str, Any]) -> None:
-        """End an epoch: its table, the latest weights, and last of all `resume.pt`, which makes it count."""
-        history = pd.DataFrame(state["history"])
+    def save_validation(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
+        """The table of validations, and the latest weights."""
         with atomic_path(self.path / "epochs.csv") as temporary:
-            history.to_csv(temporary, index=False)
-        save_weights(network, self.path / "last.safetensors", _metadata(state["history"][-1]))
-        with atomic_path(self.path / "resume.pt") as temporary:
-            torch.save(state, temporary)
-
-    def load_resume(self) -> dict[str, Any] | None:
-        """The state of the last epoch that ended; None in a new run. Loads tensors and plain types only.
-
-        Raises:
-            ValueError: `resume.pt` is damaged.
-        """
-        path = self.path / "resume.pt"
-        if not path.is_file():
-            return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"{path}: damaged ({error}). Delete it to train this fold from its beginning.") from error
+            pd.DataFrame(history).to_csv(temporary, index=False)
+        save_weights(network, self.path / "last.safetensors", _metadata(history[-1]))
 
 
 def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
@@ -143,7 +144,8 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:
-    return {"epoch": str(record["epoch"]), "validation_log_loss": repr(record["validation_log_loss"])}
+    names = ("epoch", "step", "candidate")
+    return {name: str(record[name]) for name in names} | {"validation_log_loss": repr(record["validation_log_loss"])}
 
 
 def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:

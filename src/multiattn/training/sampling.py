@@ -1,11 +1,29 @@
-"""Which crops an epoch visits: classes balanced, every video's frames fresh, deterministic in (seed, epoch)."""
+"""Which crops an epoch visits: every video's frames fresh, deterministic in (seed, epoch), the same for any ranks.
+
+`balanced` takes as many visits of real videos as of fake ones, `weighted` every video once, `paired` (`PairSampler`) a
+real crop and the same face and frame of one of its fakes side by side.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 MAX_SEED = 2**31 - 1
+# The first number after the seed: which of a sampler's independent sequences of random numbers.
+VIDEOS, EPOCH, FRAMES, PAIRED_VIDEOS, PAIRED_EPOCH = 1, 2, 3, 4, 5
+
+
+class Visit(NamedTuple):
+    """A crop on its way into a batch."""
+
+    row: int
+    """Of the training table."""
+    seed: int
+    """Of its augmentation."""
+    geometry_seed: int | None = None
+    """Of what moves its content; None is `seed`."""
 
 
 @dataclass(frozen=True)
@@ -16,22 +34,88 @@ class EpochDraw:
     """(S,) int64 rows of the training table."""
     seeds: np.ndarray
     """(S,) int64 seed of each visit's augmentation."""
+    geometry_seeds: np.ndarray | None = None
+    """(S,) int64 seed of its geometry; None where that is `seeds`."""
+
+
+class Sampler(Protocol):
+    """Draws epochs."""
+
+    samples_per_epoch: int
+    """Crops visited in one epoch, before padding to whole batches."""
+    together: int
+    """So many consecutive visits belong into one batch."""
+
+    def draw(self, epoch: int) -> EpochDraw:
+        """The crops of one epoch."""
+
+
+class FreshRows:
+    """The rows of each video in an endless sequence of shuffled passes, handed out k at a time.
+
+    Args:
+        video_of_row: (N,) int64, the video of each row, numbered from 0 without gaps.
+        frames_per_video: k.
+    """
+
+    def __init__(self, video_of_row: np.ndarray, num_videos: int, *, frames_per_video: int, seed: int) -> None:
+        self._order = np.argsort(video_of_row, kind="stable")
+        self._starts = np.searchsorted(video_of_row[self._order], np.arange(num_videos + 1))
+        self.frames_per_video = frames_per_video
+        self.seed = seed
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(V,) int64 rows of each video."""
+        return np.diff(self._starts)
+
+    def of_video(self, video: int) -> np.ndarray:
+        """All rows of a video, in order."""
+        return self._order[self._starts[video] : self._starts[video + 1]]
+
+    def take(self, videos: np.ndarray, cycle: int) -> np.ndarray:
+        """(len(videos), k) rows: of each video the k that follow those of its first `cycle` visits."""
+        k = self.frames_per_video
+        taken = np.empty((len(videos), k), dtype=np.int64)
+        # The words default_rng((seed, FRAMES, video, number)) would make of them, one by one and slower.
+        words = np.array([*_words(self.seed), FRAMES, 0, 0], dtype=np.uint32)
+        for place, video in enumerate(videos.tolist()):
+            rows = self._order[self._starts[video] : self._starts[video + 1]]
+            first, end = cycle * k, (cycle + 1) * k
+            while first < end:
+                number, position = divmod(first, len(rows))
+                words[-2:] = video, number
+                generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
+                part = generator.permutation(rows)[position : position + end - first]
+                taken[place, k - (end - first) : k - (end - first) + len(part)] = part
+                first += len(part)
+        return taken
+
+
+def _words(seed: int) -> list[int]:
+    """The 32 bit words of a whole number, the lowest first, as NumPy's SeedSequence takes it apart."""
+    words = [seed & 0xFFFFFFFF]
+    while seed := seed >> 32:
+        words.append(seed & 0xFFFFFFFF)
+    return words
 
 
 class EpochSampler:
     """Draws epochs over the crops of labelled videos.
 
     Each class is visited through an endless sequence of shuffled passes over its videos. An epoch takes the next
-    `videos_per_class` visits of each class; a visit takes the next `frames_per_video` crops of its video's shuffled
-    list, starting over at its end. So classes balance exactly, the smaller class repeats (as the paper repeats real
-    frames), and no epoch repeats a crop before its video is used up. Everything follows from (seed, epoch) alone:
-    nothing needs to be saved to resume, and the number of processes changes nothing.
+    `visits` of each class; a visit takes the next `frames_per_video` crops of its video's shuffled list, starting over
+    at its end. So the classes' shares are exact, a class that is visited more often than it has videos repeats them (as
+    the paper repeats real frames), and no epoch repeats a crop before its video is used up. Everything follows from
+    (seed, epoch) alone: nothing needs to be saved to resume, and the number of processes changes nothing.
 
     Args:
         video_of_row: (N,) int64, the video of each row of the training table, numbered from 0 without gaps.
         labels: (V,) int64 label of each video, both classes present.
-        videos_per_class: visits a class; None takes the larger class once.
+        visits: of real and of fake videos in an epoch; see `balanced_visits` and `natural_visits`.
     """
+
+    together = 1
 
     def __init__(
         self,
@@ -39,69 +123,155 @@ class EpochSampler:
         labels: np.ndarray,
         *,
         frames_per_video: int,
-        videos_per_class: int | None,
+        visits: tuple[int, int],
         seed: int,
     ) -> None:
-        order = np.argsort(video_of_row, kind="stable")
-        self.rows_of_video = np.split(order, np.searchsorted(video_of_row[order], np.arange(1, len(labels))))
+        self.fresh = FreshRows(video_of_row, len(labels), frames_per_video=frames_per_video, seed=seed)
         self.videos_of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
-        if not all(map(len, self.videos_of_class)):
-            counts = [len(videos) for videos in self.videos_of_class]
-            raise ValueError(f"expected training videos of both classes, found {counts[0]} real and {counts[1]} fake.")
-        self.frames_per_video = frames_per_video
-        self.videos_per_class = videos_per_class or max(map(len, self.videos_of_class))
+        require_both_classes(labels)
+        self.visits = visits
         self.seed = seed
 
     @property
     def samples_per_epoch(self) -> int:
         """Crops visited in one epoch, before padding to whole batches."""
-        return 2 * self.videos_per_class * self.frames_per_video
+        return sum(self.visits) * self.fresh.frames_per_video
 
     def draw(self, epoch: int) -> EpochDraw:
         """The crops of one epoch."""
-        rows = []
-        for label, videos in enumerate(self.videos_of_class):
-            visits = np.arange(epoch * self.videos_per_class, (epoch + 1) * self.videos_per_class)
-            for cycle in np.unique(visits // len(videos)):
-                order = np.random.default_rng((self.seed, 1, label, cycle)).permutation(videos)
-                positions = visits[visits // len(videos) == cycle] % len(videos)
-                rows += [self._visit(int(video), int(cycle)) for video in order[positions]]
-        generator = np.random.default_rng((self.seed, 2, epoch))
+        rows = [
+            self.fresh.take(videos, cycle).reshape(-1)
+            for label in (0, 1)
+            for cycle, videos in _next_videos(
+                self.videos_of_class[label], self.visits[label], epoch, (self.seed, VIDEOS, label)
+            )
+        ]
+        generator = np.random.default_rng((self.seed, EPOCH, epoch))
         shuffled = generator.permutation(np.concatenate(rows))
         return EpochDraw(shuffled, generator.integers(0, MAX_SEED, len(shuffled)))
 
-    def _visit(self, video: int, cycle: int) -> np.ndarray:
-        rows = self.rows_of_video[video]
-        positions = np.arange(cycle * self.frames_per_video, (cycle + 1) * self.frames_per_video)
-        passes, positions = positions // len(rows), positions % len(rows)
-        shuffled = [
-            np.random.default_rng((self.seed, 3, video, number)).permutation(rows) for number in np.unique(passes)
-        ]
-        return np.concatenate(
-            [order[positions[passes == number]] for number, order in zip(np.unique(passes), shuffled, strict=True)]
-        )
+
+def _next_videos(videos: np.ndarray, number: int, epoch: int, key: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    """The next `number` visits of an epoch in the endless shuffled passes over videos: (pass, videos) of each pass."""
+    visits = np.arange(epoch * number, (epoch + 1) * number)
+    for cycle in np.unique(visits // len(videos)).tolist():
+        order = np.random.default_rng((*key, cycle)).permutation(videos)
+        yield cycle, order[visits[visits // len(videos) == cycle] % len(videos)]
+
+
+def require_both_classes(labels: np.ndarray) -> None:
+    """Refuse videos of one class only."""
+    counts = [int(np.sum(labels == label)) for label in (0, 1)]
+    if not all(counts):
+        raise ValueError(f"expected training videos of both classes, found {counts[0]} real and {counts[1]} fake.")
+
+
+def balanced_visits(labels: np.ndarray, videos_per_class: int | None, *, blended: float = 0.0) -> tuple[int, int]:
+    """Visits of real and of fake videos that show as many real crops as fakes.
+
+    Args:
+        labels: (V,) int64 label of each video.
+        videos_per_class: visits a class; None takes the larger class once.
+        blended: the share of the visits of real crops that show a fake made of them. An epoch stays as long as without,
+            its fakes are then these and so many fewer forged videos: real videos take 1 / (2 - 2 blended) of it. At a
+            half no forged video is left, as in the paper of self-blended images; above it the fakes outweigh.
+    """
+    number = videos_per_class or int(max(np.sum(labels == 0), np.sum(labels == 1)))
+    real = 2 * number if blended >= 0.5 else round(number / (1 - blended))
+    return real, 2 * number - real
+
+
+def natural_visits(labels: np.ndarray) -> tuple[int, int]:
+    """Visits of real and of fake videos when every video comes once an epoch."""
+    return int(np.sum(labels == 0)), int(np.sum(labels == 1))
+
+
+class PairSampler:
+    """Draws epochs of pairs: a real crop, then the crop of one of its fakes at the same frame and track.
+
+    Real videos are visited through an endless sequence of shuffled passes, and hand out their crops as those of
+    `EpochSampler` do. Each time a real crop comes, the next of its fakes comes with it, and crops of one video start
+    with different ones. So no real crop returns before its video is used up, none returns with the same fake before it
+    was shown with all of them, and every fake is reached.
+
+    Args:
+        pairs: (P, 2) int64 rows of the training table, real and fake; a real row may stand in many.
+        video_of_row: (N,) int64, the video of each row of the training table.
+        visits: of real videos in an epoch; None takes as many as the larger side of the pairs has videos, real or fake.
+    """
+
+    together = 2
+
+    def __init__(
+        self, pairs: np.ndarray, video_of_row: np.ndarray, *, frames_per_video: int, visits: int | None, seed: int
+    ) -> None:
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        self.fakes = pairs[:, 1]
+        self.reals, self.first_fake, self.num_fakes = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+        videos, video_of_real = np.unique(video_of_row[self.reals], return_inverse=True)
+        self.fresh = FreshRows(video_of_real, len(videos), frames_per_video=frames_per_video, seed=seed)
+        # The place of each real crop among those of its video.
+        self.place = np.empty(len(self.reals), dtype=np.int64)
+        counts = self.fresh.counts
+        order = np.argsort(video_of_real, kind="stable")
+        self.place[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.visits = visits or max(len(videos), len(np.unique(video_of_row[self.fakes])))
+        self.seed = seed
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Crops visited in one epoch, before padding to whole batches."""
+        return 2 * self.visits * self.fresh.frames_per_video
+
+    def draw(self, epoch: int) -> EpochDraw:
+        """The crops of one epoch, real and fake in turn."""
+        k, counts, pairs = self.fresh.frames_per_video, self.fresh.counts, []
+        for cycle, videos in _next_videos(np.arange(len(counts)), self.visits, epoch, (self.seed, PAIRED_VIDEOS)):
+            crops = self.fresh.take(videos, cycle)  # (videos, k), numbers of real crops
+            passes = (cycle * k + np.arange(k)) // counts[videos][:, None]
+            turn = (passes + self.place[crops]) % self.num_fakes[crops]
+            pairs.append(np.stack([self.reals[crops], self.fakes[self.first_fake[crops] + turn]], axis=2))
+        generator = np.random.default_rng((self.seed, PAIRED_EPOCH, epoch))
+        shuffled = generator.permutation(np.concatenate(pairs).reshape(-1, 2))
+        geometry_seeds = np.repeat(generator.integers(0, MAX_SEED, len(shuffled)), 2)
+        return EpochDraw(shuffled.reshape(-1), generator.integers(0, MAX_SEED, shuffled.size), geometry_seeds)
 
 
 class RankBatches:
-    """One rank's batches of an epoch, as a torch batch sampler of (row, seed) pairs.
+    """One rank's batches of an epoch, as a torch batch sampler of visits.
 
     The epoch is cut into global batches of world_size * batch_size; rank r takes the r-th slice of each. The last
-    global batch is filled up from the epoch's beginning, so no crop is dropped and all ranks take as many steps.
+    global batch is filled up from the epoch's beginning, so no crop is dropped, all ranks take as many steps, and what
+    is repeated is less than a global batch. Set `epoch` before an epoch, and `first_batch` to leave out those that a
+    run has seen already: they are not read, and the others stay what they were.
+
+    Raises:
+        ValueError: a batch size that would part visits that belong together.
     """
 
-    def __init__(self, sampler: EpochSampler, *, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, sampler: Sampler, *, batch_size: int, rank: int, world_size: int) -> None:
+        if batch_size % sampler.together:
+            raise ValueError(
+                f"--data.batch-size: expected an even number with --sampling paired, found {batch_size}: a pair "
+                "belongs into one batch."
+            )
         self.sampler = sampler
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.first_batch = 0
 
     def __len__(self) -> int:
+        """Of the whole epoch."""
         return -(-self.sampler.samples_per_epoch // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Visit]]:
         draw = self.sampler.draw(self.epoch)
         size = len(self) * self.batch_size * self.world_size
         visits = np.resize(np.arange(len(draw.rows)), size).reshape(len(self), self.world_size, self.batch_size)
-        for positions in visits[:, self.rank]:
-            yield list(zip(draw.rows[positions].tolist(), draw.seeds[positions].tolist(), strict=True))
+        for positions in visits[self.first_batch :, self.rank]:
+            columns = [draw.rows[positions].tolist(), draw.seeds[positions].tolist()]
+            if draw.geometry_seeds is not None:
+                columns.append(draw.geometry_seeds[positions].tolist())
+            yield [Visit(*values) for values in zip(*columns, strict=True)]

@@ -49,11 +49,25 @@ class TrainingStep(nn.Module):
     degraded crop; the paper does not say.
     """
 
-    def __init__(self, experiment: Experiment, *, load_weights: bool = True) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        load_weights: bool = True,
+        class_weights: tuple[float, float] | None = None,
+    ) -> None:
+        """Build network and losses.
+
+        Args:
+            load_weights: False leaves the backbone random, for a state that is loaded next.
+            class_weights: what a real and a fake sample count in the cross entropy; None counts all alike.
+        """
         super().__init__()
         self.config = experiment.loss
         self.network = make_network(experiment.model, load_weights=load_weights)
-        self.classification = ClassificationLoss()
+        self.classification = ClassificationLoss(
+            label_smoothing=experiment.loss.label_smoothing, class_weights=class_weights
+        )
         several = experiment.model.network == "multi-attention" and experiment.model.num_maps > 1
         if not several:
             reason = "the baseline has no attention" if experiment.model.network == "baseline" else "M = 1 (Table 5)"
@@ -120,6 +134,14 @@ class TrainingStep(nn.Module):
         """What validation looks at while the backbone is trained alone."""
         return NetworkOutput(self.backbone_head(self.network.backbone(images)[1]), None, None)
 
+    def count_batches_as(self, share: float) -> None:
+        """Let the centres move by this share of alpha, 1 / n where n batches make one update.
+
+        To first order in alpha they then move by alpha towards the mean of all n, as Eq. (4) asks of a step.
+        """
+        if isinstance(self.auxiliary, RegionalIndependenceLoss):
+            self.auxiliary.share = share
+
     def end_epoch(self) -> None:
         """What changes between epochs: the rate of the moving centres decays."""
         if self.auxiliary is not None:
@@ -136,8 +158,10 @@ def backward_passes(
     context: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     objective: str = "network",
     degrade: bool = True,
+    share: float = 1.0,
+    is_update: bool = True,
 ) -> dict[str, Tensor]:
-    """Forward and backward of one step; gradients are added to what the parameters hold.
+    """Forward and backward of one batch; gradients are added to what the parameters hold.
 
     Args:
         module: the step itself, or DistributedDataParallel around it.
@@ -146,26 +170,35 @@ def backward_passes(
         context: the autocast context of each forward pass.
         objective: as for `TrainingStep.forward`.
         degrade: False leaves the AGDA pass out.
+        share: what this batch counts in the update: 1 / n where the gradients of n batches are accumulated.
+        is_update: False where more batches follow before the update: the ranks need not exchange gradients yet.
 
     Returns:
-        The terms of both passes, detached; `loss` is their sum.
+        The terms of both passes, detached and not multiplied by `share`; `loss` is their sum.
     """
     twice = degrade and objective == "network" and step.augmentation is not None
+    step.count_batches_as(share)
     # The gradients of the first of two backward passes stay on their rank; the second one's reduction brings the sum.
-    waits = twice and step.separable and isinstance(module, DistributedDataParallel)
-    with module.no_sync() if waits else contextlib.nullcontext():
+    with _gradients_stay(module, not is_update or (twice and step.separable)):
         with context():
             clean = module(crops, labels, objective=objective)
         if not twice or step.separable:
-            scaler.scale(clean.terms["loss"]).backward()
+            scaler.scale(share * clean.terms["loss"]).backward()
     if not twice:
         return {name: value.detach() for name, value in clean.terms.items()}
-    with context():
-        degraded = module(crops, labels, before=clean)
-    total = clean.terms["loss"] + degraded.terms["loss"]
-    scaler.scale(degraded.terms["loss"] if step.separable else total).backward()
+    total = clean.terms["loss"]
+    with _gradients_stay(module, not is_update):
+        with context():
+            degraded = module(crops, labels, before=clean)
+        total = total + degraded.terms["loss"]
+        scaler.scale(share * (degraded.terms["loss"] if step.separable else total)).backward()
     terms = {**clean.terms, **degraded.terms, "loss": total}
     return {name: value.detach() for name, value in terms.items()}
+
+
+def _gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
+    """Forward and backward inside leave the gradients on their rank, where there are several."""
+    return module.no_sync() if stay and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ loses the videos in flight; the next run does those only, and its tables equal t
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,8 +236,14 @@ def _frames_looked_at(num_frames: int, recipe: CropRecipe) -> int:
     return steps + 1 + (left > 0)
 
 
-def read_faces_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def read_faces_folder(
+    folder: Path, *, columns: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The `faces`, `video_status` and `videos` tables of a finished faces folder.
+
+    Args:
+        columns: of `faces`, for folders of millions of crops; see `Table.read_columns`. None reads all, as the contract
+            has them.
 
     Raises:
         FileNotFoundError: not a faces folder, or its extraction has not ended.
@@ -246,6 +252,7 @@ def read_faces_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Data
     read_recipe(folder)
     if Journal(folder).path.is_file():
         raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
-    faces = FACES.read(folder / "faces.parquet", allow_empty=True)
+    path = folder / "faces.parquet"
+    faces = FACES.read(path, allow_empty=True) if columns is None else FACES.read_columns(path, columns)
     statuses = VIDEO_STATUS.read(folder / "video_status.csv")
     return faces, statuses, VIDEOS.read(folder / "videos.csv")

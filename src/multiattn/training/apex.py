@@ -1,0 +1,222 @@
+"""NVIDIA's apex: which of the packages of that name is installed, and what of it a run can use.
+
+Nothing of apex is needed: torch's own mixed precision and fused optimisers do the same work, and are the default.
+timm imports whatever apex it finds and passes over an ImportError, which PyPI's raises; one that raises something else
+stops every import of timm, and this program with it.
+
+Not run by us: training with a real apex (there was no GPU to build it on). What is tested is the detection, with
+folders laid out like each kind of package, the messages, and the calls to `apex.amp` against a stand-in that keeps to
+its documented protocol.
+"""
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+FUSED_PREFIX = "fused"
+"""Of the names timm's factory gives apex's optimisers: `fusedadam`, `fusedadamw`, `fusedlamb`, `fusedsgd`, ..."""
+BUILD = (
+    "uninstall what is there (`pip uninstall apex`), clone NVIDIA's repository (NVIDIA/apex){tag} and, inside it, with "
+    "the CUDA toolkit that torch was built with, run {command}"
+)
+BUILD_COMMAND = "`APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .`"
+BUILD_COMMAND_WITH_AMP = (
+    '`pip install -v --no-build-isolation --config-settings "--build-option=--cpp_ext" '
+    '--config-settings "--build-option=--cuda_ext" ./`'
+)
+LAST_TAG_WITH_AMP = "25.05"
+"""`apex.amp` was removed in May 2025; the next tag, 25.07, is without it."""
+IMPORT_FAILURES = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What code written for another version of Python or torch raises when it is imported."""
+
+
+@dataclass(frozen=True)
+class ApexFinding:
+    """Which apex is installed.
+
+    Attributes:
+        kind: `none`; `other-project`, a package of that name that is not NVIDIA's, such as PyPI's; `no-extensions`,
+            NVIDIA's whose CUDA extensions are missing (its Python-only build) or do not load; `optimizers`, NVIDIA's
+            with its fused optimisers; `amp`, that with the old `apex.amp` as well.
+        version: as its metadata say.
+        location: its folder.
+        reason: why the extensions do not load.
+    """
+
+    kind: Literal["none", "other-project", "no-extensions", "optimizers", "amp"]
+    version: str | None = None
+    location: str | None = None
+    reason: str | None = None
+
+    @property
+    def message(self) -> str:
+        """What was found, as half a sentence."""
+        if self.kind == "none":
+            return "no apex is installed"
+        found = f"the installed apex{f' {self.version}' if self.version else ''} ({self.location})"
+        if self.kind == "other-project":
+            return f"{found} is not NVIDIA's but another project of that name, such as `pip install apex` brings"
+        if self.kind == "no-extensions":
+            return f"{found} is NVIDIA's, but its CUDA extensions do not load ({self.reason})"
+        return (
+            f"{found} is NVIDIA's with its CUDA extensions, {'and' if self.kind == 'amp' else 'but without'} apex.amp"
+        )
+
+
+def find_apex() -> ApexFinding:
+    """Which apex is installed. Only a package with NVIDIA's optimisers in it is imported, and that may fail."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return ApexFinding("none")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or [Path(spec.origin or "").parent]]
+    found = {"version": _version(), "location": str(folders[0])}
+    if not any((folder / "optimizers" / "fused_adam.py").is_file() for folder in folders):
+        return ApexFinding("other-project", **found)
+    try:
+        # The second import succeeds without the first, and fails when an optimiser is made.
+        import amp_C  # noqa: F401
+        import apex.optimizers  # noqa: F401
+    except IMPORT_FAILURES as error:
+        return ApexFinding("no-extensions", **found, reason=str(error))
+    return ApexFinding("optimizers" if _import_amp() is None else "amp", **found)
+
+
+def require_fused(name: str, device: torch.device) -> None:
+    """Refuse one of apex's optimisers where it cannot run.
+
+    Raises:
+        ValueError: not on a GPU, or no apex with its CUDA extensions; says what was found and what to do.
+    """
+    finding = find_apex()
+    instead = f"use `--optim.name {name.lower().replace(FUSED_PREFIX, '')}`, which needs no apex"
+    if device.type != "cuda":
+        raise ValueError(
+            f"--optim.name {name}: expected a run on a GPU, where apex's optimisers have their kernels; this one is on "
+            f"the {device.type}, and {finding.message}. Here, {instead}."
+        )
+    if finding.kind not in ("optimizers", "amp"):
+        build = BUILD.format(tag="", command=BUILD_COMMAND)
+        raise ValueError(
+            f"--optim.name {name}: expected NVIDIA's apex with its CUDA extensions; {finding.message}. To get it, "
+            f"{build}. Or {instead}."
+        )
+
+
+def require_amp(device: torch.device) -> None:
+    """Refuse `--precision apex-O1` where it cannot run.
+
+    Raises:
+        ValueError: not on a GPU, or no apex that still has `amp`; says what was found and what to do.
+    """
+    finding = find_apex()
+    instead = "use torch's own mixed precision: `--precision bf16`, or `fp16` on a GPU without bf16"
+    if device.type != "cuda":
+        raise ValueError(
+            f"--precision apex-O1: expected a run on a GPU, which apex.amp is made for; this one is on the "
+            f"{device.type}, and {finding.message}. Here, use `--precision fp32`, or `bf16`."
+        )
+    if finding.kind != "amp":
+        build = BUILD.format(tag=f" at its tag {LAST_TAG_WITH_AMP} or before", command=BUILD_COMMAND_WITH_AMP)
+        raise ValueError(
+            f"--precision apex-O1: expected an NVIDIA apex that has apex.amp and its CUDA extensions; "
+            f"{finding.message}. To get it, {build}. Or {instead}."
+        )
+
+
+class ApexScaler:
+    """apex's dynamic loss scaling behind the methods of `torch.amp.GradScaler` that training calls.
+
+    Every backward pass leaves scaled gradients (`delay_unscale`, apex's way of accumulating them), so that several
+    passes add up, and the reduction of DistributedDataParallel sees their sum; they are unscaled once, before clipping
+    or before the step. An overflow then skips that step and halves the scale.
+    """
+
+    def __init__(self, amp: ModuleType, optimizer: Optimizer, device: torch.device) -> None:
+        self._amp, self._optimizer, self._device = amp, optimizer, device
+        self._is_unscaled = False
+
+    def is_enabled(self) -> bool:
+        """Always."""
+        return True
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss times the scale, to call `backward` on."""
+        with self._amp.scale_loss(loss, self._optimizer, delay_unscale=True) as scaled:
+            return scaled
+
+    def unscale_(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the scale, look for overflow, and set the next step's scale."""
+        with self._amp.scale_loss(torch.zeros((), device=self._device), optimizer):
+            pass  # leaving it does the work
+        self._is_unscaled = True
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Update the weights, unless a gradient overflowed."""
+        if not self._is_unscaled:
+            self.unscale_(optimizer)
+        optimizer.step()
+        self._is_unscaled = False
+
+    def update(self) -> None:
+        """Nothing: the scale has been set with the gradients."""
+
+    def get_scale(self) -> float:
+        """The present scale."""
+        return float(self._amp.state_dict()["loss_scaler0"]["loss_scale"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """apex's own: scale, and steps since an overflow."""
+        return {name: dict(value) for name, value in self._amp.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a saved scale."""
+        self._amp.load_state_dict(state)
+
+
+def initialize_apex_o1(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer, ApexScaler]:
+    """Model, optimiser and scaler of apex's O1: float32 weights, torch's functions patched to cast their inputs.
+
+    Call it before DistributedDataParallel, once for each optimiser, and use no autocast beside it. The patches are the
+    process's: they cast in validation too, and every further call (another phase, another fold) wraps them once more.
+
+    Raises:
+        ValueError: no GPU, or no apex that has `amp`.
+    """
+    device = next(model.parameters()).device
+    require_amp(device)
+    amp = _import_amp()
+    model, optimizer = amp.initialize(model, optimizer, opt_level="O1", verbosity=0)
+    return model, optimizer, ApexScaler(amp, optimizer, device)
+
+
+def _import_amp() -> ModuleType | None:
+    try:
+        from apex import amp
+    except IMPORT_FAILURES:
+        return None
+    return amp
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("apex")
+    except importlib.metadata.PackageNotFoundError:
+        return None

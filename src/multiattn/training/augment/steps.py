@@ -1,0 +1,76 @@
+"""What a preset is made of: steps that change a crop, each drawing from its own kind of random numbers."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from multiattn.training.augment.library import albumentations as A
+
+EARLIER_CROPS = 3
+"""A clip for re-encoding is the crop and at most so many before it; more earlier ones need not be read."""
+
+
+@dataclass(frozen=True)
+class CropContext:
+    """What some presets know about a crop beside its pixels."""
+
+    landmarks: np.ndarray | None = None
+    """(5, 2) float32 pixels (x, y) of the crop, in the order of faces.parquet; None where they are not known."""
+    clip: Callable[[], list[np.ndarray]] | None = None
+    """Reads the crops of the same face before this one, oldest first, of its size; the last `EARLIER_CROPS` of them
+    are enough. Called only where a draw asks for it. None where there are none."""
+
+
+class Draws:
+    """The random numbers of one crop for steps of one kind, as albumentations wants them.
+
+    Args:
+        seed: 0 or more.
+        stream: which of the independent sequences of this seed.
+    """
+
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        seed = int(seed)
+        self.generator = np.random.default_rng((seed, stream) if stream else seed)
+        self.python = random.Random(f"{seed}/{stream}" if stream else seed)
+        # A Compose spends one number on its own probability. Ours are told to run, so that a preset in two of them
+        # draws what it drew in one.
+        self.python.random()
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return bool(self.generator.random() < probability)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of a crop."""
+
+    change: Callable[[np.ndarray, Draws, CropContext], np.ndarray]
+    """((H, W, 3) uint8 RGB, draws, context) -> the same, changed; the array given stays as it is."""
+    moves: bool = False
+    """Whether it moves the picture's content, and so draws from the geometry's numbers."""
+    needs_landmarks: bool = False
+    needs_clip: bool = False
+
+
+def pixels(*transforms: A.BasicTransform | A.BaseCompose) -> Step:
+    """albumentations' transforms that leave everything where it is."""
+    return Step(_Composed(transforms))
+
+
+def moving(*transforms: A.BasicTransform | A.BaseCompose) -> Step:
+    """albumentations' transforms that move the picture's content."""
+    return Step(_Composed(transforms), moves=True)
+
+
+class _Composed:
+    def __init__(self, transforms: tuple[A.BasicTransform | A.BaseCompose, ...]) -> None:
+        self.compose = A.Compose(list(transforms))
+
+    def __call__(self, crop: np.ndarray, draws: Draws, context: CropContext) -> np.ndarray:
+        # Not set_random_seed: it gives every transform the same seed, and with it the same draws.
+        self.compose.set_random_state(draws.generator, draws.python)
+        return self.compose(image=crop, force_apply=True)["image"]

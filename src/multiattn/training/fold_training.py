@@ -1,0 +1,281 @@
+"""What the training of one fold consists of, where it stands, and how both are saved and taken up again."""
+
+import logging
+import random
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from multiattn.config import Experiment
+from multiattn.model.cpu_layers import speed_up_cpu_training
+from multiattn.runtime import resolve_precision, seed_everything, tune_cpu, waiting_threads_sleep
+from multiattn.training.apex import ApexScaler, initialize_apex_o1, require_amp
+from multiattn.training.averaging import MovingAverage
+from multiattn.training.crops import FoldCrops, class_weights, training_loader, validation_loader
+from multiattn.training.distributed import Ranks, gather_objects
+from multiattn.training.meter import LossMeter
+from multiattn.training.optimizer import make_optimizer, make_schedule
+from multiattn.training.phases import PhaseSpan, phase_spans, set_trainable, span_at
+from multiattn.training.run_folder import RunFolder, start_from
+from multiattn.training.state_file import STATE_FILE
+from multiattn.training.step import TrainingStep
+from multiattn.training.sync_norm import synchronise_norms
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a fold's training stands.
+
+    Attributes:
+        epoch: the epoch that is trained or comes next.
+        batch: its batches that are done, by every rank.
+        is_judged: whether the held-out videos have been looked at since the last update.
+        seconds, waited: what the epoch took so far, and how much of it went into waiting for data.
+        history: a record for each validation.
+        best: value and candidate of the best validation so far; empty before the first.
+        since_best: validations after that one.
+        top: the validations whose weights are kept for an average: value and step, the best first.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    is_judged: bool = True
+    seconds: float = 0.0
+    waited: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    since_best: int = 0
+    top: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class FoldTraining:
+    """Network, losses, optimiser, data and progress of one fold."""
+
+    experiment: Experiment
+    crops: FoldCrops
+    run: RunFolder
+    ranks: Ranks
+    device: torch.device
+    precision: str
+    step: TrainingStep
+    loader: DataLoader
+    validation: DataLoader
+    scaler: torch.amp.GradScaler | ApexScaler
+    average: MovingAverage | None
+    meter: LossMeter
+    progress: Progress = field(default_factory=Progress)
+    random_state: dict[str, Any] | None = None
+    """Of this rank, inside an epoch that is continued."""
+    span: PhaseSpan = field(init=False)
+    module: nn.Module = field(init=False)
+    optimizer: Optimizer = field(init=False)
+    schedule: Scheduler = field(init=False)
+
+    def begin_phase(self, span: PhaseSpan) -> None:
+        """What a phase has of its own: trainable weights, optimiser and schedule."""
+        self.span = span
+        set_trainable(self.step, span.phase)
+        self.optimizer = make_optimizer(self.step, span.phase.optim)
+        self.schedule = make_schedule(
+            self.optimizer, span.phase.optim, steps_per_epoch=self.updates_in_epoch(span), epochs=span.phase.epochs
+        )
+        if self.precision == "apex-O1":
+            _, self.optimizer, self.scaler = initialize_apex_o1(self.step, self.optimizer)
+        self.module = self._wrap()
+
+    def _wrap(self) -> nn.Module:
+        if self.ranks.world_size == 1:
+            return self.step
+        # No static_graph: with it the first step's gradients were wrong (torch 2.14, gloo; seen in
+        # test_distributed.py), and nothing was gained.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is new in torch 2.14
+            return DistributedDataParallel(
+                self.step,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                find_unused_parameters=self.step.backbone_head is not None,  # each phase leaves one of the heads out
+                broadcast_buffers=False,  # every rank computes the same ones: statistics and centres are synchronised
+                gradient_as_bucket_view=True,
+            )
+
+    def updates_in_epoch(self, span: PhaseSpan) -> int:
+        """Optimiser updates in an epoch of a phase."""
+        return -(-len(self.loader) // span.phase.optim.accumulate)
+
+    @property
+    def updates_of_phase(self) -> int:
+        """Updates done in the present phase."""
+        return (self.progress.epoch - self.span.first) * self.updates_in_epoch(self.span) + self.updates_of_epoch
+
+    @property
+    def updates_of_epoch(self) -> int:
+        """Updates done in the present epoch."""
+        is_whole = self.progress.batch == len(self.loader)
+        return self.updates_in_epoch(self.span) if is_whole else self.progress.batch // self.span.phase.optim.accumulate
+
+    @property
+    def updates(self) -> int:
+        """Updates done in all phases."""
+        earlier = [span for span in phase_spans(self.experiment) if span.end <= self.span.first]
+        return sum(span.phase.epochs * self.updates_in_epoch(span) for span in earlier) + self.updates_of_phase
+
+    @property
+    def global_batch(self) -> int:
+        """Crops in one batch of all ranks."""
+        return self.experiment.data.batch_size * self.ranks.world_size
+
+    @property
+    def trains_backbone_alone(self) -> bool:
+        """Whether the present phase leaves the attention network out."""
+        return self.span.phase.objective == "backbone"
+
+    def end_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+        self.progress.seconds = self.progress.waited = 0.0
+        self.meter.clear()
+
+    def state(self) -> dict[str, Any]:
+        """All that training needs to go on, as tensors and plain types; every rank must ask for it."""
+        return {
+            "step": self.step.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "phase": self.span.phase.name,
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state(self.ranks),
+            "progress": vars(self.progress),
+            "global_batch": self.global_batch,
+            "random": gather_objects(random_state(self.device), self.ranks),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a saved state, in the phase it belongs to.
+
+        Raises:
+            ValueError: the state of another experiment.
+        """
+        epoch = state["progress"]["epoch"]
+        self.begin_phase(span_at(self.experiment, min(epoch, self.experiment.num_epochs - 1)))
+        try:
+            self.progress = Progress(**state["progress"])
+            self.step.load_state_dict(state["step"])
+            if state["phase"] == self.span.phase.name:  # a phase that begins has a new optimiser
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.meter.restore(state["meter"], self.ranks)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.run.path / STATE_FILE}: not the state of this experiment: {error}. "
+                "Is the file of another run? Delete it to train this fold from its beginning."
+            ) from error
+        self._continue_inside_epoch(state)
+
+    def _continue_inside_epoch(self, state: dict[str, Any]) -> None:
+        """The place in the epoch; with another global batch, which must have been allowed, the nearest one before."""
+        if self.progress.batch == 0:
+            return
+        if state["global_batch"] == self.global_batch:
+            if self.progress.batch < len(self.loader):
+                self.random_state = state["random"][self.ranks.rank]
+            return
+        seen = self.progress.batch * state["global_batch"] // self.global_batch
+        accumulate = self.span.phase.optim.accumulate
+        self.progress.batch = min(seen, len(self.loader)) // accumulate * accumulate
+
+
+def prepare(
+    experiment: Experiment,
+    crops: FoldCrops,
+    run: RunFolder,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    state: dict[str, Any] | None,
+) -> FoldTraining:
+    """Everything one fold's training needs, at its beginning or where `state` left it.
+
+    Raises:
+        ValueError: settings that do not fit the data, the machine or the state.
+        FileNotFoundError: weights to start from that are not there.
+    """
+    if device.type == "cpu":
+        tune_cpu()
+    if experiment.precision == "apex-O1":
+        require_amp(device)
+    seed_everything(experiment.seed)
+    step = TrainingStep(
+        experiment,
+        load_weights=state is None and experiment.start_from is None,
+        class_weights=class_weights(crops, experiment.data),
+    ).to(device)
+    if state is None and experiment.start_from is not None:
+        start_from(step.network, experiment.start_from, run.fold)
+    if device.type == "cpu" and waiting_threads_sleep():
+        step = speed_up_cpu_training(step)
+    step = synchronise_norms(step, device)  # nothing in one process
+    settings = experiment.average
+    average = None
+    if settings.ema_decay > 0:
+        average = MovingAverage(step.network, decay=settings.ema_decay, warmup=settings.ema_warmup)
+    if experiment.compile:
+        step.network.compile()
+    precision = resolve_precision(experiment.precision, device)
+    training = FoldTraining(
+        experiment=experiment,
+        crops=crops,
+        run=run,
+        ranks=ranks,
+        device=device,
+        precision=precision,
+        step=step,
+        loader=training_loader(
+            crops, experiment.data, seed=experiment.seed, rank=ranks.rank, world_size=ranks.world_size
+        ),
+        validation=validation_loader(crops, experiment.data, rank=ranks.rank, world_size=ranks.world_size),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        average=average,
+        meter=LossMeter(device),
+    )
+    if state is None:
+        training.begin_phase(span_at(experiment, 0))
+    else:
+        training.restore(state)
+    return training
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of this process's generators, as plain types. What the loader's workers draw follows from the visit
+    alone, so they have none to keep."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (libraries underneath draw from it)
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on drawing where `random_state` was taken."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,133 @@
+"""What a person sees of a training: one live line, and TensorBoard's scalars and pictures."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from multiattn.model.preprocess import normalize_crops
+from multiattn.runtime import autocast, memory_in_use, progress_bar
+from multiattn.training.fold_training import FoldTraining
+
+PICTURED = 8
+"""Crops of the first batch of an epoch that are kept for its picture."""
+TERM_NAMES = {
+    "cross_entropy": "ce",
+    "auxiliary": "aux",
+    "cross_entropy_agda": "ce_agda",
+    "match": "match",
+}
+"""The loss terms as the line has room for them."""
+
+
+class Live:
+    """The live line and TensorBoard of one fold; only rank 0 shows anything."""
+
+    def __init__(self, training: FoldTraining) -> None:
+        self.is_main = training.ranks.is_main
+        samples_per_epoch = len(training.loader) * training.global_batch
+        done = training.progress.epoch * samples_per_epoch + training.progress.batch * training.global_batch
+        self.bar = progress_bar(
+            training.experiment.num_epochs * samples_per_epoch,
+            training.run.model_name,
+            "samples",
+            initial=done,
+            disable=not self.is_main,
+        )
+        self.writer = None
+        if self.is_main:
+            self.writer = SummaryWriter(training.run.path / "tensorboard", purge_step=training.updates)
+        self.crops: Tensor | None = None
+
+    def advance(self, samples: int, crops: Tensor) -> None:
+        """So many crops more are done; the first batch of an epoch stays for its picture."""
+        self.bar.update(samples)
+        if self.is_main and self.crops is None:
+            self.crops = crops[:PICTURED].clone()
+
+    def look(self, training: FoldTraining, means: dict[str, float]) -> None:
+        """Show the epoch's mean terms so far, the rates and what the process takes."""
+        if not self.is_main:
+            return
+        progress, samples = training.progress, training.progress.batch * training.global_batch
+        memory = memory_in_use(training.device)
+        figures = {
+            **means,
+            "learning_rate": max(group["lr"] for group in training.optimizer.param_groups),
+            "samples_per_second": samples / max(progress.seconds, 1e-9),
+            "data_wait": progress.waited / max(progress.seconds, 1e-9),
+            "memory_gb": memory / 1e9,
+        }
+        self._scalars("train", figures, training.updates)
+        terms = "".join(f" {short} {means[name]:.3f}" for name, short in TERM_NAMES.items() if name in means)
+        self.bar.set_postfix_str(
+            f"epoch {progress.epoch}, step {training.updates_of_epoch}/{training.updates_in_epoch(training.span)}, "
+            f"loss {means['loss']:.4f} ({terms.strip()}), lr {figures['learning_rate']:.1e}, "
+            f"data wait {figures['data_wait']:.0%}, {figures['memory_gb']:.1f} GB",
+            refresh=False,
+        )
+
+    def validated(self, record: dict[str, Any]) -> None:
+        """Write the scalars of a validation."""
+        places = ("epoch", "step", "epochs_done")
+        figures = {name: value for name, value in record.items() if isinstance(value, float) and name not in places}
+        self._scalars("validation", figures, record["step"])
+
+    def picture(self, training: FoldTraining) -> None:
+        """Write what the epoch's first crops look like to the network, and where its maps look."""
+        if self.writer is None or self.crops is None or training.trains_backbone_alone:
+            self.crops = None
+            return
+        network, crops = training.step.network, self.crops
+        was_training = network.training
+        network.eval()
+        with torch.inference_mode(), autocast(training.precision, training.device):
+            attention = network(normalize_crops(crops.to(training.device))).attention
+        network.train(was_training)
+        maps = attention.float().cpu().numpy() if attention is not None else None
+        grid = attention_grid(crops.numpy(), maps)
+        self.writer.add_image("crops and attention maps", grid, training.updates, dataformats="HWC")
+        self.crops = None
+
+    def flush(self) -> None:
+        """Bring everything to the disk."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """End the line and the files."""
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def _scalars(self, group: str, figures: dict[str, float], step: int) -> None:
+        for name, value in figures.items():
+            if self.writer is not None:
+                self.writer.add_scalar(f"{group}/{name}", value, step)
+
+
+def attention_grid(crops: np.ndarray, attention: np.ndarray | None) -> np.ndarray:
+    """Crops in the first row, then a row for each map: its values as colours over the darkened crops.
+
+    Args:
+        crops: (B, H, W, 3) uint8 RGB.
+        attention: (B, M, h, w), non-negative, each map scaled to its own maximum; None leaves the crops alone.
+
+    Returns:
+        ((1 + M) H, B W, 3) uint8 RGB.
+    """
+    rows = [np.concatenate(list(crops), axis=1)]
+    height, width = crops.shape[1:3]
+    colours = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.float32)
+    for maps in np.moveaxis(attention, 1, 0) if attention is not None else ():
+        top = np.maximum(maps.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+        large = torch.nn.functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(maps / top))[:, None].float(), (height, width), mode="bilinear"
+        )
+        indices = (large[:, 0].numpy() * 255).round().astype(np.uint8)
+        over = 0.45 * crops + 0.55 * colours[indices]
+        rows.append(np.concatenate(list(over.round().astype(np.uint8)), axis=1))
+    return np.concatenate(rows, axis=0)

@@ -1,0 +1,189 @@
+"""The held-out videos, looked at: the latest weights and their averages as candidates, the best one kept."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from multiattn.config import ValidationConfig
+from multiattn.model.checkpoints import save_weights
+from multiattn.model.diagnostics import AttentionStatistics, center_distance, collapse_warning
+from multiattn.model.independence import RegionalIndependenceLoss
+from multiattn.model.network import NetworkOutput
+from multiattn.model.predict import predict_logits
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos, frame_predictions
+from multiattn.scoring.metrics import balanced_log_loss, video_metrics
+from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.training.averaging import load_average
+from multiattn.training.crops import FoldCrops
+from multiattn.training.distributed import gather_strided, wait_for_all
+from multiattn.training.fold_training import FoldTraining
+from multiattn.training.interruption import Interruption
+
+logger = logging.getLogger(__name__)
+
+PREFIXES = {"last": "validation_", "ema": "ema_", "average": "average_"}
+"""Candidate -> what its figures' names begin with in epochs.csv: the latest weights, their moving average, and the
+average of the best validations' weights."""
+TOP_FOLDER = "candidates"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One candidate and what the held-out videos say of it.
+
+    Attributes:
+        network: the candidate itself.
+        predictions: its frame predictions, on every rank.
+        figures: `scores` of them.
+    """
+
+    name: str
+    network: nn.Module
+    predictions: pd.DataFrame
+    figures: dict[str, float]
+
+
+def validate(training: FoldTraining, interruption: Interruption) -> tuple[Judgement, dict[str, Any]]:
+    """Look at every candidate; every rank must, and each gets the same answer.
+
+    The figures of the record belong to `training.progress`, which is brought up to date, but for the history.
+
+    Returns:
+        The best candidate, and the record's figures of all of them.
+
+    Raises:
+        SystemExit: the process was asked to end; the state saved before the validation holds.
+    """
+    settings, statistics = training.experiment.validation, AttentionStatistics()
+    judged = [_judge(training, "last", training.step.network, interruption, statistics)]
+    if not training.trains_backbone_alone:
+        if training.average is not None:
+            judged.append(_judge(training, "ema", training.average.network, interruption))
+        if training.experiment.average.best and (network := _average_of_top(training, judged[0])) is not None:
+            judged.append(_judge(training, "average", network, interruption))
+    best = max(judged, key=lambda candidate: _value(candidate, settings))  # the earlier one of equals
+    record: dict[str, Any] = {"candidate": best.name}
+    for candidate in judged:
+        record |= {f"{PREFIXES[candidate.name]}{name}": value for name, value in candidate.figures.items()}
+    return best, record | _attention_figures(training, statistics)
+
+
+def is_best(training: FoldTraining, candidate: Judgement) -> bool:
+    """Whether a candidate beats every validation before it; progress is brought up to date.
+
+    Epochs that train the backbone alone have no network to keep, and do not wear out patience.
+    """
+    if training.trains_backbone_alone:
+        return False
+    progress, value = training.progress, _value(candidate, training.experiment.validation)
+    if progress.best and not value > progress.best["value"]:
+        progress.since_best += 1
+        return False
+    progress.best = {"value": value, "candidate": candidate.name, "step": training.updates}
+    progress.since_best = 0
+    return True
+
+
+def scores(crops: FoldCrops, predictions: pd.DataFrame) -> dict[str, float]:
+    """Log loss (plain, and balanced over the classes), AUC and accuracy of videos, and the same of frames.
+
+    By the aggregator that also makes submissions, with its clip. A held-out video without a face counts with the prior;
+    it has no frames.
+    """
+    aggregator, held_out = Aggregator(), crops.held_out
+    videos = complete_videos(held_out["video_id"], aggregate_frames(predictions, aggregator), aggregator)
+    frames = np.clip(predictions["probability"].to_numpy(), aggregator.clip, 1 - aggregator.clip)
+    return {
+        **_scores(held_out["label"].to_numpy(), videos["probability"].to_numpy(), aggregator.clip, ""),
+        **_scores(crops.validation["label"].to_numpy(), frames, aggregator.clip, "frame_"),
+    }
+
+
+def _scores(labels: np.ndarray, probabilities: np.ndarray, clip: float, prefix: str) -> dict[str, float]:
+    metrics = video_metrics(labels, probabilities, clip=clip)
+    return {
+        f"{prefix}log_loss": metrics.log_loss,
+        f"{prefix}balanced_log_loss": balanced_log_loss(labels, probabilities, clip=clip),
+        f"{prefix}auc": metrics.auc,
+        f"{prefix}accuracy": metrics.accuracy,
+    }
+
+
+def _value(candidate: Judgement, settings: ValidationConfig) -> float:
+    """The larger the better."""
+    value = candidate.figures[settings.metric]
+    return value if settings.higher_is_better else -value
+
+
+def _judge(
+    training: FoldTraining,
+    name: str,
+    network: nn.Module,
+    interruption: Interruption,
+    statistics: AttentionStatistics | None = None,
+) -> Judgement:
+    """Predictions of every rank's share, gathered; `statistics` takes in this rank's attention maps."""
+
+    def watch(output: NetworkOutput) -> None:
+        interruption.exit_if_asked()
+        if statistics is not None and output.attention is not None:
+            statistics.update(output.attention)
+
+    logits = predict_logits(
+        network,
+        training.validation,
+        device=training.device,
+        precision=training.precision,
+        forward=training.step.backbone_logits if training.trains_backbone_alone else None,
+        watch=watch,
+    )
+    rows = training.crops.validation
+    logits = gather_strided(logits, len(rows), training.ranks)
+    predictions = frame_predictions(rows, logits, model=training.run.model_name, fold=training.run.fold)
+    predictions = FRAME_PREDICTIONS.validate(predictions, training.run.path / "oof.parquet")
+    return Judgement(name, network, predictions, scores(training.crops, predictions))
+
+
+def _average_of_top(training: FoldTraining, latest: Judgement) -> nn.Module | None:
+    """The network whose weights are the mean of the best validations' so far; None where they did not change, or there
+    is only one."""
+    progress = training.progress
+    entry = {"value": _value(latest, training.experiment.validation), "step": training.updates}
+    ranked = sorted([*progress.top, entry], key=lambda one: (-one["value"], one["step"]))
+    kept = ranked[: training.experiment.average.best]
+    if entry not in kept:
+        return None
+    if training.ranks.is_main:
+        save_weights(training.step.network, _top_path(training, entry), {"step": str(entry["step"])})
+        # What only the state before the last one still names goes; the last one may have to be taken up again.
+        named = [_top_path(training, one) for one in (*kept, *progress.top)]
+        for path in (training.run.path / TOP_FOLDER).glob("*.safetensors"):
+            if path not in named:
+                path.unlink()
+    wait_for_all(training.ranks)
+    progress.top = kept
+    if len(kept) < 2:
+        return None
+    network = copy.deepcopy(training.step.network)
+    load_average(network, [_top_path(training, one) for one in kept])
+    return network
+
+
+def _top_path(training: FoldTraining, entry: dict[str, Any]) -> Path:
+    return training.run.path / TOP_FOLDER / f"step{entry['step']}.safetensors"
+
+
+def _attention_figures(training: FoldTraining, statistics: AttentionStatistics) -> dict[str, float]:
+    """How different the maps are, for the record; a warning when they have collapsed."""
+    figures = statistics.compute()
+    if training.experiment.model.num_maps > 1 and training.ranks.is_main and (warning := collapse_warning(figures)):
+        logger.warning("%s: %s", training.run.model_name, warning)
+    if isinstance(training.step.auxiliary, RegionalIndependenceLoss):
+        figures["center_distance"] = center_distance(training.step.auxiliary.centers)
+    return figures

@@ -1,0 +1,96 @@
+"""Folds side by side in processes of their own, and how their ends are told."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multiattn.__main__ import main
+from multiattn.experiments import get_experiment
+from multiattn.training.fold_processes import _environment, parse_slots, without_options
+from multiattn.training.fold_runs import FoldOutcome
+from multiattn.training.fold_summary import describe_folds
+from walk import Pipeline
+
+
+@pytest.mark.parametrize(
+    ("text", "slots"), [("0", ["0"]), ("0,1,3", ["0", "1", "3"]), ("cpu, cpu", ["cpu", "cpu"]), ("0,cpu", ["0", "cpu"])]
+)
+def test_places_are_gpus_or_the_cpu(text, slots):
+    assert parse_slots(text) == slots
+
+
+@pytest.mark.parametrize("text", ["", "all", "0,,1", "0,0", "-1", "cuda:0"])
+def test_other_places_are_refused(text):
+    with pytest.raises(ValueError, match=r"--gpus: expected numbers of GPUs, each once"):
+        parse_slots(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        pytest.param([], [], id="empty"),
+        pytest.param(["demo", "--fold", "all", "--tiny"], ["demo", "--tiny"], id="two words"),
+        pytest.param(["demo", "--gpus=0,1", "--folds", "x"], ["demo", "--folds", "x"], id="one word, a longer name"),
+        pytest.param(["demo", "--device", "cuda"], ["demo"], id="the last"),
+    ],
+)
+def test_options_of_the_parent_are_left_out_for_the_children(words, left):
+    assert list(without_options(words, ("--fold", "--gpus", "--device"))) == left
+
+
+@pytest.mark.parametrize(
+    ("visible", "slot", "expected"),
+    [("", "2", "2"), ("4,5,6", "1", "5"), ("GPU-a,GPU-b", "0", "GPU-a")],
+    ids=["all are visible", "some are", "by their names"],
+)
+def test_a_child_sees_its_own_gpu_alone(monkeypatch, visible, slot, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _environment(slot, 3)["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_two_folds_at_once_one_of_which_fails(pipeline: Pipeline, tmp_path: Path, capfd):
+    """Fold 0 is in the way of itself: its folder holds a run of other settings. Fold 1 is trained all the same."""
+    words = ["--faces", str(pipeline.faces), "--folds", str(pipeline.folds), "--runs", str(tmp_path)]
+    assert main(["train", "demo", "--tiny", "--fold", "0", "--seed", "1", *words]) == 0
+    capfd.readouterr()
+    assert main(["train", "demo", "--tiny", "--fold", "all", "--gpus", "cpu,cpu", *words]) == 2
+    out, err = capfd.readouterr()
+    lines = {line.split()[0]: line.split()[1] for line in out.splitlines()[:3]}
+    assert lines == {"fold": "ended", "0": "failed", "1": "well"}
+    assert "fold 0 failed: exit code 2: error:" in out and "seed: 1 there, 7 asked" in out
+    assert "1 of 2 folds failed; the same command tries them again" in err and "Traceback" not in err
+    assert (tmp_path / "demo_tiny/fold1/best.safetensors").is_file()
+    assert "epoch 0: loss" in (tmp_path / "demo_tiny/fold1/train.log").read_text()
+
+
+def test_a_fold_that_fails_in_turn_does_not_take_the_others_with_it(pipeline: Pipeline, tmp_path: Path, capsys):
+    words = ["--faces", str(pipeline.faces), "--folds", str(pipeline.folds), "--runs", str(tmp_path)]
+    assert main(["train", "demo", "--tiny", "--fold", "0", "--seed", "1", *words]) == 0
+    assert main(["train", "demo", "--tiny", "--fold", "all", *words]) == 2
+    assert (tmp_path / "demo_tiny/fold1/best.safetensors").is_file()
+    assert "fold 0 failed" in capsys.readouterr().out
+
+
+def test_the_summary_shows_the_best_candidate_of_each_fold(tmp_path):
+    experiment = get_experiment("demo")
+    (tmp_path / "fold0").mkdir()
+    history = pd.DataFrame(
+        {
+            "epoch": [0, 1, 1], "epochs_done": [1.0, 1.5, 2.0], "phase": "train", "candidate": ["last", "ema", "last"],
+            "seconds": [60.0, 30.0, 60.0], "validation_log_loss": [0.5, 0.45, 0.6], "validation_auc": [0.7, 0.75, 0.6],
+            "ema_log_loss": [0.55, 0.4, 0.61], "ema_auc": [0.65, 0.8, 0.6],
+        }
+    )  # fmt: skip
+    history.to_csv(tmp_path / "fold0" / "epochs.csv", index=False)
+    text = describe_folds(experiment, tmp_path, [FoldOutcome(0), FoldOutcome(1, "no GPU left")])
+    assert text.splitlines()[1].split() == ["0", "well", "2", "0.4000", "0.8000", "1", "ema", "2.0"]
+    assert text.splitlines()[2].split() == ["1", "failed", "0"]
+    assert text.splitlines()[3] == "fold 1 failed: no GPU left"
+
+
+def test_under_torchrun_the_folds_are_not_spread_a_second_time(pipeline: Pipeline, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["--faces", str(pipeline.faces), "--folds", str(pipeline.folds), "--gpus", "cpu"]
+    assert main(["train", "demo", "--tiny", *words]) == 2
+    assert "leave it out under torchrun" in capsys.readouterr().err

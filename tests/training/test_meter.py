@@ -1,0 +1,66 @@
+"""Means of the loss terms, and the step at which one stopped being a number."""
+
+import math
+
+import pytest
+import torch
+
+from multiattn.training.distributed import Ranks
+from multiattn.training.meter import LossMeter
+
+CPU = torch.device("cpu")
+
+
+def filled(*steps: tuple[float, float]) -> LossMeter:
+    meter = LossMeter(CPU)
+    for first, second in steps:
+        meter.add({"loss": torch.tensor(first), "cross_entropy": torch.tensor(second)})
+    return meter
+
+
+@pytest.mark.parametrize(
+    ("steps", "means"),
+    [
+        pytest.param([], {}, id="no step"),
+        pytest.param([(2.0, 1.0)], {"loss": 2.0, "cross_entropy": 1.0}, id="one step"),
+        pytest.param([(2.0, 1.0), (4.0, 0.0), (6.0, 0.5)], {"loss": 4.0, "cross_entropy": 0.5}, id="three steps"),
+    ],
+)
+def test_means_are_over_the_steps(steps, means):
+    assert filled(*steps).look(Ranks()) == (means, {})
+
+
+@pytest.mark.parametrize(
+    ("steps", "bad"),
+    [
+        pytest.param([(1.0, math.nan)], {"cross_entropy": 0}, id="at once"),
+        pytest.param([(1.0, 1.0), (1.0, math.inf), (math.nan, math.nan)], {"loss": 2, "cross_entropy": 1}, id="later"),
+        pytest.param([(1.0, 1.0), (-math.inf, 1.0), (1.0, 1.0)], {"loss": 1}, id="and then a number again"),
+    ],
+)
+def test_the_first_step_of_each_term_that_is_no_number_is_known(steps, bad):
+    assert filled(*steps).look(Ranks())[1] == bad
+
+
+def test_a_continued_epoch_has_the_means_of_an_undisturbed_one():
+    steps = [(0.1 * number, 1.7 / (number + 1)) for number in range(7)]
+    meter = LossMeter(CPU)
+    meter.restore(filled(*steps[:3]).state(Ranks()), Ranks())
+    for first, second in steps[3:]:
+        meter.add({"loss": torch.tensor(first), "cross_entropy": torch.tensor(second)})
+    assert meter.look(Ranks()) == filled(*steps).look(Ranks())
+    assert meter.count == 7
+
+
+def test_a_cleared_meter_takes_other_terms():
+    meter = filled((1.0, 2.0))
+    meter.clear()
+    meter.add({"loss": torch.tensor(3.0), "match": torch.tensor(4.0)})
+    assert meter.look(Ranks()) == ({"loss": 3.0, "match": 4.0}, {})
+
+
+def test_sums_of_many_small_terms_keep_their_digits():
+    meter = LossMeter(CPU)
+    for _ in range(20_000):
+        meter.add({"loss": torch.tensor(0.1)})
+    assert meter.look(Ranks())[0]["loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)

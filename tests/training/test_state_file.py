@@ -1,0 +1,104 @@
+"""resume.pt: whatever happens to a write, a state that can be read is there."""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from multiattn.training import state_file
+from multiattn.training.state_file import PREVIOUS_FILE, STATE_FILE, load_state, save_state
+
+
+def state(number: int) -> dict:
+    return {"number": number, "weights": torch.full((1000,), float(number)), "names": ["a", "b"], "none": None}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """States 1 and 2, the second one in force."""
+    save_state(tmp_path, state(1))
+    save_state(tmp_path, state(2))
+    return tmp_path
+
+
+def test_no_state_is_none(tmp_path):
+    assert load_state(tmp_path) is None
+
+
+def test_the_latest_state_comes_back_and_the_one_before_it_is_kept(folder):
+    found = load_state(folder)
+    assert found["number"] == 2 and torch.equal(found["weights"], state(2)["weights"])
+    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_FILE, STATE_FILE]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def overwrite(path: Path) -> None:
+    path.write_text("not a state")
+
+
+DAMAGES = pytest.mark.parametrize("damage", [cut, empty, flip, overwrite], ids=lambda damage: damage.__name__)
+
+
+@DAMAGES
+def test_a_damaged_state_gives_way_to_the_one_before_it_with_a_message(folder, damage, caplog):
+    damage(folder / STATE_FILE)
+    assert load_state(folder)["number"] == 1
+    assert "damaged" in caplog.text and "the state before it" in caplog.text
+
+
+@DAMAGES
+def test_two_damaged_states_are_an_error_that_names_both(folder, damage):
+    damage(folder / STATE_FILE)
+    damage(folder / PREVIOUS_FILE)
+    with pytest.raises(ValueError, match=rf"{STATE_FILE}: damaged .*{PREVIOUS_FILE}: damaged .*Delete both"):
+        load_state(folder)
+
+
+def test_a_kill_between_the_two_renames_leaves_the_state_before(folder):
+    (folder / STATE_FILE).rename(folder / PREVIOUS_FILE)
+    assert load_state(folder)["number"] == 2
+
+
+def test_a_write_that_cannot_be_read_back_changes_nothing(folder, monkeypatch):
+    monkeypatch.setattr(state_file, "_fault", lambda path: "a bad sector")
+    with pytest.raises(OSError, match="cannot be read back"):
+        save_state(folder, state(3))
+    monkeypatch.undo()
+    assert load_state(folder)["number"] == 2
+    assert len(list(folder.iterdir())) == 2, "no temporary file is left"
+
+
+def test_a_full_disk_changes_nothing(folder):
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from multiattn.training.state_file import save_state\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "save_state(Path(sys.argv[1]), {'number': 3, 'weights': torch.zeros(100_000)})"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert finished.returncode != 0
+    assert load_state(folder)["number"] == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_pickled_object_is_not_run(folder):
+    torch.save({"number": 4, "object": types.SimpleNamespace()}, folder / STATE_FILE)
+    assert load_state(folder)["number"] == 1
