@@ -55,7 +55,10 @@ class _LinesAboveBars(logging.StreamHandler):
     """A progress bar on the same terminal makes way for a line, and is drawn again below it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except (OSError, ValueError):  # the stream is gone; logging must not end the work it tells of
+            self.handleError(record)
 
 
 class _LogLines:

@@ -269,12 +269,21 @@ def test_a_video_deleted_after_extraction_costs_its_own_row_only(pipeline, submi
     assert SUBMISSION.read(tmp_path / "after/submission.csv").set_index("filename")["label"][f"{judged}.mp4"] == 0.5
 
 
-def test_a_resume_file_of_another_run_is_refused(pipeline, capsys, tmp_path):
+def other_network(state: dict) -> None:
+    state["step"].popitem()
+    state["progress"] |= {"epoch": 0, "batch": 0}
+
+
+def earlier_version(state: dict) -> None:
+    state["history"] = state.pop("progress")["history"]
+
+
+@pytest.mark.parametrize("change", [other_network, earlier_version], ids=lambda change: change.__name__)
+def test_a_resume_file_of_another_run_is_refused(pipeline, capsys, tmp_path, change):
     runs = tmp_path / "runs"
     shutil.copytree(pipeline.runs, runs)
     state = torch.load(runs / "demo_tiny/fold0/resume.pt", weights_only=True)
-    state["step"].popitem()
-    state["progress"] |= {"epoch": 0, "batch": 0}
+    change(state)
     torch.save(state, runs / "demo_tiny/fold0/resume.pt")
     words = ["train", "demo", "--tiny", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", runs]
     assert "resume.pt: not the state of this experiment" in fails(capsys, *words)

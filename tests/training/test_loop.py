@@ -149,6 +149,15 @@ def test_other_settings_are_refused_unless_told_and_then_noted(pipeline, tmp_pat
     train_fold_zero(pipeline, tmp_path, longer)  # these are its settings now
 
 
+def test_an_average_and_gradient_scaling_may_begin_on_the_way(pipeline, tmp_path):
+    folder = begun(pipeline, tmp_path)
+    changed = dataclasses.replace(STILL, epochs=2, average=AverageConfig(ema_decay=0.5), precision="fp16")
+    train_fold_zero(pipeline, tmp_path, changed, allow_changes=True)
+    table = history(folder)
+    assert table["ema_log_loss"].notna().tolist() == [False, True]
+    assert load_state(folder)["scaler"]["scale"] > 0
+
+
 def test_other_folds_are_never_allowed(pipeline, tmp_path):
     begun(pipeline, tmp_path)
     folds = FOLDS.read(pipeline.folds)

@@ -166,22 +166,20 @@ class FoldTraining:
         Raises:
             ValueError: the state of another experiment.
         """
-        epoch = state["progress"]["epoch"]
-        self.begin_phase(span_at(self.experiment, min(epoch, self.experiment.num_epochs - 1)))
+        progress = progress_of(state, self.run)
+        self.begin_phase(span_at(self.experiment, min(progress.epoch, self.experiment.num_epochs - 1)))
         try:
-            self.progress = Progress(**state["progress"])
+            self.progress = progress
             self.step.load_state_dict(state["step"])
             if state["phase"] == self.span.phase.name:  # a phase that begins has a new optimiser
                 self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            if self.average is not None:
-                self.average.load_state_dict(state["average"])
+            if state["scaler"]:  # empty where nothing was scaled
+                self.scaler.load_state_dict(state["scaler"])
+            if self.average is not None:  # an average that was asked for on the way begins here
+                self.average.load_state_dict(state["average"] or self.step.network.state_dict())
             self.meter.restore(state["meter"], self.ranks)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.run.path / STATE_FILE}: not the state of this experiment: {error}. "
-                "Is the file of another run? Delete it to train this fold from its beginning."
-            ) from error
+            raise not_this_state(self.run, error) from error
         self._continue_inside_epoch(state)
 
     def _continue_inside_epoch(self, state: dict[str, Any]) -> None:
@@ -195,6 +193,26 @@ class FoldTraining:
         seen = self.progress.batch * state["global_batch"] // self.global_batch
         accumulate = self.span.phase.optim.accumulate
         self.progress.batch = min(seen, len(self.loader)) // accumulate * accumulate
+
+
+def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
+    """The progress in a saved state.
+
+    Raises:
+        ValueError: the state of something else, or of an earlier version of this code.
+    """
+    try:
+        return Progress(**state["progress"])
+    except (KeyError, TypeError) as error:
+        raise not_this_state(run, error) from error
+
+
+def not_this_state(run: RunFolder, error: Exception) -> ValueError:
+    """What to tell a user whose resume file does not fit."""
+    return ValueError(
+        f"{run.path / STATE_FILE}: not the state of this experiment: {error}. Is it the file of another run, or of an "
+        "earlier version of the code? Delete it to train this fold from its beginning."
+    )
 
 
 def prepare(

@@ -9,7 +9,7 @@ from multiattn.config import Experiment
 from multiattn.training.crops import FoldCrops
 from multiattn.training.distributed import Ranks, wait_for_all
 from multiattn.training.epoch import require_finite, train_epoch
-from multiattn.training.fold_training import FoldTraining, Progress, prepare
+from multiattn.training.fold_training import FoldTraining, Progress, prepare, progress_of
 from multiattn.training.interruption import Interruption, listening
 from multiattn.training.live import Live
 from multiattn.training.phases import span_at
@@ -36,7 +36,7 @@ def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, devi
         SystemExit: the process was asked to end; the state has been saved.
     """
     state = load_state(run.path)
-    if state is not None and _is_over(Progress(**state["progress"]), experiment):
+    if state is not None and _is_over(progress_of(state, run), experiment):
         logger.info("%s: finished already", run.model_name)
         return
     with listening() as interruption:
