@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes share two cores, and sums stay fixed
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,14 @@ def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
         )
 
     return paths(build_once("pipeline", make))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """`main` takes over the root logger, as a command may; the next test gets it back."""
+    root, package = logging.getLogger(), logging.getLogger("multiattn")
+    before = root.handlers[:], root.level, package.level
+    yield
+    root.handlers[:], level, package_level = before
+    root.setLevel(level)
+    package.setLevel(package_level)

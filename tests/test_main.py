@@ -1,6 +1,5 @@
 """The command line as a user meets it: usage, mistyped names, errors without a traceback."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -11,17 +10,6 @@ import pytest
 from multiattn.__main__ import STAGES, main
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """`main` takes over the root logger, as a command may; the next test gets it back."""
-    root, package = logging.getLogger(), logging.getLogger("multiattn")
-    before = root.handlers[:], root.level, package.level
-    yield
-    root.handlers[:], level, package_level = before
-    root.setLevel(level)
-    package.setLevel(package_level)
 
 
 def python(*words: str) -> subprocess.CompletedProcess:

@@ -357,3 +357,73 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(suffix, tmp_path
 def test_writing_makes_the_folders_above(tmp_path):
     FOLDS.write(good(FOLDS), tmp_path / "new" / "folder" / "t.csv")
     assert len(FOLDS.read(tmp_path / "new" / "folder" / "t.csv")) == 1
+
+
+# --- some columns of millions of rows -------------------------------------------------------------------------------
+
+KEY_AND_CROP = ("video_id", "frame_index", "track", "crop")
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+@pytest.mark.parametrize("num_rows", [0, 1, 5], ids=["empty", "one row", "five rows"])
+@pytest.mark.parametrize("columns", [KEY_AND_CROP, (*KEY_AND_CROP, "x1", "score"), tuple(FACES.columns)], ids=len)
+def test_columns_read_in_pieces_are_those_of_the_whole_table(columns, num_rows, at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", at_once)
+    frame = FACES.validate(good(FACES, num_rows), "made here") if num_rows else FACES.empty()
+    FACES.write(frame, tmp_path / "faces.parquet")
+    found = FACES.read_columns(tmp_path / "faces.parquet", columns)
+    expected = frame[list(columns)]
+    floats = [name for name in columns if expected[name].dtype == "float64"]
+    expected = expected.astype(dict.fromkeys(floats, "float32"))
+    assert found["video_id"].dtype == "category"
+    pd.testing.assert_frame_equal(found.astype({"video_id": expected["video_id"].dtype}), expected)
+
+
+def test_columns_come_in_the_order_of_the_contract(tmp_path):
+    FACES.write(good(FACES, 2), tmp_path / "faces.parquet")
+    assert tuple(FACES.read_columns(tmp_path / "faces.parquet", KEY_AND_CROP[::-1])) == KEY_AND_CROP
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        pytest.param(
+            good(FACES, 9, frame_index=[0, 1, 2, 3, -4, 5, 6, -7, 8]),
+            r"column 'frame_index': expected .* in 2 of 9 rows; the first: row 4: -4; row 7: -7",
+            id="values out of range, rows counted in the whole",
+        ),
+        pytest.param(good(FACES, 2, frame_index=[0.0, 0.5]), "column 'frame_index'", id="a fraction"),
+        pytest.param(good(FACES, 2, x1=[0.0, np.nan]), "column 'x1'", id="no number"),
+        pytest.param(good(FACES, 2, crop=["a", ""]), "column 'crop'", id="an empty name"),
+        pytest.param(
+            good(FACES, 3, video_id="a"), r"each \(video_id, frame_index, track\) once, found 3", id="repeated"
+        ),
+        pytest.param(
+            good(FACES, 4, video_id=["b", "a", "c", "a"]), r"once, found 2 rows that share", id="repeated, far apart"
+        ),
+        pytest.param(good(FACES, 2).drop(columns="track"), "expected column 'track'", id="a column is missing"),
+    ],
+)
+def test_columns_that_break_the_contract_are_refused_as_the_whole_table_is(frame, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 3)
+    frame.to_parquet(tmp_path / "faces.parquet", index=False)
+    with pytest.raises(ValueError, match=message) as caught:
+        FACES.read_columns(tmp_path / "faces.parquet", (*KEY_AND_CROP, "x1"))
+    assert str(tmp_path / "faces.parquet") in str(caught.value)
+
+
+def test_columns_of_other_types_are_turned_into_the_right_ones_all_the_same(tmp_path):
+    frame = good(FACES, 2, frame_index=[3.0, 4.0]).assign(video_id=[7, 8])
+    frame.to_parquet(tmp_path / "faces.parquet", index=False)
+    found = FACES.read_columns(tmp_path / "faces.parquet", (*KEY_AND_CROP, "x1"))
+    assert found["frame_index"].tolist() == [3, 4]
+    assert found["video_id"].tolist() == ["7", "8"]
+    assert found.dtypes.astype(str)[["frame_index", "x1", "video_id"]].tolist() == ["int64", "float32", "category"]
+
+
+def test_columns_that_are_not_there_or_not_parquet_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no faces table here"):
+        FACES.read_columns(tmp_path / "faces.parquet", KEY_AND_CROP)
+    (tmp_path / "faces.parquet").write_bytes(b"text")
+    with pytest.raises(ValueError, match="not a readable faces table"):
+        FACES.read_columns(tmp_path / "faces.parquet", KEY_AND_CROP)

@@ -181,8 +181,8 @@ def demo() -> Experiment:
     forgeries, and would stand in crops labelled real.
 
     Pairs of a real crop and its fake teach it what differs: out of fold a log loss of 0.060 +- 0.061 over three seeds,
-    against 0.351 +- 0.143 with balanced sampling of the same crops (`multiattn ablation demo-training`). They need crops
-    that lie where their original's do: `multiattn faces --reuse-original`.
+    against 0.351 +- 0.143 with balanced sampling of the same crops (`multiattn ablation demo-training`). They need
+    crops that lie where their original's do: `multiattn faces --reuse-original`.
 
     Takes 3 to 4 minutes for all folds on 2 CPU cores. Expect an out-of-fold log loss below 0.15.
     """

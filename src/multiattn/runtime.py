@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -272,10 +273,22 @@ def tune_cpu() -> None:
 
 
 def leave_signals_to_parent() -> None:
-    """For worker processes: a scheduler signals all processes of a job, and a worker that died of it would take its
-    parent's work with it before that has saved. Workers end with their parent."""
+    """For worker processes: end when the parent asks, and not with the rest of the job.
+
+    A scheduler signals all processes of a job, and a worker that died of it would take its parent's work with it
+    before that has saved. But a parent that ends, by an error say, asks its workers by the same SIGTERM and waits for
+    them, for ever if they ignored it.
+    """
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    threading.Thread(target=_end_when_parent_asks, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_asks(parent: int) -> None:
+    while signal.sigwaitinfo(ENDING_SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def memory_in_use(device: "torch.device") -> int:

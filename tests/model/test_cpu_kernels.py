@@ -1,70 +1,24 @@
 """The CPU kernels of training against ATen's: outputs, gradients, statistics, and when they stand aside."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
+from kernel_checks import assert_close, assert_same_training, functions_of, gradients, pair, random_input, uses_kernels
 from timm.layers import BatchNormAct2d
 from timm.layers.conv2d_same import Conv2dSame
-from timm.models._efficientnet_blocks import SqueezeExcite
-from torch import Tensor, nn
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
+from torch import nn
 
 from multiattn.model import cpu_layers
 from multiattn.model.cpu_layers import speed_up_cpu_training
-
-KERNEL_FUNCTIONS = ("_DepthwiseConvolution", "_BatchNormSiLU", "_Squeeze", "_Excite")
-
-
-def pair(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The layer, and its copy on the CPU kernels."""
-    return layer, speed_up_cpu_training(copy.deepcopy(layer))
-
-
-def gradients(module: nn.Module, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output, and the gradients of its weighted sum with respect to the input and every parameter."""
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    out = module(x)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-    module.zero_grad()
-    (out * weight).sum().backward()
-    return out.detach(), {"x": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
-    """Within `tolerance` of the largest expected value: sums of thousands of float32 terms cancel."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    assert (actual - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
-
-
-def assert_same_training(plain: nn.Module, fast: nn.Module, x: Tensor) -> None:
-    # The reference is float64: float32 ATen is no closer to it than the kernels are.
-    expected, expected_gradients = gradients(copy.deepcopy(plain).double(), x.double())
-    actual, actual_gradients = gradients(fast, x)
-    assert_close(actual, expected.float())
-    assert actual_gradients.keys() == expected_gradients.keys()
-    for name, gradient in actual_gradients.items():
-        assert_close(gradient, expected_gradients[name].float())
-
-
-def uses_kernels(out: Tensor) -> bool:
-    """Whether a function of `cpu_layers` made this output."""
-    names, nodes = set(), [out.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None:
-            names.add(type(node).__name__)
-            nodes += [after for after, _ in node.next_functions]
-    return any(f"{name}Backward" in names for name in KERNEL_FUNCTIONS)
-
-
-def random_input(*shape: int, contiguous: bool = False, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    x = scale * torch.randn(shape, generator=torch.Generator().manual_seed(0)) + shift
-    return x if contiguous else x.contiguous(memory_format=torch.channels_last)
-
 
 SHAPES = [
     pytest.param((2, 7, 9, 12), False, id="odd and even"),
@@ -159,11 +113,72 @@ def test_squeeze_and_excitation_and_its_gradients_are_those_of_timm(shape, conti
     assert_same_training(plain, fast, x)
 
 
+def block(kind: type[nn.Module], *, channels: int = 6, out: int = 6, **options) -> nn.Module:
+    """A timm block with SiLU, and squeeze and excitation unless told otherwise; weights drawn, normalisations too."""
+    torch.manual_seed(0)
+    options = {"act_layer": nn.SiLU, "se_layer": partial(SqueezeExcite, rd_ratio=0.5), "pad_type": "same", **options}
+    made = kind(channels, out, **options)
+    for norm in made.modules():
+        if isinstance(norm, BatchNormAct2d):
+            nn.init.normal_(norm.weight, 1.0, 0.3), nn.init.normal_(norm.bias)
+    return made.train()
+
+
+WHOLE = {"DepthwiseConvolution", "NormSqueeze", "NormExcite", "NormAdd"}
+BLOCKS = [
+    pytest.param(block(InvertedResidual, exp_ratio=4.0), {*WHOLE, "NormSiLU"}, id="inverted residual"),
+    pytest.param(block(InvertedResidual, stride=2, out=7), {*WHOLE, "NormSiLU"}, id="strided, other channels"),
+    pytest.param(block(InvertedResidual, noskip=True, dw_kernel_size=5), {*WHOLE, "NormSiLU"}, id="no shortcut"),
+    pytest.param(block(InvertedResidual, drop_path_rate=0.5), {*WHOLE, "NormSiLU"}, id="stochastic depth"),
+    pytest.param(block(InvertedResidual, se_layer=None), {"DepthwiseConvolution", "NormSiLU", "NormAdd"}, id="no gate"),
+    pytest.param(block(DepthwiseSeparableConv), WHOLE, id="separable"),
+    pytest.param(block(DepthwiseSeparableConv, drop_path_rate=0.5), WHOLE, id="separable, stochastic depth"),
+    pytest.param(block(DepthwiseSeparableConv, pw_act=True), {*WHOLE, "NormSiLU"} - {"NormAdd"}, id="two activations"),
+    pytest.param(
+        block(InvertedResidual, act_layer=nn.ReLU), {"DepthwiseConvolution", "NormAdd", "Squeeze", "Excite"}, id="ReLU"
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "functions"), BLOCKS)
+def test_a_block_and_its_gradients_are_those_of_timm(layer, functions):
+    plain, fast = pair(copy.deepcopy(layer))
+    x = random_input(4, 6, 9, 8)
+    assert functions_of(fast(x)) == functions
+    fast.load_state_dict(plain.state_dict())
+    assert_same_training(plain, fast, x)
+    reference = copy.deepcopy(plain).double()
+    plain.load_state_dict(reference.state_dict())
+    gradients(plain, x)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(fast.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("watched", ["bn2", "se", "se.conv_reduce", "bn3", "drop_path"])
+def test_a_hook_on_a_part_of_a_block_is_called_as_ever(watched):
+    plain, fast = pair(block(InvertedResidual, drop_path_rate=0.5))
+    x, seen = random_input(4, 6, 9, 8), []
+    for module in (plain, fast):
+        torch.manual_seed(5)
+        module.get_submodule(watched).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        module(x)
+    assert len(seen) == 2
+    assert_close(seen[1].detach(), seen[0].detach())
+
+
+@pytest.mark.parametrize("kind", [InvertedResidual, DepthwiseSeparableConv])
+def test_a_block_with_space_to_depth_stays_what_it_is(kind):
+    layer = block(kind, s2d=1, out=24)
+    assert type(speed_up_cpu_training(copy.deepcopy(layer))) is kind
+
+
 LAYERS = [
     pytest.param(nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), id="convolution"),
     pytest.param(Conv2dSame(6, 6, 5, stride=2, groups=6, bias=False), id="SAME convolution"),
     pytest.param(BatchNormAct2d(6, act_layer=nn.SiLU), id="normalisation"),
     pytest.param(SqueezeExcite(6, rd_channels=2, act_layer=nn.SiLU), id="gate"),
+    pytest.param(block(InvertedResidual), id="inverted residual"),
+    pytest.param(block(DepthwiseSeparableConv), id="separable"),
 ]
 
 
@@ -176,14 +191,19 @@ def test_evaluation_without_gradients_is_timms_bit_for_bit(layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("kind", ["float64", "autocast"])
+@pytest.mark.parametrize("kind", ["float64", "bfloat16 weights", "float16 by autocast"])
 def test_what_the_kernels_do_not_serve_takes_timms_path(layer, kind):
     plain, fast = pair(copy.deepcopy(layer))
     x = random_input(2, 6, 9, 8)
-    if kind == "float64":
-        plain, fast, x = plain.double(), fast.double(), x.double()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
-        out, expected = fast(x), plain(x)
+    if not kind.endswith("autocast"):
+        dtype = torch.float64 if kind == "float64" else torch.bfloat16
+        plain, fast, x = plain.to(dtype), fast.to(dtype), x.to(dtype)
+    with torch.autocast("cpu", dtype=torch.float16, enabled=kind.endswith("autocast")):
+        # A block's normalisations have float32 weights and see float32 unless a convolution came before.
+        out, expected = (
+            fast(x.half() if kind.endswith("autocast") else x),
+            plain(x.half() if kind.endswith("autocast") else x),
+        )
     assert not uses_kernels(out)
     assert torch.equal(out, expected)
 
@@ -242,6 +262,7 @@ def test_every_layer_of_an_efficientnet_the_kernels_know_is_changed():
     assert kinds.count(cpu_layers.CpuConv2dSame) == 4
     assert kinds.count(cpu_layers.CpuBatchNormSiLU) == 64
     assert kinds.count(cpu_layers.CpuSqueezeExcite) == 32
+    assert kinds.count(cpu_layers.CpuInvertedResidual) + kinds.count(cpu_layers.CpuDepthwiseSeparableConv) == 32
 
 
 def test_doing_it_twice_changes_nothing_more():
@@ -270,8 +291,8 @@ def test_results_have_the_same_bits_each_time_and_with_every_number_of_threads(l
     _, fast = pair(copy.deepcopy(layer))
     x = random_input(2, 6, 301, 203)
     found = []
-    # Inside a gate are two small convolutions of ATen's, whose sums depend on the number of threads.
-    for threads in (2, 2, 2) if isinstance(layer, SqueezeExcite) else (2, 2, 1):
+    # Inside a gate and a block are products of ATen's, whose sums depend on the number of threads.
+    for threads in (2, 2, 1) if isinstance(layer, nn.Conv2d | BatchNormAct2d) else (2, 2, 2):
         thread_setter(threads)
         out, found_gradients = gradients(copy.deepcopy(fast), x)
         found.append([out, *found_gradients.values()])
@@ -284,3 +305,17 @@ def test_an_empty_batch_and_a_tensor_of_other_rank_are_torchs_business():
     assert fast(torch.zeros(0, 3, 4, 4)).shape == plain(torch.zeros(0, 3, 4, 4)).shape
     x = torch.from_numpy(np.ones((3, 4, 4), np.float32))
     assert torch.equal(fast(x), plain(x))
+
+
+def test_omp_num_threads_still_counts_after_the_first_kernel():
+    code = """
+import torch
+from timm.layers import BatchNormAct2d
+from multiattn.model.cpu_layers import speed_up_cpu_training
+layer = speed_up_cpu_training(BatchNormAct2d(4, act_layer=torch.nn.SiLU))
+layer(torch.randn(2, 4, 8, 8))
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

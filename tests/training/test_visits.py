@@ -189,9 +189,3 @@ def test_crops_of_another_program_are_refused_where_landmarks_are_needed(setting
         make_dataset(crops, image_size=96, **settings)
     assert option in str(caught.value)
     make_dataset(crops, image_size=96, augmentation="paper")
-
-
-def test_only_fakes_are_nothing_to_learn_from(tmp_path):
-    crops = make_folder(tmp_path, 96, {"r": (0, [(0, 0)]), "f": (1, [(0, 0)])})
-    with pytest.raises(ValueError, match=r"--sbi 1\.0: expected less"):
-        training_loader(crops, DataConfig(image_size=96, sbi=1.0), seed=7, rank=0, world_size=1)

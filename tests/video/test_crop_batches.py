@@ -1,6 +1,11 @@
 """Batches from workers: the same as from one process, in memory that is used again without anyone noticing."""
 
+import multiprocessing
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -111,3 +116,34 @@ def test_too_little_shared_memory_is_said_with_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match=r"--data\.num-workers 2: batches of 4 crops of 32 pixels .* --shm-size"):
         crop_loader(Numbers(8), num_workers=2, batch_size=4)
     crop_loader(Numbers(8), num_workers=0, batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_workers_outlive_the_signal_that_asks_a_whole_job_to_end(name):
+    """A scheduler sends it to every process; the training saves and ends its workers itself."""
+    before = set(multiprocessing.active_children())
+    loader = crop_loader(Numbers(80), num_workers=2, batch_size=2)
+    batches = iter(loader)
+    found = values([next(batches) for _ in range(3)])
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert found + values(batches) == [[i, i + 1] for i in range(0, 80, 2)]
+    assert all(worker.is_alive() for worker in workers)
+
+
+LEFT_EARLY = """
+from test_crop_batches import Numbers
+from multiattn.video.crop_batches import crop_loader
+
+batches = iter(crop_loader(Numbers(80), num_workers=2, batch_size=2))
+next(batches)
+raise SystemExit(3)
+"""
+
+
+def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    ended = subprocess.run([sys.executable, "-c", LEFT_EARLY], env=environment, timeout=60, check=False)
+    assert ended.returncode == 3

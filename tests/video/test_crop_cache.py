@@ -1,6 +1,5 @@
 """Crops kept decoded: what comes back, what counts as empty, who shares the file, and who removes it."""
 
-import gc
 import logging
 import multiprocessing
 import os
@@ -167,7 +166,6 @@ def test_a_cache_on_disk_is_there_again_the_next_time(folder):
     path = cache.path
     assert path.parent == folder / ".cache"
     del cache
-    gc.collect()
     np.testing.assert_array_equal(open_in(folder).get(5), crop_of(5))
     assert open_in(folder).path == path
 
@@ -178,10 +176,8 @@ def test_a_cache_in_memory_goes_with_the_last_that_uses_it(folder, tmp_path):
     path = first.path
     assert path.parent == tmp_path / "shm"
     del first
-    gc.collect()
     assert path.exists()
     del second
-    gc.collect()
     assert not path.exists()
 
 
@@ -206,7 +202,6 @@ def test_a_cache_in_memory_outlives_one_of_two_processes(end, folder):
     path = cache.path
     np.testing.assert_array_equal(cache.get(1), crop_of(1))
     del cache
-    gc.collect()
     assert path.exists(), "the other one still uses it"
     if end == "is killed":
         os.kill(other.pid, signal.SIGKILL)
@@ -217,7 +212,6 @@ def test_a_cache_in_memory_outlives_one_of_two_processes(end, folder):
         release.set()
         other.join()
         assert again.path.exists()
-    gc.collect()
 
 
 def test_what_a_killed_run_left_in_memory_is_removed_by_any_other(folder):
@@ -260,7 +254,6 @@ def test_other_crops_are_not_taken_for_these(change, same, folder):
     cache.put(2, crop_of(2))
     path = cache.path
     del cache
-    gc.collect()
     changes = change(folder)
     found = open_in(folder, **changes).get(2)
     assert (found is not None) == same
@@ -292,12 +285,20 @@ def test_no_room_is_said_before_anything_is_read(kind, folder, monkeypatch):
     assert "--shm-size" in str(caught.value)
 
 
+def test_a_folder_that_may_not_be_written_is_said_to_be_one(folder, monkeypatch):
+    def refuse(*_) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(crop_cache.os, "open", refuse)
+    with pytest.raises(ValueError, match=r"--data\.cache disk: cannot write .*-32\.crops\. Take another --data\.cache"):
+        open_in(folder)
+
+
 def test_what_the_cache_holds_already_needs_no_new_room(folder, monkeypatch):
     cache = open_in(folder)
     for row in range(100):
         cache.put(row, crop_of(row))
     del cache
-    gc.collect()
     monkeypatch.setattr(crop_cache, "_free_bytes", lambda *_: 10_000)
     assert open_in(folder).get(99) is not None
 

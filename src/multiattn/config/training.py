@@ -19,7 +19,8 @@ class DataConfig:
     augmentation: Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"] = "standard"
     """Preset of `training/augment`."""
     sbi: Annotated[float, tyro.conf.arg(aliases=("--sbi",))] = 0.0
-    """Probability that a visit of a real crop shows it blended with itself instead (self-blended image), as a fake."""
+    """Probability that a visit of a real crop shows it blended with itself instead (self-blended image), as a fake.
+    An epoch stays as long and, up to 0.5, as balanced: so many fewer forged videos are visited, none at 0.5."""
     sampling: Annotated[Literal["balanced", "paired", "weighted"], tyro.conf.arg(aliases=("--sampling",))] = "balanced"
     """`balanced`: as many visits of real videos as of fake ones. `paired`: a real crop and the same frame and face of
     one of its fakes side by side, with one geometric augmentation. `weighted`: every video once, and a cross entropy
@@ -27,7 +28,8 @@ class DataConfig:
     frames_per_video: int = 8
     """Crops drawn from a video each time an epoch visits it; the next visit continues where this one stopped."""
     videos_per_class: int | None = None
-    """Videos of each class in one epoch; None takes the larger class whole and repeats the smaller one."""
+    """Videos of each class in one epoch; None takes the larger class whole and repeats the smaller one. With `paired`
+    sampling: visits of real videos. `weighted` does not use it."""
     validation_frames: int | None = None
     """Evenly spaced frames of each held-out video that are validated on, and stand in oof.parquet; None takes all."""
     batch_size: int = 12
@@ -49,7 +51,7 @@ class DataConfig:
         )
         require(self.batch_size >= 2, self, "batch_size", "at least 2 (batch normalisation needs two samples)")
         require(self.num_workers >= 0, self, "num_workers", "at least 0")
-        require(0 <= self.sbi <= 1, self, "sbi", "a probability")
+        require(0 <= self.sbi < 1, self, "sbi", "a probability below 1")
         require(
             self.sbi == 0 or self.sampling != "paired", self, "sbi", "0 with paired sampling, whose pairs are given"
         )

@@ -1,18 +1,17 @@
-"""Depthwise convolution over channels-last float32 arrays on a CPU, forward and backward; see `cpu_kernels.py`."""
+"""Depthwise convolution over channels-last arrays on a CPU, forward and backward; see `cpu_kernels.py`."""
 
 import numba
 import numpy as np
 
-from multiattn.model.cpu_kernels import OPTIONS
+from multiattn.model.cpu_arithmetic import OPTIONS, narrow, widen
 
-BLOCK = 64
+BLOCK = 128
 """Channels in a block of the kernel's gradient: their sums of all taps stay in the first cache."""
-CHUNKS = 16
+CHUNKS = 32
 """Parts the rows of the kernel's gradient are cut into."""
-ZERO = np.float32(0.0)
 INDEX = np.uint64
 """Unsigned offsets: numba would compile signed ones with Python's wraparound, which does not vectorise."""
-B0, B1, B2, B3, B4 = (INDEX(tap * BLOCK) for tap in range(5))
+B1, B2, B3, B4, B5, B6, B7 = (INDEX(place * BLOCK) for place in range(1, 8))
 
 
 @numba.njit(**OPTIONS)
@@ -21,51 +20,77 @@ def _copy_channels(row, width, channels, low, count, left, out):
     for column in range(width):
         target, source = INDEX((column + left) * BLOCK), INDEX(column * channels + low)
         for c in range(INDEX(count)):
-            out[target + c] = row[source + c]
+            out[target + c] = widen(row[source + c])
 
 
 @numba.njit(**OPTIONS)
-def _add_taps_3(gradient, line, width, stride, channels, low, count, sums):
-    """sums (3, BLOCK) += gradient (w * C,) times the 3 pixels of `line` that each of its columns saw."""
-    for column in range(0, width - 1, 2):
-        p, q = INDEX(column * channels + low), INDEX((column + 1) * channels + low)
-        r, t = INDEX(column * stride * BLOCK), INDEX((column + 1) * stride * BLOCK)
-        for c in range(INDEX(count)):
-            g, h = gradient[p + c], gradient[q + c]
-            sums[c] += g * line[r + c] + h * line[t + c]
-            sums[B1 + c] += g * line[r + B1 + c] + h * line[t + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c] + h * line[t + B2 + c]
-    if width % 2:
-        p, r = INDEX((width - 1) * channels + low), INDEX((width - 1) * stride * BLOCK)
-        for c in range(INDEX(count)):
-            g = gradient[p + c]
-            sums[c] += g * line[r + c]
-            sums[B1 + c] += g * line[r + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c]
+def _add_four_columns_3(gradient, line, at, channels, count, seen, sums):
+    """sums (3, BLOCK) += gradient (w * C,) at four columns, times the 6 pixels of `line` they saw with stride 1."""
+    p0, p1, p2, p3 = INDEX(at), INDEX(at + channels), INDEX(at + 2 * channels), INDEX(at + 3 * channels)
+    r = INDEX(seen)
+    for c in range(INDEX(count)):
+        g0, g1, g2, g3 = (
+            widen(gradient[p0 + c]),
+            widen(gradient[p1 + c]),
+            widen(gradient[p2 + c]),
+            widen(gradient[p3 + c]),
+        )
+        x0, x1, x2, x3 = line[r + c], line[r + B1 + c], line[r + B2 + c], line[r + B3 + c]
+        x4, x5 = line[r + B4 + c], line[r + B5 + c]
+        sums[c] += (g0 * x0 + g1 * x1) + (g2 * x2 + g3 * x3)
+        sums[B1 + c] += (g0 * x1 + g1 * x2) + (g2 * x3 + g3 * x4)
+        sums[B2 + c] += (g0 * x2 + g1 * x3) + (g2 * x4 + g3 * x5)
 
 
 @numba.njit(**OPTIONS)
-def _add_taps_5(gradient, line, width, stride, channels, low, count, sums):
-    """As `_add_taps_3`, with 5 taps; written out, since a loop over taps would not stay in registers."""
-    for column in range(0, width - 1, 2):
-        p, q = INDEX(column * channels + low), INDEX((column + 1) * channels + low)
-        r, t = INDEX(column * stride * BLOCK), INDEX((column + 1) * stride * BLOCK)
+def _add_four_columns_5(gradient, line, at, channels, count, seen, sums):
+    """As `_add_four_columns_3`, with 5 taps; written out, since a loop over taps would not stay in registers."""
+    p0, p1, p2, p3 = INDEX(at), INDEX(at + channels), INDEX(at + 2 * channels), INDEX(at + 3 * channels)
+    r = INDEX(seen)
+    for c in range(INDEX(count)):
+        g0, g1, g2, g3 = (
+            widen(gradient[p0 + c]),
+            widen(gradient[p1 + c]),
+            widen(gradient[p2 + c]),
+            widen(gradient[p3 + c]),
+        )
+        x0, x1, x2, x3 = line[r + c], line[r + B1 + c], line[r + B2 + c], line[r + B3 + c]
+        x4, x5, x6, x7 = line[r + B4 + c], line[r + B5 + c], line[r + B6 + c], line[r + B7 + c]
+        sums[c] += (g0 * x0 + g1 * x1) + (g2 * x2 + g3 * x3)
+        sums[B1 + c] += (g0 * x1 + g1 * x2) + (g2 * x3 + g3 * x4)
+        sums[B2 + c] += (g0 * x2 + g1 * x3) + (g2 * x4 + g3 * x5)
+        sums[B3 + c] += (g0 * x3 + g1 * x4) + (g2 * x5 + g3 * x6)
+        sums[B4 + c] += (g0 * x4 + g1 * x5) + (g2 * x6 + g3 * x7)
+
+
+@numba.njit(**OPTIONS)
+def _add_column(gradient, line, at, count, seen, size, sums):
+    """sums (size, BLOCK) += gradient (w * C,) at one column, times the `size` pixels of `line` it saw."""
+    p, r = INDEX(at), INDEX(seen)
+    for c in range(INDEX(count)):
+        g = widen(gradient[p + c])
+        sums[c] += g * line[r + c]
+        sums[B1 + c] += g * line[r + B1 + c]
+        sums[B2 + c] += g * line[r + B2 + c]
+    if size == 5:
         for c in range(INDEX(count)):
-            g, h = gradient[p + c], gradient[q + c]
-            sums[c] += g * line[r + c] + h * line[t + c]
-            sums[B1 + c] += g * line[r + B1 + c] + h * line[t + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c] + h * line[t + B2 + c]
-            sums[B3 + c] += g * line[r + B3 + c] + h * line[t + B3 + c]
-            sums[B4 + c] += g * line[r + B4 + c] + h * line[t + B4 + c]
-    if width % 2:
-        p, r = INDEX((width - 1) * channels + low), INDEX((width - 1) * stride * BLOCK)
-        for c in range(INDEX(count)):
-            g = gradient[p + c]
-            sums[c] += g * line[r + c]
-            sums[B1 + c] += g * line[r + B1 + c]
-            sums[B2 + c] += g * line[r + B2 + c]
+            g = widen(gradient[p + c])
             sums[B3 + c] += g * line[r + B3 + c]
             sums[B4 + c] += g * line[r + B4 + c]
+
+
+@numba.njit(**OPTIONS)
+def _add_row(gradient, line, width, stride, channels, low, count, size, sums):
+    """sums (size, BLOCK) += gradient (w * C,) times the pixels of `line` that each of its columns saw."""
+    fours = width // 4 if stride == 1 else 0
+    for number in range(fours):
+        at, seen = 4 * number * channels + low, 4 * number * BLOCK
+        if size == 3:
+            _add_four_columns_3(gradient, line, at, channels, count, seen, sums)
+        else:
+            _add_four_columns_5(gradient, line, at, channels, count, seen, sums)
+    for column in range(4 * fours, width):
+        _add_column(gradient, line, column * channels + low, count, column * stride * BLOCK, size, sums)
 
 
 @numba.njit(parallel=True, **OPTIONS)
@@ -73,8 +98,8 @@ def depthwise_weight_gradient(x, gradient, size, stride, top, left):
     """Gradient of a depthwise kernel.
 
     Args:
-        x: (B, H, W, C) float32, the convolution's input without its padding.
-        gradient: (B, h, w, C) float32, of the output.
+        x: (B, H, W, C), stored numbers, the convolution's input without its padding.
+        gradient: (B, h, w, C), stored numbers, of the output.
         size: of the square kernel, 3 or 5.
         stride: in both directions.
         top, left: zeros before the first row and column; those after the last follow from the shapes.
@@ -89,30 +114,33 @@ def depthwise_weight_gradient(x, gradient, size, stride, top, left):
     step = (rows + chunks - 1) // chunks
     partial = np.zeros((chunks, blocks, size, size * BLOCK), np.float32)
     places = max(width + left, (out_width - 1) * stride + size)
-    for task in numba.prange(chunks * blocks):
-        k, block = task // blocks, task % blocks
-        low = block * BLOCK
-        count = min(BLOCK, channels - low)
+    for k in numba.prange(chunks):
         line = np.zeros(places * BLOCK, np.float32)  # a row of x between its padding
         for row in range(k * step, min(rows, (k + 1) * step)):
             b, y = row // height, row % height
-            _copy_channels(x[b, y].reshape(width * channels), width, channels, low, count, left, line)
-            for i in range(size):
-                out_row = y + top - i
-                if out_row % stride or not 0 <= out_row // stride < out_height:
-                    continue
-                slopes = gradient[b, out_row // stride].reshape(out_width * channels)
-                if size == 3:
-                    _add_taps_3(slopes, line, out_width, stride, channels, low, count, partial[k, block, i])
-                else:
-                    _add_taps_5(slopes, line, out_width, stride, channels, low, count, partial[k, block, i])
+            for block in range(blocks):
+                low = block * BLOCK
+                count = min(BLOCK, channels - low)
+                _copy_channels(x[b, y].reshape(width * channels), width, channels, low, count, left, line)
+                for i in range(size):
+                    out_row = y + top - i
+                    if out_row % stride or not 0 <= out_row // stride < out_height:
+                        continue
+                    slopes = gradient[b, out_row // stride].reshape(out_width * channels)
+                    _add_row(slopes, line, out_width, stride, channels, low, count, size, partial[k, block, i])
     out = np.zeros((size, size, channels))
-    for k in range(chunks):
-        for i in range(size):
-            for j in range(size):
-                for c in range(channels):
-                    out[i, j, c] += partial[k, c // BLOCK, i, j * BLOCK + c % BLOCK]
+    for block in numba.prange(blocks):
+        for k in range(chunks):
+            for i in range(size):
+                for j in range(size):
+                    _add_to(out[i, j, block * BLOCK : (block + 1) * BLOCK], partial[k, block, i, j * BLOCK :])
     return out
+
+
+@numba.njit(**OPTIONS)
+def _add_to(out, values):
+    for c in range(len(out)):
+        out[c] += values[c]
 
 
 @numba.njit(**OPTIONS)
@@ -128,9 +156,15 @@ def _add_scaled(source, weight, out, count, source_at, source_step, out_at, out_
     for _ in range(count):
         p, q = INDEX(source_at), INDEX(out_at)
         for c in range(INDEX(len(weight))):
-            out[q + c] += source[p + c] * weight[c]
+            out[q + c] += widen(source[p + c]) * weight[c]
         source_at += source_step
         out_at += out_step
+
+
+@numba.njit(**OPTIONS)
+def _write(line, out):
+    for place in range(len(line)):
+        out[place] = narrow(line[place], out)
 
 
 @numba.njit(parallel=True, **OPTIONS)
@@ -138,19 +172,18 @@ def depthwise_forward(x, weight, stride, top, left, out):
     """Depthwise cross-correlation that reads the padding's zeros from nowhere.
 
     Args:
-        x: (B, H, W, C) float32.
+        x: (B, H, W, C), stored numbers.
         weight: (k, k, C) float32.
         stride: in both directions.
         top, left: zeros before the first row and column; those after the last follow from the shapes.
-        out: (B, h, w, C) float32, takes the result.
+        out: (B, h, w, C), stored numbers, takes the result.
     """
     height, width, channels = x.shape[1:]
     batch, out_height, out_width = out.shape[:3]
     size = weight.shape[0]
     for task in numba.prange(batch * out_height):
         b, out_row = task // out_height, task % out_height
-        line = out[b, out_row].reshape(out_width * channels)
-        line[:] = ZERO
+        line = np.zeros(out_width * channels, np.float32)
         for i in range(size):
             y = out_row * stride + i - top
             if 0 <= y < height:
@@ -159,6 +192,7 @@ def depthwise_forward(x, weight, stride, top, left, out):
                     first, end = _columns_seen(width, out_width, stride, j - left)
                     start, step = (first * stride + j - left) * channels, stride * channels
                     _add_scaled(source, weight[i, j], line, end - first, start, step, first * channels, channels)
+        _write(line, out[b, out_row].reshape(out_width * channels))
 
 
 @numba.njit(parallel=True, **OPTIONS)
@@ -166,17 +200,16 @@ def depthwise_input_gradient(gradient, weight, stride, top, left, out):
     """Gradient of `depthwise_forward` with respect to x.
 
     Args:
-        gradient: (B, h, w, C) float32, of the output.
+        gradient: (B, h, w, C), stored numbers, of the output.
         weight, stride, top, left: as in `depthwise_forward`.
-        out: (B, H, W, C) float32, takes the result.
+        out: (B, H, W, C), stored numbers, takes the result.
     """
     out_height, out_width, channels = gradient.shape[1:]
     batch, height, width = out.shape[:3]
     size = weight.shape[0]
     for task in numba.prange(batch * height):
         b, y = task // height, task % height
-        line = out[b, y].reshape(width * channels)
-        line[:] = ZERO
+        line = np.zeros(width * channels, np.float32)
         for i in range(size):
             out_row = y + top - i
             if out_row % stride == 0 and 0 <= out_row // stride < out_height:
@@ -185,3 +218,4 @@ def depthwise_input_gradient(gradient, weight, stride, top, left, out):
                     first, end = _columns_seen(width, out_width, stride, j - left)
                     start, step = (first * stride + j - left) * channels, stride * channels
                     _add_scaled(source, weight[i, j], line, end - first, first * channels, channels, start, step)
+        _write(line, out[b, y].reshape(width * channels))

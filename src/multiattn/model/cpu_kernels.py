@@ -1,75 +1,40 @@
-"""Loops over channels-last float32 arrays for training on a CPU: numba, parallel, with the same bits every time.
+"""Loops over channels-last arrays for training on a CPU: numba, parallel, with the same bits every time.
 
 ATen normalises, activates and multiplies in separate passes over memory, and its depthwise convolution is slow
-backward; these kernels, and those of `cpu_depthwise.py`, do the same arithmetic in as few passes as it takes. Who
-calls them: `cpu_layers.py`.
+backward; these kernels, and those of `cpu_depthwise.py`, do the same arithmetic in as few passes as it takes. Arrays
+hold float32 or bfloat16 (`cpu_arithmetic.py`); arithmetic and sums are float32, totals float64. Who calls them:
+`cpu_functions.py`.
 
 Work is cut into chunks by the shape alone, and partial sums are added in the order of the chunks, so a result depends
-neither on the number of threads nor on their timing. Arrays of (rows, C) are handed over flat. They are walked in
-tiles of a whole number of rows, because loops as short as the 24 channels of an early layer are not worth entering.
-"""
+neither on the number of threads nor on their timing. Arrays of (positions, C) are handed over flat. They are walked in
+tiles of a whole number of positions, because loops as short as the 24 channels of an early layer are not worth
+entering; what each channel has of its own is repeated to fill a tile.
 
-from typing import Any
+In what follows z = x * scale + shift is the normalised input, with scale = weight / sigma and
+shift = bias - mean * scale; `gate` and `lift` are a number for each image and channel.
+"""
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+
+from multiattn.model.cpu_arithmetic import OPTIONS, narrow, silu_and_slope, silu_of, widen
 
 TILE = 2048
-"""Floats in a tile, roughly: large enough for long loops, small enough that a tile stays in the second cache."""
+"""Numbers in a tile, roughly: large enough for long loops, small enough that a tile stays in the second cache."""
 CHUNK = 65536
-"""Floats a thread takes at once, at least, unless there are MAX_CHUNKS of them."""
+"""Numbers a thread takes at once, at least, unless there are MAX_CHUNKS of them."""
 MAX_CHUNKS = 64
-
-# Fused multiply-add is welcome; sums keep their order and NaN stays NaN.
-OPTIONS: dict[str, Any] = {"fastmath": {"contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
-
-HALF, ONE = np.float32(0.5), np.float32(1.0)
-LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(value) for value in (1.44269504, 0.693359375, -2.12194440e-4))
-# Minimax polynomial of (exp(r) - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2]: expf of the Cephes library (S. Moshier).
-E0, E1, E2 = (np.float32(value) for value in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3))
-E3, E4, E5 = (np.float32(value) for value in (4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1))
-LARGEST = np.float32(87.0)  # exp of it is finite in float32, and so is what it is multiplied with
-
-
-@intrinsic
-def _floor(typing_context: Any, value: Any) -> Any:
-    """llvm.floor, which vectorises; NumPy's becomes a call."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.call(builder.module.declare_intrinsic("llvm.floor", [ir.FloatType()]), arguments)
-
-    return types.float32(types.float32), generate
-
-
-@intrinsic
-def _power_of_two(typing_context: Any, exponent: Any) -> Any:
-    """2 ** exponent of a whole float32 in [-126, 127], by writing its exponent bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = ir.IntType(32)
-        biased = builder.add(builder.fptosi(arguments[0], bits), ir.Constant(bits, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(bits, 23)), ir.FloatType())
-
-    return types.float32(types.float32), generate
-
-
-@numba.njit(**OPTIONS)
-def _sigmoid(value):
-    x = -value
-    x = LARGEST if x > LARGEST else x
-    x = -LARGEST if x < -LARGEST else x
-    n = _floor(x * LOG2_E + HALF)
-    r = x - n * LN2_HIGH - n * LN2_LOW
-    polynomial = ((((E0 * r + E1) * r + E2) * r + E3) * r + E4) * r + E5
-    return ONE / (ONE + (polynomial * r * r + r + ONE) * _power_of_two(n))
+MAX_CHANNELS = 4096
+LANE = MAX_CHANNELS + 16
+"""Floats from one of a tile's coefficients or sums to the next of them, which share an array: LLVM does not vectorise a
+loop over many arrays, since any two might overlap. No power of 2, or they would evict each other from the first cache.
+"""
+L1, L2, L3, L4, L5 = (LANE * number for number in range(1, 6))
 
 
 @numba.njit(**OPTIONS)
 def _cut(size, channels):
-    """(tile, chunks, floats in a chunk) of a flat array of rows of `channels`."""
+    """(tile, chunks, numbers in a chunk) of a flat array of positions of `channels`."""
     tile = channels * max(1, TILE // channels)
     tiles = (size + tile - 1) // tile
     chunks = max(1, min(min(MAX_CHUNKS, size // CHUNK), tiles))
@@ -77,35 +42,54 @@ def _cut(size, channels):
 
 
 @numba.njit(**OPTIONS)
-def _repeat(values, size):
-    """`values` over and over until there are `size`."""
-    out = np.empty(size, np.float32)
+def _repeat(values, size, out):
+    """The float32 `values` over and over in the first `size` places of `out`."""
     for start in range(0, size, len(values)):
         out[start : start + len(values)] = values
-    return out
-
-
-# --- batch normalisation and SiLU ---------------------------------------------------------------------------------
 
 
 @numba.njit(**OPTIONS)
-def _add_moments(x, tile, shift, sums, squares):
-    """Add the first two moments of x - shift to `sums` and `squares` (tile,)."""
+def _fold(lanes, tile, out):
+    """out (sums, C) += lanes (sums * LANE,): what the places of a tile have gathered, added up for each channel."""
+    channels = out.shape[1]
+    for number in range(out.shape[0]):
+        for start in range(0, tile, channels):
+            for c in range(channels):
+                out[number, c] += lanes[number * LANE + start + c]
+
+
+@numba.njit(**OPTIONS)
+def _add_up(partial, batch):
+    """(batch * chunks, sums, C) of the chunks -> (batch, sums, C), in the order of the chunks."""
+    chunks = partial.shape[0] // batch
+    out = np.zeros((batch, partial.shape[1], partial.shape[2]))
+    for task in range(partial.shape[0]):
+        out[task // chunks] += partial[task]
+    return out
+
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+@numba.njit(**OPTIONS)
+def _add_moments(x, tile, shift, sums):
+    """Add the first two moments of x - shift to `sums` (2 * LANE,)."""
     start = 0
     while start + 4 * tile <= len(x):
         x0, x1 = x[start : start + tile], x[start + tile : start + 2 * tile]
         x2, x3 = x[start + 2 * tile : start + 3 * tile], x[start + 3 * tile : start + 4 * tile]
         for c in range(tile):
-            d0, d1, d2, d3 = x0[c] - shift[c], x1[c] - shift[c], x2[c] - shift[c], x3[c] - shift[c]
+            d0, d1, d2 = widen(x0[c]) - shift[c], widen(x1[c]) - shift[c], widen(x2[c]) - shift[c]
+            d3 = widen(x3[c]) - shift[c]
             sums[c] += (d0 + d1) + (d2 + d3)
-            squares[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+            sums[c + L1] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
         start += 4 * tile
     while start < len(x):
         x0 = x[start : start + tile]
         for c in range(len(x0)):
-            d0 = x0[c] - shift[c]
+            d0 = widen(x0[c]) - shift[c]
             sums[c] += d0
-            squares[c] += d0 * d0
+            sums[c + L1] += d0 * d0
         start += tile
 
 
@@ -114,33 +98,34 @@ def batch_moments(x, channels):
     """Mean and biased variance of every channel.
 
     Args:
-        x: (rows * C,) float32.
+        x: (positions * C,), stored numbers.
         channels: C.
 
     Returns:
-        mean and variance, (C,) float64; float32 sums within a chunk, taken about the chunk's first row, float64 beyond.
+        mean and variance, (C,) float64; float32 sums within a chunk, taken about its first position, float64 beyond.
     """
     tile, chunks, step = _cut(x.size, channels)
-    sums, squares = np.zeros((chunks, tile), np.float32), np.zeros((chunks, tile), np.float32)
+    firsts, sums = np.zeros((chunks, channels), np.float32), np.zeros((chunks, 2, channels))
     for k in numba.prange(chunks):
         part = x[k * step : (k + 1) * step]
         if part.size:
-            _add_moments(part, tile, _repeat(part[:channels], tile), sums[k], squares[k])
+            for c in range(channels):
+                firsts[k, c] = widen(part[c])
+            lanes, shift = np.zeros(2 * LANE, np.float32), np.empty(LANE, np.float32)
+            _repeat(firsts[k], tile, shift)
+            _add_moments(part, tile, shift, lanes)
+            _fold(lanes, tile, sums[k])
     mean, scatter = np.zeros(channels), np.zeros(channels)
     count = 0
     for k in range(chunks):
-        start = k * step
-        rows = (min(x.size, start + step) - start) // channels
+        rows = (min(x.size, (k + 1) * step) - k * step) // channels
         if rows <= 0:
             break
         total = count + rows
         for c in range(channels):
-            first, second = 0.0, 0.0
-            for lane in range(c, tile, channels):
-                first += sums[k, lane]
-                second += squares[k, lane]
             # Chan, Golub and LeVeque 1979: two groups' means and scatters into one.
-            delta = x[start + c] + first / rows - mean[c]
+            first, second = sums[k, 0, c], sums[k, 1, c]
+            delta = firsts[k, c] + first / rows - mean[c]
             scatter[c] += second - first * first / rows + delta * delta * count * rows / total
             mean[c] += delta * rows / total
         count = total
@@ -149,158 +134,246 @@ def batch_moments(x, channels):
     return mean, scatter
 
 
+# --- normalisation and SiLU, with or without a gate ---------------------------------------------------------------
+
+
 @numba.njit(**OPTIONS)
-def _scale_silu(x, scale, shift, out):
+def _write_silu(x, own, out):
     for c in range(len(x)):
-        y = x[c] * scale[c] + shift[c]
-        out[c] = y * _sigmoid(y)
+        out[c] = narrow(silu_of(widen(x[c]) * own[c] + own[c + L1]) * own[c + L2], out)
 
 
 @numba.njit(parallel=True, **OPTIONS)
-def scale_silu(x, scale, shift, out):
-    """out = SiLU(x * scale + shift): x and out (rows * C,), scale and shift (C,), float32."""
-    tile, chunks, step = _cut(x.size, scale.size)
-    scale, shift = _repeat(scale, tile), _repeat(shift, tile)
-    for k in numba.prange(chunks):
-        for start in range(k * step, min(x.size, (k + 1) * step), tile):
-            end = min(x.size, start + tile)
-            _scale_silu(x[start:end], scale, shift, out[start:end])
-
-
-@numba.njit(**OPTIONS)
-def _silu_slope(x, gradient, scale, shift, out):
-    for c in range(len(x)):
-        y = x[c] * scale[c] + shift[c]
-        s = _sigmoid(y)
-        out[c] = gradient[c] * (s + y * s * (ONE - s))
-
-
-@numba.njit(**OPTIONS)
-def _add_products(gradient, x, center, sums, products):
-    for c in range(len(x)):
-        sums[c] += gradient[c]
-        products[c] += gradient[c] * (x[c] - center[c])
-
-
-@numba.njit(**OPTIONS)
-def _center_gradient(gradient, x, scale, slope, offset):
-    for c in range(len(x)):
-        gradient[c] = gradient[c] * scale[c] - (x[c] * slope[c] + offset[c])
-
-
-@numba.njit(parallel=True, **OPTIONS)
-def batch_norm_silu_backward(x, gradient, weight, bias, mean, inverse_std, out):
-    """Gradients of SiLU(batch_norm(x)) with the batch's own statistics.
+def silu(x, scale, shift, gate, out):
+    """out = SiLU(z) * gate.
 
     Args:
-        x, gradient: (rows * C,) float32, the layer's input and the gradient of its output.
-        weight, bias, mean, inverse_std: (C,) float32.
-        out: (rows * C,) float32, takes the gradient of x; holds that of the normalised x in between.
-
-    Returns:
-        Gradients of weight and bias, (C,) float64.
-    """
-    channels = weight.size
-    tile, chunks, step = _cut(x.size, channels)
-    scale = weight * inverse_std
-    wide_scale, wide_shift = _repeat(scale, tile), _repeat(bias - mean * scale, tile)
-    wide_mean = _repeat(mean, tile)
-    sums, products = np.zeros((chunks, tile), np.float32), np.zeros((chunks, tile), np.float32)
-    for k in numba.prange(chunks):
-        for start in range(k * step, min(x.size, (k + 1) * step), tile):
-            end = min(x.size, start + tile)
-            _silu_slope(x[start:end], gradient[start:end], wide_scale, wide_shift, out[start:end])
-            _add_products(out[start:end], x[start:end], wide_mean, sums[k], products[k])
-    total, product = np.zeros(channels), np.zeros(channels)
-    for k in range(chunks):
-        for start in range(0, tile, channels):
-            for c in range(channels):
-                total[c] += sums[k, start + c]
-                product[c] += products[k, start + c]
-    rows = x.size // channels
-    slope, offset = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    for c in range(channels):
-        # dx = scale (dz - mean(dz) - (x - mean) inverse_std^2 mean(dz (x - mean)))
-        along = scale[c] * inverse_std[c] * inverse_std[c] * product[c] / rows
-        slope[c] = along
-        offset[c] = scale[c] * total[c] / rows - along * mean[c]
-        product[c] *= inverse_std[c]
-    wide_slope, wide_offset = _repeat(slope, tile), _repeat(offset, tile)
-    for k in numba.prange(chunks):
-        for start in range(k * step, min(x.size, (k + 1) * step), tile):
-            end = min(x.size, start + tile)
-            _center_gradient(out[start:end], x[start:end], wide_scale, wide_slope, wide_offset)
-    return product, total
-
-
-# --- squeeze and excitation ---------------------------------------------------------------------------------------
-
-
-@numba.njit(**OPTIONS)
-def _add_row(x, sums):
-    for c in range(len(x)):
-        sums[c] += x[c]
-
-
-@numba.njit(**OPTIONS)
-def _add_product_row(x, y, sums):
-    for c in range(len(x)):
-        sums[c] += x[c] * y[c]
-
-
-@numba.njit(**OPTIONS)
-def _scale_row(x, scale, shift, out):
-    for c in range(len(x)):
-        out[c] = x[c] * scale[c] + shift[c]
-
-
-@numba.njit(**OPTIONS)
-def _fold(partial, channels):
-    """(chunks, tile) float32 partial sums of one image -> (C,) float64."""
-    out = np.zeros(channels)
-    for k in range(partial.shape[0]):
-        for start in range(0, partial.shape[1], channels):
-            for c in range(channels):
-                out[c] += partial[k, start + c]
-    return out
-
-
-@numba.njit(parallel=True, **OPTIONS)
-def image_sums(x, y, channels):
-    """Sum of x * y (of x alone where y is empty) over the positions of each image.
-
-    Args:
-        x: (B, positions * C) float32; y: the same shape, or (B, 0).
-        channels: C.
-
-    Returns:
-        (B, C) float64.
+        x: (B, positions * C), stored numbers; without a gate the batch may come as one image.
+        scale, shift: (C,) float32.
+        gate: (B, C) float32.
+        out: as x, takes the result.
     """
     batch, size = x.shape
-    tile, chunks, step = _cut(size, channels)
-    partial = np.zeros((batch, chunks, tile), np.float32)
+    tile, chunks, step = _cut(size, scale.size)
     for task in numba.prange(batch * chunks):
         b, k = task // chunks, task % chunks
+        own = np.empty(3 * LANE, np.float32)
+        _repeat(scale, tile, own)
+        _repeat(shift, tile, own[L1:])
+        _repeat(gate[b], tile, own[L2:])
         for start in range(k * step, min(size, (k + 1) * step), tile):
             end = min(size, start + tile)
-            if y.shape[1]:
-                _add_product_row(x[b, start:end], y[b, start:end], partial[b, k])
-            else:
-                _add_row(x[b, start:end], partial[b, k])
-    out = np.empty((batch, channels))
-    for b in range(batch):
-        out[b] = _fold(partial[b], channels)
-    return out
+            _write_silu(x[b, start:end], own, out[b, start:end])
+
+
+@numba.njit(**OPTIONS)
+def _add_silu(x, own, sums):
+    for c in range(len(x)):
+        sums[c] += silu_of(widen(x[c]) * own[c] + own[c + L1])
 
 
 @numba.njit(parallel=True, **OPTIONS)
-def scale_images(x, scale, shift, out):
-    """out = x * scale + shift: x and out (B, positions * C), scale and shift (B, C), float32."""
+def silu_sums(x, scale, shift):
+    """Sum of SiLU(z) over the positions of each image: (B, positions * C), (C,), (C,) -> (B, C) float64."""
+    batch, size = x.shape
+    tile, chunks, step = _cut(size, scale.size)
+    partial = np.zeros((batch * chunks, 1, scale.size))
+    for task in numba.prange(batch * chunks):
+        b, k = task // chunks, task % chunks
+        own, sums = np.empty(2 * LANE, np.float32), np.zeros(LANE, np.float32)
+        _repeat(scale, tile, own)
+        _repeat(shift, tile, own[L1:])
+        for start in range(k * step, min(size, (k + 1) * step), tile):
+            _add_silu(x[b, start : min(size, start + tile)], own, sums)
+        _fold(sums, tile, partial[task])
+    return _add_up(partial, batch)[:, 0]
+
+
+@numba.njit(**OPTIONS)
+def _add_slopes(x, gradient, own, sums):
+    for c in range(len(x)):
+        value = widen(x[c])
+        slope = widen(gradient[c]) * silu_and_slope(value * own[c] + own[c + L1])[1]
+        sums[c] += slope
+        sums[c + L1] += slope * (value - own[c + L2])
+
+
+@numba.njit(**OPTIONS)
+def _add_gated_slopes(x, gradient, own, sums):
+    for c in range(len(x)):
+        value, g = widen(x[c]), widen(gradient[c])
+        activated, slope = silu_and_slope(value * own[c] + own[c + L1])
+        centred = slope * (value - own[c + L2])
+        sums[c] += g * slope
+        sums[c + L1] += g * centred
+        sums[c + L2] += g * activated
+        sums[c + L3] += slope
+        sums[c + L4] += centred
+
+
+@numba.njit(parallel=True, **OPTIONS)
+def slope_sums(x, gradient, scale, shift, mean, gated):
+    """What the backward pass of `silu` needs from all positions of an image.
+
+    Args:
+        x, gradient: (B, positions * C), stored numbers; the gradient g of the output.
+        scale, shift, mean: (C,) float32.
+        gated: whether sums 2 to 4 are needed.
+
+    Returns:
+        (B, 5, C) float64, sums of g s', g s' (x - mean), g SiLU(z), s', s' (x - mean), with s' = SiLU'(z).
+    """
+    batch, size = x.shape
+    tile, chunks, step = _cut(size, scale.size)
+    partial = np.zeros((batch * chunks, 5, scale.size))
+    for task in numba.prange(batch * chunks):
+        b, k = task // chunks, task % chunks
+        own, sums = np.empty(3 * LANE, np.float32), np.zeros(5 * LANE, np.float32)
+        _repeat(scale, tile, own)
+        _repeat(shift, tile, own[L1:])
+        _repeat(mean, tile, own[L2:])
+        for start in range(k * step, min(size, (k + 1) * step), tile):
+            end = min(size, start + tile)
+            if gated:
+                _add_gated_slopes(x[b, start:end], gradient[b, start:end], own, sums)
+            else:
+                _add_slopes(x[b, start:end], gradient[b, start:end], own, sums)
+        _fold(sums, tile, partial[task])
+    return _add_up(partial, batch)
+
+
+@numba.njit(**OPTIONS)
+def _write_silu_gradient(x, gradient, own, out):
+    for c in range(len(x)):
+        value = widen(x[c])
+        slope = silu_and_slope(value * own[c] + own[c + L1])[1]
+        outer = (widen(gradient[c]) * own[c + L2] + own[c + L3]) * slope
+        out[c] = narrow(outer - (value * own[c + L4] + own[c + L5]), out)
+
+
+@numba.njit(parallel=True, **OPTIONS)
+def silu_gradient(x, gradient, scale, shift, gate, lift, slope, offset, out):
+    """out = (gradient * gate + lift) * SiLU'(z) - (x * slope + offset), the gradient of a normalised, gated SiLU.
+
+    Args:
+        x, gradient: (B, positions * C), stored numbers.
+        scale, shift, slope, offset: (C,) float32.
+        gate, lift: (B, C) float32.
+        out: as x, takes the result.
+    """
+    batch, size = x.shape
+    tile, chunks, step = _cut(size, scale.size)
+    for task in numba.prange(batch * chunks):
+        b, k = task // chunks, task % chunks
+        own = np.empty(6 * LANE, np.float32)
+        _repeat(scale, tile, own)
+        _repeat(shift, tile, own[L1:])
+        _repeat(gate[b], tile, own[L2:])
+        _repeat(lift[b], tile, own[L3:])
+        _repeat(slope, tile, own[L4:])
+        _repeat(offset, tile, own[L5:])
+        for start in range(k * step, min(size, (k + 1) * step), tile):
+            end = min(size, start + tile)
+            _write_silu_gradient(x[b, start:end], gradient[b, start:end], own, out[b, start:end])
+
+
+# --- products and sums without an activation ----------------------------------------------------------------------
+
+
+@numba.njit(**OPTIONS)
+def _write_scaled(x, own, out):
+    for c in range(len(x)):
+        out[c] = narrow(widen(x[c]) * own[c] + own[c + L1], out)
+
+
+@numba.njit(**OPTIONS)
+def _write_scaled_and_added(x, other, own, out):
+    for c in range(len(x)):
+        out[c] = narrow(widen(x[c]) * own[c] + own[c + L1] + widen(other[c]), out)
+
+
+@numba.njit(parallel=True, **OPTIONS)
+def scale_and_add(x, scale, shift, other, out):
+    """out = x * scale + shift + other.
+
+    Args:
+        x: (B, positions * C), stored numbers.
+        scale, shift: (B, C) float32.
+        other: as x, or (B, 0) for nothing.
+        out: as x, takes the result.
+    """
     batch, size = x.shape
     tile, chunks, step = _cut(size, scale.shape[1])
     for task in numba.prange(batch * chunks):
         b, k = task // chunks, task % chunks
-        wide_scale, wide_shift = _repeat(scale[b], tile), _repeat(shift[b], tile)
+        own = np.empty(2 * LANE, np.float32)
+        _repeat(scale[b], tile, own)
+        _repeat(shift[b], tile, own[L1:])
         for start in range(k * step, min(size, (k + 1) * step), tile):
             end = min(size, start + tile)
-            _scale_row(x[b, start:end], wide_scale, wide_shift, out[b, start:end])
+            if other.shape[1]:
+                _write_scaled_and_added(x[b, start:end], other[b, start:end], own, out[b, start:end])
+            else:
+                _write_scaled(x[b, start:end], own, out[b, start:end])
+
+
+@numba.njit(**OPTIONS)
+def _add_products(x, gradient, center, sums):
+    for c in range(len(x)):
+        g = widen(gradient[c])
+        sums[c] += g
+        sums[c + L1] += g * (widen(x[c]) - center[c])
+
+
+@numba.njit(parallel=True, **OPTIONS)
+def product_sums(x, gradient, center):
+    """Sums over the positions of each image.
+
+    Args:
+        x, gradient: (B, positions * C), stored numbers.
+        center: (C,) float32.
+
+    Returns:
+        (B, 2, C) float64, sums of gradient and of gradient * (x - center).
+    """
+    batch, size = x.shape
+    tile, chunks, step = _cut(size, center.size)
+    partial = np.zeros((batch * chunks, 2, center.size))
+    for task in numba.prange(batch * chunks):
+        b, k = task // chunks, task % chunks
+        own, sums = np.empty(LANE, np.float32), np.zeros(2 * LANE, np.float32)
+        _repeat(center, tile, own)
+        for start in range(k * step, min(size, (k + 1) * step), tile):
+            end = min(size, start + tile)
+            _add_products(x[b, start:end], gradient[b, start:end], own, sums)
+        _fold(sums, tile, partial[task])
+    return _add_up(partial, batch)
+
+
+@numba.njit(**OPTIONS)
+def _write_gradient(x, gradient, own, out):
+    for c in range(len(x)):
+        out[c] = narrow(widen(gradient[c]) * own[c] - (widen(x[c]) * own[c + L1] + own[c + L2]), out)
+
+
+@numba.njit(parallel=True, **OPTIONS)
+def norm_gradient(x, gradient, scale, slope, offset, out):
+    """out = gradient * scale - (x * slope + offset), the gradient of a normalisation without an activation.
+
+    Args:
+        x, gradient: (B, positions * C), stored numbers.
+        scale: (B, C) float32.
+        slope, offset: (C,) float32.
+        out: as x, takes the result.
+    """
+    batch, size = x.shape
+    tile, chunks, step = _cut(size, slope.size)
+    for task in numba.prange(batch * chunks):
+        b, k = task // chunks, task % chunks
+        own = np.empty(3 * LANE, np.float32)
+        _repeat(scale[b], tile, own)
+        _repeat(slope, tile, own[L1:])
+        _repeat(offset, tile, own[L2:])
+        for start in range(k * step, min(size, (k + 1) * step), tile):
+            end = min(size, start + tile)
+            _write_gradient(x[b, start:end], gradient[b, start:end], own, out[b, start:end])

@@ -1,24 +1,31 @@
 """A timm EfficientNet's depthwise convolutions, normalisations and gates for training on a CPU, by other kernels.
 
-Measured on 2 AVX2 cores with EfficientNet-B4 at 380 px, these layers take more than half of a training step in
-ATen's kernels; the point-wise convolutions, which stay, are near the cores' peak.
+Measured with EfficientNet-B4 at 380 px, these layers take more than half of a training step in ATen's kernels, on 2
+AVX2 cores as on 2 AVX-512 ones; the point-wise convolutions, which stay, are near the cores' peak.
 """
 
-import numba
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same_arg
-from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from multiattn.model import cpu_kernels as kernels
-from multiattn.model.cpu_depthwise import depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient
+from multiattn.model.cpu_functions import (
+    DepthwiseConvolution,
+    Excite,
+    Gating,
+    NormAdd,
+    NormExcite,
+    NormSiLU,
+    NormSqueeze,
+    Squeeze,
+)
+from multiattn.model.cpu_kernels import MAX_CHANNELS
 
 KERNEL_SIZES = (3, 5)
+STORED = (torch.float32, torch.bfloat16)
 
 
 def speed_up_cpu_training(module: nn.Module) -> nn.Module:
@@ -26,11 +33,12 @@ def speed_up_cpu_training(module: nn.Module) -> nn.Module:
 
     In place, by changing the layers' classes to subclasses that differ in `forward` alone: parameters, buffers,
     state dict, hooks and what training and eval mode mean stay as they were. The kernels serve float32 on a CPU with
-    gradients on. Everything else (another device or dtype, autocast, no gradients, torch.compile, export, tracing)
+    gradients on, and bfloat16 under autocast: then they read and write bfloat16, while arithmetic, statistics, sums
+    and weights stay float32. Everything else (another device or dtype, no gradients, torch.compile, export, tracing)
     takes timm's own path, so the module may be moved, copied and pickled freely.
 
-    Gradients agree with ATen's to rounding (about 1e-6 of the largest); second derivatives are an error. The kernels
-    give the same bits for the same inputs, whatever the number of threads.
+    Gradients agree with ATen's to rounding (about 1e-6 of the largest in float32); second derivatives are an error.
+    The kernels give the same bits for the same inputs, whatever the number of threads.
 
     Args:
         module: a network, or anything that holds layers of timm's EfficientNet family.
@@ -45,6 +53,8 @@ def speed_up_cpu_training(module: nn.Module) -> nn.Module:
             layer.__class__ = CpuBatchNormSiLU
         elif type(layer) is SqueezeExcite and isinstance(layer.gate, nn.Sigmoid):
             layer.__class__ = CpuSqueezeExcite
+        elif type(layer) in BLOCKS and getattr(layer, "conv_s2d", None) is None:
+            layer.__class__ = BLOCKS[type(layer)]
     return module
 
 
@@ -62,80 +72,32 @@ def _is_plain_depthwise(layer: nn.Conv2d) -> bool:
 
 
 def _takes_kernels(x: Tensor, weight: Tensor) -> bool:
-    """Whether this call can go through NumPy: gradients wanted, plain float32 on a CPU, and nobody tracing."""
+    """Whether this call can go through NumPy: gradients wanted, stored numbers on a CPU, and nobody tracing."""
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and type(x) is Tensor
         and x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype in STORED
+        and weight.dtype == torch.float32
         and x.ndim == 4
         and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
+        and x.shape[1] <= MAX_CHANNELS
     )
-
-
-def _use_torch_threads() -> None:
-    # numba keeps its own number, one for each calling thread; backward may run in another than forward.
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-
-
-def _channels_last(x: Tensor) -> np.ndarray:
-    """(B, C, H, W) -> (B, H, W, C) array, contiguous; a view where the memory already lies so."""
-    return np.ascontiguousarray(x.detach().permute(0, 2, 3, 1).numpy())
-
-
-def _empty(shape: tuple[int, ...]) -> tuple[np.ndarray, Tensor]:
-    """Memory for a result: as a (B, H, W, C) array, and as the (B, C, H, W) tensor in channels-last order."""
-    out = torch.empty(shape, dtype=torch.float32)
-    return out.numpy(), out.permute(0, 3, 1, 2)
-
-
-def _float(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
 
 
 # --- depthwise convolution ----------------------------------------------------------------------------------------
 
 
-class _DepthwiseConvolution(torch.autograd.Function):
-    """With stride 1, oneDNN's forward convolution serves both forward and as gradient of the input, several times
-    faster than its own backward; strided ones and the gradient of the kernel are numba's."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int, top: int, left: int, size: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.top, ctx.left = stride, top, left
-        if stride == 1:
-            return F.conv2d(x, weight, None, 1, (top, left), 1, x.shape[1])
-        _use_torch_threads()
-        out, result = _empty((x.shape[0], *size, x.shape[1]))
-        depthwise_forward(_channels_last(x), _taps(weight), stride, top, left, out)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        x, weight = ctx.saved_tensors
-        slopes, grad_x, grad_weight = _channels_last(gradient), None, None
-        _use_torch_threads()
-        if ctx.needs_input_grad[0] and ctx.stride == 1:
-            last = weight.shape[-1] - 1
-            padding = (last - ctx.top, last - ctx.left)
-            grad_x = F.conv2d(gradient, weight.flip(2, 3), None, 1, padding, 1, x.shape[1])
-        elif ctx.needs_input_grad[0]:
-            out, grad_x = _empty((x.shape[0], *x.shape[2:], x.shape[1]))
-            depthwise_input_gradient(slopes, _taps(weight), ctx.stride, ctx.top, ctx.left, out)
-        if ctx.needs_input_grad[1]:
-            taps = depthwise_weight_gradient(_channels_last(x), slopes, weight.shape[-1], ctx.stride, ctx.top, ctx.left)
-            grad_weight = _float(taps).permute(2, 0, 1).unsqueeze(1)  # (C, 1, k, k)
-        return grad_x, grad_weight, None, None, None, None
-
-
-def _taps(weight: Tensor) -> np.ndarray:
-    """(C, 1, k, k) -> (k, k, C)."""
-    return np.ascontiguousarray(weight.detach()[:, 0].permute(1, 2, 0).numpy())
+def _convolution_input(x: Tensor, layer: nn.Conv2d) -> Tensor | None:
+    """x in the dtype a convolution works in here, bfloat16 under autocast; None where the kernels do not serve it."""
+    if layer.bias is not None or not _takes_kernels(x, layer.weight):  # folding gives it a bias
+        return None
+    wanted = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if wanted not in STORED or (wanted == torch.float32 and x.dtype != wanted):
+        return None  # without autocast, ATen refuses an input that is not of the weight's dtype
+    return x.to(wanted)
 
 
 class CpuConv2d(nn.Conv2d):
@@ -143,14 +105,13 @@ class CpuConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, h, w)."""
-        if self.bias is not None or not _takes_kernels(x, self.weight):  # folding gives it a bias
-            return super().forward(x)
         (top, left), stride, size = self.padding, self.stride[0], self.kernel_size[0]
         height, width = x.shape[-2] + 2 * top - size, x.shape[-1] + 2 * left - size
-        if min(height, width) < 0:
-            return super().forward(x)  # which says what is wrong
+        found = _convolution_input(x, self)
+        if found is None or min(height, width) < 0:  # timm's says what is wrong
+            return super().forward(x)
         out_size = (height // stride + 1, width // stride + 1)
-        return _DepthwiseConvolution.apply(x, self.weight, stride, top, left, out_size)
+        return DepthwiseConvolution.apply(found, self.weight, stride, top, left, out_size)
 
 
 class CpuConv2dSame(Conv2dSame):
@@ -158,48 +119,42 @@ class CpuConv2dSame(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
-        if self.bias is not None or not _takes_kernels(x, self.weight):
+        found = _convolution_input(x, self)
+        if found is None:
             return super().forward(x)
         left, _, top, _ = pad_same_arg(x.shape[-2:], self.kernel_size, self.stride, self.dilation)
         stride = self.stride[0]
         out_size = (-(-x.shape[-2] // stride), -(-x.shape[-1] // stride))
-        return _DepthwiseConvolution.apply(x, self.weight, stride, top, left, out_size)
+        return DepthwiseConvolution.apply(found, self.weight, stride, top, left, out_size)
 
 
-# --- batch normalisation and SiLU ---------------------------------------------------------------------------------
+# --- batch normalisation ------------------------------------------------------------------------------------------
 
 
-class _BatchNormSiLU(torch.autograd.Function):
-    """SiLU(batch_norm(x)) with the batch's statistics; keeps x alone, where ATen keeps x and what SiLU was given."""
+def _normalises_by_kernels(norm: nn.Module, x: Tensor, activation: type[nn.Module]) -> bool:
+    """Whether this is timm's normalisation with that activation, training on what the kernels serve."""
+    return (
+        type(norm) in (BatchNormAct2d, CpuBatchNormSiLU)
+        and norm.training
+        and norm.affine
+        and type(norm.act) is activation
+        and isinstance(norm.drop, nn.Identity)
+        and _takes_kernels(x, norm.weight)
+        and x.numel() > x.shape[1]
+    )
 
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        _use_torch_threads()
-        flat = _channels_last(x)
-        mean, variance = kernels.batch_moments(flat.reshape(-1), x.shape[1])
-        inverse_std = 1.0 / np.sqrt(variance + eps)
-        scale = weight.detach().numpy() * inverse_std
-        shift = bias.detach().numpy() - mean * scale
-        out, result = _empty(flat.shape)
-        kernels.scale_silu(flat.reshape(-1), scale.astype(np.float32), shift.astype(np.float32), out.reshape(-1))
-        ctx.save_for_backward(x, weight, bias)
-        ctx.mean, ctx.inverse_std = mean.astype(np.float32), inverse_std.astype(np.float32)
-        mean_tensor, variance_tensor = _float(mean), _float(variance)
-        ctx.mark_non_differentiable(mean_tensor, variance_tensor)
-        return result, mean_tensor, variance_tensor
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor, *_):
-        x, weight, bias = ctx.saved_tensors
-        _use_torch_threads()
-        flat = _channels_last(x)
-        out, result = _empty(flat.shape)
-        grad_weight, grad_bias = kernels.batch_norm_silu_backward(
-            flat.reshape(-1), _channels_last(gradient).reshape(-1), weight.detach().numpy(), bias.detach().numpy(),
-            ctx.mean, ctx.inverse_std, out.reshape(-1),
-        )  # fmt: skip
-        return result, _float(grad_weight), _float(grad_bias), None
+@torch.no_grad()
+def _follow(norm: BatchNormAct2d, mean: Tensor, variance: Tensor, x: Tensor) -> None:
+    """Move the running statistics as `nn.BatchNorm2d` does: the variance it keeps is the unbiased one."""
+    if not norm.track_running_stats or norm.running_mean is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    rate = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    if rate:
+        count = x.numel() // x.shape[1]
+        norm.running_mean.mul_(1 - rate).add_(mean, alpha=rate)
+        norm.running_var.mul_(1 - rate).add_(variance, alpha=rate * count / (count - 1))
 
 
 class CpuBatchNormSiLU(BatchNormAct2d):
@@ -207,84 +162,14 @@ class CpuBatchNormSiLU(BatchNormAct2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        fused = self.training and _takes_kernels(x, self.weight) and x.numel() > x.shape[1]
-        if not fused or not isinstance(self.drop, nn.Identity):
+        if not _normalises_by_kernels(self, x, nn.SiLU):
             return super().forward(x)
-        out, mean, variance = _BatchNormSiLU.apply(x, self.weight, self.bias, self.eps)
-        if self.track_running_stats and self.running_mean is not None:
-            self._follow(mean, variance, x.numel() // x.shape[1])
+        out, mean, variance = NormSiLU.apply(x, self.weight, self.bias, self.eps)
+        _follow(self, mean, variance, x)
         return out
 
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics as `nn.BatchNorm2d` does: the variance it keeps is the unbiased one."""
-        self.num_batches_tracked.add_(1)
-        rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.mul_(1 - rate).add_(mean, alpha=rate)
-        self.running_var.mul_(1 - rate).add_(variance, alpha=rate * count / (count - 1))
 
-
-# --- squeeze and excitation ---------------------------------------------------------------------------------------
-
-
-class _Squeeze(torch.autograd.Function):
-    """x -> its mean over positions, and x again for `_Excite`, which lends its gradient unscaled.
-
-    So both parts of the gradient of x, gate * g and that of the mean, are written in one pass.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, gates: list[Tensor]) -> tuple[Tensor, Tensor]:
-        _use_torch_threads()
-        flat = _images(x)
-        ctx.gates = gates
-        sums = kernels.image_sums(flat, flat[:, :0], x.shape[1])
-        return _float(sums / (x.shape[2] * x.shape[3]))[:, :, None, None], x.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_mean: Tensor, gradient: Tensor):
-        _use_torch_threads()
-        height, width = gradient.shape[-2:]
-        gradient = _channels_last(gradient)
-        out, result = _empty(gradient.shape)
-        batch, channels = grad_mean.shape[:2]
-        kernels.scale_images(
-            gradient.reshape(batch, -1),
-            ctx.gates[0].detach().numpy().reshape(batch, channels),
-            grad_mean.numpy().reshape(batch, channels) / np.float32(height * width),
-            out.reshape(batch, -1),
-        )
-        return result, None
-
-
-class _Excite(torch.autograd.Function):
-    """x * gate, for an x that comes from `_Squeeze` with the same list of gates."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, gate: Tensor, gates: list[Tensor]) -> Tensor:
-        _use_torch_threads()
-        gates.append(gate.detach())
-        ctx.save_for_backward(x)
-        flat = _channels_last(x)
-        batch, channels = x.shape[:2]
-        scale = gate.detach().numpy().reshape(batch, channels)
-        out, result = _empty(flat.shape)
-        kernels.scale_images(flat.reshape(batch, -1), scale, np.zeros_like(scale), out.reshape(batch, -1))
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        _use_torch_threads()
-        (x,) = ctx.saved_tensors
-        sums = kernels.image_sums(_images(x), _images(gradient), x.shape[1])
-        return gradient, _float(sums)[:, :, None, None], None
-
-
-def _images(x: Tensor) -> np.ndarray:
-    """(B, C, H, W) -> (B, H * W * C), channels last."""
-    return _channels_last(x).reshape(x.shape[0], -1)
+# --- squeeze and excitation, and the blocks around it -------------------------------------------------------------
 
 
 class CpuSqueezeExcite(SqueezeExcite):
@@ -292,9 +177,75 @@ class CpuSqueezeExcite(SqueezeExcite):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if not _takes_kernels(x, self.conv_reduce.weight):
+        if not _takes_kernels(x, self.conv_reduce.weight) or _is_watched(*self.children()):
             return super().forward(x)
-        gates: list[Tensor] = []
-        mean, x = _Squeeze.apply(x, gates)
-        gate = self.gate(self.conv_expand(self.act1(self.conv_reduce(mean))))
-        return _Excite.apply(x, gate, gates)
+        gating = Gating()
+        mean, x = Squeeze.apply(x, gating)
+        return Excite.apply(x, self.gate_of(mean), gating)
+
+    def gate_of(self, mean: Tensor) -> Tensor:
+        """(B, C) float32 -> (B, C) in [0, 1]."""
+        # As matrices: a convolution of 4 single pixels took oneDNN up to 4 ms backward.
+        with torch.autocast("cpu", enabled=False):  # too small to gain from bfloat16
+            hidden = self.act1(_as_linear(self.conv_reduce, mean))
+            return self.gate(_as_linear(self.conv_expand, hidden))
+
+
+def _as_linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def normalise_and_gate(x: Tensor, norm: nn.Module, between: nn.Module, gate: nn.Module) -> Tensor:
+    """gate(between(norm(x))), in one go where `norm` is followed by SiLU, nothing, and squeeze and excitation."""
+    whole = (
+        isinstance(gate, CpuSqueezeExcite)
+        and isinstance(between, nn.Identity)
+        and not _is_watched(*gate.modules(), norm)
+    )
+    if not whole or not _normalises_by_kernels(norm, x, nn.SiLU):
+        return gate(between(norm(x)))
+    gating = Gating()
+    squeezed, x, mean, variance = NormSqueeze.apply(x, norm.weight, norm.bias, norm.eps, gating)
+    _follow(norm, mean, variance, x)
+    return NormExcite.apply(x, gate.gate_of(squeezed), gating)
+
+
+def normalise_and_add(x: Tensor, norm: nn.Module, drop_path: nn.Module, shortcut: Tensor | None) -> Tensor:
+    """drop_path(norm(x)) + shortcut, or norm(x) without one, in one go where `norm` has no activation."""
+    fits = shortcut is None or (shortcut.dtype == x.dtype and shortcut.shape == x.shape)
+    if not fits or _is_watched(norm, drop_path) or not _normalises_by_kernels(norm, x, nn.Identity):
+        return norm(x) if shortcut is None else drop_path(norm(x)) + shortcut
+    factor = None if shortcut is None else drop_path(x.new_ones(x.shape[0], 1, 1, 1))  # drawn as for the whole of x
+    out, mean, variance = NormAdd.apply(x, norm.weight, norm.bias, norm.eps, factor, shortcut)
+    _follow(norm, mean, variance, x)
+    return out
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    """Whether somebody hooked one of these: then it has to be called."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+
+
+class CpuInvertedResidual(InvertedResidual):
+    """timm's `InvertedResidual` that trains faster on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, h, w)."""
+        shortcut = x if self.has_skip else None
+        x = self.conv_dw(self.bn1(self.conv_pw(x)))
+        x = self.conv_pwl(normalise_and_gate(x, self.bn2, self.aa, self.se))
+        return normalise_and_add(x, self.bn3, self.drop_path, shortcut)
+
+
+class CpuDepthwiseSeparableConv(DepthwiseSeparableConv):
+    """timm's `DepthwiseSeparableConv` that trains faster on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, h, w)."""
+        shortcut = x if self.has_skip else None
+        x = self.conv_pw(normalise_and_gate(self.conv_dw(x), self.bn1, self.aa, self.se))
+        return normalise_and_add(x, self.bn2, self.drop_path, shortcut)
+
+
+BLOCKS = {InvertedResidual: CpuInvertedResidual, DepthwiseSeparableConv: CpuDepthwiseSeparableConv}
+"""By timm's classes."""

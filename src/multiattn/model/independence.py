@@ -57,7 +57,7 @@ class RegionalIndependenceLoss(nn.Module):
         with torch.autocast(device_type=parts.device.type, enabled=False):
             parts = parts.to(torch.promote_types(parts.dtype, torch.float32))
             centers = self.centers.to(parts.dtype)
-            total, ranks = parts.new_tensor(float(len(parts))), 1
+            total, ranks = parts.new_full((), float(len(parts))), 1
             if self.training:
                 shares = self.counted_samples(labels).to(parts.dtype)
                 step, total, ranks = mean_step(parts, centers, shares)
@@ -172,8 +172,8 @@ def inter_class_term(centers: Tensor, margin: float) -> Tensor:
     Departures: none.
     """
     distance = (centers[:, None] - centers[None]).square().sum(dim=-1)  # (M, M), squared
-    others = ~torch.eye(len(centers), dtype=torch.bool, device=centers.device)
-    return F.relu(margin - distance)[others].sum()
+    others = 1 - torch.eye(len(centers), dtype=centers.dtype, device=centers.device)
+    return (F.relu(margin - distance) * others).sum()  # picking by a mask would wait for the GPU to count it
 
 
 def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -190,7 +190,7 @@ def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, T
     Returns:
         The step (M, N), the number of samples of all ranks (scalar tensor), the number of ranks.
     """
-    total, count = (shares[:, None, None] * (parts - centers)).sum(dim=0), parts.new_tensor(float(len(parts)))
+    total, count = (shares[:, None, None] * (parts - centers)).sum(dim=0), parts.new_full((), float(len(parts)))
     if not _is_distributed():
         return total / count, count, 1
     dist.all_reduce(count)

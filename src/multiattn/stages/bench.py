@@ -1,13 +1,15 @@
-"""Time and memory of a training step, an eval forward or face extraction, beside the same written plainly.
+"""Time and memory of a training step, an eval forward, reading crops or face extraction, beside a plain version.
 
-    multiattn bench train dfdc_b4 --batch-size 4
+    multiattn bench train dfdc_b4 --batch-size 4 --precision bf16
+    multiattn bench train dfdc_b4 --device cuda --batch-size 64 --fed-from data/faces --data.num-workers 14
     multiattn bench infer dfdc_b4 --batch-size 4 --repeats 10
+    multiattn bench data --experiment dfdc_b4 --faces data/faces
     multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
 
 A plain network means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
-passes, and a process as Python starts it. Random crops, the same random weights and seed on both sides; each side in a
-process of its own, in turns, the median after one warm-up. Plain extraction is a loop: OpenCV decodes every frame, the
-detector looks at one frame at a time at up to 1080p.
+passes, unfused Adam, and a process as Python starts it. Random crops, the same random weights and seed on both sides;
+each side in a process of its own, in turns, after one warm-up. --compile adds our side through torch.compile. Plain
+extraction is a loop: OpenCV decodes every frame, the detector looks at one frame at a time at up to 1080p.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
 from multiattn.experiments import get_experiment
 from multiattn.runtime import describe_machine, pick_device
 from multiattn.tables import UNKNOWN, VIDEOS
-from multiattn.training.bench import Comparison, compare
+from multiattn.training.bench import compare, comparison_lines
+from multiattn.training.bench_data import DataBench
 from multiattn.video.bench import compare_extraction
 from multiattn.video.extract import VideoTask, extraction_settings
 
@@ -49,6 +52,9 @@ def _options_class(default: Experiment) -> type:
         """Timed repeats of each side, after one warm-up."""
         device: str = "cpu"
         """cpu, cuda or auto."""
+        fed_from: Path | None = None
+        """A faces folder: also train on its crops, read as `train` reads them, and print the rate beside that of a
+        ready batch."""
         tiny: bool = False
         """The experiment's tiny variant."""
         settings: Inline[Experiment] = dataclasses.field(default_factory=lambda: default)
@@ -77,6 +83,8 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     if argv[:1] == ["faces"]:
         _bench_faces(parse(FacesOptions, argv[1:], stage="bench faces", doc=__doc__))
+    elif argv[:1] == ["data"]:
+        results(*parse(DataBench, argv[1:], stage="bench data", doc=__doc__).lines())
     else:
         _bench_network(argv)
 
@@ -111,30 +119,25 @@ def _bench_network(argv: list[str]) -> None:
     options = parse(_options_class(default), argv, stage="bench", doc=__doc__)
     if options.experiment != named:
         raise ValueError(f"the experiment comes second: multiattn bench {options.work} {options.experiment} ...")
-    experiment, device = options.settings, pick_device(options.device)
+    if options.fed_from is not None and options.work == "infer":
+        raise ValueError("--fed-from: only a training step is fed; multiattn bench train ...")
+    # In batches of the size that is timed, whoever makes them.
+    data = dataclasses.replace(options.settings.data, batch_size=options.batch_size)
+    experiment, device = dataclasses.replace(options.settings, data=data), pick_device(options.device)
     comparison = compare(
-        experiment, options.work, batch_size=options.batch_size, repeats=options.repeats, device=device
+        experiment,
+        options.work,
+        batch_size=options.batch_size,
+        repeats=options.repeats,
+        device=device,
+        faces=options.fed_from,
     )
     results(
         f"{experiment.name}, {WHAT[options.work]}",
-        f"batch {options.batch_size} at {experiment.data.image_size} px, {comparison.precision} (plain: fp32), "
-        f"{options.repeats} repeats",
+        f"batch {options.batch_size} at {experiment.data.image_size} px, {options.repeats} repeats",
         comparison.machine,
         "",
-        *_table(comparison, options.batch_size),
-        "",
+        *comparison_lines(comparison, options.batch_size),
         f"{'the loss' if options.work == 'train' else 'logits'} of the first run: "
-        f"the sides differ by at most {comparison.difference:.1e}",
+        f"ours and plain differ by at most {comparison.difference:.1e}",
     )
-
-
-def _table(comparison: Comparison, batch_size: int) -> list[str]:
-    lines = [f"{'':<8}{'median, s':>12}{'fastest':>10}{'slowest':>10}{'crops/s':>10}{'peak memory, MiB':>20}"]
-    for name in ("ours", "plain"):
-        side = getattr(comparison, name)
-        lines.append(
-            f"{name:<8}{side.median:>12.3f}{min(side.seconds):>10.3f}{max(side.seconds):>10.3f}"
-            f"{batch_size / side.median:>10.2f}{side.peak_bytes / 2**20:>20,.0f}"
-        )
-    lines.append(f"{'ratio':<8}{comparison.time_ratio:>12.3f}{'':>30}{comparison.memory_ratio:>20.3f}")
-    return lines

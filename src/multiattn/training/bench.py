@@ -10,244 +10,170 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from multiattn.config import Experiment
-from multiattn.model.cpu_layers import speed_up_cpu_training
-from multiattn.model.folding import fold_batch_norms
-from multiattn.model.network import NetworkOutput
-from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import (
-    WAIT_POLICY,
-    autocast,
-    describe_machine,
-    resolve_precision,
-    seed_everything,
-    tune_cpu,
-)
-from multiattn.training.optimizer import make_optimizer
-from multiattn.training.phases import set_train_mode, set_trainable
-from multiattn.training.plain_network import joint_backward, make_plain
-from multiattn.training.step import TrainingStep, backward_passes
+from multiattn.runtime import WAIT_POLICY, describe_machine
+from multiattn.training.bench_sides import PIECES, SIDES, Evaluation, Task, Training, Work, write_weights
+from multiattn.training.device_ceiling import measured_ceiling, network_flops, wait_for
 
-Work = Literal["train", "infer"]
-Run = Callable[[], Tensor]
+SPLITS = 3
+"""Extra repeats in which the pieces of a step are timed one by one."""
+RATE_REPEATS = 5
+FED_UPDATES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What both sides do.
-
-    Attributes:
-        experiment: its last phase is the one that is timed.
-        weights: a state dict of its `TrainingStep`, written by `write_weights`.
-    """
-
-    experiment: Experiment
-    work: Work
-    batch_size: int
-    device: torch.device
-    weights: Path
-
-    def load(self) -> TrainingStep:
-        """The step with its weights, on the device."""
-        step = TrainingStep(self.experiment, load_weights=False)
-        step.load_state_dict(torch.load(self.weights, weights_only=True))
-        return step.to(self.device)
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Random crops (B, H, W, 3) uint8, the same on both sides, and labels (B,), real and fake in turn."""
-        generator = torch.Generator().manual_seed(self.experiment.seed)
-        size = self.experiment.data.image_size
-        crops = torch.randint(0, 256, (self.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
-        return crops.to(self.device), (torch.arange(self.batch_size) % 2).to(self.device)
-
-
-@dataclass(frozen=True)
 class Timing:
     """One side's figures.
 
     Attributes:
+        name: ours, compiled or plain.
+        precision: bf16, fp16 or fp32.
         seconds: of each repeat.
         peak_bytes: the most memory the process had at once: resident on a CPU, allocated on a GPU.
         first: what the warm-up computed: the loss, or the logits.
+        ceiling: FLOP/s of a large matrix product on this device in this precision.
+        pieces: seconds of each of `PIECES`, medians; empty where they were not timed.
     """
 
+    name: str
+    precision: str
     seconds: tuple[float, ...]
     peak_bytes: int
     first: tuple[float, ...]
+    ceiling: float
+    pieces: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
         """Median of the repeats in seconds."""
         return statistics.median(self.seconds)
 
+    @property
+    def fastest(self) -> float:
+        """The fastest repeat in seconds: what a machine that others use as well shows now and then."""
+        return min(self.seconds)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Both sides, and where they ran."""
+    """All sides, ours first and plain last, and where they ran.
 
-    ours: Timing
-    plain: Timing
-    precision: str
+    Attributes:
+        flops: counted in one repeat, see `network_flops`.
+        fed: crops a second of our side, fed from crops on the disk and with a ready batch; None if not asked for.
+    """
+
+    sides: tuple[Timing, ...]
+    flops: int
     machine: str
+    fed: tuple[float, float] | None = None
 
     @property
-    def time_ratio(self) -> float:
-        """Our median over the plain one's."""
-        return self.ours.median / self.plain.median
+    def ours(self) -> Timing:
+        """Our side, not compiled."""
+        return self.sides[0]
 
     @property
-    def memory_ratio(self) -> float:
-        """Our peak over the plain one's."""
-        return self.ours.peak_bytes / self.plain.peak_bytes
+    def plain(self) -> Timing:
+        """The plain side."""
+        return self.sides[-1]
 
     @property
     def difference(self) -> float:
-        """The largest difference of what the two warm-ups computed."""
+        """The largest difference of what the warm-ups of our side and the plain one computed."""
         return max(abs(a - b) for a, b in zip(self.ours.first, self.plain.first, strict=True))
 
 
-def compare(experiment: Experiment, work: Work, *, batch_size: int, repeats: int, device: torch.device) -> Comparison:
-    """Time both sides.
+def compare(
+    experiment: Experiment,
+    work: Work,
+    *,
+    batch_size: int,
+    repeats: int,
+    device: torch.device,
+    faces: Path | None = None,
+) -> Comparison:
+    """Time both sides; with `experiment.compile`, also ours through torch.compile.
 
     Args:
         work: `train` for a step (clean pass, AGDA pass, backward, optimiser), `infer` for an eval forward.
         repeats: timed ones, after one warm-up.
+        faces: a faces folder to feed our training from as well.
 
     Raises:
-        ValueError: fewer than one repeat, a batch that cannot be trained on, or a side that ended early.
+        ValueError: fewer than one repeat, a batch that cannot be trained on, a precision that is not torch's, or a side
+            that ended early.
     """
     if repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, found {repeats}.")
+    names = ["ours", *(["compiled"] if experiment.compile else []), "plain"]
+    with _prepared(experiment, work, batch_size, device, faces) as task, contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(_process(name, task)) for name in names]
+        firsts = [side.ask("run")[1] for side in sides]
+        rounds = [[side.ask("run")[0] for side in sides] for _ in range(repeats)]
+        splits = [
+            [side.ask("split") if work == "train" and side.name != "compiled" else {} for side in sides]
+            for _ in range(SPLITS)
+        ]
+        peaks = [side.ask("peak") for side in sides]
+        ceilings = [side.ask("ceiling") for side in sides]
+        fed = sides[0].ask("feed") if faces is not None else None
+    timings = tuple(
+        Timing(
+            name=name,
+            precision="fp32" if name == "plain" else task.precision,
+            seconds=seconds,
+            peak_bytes=peak,
+            first=first,
+            ceiling=ceiling,
+            pieces={piece: statistics.median(one[piece] for one in pieces) for piece in pieces[0]},
+        )
+        for name, seconds, peak, first, ceiling, pieces in zip(
+            names, zip(*rounds, strict=True), peaks, firsts, ceilings, zip(*splits, strict=True), strict=True
+        )
+    )
+    return Comparison(
+        sides=timings, flops=network_flops(experiment, work, batch_size), machine=describe_machine(device), fed=fed
+    )
+
+
+def training_rate(experiment: Experiment, *, batch_size: int, device: torch.device) -> float:
+    """Crops a second that our training step takes, in a process of its own: the median of a few repeats.
+
+    Raises:
+        ValueError: as `compare`.
+    """
+    with _prepared(experiment, "train", batch_size, device, None) as task, _process("ours", task) as side:
+        side.ask("run")
+        return batch_size / statistics.median(side.ask("run")[0] for _ in range(RATE_REPEATS))
+
+
+@contextlib.contextmanager
+def _prepared(
+    experiment: Experiment, work: Work, batch_size: int, device: torch.device, faces: Path | None
+) -> Iterator[Task]:
     if batch_size < 2:
         raise ValueError(f"--batch-size: expected at least 2 (batch normalisation needs two), found {batch_size}.")
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    if experiment.precision == "apex-O1":
+        raise ValueError("--precision apex-O1: the benchmark has torch's precisions only: bf16, fp16, fp32 or auto.")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "step.pt"
         task = Task(
-            experiment=experiment,
-            work=work,
-            batch_size=batch_size,
-            device=device,
-            weights=Path(folder) / "step.pt",
+            experiment=experiment, work=work, batch_size=batch_size, device=device, weights=weights, faces=faces
         )
         write_weights(task)
-        sides = [stack.enter_context(_process(name, task)) for name in SIDES]
-        firsts = [side.ask() for side in sides]
-        rounds = [[side.ask()[0] for side in sides] for _ in range(repeats)]
-        peaks = [side.ask(ends=True) for side in sides]
-    ours, plain = (
-        Timing(seconds, peak, first[1])
-        for seconds, peak, first in zip(zip(*rounds, strict=True), peaks, firsts, strict=True)
-    )
-    return Comparison(ours, plain, resolve_precision(experiment.precision, device), describe_machine(device))
+        yield task
 
 
-def _ours(task: Task) -> Run:
-    """Our side: the network as `multiattn train` and `predict` run it on this device.
-
-    What those do to a network before they run it stands here too, and nothing else does.
-    """
-    if task.device.type == "cpu":
-        tune_cpu()  # before the first parallel work: threads that exist already would keep their denormals
-    step = task.load()
-    precision = resolve_precision(task.experiment.precision, task.device)
-    context = partial(autocast, precision, task.device)
-    on_cpu = task.device.type == "cpu"
-    if task.work == "infer":
-        return _forward(fold_batch_norms(step.network) if on_cpu else step.network, task, context)
-    if on_cpu:
-        step = speed_up_cpu_training(step)
-    scaler = torch.amp.GradScaler(task.device.type, enabled=precision == "fp16")
-    passes = partial(backward_passes, step, step, scaler=scaler, context=context)
-    return _training(step, task, passes, scaler)
-
-
-def _plain(task: Task) -> Run:
-    """The other side: float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process."""
-    step = make_plain(task.load())
-    if task.work == "infer":
-        return _forward(step.network, task, contextlib.nullcontext)
-    scaler = torch.amp.GradScaler(task.device.type, enabled=False)
-    return _training(step, task, partial(joint_backward, step), scaler, fused=False)
-
-
-SIDES: dict[str, Callable[[Task], Run]] = {"ours": _ours, "plain": _plain}
-
-
-def _forward(network: nn.Module, task: Task, context: Callable[[], contextlib.AbstractContextManager]) -> Run:
-    network.eval()
-    crops, _ = task.batch()
-
-    def run() -> Tensor:
-        with torch.inference_mode(), context():
-            output: NetworkOutput = network(normalize_crops(crops))
-        return output.logits
-
-    return run
-
-
-def _training(
-    step: TrainingStep,
-    task: Task,
-    passes: Callable[..., dict[str, Tensor]],
-    scaler: torch.amp.GradScaler,
-    *,
-    fused: bool = True,
-) -> Run:
-    """One update of the experiment's last phase, as `training.loop` does it."""
-    phase = task.experiment.schedule[-1]
-    set_trainable(step, phase)
-    set_train_mode(step, step, phase)
-    optimizer = make_optimizer(step, phase.optim, fused=fused)
-    crops, labels = task.batch()
-    seed_everything(task.experiment.seed)  # both sides drop the same paths and draw the same maps
-
-    def run() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        terms = passes(crops, labels, degrade=phase.agda)
-        if phase.optim.clip_grad_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(step.parameters(), phase.optim.clip_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        return terms["loss"]
-
-    return run
-
-
-def write_weights(task: Task) -> None:
-    """Draw the weights both sides start from; running statistics are those of the task's own crops.
-
-    Untrained statistics (mean 0, variance 1) would normalise nothing in eval mode: activations would shrink from layer
-    to layer, and the plain side would be timed on denormal numbers that no trained network has.
-    """
-    seed_everything(task.experiment.seed)
-    step = TrainingStep(task.experiment, load_weights=task.experiment.model.weights is not None)
-    settle_statistics(step.network, normalize_crops(task.batch()[0].cpu()))
-    torch.save(step.state_dict(), task.weights)
-
-
-@torch.no_grad()
-def settle_statistics(network: nn.Module, images: Tensor) -> None:
-    """Give an untrained network running statistics of some images (B, 3, H, W), and put it into eval mode."""
-    network.eval()
-    layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.train()
-        layer.momentum = 1.0
-    network(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.eval()
-        layer.momentum = momentum
+# --- processes ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -257,16 +183,23 @@ class _Side:
     name: str
     connection: Connection
 
-    def ask(self, *, ends: bool = False) -> tuple[float, tuple[float, ...]] | int:
-        """Another repeat: seconds and what it computed; with `ends` the peak memory in bytes, and the process ends."""
+    def ask(self, what: str) -> Any:
+        """What a method of `_Server` returns there.
+
+        Raises:
+            ValueError: the process has ended; or what the method raised, a `ValueError` or `OSError`.
+        """
         try:
-            self.connection.send("end" if ends else "run")
-            return self.connection.recv()
+            self.connection.send(what)
+            answer = self.connection.recv()
         except (EOFError, OSError) as error:
             raise ValueError(
                 f"bench: the process of the side `{self.name}` ended early, see its message above; "
                 "without one, memory ran out: take a smaller --batch-size."
             ) from error
+        if isinstance(answer, ValueError | OSError):
+            raise answer
+        return answer
 
 
 @contextlib.contextmanager
@@ -274,14 +207,9 @@ def _process(name: str, task: Task) -> Iterator[_Side]:
     # Spawned, not forked: a fork would share its parent's threads, allocator settings and memory.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, name, task), daemon=True)
-    before = os.environ.pop(WAIT_POLICY, None)
-    if name == "ours":  # what turns the kernels for CPUs on; the plain side has the default
-        os.environ[WAIT_POLICY] = "PASSIVE"
-    process.start()
-    os.environ.pop(WAIT_POLICY, None)
-    if before is not None:
-        os.environ[WAIT_POLICY] = before
+    process = context.Process(target=_serve, args=(there, name, task), daemon=False)
+    with _sleeping_threads():
+        process.start()
     there.close()
     try:
         yield _Side(name, here)
@@ -293,22 +221,85 @@ def _process(name: str, task: Task) -> Iterator[_Side]:
             process.join()
 
 
+@contextlib.contextmanager
+def _sleeping_threads() -> Iterator[None]:
+    """OMP_WAIT_POLICY of what is started inside: the environment's, or PASSIVE. All sides have the same.
+
+    Spinning threads are faster on cores that nobody else wants (ours by a quarter in float32), and many times slower on
+    others: the plain side took 33 s instead of 5 beside four busy processes on 2 cores.
+    """
+    before = os.environ.get(WAIT_POLICY)
+    os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WAIT_POLICY]
+
+
 def _serve(connection: Connection, name: str, task: Task) -> None:
     """The life of a side's process."""
-    run = SIDES[name](task)
+    server = _Server(SIDES[name](task), task, checked=name != "plain")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
-        while connection.recv() == "run":
-            connection.send(_timed(run, task.device))
-        connection.send(peak_memory(task.device))
+        while True:
+            method = getattr(server, connection.recv())
+            try:
+                answer = method()
+            except (ValueError, FileNotFoundError) as error:  # of a faces folder
+                answer = error
+            connection.send(answer)
 
 
-def _timed(run: Run, device: torch.device) -> tuple[float, tuple[float, ...]]:
-    started = time.perf_counter()
-    value = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - started
-    return seconds, tuple(value.float().flatten().tolist())
+class _Server:
+    """What a side's process is asked for."""
+
+    def __init__(self, side: Training | Evaluation, task: Task, *, checked: bool) -> None:
+        self.side, self.task = side, task
+        self.precision = task.precision if checked else "fp32"
+        # The first run may wait; a gradient scaler reads from the device whether the gradients were finite.
+        self.checked = checked and self.precision != "fp16"
+        self.runs = 0
+
+    def run(self) -> tuple[float, tuple[float, ...]]:
+        """Seconds of one repeat, and what it computed. It is an error when ours waits for the GPU in the middle."""
+        device = self.task.device
+        started = time.perf_counter()
+        with never_waiting(device) if self.checked and self.runs else contextlib.nullcontext():
+            value = self.side.run()
+        wait_for(device)
+        seconds = time.perf_counter() - started
+        self.runs += 1
+        return seconds, tuple(value.float().flatten().tolist())
+
+    def split(self) -> dict[str, float]:
+        """Seconds of each of `PIECES`."""
+        return self.side.split()
+
+    def feed(self) -> tuple[float, float]:
+        """Crops a second, fed from crops and with a ready batch."""
+        return self.side.feed(FED_UPDATES)
+
+    def peak(self) -> int:
+        """Bytes of memory, at most so far."""
+        return peak_memory(self.task.device)
+
+    def ceiling(self) -> float:
+        """FLOP/s of a large matrix product in this side's precision."""
+        return measured_ceiling(self.task.device, self.precision)
+
+
+@contextlib.contextmanager
+def never_waiting(device: torch.device) -> Iterator[None]:
+    """Make it an error that the host waits for this GPU, or copies from pageable memory, inside."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -320,3 +311,36 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+# --- what is printed ----------------------------------------------------------------------------------------------
+
+
+def comparison_lines(comparison: Comparison, batch_size: int) -> list[str]:
+    """The table of all sides, the pieces of a step, what was counted, and the rate when fed."""
+    ours, plain = comparison.ours, comparison.plain
+    lines = [f"{'':<10}{'precision':>9}{'fastest, s':>12}{'median':>8}{'slowest':>9}{'crops/s':>9}{'peak, MiB':>11}"]
+    lines[0] += f"{'of ceiling':>12}"
+    for side in comparison.sides:
+        lines.append(
+            f"{side.name:<10}{side.precision:>9}{side.fastest:>12.3f}{side.median:>8.3f}{max(side.seconds):>9.3f}"
+            f"{batch_size / side.median:>9.2f}{side.peak_bytes / 2**20:>11,.0f}"
+            f"{comparison.flops / side.median / side.ceiling:>12.0%}"
+        )
+    for side in comparison.sides[:-1]:
+        lines.append(
+            f"{side.name + '/plain':<19}{side.fastest / plain.fastest:>12.3f}{side.median / plain.median:>8.3f}"
+            f"{'':>9}{plain.median / side.median:>8.2f}x{side.peak_bytes / plain.peak_bytes:>11.3f}"
+        )
+    pieces = [side for side in comparison.sides if side.pieces]
+    if pieces:
+        lines += ["", f"{'a step, s':<19}" + "".join(f"{piece:>11}" for piece in PIECES)]
+        lines += [f"{side.name:<19}" + "".join(f"{side.pieces[piece]:>11.4f}" for piece in PIECES) for side in pieces]
+    ceilings = " and ".join(
+        f"{one.ceiling / 1e9:,.0f} in {one.precision}" for one in {o.precision: o for o in (ours, plain)}.values()
+    )
+    lines += ["", f"{comparison.flops / 1e9:,.0f} GFLOP in convolutions and products; ceiling: {ceilings} GFLOP/s"]
+    if comparison.fed is not None:
+        fed, ready = comparison.fed
+        lines.append(f"ours fed from crops: {fed:.2f} crops/s, {fed / ready:.1%} of the {ready:.2f} with a ready batch")
+    return lines

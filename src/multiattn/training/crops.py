@@ -162,8 +162,6 @@ def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: in
     Raises:
         ValueError: crops that the sampling, the preset or SBI cannot work with, or no room for the cache.
     """
-    if config.sbi == 1:
-        raise ValueError("--sbi 1.0: expected less, or no real crop is left to learn from. 0.5 shows as many of each.")
     dataset = TrainingCrops(crops.folder, crops.training, crops.faces, config, cache=_cache(crops, config))
     sampler = _sampler(crops, config, seed)
     batches = RankBatches(sampler, batch_size=config.batch_size, rank=rank, world_size=world_size)
@@ -180,7 +178,7 @@ def validation_loader(crops: FoldCrops, config: DataConfig, *, rank: int, world_
 
 
 def _cache(crops: FoldCrops, config: DataConfig) -> CropCache | None:
-    """One of the whole folder, so that all folds of an experiment share it."""
+    """One of the whole folder: folds that are trained at the same time share it, and on disk all that ever are."""
     if config.cache == "none":
         return None
     return open_cache(

@@ -103,7 +103,7 @@ def _check(pixels: np.ndarray) -> bytes:
 def _open_and_hold(path: Path) -> int:
     """Open the file with a lock that says it is in use. The lock goes with the process, and forks do not inherit it."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600 if path.parent == SHARED_MEMORY else 0o666)
         fcntl.lockf(file, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file).st_ino:
@@ -149,7 +149,7 @@ def open_cache(
         return cache
     _remove_others(path)
     missing = rows * record_bytes(size) - (path.stat().st_blocks * 512 if path.is_file() else 0)
-    free = _free_bytes(kind, path.parent)
+    free = _free_bytes(kind, path.parent if kind == "memory" else folder)
     if missing > free:
         raise ValueError(
             f"--data.cache {kind}: the crops to keep take {missing / GIGABYTE:.1f} GB more, and {path.parent} has room "
@@ -158,7 +158,11 @@ def open_cache(
         )
     what = f"all {num_crops} crops" if rows == num_crops else f"the first {rows} of {num_crops} crops"
     logger.info("cache: %s at %d px, %.2f GB, in %s", what, size, rows * record_bytes(size) / GIGABYTE, path)
-    cache = CropCache(path, rows, size)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        cache = CropCache(path, rows, size)
+    except PermissionError as error:
+        raise ValueError(f"--data.cache {kind}: cannot write {path}. Take another --data.cache.") from error
     _in_use[path] = cache
     return cache
 
@@ -172,7 +176,6 @@ def _cache_path(kind: str, folder: Path, names_digest: str, size: int) -> Path:
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     if kind == "memory":
         return SHARED_MEMORY / f"multiattn-{os.getuid()}-{key}-{size}.crops"
-    (folder / ".cache").mkdir(exist_ok=True)
     return folder / ".cache" / f"{key}-{size}.crops"
 
 
@@ -184,7 +187,7 @@ def _remove_others(path: Path) -> None:
         is_same = other == path if in_memory else other.name.split("-")[0] == path.name.split("-")[0]
         if is_same or other in _in_use:
             continue
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             file = os.open(other, os.O_RDWR | os.O_CLOEXEC)
             _remove_unless_used(file, other)
             os.close(file)

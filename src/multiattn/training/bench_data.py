@@ -1,0 +1,282 @@
+"""How many crops a second reach the training, beside a plainly written dataset and beside what the training takes.
+
+The plain dataset is the one most training scripts have: PIL opens and converts, torchvision resizes, makes a float
+tensor and normalises it, and the default collation puts the tensors together. It reads the same files in the same
+number of workers. The two sides take turns, so a machine that gets busier slows down both; batches that were made
+ahead while the other side had its turn are not counted.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+from multiattn.config import DataConfig, Experiment
+from multiattn.datasets.embedded.actors import make_actor
+from multiattn.experiments import get_experiment
+from multiattn.runtime import describe_machine, pick_device
+from multiattn.tables import FACES, FAKE, REAL
+from multiattn.training.augment import PRESETS
+from multiattn.training.crops import FACE_COLUMNS, FoldCrops, training_loader
+from multiattn.video.align import align_crop
+from multiattn.video.crop_images import settle_worker
+from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.recipe import CropRecipe, read_recipe, write_recipe
+
+MAX_CROPS = 512
+"""Of a faces folder, evenly spaced: enough to differ, few enough to lie in the page cache on both sides."""
+DRAWN_ACTORS, DRAWN_FRAMES, DRAWN_BLUR, DRAWN_NOISE = 8, 32, 2.0, 1.0
+TURNS = 3
+CROPS_AN_EPOCH = 20_000
+"""Both sides', so that the pause between two epochs does not count."""
+BLENDED = 0.5
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBench:
+    """Options of `multiattn bench data`."""
+
+    experiment: str = "dfdc_b4"
+    """A function of experiments.py: whose batches, and whose training step must be fed."""
+    faces: Path | None = None
+    """A faces folder, of which some hundred crops are read; without it, drawn faces of 380 pixels."""
+    presets: tuple[str, ...] = tuple(PRESETS)
+    """Presets of `training/augment`."""
+    num_workers: int = os.cpu_count() or 1
+    """Processes that read on either side; 0 reads in the main process."""
+    image_size: int | None = None
+    """Side of the crops in pixels; None is the experiment's."""
+    batch_size: int | None = None
+    """Crops in a batch; None is the experiment's."""
+    seconds: float = 1.5
+    """Of each turn; every side has three."""
+    training_rate: float | None = None
+    """Crops a second that the training takes; None measures a training step of the experiment."""
+    device: str = "auto"
+    """Where that step is measured: cpu, cuda or auto."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.presets if name not in PRESETS]:
+            raise ValueError(f"--presets: expected some of {', '.join(PRESETS)}, found {unknown[0]!r}.")
+        if self.num_workers < 0:
+            raise ValueError(f"--num-workers: expected at least 0, found {self.num_workers}.")
+        if not self.seconds > 0:
+            raise ValueError(f"--seconds: expected more than 0, found {self.seconds}.")
+        if self.training_rate is not None and not self.training_rate > 0:
+            raise ValueError(f"--training-rate: expected more than 0 crops a second, found {self.training_rate}.")
+
+    def lines(self) -> list[str]:
+        """Measure, and put the figures into a table.
+
+        Raises:
+            FileNotFoundError, ValueError: no such experiment or faces folder, or crops smaller than the image size.
+        """
+        experiment, device = get_experiment(self.experiment), pick_device(self.device)
+        config = dataclasses.replace(
+            experiment.data,
+            image_size=self.image_size or experiment.data.image_size,
+            batch_size=self.batch_size or experiment.data.batch_size,
+            num_workers=self.num_workers,
+        )
+        rate = self.training_rate or _measured_training_rate(experiment, config.batch_size, device)
+        load = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as folder:
+            crops = _drawn_faces(Path(folder)) if self.faces is None else _some_faces(self.faces, Path(folder))
+            sides = [
+                _compare(name, crops, side, seconds=self.seconds) for name, side in _sides(config, self.presets).items()
+            ]
+            kilobytes = np.mean([(crops.folder / name).stat().st_size for name in crops.training["crop"]]) / 1000
+            stored = read_recipe(crops.folder).size
+        source = "given" if self.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
+        return [
+            f"{len(crops.training)} crops of {stored} pixels, {kilobytes:.0f} KB each, read at {config.image_size} in "
+            f"batches of {config.batch_size} by {self.num_workers} workers, from the page cache",
+            f"{describe_machine(device)}; load {load:.1f} before",
+            "",
+            *_table(sides, max(1, self.num_workers), rate),
+            "",
+            f"{self.experiment} takes {rate:.1f} crops/s ({source})",
+        ]
+
+
+def _measured_training_rate(experiment: Experiment, batch_size: int, device: torch.device) -> float:
+    from multiattn.training.bench import training_rate  # what it needs takes seconds to import
+
+    return training_rate(experiment, batch_size=batch_size, device=device)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Crops a second of one way to read them, and of the plain dataset in the turns between."""
+
+    name: str
+    ours: float
+    plain: float
+
+
+def _sides(config: DataConfig, presets: tuple[str, ...]) -> dict[str, DataConfig]:
+    """What is measured: every preset, self-blended images, both caches."""
+    plain = dataclasses.replace(
+        config,
+        augmentation="none",
+        sbi=0.0,
+        sampling="balanced",
+        cache="none",
+        frames_per_video=DRAWN_FRAMES,
+        videos_per_class=CROPS_AN_EPOCH // (2 * DRAWN_FRAMES),
+    )
+    return {
+        **{name: dataclasses.replace(plain, augmentation=name) for name in presets},
+        f"none, --sbi {BLENDED}": dataclasses.replace(plain, sbi=BLENDED),
+        "none, cached in memory": dataclasses.replace(plain, cache="memory"),
+        "none, cached on disk": dataclasses.replace(plain, cache="disk"),
+    }
+
+
+def _compare(name: str, crops: FoldCrops, config: DataConfig, *, seconds: float) -> _Side:
+    ours = _Turns(training_loader(crops, config, seed=0, rank=0, world_size=1))
+    plain = _Turns(_plain_loader(crops, config))
+    if config.cache != "none":
+        ours.run(crops=4 * len(crops.training))  # fills it: each crop comes twice in so many, a few four times
+    rates = [(ours.run(seconds=seconds), plain.run(seconds=seconds)) for _ in range(TURNS)]
+    return _Side(name, *(statistics.median(side) for side in zip(*rates, strict=True)))
+
+
+class _Turns:
+    """A loader that runs for a while, waits, and runs on."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.ahead = loader.num_workers * (loader.prefetch_factor or 0)
+        self.batches = self._endless(loader)
+
+    @staticmethod
+    def _endless(loader: DataLoader) -> Iterator[int]:
+        """The length of each batch."""
+        for epoch in itertools.count():
+            loader.batch_sampler.epoch = epoch
+            for crops, _ in loader:
+                yield len(crops)
+
+    def run(self, *, seconds: float = 0.0, crops: int = 1) -> float:
+        """Crops a second, over at least so many of both; those that lay ready are not counted."""
+        for _ in range(self.ahead + 1):
+            next(self.batches)
+        started, passed, number = time.perf_counter(), 0.0, 0
+        while passed < seconds or number < crops:
+            number += next(self.batches)
+            passed = time.perf_counter() - started
+        return number / passed
+
+
+class PlainCrops(Dataset):
+    """The usual dataset: (3, size, size) float32, normalised by ImageNet's mean and deviation, and the label."""
+
+    def __init__(self, crops: FoldCrops, size: int) -> None:
+        from torchvision import transforms
+
+        self.paths = [crops.folder / name for name in crops.training["crop"]]
+        self.labels = crops.training["label"].tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((size, size)),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.open(self.paths[row]).convert("RGB")), self.labels[row]
+
+
+def _plain_loader(crops: FoldCrops, config: DataConfig) -> DataLoader:
+    dataset = PlainCrops(crops, config.image_size)
+    return DataLoader(
+        dataset,
+        batch_sampler=BatchSampler(
+            RandomSampler(dataset, replacement=True, num_samples=CROPS_AN_EPOCH), config.batch_size, drop_last=True
+        ),
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=settle_worker,
+    )
+
+
+def _table(sides: list[_Side], num_workers: int, rate: float) -> list[str]:
+    plain = statistics.median(side.plain for side in sides)
+    rows = [("plain dataset", plain, plain)] + [(side.name, side.ours, side.plain) for side in sides]
+    lines = [f"{'':<24}{'crops/s':>10}{'per worker':>12}{'beside plain':>14}{'workers to feed training':>26}"]
+    for name, ours, beside in rows:
+        each = ours / num_workers
+        lines.append(f"{name:<24}{ours:>10.0f}{each:>12.0f}{ours / beside:>13.2f}x{math.ceil(rate / each):>26}")
+    return lines
+
+
+def _drawn_faces(folder: Path) -> FoldCrops:
+    """Faces of the embedded data set's actors, enlarged to 380 pixels, with a camera's noise: 37 KB each."""
+    recipe, rows = CropRecipe(), []
+    generator = np.random.default_rng(0)
+    for number in range(DRAWN_ACTORS):
+        actor, video = make_actor(f"bench{number}", (0, number)), f"drawn/{number}"
+        (folder / "crops" / video).mkdir(parents=True)
+        for frame in range(DRAWN_FRAMES):
+            landmarks = actor.landmarks + generator.normal(0, 0.5, (5, 2))
+            crop = align_crop(np.ascontiguousarray(actor.rgba[..., :3]), landmarks, recipe.size)
+            crop = cv2.GaussianBlur(crop, (0, 0), DRAWN_BLUR)  # video compression leaves no more detail
+            crop = np.clip(crop + generator.normal(0, DRAWN_NOISE, crop.shape), 0, 255).astype(np.uint8)
+            name = f"crops/{video}/{frame}.jpg"
+            settings = [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality]
+            settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+            cv2.imwrite(str(folder / name), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), settings)
+            box = (*landmarks.min(axis=0), *landmarks.max(axis=0))
+            rows.append((video, frame, frame / 30, 0, name, *box, 1.0, *landmarks.reshape(-1)))
+    faces = FACES.validate(pd.DataFrame(rows, columns=list(FACES.columns)), "drawn faces")
+    labels = pd.Series([REAL, FAKE] * (DRAWN_ACTORS // 2)).repeat(DRAWN_FRAMES).to_numpy()
+    return _as_fold(folder, recipe, faces, labels)
+
+
+def _some_faces(source: Path, folder: Path) -> FoldCrops:
+    """Copies of `MAX_CROPS` crops of a faces folder, as many real as fake ones where it has so many."""
+    faces, _, videos = read_faces_folder(source, columns=FACE_COLUMNS)
+    place = pd.Index(videos["video_id"]).get_indexer(faces["video_id"])
+    labels = np.where(place >= 0, videos["label"].to_numpy()[place], -1)
+    chosen = []
+    for label in (REAL, FAKE):
+        rows = np.flatnonzero(labels == label)
+        if not len(rows):
+            raise ValueError(
+                f"--faces {source}: expected crops of real (0) and fake (1) videos, found no crop of label {label} "
+                f"among {len(faces)}."
+            )
+        chosen.append(rows[np.unique(np.linspace(0, len(rows) - 1, MAX_CROPS // 2).round().astype(int))])
+    kept = np.sort(np.concatenate(chosen))
+    faces = faces.iloc[kept].reset_index(drop=True).assign(seconds=0.0, score=1.0)
+    for name in faces["crop"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    return _as_fold(folder, read_recipe(source), FACES.validate(faces, source), labels[kept])
+
+
+def _as_fold(folder: Path, recipe: CropRecipe, faces: pd.DataFrame, labels: np.ndarray) -> FoldCrops:
+    write_recipe(recipe, folder)
+    FACES.write(faces, folder / "faces.parquet")
+    table = faces[["video_id", "frame_index", "track", "crop"]].assign(label=labels, face=np.arange(len(faces)))
+    return FoldCrops(folder, table, table, table, faces)

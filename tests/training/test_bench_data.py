@@ -1,0 +1,143 @@
+"""`bench data`: what is measured, and how the table reads."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from multiattn.config import DataConfig
+from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
+from multiattn.training import bench_data
+from multiattn.training.bench_data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns
+from multiattn.training.crops import training_loader
+from multiattn.video.crop_images import read_crop
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_data, "DRAWN_FRAMES", 6)
+        return _drawn_faces(tmp_path_factory.mktemp("drawn"))
+
+
+def test_the_table_names_every_side_and_what_it_must_feed(monkeypatch):
+    monkeypatch.setattr(bench_data, "TURNS", 1)
+    monkeypatch.setattr(bench_data, "DRAWN_FRAMES", 2)
+    bench = DataBench(
+        experiment="demo", presets=("none", "strong"), num_workers=0, image_size=95, seconds=0.02, training_rate=1e6
+    )
+    lines = bench.lines()
+    names = ["plain dataset", "none", "strong", "none, --sbi 0.5", "none, cached in memory", "none, cached on disk"]
+    rows = [line for line in lines if line.startswith(tuple(names))]
+    assert [row[:24].strip() for row in rows] == names
+    for row in rows:
+        rate, each, beside, workers = row[24:].split()
+        assert 0 < int(rate) == int(each)
+        assert float(beside.removesuffix("x")) > 0
+        assert int(workers) == pytest.approx(1e6 / int(rate), rel=0.1)
+    assert rows[0].split()[-2] == "1.00x"
+    assert "16 crops of 380 pixels" in lines[0]
+    assert "read at 95 in batches of 16 by 0 workers" in lines[0]
+    assert lines[-1] == "demo takes 1000000.0 crops/s (given)"
+
+
+class CountedLoader:
+    """Two workers that make three batches of four ahead, in epochs of five; counts what is taken."""
+
+    num_workers, prefetch_factor, taken = 2, 3, 0
+
+    def __init__(self) -> None:
+        self.batch_sampler = SimpleNamespace(epoch=None)
+
+    def __iter__(self):
+        for _ in range(5):
+            self.taken += 1
+            yield torch.zeros(4, 2, 2, 3), torch.zeros(4)
+
+
+def test_batches_that_lay_ready_are_not_counted():
+    loader = CountedLoader()
+    turns = _Turns(loader)
+    assert turns.run(crops=5) > 0
+    assert loader.taken == 2 * 3 + 1 + 2, "those that lay ready, one that was begun, two that are timed"
+    assert loader.batch_sampler.epoch == 1
+
+
+def test_drawn_faces_are_like_stored_crops(drawn):
+    table = drawn.training
+    assert len(table) == 48
+    assert table.groupby("video_id")["label"].nunique().max() == 1
+    assert table["label"].mean() == 0.5
+    kilobytes = [(drawn.folder / name).stat().st_size / 1000 for name in table["crop"]]
+    assert 30 < np.mean(kilobytes) < 45
+    crop = read_crop(drawn.folder / table["crop"].iloc[0], 380)
+    assert crop.shape == (380, 380, 3)
+    assert len(FACES.read(drawn.folder / "faces.parquet")) == 48
+
+
+def test_the_plain_dataset_is_ours_normalised(drawn):
+    """Within the rounding of two JPEG decoders."""
+    plain, label = PlainCrops(drawn, 380)[9]
+    assert (tuple(plain.shape), plain.dtype, label) == ((3, 380, 380), torch.float32, 1)
+    mean, deviation = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    crop = torch.from_numpy(read_crop(drawn.folder / drawn.training["crop"].iloc[9], 380)).permute(2, 0, 1)
+    assert ((plain * deviation + mean) * 255 - crop).abs().max() < 3
+
+
+def test_both_sides_hand_out_batches_of_one_size(drawn):
+    config = DataConfig(image_size=380, batch_size=6, num_workers=0, augmentation="none")
+    ours, labels = next(iter(training_loader(drawn, config, seed=0, rank=0, world_size=1)))
+    plain, plain_labels = next(iter(_plain_loader(drawn, config)))
+    assert len(ours) == len(labels) == len(plain) == len(plain_labels) == 6
+
+
+@pytest.fixture
+def faces(tmp_path, monkeypatch) -> Path:
+    """A finished faces folder of four real and four fake videos, three crops each."""
+    monkeypatch.setattr(bench_data, "DRAWN_FRAMES", 3)
+    (tmp_path / "faces").mkdir()
+    made = _drawn_faces(tmp_path / "faces")
+    rows = made.training.drop_duplicates("video_id")
+    videos = pd.DataFrame(dict.fromkeys(VIDEOS.columns, ""), index=rows.index)
+    videos = videos.assign(video_id=rows["video_id"], path=rows["crop"], dataset="drawn", label=rows["label"])
+    VIDEOS.write(videos, made.folder / "videos.csv")
+    statuses = pd.DataFrame({"video_id": rows["video_id"], "status": "ok", "num_frames": 3, "num_crops": 3})
+    VIDEO_STATUS.write(statuses.assign(message=""), made.folder / "video_status.csv")
+    return made.folder
+
+
+def test_crops_of_a_faces_folder_are_copied_so_that_nothing_is_written_there(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_data, "MAX_CROPS", 6)
+    before = sorted(faces.rglob("*"))
+    crops = _some_faces(faces, tmp_path)
+    assert crops.training["label"].tolist().count(0) == crops.training["label"].tolist().count(1) == 3
+    assert crops.training["video_id"].nunique() == 6, "spread over the folder"
+    for name in crops.training["crop"]:
+        assert (tmp_path / name).read_bytes() == (faces / name).read_bytes()
+    config = DataConfig(image_size=64, batch_size=4, num_workers=0, augmentation="none", cache="disk")
+    next(iter(training_loader(crops, config, seed=0, rank=0, world_size=1)))
+    assert sorted(faces.rglob("*")) == before
+
+
+def test_a_faces_folder_of_one_class_is_refused(faces, tmp_path):
+    VIDEOS.write(VIDEOS.read(faces / "videos.csv").assign(label=1), faces / "videos.csv")
+    with pytest.raises(ValueError, match="found no crop of label 0 among 24"):
+        _some_faces(faces, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"presets": ("none", "wild")}, "--presets: expected some of none, .* found 'wild'"),
+        ({"num_workers": -1}, "--num-workers: expected at least 0"),
+        ({"seconds": 0.0}, "--seconds: expected more than 0"),
+        ({"training_rate": -1.0}, "--training-rate: expected more than 0"),
+    ],
+    ids=["preset", "workers", "seconds", "rate"],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataBench(**options)
