@@ -1,14 +1,20 @@
 """A miniature of the demo, and how a test runs a stage."""
 
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 from multiattn.__main__ import main
 from multiattn.config import Experiment
+from multiattn.training import loop
 from multiattn.training.distributed import Ranks
 from multiattn.training.fold_runs import read_training_data, train_one
+from multiattn.training.state_file import save_state
 
 TIMES = ["seconds", "samples_per_second", "data_wait"]
 """Columns of epochs.csv that no two runs share."""
@@ -44,3 +50,31 @@ def train_fold_zero(pipeline: Pipeline, runs: Path, experiment: Experiment, **op
     data = read_training_data(pipeline.faces, pipeline.folds)
     train_one(experiment, data, 0, runs, device=torch.device("cpu"), ranks=Ranks(), **options)
     return runs / experiment.name / "fold0"
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@contextlib.contextmanager
+def killed_when(ready: Callable[[Path, dict], bool]) -> Iterator[None]:
+    """Training inside the block ends, as by a kill, right after it has saved a state for which `ready` holds.
+
+    Args:
+        ready: asked after every saved state, with the run's folder and the state.
+    """
+
+    def save_then_die(folder: Path, state: dict) -> None:
+        save_state(folder, state)
+        if ready(folder, state):
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_state", save_then_die)
+        yield
+
+
+def after(saves: int) -> Callable[[Path, dict], bool]:
+    """For `killed_when`: after so many saved states."""
+    count = itertools.count(1)
+    return lambda folder, state: next(count) == saves

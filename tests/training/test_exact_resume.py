@@ -17,10 +17,9 @@ import torch
 from multiattn.config import AverageConfig, Experiment, ValidationConfig
 from multiattn.experiments import get_experiment
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.training import loop
 from multiattn.training.interruption import EXIT_CODE
 from multiattn.training.state_file import load_state
-from walk import TIMES, Pipeline, train_fold_zero
+from walk import TIMES, Pipeline, after, killed_when, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)
 EVERYTHING = dataclasses.replace(
@@ -34,10 +33,6 @@ EVERYTHING = dataclasses.replace(
     save_minutes=1e-9,
 )
 """Random draws of every kind, groups of batches, averages, validations inside an epoch, a saved state every update."""
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -89,41 +84,20 @@ def test_the_undisturbed_run_has_what_is_compared(undisturbed):
 
 
 @pytest.mark.parametrize("saves", [1, 3, 4, 6, 9, 11], ids=lambda saves: f"after {saves} saved states")
-def test_a_run_that_ends_after_any_saved_state_continues_to_the_same_bits(
-    pipeline, undisturbed, tmp_path, monkeypatch, saves
-):
-    save, count = loop.save_state, 0
-
-    def save_then_die(folder, state):
-        nonlocal count
-        save(folder, state)
-        count += 1
-        if count == saves:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_state", save_then_die)
+def test_a_run_that_ends_after_any_saved_state_continues_to_the_same_bits(pipeline, undisturbed, tmp_path, saves):
+    with killed_when(after(saves)):
         train_fold_zero(pipeline, tmp_path, EVERYTHING)
     torch.manual_seed(99)  # whatever the next process did before
     assert_same_run(train_fold_zero(pipeline, tmp_path, EVERYTHING), undisturbed)
 
 
 def test_a_damaged_state_falls_back_to_the_one_before_it_and_comes_to_the_same_bits(
-    pipeline, undisturbed, tmp_path, monkeypatch, caplog
+    pipeline, undisturbed, tmp_path, caplog
 ):
-    save, count = loop.save_state, 0
-
-    def save_then_tear(folder, state):
-        nonlocal count
-        save(folder, state)
-        count += 1
-        if count == 5:
-            (folder / "resume.pt").write_bytes((folder / "resume.pt").read_bytes()[:-1000])
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_state", save_then_tear)
+    with killed_when(after(5)):
         train_fold_zero(pipeline, tmp_path, EVERYTHING)
+    state = tmp_path / "demo_tiny" / "fold0" / "resume.pt"
+    state.write_bytes(state.read_bytes()[:-1000])
     folder = train_fold_zero(pipeline, tmp_path, EVERYTHING)
     assert "damaged" in caplog.text and "resume.previous.pt" in caplog.text
     assert_same_run(folder, undisturbed)

@@ -17,10 +17,11 @@ from multiattn.inference.runs import find_models
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregation import DEFAULT_CLIP
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
+from multiattn.training import loop
 from multiattn.training.crops import split_crops, validation_loader
 from multiattn.training.fold_runs import read_training_data
 from multiattn.training.state_file import load_state
-from walk import Pipeline, train_fold_zero
+from walk import Pipeline, killed_when, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)
 STILL = dataclasses.replace(TINY, optim=dataclasses.replace(TINY.optim, lr=1e-12))
@@ -169,21 +170,8 @@ def test_other_folds_are_never_allowed(pipeline, tmp_path):
 
 
 def test_a_run_that_goes_on_with_another_batch_goes_on_at_the_same_place_of_the_epoch(pipeline, tmp_path, monkeypatch):
-    from multiattn.training import loop
-
-    class Killed(BaseException):
-        pass
-
-    save = loop.save_state
-
-    def save_then_die(folder, state):
-        save(folder, state)
-        if state["progress"]["batch"] == 3:
-            raise Killed
-
     slow: Experiment = dataclasses.replace(STILL, epochs=1, save_minutes=1e-9)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_state", save_then_die)
+    with killed_when(lambda folder, state: state["progress"]["batch"] == 3):
         train_fold_zero(pipeline, tmp_path, slow)
     half = dataclasses.replace(slow, data=dataclasses.replace(slow.data, batch_size=2))
     seen = []

@@ -10,9 +10,8 @@ import torch
 
 from multiattn.config import Phase
 from multiattn.experiments import get_experiment
-from multiattn.training import loop
 from multiattn.training.phases import phase_spans, span_at
-from walk import TIMES, Pipeline, train_fold_zero
+from walk import TIMES, Pipeline, killed_when, train_fold_zero
 
 STAGED = dataclasses.replace(
     get_experiment("ffpp_b4_official", tiny=True),
@@ -22,10 +21,6 @@ STAGED = dataclasses.replace(
         Phase(name="full", epochs=1),
     ),
 )
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +57,8 @@ def test_the_best_epoch_is_one_that_trained_the_network(undisturbed):
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3], ids=["inside a phase", "between two phases", "before the last"])
-def test_a_killed_run_continues_to_the_same_weights(pipeline, undisturbed, tmp_path, monkeypatch, epochs):
-    save = loop.save_state
-
-    def save_then_die(folder, state):
-        save(folder, state)
-        if state["progress"]["epoch"] == epochs:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_state", save_then_die)
+def test_a_killed_run_continues_to_the_same_weights(pipeline, undisturbed, tmp_path, epochs):
+    with killed_when(lambda folder, state: state["progress"]["epoch"] == epochs):
         train_fold_zero(pipeline, tmp_path, STAGED)
     folder = train_fold_zero(pipeline, tmp_path, STAGED)
     expected = safetensors.torch.load_file(undisturbed / "last.safetensors")
