@@ -28,7 +28,7 @@ from multiattn.training.bench import (
     Timing,
     _serve,
     _Side,
-    _sleeping_threads,
+    _waiting_threads,
     compare,
     comparison_lines,
     never_waiting,
@@ -308,13 +308,16 @@ def test_the_rate_of_training_is_crops_a_second():
     assert 0 < training_rate(TINY, batch_size=2, device=torch.device("cpu")) < 1e5
 
 
-@pytest.mark.parametrize(("before", "inside"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_all_sides_threads_sleep_unless_told_otherwise(monkeypatch, before, inside):
+@pytest.mark.parametrize(
+    ("name", "before", "inside"),
+    [("ours", None, "PASSIVE"), ("ours", "ACTIVE", "ACTIVE"), ("plain", None, None), ("plain", "PASSIVE", None)],
+)
+def test_only_our_side_has_sleeping_threads_and_the_environment_stays_as_it_was(monkeypatch, name, before, inside):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if before is not None:
         monkeypatch.setenv("OMP_WAIT_POLICY", before)
-    with _sleeping_threads():
-        assert os.environ["OMP_WAIT_POLICY"] == inside
+    with _waiting_threads(name):
+        assert os.environ.get("OMP_WAIT_POLICY") == inside
     assert os.environ.get("OMP_WAIT_POLICY") == before
 
 
