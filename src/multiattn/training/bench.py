@@ -225,9 +225,9 @@ def _process(name: str, task: Task) -> Iterator[_Side]:
 def _waiting_threads(name: str) -> Iterator[None]:
     """OMP_WAIT_POLICY of a side that is started inside.
 
-    The plain side has none, as a process starts: its idle threads spin, the fastest on cores that nobody else wants (2.7
-    s a step of EfficientNet-B4 against 5.5 s with sleeping ones, on 2 quiet cores). Ours has PASSIVE, as training's
-    kernels ask for, unless the environment says otherwise.
+    The plain side has none, as a process starts: its idle threads spin, the fastest on cores that nobody else wants
+    (2.7 s a step of EfficientNet-B4 against 5.5 s with sleeping ones, on 2 quiet cores). Ours has PASSIVE, as
+    training's kernels ask for, unless the environment says otherwise.
     """
     before = os.environ.pop(WAIT_POLICY, None)
     if name != "plain":
