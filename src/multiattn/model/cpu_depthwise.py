@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from multiattn.model.cpu_arithmetic import OPTIONS, narrow, widen
+from multiattn.model.cpu_arithmetic import OPTIONS, in_parallel, narrow, widen
 
 BLOCK = 128
 """Channels in a block of the kernel's gradient: their sums of all taps stay in the first cache."""
@@ -93,7 +93,7 @@ def _add_row(gradient, line, width, stride, channels, low, count, size, sums):
         _add_column(gradient, line, column * channels + low, count, column * stride * BLOCK, size, sums)
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def depthwise_weight_gradient(x, gradient, size, stride, top, left):
     """Gradient of a depthwise kernel.
 
@@ -167,7 +167,7 @@ def _write(line, out):
         out[place] = narrow(line[place], out)
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def depthwise_forward(x, weight, stride, top, left, out):
     """Depthwise cross-correlation that reads the padding's zeros from nowhere.
 
@@ -195,7 +195,7 @@ def depthwise_forward(x, weight, stride, top, left, out):
         _write(line, out[b, out_row].reshape(out_width * channels))
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def depthwise_input_gradient(gradient, weight, stride, top, left, out):
     """Gradient of `depthwise_forward` with respect to x.
 

@@ -17,7 +17,7 @@ shift = bias - mean * scale; `gate` and `lift` are a number for each image and c
 import numba
 import numpy as np
 
-from multiattn.model.cpu_arithmetic import OPTIONS, narrow, silu_and_slope, silu_of, widen
+from multiattn.model.cpu_arithmetic import OPTIONS, in_parallel, narrow, silu_and_slope, silu_of, widen
 
 TILE = 2048
 """Numbers in a tile, roughly: large enough for long loops, small enough that a tile stays in the second cache."""
@@ -93,7 +93,7 @@ def _add_moments(x, tile, shift, sums):
         start += tile
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def batch_moments(x, channels):
     """Mean and biased variance of every channel.
 
@@ -143,7 +143,7 @@ def _write_silu(x, own, out):
         out[c] = narrow(silu_of(widen(x[c]) * own[c] + own[c + L1]) * own[c + L2], out)
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def silu(x, scale, shift, gate, out):
     """out = SiLU(z) * gate.
 
@@ -172,7 +172,7 @@ def _add_silu(x, own, sums):
         sums[c] += silu_of(widen(x[c]) * own[c] + own[c + L1])
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def silu_sums(x, scale, shift):
     """Sum of SiLU(z) over the positions of each image: (B, positions * C), (C,), (C,) -> (B, C) float64."""
     batch, size = x.shape
@@ -211,7 +211,7 @@ def _add_gated_slopes(x, gradient, own, sums):
         sums[c + L4] += centred
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def slope_sums(x, gradient, scale, shift, mean, gated):
     """What the backward pass of `silu` needs from all positions of an image.
 
@@ -251,7 +251,7 @@ def _write_silu_gradient(x, gradient, own, out):
         out[c] = narrow(outer - (value * own[c + L4] + own[c + L5]), out)
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def silu_gradient(x, gradient, scale, shift, gate, lift, slope, offset, out):
     """out = (gradient * gate + lift) * SiLU'(z) - (x * slope + offset), the gradient of a normalised, gated SiLU.
 
@@ -292,7 +292,7 @@ def _write_scaled_and_added(x, other, own, out):
         out[c] = narrow(widen(x[c]) * own[c] + own[c + L1] + widen(other[c]), out)
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def scale_and_add(x, scale, shift, other, out):
     """out = x * scale + shift + other.
 
@@ -325,7 +325,7 @@ def _add_products(x, gradient, center, sums):
         sums[c + L1] += g * (widen(x[c]) - center[c])
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def product_sums(x, gradient, center):
     """Sums over the positions of each image.
 
@@ -356,7 +356,7 @@ def _write_gradient(x, gradient, own, out):
         out[c] = narrow(widen(gradient[c]) * own[c] - (widen(x[c]) * own[c + L1] + own[c + L2]), out)
 
 
-@numba.njit(parallel=True, **OPTIONS)
+@in_parallel
 def norm_gradient(x, gradient, scale, slope, offset, out):
     """out = gradient * scale - (x * slope + offset), the gradient of a normalisation without an activation.
 
