@@ -323,13 +323,13 @@ def test_the_notebook_finds_an_imported_run(imported, pipeline: Pipeline, tmp_pa
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "set").symlink_to(pipeline.dataset)
     (tmp_path / "runs").symlink_to(imported.parent)
-    assert find_inputs(tmp_path).runs == tmp_path / "runs" / "official"
+    assert find_inputs(tmp_path).runs == (tmp_path / "runs" / "official",)
 
 
 def test_a_trained_run_without_its_out_of_fold_predictions_stays_an_error(imported, pipeline: Pipeline, tmp_path):
     shutil.copytree(pipeline.experiment, tmp_path / "runs")
     inputs = KernelInputs(
-        runs=tmp_path / "runs",
+        runs=(tmp_path / "runs",),
         videos_dir=pipeline.dataset / "test_videos",
         sample_submission=pipeline.dataset / "sample_submission.csv",
         out=tmp_path / "out",

@@ -82,7 +82,7 @@ def test_inputs_are_found_in_the_repository(pipeline, tmp_path, monkeypatch):
     (tmp_path / "data" / "set").symlink_to(pipeline.dataset)
     (tmp_path / "runs").symlink_to(pipeline.runs)
     inputs = find_inputs(tmp_path)
-    assert inputs.runs == tmp_path / "runs" / "demo_tiny"
+    assert inputs.runs == (tmp_path / "runs" / "demo_tiny",)
     assert inputs.videos_dir == tmp_path / "data" / "set" / "test_videos"
     assert inputs.sample_submission == tmp_path / "data" / "set" / "sample_submission.csv"
     assert inputs.out == tmp_path / "submissions" / "demo_tiny"

@@ -10,6 +10,7 @@ import pytest
 from multiattn.figures.submission import draw_probabilities
 from multiattn.inference.submission import build_submission, check_submission, read_sample, write_submission
 from multiattn.scoring.aggregation import Aggregator
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -38,7 +39,7 @@ def make_predictions(**probability_of: float) -> pd.DataFrame:
 def four():
     """A sample whose four videos have the four statuses, and the submission for it."""
     sample = make_sample("missing.mp4", "good.mp4", "broken.mp4", "empty.mp4")
-    return sample, build_submission(make_predictions(good=0.9), make_statuses(**STATUS_OF), sample, Aggregator())
+    return sample, build_submission(make_predictions(good=0.9), make_statuses(**STATUS_OF), sample, ScoringRule())
 
 
 def test_the_rows_are_the_samples_in_its_order_with_the_prior_where_nothing_was_seen(four):
@@ -47,7 +48,7 @@ def test_the_rows_are_the_samples_in_its_order_with_the_prior_where_nothing_was_
     assert result.submission["label"].tolist() == [0.5, 0.9, 0.5, 0.5]
     assert result.videos["status"].tolist() == ["missing", "ok", "unreadable", "no_face"]
     assert result.videos["num_crops"].tolist() == [0, 1, 0, 0]
-    check_submission(result.submission, sample, Aggregator(), Path("s.csv"))
+    check_submission(result.submission, sample, ScoringRule(), Path("s.csv"))
 
 
 def test_every_status_is_counted(four):
@@ -56,35 +57,36 @@ def test_every_status_is_counted(four):
 
 def test_another_prior_is_the_answer_and_what_was_seen_is_not():
     sample = make_sample("a.mp4", "b.mp4")
-    result = build_submission(make_predictions(a=0.9), make_statuses(a="ok"), sample, Aggregator(prior=0.3))
+    rule = ScoringRule(aggregator=Aggregator(prior=0.3))
+    result = build_submission(make_predictions(a=0.9), make_statuses(a="ok"), sample, rule)
     assert result.submission["label"].tolist() == [0.9, 0.3]
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0.01), (1.0, 0.99), (0.01, 0.01), (0.5, 0.5)])
 def test_probabilities_are_clipped(probability, expected):
     sample = make_sample("a.mp4")
-    result = build_submission(make_predictions(a=probability), make_statuses(a="ok"), sample, Aggregator())
+    result = build_submission(make_predictions(a=probability), make_statuses(a="ok"), sample, ScoringRule())
     assert result.submission["label"].tolist() == [expected]
-    check_submission(result.submission, sample, Aggregator(), Path("s.csv"))
+    check_submission(result.submission, sample, ScoringRule(), Path("s.csv"))
 
 
 def test_nothing_seen_at_all_is_the_prior_everywhere():
     sample = make_sample("a.mp4", "b.mp4")
-    result = build_submission(FRAME_PREDICTIONS.empty(), VIDEO_STATUS.empty(), sample, Aggregator())
+    result = build_submission(FRAME_PREDICTIONS.empty(), VIDEO_STATUS.empty(), sample, ScoringRule())
     assert result.submission["label"].tolist() == [0.5, 0.5]
     assert result.coverage == {"ok": 0, "no_face": 0, "unreadable": 0, "missing": 2}
 
 
 def test_videos_that_the_sample_does_not_ask_for_are_left_out():
     result = build_submission(
-        make_predictions(a=0.9, z=0.1), make_statuses(a="ok", z="ok"), make_sample("a.mp4"), Aggregator()
+        make_predictions(a=0.9, z=0.1), make_statuses(a="ok", z="ok"), make_sample("a.mp4"), ScoringRule()
     )
     assert result.submission["filename"].tolist() == ["a.mp4"]
 
 
 def test_two_names_that_differ_in_extension_only_are_refused():
     with pytest.raises(ValueError, match="share theirs"):
-        build_submission(make_predictions(a=0.9), make_statuses(a="ok"), make_sample("a.mp4", "a.mov"), Aggregator())
+        build_submission(make_predictions(a=0.9), make_statuses(a="ok"), make_sample("a.mp4", "a.mov"), ScoringRule())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_two_names_that_differ_in_extension_only_are_refused():
 def test_every_fault_of_a_submission_is_refused(change, expected, four):
     sample, result = four
     with pytest.raises(ValueError, match=expected) as caught:
-        check_submission(change(result.submission), sample, Aggregator(), Path("submissions/x/submission.csv"))
+        check_submission(change(result.submission), sample, ScoringRule(), Path("submissions/x/submission.csv"))
     assert str(caught.value).startswith("submissions/x/submission.csv: ")
 
 
@@ -140,7 +142,7 @@ def test_a_submission_folder_holds_submission_predictions_and_card(four, tmp_pat
     card = json.loads((tmp_path / "mine" / "card.json").read_text())
     assert card["runs"] == ["m/fold0"]
     assert card["coverage"] == {"ok": 1, "no_face": 1, "unreadable": 1, "missing": 1}
-    assert card["aggregator"] == {"frames": "mean", "tracks": "weighted", "clip": 0.01, "prior": 0.5}
+    assert card["scoring"] == ScoringRule().as_dict()
     assert card["commit"]
 
 
@@ -192,7 +194,7 @@ def test_kaggles_own_sample_is_answered_row_by_row(tmp_path):
         ],
         ignore_index=True,
     )
-    result = build_submission(predictions, make_statuses(**dict.fromkeys(stems[:390], "ok")), sample, Aggregator())
+    result = build_submission(predictions, make_statuses(**dict.fromkeys(stems[:390], "ok")), sample, ScoringRule())
     write_submission(result, sample, tmp_path, {})
     assert result.coverage == {"ok": 390, "no_face": 0, "unreadable": 0, "missing": 10}
     theirs, ours = path.read_text().splitlines(), (tmp_path / "submission.csv").read_text().splitlines()

@@ -176,16 +176,16 @@ def test_no_frames_give_no_videos_and_the_right_dtypes():
 )
 @pytest.mark.parametrize("extra", [False, True], ids=["", "and another predicted"])
 def test_completing_gives_the_prior_where_nothing_was_predicted(asked, expected, extra):
-    aggregator = Aggregator(prior=0.4)
+    aggregator = Aggregator()
     rows = [("m", "v", 0, 0.7)] + [("m", "w", 0, 0.2)] * extra
-    table = complete_videos(pd.Series(asked, dtype=str), aggregate_frames(predictions(*rows), aggregator), aggregator)
+    table = complete_videos(pd.Series(asked, dtype=str), aggregate_frames(predictions(*rows), aggregator), 0.4)
     assert list(table.itertuples(index=False, name=None)) == expected
     assert (table["probability"].dtype, table["num_crops"].dtype) == (np.float64, np.int64)
 
 
 def test_completing_nothing_predicted_gives_the_prior_everywhere():
     aggregator = Aggregator()
-    table = complete_videos(pd.Series(["a", "b"]), aggregate_frames(FRAME_PREDICTIONS.empty(), aggregator), aggregator)
+    table = complete_videos(pd.Series(["a", "b"]), aggregate_frames(FRAME_PREDICTIONS.empty(), aggregator), 0.5)
     assert table["probability"].tolist() == [0.5, 0.5]
     assert table["num_crops"].tolist() == [0, 0]
 

@@ -11,8 +11,9 @@ import torch
 from multiattn.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.metrics import VideoMetrics, video_metrics
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, REAL, UNKNOWN, VIDEOS
 from multiattn.video.faces_folder import read_faces_folder
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
@@ -87,7 +88,7 @@ def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> 
     return CrossData(folder, name_data(labelled), labels, frames.reset_index(drop=True))
 
 
-def measure_out_of_fold(runs: Path, folds: list[int], aggregator: Aggregator | None = None) -> Figures:
+def measure_out_of_fold(runs: Path, folds: list[int], rule: ScoringRule | None = None) -> Figures:
     """Frame and video metrics over the held-out videos of these folds together.
 
     Frames are those of `oof.parquet`; a video without a face counts at video level, with the prior.
@@ -98,7 +99,7 @@ def measure_out_of_fold(runs: Path, folds: list[int], aggregator: Aggregator | N
     Raises:
         FileNotFoundError: a fold has no predictions yet.
     """
-    aggregator = aggregator or Aggregator()
+    rule = rule or ScoringRule()
     frame_tables, video_tables = [], []
     for number in folds:
         folder = runs / f"fold{number}"
@@ -106,9 +107,9 @@ def measure_out_of_fold(runs: Path, folds: list[int], aggregator: Aggregator | N
         held_out = table[table["fold"] == number]
         predictions = FRAME_PREDICTIONS.read(folder / "oof.parquet")
         frame_tables.append(predictions.merge(held_out[["video_id", "label"]], on="video_id", validate="many_to_one"))
-        videos = complete_videos(held_out["video_id"], aggregate_frames(predictions, aggregator), aggregator)
+        videos = complete_videos(held_out["video_id"], rule.score(predictions), rule.prior)
         video_tables.append(videos.assign(label=held_out["label"].to_numpy()))
-    frames, videos = _metrics(pd.concat(frame_tables)), _metrics(pd.concat(video_tables), clip=aggregator.clip)
+    frames, videos = _metrics(pd.concat(frame_tables)), _metrics(pd.concat(video_tables), clip=rule.clip)
     return {
         **_frame_figures([frames], "held-out"),
         ("held-out", "video_log_loss"): videos.log_loss,

@@ -1,6 +1,7 @@
 """Out-of-fold scoring: every video judged by the one model that never saw it."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,8 +9,9 @@ from typing import Literal
 import pandas as pd
 
 from multiattn.inference.runs import fold_folders
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 
 logger = logging.getLogger(__name__)
@@ -35,42 +37,80 @@ class OutOfFold:
         )
 
 
-def score_out_of_fold(
-    runs: Path, aggregator: Aggregator | None = None, *, unfinished: Literal["refuse", "skip"] = "refuse"
-) -> OutOfFold:
-    """Score the `oof.parquet` of every fold of an experiment with the aggregator that makes submissions.
+@dataclass(frozen=True)
+class HeldOut:
+    """Frame predictions of videos by the models that never saw them."""
+
+    predictions: pd.DataFrame
+    """A `frame_predictions` table: of each experiment, every held-out video by the model of its fold."""
+    videos: pd.DataFrame
+    """Those rows of the `folds` table: video_id, label, group, fold; a video without a face has no predictions."""
+
+
+def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refuse") -> HeldOut:
+    """The `oof.parquet` of every fold of some experiments.
 
     Args:
+        runs: folders of experiments, or of single folds.
         unfinished: `skip` leaves out folds without predictions, which another process may still be training.
 
     Raises:
         FileNotFoundError: a fold has no predictions yet (with `skip`: none has).
-        ValueError: the folds were made from different folds tables.
+        ValueError: the runs were made from different folds tables, or have different folds.
     """
-    aggregator = aggregator or Aggregator()
-    tables, rows = [], []
+    tables: list[pd.DataFrame] = []
+    numbers: dict[Path, set[int]] = {}
     kept: pd.DataFrame | None = None
-    for folder in fold_folders(runs):
+    for run, folder in _folders(runs):
         if unfinished == "skip" and not (folder / "oof.parquet").is_file():
             logger.info("%s: no finished epoch yet, left out of the out-of-fold score", folder)
             continue
         folds = FOLDS.read(folder / "folds.csv")
         if kept is not None and not kept.equals(folds):
-            raise ValueError(f"{folder / 'folds.csv'}: not the folds of the other runs in {runs}.")
+            raise ValueError(f"{folder / 'folds.csv'}: not the folds of the other runs in {_names(runs)}.")
         kept = folds
-        predictions = FRAME_PREDICTIONS.read(folder / "oof.parquet", allow_empty=True)
-        number = int(folder.name.removeprefix("fold"))
-        held_out = folds[folds["fold"] == number]
-        videos = complete_videos(held_out["video_id"], aggregate_frames(predictions, aggregator), aggregator)
-        videos["label"] = held_out["label"].to_numpy()
-        tables.append(videos)
-        rows.append({"fold": number, **_metrics(videos, aggregator).as_dict()})
-    if not tables:
-        raise FileNotFoundError(f"{runs}: no fold has finished its first epoch.")
-    everything = pd.concat(tables, ignore_index=True)
-    without_face = int((everything["num_crops"] == 0).sum())
-    return OutOfFold(_metrics(everything, aggregator), pd.DataFrame(rows), without_face)
+        tables.append(FRAME_PREDICTIONS.read(folder / "oof.parquet", allow_empty=True))
+        numbers.setdefault(run, set()).add(int(folder.name.removeprefix("fold")))
+    if kept is None:
+        raise FileNotFoundError(f"{_names(runs)}: no fold has finished its first epoch.")
+    for run in runs:
+        if numbers.get(run, set()) != numbers[min(numbers)]:
+            raise ValueError(
+                f"{run}: expected the folds of {min(numbers)}, {sorted(numbers[min(numbers)])}, found "
+                f"{sorted(numbers.get(run, set()))}. Out-of-fold predictions of several runs are of the same folds."
+            )
+    videos = kept[kept["fold"].isin(numbers[min(numbers)])].reset_index(drop=True)
+    return HeldOut(pd.concat(tables, ignore_index=True), videos)
 
 
-def _metrics(videos: pd.DataFrame, aggregator: Aggregator) -> VideoMetrics:
-    return video_metrics(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=aggregator.clip)
+def score_out_of_fold(
+    *runs: Path, rule: ScoringRule | None = None, unfinished: Literal["refuse", "skip"] = "refuse"
+) -> OutOfFold:
+    """Score held-out videos with the rule that makes submissions.
+
+    A rule that was tuned on these very videos looks better here than it is; its `out_of_fold` says how good.
+
+    Arguments and errors as `read_out_of_fold`.
+    """
+    rule = rule or ScoringRule()
+    held_out = read_out_of_fold(*runs, unfinished=unfinished)
+    videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.predictions), rule.prior)
+    videos[["label", "fold"]] = held_out.videos[["label", "fold"]].to_numpy()
+    rows = [
+        {"fold": fold, **_metrics(of_fold, rule.clip).as_dict()} for fold, of_fold in videos.groupby("fold", sort=True)
+    ]
+    without_face = int((videos["num_crops"] == 0).sum())
+    return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face)
+
+
+def _folders(runs: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
+    for run in runs:
+        yield from ((run, folder) for folder in fold_folders(run))
+
+
+def _metrics(videos: pd.DataFrame, clip: float) -> VideoMetrics:
+    return video_metrics(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=clip)
+
+
+def _names(runs: tuple[Path, ...]) -> str:
+    return ", ".join(map(str, runs))

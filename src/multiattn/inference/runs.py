@@ -106,15 +106,18 @@ def _fold_number(folder: Path) -> int:
     return int(digits)
 
 
-def find_models(runs: Path) -> list[TrainedModel]:
+def find_models(*runs: Path) -> list[TrainedModel]:
     """Every fold's best checkpoint.
+
+    Args:
+        runs: folders of experiments, or of single folds.
 
     Raises:
         FileNotFoundError: no runs there, or a fold without a checkpoint.
-        ValueError: the folds were trained on crops made differently.
+        ValueError: the folds were trained on crops made differently, or two folders have the same name.
     """
     models = []
-    for folder in fold_folders(runs):
+    for folder in (folder for run in runs for folder in fold_folders(run)):
         path = folder / "experiment.json"
         if not path.is_file() or not (folder / CHECKPOINT).is_file():
             missing = CHECKPOINT if path.is_file() else path.name
@@ -124,6 +127,12 @@ def find_models(runs: Path) -> list[TrainedModel]:
     for model in models[1:]:
         if difference := describe_difference(models[0].recipe, model.recipe):
             raise ValueError(f"{model.path}: trained on other crops than {models[0].path}: {difference}.")
+    by_name = {model.name: model for model in models}
+    for model in models:
+        if by_name[model.name] is not model:
+            raise ValueError(
+                f"{model.path} and {by_name[model.name].path}: two runs of one name, {model.name}. Rename one's folder."
+            )
     return models
 
 

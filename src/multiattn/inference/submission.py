@@ -1,6 +1,6 @@
 """Video probabilities -> submission.csv in the sample's rows and order, card.json beside it, both checked."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import pandas as pd
 
 from multiattn.datasets.manifest import video_id
 from multiattn.runtime import git_commit, write_json
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.scoring.aggregation import complete_videos
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION, VIDEO_PREDICTIONS
 
 STATUSES = ("ok", "no_face", "unreadable", "missing")
@@ -23,7 +24,7 @@ class Submission:
     """`submission.csv`."""
     videos: pd.DataFrame
     """`video_predictions.csv`: how each row came about."""
-    aggregator: Aggregator
+    rule: ScoringRule
 
     @property
     def coverage(self) -> dict[str, int]:
@@ -33,7 +34,7 @@ class Submission:
 
 
 def build_submission(
-    predictions: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, aggregator: Aggregator
+    predictions: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule
 ) -> Submission:
     """One probability for each row of the sample.
 
@@ -43,17 +44,17 @@ def build_submission(
         sample: the sample submission; only its filenames and their order matter.
     """
     ids = sample["filename"].map(lambda name: video_id("folder", name))
-    videos = complete_videos(ids, aggregate_frames(predictions, aggregator), aggregator)
+    videos = complete_videos(ids, rule.score(predictions), rule.prior)
     status_of = statuses.set_index("video_id")["status"]
     videos["status"] = videos["video_id"].map(status_of).fillna("missing").astype(str)
     silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]
     if len(silent):
         raise ValueError(f"{len(silent)} videos have faces but no prediction; the first: {silent['video_id'].iloc[0]}.")
     submission = pd.DataFrame({"filename": sample["filename"].to_numpy(), "label": videos["probability"].to_numpy()})
-    return Submission(submission, VIDEO_PREDICTIONS.validate(videos, "video predictions"), aggregator)
+    return Submission(submission, VIDEO_PREDICTIONS.validate(videos, "video predictions"), rule)
 
 
-def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, aggregator: Aggregator, source: Path) -> None:
+def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule, source: Path) -> None:
     """Refuse a file the competition would refuse, or that would score worse than it must.
 
     Raises:
@@ -69,11 +70,11 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, aggregator:
             f"missing {missing}, added {added}."
         )
     probabilities = submission["label"].to_numpy(np.float64)
-    outside = (probabilities < aggregator.clip) | (probabilities > 1 - aggregator.clip)
+    outside = (probabilities < rule.clip) | (probabilities > 1 - rule.clip)
     if outside.any():
         name = submission["filename"].iloc[int(np.argmax(outside))]
         raise ValueError(
-            f"{source}: expected probabilities in [{aggregator.clip}, {1 - aggregator.clip}], found "
+            f"{source}: expected probabilities in [{rule.clip}, {1 - rule.clip}], found "
             f"{int(outside.sum())} outside; the first: {name}."
         )
 
@@ -82,15 +83,15 @@ def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, car
     """Write video_predictions.csv, card.json and, last, submission.csv, read back and checked.
 
     Args:
-        card: what the card says beside commit, aggregator and coverage: the runs, the out-of-fold log loss.
+        card: what the card says beside commit, scoring rule and coverage: the runs, the out-of-fold log loss.
     """
     path = folder / "submission.csv"
-    check_submission(result.submission, sample, result.aggregator, path)
+    check_submission(result.submission, sample, result.rule, path)
     VIDEO_PREDICTIONS.write(result.videos, folder / "video_predictions.csv")
-    card = {**card, "commit": git_commit(), "aggregator": asdict(result.aggregator), "coverage": result.coverage}
+    card = {**card, "commit": git_commit(), "scoring": result.rule.as_dict(), "coverage": result.coverage}
     write_json(folder / "card.json", card)
     SUBMISSION.write(result.submission, path)
-    check_submission(SUBMISSION.read(path), sample, result.aggregator, path)
+    check_submission(SUBMISSION.read(path), sample, result.rule, path)
 
 
 def read_sample(path: Path) -> pd.DataFrame:

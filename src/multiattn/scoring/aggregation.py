@@ -98,10 +98,10 @@ def aggregate_frames(predictions: pd.DataFrame, aggregator: Aggregator) -> pd.Da
     return blended
 
 
-def complete_videos(video_ids: pd.Series, aggregated: pd.DataFrame, aggregator: Aggregator) -> pd.DataFrame:
+def complete_videos(video_ids: pd.Series, aggregated: pd.DataFrame, prior: float) -> pd.DataFrame:
     """One row for each video asked for, in the order given; the prior, and 0 crops, where nothing was predicted."""
     table = pd.DataFrame({"video_id": video_ids.to_numpy()}).merge(aggregated, on="video_id", how="left")
-    table["probability"] = table["probability"].fillna(aggregator.prior)
+    table["probability"] = table["probability"].fillna(prior)
     table["num_crops"] = table["num_crops"].fillna(0).astype("int64")
     return table
 

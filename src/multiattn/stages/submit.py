@@ -10,15 +10,15 @@ from typing import Literal
 
 from multiattn.command_line import parse, results
 from multiattn.inference.kernel import KernelInputs, run_kernel
-from multiattn.scoring.aggregation import DEFAULT_CLIP, DEFAULT_PRIOR, Aggregator
+from multiattn.inference.scoring_file import choose_scoring
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of `multiattn submit`."""
 
-    runs: Path
-    """runs/<experiment>."""
+    runs: tuple[Path, ...]
+    """runs/<experiment>, or several; their predictions are blended."""
     videos_dir: Path
     """The folder of test videos."""
     sample_submission: Path
@@ -27,14 +27,9 @@ class Options:
     """The submission folder, submissions/NAME."""
     faces: Path | None = None
     """Where faces of the test videos are kept (default: data/faces/NAME)."""
-    clip: float = DEFAULT_CLIP
-    """Probabilities are moved into [clip, 1 - clip]."""
-    prior: float = DEFAULT_PRIOR
-    """The answer for a video without a usable face."""
-    frames: Literal["mean", "median", "mean_logit"] = "mean"
-    """Frames of a track -> track."""
-    tracks: Literal["weighted", "mean", "max"] = "weighted"
-    """Tracks -> video."""
+    scoring: str | None = None
+    """The scoring.json of `multiattn tune`; `none` for plain means (default: that of the first run, if it was tuned for
+    these runs)."""
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     jobs: int | None = None
@@ -46,7 +41,6 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="submit", doc=__doc__)
-    aggregator = Aggregator(frames=options.frames, tracks=options.tracks, clip=options.clip, prior=options.prior)
     result = run_kernel(
         KernelInputs(
             runs=options.runs,
@@ -54,7 +48,7 @@ def main(argv: list[str]) -> None:
             sample_submission=options.sample_submission,
             out=options.out,
             faces=options.faces or Path("data/faces") / options.out.name,
-            aggregator=aggregator,
+            rule=choose_scoring(options.runs, options.scoring),
             device=options.device,
             precision=options.precision,
             jobs=options.jobs,

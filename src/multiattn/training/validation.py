@@ -16,8 +16,9 @@ from multiattn.model.diagnostics import AttentionStatistics, center_distance, co
 from multiattn.model.independence import RegionalIndependenceLoss
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos, frame_predictions
+from multiattn.scoring.aggregation import complete_videos, frame_predictions
 from multiattn.scoring.metrics import balanced_log_loss, video_metrics
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.averaging import load_average
 from multiattn.training.crops import FoldCrops
@@ -93,15 +94,15 @@ def is_best(training: FoldTraining, candidate: Judgement) -> bool:
 def scores(crops: FoldCrops, predictions: pd.DataFrame) -> dict[str, float]:
     """Log loss (plain, and balanced over the classes), AUC and accuracy of videos, and the same of frames.
 
-    By the aggregator that also makes submissions, with its clip. A held-out video without a face counts with the prior;
-    it has no frames.
+    By the rule that makes submissions before any tuning, with its clip. A held-out video without a face counts with the
+    prior; it has no frames.
     """
-    aggregator, held_out = Aggregator(), crops.held_out
-    videos = complete_videos(held_out["video_id"], aggregate_frames(predictions, aggregator), aggregator)
-    frames = np.clip(predictions["probability"].to_numpy(), aggregator.clip, 1 - aggregator.clip)
+    rule, held_out = ScoringRule(), crops.held_out
+    videos = complete_videos(held_out["video_id"], rule.score(predictions), rule.prior)
+    frames = np.clip(predictions["probability"].to_numpy(), rule.clip, 1 - rule.clip)
     return {
-        **_scores(held_out["label"].to_numpy(), videos["probability"].to_numpy(), aggregator.clip, ""),
-        **_scores(crops.validation["label"].to_numpy(), frames, aggregator.clip, "frame_"),
+        **_scores(held_out["label"].to_numpy(), videos["probability"].to_numpy(), rule.clip, ""),
+        **_scores(crops.validation["label"].to_numpy(), frames, rule.clip, "frame_"),
     }
 
 
