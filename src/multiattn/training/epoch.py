@@ -55,11 +55,9 @@ def train_epoch(
             continue
         is_last = progress.batch == len(training.loader)
         answer = decision.settle() if is_last else decision.after_step(_wish(training, interruption, saved))
-        if answer != CARRY_ON or is_last or training.updates_of_epoch % UPDATES_BETWEEN_LOOKS == 1:
-            live.look(training, require_finite(training))
         is_due = _is_due(training)
-        if is_due and answer == CARRY_ON:
-            require_finite(training)
+        if answer != CARRY_ON or is_last or is_due or training.updates_of_epoch % UPDATES_BETWEEN_LOOKS == 1:
+            live.look(training, require_finite(training))
         if is_due or (answer != CARRY_ON and not is_last):
             save()  # before a validation too: it may be asked to end, and then has nothing to save
             saved = time.monotonic()
@@ -158,10 +156,9 @@ def require_finite(training: FoldTraining) -> dict[str, float]:
     terms = [name for name, first in bad.items() if first == step]
     causes = [name for name in terms if name != "loss"] or terms
     scale = f", gradient scale {training.scaler.get_scale():g}" if training.scaler.is_enabled() else ""
-    rate = max(group["lr"] for group in training.optimizer.param_groups)
     raise ValueError(
         f"{training.run.model_name}: epoch {training.progress.epoch}, step {step}: the loss is not finite; "
-        f"{' and '.join(causes)} stopped being a number first, at learning rate {rate:.3g} in "
+        f"{' and '.join(causes)} stopped being a number first, at learning rate {training.learning_rate:.3g} in "
         f"{training.precision}{scale}. The state saved before it and the best weights are intact. Try a lower "
         "--optim.lr, --optim.clip-grad-norm 5, or --precision fp32."
     )

@@ -1,6 +1,5 @@
 """What the training of one fold consists of, where it stands, and how both are saved and taken up again."""
 
-import logging
 import random
 import warnings
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ from multiattn.training.run_folder import RunFolder, start_from
 from multiattn.training.state_file import STATE_FILE
 from multiattn.training.step import TrainingStep
 from multiattn.training.sync_norm import synchronise_norms
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -134,6 +131,21 @@ class FoldTraining:
     def global_batch(self) -> int:
         """Crops in one batch of all ranks."""
         return self.experiment.data.batch_size * self.ranks.world_size
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest of all groups of weights, now."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Crops of all ranks in the epoch so far, by its time."""
+        return self.progress.batch * self.global_batch / max(self.progress.seconds, 1e-9)
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the epoch's time that went into waiting for data."""
+        return self.progress.waited / max(self.progress.seconds, 1e-9)
 
     @property
     def trains_backbone_alone(self) -> bool:

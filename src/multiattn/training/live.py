@@ -52,19 +52,18 @@ class Live:
         """Show the epoch's mean terms so far, the rates and what the process takes."""
         if not self.is_main:
             return
-        progress, samples = training.progress, training.progress.batch * training.global_batch
-        memory = memory_in_use(training.device)
         figures = {
             **means,
-            "learning_rate": max(group["lr"] for group in training.optimizer.param_groups),
-            "samples_per_second": samples / max(progress.seconds, 1e-9),
-            "data_wait": progress.waited / max(progress.seconds, 1e-9),
-            "memory_gb": memory / 1e9,
+            "learning_rate": training.learning_rate,
+            "samples_per_second": training.samples_per_second,
+            "data_wait": training.data_wait,
+            "memory_gb": memory_in_use(training.device) / 1e9,
         }
         self._scalars("train", figures, training.updates)
         terms = "".join(f" {short} {means[name]:.3f}" for name, short in TERM_NAMES.items() if name in means)
         self.bar.set_postfix_str(
-            f"epoch {progress.epoch}, step {training.updates_of_epoch}/{training.updates_in_epoch(training.span)}, "
+            f"epoch {training.progress.epoch}, "
+            f"step {training.updates_of_epoch}/{training.updates_in_epoch(training.span)}, "
             f"loss {means['loss']:.4f} ({terms.strip()}), lr {figures['learning_rate']:.1e}, "
             f"data wait {figures['data_wait']:.0%}, {figures['memory_gb']:.1f} GB",
             refresh=False,

@@ -89,17 +89,16 @@ def _validate(training: FoldTraining, live: Live, interruption: Interruption) ->
     """Look at the held-out videos, keep the best candidate, add a record."""
     means, progress = require_finite(training), training.progress
     best, figures = validate(training, interruption)
-    samples = progress.batch * training.global_batch
     record = {
         "epoch": progress.epoch,
         "step": training.updates,
         "epochs_done": progress.epoch + progress.batch / len(training.loader),
         "phase": training.span.phase.name,
         **means,
-        "learning_rate": max(group["lr"] for group in training.optimizer.param_groups),
+        "learning_rate": training.learning_rate,
         "seconds": round(progress.seconds, 3),
-        "samples_per_second": round(samples / max(progress.seconds, 1e-9), 1),
-        "data_wait": round(progress.waited / max(progress.seconds, 1e-9), 4),
+        "samples_per_second": round(training.samples_per_second, 1),
+        "data_wait": round(training.data_wait, 4),
         **figures,
     }
     if is_best(training, best) and training.ranks.is_main:

@@ -10,7 +10,6 @@ import itertools
 import shutil
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
+from multiattn.video.crop_cache import SHARED_MEMORY
 from multiattn.video.crop_images import settle_worker
 
 PREFETCH = 3
 """Batches each worker makes ahead."""
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class CropSource(Protocol):
