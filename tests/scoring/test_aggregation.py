@@ -1,38 +1,22 @@
 """Frames -> tracks -> video -> models -> clip, by hand and against a reference written in plain NumPy."""
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pandas as pd
 import pytest
+from made_predictions import predictions, random_predictions
 from scipy.special import expit, logit
 
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, complete_videos
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames, aggregate_units, complete_videos
+from multiattn.scoring.frame_groups import FrameGroups
+from multiattn.scoring.frame_rules import FRAME_RULES
+from multiattn.scoring.track_rules import TRACK_RULES
 from multiattn.tables import FRAME_PREDICTIONS
 
 FRAMES, TRACKS = ("mean", "median", "mean_logit"), ("weighted", "mean", "max")
 OPEN = {"clip": 1e-9}
 """A clip that leaves the hand values alone."""
-
-
-def predictions(*rows: tuple, logits: list[float] | None = None) -> pd.DataFrame:
-    """Rows of (model, video, track, probability); frames are numbered as they come."""
-    if not rows:
-        return FRAME_PREDICTIONS.empty()
-    frame = pd.DataFrame(rows, columns=["model", "video_id", "track", "probability"])
-    frame["frame_index"] = range(len(frame))
-    frame["logit"] = logit(frame["probability"]) if logits is None else logits
-    return FRAME_PREDICTIONS.validate(frame.assign(fold=0), "made here")
-
-
-def random_predictions(seed: int) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    rows, logits = [], []
-    for video in range(12):
-        for model in rng.permutation(3)[: rng.integers(1, 4)]:
-            for track in range(rng.integers(1, 4)):
-                for _ in range(rng.integers(1, 7)):
-                    logits.append(float(rng.normal(0, 3)))
-                    rows.append((f"m/fold{model}", f"v/{video:02d}", track, float(expit(logits[-1]))))
-    return predictions(*rows, logits=logits)
 
 
 def reference(table: pd.DataFrame, aggregator: Aggregator) -> dict[str, tuple[float, int]]:
@@ -217,3 +201,109 @@ def test_a_prior_on_the_clip_is_accepted(settings):
 def test_a_rule_that_does_not_exist_is_refused(settings):
     with pytest.raises(ValueError, match="expected"):
         Aggregator(**settings)
+
+
+def test_the_rules_offered_are_the_rules_there_are():
+    hints = get_type_hints(Aggregator)
+    assert set(get_args(hints["frames"])) == set(FRAME_RULES)
+    assert set(get_args(hints["tracks"])) == {*TRACK_RULES, "pooled"}
+
+
+WITHOUT_AMOUNT = [name for name, rule in FRAME_RULES.items() if rule.default is None]
+
+
+@pytest.mark.parametrize("frames", WITHOUT_AMOUNT)
+def test_an_amount_is_refused_by_a_rule_that_has_none(frames):
+    with pytest.raises(ValueError, match=f"--amount: frames {frames} takes no number, found 0.3; .*: trimmed, power"):
+        Aggregator(frames=frames, amount=0.3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "amount"),
+    [
+        ("trimmed", 0.5),
+        ("trimmed", -0.1),
+        ("power", 0.0),
+        ("top_k", 0),
+        ("top_k", 2.5),
+        ("top_k", -3),
+        ("sharpened", -0.65),
+        ("dead_zone", -1.0),
+        ("signed_power", 0),
+        *((name, value) for name, rule in FRAME_RULES.items() if rule.default for value in (np.nan, np.inf)),
+    ],
+)
+def test_an_amount_out_of_its_range_is_refused(frames, amount):
+    with pytest.raises(ValueError, match=f"--amount: expected .* with frames {frames}, found"):
+        Aggregator(frames=frames, amount=amount)
+
+
+@pytest.mark.parametrize("frames", sorted(set(FRAME_RULES) - set(WITHOUT_AMOUNT)))
+def test_no_amount_is_the_rule_s_own(frames):
+    table = random_predictions(3)
+    own = aggregate_units(table, Aggregator(frames=frames))
+    given = aggregate_units(table, Aggregator(frames=frames, amount=FRAME_RULES[frames].default))
+    pd.testing.assert_frame_equal(own, given, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("frames", "amount"), [("trimmed", 0.3), ("power", 9), ("top_k", 2), ("sharpened", 0.9), ("dead_zone", 3.0)]
+)
+def test_another_amount_gives_another_answer(frames, amount):
+    table = random_predictions(3)
+    own = aggregate_units(table, Aggregator(frames=frames))
+    assert not own.equals(aggregate_units(table, Aggregator(frames=frames, amount=amount)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ({}, False),
+        ({"frames": "sharpened", "tracks": "pooled"}, False),
+        ({"frames": "gated", "tracks": "faces"}, False),
+        ({"frames": "confident"}, True),
+        ({"frames": "confident", "tracks": "pooled"}, True),
+        ({"frames": "gated", "tracks": "faces_shrunk"}, True),
+    ],
+    ids=repr,
+)
+def test_only_a_rule_whose_original_has_a_fault_can_be_faithful_to_it(settings, taken):
+    if taken:
+        assert Aggregator(**settings, faithful=True).faithful
+        return
+    with pytest.raises(ValueError, match="--faithful: expected frames confident or tracks faces_shrunk"):
+        Aggregator(**settings, faithful=True)
+
+
+def test_a_unit_is_a_video_as_one_model_saw_it():
+    rows = [("n", "w", 0, 0.25), ("n", "w", 3, 0.75), ("m", "w", 0, 0.999999), ("n", "v", 0, 0.5)]
+    units = aggregate_units(predictions(*rows), Aggregator())
+    assert list(units.itertuples(index=False, name=None)) == [
+        ("v", "n", 0.5, 1),
+        ("w", "m", 0.999999, 1),  # not clipped
+        ("w", "n", 0.5, 2),
+    ]
+
+
+def test_videos_are_the_mean_of_their_units():
+    table, aggregator = random_predictions(8), Aggregator(frames="sharpened", tracks="pooled", **OPEN)
+    units = aggregate_units(table, aggregator).groupby("video_id")
+    videos = aggregate_frames(table, aggregator).set_index("video_id")
+    assert videos["probability"].to_dict() == pytest.approx(units["probability"].mean().to_dict(), abs=1e-15)
+    assert videos["num_crops"].to_dict() == units["num_crops"].max().to_dict()
+
+
+def test_no_frames_give_no_units_and_the_right_dtypes():
+    found = aggregate_units(FRAME_PREDICTIONS.empty(), Aggregator())
+    assert found.empty
+    assert list(found.columns) == ["video_id", "model", "probability", "num_crops"]
+    assert (found["probability"].dtype, found["num_crops"].dtype) == (np.float64, np.int64)
+
+
+def test_groups_made_once_serve_as_the_table_does():
+    table = random_predictions(6)
+    groups = FrameGroups.of(table)
+    for settings in ({}, {"frames": "gated", "tracks": "faces"}, {"frames": "confident", "tracks": "pooled"}, {}):
+        aggregator = Aggregator(**settings)
+        for aggregate in (aggregate_units, aggregate_frames):
+            pd.testing.assert_frame_equal(aggregate(table, aggregator), aggregate(groups, aggregator), check_exact=True)

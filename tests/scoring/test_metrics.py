@@ -1,4 +1,4 @@
-"""Log loss, AUC and accuracy against scikit-learn and by hand."""
+"""Metrics against scikit-learn, against their definitions written out, and by hand."""
 
 import math
 
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, balanced_log_loss, log_loss, video_metrics
+from multiattn.scoring.metrics import (
+    CONSTANT_LOG_LOSS,
+    VideoMetrics,
+    balanced_log_loss,
+    log_loss,
+    roc_points,
+    video_metrics,
+)
 
 
 def random_table(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,8 +32,68 @@ def test_metrics_equal_those_of_scikit_learn(seed, size):
     found = video_metrics(labels, probabilities, clip=1e-15)
     assert found.log_loss == pytest.approx(metrics.log_loss(labels, probabilities, labels=[0, 1]), rel=0, abs=1e-12)
     assert found.auc == pytest.approx(metrics.roc_auc_score(labels, probabilities), abs=1e-12)
-    assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, probabilities > 0.5), abs=1e-12)
+    answers = probabilities > 0.5
+    assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, answers), abs=1e-12)
+    assert found.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, answers), abs=1e-12)
+    assert found.average_precision == pytest.approx(metrics.average_precision_score(labels, probabilities), abs=1e-12)
+    assert found.brier == pytest.approx(metrics.brier_score_loss(labels, probabilities), abs=1e-12)
     assert found.num_videos == size
+
+
+def equal_error_rate(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """By trying every threshold there is; of equally good ones the one that calls the fewest fake."""
+    found = []
+    for threshold in [np.inf, *sorted(set(probabilities.tolist()), reverse=True)]:
+        false_positives = np.mean(probabilities[labels == 0] >= threshold)
+        false_negatives = np.mean(probabilities[labels == 1] < threshold)
+        found.append((abs(false_negatives - false_positives), (false_negatives + false_positives) / 2))
+    return next(rate for difference, rate in found if difference == min(found)[0])
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Video by video into 15 bins."""
+    bins = {}
+    for label, probability in zip(labels, probabilities, strict=True):
+        bins.setdefault(min(int(probability * 15), 14), []).append((probability, label))
+    means = [(len(pairs), *np.mean(pairs, axis=0)) for pairs in bins.values()]
+    return sum(size * abs(probability - fakes) for size, probability, fakes in means) / len(labels)
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 200])
+@pytest.mark.parametrize("seed", range(5))
+def test_rates_and_calibration_equal_their_definitions(seed, size):
+    labels, probabilities = random_table(seed, size)
+    found = video_metrics(labels, probabilities, clip=1e-15)
+    assert found.eer == pytest.approx(equal_error_rate(labels, probabilities), abs=1e-12)
+    assert found.calibration_error == pytest.approx(calibration_error(labels, probabilities), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "eer", "calibration"),
+    [
+        pytest.param([0, 1], [0.0, 1.0], 0.0, 0.0, id="perfect"),
+        pytest.param([0, 1], [1.0, 0.0], 1.0, 1.0, id="all wrong"),
+        pytest.param([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5], 0.5, 0.0, id="no opinion"),
+        pytest.param([0, 0, 1, 1], [0.1, 0.8, 0.3, 0.9], 0.5, 0.425, id="one of each wrong"),
+    ],
+)
+def test_equal_error_rate_and_calibration_by_hand(labels, probabilities, eer, calibration):
+    found = video_metrics(np.array(labels), np.array(probabilities), clip=1e-15)
+    assert (found.eer, found.calibration_error) == (pytest.approx(eer), pytest.approx(calibration))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_area_under_the_roc_points_is_the_auc(seed):
+    labels, probabilities = random_table(seed, 50)
+    false_positives, true_positives = roc_points(labels, probabilities)
+    assert (false_positives[0], true_positives[0], false_positives[-1], true_positives[-1]) == (0, 0, 1, 1)
+    area = np.trapezoid(true_positives, false_positives)
+    assert area == pytest.approx(metrics.roc_auc_score(labels, probabilities), abs=1e-12)
+
+
+def test_one_class_has_no_roc_curve():
+    with pytest.raises(ValueError, match="one class only"):
+        roc_points(np.ones(3), np.full(3, 0.5))
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.1, 0.3])
@@ -74,12 +141,18 @@ def test_a_constant_half_costs_the_logarithm_of_two(labels):
 @pytest.mark.parametrize("size", [1, 3])
 def test_one_class_has_no_auc(label, size):
     found = video_metrics(np.full(size, label), np.full(size, 0.8), clip=0.01)
-    assert found.auc is None
+    loss = -math.log(0.8 if label else 0.2)
     assert found.as_dict() == {
-        "log_loss": pytest.approx(-math.log(0.8 if label else 0.2)),
+        "log_loss": pytest.approx(loss),
         "auc": None,
         "accuracy": float(label),
         "num_videos": size,
+        "balanced_log_loss": pytest.approx(loss),
+        "average_precision": None,
+        "eer": None,
+        "balanced_accuracy": None,
+        "brier": pytest.approx(0.04 if label else 0.64),
+        "calibration_error": pytest.approx(0.2 if label else 0.8),
     }
 
 
@@ -121,12 +194,7 @@ def test_float32_probabilities_are_scored_in_float64():
 
 def test_metrics_are_plain_numbers_that_json_knows():
     values = video_metrics(*random_table(0, 10), clip=0.01).as_dict()
-    assert {name: type(value) for name, value in values.items()} == {
-        "log_loss": float,
-        "auc": float,
-        "accuracy": float,
-        "num_videos": int,
-    }
+    assert {name: type(value) for name, value in values.items() if type(value) is not float} == {"num_videos": int}
     assert VideoMetrics(**values).as_dict() == values
 
 

@@ -1,15 +1,18 @@
 """Frame probabilities -> one clipped probability a video.
 
 The one rule that validation, out-of-fold scoring and submission share: frames of a track, tracks of a video, mean over
-models, clip.
+models, clip. The rules themselves are in `frame_rules.py` and `track_rules.py`, those of the winners in `recipes.py`.
 """
 
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
-import numba
 import numpy as np
 import pandas as pd
+
+from multiattn.scoring.frame_groups import FrameGroups, equal_lengths
+from multiattn.scoring.frame_rules import FRAME_RULES, sigmoid
+from multiattn.scoring.track_rules import TRACK_RULES
 
 DEFAULT_CLIP = 0.01
 DEFAULT_PRIOR = 0.5
@@ -19,22 +22,50 @@ DEFAULT_PRIOR = 0.5
 class Aggregator:
     """How frames become a video's probability; saved in `card.json`."""
 
-    frames: Literal["mean", "median", "mean_logit"] = "mean"
-    """Frames of a track -> track. `mean_logit` is the sigmoid of the mean logit, sharper than `mean`."""
-    tracks: Literal["weighted", "mean", "max"] = "weighted"
-    """Tracks -> video. `weighted` weighs each track by its frames, so a false detection of one frame hardly counts;
-    `max` is for videos in which one of several people is forged."""
+    frames: Literal[
+        "mean",
+        "median",
+        "mean_logit",
+        "median_logit",
+        "trimmed",
+        "power",
+        "top_k",
+        "confident",
+        "sharpened",
+        "gated",
+        "dead_zone",
+        "signed_power",
+        "max_abs",
+        "average_vote",
+        "vote",
+    ] = "mean"
+    """Frames of a track -> track; formulas in `frame_rules.py`. `mean_logit` is the sigmoid of the mean logit, sharper
+    than `mean`."""
+    tracks: Literal["weighted", "mean", "max", "pooled", "first", "faces", "faces_shrunk"] = "weighted"
+    """Tracks -> video; formulas in `track_rules.py`. `weighted` weighs each track by its frames, so a false detection
+    of one frame hardly counts; `max` is for videos in which one of several people is forged; `pooled` makes one list of
+    the frames of all tracks."""
+    amount: float | None = None
+    """The frame rule's one number, where it has one: `trimmed` share (0.1), `power` exponent (3), `top_k` share or
+    number (0.25), `sharpened` exponent (0.65), `dead_zone` width (1), `signed_power` exponent (3). None: that one."""
+    faithful: bool = False
+    """With the fault of the original, for `confident` and `faces_shrunk`, which are mended otherwise."""
     clip: float = DEFAULT_CLIP
     """The result lies in [clip, 1 - clip]: bounds what one confident mistake costs (-ln 0.01 = 4.6)."""
     prior: float = DEFAULT_PRIOR
     """The answer for a video without a usable face."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Aggregator).items():
-            if get_args(hint) and getattr(self, name) not in get_args(hint):
-                raise ValueError(
-                    f"--{name}: expected one of {', '.join(get_args(hint))}, found {getattr(self, name)!r}."
-                )
+        for name in ("frames", "tracks"):
+            choices = get_args(get_type_hints(Aggregator)[name])
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}.")
+        self._check_amount()
+        if self.faithful and not (FRAME_RULES[self.frames].has_fault or self._track_fault):
+            raise ValueError(
+                f"--faithful: expected frames confident or tracks faces_shrunk, whose originals have a fault, "
+                f"found frames {self.frames} and tracks {self.tracks}."
+            )
         if not 0 < self.clip < 0.5:
             raise ValueError(f"--clip: expected a value in (0, 0.5), found {self.clip}.")
         if not self.clip <= self.prior <= 1 - self.clip:
@@ -42,10 +73,21 @@ class Aggregator:
                 f"--prior: expected a value in [clip, 1 - clip], found {self.prior} with clip {self.clip}."
             )
 
+    def _check_amount(self) -> None:
+        if self.amount is None:
+            return
+        rule = FRAME_RULES[self.frames]
+        if rule.default is None:
+            takers = ", ".join(name for name, other in FRAME_RULES.items() if other.default is not None)
+            raise ValueError(
+                f"--amount: frames {self.frames} takes no number, found {self.amount}; those that do: {takers}."
+            )
+        if not rule.accepts(self.amount):
+            raise ValueError(f"--amount: expected {rule.expected} with frames {self.frames}, found {self.amount}.")
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """P(fake) in [0, 1], float64, without overflow."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))
+    @property
+    def _track_fault(self) -> bool:
+        return self.tracks in TRACK_RULES and TRACK_RULES[self.tracks].has_fault
 
 
 def frame_predictions(crops: pd.DataFrame, logits: np.ndarray, *, model: str, fold: int) -> pd.DataFrame:
@@ -55,47 +97,48 @@ def frame_predictions(crops: pd.DataFrame, logits: np.ndarray, *, model: str, fo
     )
 
 
-def aggregate_frames(predictions: pd.DataFrame, aggregator: Aggregator) -> pd.DataFrame:
+def aggregate_units(predictions: pd.DataFrame | FrameGroups, aggregator: Aggregator) -> pd.DataFrame:
+    """Frame predictions of any number of models -> one row a video and model.
+
+    Args:
+        predictions: a `frame_predictions` table, or the groups made of one, which serve any number of rules; may be
+            empty.
+
+    Returns:
+        Columns video_id, model, probability (float64 in [0, 1], not clipped) and num_crops (int64), sorted by video_id
+        and model. The order of the rows given changes nothing, not the last bit; neither do other videos and models.
+    """
+    groups = predictions if isinstance(predictions, FrameGroups) else FrameGroups.of(predictions)
+    return pd.DataFrame(
+        {
+            "video_id": groups.video_ids.take(groups.unit_videos),
+            "model": groups.models.take(groups.unit_models),
+            "probability": _unit_probabilities(groups, aggregator),
+            "num_crops": groups.frames_of_units,
+        }
+    )
+
+
+def aggregate_frames(predictions: pd.DataFrame | FrameGroups, aggregator: Aggregator) -> pd.DataFrame:
     """Frame predictions of any number of models -> one row a video.
 
     Args:
-        predictions: a `frame_predictions` table (model, video_id, track, logit, probability); may be empty.
+        predictions: a `frame_predictions` table, or the groups made of one; may be empty.
 
     Returns:
         Columns video_id, probability (float64, mean over the models that saw the video, clipped) and num_crops (the
         most frames any model saw), sorted by video_id. The order of the rows given changes nothing.
     """
-    keys = ["video_id", "model", "track"]
-    # Sorting by value as well makes sums, and with them the last bit, independent of the order of the rows given.
-    column = "logit" if aggregator.frames == "mean_logit" else "probability"
-    ordered = predictions.sort_values([*keys, column], kind="stable", ignore_index=True)
-    if ordered.empty:
-        return pd.DataFrame(
-            {"video_id": pd.Series(dtype=str), "probability": [], "num_crops": pd.Series(dtype="int64")}
-        )
-    values = ordered[column].to_numpy(np.float64)
-    starts = _starts(ordered, keys)
-    track = ordered.loc[starts[:-1], keys].reset_index(drop=True)
-    track["frames"] = np.diff(starts)
-    reduced = _segment_median(values, starts) if aggregator.frames == "median" else _segment_mean(values, starts)
-    track["probability"] = sigmoid(reduced) if aggregator.frames == "mean_logit" else reduced
-
-    starts = _starts(track, ["video_id", "model"])
-    weights = track["frames"].to_numpy(np.float64)
-    if aggregator.tracks == "mean":
-        weights = np.ones_like(weights)
-    probability = track["probability"].to_numpy(np.float64)
-    video = track.loc[starts[:-1], ["video_id"]].reset_index(drop=True)
-    video["num_crops"] = np.add.reduceat(track["frames"].to_numpy(), starts[:-1])
-    if aggregator.tracks == "max":
-        video["probability"] = np.maximum.reduceat(probability, starts[:-1])
-    else:
-        video["probability"] = _segment_weighted_mean(probability, weights, starts)
-    blended = video.groupby("video_id", as_index=False).agg(
-        probability=("probability", "mean"), num_crops=("num_crops", "max")
-    )
-    blended["probability"] = blended["probability"].clip(aggregator.clip, 1 - aggregator.clip)
-    return blended
+    groups = predictions if isinstance(predictions, FrameGroups) else FrameGroups.of(predictions)
+    of_units = _unit_probabilities(groups, aggregator)
+    probability = np.empty(len(groups.video_ids))
+    num_crops = np.empty(len(groups.video_ids), dtype=np.int64)
+    starts = np.searchsorted(groups.unit_videos, np.arange(len(groups.video_ids) + 1))
+    for videos, units in equal_lengths(starts):
+        probability[videos] = np.mean(of_units[units], axis=1)
+        num_crops[videos] = np.max(groups.frames_of_units[units], axis=1)
+    probability = np.clip(probability, aggregator.clip, 1 - aggregator.clip)
+    return pd.DataFrame({"video_id": groups.video_ids, "probability": probability, "num_crops": num_crops})
 
 
 def complete_videos(video_ids: pd.Series, aggregated: pd.DataFrame, prior: float) -> pd.DataFrame:
@@ -106,36 +149,21 @@ def complete_videos(video_ids: pd.Series, aggregated: pd.DataFrame, prior: float
     return table
 
 
-def _starts(ordered: pd.DataFrame, keys: list[str]) -> np.ndarray:
-    """(S + 1,) int64: where each run of equal keys begins, and the length at the end."""
-    changed = np.zeros(len(ordered), dtype=bool)
-    changed[0] = True
-    for key in keys:
-        codes = pd.factorize(ordered[key])[0]
-        changed[1:] |= codes[1:] != codes[:-1]
-    return np.append(np.flatnonzero(changed), len(ordered)).astype(np.int64)
+def _unit_probabilities(groups: FrameGroups, aggregator: Aggregator) -> np.ndarray:
+    """(U,) P(fake) of every video as every model saw it."""
+    rule = FRAME_RULES[aggregator.frames]
+    settings = {"faithful": aggregator.faithful} if rule.has_fault else {}
+    amount = () if rule.default is None else (rule.default if aggregator.amount is None else aggregator.amount,)
+    pooled = aggregator.tracks == "pooled"
+    of_lists = np.empty(len(groups.unit_videos) if pooled else len(groups.frames_of_tracks))
+    for stack in groups.stacks_of_units if pooled else groups.stacks_of_tracks:
+        of_lists[stack.lists] = rule.of(getattr(stack, rule.takes), *amount, **settings)
+    if pooled:
+        return of_lists
 
-
-@numba.njit(cache=False)
-def _segment_mean(values, starts):
-    out = np.empty(len(starts) - 1, dtype=np.float64)
-    for segment in range(len(out)):
-        out[segment] = np.mean(values[starts[segment] : starts[segment + 1]])
-    return out
-
-
-@numba.njit(cache=False)
-def _segment_median(values, starts):
-    out = np.empty(len(starts) - 1, dtype=np.float64)
-    for segment in range(len(out)):
-        out[segment] = np.median(values[starts[segment] : starts[segment + 1]])
-    return out
-
-
-@numba.njit(cache=False)
-def _segment_weighted_mean(values, weights, starts):
-    out = np.empty(len(starts) - 1, dtype=np.float64)
-    for segment in range(len(out)):
-        low, high = starts[segment], starts[segment + 1]
-        out[segment] = np.sum(values[low:high] * weights[low:high]) / np.sum(weights[low:high])
-    return out
+    rule = TRACK_RULES[aggregator.tracks]
+    settings = {"faithful": aggregator.faithful} if rule.has_fault else {}
+    of_units = np.empty(len(groups.unit_videos))
+    for units, tracks in equal_lengths(groups.unit_starts):
+        of_units[units] = rule.of(of_lists[tracks], groups.frames_of_tracks[tracks], **settings)
+    return of_units

@@ -1,26 +1,40 @@
-"""What a set of video probabilities is worth: log loss in float64 with an explicit clip, AUC, accuracy."""
+"""What probabilities are worth, of videos or of frames: log loss and all else in float64, with an explicit clip."""
 
 import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 CONSTANT_LOG_LOSS = math.log(2)
 """Log loss of answering 0.5 to everything: 0.6931."""
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
 class VideoMetrics:
-    """Metrics over videos."""
+    """Metrics over videos, or over frames. Those that need both classes are None where only one is present."""
 
     log_loss: float
-    """Mean natural-log loss."""
+    """Mean natural-log loss of the clipped probabilities."""
     auc: float | None
-    """Area under the ROC curve in [0, 1]; None when only one class is present."""
+    """Area under the ROC curve in [0, 1]."""
     accuracy: float
-    """Share of videos on the right side of 0.5, in [0, 1]; exactly 0.5 answers real."""
+    """Share on the right side of 0.5, in [0, 1]; exactly 0.5 answers real."""
     num_videos: int
+    balanced_log_loss: float
+    """Mean of the two classes' own log losses."""
+    average_precision: float | None
+    """Of the fakes, as scikit-learn sums it: precision times the step in recall."""
+    eer: float | None
+    """Equal error rate: the mean of both error rates at the ROC point where they differ least, not interpolated. The
+    field takes the false positive rate there, which is the same where they meet, and 0 for a constant answer."""
+    balanced_accuracy: float | None
+    """Mean of the two classes' own accuracies."""
+    brier: float
+    """Mean squared difference from the label, of the clipped probabilities."""
+    calibration_error: float
+    """Expected calibration error: `reliability` with 15 bins, |mean probability - share of fakes| weighed by size."""
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Field name -> value."""
@@ -38,9 +52,14 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-
     Raises:
         ValueError: no videos, shapes that differ, a label that is not 0 or 1, a probability outside [0, 1] or NaN.
     """
-    labels, probabilities = _checked(labels, probabilities)
+    return float(video_losses(labels, probabilities, clip=clip).mean())
+
+
+def video_losses(labels: np.ndarray, probabilities: np.ndarray, *, clip: float) -> np.ndarray:
+    """(N,) float64, the log loss of every single answer; arguments and errors as `log_loss`."""
+    labels, probabilities = check_predictions(labels, probabilities)
     clipped = np.clip(probabilities, clip, 1 - clip)
-    return float(-np.mean(np.where(labels == 1, np.log(clipped), np.log1p(-clipped))))
+    return -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
 
 
 def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-15) -> float:
@@ -48,21 +67,77 @@ def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: fl
 
     Arguments and errors as `log_loss`; with one class present it is that class's log loss.
     """
-    labels, probabilities = _checked(labels, probabilities)
-    classes = [log_loss(labels[labels == label], probabilities[labels == label], clip=clip) for label in set(labels)]
-    return float(np.mean(classes))
+    losses, is_fake = video_losses(labels, probabilities, clip=clip), np.asarray(labels) == 1
+    return float(np.mean([losses[of_class].mean() for of_class in (is_fake, ~is_fake) if of_class.any()]))
 
 
 def video_metrics(labels: np.ndarray, probabilities: np.ndarray, *, clip: float) -> VideoMetrics:
-    """Log loss (clipped), AUC and accuracy of (N,) probabilities against (N,) labels of 0 and 1."""
-    loss = log_loss(labels, probabilities, clip=clip)
-    labels, probabilities = _checked(labels, probabilities)
-    auc = float(roc_auc_score(labels, probabilities)) if len(np.unique(labels)) == 2 else None
-    accuracy = float(np.mean((probabilities > 0.5) == (labels == 1)))
-    return VideoMetrics(loss, auc, accuracy, len(labels))
+    """All metrics of (N,) probabilities against (N,) labels of 0 and 1; errors as `log_loss`.
+
+    The clip is for log loss, Brier score and calibration; ranks and sides of 0.5 are those of what was given.
+    """
+    labels, probabilities = check_predictions(labels, probabilities)
+    clipped = np.clip(probabilities, clip, 1 - clip)
+    is_right = (probabilities > 0.5) == (labels == 1)
+    both = 0 < labels.sum() < len(labels)
+    bins = reliability(labels, clipped)
+    return VideoMetrics(
+        log_loss=log_loss(labels, clipped, clip=clip),
+        auc=float(roc_auc_score(labels, probabilities)) if both else None,
+        accuracy=float(is_right.mean()),
+        num_videos=len(labels),
+        balanced_log_loss=balanced_log_loss(labels, clipped, clip=clip),
+        average_precision=float(average_precision_score(labels, probabilities)) if both else None,
+        eer=_equal_error_rate(labels, probabilities) if both else None,
+        balanced_accuracy=float((is_right[labels == 0].mean() + is_right[labels == 1].mean()) / 2) if both else None,
+        brier=float(np.mean((clipped - labels) ** 2)),
+        calibration_error=float(np.sum(bins.counts * np.abs(bins.probabilities - bins.fakes)) / len(labels)),
+    )
 
 
-def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates, (P,) each, ascending from (0, 0) to (1, 1): one point a distinct probability.
+
+    Raises:
+        ValueError: as `log_loss`; only one class.
+    """
+    labels, probabilities = check_predictions(labels, probabilities)
+    if len(np.unique(labels)) < 2:
+        raise ValueError("a ROC curve needs real and fake videos, found one class only.")
+    false_positives, true_positives, _ = roc_curve(labels, probabilities, drop_intermediate=False)
+    return false_positives, true_positives
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Probabilities beside what came true, in bins that are not empty; arrays of (B,)."""
+
+    probabilities: np.ndarray
+    """Mean probability."""
+    fakes: np.ndarray
+    """Share of fakes."""
+    counts: np.ndarray
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, *, num_bins: int = CALIBRATION_BINS) -> Reliability:
+    """Bins of equal width over [0, 1]; a value on an edge belongs to the upper bin, 1 to the last."""
+    labels, probabilities = check_predictions(labels, probabilities)
+    places = np.minimum((probabilities * num_bins).astype(np.int64), num_bins - 1)
+    counts = np.bincount(places, minlength=num_bins)
+    filled = counts > 0
+    sums = [np.bincount(places, weights=values, minlength=num_bins)[filled] for values in (probabilities, labels)]
+    return Reliability(sums[0] / counts[filled], sums[1] / counts[filled], counts[filled])
+
+
+def _equal_error_rate(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    false_positives, true_positives = roc_points(labels, probabilities)
+    false_negatives = 1 - true_positives
+    nearest = np.argmin(np.abs(false_negatives - false_positives))
+    return float((false_negatives[nearest] + false_positives[nearest]) / 2)
+
+
+def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, the probabilities float64; errors as `log_loss`."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if labels.shape != probabilities.shape or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(
