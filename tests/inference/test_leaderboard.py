@@ -1,4 +1,4 @@
-"""The leaderboard: scored as scikit-learn scores, beside the published figures, as page, table and picture."""
+"""The leaderboard: scored as scikit-learn scores, on one scale at a time, as pages, table and picture."""
 
 import json
 import math
@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
-from multiattn.figures.leaderboard import draw_leaderboard
+from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
 from multiattn.inference.leaderboard import NOT_COMPARABLE, score_submissions
+from multiattn.inference.published import SCALES, scale_of
+from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.stages import leaderboard as stage
+from page_reader import Reader
 
 NAMES = [f"{number:04d}.mp4" for number in range(40)]
 LABELS = np.arange(40) % 2
@@ -78,7 +81,7 @@ def test_without_labels_only_out_of_fold_figures_are_shown(folder):
     assert board.ours[["log_loss", "auc", "accuracy"]].isna().all(axis=None)
     assert board.ours["name"].tolist() == ["a_guess", "b_good", "c_fair"]
     assert "no labels" in board.scored_on
-    assert "| a_guess |  |  |  | 40 | 2 | 1 | 0 | 0.2500 |" in board.markdown()
+    assert "| a_guess |  |  |  |  |  |  | 40 | 2 no face, 1 unreadable | 0.2500 |" in board.markdown()
 
 
 def test_a_submission_that_lacks_a_video_is_listed_last_without_metrics(folder, labels):
@@ -147,52 +150,133 @@ def test_labels_that_are_not_there_are_refused(folder, tmp_path):
         score_submissions(folder, tmp_path / "nothing.csv")
 
 
-def test_the_page_shows_the_published_figures_and_that_they_are_not_comparable(folder, labels):
-    page = score_submissions(folder, labels).markdown()
-    assert "0.1679" in page
-    assert "not comparable" in page
+def test_the_interval_and_the_comparison_are_those_of_the_bootstrap(folder, labels):
+    board = score_submissions(folder, labels, resamples=2000).ours.set_index("name")
+    given = {name: pd.read_csv(folder / name / "submission.csv")["label"].to_numpy() for name in board.index}
+    for name, row in board.iterrows():
+        interval = bootstrap_log_loss(LABELS, given[name], clip=1e-15, resamples=2000)
+        assert (row["low"], row["high"]) == (interval.low, interval.high)
+        found = compare_log_loss(LABELS, given[name], given["b_good"], clip=1e-15, resamples=2000)
+        assert row["difference"] == pytest.approx(row["log_loss"] - board.loc["b_good", "log_loss"], abs=1e-12)
+        assert (row["difference_low"], row["probability_better"]) == (found.low, found.probability_better)
+    assert (board.loc["b_good", ["difference", "difference_low", "difference_high"]] == 0).all()
+
+
+def test_groups_are_drawn_as_a_whole(folder, labels, tmp_path):
+    pd.DataFrame({"filename": NAMES, "group": np.arange(40) // 10}).to_csv(tmp_path / "groups.csv", index=False)
+    grouped = score_submissions(folder, labels, tmp_path / "groups.csv").ours.set_index("name")
+    given = pd.read_csv(folder / "a_guess" / "submission.csv")["label"].to_numpy()
+    expected = bootstrap_log_loss(LABELS, given, np.arange(40) // 10, clip=1e-15)
+    assert (grouped.loc["a_guess", "low"], grouped.loc["a_guess", "high"]) == (expected.low, expected.high)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        pytest.param({"filename": NAMES, "part": 0}, "found filename, part", id="no group"),
+        pytest.param({"filename": NAMES[1:], "group": 0}, "none for 1: 0000.mp4", id="a video without a group"),
+        pytest.param(None, "no such file", id="no file"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(folder, labels, tmp_path, table, expected):
+    if table is not None:
+        pd.DataFrame(table).to_csv(tmp_path / "groups.csv", index=False)
+    with pytest.raises((ValueError, FileNotFoundError), match=expected):
+        score_submissions(folder, labels, tmp_path / "groups.csv")
+
+
+def test_figures_on_other_videos_have_no_published_ones_beside_them(folder, labels):
+    board = score_submissions(folder, labels)
+    page = board.markdown()
+    assert board.scale is None
     assert NOT_COMPARABLE in page
     assert "| constant 0.5 | 0.6931 |" in page
-    for name in ("b_good", "Selim Seferbekov", "0.1983", f"40 videos of {labels}"):
+    for name in ("b_good", "Selim Seferbekov | 0.1983", "Selim Seferbekov | 0.4280", "40 videos of labels.csv"):
         assert name in page
+    assert set(board.table()["source"]) == {"ours", "reference"}
 
 
 def test_every_row_of_the_page_has_the_cells_of_its_header(folder, labels):
     submit(folder, "partial", [0.5], names=NAMES[:1])
     blocks = score_submissions(folder, labels).markdown().split("\n\n")
     tables = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert [len(table) for table in tables] == [2 + 4 + 1, 2 + 6]
+    assert [len(table) for table in tables] == [2 + 4 + 1, *(2 + len(scale.anchors) for scale in SCALES.values())]
     assert all(len({line.count("|") for line in table}) == 1 for table in tables)
 
 
-def test_the_table_holds_ours_the_constant_and_the_published(folder, labels):
-    table = score_submissions(folder, labels).table()
-    assert table["source"].tolist() == ["ours"] * 3 + ["reference"] + ["published"] * 6
+@pytest.mark.parametrize(
+    ("list_name", "scale", "best_anchor"),
+    [
+        pytest.param("dfdc_test_labels.csv", "released", 0.1679, id="the released test set"),
+        pytest.param("dfdc_val_labels.csv", "public", 0.25322, id="the public leaderboard"),
+    ],
+)
+def test_a_real_label_list_is_compared_on_its_own_scale_alone(shared, tmp_path, list_name, scale, best_anchor):
+    labels = pd.read_csv(shared / "lists" / list_name)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        noise = rng.normal(0, 0.15 + 0.05 * number, len(labels))
+        answers = np.clip(0.5 + 0.35 * (2 * labels["label"] - 1) + noise, 0.01, 0.99)
+        submit(tmp_path / "s", f"s{number}", answers, names=labels["filename"])
+    board = score_submissions(tmp_path / "s", shared / "lists" / list_name)
+    assert board.scale is SCALES[scale]
+    table = board.table()
     published = table[table["source"] == "published"]
-    assert published["log_loss"].min() == 0.1679
-    assert set(published["num_videos"]) == {5000}
+    assert published["log_loss"].min() == best_anchor
+    assert set(published["num_videos"]) == {len(labels)}
+    others = [name for name in SCALES if name != scale]
+    assert not any(SCALES[name].title in board.markdown() for name in others)
+    assert board.ours["name"].tolist() == ["s0", "s1", "s2", "s3"]
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 12], ids=["none scored", "one submission", "three submissions", "a dozen"])
-def test_the_picture_is_drawn_and_opens(count, tmp_path):
+def test_one_video_less_is_another_scale(shared, tmp_path):
+    labels = pd.read_csv(shared / "lists" / "dfdc_test_labels.csv").iloc[1:]
+    assert scale_of(labels["filename"]) is None
+
+
+def test_a_scale_can_be_named(folder, labels):
+    assert score_submissions(folder, labels, scale="private").scale is SCALES["private"]
+    assert score_submissions(folder, labels, scale="none").scale is None
+
+
+def test_kaggles_400_videos_are_known_by_their_names(shared, tmp_path):
+    sample = pd.read_csv(shared / "lists" / "kaggle_sample_submission.csv")
+    labels = write_labels(tmp_path / "l.csv", np.arange(400) % 2, sample["filename"])
+    submit(tmp_path / "s", "x", np.full(400, 0.5), names=sample["filename"])
+    board = score_submissions(tmp_path / "s", labels)
+    assert ["400 public test videos" in warning for warning in board.warnings] == [True]
+
+
+def test_a_run_that_has_seen_the_videos_is_warned_of(folder, labels):
+    submit(folder, "seen", np.full(40, 0.5), card={"seen_in_training": 7})
+    assert "seen was trained on 7 of the videos" in score_submissions(folder, labels).markdown()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 40], ids=["none scored", "one submission", "three submissions", "many"])
+@pytest.mark.parametrize("scale", ["none", "released"])
+def test_picture_and_page_are_drawn(count, scale, tmp_path):
     for number in range(max(count, 1)):
-        submit(tmp_path / "s", f"s{number}", np.linspace(0.2, 0.8, 40))
-    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv") if count else None)
-    draw_leaderboard(board.table(), board.scored_on, tmp_path / "board.png")
+        submit(tmp_path / "s", f"s<{number}>", np.linspace(0.2, 0.8, 40))
+    labels = write_labels(tmp_path / "l.csv") if count else None
+    board = score_submissions(tmp_path / "s", labels, scale=scale, resamples=100)
+    anchors = board.scale.anchors if board.scale else {}
+    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), anchors)
+    write_leaderboard_picture(figure, tmp_path / "board.png")
     with Image.open(tmp_path / "board.png") as image:
         image.load()
-        assert image.format == "PNG"
-        assert min(image.size) > 300
+        assert min(image.size) > 150
         assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+    words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert words == [*board.ours.dropna(subset="log_loss")["name"][:30], *anchors]
+    reader = Reader(leaderboard_page(figure, board.scored_on, board.warnings, *board.rows()))
+    assert len(reader.images) == 1 and not reader.loaded
+    assert all(f"s<{number}>" in reader.text for number in range(count))
 
 
 def test_the_stage_writes_page_table_and_picture(folder, labels, tmp_path, capsys):
     stage.main(["--submissions", str(folder), "--labels", str(labels), "--out", str(tmp_path / "out")])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "leaderboard.csv",
-        "leaderboard.md",
-        "leaderboard.png",
-    ]
+    names = [f"leaderboard.{kind}" for kind in ("csv", "html", "md", "png")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert "b_good" in capsys.readouterr().out
-    assert len(pd.read_csv(tmp_path / "out" / "leaderboard.csv")) == 10
+    assert len(pd.read_csv(tmp_path / "out" / "leaderboard.csv")) == 4
     assert len(score_submissions(folder, labels).ours) == 3

@@ -1,63 +1,105 @@
-"""The leaderboard as a picture: our submissions as bars, published log losses as dots on an axis of their own."""
+"""The leaderboard as a picture and a page: intervals as bars, published log losses as lines on their own scale."""
 
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from multiattn.figures.embedded_image import png_tag
+from multiattn.figures.page import whole_page
 from multiattn.runtime import atomic_path
 
 OURS, PUBLISHED, CONSTANT = "#2f6db5", "#8a8a8a", "#b5482f"
+MOST_SHOWN = 30
+"""The best ones; more would be a picture nobody reads."""
+LONGEST_NAME = 32
 
 
-def draw_leaderboard(table: pd.DataFrame, scored_on: str, path: Path) -> None:
-    """Write a PNG.
+def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchors: Mapping[str, float]) -> Figure:
+    """A row a submission, the best on top: its log loss, and the interval as a bar.
 
     Args:
-        table: `Leaderboard.table()`; rows without a log loss are left out.
-        scored_on: what our figures are over, in words.
+        ours: `Leaderboard.ours`; rows without a log loss are left out.
+        scored_on: what the figures are over, in words.
+        constant: log loss of answering 0.5 everywhere.
+        anchors: published log losses on these very videos; empty where there are none.
     """
-    table = table.dropna(subset=["log_loss"])
-    ours = table[table["source"] == "ours"]
-    published = table[table["source"] == "published"]
-    constant = float(table.loc[table["source"] == "reference", "log_loss"].iloc[0])
-    heights = [max(len(ours), 1) + 1, len(published)]
-    figure = Figure(figsize=(9, 1.6 + 0.38 * sum(heights)), layout="constrained", dpi=120)
+    shown = ours.dropna(subset=["log_loss"]).head(MOST_SHOWN)
+    num_rows = max(len(shown), 1) + len(anchors)
+    figure = Figure(figsize=(9, 1.4 + 0.36 * num_rows), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+    axes = figure.subplots()
+    for place, row in enumerate(shown.itertuples()):
+        axes.plot([row.low, row.high], [place, place], color=OURS, linewidth=7, alpha=0.35, solid_capstyle="butt")
+        axes.plot(row.log_loss, place, "o", color=OURS, markersize=5, zorder=3)
+        _write(axes, f"{row.log_loss:.4f}", row.high, place)
+    if shown.empty:
+        axes.text(0.5, 0.5, "no submission was scored", transform=axes.transAxes, ha="center", va="center")
+    first_anchor = max(len(shown), 1)
+    for place, value in enumerate(anchors.values(), start=first_anchor):
+        # Up through our rows: the published figures differ by less than a label is wide, so each has a row of its own.
+        axes.plot([value, value], [-0.6, place], color=PUBLISHED, linewidth=0.8, zorder=1)
+        axes.plot(value, place, "D", color=PUBLISHED, markersize=4, zorder=3)
+        _write(axes, f"{value:.4f}", value, place, colour=PUBLISHED)
+    ticks = [*range(len(shown)), *range(first_anchor, num_rows)]
+    axes.set_yticks(ticks, [_short(name) for name in [*shown["name"], *anchors]])
+    for label in axes.get_yticklabels()[len(shown) :]:
+        label.set_color(PUBLISHED)
+    axes.set_ylim(num_rows - 0.4, -0.6)
+    axes.axvline(constant, color=CONSTANT, linewidth=1.2, linestyle="--", zorder=1)
+    _write(axes, f"constant 0.5: {constant:.4f}", constant, num_rows - 0.6, colour=CONSTANT, to_the_left=True)
+    axes.set_xlim(0, 1.12 * max([constant, *shown["high"], *anchors.values()]))
+    axes.set_xlabel("log loss, lower is better; bars are 95 % intervals, grey is published")
+    axes.set_title(f"Log loss on {scored_on}", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25)
+    return figure
 
-    upper.barh(ours["name"], ours["log_loss"], color=OURS, height=0.6)
-    for name, value in zip(ours["name"], ours["log_loss"], strict=True):
-        upper.text(value, name, f" {value:.4f}", va="center", ha="left", fontsize=9)
-    if ours.empty:
-        upper.text(0.5, 0.5, "no submission was scored", transform=upper.transAxes, ha="center", va="center")
-        upper.set_yticks([])
-    upper.axvline(constant, color=CONSTANT, linewidth=1.2, linestyle="--")
-    upper.text(
-        constant,
-        1.0,
-        f"constant 0.5: {constant:.4f} ",
-        transform=upper.get_xaxis_transform(),
-        ha="right",
-        va="bottom",
-        color=CONSTANT,
+
+def _write(
+    axes: Axes, text: str, value: float, place: float, *, colour: str = "black", to_the_left: bool = False
+) -> None:
+    """A word beside a place of the picture."""
+    axes.annotate(
+        text,
+        (value, place),
+        xytext=(-5 if to_the_left else 5, 0),
+        textcoords="offset points",
+        ha="right" if to_the_left else "left",
+        va="center",
         fontsize=9,
+        color=colour,
     )
-    upper.set_ylim(max(len(ours), 1) - 0.3, -0.7)
-    upper.set_title(f"Ours, on {scored_on}", loc="left", fontsize=10, pad=16)
 
-    lower.scatter(published["log_loss"], published["name"], color=PUBLISHED, zorder=3)
-    for name, value in zip(published["name"], published["log_loss"], strict=True):
-        lower.text(value, name, f"  {value:.4f}", va="center", ha="left", fontsize=9)
-    lower.invert_yaxis()
-    lower.set_title(
-        "Published, on the 5,000 DFDC test videos: not comparable with other videos", loc="left", fontsize=10
-    )
-    lower.set_xlabel("log loss, lower is better")
-    for axes in (upper, lower):
-        axes.set_xlim(0, max(constant, *table["log_loss"]) * 1.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", alpha=0.3)
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def write_leaderboard_picture(figure: Figure, path: Path) -> None:
+    """Write a PNG."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def leaderboard_page(
+    figure: Figure, scored_on: str, warnings: Sequence[str], header: Sequence[str], cells: Sequence[Sequence[str]]
+) -> str:
+    """The leaderboard as a page that stands alone.
+
+    Args:
+        header, cells: `Leaderboard.rows()`.
+    """
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    rows = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in cells)
+    notes = "".join(f"<p><strong>Warning:</strong> {escape(warning)}</p>\n" for warning in warnings)
+    return whole_page(
+        "Leaderboard",
+        f"<p>Scored on {escape(scored_on)}.</p>\n{notes}"
+        f"<p>{png_tag(figure, 'log loss of every submission with its interval')}</p>\n"
+        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>\n',
+    )

@@ -1,4 +1,4 @@
-"""Submissions + labels -> leaderboard.md, .csv and .png, beside the published figures.
+"""Submissions + labels -> leaderboard.md, .csv, .png and .html, beside the published figures that are comparable.
 
 multiattn leaderboard --submissions submissions --labels /data/test/labels.csv
 """
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
-from multiattn.figures.leaderboard import draw_leaderboard
-from multiattn.inference.leaderboard import score_submissions
+from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
+from multiattn.inference.leaderboard import ScaleName, score_submissions
 from multiattn.runtime import atomic_path, write_text
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +21,30 @@ class Options:
     """The folder of submission folders."""
     labels: Path | None = None
     """`filename,label` of the test videos; without it only out-of-fold figures are shown."""
+    groups: Path | None = None
+    """`filename,group`: videos that the bootstrap draws as a whole, such as an original and its fakes."""
+    scale: ScaleName = "auto"
+    """Which published figures are comparable. `auto` knows the 5,000 released test videos and the 4,000 of the public
+    leaderboard by their file names; the three scales are never mixed."""
+    resamples: int = 10_000
+    """Of the bootstrap."""
     out: Path | None = None
-    """Where leaderboard.md, .csv and .png go (default: the submissions folder)."""
+    """Where leaderboard.md, .csv, .png and .html go (default: the submissions folder)."""
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="leaderboard", doc=__doc__)
-    board = score_submissions(options.submissions, options.labels)
+    board = score_submissions(
+        options.submissions, options.labels, options.groups, scale=options.scale, resamples=options.resamples
+    )
     out = options.out or options.submissions
     write_text(out / "leaderboard.md", board.markdown())
     with atomic_path(out / "leaderboard.csv") as temporary:
         board.table().to_csv(temporary, index=False)
-    draw_leaderboard(board.table(), board.scored_on, out / "leaderboard.png")
-    results(board.markdown(), f"written: {out / 'leaderboard.md'}, .csv, .png")
+    anchors = board.scale.anchors if board.scale is not None else {}
+    figure = draw_leaderboard(board.ours, board.scored_on, CONSTANT_LOG_LOSS, anchors)
+    write_leaderboard_picture(figure, out / "leaderboard.png")
+    page = leaderboard_page(figure, board.scored_on, board.warnings, *board.rows())
+    write_text(out / "leaderboard.html", page)
+    results(board.markdown(), f"written: {out / 'leaderboard.md'}, .csv, .png, .html")
