@@ -51,7 +51,7 @@ GOOD_ROWS = {
         "logit": -0.1,
         "probability": 0.475,
     },
-    "video_predictions": {"video_id": "a/b", "probability": 0.5, "num_crops": 0, "status": "missing"},
+    "video_predictions": {"video_id": "a/b", "probability": 0.5, "num_crops": 0, "status": "missing", "message": "x"},
     "submission": {"filename": "b.mp4", "label": 0.5},
     "labels": {"filename": "b.mp4", "label": 0},
 }

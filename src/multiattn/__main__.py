@@ -15,13 +15,17 @@ STAGES = (
     "faces",
     "folds",
     "train",
+    "tune",
     "predict",
     "submit",
     "leaderboard",
+    "evaluate",
+    "score",
     "ablation",
     "figures",
     "import_checkpoint",
     "describe",
+    "bundle",
     "bench",
 )
 """The stages in the order data walks through them, then those beside the way; each is a module of

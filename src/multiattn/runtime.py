@@ -302,8 +302,11 @@ def memory_in_use(device: "torch.device") -> int:
 
 
 def git_commit() -> str:
-    """Commit of the code that runs (`-dirty` when changed since), or `unknown` outside a git checkout."""
+    """Commit of the code that runs (`-dirty` when changed since), or `unknown` outside a git checkout and a bundle."""
     source = Path(__file__).resolve().parent
+    bundle = source.parents[1] / "bundle.json"  # of what `multiattn bundle` made
+    if bundle.is_file():
+        return str(read_json(bundle)["commit"])
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

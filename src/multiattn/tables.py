@@ -358,7 +358,8 @@ VIDEO_PREDICTIONS = Table(
         "video_id": _video_id,
         "probability": _probability(),
         "num_crops": _integer(0, "crops the probability rests on"),
-        "status": _one_of("ok", "no_face", "unreadable", "missing"),
+        "status": _one_of("ok", "no_face", "unreadable", "missing", "failed", "late"),
+        "message": _text("why it was not judged, or what was left out of judging it; may be empty"),
     },
 )
 

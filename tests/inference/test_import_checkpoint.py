@@ -299,8 +299,8 @@ def test_the_same_import_may_be_repeated_and_nothing_else_is_overwritten(b0, imp
 
 
 def test_predict_and_submit_work_on_an_imported_run(imported, pipeline: Pipeline, tmp_path):
-    words = ["--runs", imported, "--videos-dir", pipeline.dataset / "test_videos", "--faces", tmp_path / "faces"]
-    run("predict", *words, "--out", tmp_path / "p.parquet", "--jobs", 1)
+    words = ["--runs", imported, "--videos-dir", pipeline.dataset / "test_videos"]
+    run("predict", *words, "--faces", tmp_path / "faces", "--out", tmp_path / "p.parquet", "--jobs", 1)
     predictions = FRAME_PREDICTIONS.read(tmp_path / "p.parquet")
     assert set(predictions["model"]) == {"official/fold0"} and len(predictions)
     sample = pipeline.dataset / "sample_submission.csv"
@@ -333,7 +333,6 @@ def test_a_trained_run_without_its_out_of_fold_predictions_stays_an_error(import
         videos_dir=pipeline.dataset / "test_videos",
         sample_submission=pipeline.dataset / "sample_submission.csv",
         out=tmp_path / "out",
-        faces=tmp_path / "faces",
     )
     (tmp_path / "runs" / "fold1" / "oof.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"oof\.parquet"):

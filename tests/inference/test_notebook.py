@@ -1,14 +1,22 @@
-"""The inference notebook, executed headless with networking blocked."""
+"""The inference notebook, executed headless with networking blocked: from the repository, and out of a bundle."""
 
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from bare_machine import EXECUTE, kaggle_command, make_bare_environment, packages_to_bundle
 
+from multiattn.__main__ import main
 from multiattn.inference.kernel import find_inputs
 from multiattn.inference.notebook import NOTEBOOK, execute_notebook
 from multiattn.tables import SUBMISSION
-from walk import Pipeline
+from walk import Pipeline, run
 
 BLOCK_NETWORK = """
 import socket
@@ -25,6 +33,10 @@ socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
 """
 
 
+FLOAT16_CHANGES = 1e-4
+"""At most, of a probability: a bundle promises 1e-3, and here the answers are 2e-3 from the prior."""
+
+
 def environment(pipeline: Pipeline, folder: Path) -> dict[str, str]:
     (folder / "blocked").mkdir()
     (folder / "blocked" / "sitecustomize.py").write_text(BLOCK_NETWORK)
@@ -34,22 +46,98 @@ def environment(pipeline: Pipeline, folder: Path) -> dict[str, str]:
         "MULTIATTN_VIDEOS_DIR": str(pipeline.dataset / "test_videos"),
         "MULTIATTN_SAMPLE_SUBMISSION": str(pipeline.dataset / "sample_submission.csv"),
         "MULTIATTN_OUT": str(folder / "out"),
-        "MULTIATTN_FACES": str(folder / "faces"),
     }
 
 
-def test_the_notebook_makes_a_valid_submission_offline(pipeline, tmp_path):
+def bundle_words(pipeline: Pipeline, out: Path, *more: object) -> list[str]:
+    options = ("--check-faces", pipeline.faces, "--check-crops", 8, *more)
+    return [str(word) for word in ("bundle", "--runs", pipeline.experiment, "--out", out, *options)]
+
+
+@pytest.fixture(scope="module")
+def submitted(pipeline, tmp_path_factory):
+    """`multiattn submit` with the runs as they were trained."""
+    folder = tmp_path_factory.mktemp("submitted")
+    sample, videos = pipeline.dataset / "sample_submission.csv", pipeline.dataset / "test_videos"
+    inputs = ("--runs", pipeline.experiment, "--videos-dir", videos, "--sample-submission", sample)
+    run("submit", *inputs, "--out", folder / "out", "--jobs", 1)
+    return SUBMISSION.read(folder / "out" / "submission.csv")
+
+
+def shown_text(executed: Path) -> str:
+    outputs = [out for cell in nbformat.read(executed, as_version=4).cells for out in cell.get("outputs", [])]
+    return "".join(out.get("text", "") + out.get("data", {}).get("text/plain", "") for out in outputs)
+
+
+def require_same(found: Path, expected) -> None:
+    submission = SUBMISSION.read(found)
+    assert submission["filename"].tolist() == expected["filename"].tolist()
+    np.testing.assert_allclose(submission["label"], expected["label"], rtol=0, atol=FLOAT16_CHANGES)
+
+
+def test_the_notebook_makes_a_valid_submission_offline(pipeline, submitted, tmp_path):
     execute_notebook(tmp_path / "executed.ipynb", environment(pipeline, tmp_path))
     submission = SUBMISSION.read(tmp_path / "out" / "submission.csv")
     sample = SUBMISSION.read(pipeline.dataset / "sample_submission.csv")
     assert submission["filename"].tolist() == sample["filename"].tolist()
     assert submission["label"].between(0.01, 0.99).all()
+    np.testing.assert_allclose(submission["label"], submitted["label"], rtol=0, atol=1e-6)
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
-    shown = [kind for cell in executed.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
-    assert "image/png" in shown, "the histogram is missing"
-    assert "text/html" in shown, "the head of the submission is missing"
-    text = "".join(out.get("text", "") for cell in executed.cells for out in cell.get("outputs", []))
-    assert "predict" in text and "100%" in text, "no progress bar was shown"
+    outputs = [out for cell in executed.cells for out in cell.get("outputs", [])]
+    shown = [kind for out in outputs for kind in out.get("data", {})]
+    assert shown.count("image/png") == 2, "the histogram, and the least certain videos"
+    assert shown.count("text/html") == 2, "the table of statuses, and the head of the submission"
+    assert "100%" in "".join(out.get("text", "") for out in outputs), "no progress bar was shown"
+    assert not [out for out in outputs if "Warning" in out.get("text", "")], "warnings are no part of the result"
+
+
+def test_the_notebook_of_a_bundle_runs_the_bundles_own_code_and_runs(pipeline, submitted, tmp_path):
+    kit = tmp_path / "kit"
+    run(*bundle_words(pipeline, kit))
+    variables = environment(pipeline, tmp_path)
+    del variables["MULTIATTN_RUNS"]
+    execute_notebook(tmp_path / "executed.ipynb", variables, notebook=kit / "inference.ipynb")
+    require_same(tmp_path / "out" / "submission.csv", submitted)
+    text = shown_text(tmp_path / "executed.ipynb")
+    assert str(kit / "src" / "multiattn") in text and str(kit / "runs" / "demo_tiny") in text
+
+
+@pytest.mark.slow
+def test_a_bundle_is_all_that_a_bare_machine_without_network_needs(pipeline, submitted, tmp_path, capsys):
+    """numpy, pandas, torch and the notebook's runner are there; all else comes from the bundle's wheels, the inputs
+    are mounted read-only below /kaggle/input."""
+    kit, working = tmp_path / "kit", tmp_path / "working"
+    working.mkdir()
+    if main([*bundle_words(pipeline, kit, "--download-wheels", "--packages", *packages_to_bundle())]) != 0:
+        pytest.skip(f"no wheels to be had: {capsys.readouterr().err.strip()[-300:]}")
+    python = make_bare_environment(tmp_path / "bare")
+    alone = subprocess.run([python, "-c", "import torch, pandas; import timm"], capture_output=True, text=True)
+    assert "No module named 'timm'" in alone.stderr
+    before = digests(kit)
+    variables = environment(pipeline, tmp_path)
+    command = kaggle_command({"multiattn-demo": kit, "deepfake-detection-challenge": pipeline.dataset}, working)
+    if command is not None:
+        variables = {"PYTHONPATH": variables["PYTHONPATH"]}
+    else:
+        variables |= {"MULTIATTN_RUNS": "", "MULTIATTN_OUT": str(working), "PYTHONDONTWRITEBYTECODE": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON", "MULTIATTN_"))}
+    execute = [*(command or []), python, "-c", EXECUTE, kit / "inference.ipynb", tmp_path / "executed.ipynb"]
+    done = subprocess.run(
+        execute, env=kept | variables, cwd=working if command else kit, capture_output=True, text=True, check=False
+    )
+    with contextlib.suppress(OSError):  # the empty place the mounts were on; not ours when it is in use
+        Path("/kaggle").rmdir()
+    shutil.rmtree(tmp_path / "bare")  # nearly a gigabyte, which pytest would keep for three runs
+    assert done.returncode == 0, done.stderr[-3000:]
+    require_same(working / "submission.csv", submitted)
+    assert digests(kit) == before, "the inputs are only read"
+    shutil.rmtree(kit)
+    assert "submission.csv" in {path.name for path in working.iterdir()}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_blocking_the_network_really_blocks_it(tmp_path):
@@ -76,7 +164,7 @@ def test_the_notebook_is_thin_and_clean():
 
 
 def test_inputs_are_found_in_the_repository(pipeline, tmp_path, monkeypatch):
-    for name in ("RUNS", "VIDEOS_DIR", "SAMPLE_SUBMISSION", "OUT", "FACES"):
+    for name in ("RUNS", "VIDEOS_DIR", "SAMPLE_SUBMISSION", "OUT"):
         monkeypatch.delenv(f"MULTIATTN_{name}", raising=False)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "set").symlink_to(pipeline.dataset)

@@ -11,10 +11,17 @@ def test_the_demo_walks_from_clips_to_a_table_that_a_person_understands(tmp_path
     words = [word for name, path in paths.items() for word in (f"--{name}", path)]
     run("demo", "--tiny", *words, "--folds", tmp_path / "folds.csv", "--jobs", 1)
     shown = capsys.readouterr().out
-    for stage in ("index dfdc", "faces", "folds", "train demo --tiny", "leaderboard"):
+    for stage in ("index dfdc", "faces", "folds", "train demo --tiny", "tune", "leaderboard"):
         assert f"\n$ multiattn {stage} --" in shown
-    assert re.search(r"out of fold \(training parts\) +0\.\d{4} +[01]\.\d{4} +[01]\.\d{3} +12\n", shown)
-    assert re.search(r"test \(unseen actors\) +\d\.\d{4} +[01]\.\d{4} +[01]\.\d{3} +4\n", shown)
+    interval = r"\d\.\d{4} to \d\.\d{4} +[01]\.\d{4}"
+    for name, videos in (
+        ("out of fold: all folds, mean", 12),
+        ("out of fold: all folds, tuned (nested)", 12),
+        ("test, unseen actors: one fold", 4),
+        ("test, unseen actors: all folds, mean", 4),
+        ("test, unseen actors: all folds, tuned", 4),
+    ):
+        assert re.search(rf"{re.escape(name)} +\d\.\d{{4}}  {interval} +{videos}\n", shown), name
     assert re.search(r"constant 0\.5 +0\.6931 +0\.5000\n", shown)
     assert "without a face: 1; unreadable: 1." in shown
     assert "Next, with real data" in shown

@@ -33,7 +33,7 @@ def submission(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> 
     run(
         "submit", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos",
         "--sample-submission", pipeline.dataset / "sample_submission.csv", "--out", folder,
-        "--faces", folder.parent.parent / "faces", "--jobs", 1,
+        "--jobs", 1,
     )  # fmt: skip
     return folder
 
@@ -87,7 +87,6 @@ def test_a_video_of_the_sample_that_is_not_there_is_a_row_too(pipeline, submissi
     run(
         "submit", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos",
         "--sample-submission", tmp_path / "sample.csv", "--out", tmp_path / "wider",
-        "--faces", submission.parent.parent / "faces",
     )  # fmt: skip
     answers = SUBMISSION.read(tmp_path / "wider" / "submission.csv").set_index("filename")["label"]
     assert answers["zzzzzzzzzz.mp4"] == 0.5
@@ -257,7 +256,7 @@ def test_a_video_deleted_after_extraction_costs_its_own_row_only(pipeline, submi
     clips = tmp_path / "test_videos"
     shutil.copytree(pipeline.dataset / "test_videos", clips)
     words = [
-        "submit", "--runs", pipeline.experiment, "--videos-dir", clips, "--faces", tmp_path / "faces",
+        "submit", "--runs", pipeline.experiment, "--videos-dir", clips,
         "--sample-submission", pipeline.dataset / "sample_submission.csv", "--jobs", 1, "--out",
     ]  # fmt: skip
     run(*words, tmp_path / "before")

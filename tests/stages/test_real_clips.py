@@ -65,7 +65,7 @@ def test_training_submitting_and_scoring_walk_through(walked, shared, tmp_path):
     run(
         "submit", "--runs", runs / "dfdc_b4_tiny", "--videos-dir", clips,
         "--sample-submission", tmp_path / "sample.csv",
-        "--out", tmp_path / "submissions/real", "--faces", tmp_path / "faces", "--jobs", 2,
+        "--out", tmp_path / "submissions/real", "--jobs", 2,
     )  # fmt: skip
     run("leaderboard", "--submissions", tmp_path / "submissions", "--labels", tmp_path / "labels.csv")
     page = (tmp_path / "submissions/leaderboard.md").read_text()

@@ -1,11 +1,48 @@
-"""What a submission looks like at a glance."""
+"""What a submission looks like at a glance: how many videos were judged, how surely, and which least so."""
 
+import cv2
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 NUM_BINS = 20
+THUMBNAIL_COLUMNS = 4
+ANSWERS = {
+    "ok": "by its faces",
+    "no_face": "prior: no usable face",
+    "unreadable": "prior: not a readable video",
+    "missing": "prior: not in the folder",
+    "failed": "prior: an error while it was judged",
+    "late": "prior: no time was left",
+}
+
+
+def status_table(videos: pd.DataFrame) -> pd.DataFrame:
+    """How the rows of a submission came about: status, what it is answered by, videos, share, and for each but `ok`,
+    which comes first, a video with its message.
+
+    Args:
+        videos: a `video_predictions` table; a status that none has is left out.
+    """
+    rows = [
+        {
+            "status": status,
+            "answered": ANSWERS.get(status, "prior"),
+            "videos": len(alike),
+            "share": f"{len(alike) / len(videos):.1%}",
+            "for example": "" if status == "ok" else _example(alike),
+        }
+        for status, alike in videos.groupby("status", sort=True)
+    ]
+    places = {status: place for place, status in enumerate(ANSWERS)}
+    rows.sort(key=lambda row: places.get(row["status"], len(places)))
+    return pd.DataFrame(rows, columns=["status", "answered", "videos", "share", "for example"]).set_index("status")
+
+
+def _example(alike: pd.DataFrame) -> str:
+    first = alike.sort_values("video_id").iloc[0]
+    return f"{first['video_id']}: {first['message']}" if first["message"] else str(first["video_id"])
 
 
 def draw_probabilities(videos: pd.DataFrame) -> Figure:
@@ -19,9 +56,39 @@ def draw_probabilities(videos: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     judged = videos["status"] == "ok"
     series = [videos.loc[judged, "probability"], videos.loc[~judged, "probability"]]
-    names = [f"judged ({judged.sum()})", f"prior, no usable face ({(~judged).sum()})"]
+    names = [f"judged ({judged.sum()})", f"prior, not judged ({(~judged).sum()})"]
     axes.hist(series, bins=np.linspace(0, 1, NUM_BINS + 1), stacked=True, color=["#2f6db5", "#b5482f"], label=names)
     axes.set(xlabel="P(fake)", ylabel="videos", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
+
+
+def draw_least_certain(chosen: pd.DataFrame) -> Figure:
+    """A grid of faces, each with its video's name, P(fake) and number of crops.
+
+    Args:
+        chosen: columns filename, probability, num_crops and thumbnail: the bytes of a JPEG, which may be empty.
+    """
+    rows = max(1, -(-len(chosen) // THUMBNAIL_COLUMNS))
+    figure = Figure(figsize=(2.2 * THUMBNAIL_COLUMNS, 2.1 * rows), layout="constrained", dpi=100)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, THUMBNAIL_COLUMNS, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, video in zip(panels, chosen.itertuples(), strict=False):
+        crops = f"{video.num_crops} crop{'' if video.num_crops == 1 else 's'}"
+        axes.set_title(f"{video.filename}\nP(fake) {video.probability:.3f}, {crops}", fontsize=9)
+        image = _decoded(video.thumbnail)
+        if image is None:
+            axes.text(0.5, 0.5, "no picture kept", ha="center", va="center", transform=axes.transAxes)
+        else:
+            axes.imshow(image)
+    if chosen.empty:
+        panels[0].text(0, 0.5, "no video was judged", va="center", transform=panels[0].transAxes)
+    return figure
+
+
+def _decoded(jpeg: bytes) -> np.ndarray | None:
+    """RGB; None for no bytes, or for none of an image."""
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB) if jpeg else None

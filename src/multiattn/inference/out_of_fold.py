@@ -69,7 +69,9 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
         if kept is not None and not kept.equals(folds):
             raise ValueError(f"{folder / 'folds.csv'}: not the folds of the other runs in {_names(runs)}.")
         kept = folds
-        tables.append(FRAME_PREDICTIONS.read(folder / "oof.parquet", allow_empty=True))
+        table = FRAME_PREDICTIONS.read(folder / "oof.parquet", allow_empty=True)
+        # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
+        tables.append(table.assign(model=f"{folder.parent.name}/{folder.name}"))
         numbers.setdefault(run, set()).add(int(folder.name.removeprefix("fold")))
     if kept is None:
         raise FileNotFoundError(f"{_names(runs)}: no fold has finished its first epoch.")

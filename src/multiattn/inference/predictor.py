@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -25,11 +25,19 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 32
 
 
-def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.device, precision: str) -> pd.DataFrame:
+def predict_faces(
+    models: list[TrainedModel],
+    folder: Path,
+    *,
+    device: torch.device,
+    precision: str,
+    video_ids: Collection[str] | None = None,
+) -> pd.DataFrame:
     """A `frame_predictions` table of every crop by every model; empty when the folder has no crops.
 
     Args:
         precision: `auto` is half precision on a GPU and float32 on a CPU.
+        video_ids: the videos whose crops are predicted; None takes all of the folder.
 
     Raises:
         ValueError: the crops were not made the way the models' were.
@@ -38,6 +46,8 @@ def predict_faces(models: list[TrainedModel], folder: Path, *, device: torch.dev
     for model in models:
         model.require_same_crops(folder, recipe)
     faces, _, _ = read_faces_folder(folder)
+    if video_ids is not None:
+        faces = faces[faces["video_id"].isin(set(video_ids))].reset_index(drop=True)
     precision = resolve_precision(precision, device)
     if device.type == "cpu":
         tune_cpu()

@@ -1,4 +1,7 @@
-"""`scoring.json`: where the tuned rule lies, and which rule a command uses."""
+"""`scoring.json`: where the tuned rule lies, and which rule a command uses.
+
+The file holds `rule`, which is read back, and `report`, which is for people.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -16,8 +19,8 @@ UNTUNED = "none"
 
 
 def default_scoring_path(runs: Sequence[Path]) -> Path:
-    """Where `multiattn tune` writes without `--out`: in the folder of the first experiment."""
-    return Path(runs[0]) / SCORING_FILE
+    """Where `multiattn tune` writes without `--out`: in the folder of the first experiment, also when given a fold."""
+    return _experiment_folder(runs[0]) / SCORING_FILE
 
 
 def read_scoring(path: Path) -> ScoringRule:
@@ -76,5 +79,9 @@ def choose_scoring(runs: Sequence[Path], scoring: str | Path | None) -> ScoringR
 
 def experiment_name(run: Path) -> str:
     """The name of the experiment that a folder, its own or that of one of its folds, belongs to."""
+    return _experiment_folder(run).name
+
+
+def _experiment_folder(run: Path) -> Path:
     run = Path(run)
-    return run.parent.name if (run / "experiment.json").is_file() else run.name
+    return run.parent if (run / "experiment.json").is_file() else run

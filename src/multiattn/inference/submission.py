@@ -13,7 +13,8 @@ from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION, VIDEO_PREDICTIONS
 
-STATUSES = ("ok", "no_face", "unreadable", "missing")
+STATUSES = ("ok", "no_face", "unreadable", "missing", "failed", "late")
+NOT_THERE = "not in the folder of videos"
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,14 @@ class Submission:
 
     @property
     def coverage(self) -> dict[str, int]:
-        """Videos of each status; all but `ok` were answered with the prior."""
+        """Videos of each status; all but `ok` were answered with the prior. `failed` and `late`, which only a kernel
+        knows, are named where there are some."""
         counts = self.videos["status"].value_counts()
-        return {status: int(counts.get(status, 0)) for status in STATUSES}
+        return {
+            status: int(counts.get(status, 0))
+            for status in STATUSES
+            if status in counts or status not in ("failed", "late")
+        }
 
 
 def build_submission(
@@ -40,13 +46,27 @@ def build_submission(
 
     Args:
         predictions: a `frame_predictions` table of videos of dataset `folder`.
-        statuses: their `video_status` table; a sample row without a status is `missing`.
+        statuses: their `video_status` table, or video_id, status and message of it, where a status may also be
+            `failed` (an error while it was judged) or `late` (no time was left); a sample row without a status is
+            `missing`.
         sample: the sample submission; only its filenames and their order matter.
     """
+    return complete_submission(rule.score(predictions), statuses, sample, rule)
+
+
+def complete_submission(
+    scored: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule
+) -> Submission:
+    """`build_submission` of videos that are scored already.
+
+    Args:
+        scored: what `ScoringRule.score` made, of any number of calls: no video's score depends on another's.
+    """
     ids = sample["filename"].map(lambda name: video_id("folder", name))
-    videos = complete_videos(ids, rule.score(predictions), rule.prior)
-    status_of = statuses.set_index("video_id")["status"]
-    videos["status"] = videos["video_id"].map(status_of).fillna("missing").astype(str)
+    videos = complete_videos(ids, scored, rule.prior)
+    known = statuses.set_index("video_id")
+    videos["status"] = videos["video_id"].map(known["status"]).fillna("missing").astype(str)
+    videos["message"] = videos["video_id"].map(known["message"]).fillna(NOT_THERE).astype(str)
     silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]
     if len(silent):
         raise ValueError(f"{len(silent)} videos have faces but no prediction; the first: {silent['video_id'].iloc[0]}.")

@@ -40,6 +40,8 @@ def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | 
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Fill a module from a file of `save_weights`; the module is untouched unless every tensor fits.
 
+    The module keeps its own dtypes: tensors stored in float16, as bundles have them, are widened.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, or a tensor that is missing, unexpected or of another shape.

@@ -1,15 +1,22 @@
 """The one rule from frame predictions to a video's probability, as `scoring.json` keeps it.
 
-Frames -> tracks -> video of one model (`aggregation.py`), mean over the folds of an experiment, experiments blended,
-calibrated, clipped. Out-of-fold scores, submissions, evaluation and single files all go through `ScoringRule.score`.
+Frames -> tracks -> video of one model (`aggregation.py`), mean over the folds of an experiment, experiments blended
+(`ensembling.py`), calibrated (`calibration.py`), moved to the test set's prior where asked (`prior_shift.py`), clipped.
+Out-of-fold scores, submissions, evaluation and single files all go through `ScoringRule.score`.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames
+from multiattn.scoring.aggregation import Aggregator
+from multiattn.scoring.calibration import Calibration
+from multiattn.scoring.ensembling import Ensemble, score_experiments
+from multiattn.scoring.frame_groups import FrameGroups
+from multiattn.scoring.prior_shift import PriorShift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +24,18 @@ class ScoringRule:
     """How frame predictions become probabilities; the default is what was never tuned."""
 
     aggregator: Aggregator = field(default_factory=Aggregator)
-    """Frames -> video; its clip and prior are the rule's."""
+    """Frames -> video of one model; its clip and prior are the rule's."""
+    ensemble: Ensemble = field(default_factory=Ensemble)
+    """Experiments -> video. Folds of an experiment count alike: out of fold one model answers for a video, at test
+    time the mean of all folds does, which is less extreme than what the rule was tuned on."""
+    calibration: Calibration = field(default_factory=Calibration)
+    prior_shift: PriorShift | None = None
+    """None: the test set has the share of fakes that the rule was tuned on."""
     experiments: tuple[str, ...] = ()
     """Names of the experiments it was tuned for; empty: any."""
     out_of_fold: dict[str, float] | None = None
-    """What tuning measured on videos that were held out of it: log_loss, auc; None where nothing was tuned."""
+    """What tuning measured on videos that were held out of it: log_loss, auc; None where nothing was tuned. Always
+    at the share of fakes of those videos, before a prior shift."""
 
     @property
     def clip(self) -> float:
@@ -33,21 +47,39 @@ class ScoringRule:
         """The answer for a video without a usable face."""
         return self.aggregator.prior
 
-    def score(self, predictions: pd.DataFrame) -> pd.DataFrame:
+    def score(self, predictions: pd.DataFrame | FrameGroups) -> pd.DataFrame:
         """Frame predictions of any number of models -> one row a video.
 
         Args:
-            predictions: a `frame_predictions` table; `model` is `<experiment>/fold<k>`. May be empty.
+            predictions: a `frame_predictions` table, or the groups made of one; `model` is `<experiment>/fold<k>`. May
+                be empty.
 
         Returns:
             video_id, probability (float64, in [clip, 1 - clip]) and num_crops (the most any model saw), sorted by
             video_id. A video some models did not see is scored by the others.
+
+        Raises:
+            ValueError: predictions of an experiment that the ensemble has no weight for.
         """
-        return aggregate_frames(predictions, self.aggregator)
+        scores = score_experiments(predictions, self.aggregator)
+        probability = self.answer(scores.values, scores.experiments)
+        return pd.DataFrame({"video_id": scores.video_ids, "probability": probability, "num_crops": scores.num_crops})
+
+    def answer(self, values: np.ndarray, experiments: Sequence[str]) -> np.ndarray:
+        """(V, E) P(fake) of experiments, as this rule's aggregator makes them -> (V,) in [clip, 1 - clip].
+
+        NaN is an experiment that did not see the video; where none did, so is the answer.
+        """
+        probability = self.calibration.apply(self.ensemble.blend(values, experiments))
+        if self.prior_shift is not None:
+            probability = self.prior_shift.apply(probability)
+        return np.clip(probability, self.clip, 1 - self.clip)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for `scoring.json`."""
-        return {**asdict(self), "experiments": list(self.experiments)}
+        values = asdict(self)
+        values["calibration"]["parameters"] = list(self.calibration.parameters)
+        return {**values, "experiments": list(self.experiments)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ScoringRule":
@@ -56,11 +88,20 @@ class ScoringRule:
         Raises:
             ValueError: a field is missing, unknown, or has a value the rule does not take.
         """
+        if not isinstance(values, dict) or set(values) != set(cls.__dataclass_fields__):
+            found = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(
+                f"not a scoring rule: expected the fields {', '.join(cls.__dataclass_fields__)}, found {found}"
+            )
         try:
+            shift = values["prior_shift"]
             return cls(
                 aggregator=Aggregator(**values["aggregator"]),
+                ensemble=Ensemble.from_dict(values["ensemble"]),
+                calibration=Calibration.from_dict(values["calibration"]),
+                prior_shift=None if shift is None else PriorShift(**shift),
                 experiments=tuple(values["experiments"]),
                 out_of_fold=values["out_of_fold"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a scoring rule: {error}") from error

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
+
 from multiattn.command_line import parse, results
 from multiattn.datasets.embedded import build_demo_dataset
 from multiattn.experiments import get_experiment
-from multiattn.inference.leaderboard import score_submissions
 from multiattn.inference.notebook import NOTEBOOK, execute_notebook
-from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.scoring_file import default_scoring_path, read_scoring
+from multiattn.inference.scoring_steps import steps_on_test, steps_out_of_fold
 from multiattn.runtime import read_json
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
-from multiattn.stages import faces, folds, index, leaderboard, train
+from multiattn.stages import faces, folds, index, leaderboard, train, tune
 
 NUM_FRAMES = 8
 
@@ -65,6 +67,7 @@ def main(argv: list[str]) -> None:
     _run(folds, "folds", videos=videos, out=options.folds, num_folds=2 if options.tiny else 5, group="part")
     tiny = ["--tiny"] if options.tiny else []
     _run(train, "train", "demo", *tiny, faces=crops, folds=options.folds, fold="all", runs=options.runs)
+    _run(tune, "tune", runs=options.runs / experiment.name)
     out = options.submissions / experiment.name
     _submit(options, experiment.name, root, out)
     _run(leaderboard, "leaderboard", submissions=options.submissions, labels=root / "labels.csv")
@@ -88,32 +91,29 @@ def _submit(options: Options, name: str, root: Path, out: Path) -> None:
         "VIDEOS_DIR": root / "test_videos",
         "SAMPLE_SUBMISSION": root / "sample_submission.csv",
         "OUT": out,
-        "FACES": options.data / "test_faces",
     }
     environment = {f"MULTIATTN_{key}": str(path.resolve()) for key, path in paths.items()}
     execute_notebook(out / NOTEBOOK.name, environment)
 
 
 def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
-    out_of_fold = score_out_of_fold(options.runs / name)
-    board = score_submissions(options.submissions, root / "labels.csv").ours.set_index("name")
-    test = board.loc[out.name]
+    scoring = default_scoring_path([options.runs / name])
+    held_out, test = steps_out_of_fold(scoring), steps_on_test(out, root / "labels.csv", read_scoring(scoring))
     coverage = read_json(out / "card.json")["coverage"]
     lines = [
         f"\nDone in {minutes:.1f} minutes.\n",
-        f"{'':<34}{'log loss':>10}{'AUC':>9}{'accuracy':>10}{'videos':>8}",
-        f"{'out of fold (training parts)':<34}{out_of_fold.overall.log_loss:>10.4f}{out_of_fold.overall.auc:>9.4f}"
-        f"{out_of_fold.overall.accuracy:>10.3f}{out_of_fold.overall.num_videos:>8}",
-        f"{'test (unseen actors)':<34}{test.log_loss:>10.4f}{test.auc:>9.4f}"
-        f"{test.accuracy:>10.3f}{int(test.num_videos):>8}",
-        f"{'constant 0.5':<34}{CONSTANT_LOG_LOSS:>10.4f}{0.5:>9.4f}",
+        f"{'':<44}{'log loss':>10}  {'95 % interval':<18}{'AUC':>7}{'videos':>8}",
+        f"{'constant 0.5':<44}{CONSTANT_LOG_LOSS:>10.4f}  {'':<18}{0.5:>7.4f}",
+        *_figures(held_out, "out of fold"),
+        *_figures(test, "test, unseen actors"),
         "",
         f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "
         "They were answered with 0.5 and count above.",
         "",
         f"submission     {out / 'submission.csv'}",
         f"how it came    {out / 'card.json'}, {out / NOTEBOOK.name} (executed)",
-        f"leaderboard    {options.submissions / 'leaderboard.png'}, leaderboard.md",
+        f"scoring rule   {scoring}",
+        f"leaderboard    {options.submissions / 'leaderboard.html'}, .png, .md",
         f"runs           {options.runs / name}/fold*/epochs.csv",
         f"faces          {options.data / 'faces'}/video_status.csv",
         "",
@@ -124,3 +124,11 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
         "  multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold all",
     ]
     return "\n".join(lines)
+
+
+def _figures(steps: pd.DataFrame, where: str) -> list[str]:
+    return [
+        f"{f'{where}: {row.name}':<44}{row.log_loss:>10.4f}  {f'{row.low:.4f} to {row.high:.4f}':<18}{row.auc:>7.4f}"
+        f"{row.num_videos:>8}"
+        for row in steps.itertuples(index=False)
+    ]

@@ -1,5 +1,8 @@
 """Runs + test videos -> submissions/NAME: submission.csv, card.json, and the predictions behind them.
 
+submission.csv is complete from the start (the prior in each row) and gets better as videos are finished; whenever this
+is killed there is a submission, and the same command goes on from there.
+
     multiattn submit --runs runs/dfdc_b4 --videos-dir /data/test_videos \\
         --sample-submission /data/sample_submission.csv --out submissions/dfdc_b4
 """
@@ -25,15 +28,18 @@ class Options:
     """The competition's sample: its rows, in its order, are answered."""
     out: Path
     """The submission folder, submissions/NAME."""
-    faces: Path | None = None
-    """Where faces of the test videos are kept (default: data/faces/NAME)."""
     scoring: str | None = None
     """The scoring.json of `multiattn tune`; `none` for plain means (default: that of the first run, if it was tuned for
     these runs)."""
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     jobs: int | None = None
-    """Processes that extract faces."""
+    """Processes that decode and detect (default: one a core)."""
+    budget_hours: float | None = None
+    """Deliver within so many hours of this process's start: with fewer frames, then fewer models, then priors, as the
+    time goes (default: no limit)."""
+    write_seconds: float = 30.0
+    """Between two writings of the submission."""
     weights: Path | None = None
     """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
 
@@ -47,13 +53,17 @@ def main(argv: list[str]) -> None:
             videos_dir=options.videos_dir,
             sample_submission=options.sample_submission,
             out=options.out,
-            faces=options.faces or Path("data/faces") / options.out.name,
             rule=choose_scoring(options.runs, options.scoring),
             device=options.device,
             precision=options.precision,
             jobs=options.jobs,
             weights=options.weights,
+            budget_hours=options.budget_hours,
+            write_seconds=options.write_seconds,
         )
     )
     coverage = ", ".join(f"{count} {status}" for status, count in result.coverage.items())
-    results(f"{len(result.submission)} rows in {options.out / 'submission.csv'}: {coverage}")
+    results(
+        f"{len(result.submission)} rows in {options.out / 'submission.csv'}: {coverage}",
+        *(str(change) for change in result.plan_changes),
+    )

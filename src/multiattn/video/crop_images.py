@@ -32,7 +32,15 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     Raises:
         ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
     """
-    content = _content(path)
+    return decode_crop(_content(path), size, path)
+
+
+def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
+    """`read_crop` of a file's content.
+
+    Args:
+        source: what an error names.
+    """
     # OpenCV fills what is missing of a JPEG that was cut off with grey, so its end marker is looked for first.
     whole = content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8")
     stored_wh = jpeg_size(content)
@@ -41,13 +49,13 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content and whole else None
     if image is None:
         raise ValueError(
-            f"{path}: not a readable image. Delete the line of its video in video_status.csv of the faces folder, and "
+            f"{source}: not a readable image. Delete the line of its video in video_status.csv of the faces folder, and "
             "run the same `multiattn faces` command again."
         )
     height, width = image.shape[:2]
     if height != width or height < size:
         raise ValueError(
-            f"{path}: expected a square crop of at least {size} pixels, found {width}x{height}. "
+            f"{source}: expected a square crop of at least {size} pixels, found {width}x{height}. "
             f"Make the faces with `multiattn faces --size {size}`."
         )
     return image if height == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)

@@ -16,6 +16,7 @@ from multiattn.video.policy import choose_faces
 from multiattn.video.recipe import CropRecipe
 from multiattn.video.reuse import reuse_faces
 from multiattn.video.scan import FaceCrop, Scan, scan_faces
+from multiattn.video.still_image import open_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,22 +102,56 @@ class VideoFaces:
     """Whether the crops lie where the original's do."""
 
 
+@dataclass(frozen=True)
+class FoundCrops:
+    """What one video gave, its crops still in memory."""
+
+    status: str
+    """`ok`, `no_face` or `unreadable`."""
+    num_frames: int
+    message: str
+    crops: list[FaceCrop]
+    detected_frames: int = 0
+    reused: bool = False
+
+
 def extract_video(
     task: VideoTask, folder: Path, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
 ) -> VideoFaces:
     """Decode, detect, align, track and write the crops of one video below `folder/crops`.
 
+    Any damage of the video ends in its status, never in an exception; errors of the machine (a full disk) do raise.
+
+    Args:
+        original_rows: as `find_crops`.
+    """
+    found = find_crops(task, settings, original_rows)
+    rows = write_crops(found.crops, task.video_id, folder)
+    return VideoFaces(
+        task.video_id, found.status, found.num_frames, found.message, rows, found.detected_frames, found.reused
+    )
+
+
+def find_crops(
+    task: VideoTask,
+    settings: ExtractionSettings,
+    original_rows: list[list[Any]] | None = None,
+    *,
+    reader: FrameReader | None = None,
+) -> FoundCrops:
+    """Decode, detect, align, track and encode the crops of one video; nothing is written.
+
     With the original's rows a fake is cropped where its original is, if `reuse_faces` finds the two alike; else, and
     without them, faces are detected. A video without a face in any frame the detector looked at is decoded again and
-    searched thoroughly. Any damage of the video ends in its status, never in an exception; errors of the machine (a
-    full disk) do raise.
+    searched thoroughly.
 
     Args:
         original_rows: rows of `faces.parquet` of `task.original`, columns in order; None where they are not wanted or
             there are none.
+        reader: of the video; by default one as the recipe has it.
     """
     recipe = settings.recipe
-    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
+    reader = reader or open_frames(task.path, recipe)
     notes: list[str] = []
     with single_threaded():
         try:
@@ -129,13 +164,12 @@ def extract_video(
                 scan, note = _search(reader, settings)
                 notes += [note] if note else []
         except UnreadableVideoError as error:
-            return VideoFaces(task.video_id, "unreadable", 0, str(error), [])
+            return FoundCrops("unreadable", 0, str(error), [])
         num_frames, damage = reader.num_frames, reader.message
         crops, note = choose_faces(scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames)
-    rows = write_crops(crops, task.video_id, folder)
     message = "; ".join(part for part in (damage, *notes, note) if part)
-    status = "ok" if rows else "no_face"
-    return VideoFaces(task.video_id, status, num_frames, message, rows, scan.detected_frames, reused)
+    status = "ok" if crops else "no_face"
+    return FoundCrops(status, num_frames, message, crops, scan.detected_frames, reused)
 
 
 def _search(reader: FrameReader, settings: ExtractionSettings) -> tuple[Scan, str]:

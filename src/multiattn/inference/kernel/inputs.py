@@ -5,13 +5,17 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multiattn.inference.scoring_file import choose_scoring
+from multiattn.inference.scoring_file import choose_scoring, default_scoring_path
 from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
+KAGGLE_HOURS = 9.0
+"""A notebook's time limit."""
+BUNDLE_FILE = "bundle.json"
+"""Of `multiattn bundle`, beside its runs."""
 SEARCH_DEPTH = 6
 
 
@@ -26,25 +30,39 @@ class KernelInputs:
     sample_submission: Path
     """The competition's sample: its rows, in its order, are answered."""
     out: Path
-    """The submission folder."""
-    faces: Path
-    """Faces of the test videos are kept here, so that a killed kernel continues."""
+    """The submission folder, the only place that is written. What is finished is kept here, so a killed kernel goes
+    on where it was."""
     rule: ScoringRule = field(default_factory=ScoringRule)
     """Frame predictions -> probabilities."""
     device: str = "auto"
     precision: str = "auto"
     jobs: int | None = None
+    """Processes that decode and detect; None is one a core."""
     weights: Path | None = None
     """The weights file of the detector the runs' faces were found with; mtcnn needs none."""
+    budget_hours: float | None = None
+    """From the start of this process until the submission is delivered; None is no limit."""
+    write_seconds: float = 30.0
+    """Between two writings of the submission."""
+
+    def __post_init__(self) -> None:
+        if self.budget_hours is not None and not self.budget_hours > 0:
+            raise ValueError(f"--budget-hours: expected hours above 0, found {self.budget_hours}.")
+        if not self.write_seconds > 0:
+            raise ValueError(f"--write-seconds: expected seconds above 0, found {self.write_seconds}.")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs: expected at least 1, found {self.jobs}.")
 
 
 def find_inputs(root: Path | None = None) -> KernelInputs:
     """What the notebook needs, found below `/kaggle/input` or, elsewhere, in the repository's `runs` and `data`.
 
-    Each of the environment variables MULTIATTN_RUNS, MULTIATTN_VIDEOS_DIR, MULTIATTN_SAMPLE_SUBMISSION, MULTIATTN_OUT
-    and MULTIATTN_FACES decides its path instead of the search. Without them: the first folder with trained folds, the
-    first folder named test_videos, and the sample_submission.csv beside it or else the first one. MULTIATTN_WEIGHTS is
-    the detector's weights file, where the runs' faces were found with one that needs it.
+    Each of the environment variables MULTIATTN_RUNS, MULTIATTN_VIDEOS_DIR, MULTIATTN_SAMPLE_SUBMISSION and
+    MULTIATTN_OUT decides its path instead of the search; MULTIATTN_RUNS may name several, with colons between. Without
+    them: the first folder with trained folds (of a bundle all of them, for its rule was tuned for all), the first
+    folder named test_videos, and the sample_submission.csv beside it or else the first one. MULTIATTN_WEIGHTS is the
+    detector's weights file, where the runs' faces were found with one that needs it; MULTIATTN_SCORING a scoring.json;
+    MULTIATTN_BUDGET_HOURS the time limit, 9 hours without it.
 
     Args:
         root: the repository; by default the working directory.
@@ -54,28 +72,50 @@ def find_inputs(root: Path | None = None) -> KernelInputs:
     """
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
-    # Not below /kaggle/working, where every crop would become an output of the notebook.
-    faces = (Path("/tmp") if on_kaggle else root / "data") / "faces"
-    runs = _from_environment("RUNS") or _first(
-        sorted({path.parent.parent for path in _search(root / "runs", "fold*/best.safetensors", on_kaggle)}),
-        "trained runs (fold*/best.safetensors)",
-        root / "runs",
-    )
+    runs = _named_runs() or _find_runs(root, on_kaggle)
     videos = _from_environment("VIDEOS_DIR") or _first(
         _search(root / "data", "test_videos", on_kaggle), "folder test_videos", root / "data"
     )
     samples = _search(root / "data", "sample_submission.csv", on_kaggle)
     samples = [path for path in samples if path.parent == videos.parent] or samples
     sample = _from_environment("SAMPLE_SUBMISSION") or _first(samples, "sample_submission.csv", root / "data")
+    budget = os.environ.get("MULTIATTN_BUDGET_HOURS") or str(KAGGLE_HOURS)
     return KernelInputs(
-        runs=(runs,),
+        runs=runs,
         videos_dir=videos,
         sample_submission=sample,
-        out=_from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs.name),
-        faces=_from_environment("FACES") or faces / f"{runs.name}_test",
-        rule=choose_scoring([runs], os.environ.get("MULTIATTN_SCORING") or None),
-        weights=_from_environment("WEIGHTS"),
+        out=_from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs[0].name),
+        rule=choose_scoring(runs, os.environ.get("MULTIATTN_SCORING") or None),
+        weights=_from_environment("WEIGHTS") or _bundled_weights(runs[0]),
+        budget_hours=_hours(budget),
     )
+
+
+def _named_runs() -> tuple[Path, ...]:
+    return tuple(Path(name) for name in (os.environ.get("MULTIATTN_RUNS") or "").split(os.pathsep) if name)
+
+
+def _find_runs(root: Path, on_kaggle: bool) -> tuple[Path, ...]:
+    """The first experiment; of a bundle all of them, the one that brings the scoring rule first."""
+    found = sorted({path.parent.parent for path in _search(root / "runs", "fold*/best.safetensors", on_kaggle)})
+    bundled = [run for run in found if (run.parent.parent / BUNDLE_FILE).is_file()]
+    together = [run for run in bundled if run.parent == bundled[0].parent]
+    if together:
+        return tuple(sorted(together, key=lambda run: not default_scoring_path([run]).is_file()))
+    return (_first(found, "trained runs (fold*/best.safetensors)", root / "runs"),)
+
+
+def _bundled_weights(run: Path) -> Path | None:
+    """The detector's weights file of the bundle a run lies in, if it is one and has one."""
+    bundle = run.parent.parent
+    return next(iter(sorted((bundle / "weights").glob("*"))), None) if (bundle / BUNDLE_FILE).is_file() else None
+
+
+def _hours(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"MULTIATTN_BUDGET_HOURS: expected hours, found {text!r}.") from error
 
 
 def _search(folder: Path, pattern: str, on_kaggle: bool) -> list[Path]:

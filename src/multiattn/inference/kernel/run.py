@@ -1,64 +1,246 @@
-"""A folder of videos -> submission, offline: what `multiattn submit` and the Kaggle notebook both call."""
+"""From inputs to the submission folder: what `multiattn submit` and the Kaggle notebook both call."""
 
+import hashlib
 import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from multiattn.datasets.manifest import video_files
-from multiattn.inference.folder_faces import extract_folder_faces
+from multiattn.config import to_json
+from multiattn.datasets.manifest import video_files, video_id
+from multiattn.inference.kernel.classifier import as_picture
+from multiattn.inference.kernel.delivery import Delivery, Statuses, frame_table, reasons
 from multiattn.inference.kernel.inputs import KernelInputs
+from multiattn.inference.kernel.interruption import Interruption, listening, process_seconds
+from multiattn.inference.kernel.judging import Judging, SystematicFailureError, Videos
+from multiattn.inference.kernel.models import by_importance
+from multiattn.inference.kernel.plan import Plan
+from multiattn.inference.kernel.result import KernelResult
+from multiattn.inference.kernel.store import STORE, TRIED_AGAIN, ResultStore, VideoResult
 from multiattn.inference.out_of_fold import score_out_of_fold
-from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import TrainedModel, find_models, trained_on
-from multiattn.inference.submission import Submission, build_submission, read_sample, write_submission
-from multiattn.runtime import pick_device
+from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models, trained_on
+from multiattn.inference.submission import read_sample
+from multiattn.runtime import default_jobs, exclusive_folder, pick_device, resolve_precision
+from multiattn.scoring.aggregation import frame_predictions
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.extract import ExtractionSettings, VideoTask
 
 logger = logging.getLogger(__name__)
 
 
-def run_kernel(inputs: KernelInputs) -> Submission:
-    """Extract faces, predict with every fold, aggregate, and write the submission folder.
+def run_kernel(inputs: KernelInputs) -> KernelResult:
+    """Judge every video of the sample with every model, and write the submission folder, within the budget.
 
-    A video that cannot be read, shows no face or is not there costs its own row only: it gets the prior and is
-    counted. Faces that were extracted before are not extracted again.
+    A complete valid submission.csv lies in `inputs.out` from the start (the prior in each row) and is replaced every
+    `write_seconds`, at the end, and before this process ends of SIGTERM or Ctrl-C. Results are kept there as they
+    come, and the next run of the same work goes on from them. A video that cannot be read or judged, shows no face or
+    is not there costs its own row only: it gets the prior, and is listed with the reason.
 
     Returns:
         What was written to `inputs.out`.
 
     Raises:
         FileNotFoundError: no runs, no videos folder, no sample submission.
-        ValueError: the sample is not one, none of its videos is in the folder, or imported and trained runs in one.
+        ValueError: the sample is not one, none of its videos is in the folder, imported and trained runs in one, a rule
+            that does not fit the runs, a detector without its weights, or another process is writing to the folder.
+        RuntimeError: each of the first 20 videos (all, of fewer) failed. submission.csv holds priors then.
+        KeyboardInterrupt, SystemExit: it was asked to end; what is known is written.
     """
     sample = read_sample(inputs.sample_submission)
-    models = find_models(*inputs.runs)
-    # Before the hours of work: this needs files of the runs that the weights alone do not bring.
-    history = _history(inputs, models, sample)
-    device = pick_device(inputs.device)
-    present = _sample_videos(sample, inputs)
-    logger.info("%d models, %d of %d sample videos, on %s", len(models), len(present), len(sample), device)
-    videos = extract_folder_faces(
-        inputs.videos_dir,
-        inputs.faces,
-        models[0].recipe,
-        jobs=inputs.jobs,
-        device=device,
-        filenames=present,
-        weights=inputs.weights,
-    )
-    predictions = predict_faces(models, inputs.faces, device=device, precision=inputs.precision)
-    predictions = predictions[predictions["video_id"].isin(set(videos["video_id"]))]
-    _, statuses, _ = read_faces_folder(inputs.faces)
-    statuses = statuses[statuses["video_id"].isin(set(videos["video_id"]))]
-    result = build_submission(predictions, statuses, sample, inputs.rule)
-    card = {"runs": [model.name for model in models], **history}
-    write_submission(result, sample, inputs.out, card)
-    FRAME_PREDICTIONS.write(predictions, inputs.out / "frame_predictions.parquet")
-    logger.info("%s: %s", inputs.out / "submission.csv", result.coverage)
-    return result
+    delivery = Delivery(sample, inputs.rule, inputs.out)
+    with listening() as interruption, exclusive_folder(inputs.out):
+        if not ((inputs.out / STORE).is_file() and delivery.is_there):
+            delivery.write_priors()
+        run = _Run(inputs, sample, delivery, interruption)
+        try:
+            return run.run()
+        finally:
+            run.store.close()
+
+
+class _Run:
+    """One run of the kernel, from its checks to its delivery."""
+
+    def __init__(
+        self, inputs: KernelInputs, sample: pd.DataFrame, delivery: Delivery, interruption: Interruption
+    ) -> None:
+        self.inputs, self.delivery, self.interruption = inputs, delivery, interruption
+        self.models = find_models(*inputs.runs)
+        _require_rule_fits(inputs.rule, self.models)
+        # Before the hours of work: this needs files of the runs that the weights alone do not bring.
+        self.history = _history(inputs, self.models, sample)
+        self.device = pick_device(inputs.device)
+        self.precision = resolve_precision(inputs.precision, self.device)
+        recipe = self.models[0].recipe.for_prediction()
+        self.settings = ExtractionSettings(recipe=recipe, device=str(self.device), weights=inputs.weights)
+        self.paths = _present(sample, inputs)
+        self.file_bytes = {video: _file_bytes(path) for video, path in self.paths.items()}
+        work = {
+            "models": {model.name: _digest(model.path / CHECKPOINT) for model in self.models},
+            "crops": to_json(recipe),
+            "precision": self.precision,
+        }
+        self.store = ResultStore(inputs.out, work)
+        self.results = self._usable()
+        self.waiting: Statuses = {}
+        self._written = time.monotonic()
+
+    def run(self) -> KernelResult:
+        """Judge what is not judged yet, and deliver."""
+        if not self.results:
+            self.delivery.write_priors()  # whatever lies there is of other work
+        todo = [VideoTask(video_id=video, path=path) for video, path in self.paths.items() if video not in self.results]
+        if len(todo) < len(self.paths):
+            logger.info("%d of %d videos are done already", len(self.paths) - len(todo), len(self.paths))
+        videos = self._videos(todo)
+        budget = None if self.inputs.budget_hours is None else 3600 * self.inputs.budget_hours
+        plan = Plan(
+            len(todo),
+            frames=videos.everything.frames,
+            models=videos.everything.models,
+            workers=videos.workers,
+            classifiers=videos.threads,
+            elapsed=process_seconds,
+            budget=budget,
+        )
+        judging = Judging(videos, plan, keep=self._keep, tick=self._tick, interruption=self.interruption)
+        self.plan, self.judging = plan, judging
+        self.waiting = {task.video_id: ("late", "not judged yet") for task in todo}
+        if self.results:
+            self._write_on_the_way()
+        logger.info(
+            "%d models, %d videos to judge, of %d in the sample; %s, %s, %d workers, %d threads, %s",
+            len(self.models), len(todo), len(self.delivery.sample), self.device, self.precision, videos.workers,
+            videos.threads, f"{self.inputs.budget_hours:g} hours" if budget else "no time limit",
+        )  # fmt: skip
+        if todo:
+            self._judge(judging)
+        return self._deliver()
+
+    def _judge(self, judging: Judging) -> None:
+        try:
+            judging.run()
+        except SystematicFailureError as error:
+            self._write_on_the_way()
+            raise SystematicFailureError(
+                f"{error} {self.delivery.path} is complete, and holds the prior {self.delivery.rule.prior:g} in every "
+                "row: do not hand it in. Mend what the reasons name and run the same again."
+            ) from error
+        except BaseException:
+            self._write_on_the_way()
+            raise
+        if self.interruption.signal is not None:
+            self._write_on_the_way()
+            logger.warning(
+                "asked to end: %s holds what %d of %d videos gave; the same call goes on from here",
+                self.delivery.path, len(self.results), len(self.paths),
+            )  # fmt: skip
+            self.interruption.end()
+
+    def _usable(self) -> dict[str, VideoResult]:
+        """Results of an earlier run: of these very files, and not of a machine that failed at everything."""
+        usable = {
+            video: result
+            for video, result in self.store.results.items()
+            if self.file_bytes.get(video) == result.file_bytes and result.status not in TRIED_AGAIN
+        }
+        return usable if any(result.status in ("ok", "no_face") for result in usable.values()) else {}
+
+    def _videos(self, todo: list[VideoTask]) -> Videos:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = self.inputs.jobs or min(default_jobs(str(self.device)), max(1, cores))
+        return Videos(
+            tasks=tuple(todo),
+            file_bytes=self.file_bytes,
+            models=tuple(by_importance(self.models, self.inputs.rule)),
+            settings=self.settings,
+            device=self.device,
+            precision=self.precision,
+            workers=max(1, min(workers, len(todo))),
+            cores=cores,
+            some_judged=bool(self.results),
+        )
+
+    def _keep(self, result: VideoResult) -> None:
+        self.store.add(result)
+        self.results[result.video_id] = result
+        self.waiting.pop(result.video_id, None)
+        if result.status not in ("ok", "no_face"):
+            logger.warning("%s: %s: %s", result.video_id, result.status, result.message)
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._written >= self.inputs.write_seconds:
+            self._write_on_the_way()
+
+    def _write_on_the_way(self) -> None:
+        self.store.sync()
+        submission = self.delivery.build(self.results.values(), self.waiting)
+        self.delivery.try_to_write(submission, self._card(submission.videos, complete=False))
+        self._written = time.monotonic()
+
+    def _deliver(self) -> KernelResult:
+        for video in self.waiting:
+            begun = video in self.judging.begun
+            self.waiting[video] = ("late", f"not {'finished' if begun else 'begun'} when the time was over")
+        submission = self.delivery.build(self.results.values(), self.waiting)
+        self.delivery.write(submission, self._card(submission.videos, complete=True))
+        folds = {model.name: model.fold for model in self.models}
+        table = frame_table(list(self.results.values()), folds)
+        FRAME_PREDICTIONS.write(table, self.inputs.out / "frame_predictions.parquet")
+        logger.info("%s: %s", self.delivery.path, submission.coverage)
+        videos = self.judging.videos
+        return KernelResult(
+            submission.submission,
+            submission.videos,
+            submission.rule,
+            plan_changes=tuple(self.plan.changes),
+            rate=self._rate(),
+            seconds=process_seconds(),
+            stage_seconds=self.judging.stages,
+            workers=videos.workers,
+            threads=videos.threads,
+            thumbnails={
+                video: as_picture(result.thumbnail) for video, result in self.results.items() if result.thumbnail
+            },
+        )
+
+    def _rate(self) -> float:
+        wall = self.judging.stages["wall"]
+        return self.judging.done / wall if wall > 0 else 0.0
+
+    def _card(self, videos: pd.DataFrame, *, complete: bool) -> dict[str, Any]:
+        """What the card says beside commit, scoring rule and coverage.
+
+        Args:
+            complete: whether the kernel has come to its end, by itself or by its budget.
+        """
+        return {
+            "runs": [model.name for model in self.models],
+            **self.history,
+            "kernel": {
+                "complete": complete,
+                "device": str(self.device),
+                "precision": self.precision,
+                "budget_hours": self.inputs.budget_hours,
+                "minutes": round(process_seconds() / 60, 2),
+                "videos_a_second": round(self._rate(), 4),
+                "stage_seconds": {name: round(value, 2) for name, value in self.judging.stages.items()},
+                "plan_changes": [vars(change) for change in self.plan.changes],
+                "not_judged": reasons(videos),
+            },
+        }
+
+
+def _require_rule_fits(rule: ScoringRule, models: list[TrainedModel]) -> None:
+    """Score one made-up crop, so that a rule for other runs is refused now and not after the work."""
+    crop = pd.DataFrame({"video_id": ["folder/x"], "frame_index": [0], "track": [0]})
+    rows = [frame_predictions(crop, np.zeros(1), model=model.name, fold=model.fold) for model in models]
+    rule.score(pd.concat(rows, ignore_index=True))
 
 
 def _history(inputs: KernelInputs, models: list[TrainedModel], sample: pd.DataFrame) -> dict[str, Any]:
@@ -84,13 +266,27 @@ def _history(inputs: KernelInputs, models: list[TrainedModel], sample: pd.DataFr
     return {"seen_in_training": len(seen), "out_of_fold": figures}
 
 
-def _sample_videos(sample: pd.DataFrame, inputs: KernelInputs) -> set[str]:
+def _present(sample: pd.DataFrame, inputs: KernelInputs) -> dict[str, Path]:
+    """video_id -> file of the sample's videos that are there, in the sample's order."""
     if not inputs.videos_dir.is_dir():
         raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
-    present = set(video_files(inputs.videos_dir)) & set(sample["filename"])
-    if not present:
+    present = set(video_files(inputs.videos_dir))
+    names = [name for name in sample["filename"] if name in present]
+    if not names:
         raise ValueError(
             f"{inputs.videos_dir}: none of the {len(sample)} videos of {inputs.sample_submission} is here, "
             "so every answer would be the prior."
         )
-    return present
+    return {video_id("folder", name): inputs.videos_dir.absolute() / name for name in names}
+
+
+def _file_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

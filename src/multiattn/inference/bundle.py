@@ -1,0 +1,323 @@
+"""Everything an offline machine needs for a submission, in one folder that Kaggle attaches as one data set.
+
+    bundle.json              what it holds, how each fold's weights are stored, its size by part
+    README.txt               what to attach and click
+    dataset-metadata.json    for Kaggle's uploader
+    inference.ipynb          the notebook
+    pyproject.toml, LICENSE, src/multiattn/...
+    runs/<experiment>/folds.csv, fold<k>/{best.safetensors, experiment.json, faces.json}
+    runs/<first>/scoring.json   the rule, with the out-of-fold figures that the submission's card tells
+    weights/...              the detector's, where it needs some
+    wheels/*.whl, requirements.txt
+
+Neither `oof.parquet` (its figures are in scoring.json) nor what training needs to go on comes along, and the folds
+table that all folds of an experiment share is there once: of DFDC it has 119,154 rows.
+"""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiattn.inference.half_weights import Precision, StoredWeights, crops_to_compare, store_weights
+from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, find_models
+from multiattn.inference.scoring_file import default_scoring_path, write_scoring
+from multiattn.inference.wheels import (
+    REQUIREMENTS_FILE,
+    collect_wheels,
+    default_packages,
+    download_wheels,
+    list_requirements,
+    read_requirements,
+    with_bounds,
+)
+from multiattn.runtime import exclusive_folder, git_commit, pick_device, progress_bar, read_json, write_json, write_text
+from multiattn.scoring.rule import ScoringRule
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "bundle.json"
+KIND = "multiattn bundle"
+PACKAGE = Path(__file__).resolve().parents[1]
+REPOSITORY = PACKAGE.parents[1]
+NOTEBOOK = Path("notebooks") / "inference.ipynb"
+GIGABYTE = 1e9
+TITLE_LENGTHS = (6, 50)
+"""Characters Kaggle takes in a data set's title."""
+LOCK = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInputs:
+    """What goes into a bundle."""
+
+    runs: tuple[Path, ...]
+    """Experiments' folders, or single folds."""
+    rule: ScoringRule
+    max_gb: float = 1.0
+    wheels: Path | None = None
+    """A folder of wheels to choose from."""
+    download: bool = False
+    """Fetch the wheels instead."""
+    packages: tuple[str, ...] = ()
+    """What the image lacks; empty: `default_packages`."""
+    python: str = "3.11"
+    """Of the image, for the download."""
+    detector_weights: Path | None = None
+    precision: Precision = "auto"
+    largest_change: float = 1e-3
+    check_faces: Path | None = None
+    check_crops: int = 128
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written."""
+
+    folder: Path
+    weights: list[StoredWeights]
+    sizes: dict[str, int]
+    """Bytes by part: code, weights, tables, wheels, detector, notebook and notes."""
+
+
+def build_bundle(inputs: BundleInputs, out: Path) -> Bundle:
+    """Build beside `out` and put the finished folder in its place; a bundle that was there before is replaced.
+
+    Raises:
+        FileNotFoundError: no runs, a fold without a checkpoint, no such weights file, a package without a wheel.
+        ValueError: `out` holds something else than a bundle, the bundle would be larger than `max_gb`, or float16 was
+            asked for and changes too much. `out` is as it was.
+    """
+    out = Path(out).resolve()
+    _require_own(out)
+    models = find_models(*inputs.runs)
+    rule = _with_figures(inputs, models)
+    building = out.parent / f".{out.name}.building"
+    with exclusive_folder(building):
+        try:
+            for leftover in building.iterdir():  # of a run that was killed
+                if leftover.name != LOCK:
+                    _remove(leftover)
+            weights = _fill(building, inputs, models, rule)
+            sizes = _sizes(building)
+            _require_fits(sizes, inputs, weights)
+            write_json(building / MANIFEST, _manifest(inputs, models, weights, sizes))
+            (building / LOCK).unlink()
+            _replace(building, out)
+        finally:
+            if building.is_dir():
+                shutil.rmtree(building)
+    return Bundle(out, weights, sizes)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `build_bundle` wrote a folder."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        values = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and values.get("kind") == KIND
+
+
+def _require_own(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and (is_bundle(out) or not any(out.iterdir()))):
+        raise ValueError(f"{out}: expected a bundle to replace or a new folder, found something else. Choose another.")
+
+
+def _with_figures(inputs: BundleInputs, models: list[TrainedModel]) -> ScoringRule:
+    """The rule, for exactly these experiments, with the out-of-fold figures that the card of a submission tells."""
+    imported = [model.name for model in models if model.imported]
+    if imported and len(imported) < len(models):
+        raise ValueError(f"{', '.join(imported)} imported, the other runs trained here. Bundle them apart.")
+    figures = inputs.rule.out_of_fold
+    if figures is None and not imported:
+        overall = score_out_of_fold(*inputs.runs, rule=inputs.rule).overall
+        figures = {"log_loss": overall.log_loss, "auc": overall.auc}
+    return dataclasses.replace(inputs.rule, experiments=tuple(_experiments(models)), out_of_fold=figures)
+
+
+def _experiments(models: list[TrainedModel]) -> list[str]:
+    return sorted({model.path.resolve().parent.name for model in models})
+
+
+def _fill(building: Path, inputs: BundleInputs, models: list[TrainedModel], rule: ScoringRule) -> list[StoredWeights]:
+    """Everything but the manifest; returns how the weights were stored."""
+    _copy_code(building)
+    _collect_wheels(inputs, building / "wheels")  # before the minutes of comparing: this fails when it does
+    if inputs.detector_weights is not None:
+        if not inputs.detector_weights.is_file():
+            raise FileNotFoundError(f"{inputs.detector_weights}: no such weights file of a detector.")
+        (building / "weights").mkdir()
+        shutil.copyfile(inputs.detector_weights, building / "weights" / inputs.detector_weights.name)
+    weights = _store_runs(building / "runs", inputs, models)
+    first = building / "runs" / _experiments(models)[0]
+    write_scoring(rule, default_scoring_path([first]), {"made_by": "multiattn bundle"})
+    write_json(building / "dataset-metadata.json", dataset_metadata(_experiments(models)))
+    write_text(building / "README.txt", _readme(models, has_wheels=(building / "wheels").is_dir()))
+    return weights
+
+
+def _copy_code(building: Path) -> None:
+    for name in ("pyproject.toml", "LICENSE", NOTEBOOK):
+        if not (REPOSITORY / name).is_file():
+            raise FileNotFoundError(f"{REPOSITORY / name}: not there. Run from a clone of the repository.")
+        shutil.copyfile(REPOSITORY / name, building / Path(name).name)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        target = building / "src" / "multiattn" / path.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _collect_wheels(inputs: BundleInputs, folder: Path) -> None:
+    if inputs.wheels is None and not inputs.download:
+        return
+    requirements = read_requirements(REPOSITORY / REQUIREMENTS_FILE)
+    packages = with_bounds(inputs.packages, requirements) or default_packages(requirements)
+    if inputs.download:
+        download_wheels(packages, folder, python=inputs.python)
+    else:
+        collect_wheels(packages, inputs.wheels, folder)
+    list_requirements(packages, folder)
+
+
+def _store_runs(runs: Path, inputs: BundleInputs, models: list[TrainedModel]) -> list[StoredWeights]:
+    device = pick_device(inputs.device)
+    weights = []
+    with progress_bar(len(models), "weights", "folds") as bar:
+        for model in models:
+            folder = runs / model.path.resolve().parent.name / model.path.name
+            folder.mkdir(parents=True)
+            for name in ("experiment.json", "faces.json", IMPORT_FILE):
+                if (model.path / name).is_file():
+                    shutil.copyfile(model.path / name, folder / name)
+            _copy_folds(model.path / "folds.csv", folder)
+            tried = inputs.precision != "float32"
+            weights.append(
+                store_weights(
+                    model,
+                    folder,
+                    crops_to_compare(model, inputs.check_faces, inputs.check_crops if tried else 1),
+                    precision=inputs.precision,
+                    largest_change=inputs.largest_change,
+                    device=device,
+                )
+            )
+            bar.update()
+    return weights
+
+
+def _copy_folds(table: Path, folder: Path) -> None:
+    """Once for all folds of an experiment, or beside the weights of a fold that was made from another table."""
+    if not table.is_file():  # of an imported checkpoint
+        return
+    shared = folder.parent / table.name
+    if not shared.exists():
+        shutil.copyfile(table, shared)
+    elif shared.read_bytes() != table.read_bytes():
+        shutil.copyfile(table, folder / table.name)
+
+
+def dataset_metadata(experiments: Sequence[str]) -> dict[str, Any]:
+    """Kaggle's `dataset-metadata.json`: title, id and licence; the user's name is left to be filled in.
+
+    The licence is `other`: the code is MIT, the weights come with the terms of the videos they were trained on.
+    """
+    shortest, longest = TITLE_LENGTHS
+    title = f"multiattn {' '.join(experiments)}"[:longest].strip().ljust(shortest, "-")
+    slug = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+    return {"title": title, "id": f"INSERT_USERNAME/{slug.strip('-')}", "licenses": [{"name": "other"}]}
+
+
+def _readme(models: list[TrainedModel], *, has_wheels: bool) -> str:
+    names = ", ".join(model.name for model in models)
+    wheels = (
+        "Its first cell installs what wheels/requirements.txt names and the image lacks, from wheels/."
+        if has_wheels
+        else "No wheels are in here: the image must have all packages. Make the bundle again with --download-wheels."
+    )
+    return f"""Offline inference: {names}
+
+1. Put your Kaggle name into dataset-metadata.json and upload this folder as a private data set:
+       kaggle datasets create --path . --dir-mode zip
+   (or drag the folder onto Kaggle's "New Dataset" page; Kaggle unpacks zipped folders).
+2. New notebook: File > Import Notebook > inference.ipynb of this folder.
+3. Add Input: this data set, and the competition's data (test_videos and sample_submission.csv).
+4. Settings: accelerator GPU, internet off. {wheels}
+5. Save Version > Save & Run All. The submission is /kaggle/working/submission.csv.
+
+Licences: the code's is in LICENSE; the weights come with the terms of the videos they were trained on.
+"""
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes by part."""
+    sizes = dict.fromkeys(("weights", "wheels", "tables", "code", "detector", "notebook and notes"), 0)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            sizes[_part(path.relative_to(folder))] += path.stat().st_size
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _part(path: Path) -> str:
+    if path.parts[0] == "runs":
+        return "weights" if path.name == CHECKPOINT else "tables"
+    return {"wheels": "wheels", "src": "code", "weights": "detector"}.get(path.parts[0], "notebook and notes")
+
+
+def _require_fits(sizes: dict[str, int], inputs: BundleInputs, weights: list[StoredWeights]) -> None:
+    total = sum(sizes.values())
+    if total <= inputs.max_gb * GIGABYTE:
+        return
+    parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
+    ways = ["bundle fewer runs or folds (--runs runs/a/fold0 runs/a/fold1)"]
+    if in_full := [stored.model for stored in weights if stored.stored == "float32"]:
+        ways.append(f"store {', '.join(in_full[:3])} in float16 (--precision float16 with a larger --largest-change)")
+    if "wheels" in sizes:
+        ways.append("name only the packages that the image lacks (--packages)")
+    raise ValueError(
+        f"the bundle would take {total / GIGABYTE:.3f} GB, more than --max-gb {inputs.max_gb:g}: {parts}. Nothing was "
+        f"written. To make it smaller: {'; '.join(ways)}; or allow more with --max-gb."
+    )
+
+
+def _manifest(
+    inputs: BundleInputs, models: list[TrainedModel], weights: list[StoredWeights], sizes: dict[str, int]
+) -> dict[str, Any]:
+    stored = [
+        {**dataclasses.asdict(one), "difference": None if one.difference == float("inf") else one.difference}
+        for one in weights
+    ]
+    return {
+        "kind": KIND,
+        "commit": git_commit(),
+        "runs": _experiments(models),
+        "weights": stored,
+        "compared_on": inputs.check_faces.resolve().name if inputs.check_faces else "drawn pictures",
+        "detector_weights": inputs.detector_weights and inputs.detector_weights.name,
+        "bytes": sizes,
+    }
+
+
+def _replace(building: Path, out: Path) -> None:
+    """Two renames: a kill between them leaves the old bundle under its hidden name, and the next run takes it away."""
+    old = out.parent / f".{out.name}.old"
+    _remove(old)
+    if out.exists():
+        out.rename(old)
+    building.rename(out)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""When this process began, and whether it was asked to end."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from multiattn.runtime import ENDING_SIGNALS
+
+SIGNALS = (signal.SIGINT, *ENDING_SIGNALS)
+_IMPORTED = time.monotonic()
+
+
+def process_seconds() -> float:
+    """Since this process started, by Linux's process table; elsewhere since this module was imported.
+
+    In a notebook that is the notebook's kernel, so cells before the submission count too.
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        since_boot = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+    except (OSError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED
+    return since_boot - int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), counted after the name
+
+
+class Interruption:
+    """Which signal asked this process to end, if one did."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def end(self) -> None:
+        """End as the signal would have ended the process.
+
+        Raises:
+            KeyboardInterrupt: for Ctrl-C, or a notebook's stop button.
+            SystemExit: for the others.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise SystemExit(128 + self.signal)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Interruption]:
+    """Take note of the signals instead of dying of them inside the block; a second one acts as ever."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption  # Python delivers signals to the main thread, and lets only that one ask for them
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def note(number: int, frame: object) -> None:
+        interruption.signal = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

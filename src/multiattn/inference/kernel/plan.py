@@ -1,0 +1,244 @@
+"""How many frames and models the next video gets, so that all are judged in time: logic alone, no clock, no disk.
+
+A level is a number of frames and of models. The plan starts with all of both. From each finished video it learns what
+decoding costs (the same at any level), what a frame costs to search for faces, and what a crop costs in a model, and
+projects the end: the slower of extraction and classification, over the videos that are left. When that is late it takes
+the first level that is in time, fewer frames first, then fewer models (the last ones of the order it is given). When a
+higher level would be in time with some slack again, it goes back up. When even one more video would not be finished by
+the stop, no more are started. The stop lies before the budget's end by what a delivery may take.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FRAME_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+"""Of 32 frames: 32, 24, 16, 12, 8, 4."""
+FEWEST_FRAMES = 4
+MIN_OBSERVED = 3
+"""Finished videos before the plan trusts what it measured."""
+MEMORY_VIDEOS = 30
+"""Older videos fade: a machine may become slower midway."""
+SLACK = 0.85
+"""Going up again needs this much of the time that is left, and no more."""
+CALM_VIDEOS = 10
+"""Finished videos between a change and going up again."""
+RESERVE_SHARE, LEAST_RESERVE, MOST_RESERVE, MOST_RESERVE_SHARE = 0.02, 20.0, 300.0, 0.1
+"""What is kept for the delivery: 2 % of the budget, 20 to 300 s, never more than a tenth."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """How thoroughly a video is looked at."""
+
+    frames: int
+    models: int
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames x {self.models} model{'s' if self.models > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class PlanChange:
+    """A change of the plan, for people."""
+
+    minutes: float
+    """Since the process started."""
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"after {self.minutes:.1f} min: {self.what}, because {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a finished video took."""
+
+    frames: int
+    """That were asked of it."""
+    crops: int
+    decode_seconds: float
+    search_seconds: float
+    """Detection, tracks, alignment and encoding, all in one worker."""
+    crop_models: int
+    """Crops times the models each went through."""
+    classify_seconds: float
+    """Of one thread of the classifier."""
+
+
+def levels_of(frames: int, models: int) -> tuple[Level, ...]:
+    """All levels, from everything down to the fewest frames and one model."""
+    least = min(FEWEST_FRAMES, frames)
+    steps = dict.fromkeys(max(least, round(share * frames)) for share in FRAME_SHARES)
+    return (*(Level(step, models) for step in steps), *(Level(min(steps), n) for n in range(models - 1, 0, -1)))
+
+
+def reserve_seconds(budget: float) -> float:
+    """What is kept of a budget for the delivery."""
+    return min(MOST_RESERVE_SHARE * budget, max(LEAST_RESERVE, min(MOST_RESERVE, RESERVE_SHARE * budget)))
+
+
+class Rates:
+    """What videos cost, the latest ones counting most."""
+
+    def __init__(self) -> None:
+        self.observed = 0
+        self._sums = dict.fromkeys(("videos", "frames", "crops", "decode", "search", "crop_models", "classify"), 0.0)
+
+    def add(self, costs: Costs) -> None:
+        """Learn from a finished video."""
+        self.observed += 1
+        added = (1, costs.frames, costs.crops, costs.decode_seconds, costs.search_seconds, costs.crop_models)
+        for name, value in zip(self._sums, (*added, costs.classify_seconds), strict=True):
+            self._sums[name] = self._sums[name] * (1 - 1 / MEMORY_VIDEOS) + value
+
+    def extract_seconds(self, level: Level) -> float:
+        """Of one worker for one video."""
+        return self._mean("decode", "videos") + self._mean("search", "frames") * level.frames
+
+    def classify_seconds(self, level: Level) -> float:
+        """Of one thread of the classifier for one video."""
+        crops = self._mean("crops", "frames") * level.frames
+        return self._mean("classify", "crop_models") * crops * level.models
+
+    def _mean(self, what: str, of: str) -> float:
+        return self._sums[what] / self._sums[of] if self._sums[of] else 0.0
+
+
+class Plan:
+    """Decides the level of each video. Safe for threads.
+
+    Args:
+        num_videos: that are to be judged.
+        frames: of each video, when there is time.
+        models: likewise.
+        workers: processes that extract.
+        classifiers: threads that classify.
+        elapsed: seconds since the budget began.
+        budget: seconds; None is no limit.
+
+    Attributes:
+        changes: what was changed so far.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        *,
+        frames: int,
+        models: int,
+        workers: int,
+        classifiers: int,
+        elapsed: Callable[[], float],
+        budget: float | None,
+    ) -> None:
+        self.levels = levels_of(frames, models)
+        self.changes: list[PlanChange] = []
+        self.workers, self.classifiers = workers, classifiers
+        self._elapsed = elapsed
+        self._stop_at = None if budget is None else budget - reserve_seconds(budget)
+        self._rates = Rates()
+        self._index = 0
+        self._unstarted, self._in_flight = num_videos, 0
+        self._changed_at = 0
+        self._stopped = False
+        self._lock = threading.RLock()
+
+    @property
+    def level(self) -> Level:
+        """Of the next video."""
+        return self.levels[self._index]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the stop; None without a budget."""
+        return None if self._stop_at is None else self._stop_at - self._elapsed()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether what is not finished has to be left."""
+        return self._stop_at is not None and self._elapsed() >= self._stop_at
+
+    def start(self) -> Level | None:
+        """The level of a video that is started now; None: start no more."""
+        with self._lock:
+            if self._stopped:
+                return None
+            if self._stop_at is not None:
+                self._adapt()
+                if self._stopped:
+                    return None
+            self._unstarted -= 1
+            self._in_flight += 1
+            return self.level
+
+    def finish(self, costs: Costs | None) -> None:
+        """A started video is done; None where it says nothing of the costs, as after a crash."""
+        with self._lock:
+            self._in_flight -= 1
+            if costs is not None:
+                self._rates.add(costs)
+
+    def projected_seconds(self, level: Level | None = None) -> float | None:
+        """Until all videos are judged at a level, by default the current one; None as long as nothing is known."""
+        with self._lock:
+            if self._rates.observed < MIN_OBSERVED:
+                return None
+            level = level or self.level
+            a_video = self.seconds_a_video(level)
+            latency = self._rates.extract_seconds(level) + self._rates.classify_seconds(level)
+            # Those in flight are half done on average. What is started last goes through both stages one by one.
+            return a_video * (self._unstarted + self._in_flight / 2) + (latency if self._unstarted else latency / 2)
+
+    def seconds_a_video(self, level: Level) -> float:
+        """Between one finished video and the next."""
+        return max(
+            self._rates.extract_seconds(level) / self.workers, self._rates.classify_seconds(level) / self.classifiers
+        )
+
+    def _adapt(self) -> None:
+        left = self.seconds_left
+        if self._rates.observed < MIN_OBSERVED:
+            if left <= 0:
+                self._stop("the time is over", left)
+            return
+        projected = self.projected_seconds()
+        if projected > left:
+            fitting = (index for index in range(self._index, len(self.levels)) if self._fits(index, left))
+            self._change(next(fitting, len(self.levels) - 1), projected, left)
+        elif self._index and self._rates.observed - self._changed_at >= CALM_VIDEOS:
+            fitting = (index for index in range(self._index) if self._fits(index, SLACK * left))
+            self._change(next(fitting, self._index), projected, left)
+        waiting = self._in_flight * self.seconds_a_video(self.level)
+        alone = self._rates.extract_seconds(self.level) + self._rates.classify_seconds(self.level)
+        if max(waiting, alone) > left and not self._fits(self._index, left):
+            self._stop("another would not be finished in time", left)
+
+    def _fits(self, index: int, left: float) -> bool:
+        return self.projected_seconds(self.levels[index]) <= left
+
+    def _change(self, index: int, projected: float, left: float) -> None:
+        if index == self._index:
+            return
+        before, self._index = self.level, index
+        self._changed_at = self._rates.observed
+        why = (
+            f"the {self._unstarted} videos not begun would be done in {_duration(projected)} with {before}, and "
+            f"{_duration(left)} are left"
+        )
+        self._note(f"{self.level} instead of {before}", why)
+
+    def _stop(self, why: str, left: float) -> None:
+        self._stopped = True
+        why = f"{why}: {_duration(max(0.0, left))} are left"
+        self._note(f"no more videos are begun; {self._unstarted} get the prior", why)
+
+    def _note(self, what: str, why: str) -> None:
+        self.changes.append(PlanChange(round(self._elapsed() / 60, 2), what, why))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,155 @@
+"""Videos and pictures by name -> P(fake) of each and of their crops, by way of a faces folder that is thrown away.
+
+A file or two are read in this process, which saves starting another and loading torch there; with more, each is read in
+a process of its own, and one that makes the decoder crash costs its own row only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from multiattn.datasets.manifest import is_video_name, video_row
+from multiattn.inference.folder_faces import TIME_LIMIT_SECONDS
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import TrainedModel
+from multiattn.scoring.rule import ScoringRule
+from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
+from multiattn.video.extract import ExtractionSettings, VideoTask, extract_video
+from multiattn.video.faces_folder import extract_faces, read_faces_folder
+from multiattn.video.recipe import write_recipe
+from multiattn.video.still_image import is_image_name
+
+DATASET = "file"
+FEW = 2
+"""So many files are read in this process."""
+
+
+@dataclass(frozen=True)
+class ScoredFiles:
+    """What models say of some files."""
+
+    files: pd.DataFrame
+    """file (as it was named), video_id, probability (NaN without a face), faces (tracks), frames (decoded), crops,
+    status (`ok`, `no_face`, `unreadable`) and reason, in the order given."""
+    crops: pd.DataFrame
+    """video_id, track, frame_index, seconds, crop (path below the faces folder) and probability (mean over the
+    models), sorted by the first three."""
+
+    @property
+    def num_readable(self) -> int:
+        """Files that gave frames, with or without a face."""
+        return int((self.files["status"] != "unreadable").sum())
+
+    def describe(self) -> str:
+        """The table for a terminal."""
+        shown = self.files.drop(columns="video_id").rename(columns={"probability": "P(fake)"})
+        shown["P(fake)"] = [f"{value:.4f}" if np.isfinite(value) else "-" for value in shown["P(fake)"]]
+        widths = {name: max([len(name), *shown[name].astype(str).map(len)]) for name in ("file", "reason")}
+        left = {name: (lambda text, width=width: str(text).ljust(width)) for name, width in widths.items()}
+        return "\n".join(line.rstrip() for line in shown.to_string(index=False, formatters=left).splitlines())
+
+
+def find_files(names: Sequence[Path]) -> list[Path]:
+    """The files named, and the videos and pictures in the folders named, at any depth; each file once.
+
+    A file that is named itself is taken whatever its extension.
+
+    Raises:
+        FileNotFoundError: nothing of that name; says how many.
+        ValueError: a folder without a video or picture.
+    """
+    absent = [name for name in names if not name.exists()]
+    if absent:
+        raise FileNotFoundError(
+            f"{absent[0]}: no such file or folder ({len(absent)} of {len(names)} given are not there). Check the path."
+        )
+    files: dict[Path, Path] = {}
+    for name in names:
+        below = _media_below(name) if name.is_dir() else [name]
+        if not below:
+            raise ValueError(f"{name}: expected videos or pictures in this folder, found none.")
+        for path in below:
+            files.setdefault(path.resolve(), path)
+    return list(files.values())
+
+
+def _media_below(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if (is_video_name(path.name) or is_image_name(path.name))
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def score_files(
+    files: Sequence[Path],
+    models: list[TrainedModel],
+    rule: ScoringRule,
+    faces: Path,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    weights: Path | None = None,
+    jobs: int | None = None,
+) -> ScoredFiles:
+    """Extract, predict and aggregate. A picture is a video of one frame, cut and stored as a video's crops are.
+
+    Args:
+        files: at least one.
+        faces: a folder to extract to, empty or not there yet; the report reads crops from it.
+        weights: the weights file of the detector the models' faces were found with; mtcnn needs none.
+        jobs: processes where there are more than `FEW` files; None is one a core.
+
+    Raises:
+        ValueError: a detector without its weights, or a recipe of another program.
+    """
+    settings = ExtractionSettings(recipe=models[0].recipe.for_prediction(), device=str(device), weights=weights)
+    rows = [video_row(DATASET, str(path), label=UNKNOWN) for path in files]
+    for number, row in enumerate(rows):
+        row["video_id"] = f"{DATASET}/{number:05d}"  # two folders may hold files of one name
+    videos = VIDEOS.validate(pd.DataFrame(rows), "files")
+    tasks = [VideoTask(video_id=row["video_id"], path=path.absolute()) for row, path in zip(rows, files, strict=True)]
+    if len(files) <= FEW:
+        _extract_here(videos, tasks, faces, settings)
+    else:
+        extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
+    predictions = predict_faces(models, faces, device=device, precision=precision)
+    found, statuses, _ = read_faces_folder(faces)
+    return _scored(videos, found, statuses, predictions, rule)
+
+
+def _extract_here(videos: pd.DataFrame, tasks: list[VideoTask], faces: Path, settings: ExtractionSettings) -> None:
+    """A finished faces folder, as `extract_faces` makes one."""
+    write_recipe(settings.recipe, faces)
+    results = [extract_video(task, faces, settings) for task in tasks]
+    rows = [row for result in results for row in result.rows]
+    found = pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty()
+    FACES.write(found.sort_values(list(FACES.key)), faces / "faces.parquet")
+    facts = [
+        (result.video_id, result.status, result.num_frames, len(result.rows), result.message) for result in results
+    ]
+    VIDEO_STATUS.write(pd.DataFrame(facts, columns=list(VIDEO_STATUS.columns)), faces / "video_status.csv")
+    VIDEOS.write(videos, faces / "videos.csv")
+
+
+def _scored(
+    videos: pd.DataFrame, faces: pd.DataFrame, statuses: pd.DataFrame, predictions: pd.DataFrame, rule: ScoringRule
+) -> ScoredFiles:
+    key = ["video_id", "track", "frame_index"]
+    means = predictions.groupby(key, as_index=False)["probability"].mean()
+    crops = faces[[*key, "seconds", "crop"]].merge(means, on=key, validate="one_to_one")
+    crops = crops.sort_values(key, ignore_index=True)
+    scores = rule.score(predictions)[["video_id", "probability"]]
+    table = videos[["path", "video_id"]].merge(statuses, on="video_id", validate="one_to_one")
+    table = table.merge(scores, on="video_id", how="left")
+    tracks = crops.groupby("video_id")["track"].nunique()
+    table["faces"] = table["video_id"].map(tracks).fillna(0).astype("int64")
+    table = table.rename(columns={"path": "file", "num_frames": "frames", "num_crops": "crops", "message": "reason"})
+    columns = ["file", "video_id", "probability", "faces", "frames", "crops", "status", "reason"]
+    return ScoredFiles(table[columns], crops)

@@ -1,0 +1,78 @@
+"""What each step of scoring brings: the constant, one fold, all folds by their mean, all folds tuned."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from multiattn.datasets.manifest import video_id
+from multiattn.runtime import read_json
+from multiattn.scoring.aggregation import complete_videos
+from multiattn.scoring.bootstrap import bootstrap_log_loss
+from multiattn.scoring.metrics import video_metrics
+from multiattn.scoring.rule import ScoringRule
+from multiattn.scoring.tuning_report import TUNED, UNTUNED
+from multiattn.tables import FRAME_PREDICTIONS, LABELS
+
+EXACT = 1e-6
+"""The clip of every figure: probabilities are clipped by their rules."""
+NAMES = {UNTUNED: "all folds, mean", TUNED: "all folds, tuned (nested)"}
+COLUMNS = ("name", "log_loss", "low", "high", "auc", "num_videos")
+
+
+def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
+    """The steps over held-out videos, each by the model of its fold.
+
+    Args:
+        scoring: the `scoring.json` of `multiattn tune`.
+
+    Returns:
+        name, log_loss with the 95 % interval low and high, auc, num_videos.
+
+    Raises:
+        FileNotFoundError, ValueError: not such a file.
+    """
+    if not scoring.is_file():
+        raise FileNotFoundError(f"{scoring}: no scoring rule here. Make it with `multiattn tune`.")
+    report = read_json(scoring)["report"]
+    rows = [
+        {**row, "name": NAMES[row["name"]], "num_videos": report["videos"]["number"]}
+        for row in report["figures"]
+        if row["name"] in NAMES
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def steps_on_test(submission: Path, labels: Path, rule: ScoringRule) -> pd.DataFrame:
+    """The same steps over the videos of a submission, from the frame predictions it kept; nothing is predicted again.
+
+    Args:
+        submission: a submission folder.
+        labels: `filename,label` of its videos.
+        rule: the tuned one.
+
+    Returns:
+        As `steps_out_of_fold`; the interval is that of the bootstrap over videos.
+    """
+    predictions = FRAME_PREDICTIONS.read(submission / "frame_predictions.parquet", allow_empty=True)
+    table = LABELS.read(labels).sort_values("filename", ignore_index=True)
+    ids = table["filename"].map(lambda name: video_id("folder", name))
+    first = sorted(predictions["model"].unique())[:1]
+    plain = ScoringRule()
+    steps = {
+        "one fold": (predictions[predictions["model"].isin(first)], plain),
+        "all folds, mean": (predictions, plain),
+        "all folds, tuned": (predictions, rule),
+    }
+    answers = {
+        name: complete_videos(ids, of.score(given), of.prior)["probability"].to_numpy()
+        for name, (given, of) in steps.items()
+    }
+    return pd.DataFrame([_row(name, table["label"].to_numpy(), given) for name, given in answers.items()])
+
+
+def _row(name: str, labels: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
+    metrics, interval = video_metrics(labels, answers, clip=EXACT), bootstrap_log_loss(labels, answers, clip=EXACT)
+    figures = (name, metrics.log_loss, interval.low, interval.high, metrics.auc, metrics.num_videos)
+    return dict(zip(COLUMNS, figures, strict=True))

@@ -1,0 +1,151 @@
+"""Probabilities that mean what they say: temperature, Platt, beta and isotonic calibration of a blend.
+
+Every map keeps the order of the videos. Those with parameters are pulled towards "no change" as by a normal prior of
+standard deviation 1 on each, which 100 videos outweigh and without which videos that are told apart perfectly would
+drive the slope to infinity (Platt answers that with smoothed targets instead).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+
+from multiattn.scoring.ensembling import to_logits
+from multiattn.scoring.frame_rules import sigmoid
+
+Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
+NUM_PARAMETERS = {"none": 0, "temperature": 1, "platt": 2, "beta": 3}
+RIDGE = 1.0
+SMALLEST_SLOPE = 1e-3
+"""Of `temperature`: at most 1,000."""
+NEWTON_STEPS, CONVERGED = 200, 1e-12
+DAMPING = 1e-8
+"""Share of the largest possible curvature that is added: where all p are 0 or 1 there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A non-decreasing map of P(fake), z its logit."""
+
+    method: Method = "none"
+    parameters: tuple[float, ...] = ()
+    """temperature: (T,), sigmoid(z / T). platt: (a, b), sigmoid(a z + b). beta: (a, b, c), sigmoid(a ln p -
+    b ln(1 - p) + c). isotonic: (x_1 .. x_k, y_1 .. y_k), y interpolated between the x and constant beyond them."""
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(get_type_hints(Calibration)["method"]):
+            raise ValueError(f"calibration: expected one of {', '.join(get_args(Method))}, found {self.method!r}.")
+        values = np.array(self.parameters, dtype=np.float64)
+        if self.method == "isotonic":
+            x, y = values[: len(values) // 2], values[len(values) // 2 :]
+            fits = len(x) == len(y) > 0 and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
+            fits = fits and ((values >= 0) & (values <= 1)).all()
+        else:
+            slopes = values[:1] if self.method == "platt" else values[:2]
+            fits = len(values) == NUM_PARAMETERS[self.method] and np.isfinite(values).all() and (slopes >= 0).all()
+            fits = fits and not (self.method == "temperature" and values[0] == 0)
+        if not fits:
+            raise ValueError(f"calibration {self.method}: parameters of another form, found {self.parameters[:6]}.")
+
+    def apply(self, probabilities: np.ndarray) -> np.ndarray:
+        """(N,) P(fake) in [0, 1] -> (N,) in [0, 1], float64; NaN stays."""
+        p = np.asarray(probabilities, dtype=np.float64)
+        if self.method == "none":
+            return p
+        if self.method == "isotonic":
+            half = len(self.parameters) // 2
+            return np.interp(p, self.parameters[:half], self.parameters[half:])
+        with np.errstate(invalid="ignore"):  # NaN stays, and says nothing
+            if self.method == "temperature":
+                return sigmoid(to_logits(p) / self.parameters[0])
+            slopes, intercept = np.array(self.parameters[:-1]), self.parameters[-1]
+            return sigmoid(_features(p, self.method) @ slopes + intercept)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Calibration":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(method=values["method"], parameters=tuple(float(value) for value in values["parameters"]))
+
+
+def fit_calibration(
+    method: Method, labels: np.ndarray, probabilities: np.ndarray, *, ridge: float = RIDGE
+) -> Calibration:
+    """The calibration of the least log loss on held-out videos.
+
+    Args:
+        labels: (N,) of 0 and 1, N >= 1; one class alone is allowed.
+        probabilities: (N,) P(fake) of videos that the blend was not fitted on.
+        ridge: half of it times the squared distance from "no change" is added to the summed log loss; of `isotonic`
+            without effect.
+
+    Sources: temperature: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017). platt: Platt,
+    "Probabilistic Outputs for Support Vector Machines" (1999). beta: Kull, Silva Filho and Flach, "Beta calibration"
+    (AISTATS 2017), with its rule that a slope below 0 is left out and the rest fitted again. isotonic: Zadrozny and
+    Elkan (KDD 2002), pool adjacent violators by scikit-learn.
+    Departures: the ridge in place of Platt's smoothed targets; the temperature is fitted as a slope; isotonic values
+    lie in [1 / (n + 2), 1 - 1 / (n + 2)], as no n videos show that a thing never happens.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    p = np.asarray(probabilities, dtype=np.float64)
+    if method == "none":
+        return Calibration()
+    if method == "isotonic":
+        edge = 1 / (len(labels) + 2)
+        fitted = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(p, labels)
+        steps = np.concatenate([fitted.X_thresholds_, fitted.y_thresholds_])
+        return Calibration(method=method, parameters=tuple(steps.tolist()))
+    if method == "temperature":
+        (slope,) = fit_logistic(to_logits(p)[:, None], labels, np.ones(1), ridge)
+        return Calibration(method=method, parameters=(1 / max(float(slope), SMALLEST_SLOPE),))
+    slopes = _features(p, method)
+    start = np.append(np.ones(slopes.shape[1]), 0.0)
+    features = np.column_stack([slopes, np.ones(len(p))])
+    free = np.ones(len(start), dtype=bool)
+    while True:
+        parameters = np.zeros(len(start))
+        parameters[free] = fit_logistic(features[:, free], labels, start[free], ridge)
+        if (parameters[:-1] >= 0).all():
+            return Calibration(method=method, parameters=tuple(parameters.tolist()))
+        free[np.argmin(parameters[:-1])] = False
+
+
+def fit_logistic(features: np.ndarray, targets: np.ndarray, start: np.ndarray, ridge: float) -> np.ndarray:
+    """The theta that minimises sum of log loss of sigmoid(features @ theta) + ridge / 2 |theta - start|^2.
+
+    By Newton's method with halved steps; convex, so it is the one minimum where ridge > 0.
+
+    Args:
+        features: (N, D).
+        targets: (N,) in [0, 1].
+        start: (D,).
+    """
+
+    def cost(theta: np.ndarray) -> float:
+        margins = features @ theta
+        away = theta - start
+        return float(np.sum(np.logaddexp(0.0, margins) - targets * margins) + ridge / 2 * away @ away)
+
+    damping = DAMPING / 4 * features.T @ features
+    damping += np.finfo(np.float64).tiny * np.eye(len(start))
+    theta, now = start.astype(np.float64), cost(start)
+    for _ in range(NEWTON_STEPS):
+        p = sigmoid(features @ theta)
+        gradient = features.T @ (p - targets) + ridge * (theta - start)
+        curvature = (features * (p * (1 - p))[:, None]).T @ features + ridge * np.eye(len(theta)) + damping
+        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+        if gradient @ step <= CONVERGED * (1 + abs(now)):
+            return theta - step
+        size = 1.0
+        while (then := cost(theta - size * step)) > now - 1e-4 * size * gradient @ step and size > 1e-15:
+            size /= 2
+        theta, now = theta - size * step, then
+    return theta
+
+
+def _features(p: np.ndarray, method: Method) -> np.ndarray:
+    """(N, 1) logits, or for `beta` (N, 2) ln p and -ln(1 - p)."""
+    z = to_logits(p)
+    if method == "beta":
+        return np.column_stack([-np.logaddexp(0.0, -z), np.logaddexp(0.0, z)])
+    return z[:, None]

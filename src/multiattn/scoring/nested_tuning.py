@@ -1,0 +1,322 @@
+"""Every choice and every number of a scoring rule, fitted on some folds and judged on the others.
+
+Four stages, one after the other: aggregator, ensemble, calibration, clip. In each, candidates are fitted on some parts
+of the videos and scored on the others (inner loop), and the simple one (mean, equal mean, none, 0.01) stays unless
+choosing gains more than its error (`selection.py`). The first two are compared after a Platt calibration. All of that
+is done once for every fold, without it (outer loop): the rule so found answers for the fold's videos, and these answers
+together are the honest out-of-fold figure. The rule delivered is the one found on all folds.
+
+Parts of the inner loop are the remaining folds. With two folds in all one remains, and its groups are dealt into up to
+five parts; where it is one group, nothing can be held out and the simple rule stays. Groups never span parts.
+
+Videos without a face take no part in any fit; they count in every figure with the rule's prior.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from multiattn.scoring.aggregation import DEFAULT_CLIP, Aggregator
+from multiattn.scoring.calibration import Calibration, fit_calibration
+from multiattn.scoring.clipping import CLIP_RANGE, fit_clip
+from multiattn.scoring.ensemble_weights import fit_ensemble
+from multiattn.scoring.ensembling import Ensemble, score_experiments
+from multiattn.scoring.frame_groups import FrameGroups
+from multiattn.scoring.prior_shift import PriorShift
+from multiattn.scoring.recipes import RECIPES
+from multiattn.scoring.rule import ScoringRule
+from multiattn.scoring.selection import Decision, decide
+
+SIMPLE = "mean"
+"""Among the recipes."""
+ENSEMBLES = {
+    "mean": ("mean", "probability"),
+    "mean of logits": ("mean", "logit"),
+    "weighted": ("weighted", "probability"),
+    "weighted logits": ("weighted", "logit"),
+    "greedy": ("greedy", "probability"),
+    "stacked": ("stacked", "logit"),
+    "gated": ("gated", "probability"),
+}
+CALIBRATIONS = ("none", "temperature", "platt", "beta", "isotonic")
+ISOTONIC_FROM = 1_000
+"""Videos. With fewer it overfits (Niculescu-Mizil and Caruana, "Predicting good probabilities with supervised
+learning", ICML 2005, §5) and is not tried."""
+JUDGE = "platt"
+"""Aggregators and ensembles are compared after this calibration, fitted on other parts: the one that knows more is to
+win, not the one that happens to be as sharp as these networks need, which is the calibration's part."""
+MAX_PARTS = 5
+"""Into which the groups of a single fold are dealt."""
+STAGES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Held-out videos that have a face, N of them, as every recipe and experiment sees them."""
+
+    values: dict[str, np.ndarray]
+    """Recipe -> (N, E) P(fake), NaN where an experiment did not see the video."""
+    experiments: tuple[str, ...]
+    labels: np.ndarray
+    """(N,) of 0 and 1."""
+    groups: np.ndarray
+    """(N,) int64, which never span folds."""
+    folds: np.ndarray
+    """(N,) int64."""
+
+    def only(self, kept: np.ndarray) -> "Evidence":
+        """The videos of a (N,) mask."""
+        values = {name: of[kept] for name, of in self.values.items()}
+        return replace(self, values=values, labels=self.labels[kept], groups=self.groups[kept], folds=self.folds[kept])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rule and how it was arrived at."""
+
+    rule: ScoringRule
+    recipe: str
+    """The name of the rule's aggregator."""
+    decisions: tuple[Decision, ...]
+    """One a stage; empty where nothing could be held out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """Every held-out video, with answers of rules that were found without its fold, and of others beside them."""
+
+    videos: pd.DataFrame
+    """The `folds` table given, and columns without_face, untuned, tuned, tuned_shifted, in_sample, and one
+    `only <experiment>` each: P(fake), clipped."""
+    choices: dict[int, Choice]
+    """Fold -> what was chosen without it."""
+    final: Choice
+    """What was chosen on all folds."""
+
+
+def gather_evidence(
+    predictions: pd.DataFrame | FrameGroups,
+    videos: pd.DataFrame,
+    *,
+    recipes: Sequence[str] = tuple(RECIPES),
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Evidence, np.ndarray]:
+    """Out-of-fold frame predictions, aggregated by every recipe, once.
+
+    Args:
+        predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`.
+        videos: those videos, a `folds` table: video_id, label, group, fold.
+        advance: called once a recipe.
+
+    Returns:
+        The evidence, and the (N,) positions in `videos` of its videos: those with a face, in the order of their
+        video_id, so that the order of the rows given changes nothing.
+
+    Raises:
+        ValueError: fewer than two folds; a video that is not among those given, or was scored by a model of another
+            fold, which may have learned it; no video with a face of one of the classes.
+    """
+    groups = predictions if isinstance(predictions, FrameGroups) else FrameGroups.of(predictions)
+    if videos["fold"].nunique() < 2:
+        raise ValueError(
+            f"expected out-of-fold predictions of at least 2 folds, found {videos['fold'].nunique()}: what is fitted on"
+            " one can be checked on no other. Train more folds (`multiattn train --fold all`); until then the untuned"
+            " rule is used."
+        )
+    positions = pd.Index(videos["video_id"]).get_indexer(groups.video_ids)
+    _check_held_out(groups, videos, positions)
+    values = {}
+    for name in recipes:
+        scores = score_experiments(groups, RECIPES[name])
+        values[name] = scores.values
+        advance()
+    found = videos.iloc[positions]
+    labels = found["label"].to_numpy(np.int64)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"expected videos of both classes with a face, found {len(labels)} with label {set(labels)}.")
+    codes = pd.factorize(found["group"], sort=True)[0]
+    return Evidence(values, scores.experiments, labels, codes, found["fold"].to_numpy(np.int64)), positions
+
+
+def tune_nested(
+    evidence: Evidence,
+    positions: np.ndarray,
+    videos: pd.DataFrame,
+    *,
+    test_prior: float | None = None,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> Nested:
+    """Find the rule without each fold in turn, and on all of them.
+
+    Args:
+        evidence, positions: of `gather_evidence` with these videos.
+        test_prior: the stated share of fakes at test time; moves answers from the share among these videos, and is
+            the answer for a video without a face. None: no shift, and the default prior.
+        seed: of the bootstraps.
+        advance: called STAGES times a fold, and as often for the whole.
+    """
+    choose = partial(choose_rule, seed=seed, advance=advance)
+    answers = {name: np.empty(len(evidence.labels)) for name in ("tuned", "tuned_shifted")}
+    choices = {}
+    for fold in np.unique(evidence.folds).tolist():
+        held_out = evidence.folds == fold
+        choices[fold] = choose(evidence.only(~held_out))
+        values = evidence.values[choices[fold].recipe][held_out]
+        # The shift of the fold that is held out comes from the others' share of fakes, as its rule does.
+        shifted = shift_rule(choices[fold].rule, videos.loc[videos["fold"] != fold, "label"], test_prior)
+        for name, rule in {"tuned": choices[fold].rule, "tuned_shifted": shifted}.items():
+            answers[name][held_out] = rule.answer(values, evidence.experiments)
+    final = choose(evidence)
+    answers["in_sample"] = final.rule.answer(evidence.values[final.recipe], evidence.experiments)
+    untuned = ScoringRule()
+    answers["untuned"] = untuned.answer(evidence.values[SIMPLE], evidence.experiments)
+    for column, name in enumerate(evidence.experiments):
+        answers[f"only {name}"] = untuned.answer(evidence.values[SIMPLE][:, [column]], (name,))
+
+    table = videos.reset_index(drop=True).assign(without_face=True)
+    table.loc[positions, "without_face"] = False
+    shifted_prior = shift_rule(untuned, videos["label"], test_prior).prior
+    for name, of in answers.items():
+        table[name] = shifted_prior if name == "tuned_shifted" else untuned.prior
+        # A video that one experiment did not see is, for that experiment alone, a video without a face.
+        table.loc[positions, name] = np.where(np.isnan(of), untuned.prior, of)
+    rule = shift_rule(replace(final.rule, experiments=evidence.experiments), videos["label"], test_prior)
+    return Nested(table, choices, replace(final, rule=rule))
+
+
+def shift_rule(rule: ScoringRule, labels: pd.Series, test_prior: float | None) -> ScoringRule:
+    """The rule for a test set with that share of fakes; itself where it is None."""
+    if test_prior is None:
+        return rule
+    shift = PriorShift(training=float(labels.mean()), test=test_prior)
+    prior = float(np.clip(test_prior, rule.clip, 1 - rule.clip))
+    return replace(rule, prior_shift=shift, aggregator=replace(rule.aggregator, prior=prior))
+
+
+def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None] = lambda: None) -> Choice:
+    """The rule for videos like these, stage by stage; every candidate is judged on parts held out of its fit."""
+    parts = inner_parts(evidence.folds, evidence.groups)
+    if parts is None or len(np.unique(evidence.labels)) < 2:
+        for _ in range(STAGES):
+            advance()
+        return Choice(ScoringRule(), SIMPLE, ())
+    labels, decisions = evidence.labels, []
+
+    def stage(name: str, candidates: dict[str, np.ndarray], clip: float = DEFAULT_CLIP) -> str:
+        decision = decide(
+            name,
+            list(candidates),
+            np.stack(list(candidates.values())),
+            labels,
+            evidence.groups,
+            parts,
+            clip=clip,
+            seed=seed,
+        )
+        decisions.append(decision)
+        advance()
+        return decision.chosen
+
+    def calibrated(candidates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: _calibrate_held_out(JUDGE, of, labels, parts) for name, of in candidates.items()}
+
+    names = evidence.experiments
+    blended = {name: Ensemble().blend(values, names) for name, values in evidence.values.items()}
+    recipe = stage("aggregator", calibrated(blended))
+    values = evidence.values[recipe]
+
+    ensemble, held_out = Ensemble(), blended[recipe]
+    if len(names) > 1:
+        candidates = {name: _blend_held_out(how, values, labels, names, parts) for name, how in ENSEMBLES.items()}
+        chosen = stage("ensemble", calibrated(candidates))
+        ensemble, held_out = fit_ensemble(*ENSEMBLES[chosen], values, labels, names, parts), candidates[chosen]
+    else:
+        advance()
+
+    methods = [method for method in CALIBRATIONS if method != "isotonic" or len(labels) >= ISOTONIC_FROM]
+    candidates = {method: _calibrate_held_out(method, held_out, labels, parts) for method in methods}
+    method = stage("calibration", candidates)
+    calibration, held_out = fit_calibration(method, labels, held_out), candidates[method]
+
+    default, fitted = f"{DEFAULT_CLIP:g}", "fitted"
+    clipped = {default: np.clip(held_out, DEFAULT_CLIP, 1 - DEFAULT_CLIP)}
+    clipped[fitted] = _clip_held_out(held_out, labels, parts)
+    clip = DEFAULT_CLIP if stage("clip", clipped, CLIP_RANGE[0]) == default else fit_clip(labels, held_out)
+    aggregator = replace(RECIPES[recipe], clip=clip, prior=Aggregator().prior)
+    return Choice(
+        ScoringRule(aggregator=aggregator, ensemble=ensemble, calibration=calibration), recipe, tuple(decisions)
+    )
+
+
+def inner_parts(folds: np.ndarray, groups: np.ndarray) -> np.ndarray | None:
+    """(N,) part of every video: its fold, or where there is one fold only, its group dealt into up to MAX_PARTS.
+
+    Groups are dealt by size, the largest first, each to the part with the fewest videos. None: one group only.
+    """
+    if len(np.unique(folds)) > 1:
+        return folds
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return None
+    load, part_of_group = np.zeros(min(MAX_PARTS, len(sizes))), np.empty(len(sizes), dtype=np.int64)
+    for group in np.argsort(-sizes, kind="stable"):
+        part_of_group[group] = np.argmin(load)
+        load[part_of_group[group]] += sizes[group]
+    return part_of_group[group_of]
+
+
+def _blend_held_out(
+    how: tuple[str, str], values: np.ndarray, labels: np.ndarray, experiments: Sequence[str], parts: np.ndarray
+) -> np.ndarray:
+    def of(fitting: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        ensemble = fit_ensemble(*how, values[fitting], labels[fitting], experiments, parts[fitting])
+        return ensemble.blend(values[held_out], experiments)
+
+    return _held_out(parts, of)
+
+
+def _calibrate_held_out(method: str, blended: np.ndarray, labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    def of(fitting: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        return fit_calibration(method, labels[fitting], blended[fitting]).apply(blended[held_out])
+
+    return Calibration().apply(blended) if method == "none" else _held_out(parts, of)
+
+
+def _clip_held_out(calibrated: np.ndarray, labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    def of(fitting: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        clip = fit_clip(labels[fitting], calibrated[fitting])
+        return np.clip(calibrated[held_out], clip, 1 - clip)
+
+    return _held_out(parts, of)
+
+
+def _held_out(parts: np.ndarray, of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """(N,): every part as answered by what was fitted on the others; `of` takes the masks of both."""
+    result = np.empty(len(parts))
+    for part in np.unique(parts):
+        result[parts == part] = of(parts != part, parts == part)
+    return result
+
+
+def _check_held_out(groups: FrameGroups, videos: pd.DataFrame, positions: np.ndarray) -> None:
+    if (positions < 0).any():
+        unknown = groups.video_ids[positions < 0]
+        raise ValueError(
+            f"expected predictions of the folds' held-out videos only, found {len(unknown)} others; first: "
+            f"{unknown[0]}. A test split tunes nothing."
+        )
+    numbers = [name.rpartition("/fold")[2] for name in groups.models]
+    if strange := [name for name, number in zip(groups.models, numbers, strict=True) if not number.isdigit()]:
+        raise ValueError(f"expected models named <experiment>/fold<k>, found {strange[0]}.")
+    fold_of_model = np.array([int(number) for number in numbers], dtype=np.int64)
+    wrong = fold_of_model[groups.unit_models] != videos["fold"].to_numpy()[positions[groups.unit_videos]]
+    if wrong.any():
+        unit = int(np.argmax(wrong))
+        raise ValueError(
+            f"{groups.video_ids[groups.unit_videos[unit]]}: scored by {groups.models[groups.unit_models[unit]]}, which "
+            f"was trained on it; {int(wrong.sum())} such videos. Out-of-fold predictions are of each model's own fold."
+        )

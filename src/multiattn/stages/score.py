@@ -1,0 +1,95 @@
+"""Videos or pictures -> P(fake) of each at once: a table, and with --report a page that shows why.
+
+    multiattn score clip.mp4 --runs runs/dfdc_b4
+    multiattn score clips/ portrait.jpg --runs runs/dfdc_b4 --report report.html
+
+Exit code 0 if any file could be read; a file that could not be has its reason in the table.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from multiattn.command_line import Positional, parse, results
+from multiattn.inference.deciding_frames import deciding_crops, extreme_crops, look_at_extremes, model_with_maps
+from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.score_files import ScoredFiles, find_files, score_files
+from multiattn.inference.scoring_file import choose_scoring
+from multiattn.runtime import pick_device, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn score`."""
+
+    files: Positional[tuple[Path, ...]]
+    """Videos and pictures (jpg, png, bmp, webp, tiff), or folders of them."""
+    runs: tuple[Path, ...]
+    """runs/<experiment>, or several, or single folds: fewer models are faster."""
+    report: Path | None = None
+    """An HTML page to write: probability over time, the frames that decided, attention."""
+    scoring: str | None = None
+    """The scoring.json of `multiattn tune`; `none` for plain means (default: that of the first run, if it was tuned for
+    these runs)."""
+    weights: Path | None = None
+    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
+    device: str = "auto"
+    jobs: int | None = None
+    """Processes that read files, where there are more than two (default: one a core)."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = parse(Options, argv, stage="score", doc=__doc__)
+    files = find_files(options.files)
+    models = find_models(*options.runs)
+    rule = choose_scoring(options.runs, options.scoring)
+    device = pick_device(options.device)
+    with tempfile.TemporaryDirectory(prefix="multiattn_score_") as folder:
+        faces = Path(folder) / "faces"
+        scored = score_files(files, models, rule, faces, device=device, weights=options.weights, jobs=options.jobs)
+        results(scored.describe())
+        if options.report is not None:
+            write_text(options.report, _page(scored, models, faces, device))
+            results(f"written: {options.report}")
+    if scored.num_readable == 0:
+        raise ValueError(f"none of {len(files)} files could be read; the table says why.")
+
+
+def _page(scored: ScoredFiles, models: list[TrainedModel], faces: Path, device: torch.device) -> str:
+    # Only here: drawing takes a tenth of the start, which a table has no use for.
+    from multiattn.figures.attention import RunMaps
+    from multiattn.figures.score_page import FileSection, score_page
+
+    model = model_with_maps(models)
+    shown = extreme_crops(scored.crops) if model is not None else scored.crops.head(0)
+    looked = look_at_extremes(model, faces, shown, device=device) if model is not None else []
+    maps = None
+    if looked:
+        maps = RunMaps(
+            model.name,
+            [face.crop for face in looked],
+            [face.maps for face in looked],
+            [face.probability for face in looked],
+            {},
+        )
+    sections = []
+    for row in scored.files.itertuples():
+        crops = scored.crops[scored.crops["video_id"] == row.video_id]
+        sections.append(
+            FileSection(
+                file=row.file,
+                probability=row.probability,
+                status=row.status,
+                reason=row.reason,
+                frames=row.frames,
+                crops=crops,
+                deciding=deciding_crops(crops),
+                map_rows=tuple(shown.index[shown["video_id"] == row.video_id]),
+            )
+        )
+    names = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
+    notes = [f"{len(models)} models of {names}; a crop's P(fake) is their mean, a file's that of the scoring rule."]
+    return score_page(f"Scores by {names}", sections, faces, notes, maps)

@@ -1,0 +1,35 @@
+"""Out-of-fold predictions of runs -> scoring.json: aggregator, ensemble, calibration and clip, fitted nested.
+
+multiattn tune --runs runs/dfdc_b4_seed0 runs/dfdc_b4_seed1 runs/dfdc_b5
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiattn.command_line import parse, results
+from multiattn.inference.scoring_file import default_scoring_path, write_scoring
+from multiattn.inference.tuning import tune_runs
+from multiattn.scoring.tuning_report import describe_tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn tune`."""
+
+    runs: tuple[Path, ...]
+    """runs/<experiment>, one or several, trained on the same folds; at least two folds of each."""
+    out: Path | None = None
+    """The scoring.json to write (default: in the folder of the first run)."""
+    test_prior: float | None = None
+    """The share of fakes expected at test time, where it is another than in training: 0.5 for DFDC's test sets."""
+    seed: int = 0
+    """Of the bootstraps that decide whether a gain is beyond its error."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = parse(Options, argv, stage="tune", doc=__doc__)
+    path = options.out or default_scoring_path(options.runs)
+    tuned = tune_runs(options.runs, test_prior=options.test_prior, seed=options.seed)
+    write_scoring(tuned.rule, path, tuned.report)
+    results(describe_tuning(tuned.rule, tuned.report), f"{path} written")

@@ -1,0 +1,189 @@
+"""The classifier: every crop by every model whatever the batches, and no mishap that costs another video."""
+
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from multiattn.inference.kernel.classifier import Classifier, Judged
+from multiattn.inference.kernel.extraction import Extracted, Work, is_out_of_memory
+from multiattn.video.extract import ExtractionSettings, VideoTask
+from multiattn.video.in_memory import EncodedCrop, EncodedCrops
+from multiattn.video.recipe import CropRecipe
+
+SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
+
+
+def grey(level: int, size: int = 64) -> bytes:
+    return cv2.imencode(".jpg", np.full((size, size, 3), level, np.uint8))[1].tobytes()
+
+
+def video(name: str, *levels: int | bytes, models: int = 3) -> Extracted:
+    """A video with a crop of each grey level, or of the bytes given."""
+    crops = [EncodedCrop(i, 0, grey(level) if isinstance(level, int) else level) for i, level in enumerate(levels)]
+    work = Work(VideoTask(video_id=name, path=Path(name)), SETTINGS, models)
+    return Extracted(work, EncodedCrops(name, "ok" if crops else "no_face", "", 4, crops, 1.0, 1.0))
+
+
+@dataclass
+class Arithmetic:
+    """Stands for networks: model k says k + grey / 100 of a crop, so every logit tells where it came from."""
+
+    sizes: tuple[int, ...] = (64, 32, 64)
+    precision: str = "fp32"
+    most_crops: int = 1000
+    """Above this memory runs out."""
+    most_on_cpu: int = 1000
+    bad_level: int = -1
+    """A grey level of which no logit is finite, in half precision at least."""
+    bad_exactly: bool = False
+    breaks_at: int = -1
+    """A grey level that raises."""
+
+    def __post_init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.models = self.names = [f"m/fold{number}" for number in range(len(self.sizes))]
+        self.batches: list[int] = []
+        self.lock = threading.Lock()
+
+    def logits(self, number: int, crops: torch.Tensor, *, on_cpu: bool = False, exact: bool = False) -> np.ndarray:
+        with self.lock:
+            self.batches.append(len(crops))
+        assert crops.shape[1:] == (self.sizes[number], self.sizes[number], 3)
+        if len(crops) > (self.most_on_cpu if on_cpu else self.most_crops):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        levels = crops.double().mean(dim=(1, 2, 3)).round()
+        if (levels == self.breaks_at).any():
+            raise RuntimeError("a kernel failed")
+        values = number + levels / 100
+        if self.bad_exactly or not exact:
+            values[levels == self.bad_level] = float("nan")
+        return values.numpy()
+
+
+def judge(models: Arithmetic, *videos: Extracted, threads: int = 1, batch: int = 4) -> dict[str, Judged]:
+    source: queue.Queue = queue.Queue()
+    for each in (*videos, None):
+        source.put(each)
+    done: queue.SimpleQueue = queue.SimpleQueue()
+    classifier = Classifier(models, source, done.put, done.put, threads=threads, batch_crops=batch)
+    classifier.start()
+    found = [done.get(timeout=20) for _ in videos]
+    classifier.stop(10)
+    assert classifier.finished and done.empty(), "each video is judged once"
+    assert not [each for each in found if isinstance(each, BaseException)], found
+    return {each.extracted.work.task.video_id: each for each in found}
+
+
+def expected(*levels: int, models: int = 3) -> np.ndarray:
+    return np.arange(models)[:, None] + np.array(levels) / 100
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("batch", [1, 2, 4, 100])
+def test_every_crop_gets_the_logits_of_every_model_whatever_the_batches(batch, threads):
+    levels = {"a": [10, 20, 30], "b": [40], "c": [50, 60, 70, 80, 90], "d": [], "e": [100, 110]}
+    found = judge(Arithmetic(), *(video(name, *values) for name, values in levels.items()), threads=threads, batch=batch)
+    for name, values in levels.items():
+        if values:
+            np.testing.assert_allclose(found[name].logits, expected(*values), atol=1e-12)
+        assert found[name].error == ""
+    assert found["d"].logits.size == 0
+
+
+def test_no_videos_at_all_end_at_once():
+    assert judge(Arithmetic()) == {}
+
+
+def test_batches_are_filled_across_videos():
+    models = Arithmetic(sizes=(64,))
+    judge(models, *(video(str(number), 1, 2, 3, models=1) for number in range(4)), batch=4)
+    assert models.batches == [4, 4, 4]
+
+
+def test_a_video_that_fewer_models_shall_judge_shares_batches_with_others():
+    found = judge(Arithmetic(), video("all", 10, 20), video("one", 30, 40, models=1))
+    np.testing.assert_allclose(found["all"].logits, expected(10, 20))
+    np.testing.assert_allclose(found["one"].logits, expected(30, 40, models=1))
+
+
+def test_when_memory_runs_out_batches_are_halved_until_they_fit(caplog):
+    models = Arithmetic(most_crops=2)
+    found = judge(models, video("a", *range(10, 26)), batch=16)
+    np.testing.assert_allclose(found["a"].logits, expected(*range(10, 26)))
+    assert "memory ran out" in caplog.text
+    assert models.batches[-1] <= 2, "what did not fit once is not tried each time"
+
+
+def test_when_not_even_one_crop_fits_it_goes_through_the_cpu():
+    found = judge(Arithmetic(most_crops=0), video("a", 10, 20, 30))
+    np.testing.assert_allclose(found["a"].logits, expected(10, 20, 30))
+
+
+def test_when_that_fails_too_the_video_is_given_up_with_the_reason():
+    found = judge(Arithmetic(most_crops=0, most_on_cpu=0), video("a", 10, 20), video("b", 30))
+    assert all("on the CPU too: OutOfMemoryError" in each.error for each in found.values())
+    assert all(each.logits.size == 0 for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("models", "bad", "reason"),
+    [
+        pytest.param(Arithmetic(breaks_at=77), 77, "RuntimeError: a kernel failed", id="an error of a network"),
+        pytest.param(Arithmetic(bad_level=77), 77, "not finite", id="logits that are not finite"),
+        pytest.param(Arithmetic(), b"no jpeg", "not a readable image", id="a crop that is none"),
+        pytest.param(Arithmetic(), grey(77, 16), "at least", id="a crop that is too small"),
+    ],
+)
+def test_what_is_wrong_with_one_video_does_not_touch_those_of_its_batch(models, bad, reason):
+    found = judge(models, video("a", 10, 20), video("bad", 30, bad, 40), video("c", 50, 60), batch=100)
+    assert reason in found["bad"].error and found["bad"].logits.size == 0
+    np.testing.assert_allclose(found["a"].logits, expected(10, 20))
+    np.testing.assert_allclose(found["c"].logits, expected(50, 60))
+
+
+def test_half_precision_that_overflows_is_repeated_in_float32():
+    found = judge(Arithmetic(precision="bf16", bad_level=77), video("a", 10, 77))
+    np.testing.assert_allclose(found["a"].logits, expected(10, 77))
+    found = judge(Arithmetic(precision="bf16", bad_level=77, bad_exactly=True), video("a", 10, 77))
+    assert "not finite" in found["a"].error
+
+
+def test_a_video_that_failed_on_its_way_is_passed_on():
+    work = video("a").work
+    found = judge(Arithmetic(), Extracted(work, None, "its worker process died", "unreadable"), video("b", 10))
+    assert found["a"].extracted.message == "its worker process died"
+    np.testing.assert_allclose(found["b"].logits, expected(10))
+
+
+def test_the_thumbnail_shows_the_crop_the_models_are_surest_of():
+    found = judge(Arithmetic(sizes=(64,)), video("a", 10, 250, 90, models=1))
+    picture = cv2.imdecode(np.frombuffer(found["a"].thumbnail, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert picture.shape == (64, 64) and abs(int(picture.mean()) - 250) <= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=str,
+)
+def test_a_shortage_of_memory_is_told_from_other_errors(error, is_memory):
+    assert is_out_of_memory(error) is is_memory
+
+
+def test_torchs_own_words_for_a_shortage_on_a_cpu_are_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)

@@ -1,0 +1,328 @@
+"""Whatever happens to the kernel, a complete valid submission lies there, and no row in it is wrong."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from multiattn.inference.kernel import KernelInputs, run_kernel
+from multiattn.inference.kernel import run as run_module
+from multiattn.inference.kernel.models import LoadedModels
+from multiattn.inference.kernel.plan import Plan
+from multiattn.inference.kernel.store import STORE
+from multiattn.inference.submission import check_submission, read_sample
+from multiattn.scoring.rule import ScoringRule
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.video.isolation import end_processes
+
+DRIVER = Path(__file__).with_name("driver.py")
+PRIOR, SAME = 0.5, 1e-5
+BLOCK_NETWORK = """
+import socket
+_connect = socket.socket.connect
+def connect(self, address):
+    if self.family != socket.AF_UNIX:
+        raise OSError(f"networking is blocked: {address}")
+    return _connect(self, address)
+socket.socket.connect = connect
+"""
+
+
+@dataclass
+class Case:
+    """A folder of test videos, its sample, and what an undisturbed run answers."""
+
+    folder: Path
+    inputs: KernelInputs
+    sample: pd.DataFrame
+    answers: dict[str, float] = field(default_factory=dict)
+
+    def copy(self, folder: Path) -> "Case":
+        """The same with files of its own, which a test may break, and no results yet."""
+        shutil.copytree(self.inputs.videos_dir, folder / "videos")
+        inputs = dataclasses.replace(self.inputs, videos_dir=folder / "videos", out=folder / "out")
+        return Case(folder, inputs, self.sample, self.answers)
+
+    def read(self) -> dict[str, float]:
+        """The submission that lies there now; it must be a complete valid one."""
+        path = self.inputs.out / "submission.csv"
+        table = SUBMISSION.read(path)
+        check_submission(table, self.sample, ScoringRule(), path)
+        return dict(zip(table["filename"], table["label"], strict=True))
+
+    def require_no_wrong_row(self, *, broken: tuple[str, ...] = ()) -> int:
+        """Each row is the undisturbed run's or the prior; returns how many are not the prior."""
+        found = self.read()
+        for name, label in found.items():
+            is_right = abs(label - self.answers[name]) < SAME or label == PRIOR
+            assert is_right, f"{name}: {label}, undisturbed {self.answers[name]}"
+        return sum(label != PRIOR for name, label in found.items() if name not in broken)
+
+    def card(self) -> dict:
+        return json.loads((self.inputs.out / "card.json").read_text())
+
+    @contextlib.contextmanager
+    def driver(self, **order: object) -> Iterator[subprocess.Popen]:
+        """The kernel in a process of its own, without a network; killed at the end, if it still runs."""
+        (self.folder / "site").mkdir(exist_ok=True)
+        (self.folder / "site" / "sitecustomize.py").write_text(BLOCK_NETWORK)
+        order = {
+            "runs": [str(run) for run in self.inputs.runs],
+            **{name: str(getattr(self.inputs, name)) for name in ("videos_dir", "sample_submission", "out")},
+            "jobs": 1, "write_seconds": 0.3, **order,
+        }  # fmt: skip
+        (self.folder / "order.json").write_text(json.dumps(order))
+        source = Path(run_module.__file__).parents[3]
+        path = os.pathsep.join(map(str, [self.folder / "site", source]))
+        with (self.folder / "log.txt").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(DRIVER), str(self.folder / "order.json")],
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stderr=log, stdout=log,
+            )  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
+                process.wait()
+
+    def wait_for(self, count: int, seconds: float = 60) -> None:
+        """Until so many videos are kept in the store."""
+        deadline = time.monotonic() + seconds
+        while self.kept() < count:
+            assert time.monotonic() < deadline, (self.folder / "log.txt").read_text()
+            time.sleep(0.02)
+
+    def kept(self) -> int:
+        path = self.inputs.out / STORE
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def case(pipeline, tmp_path_factory) -> Case:
+    """Ten videos: eight with faces, one without, one that is none; answered by an undisturbed run."""
+    folder = tmp_path_factory.mktemp("kernel")
+    (folder / "videos").mkdir()
+    first = run_kernel(
+        KernelInputs(
+            runs=(pipeline.experiment,), videos_dir=pipeline.dataset / "test_videos",
+            sample_submission=pipeline.dataset / "sample_submission.csv", out=folder / "first", jobs=1,
+        )
+    )  # fmt: skip
+    status_of = dict(zip(first.submission["filename"], first.videos["status"], strict=True))
+    names = []
+    for name, status in sorted(status_of.items()):
+        for copy in range(4 if status == "ok" else 1):
+            names.append(f"{'abcd'[copy]}{name}")
+            shutil.copy(pipeline.dataset / "test_videos" / name, folder / "videos" / names[-1])
+    assert len(names) == 10 and sorted(set(status_of.values())) == ["no_face", "ok", "unreadable"]
+    SUBMISSION.write(pd.DataFrame({"filename": sorted(names), "label": 0.0}), folder / "sample.csv")
+    inputs = KernelInputs(
+        runs=(pipeline.experiment,), videos_dir=folder / "videos", sample_submission=folder / "sample.csv",
+        out=folder / "out", jobs=1, write_seconds=0.3,
+    )  # fmt: skip
+    made = Case(folder, inputs, read_sample(folder / "sample.csv"))
+    run_kernel(inputs)
+    made.answers = made.read()
+    assert sum(label != PRIOR for label in made.answers.values()) == 8
+    before = dict(zip(first.submission["filename"], first.submission["label"], strict=True))
+    for name, label in made.answers.items():
+        assert abs(label - before[name[1:]]) < SAME, "copies of a video are answered alike"
+    return made
+
+
+@contextlib.contextmanager
+def always_valid(case: Case) -> Iterator[list[int]]:
+    """Read the submission over and over: as soon as there is one, there is a complete valid one ever after."""
+    seen, problems, ending = [0], [], threading.Event()
+
+    def look() -> None:
+        while not ending.is_set():
+            if seen[0] or (case.inputs.out / "submission.csv").is_file():
+                try:
+                    case.read()
+                    seen[0] += 1
+                except Exception as error:
+                    problems.append(error)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ending.set()
+        thread.join()
+    assert not problems, problems[0]
+    assert seen[0], "it was never there"
+
+
+def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
+    """Kill the kernel again and again, break two files under it, then let it end."""
+    rng = np.random.default_rng(seed)
+    names = case.sample["filename"].tolist()
+    broken = tuple(rng.choice([name for name in names if case.answers[name] != PRIOR], 2, replace=False))
+    with always_valid(case):
+        for number in range(kills):
+            kept = case.kept()
+            with case.driver(delay=0.1):
+                if rng.random() < 0.7 and kept < len(names) - 1:
+                    case.wait_for(kept + 1)
+                time.sleep(float(rng.uniform(0, 0.5)))
+                if number == 0:
+                    (case.inputs.videos_dir / broken[0]).write_bytes(b"not a video any more")
+            if (case.inputs.out / "submission.csv").is_file():
+                case.require_no_wrong_row(broken=broken)
+            assert case.kept() >= kept, "what was kept stays kept"
+            if number == 1:
+                with (case.inputs.videos_dir / broken[1]).open("r+b") as file:
+                    file.truncate(2000)
+        with case.driver() as process:
+            assert process.wait(timeout=120) == 0, (case.folder / "log.txt").read_text()
+    assert case.require_no_wrong_row(broken=broken) == 6, "every unbroken video is judged in the end"
+    assert case.card()["kernel"]["complete"] is True
+
+
+def test_a_kernel_that_is_killed_again_and_again_delivers(case, tmp_path):
+    walk_through_kills(case.copy(tmp_path), kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_kernel_that_is_killed_many_times_delivers(case, tmp_path, seed):
+    walk_through_kills(case.copy(tmp_path), kills=8, seed=seed)
+
+
+def test_asked_to_end_it_writes_what_it_knows_first(case, tmp_path):
+    case = case.copy(tmp_path)
+    with case.driver(delay=0.5, write_seconds=1000) as process:
+        case.wait_for(2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert 1 <= case.require_no_wrong_row() < 8
+    assert case.card()["kernel"]["complete"] is False
+    assert "not judged yet" in str(case.card()["kernel"]["not_judged"])
+
+
+def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -> run_module.KernelResult:
+    """Run the kernel here, its budget counted from now, each batch slowed down."""
+    logits = LoadedModels.logits
+
+    def slow_logits(self, *arguments, **named):
+        time.sleep(delay)
+        return logits(self, *arguments, **named)
+
+    started = time.monotonic()
+    monkeypatch.setattr(LoadedModels, "logits", slow_logits)
+    monkeypatch.setattr(run_module, "process_seconds", lambda: time.monotonic() - started)
+    return run_kernel(dataclasses.replace(case.inputs, **changes))
+
+
+def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gave_up(case, tmp_path, monkeypatch):
+    case = case.copy(tmp_path)
+    started = time.monotonic()
+    result = in_this_process(case, monkeypatch, delay=1.0, budget_hours=8 / 3600)
+    assert time.monotonic() - started < 8 + 4, "a batch at work is waited for"
+    assert result.seconds < 8 + 4
+    case.require_no_wrong_row_of_all_models = None
+    assert set(case.read()) == set(case.answers)
+    assert result.coverage["late"] > 0
+    late = result.videos[result.videos["status"] == "late"]
+    assert late["message"].str.contains("when the time was over").all() and (late["probability"] == PRIOR).all()
+    assert case.card()["kernel"]["budget_hours"] == 8 / 3600 and case.card()["coverage"]["late"] == len(late)
+    # What was given up is not lost for ever: without a limit the next run judges the rest.
+    in_this_process(case, monkeypatch)
+    assert case.require_no_wrong_row() == 8
+
+
+def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch):
+    case, in_flight, start = case.copy(tmp_path), [], Plan.start
+
+    def watched(self):
+        level = start(self)
+        in_flight.append(self._in_flight)
+        return level
+
+    monkeypatch.setattr(Plan, "start", watched)
+    in_this_process(case, monkeypatch, delay=0.3)
+    # One in the worker, two in the queue, and what the threads have taken of it.
+    assert max(in_flight) <= 1 + 2 + 1 + os.cpu_count()
+    assert case.require_no_wrong_row() == 8
+
+
+def test_fewer_frames_and_models_are_told_of_each_video(case, tmp_path, monkeypatch):
+    case = case.copy(tmp_path)
+    monkeypatch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
+    result = in_this_process(case, monkeypatch, budget_hours=1)
+    judged = result.videos[result.videos["status"] == "ok"]
+    assert (judged["message"] == "4 frames x 1 model instead of 4 frames x 2 models").all() and len(judged) == 8
+    table = FRAME_PREDICTIONS.read(case.inputs.out / "frame_predictions.parquet")
+    assert set(table["model"]) == {"demo_tiny/fold0"}
+    assert case.read() != case.answers
+
+
+def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, tmp_path, monkeypatch):
+    case = case.copy(tmp_path)
+    for path in case.inputs.videos_dir.iterdir():
+        path.write_bytes(b"nothing")
+    with pytest.raises(RuntimeError, match=r"first 10 videos failed.*10 x InvalidDataError.*do not hand it in") as error:
+        in_this_process(case, monkeypatch)
+    assert str(case.inputs.out / "submission.csv") in str(error.value)
+    assert set(case.read().values()) == {PRIOR}
+    # Mended, the same call judges all of them.
+    shutil.rmtree(case.inputs.videos_dir)
+    shutil.copytree(case.folder.parent / "kept", case.inputs.videos_dir) if False else None
+
+
+def test_networks_that_fail_on_everything_stop_it_loudly_too(case, tmp_path, monkeypatch):
+    case = case.copy(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModels, "logits", lambda *_, **__: np.full(1, np.nan))
+        judged = [name for name in case.answers if case.answers[name] != PRIOR]
+        SUBMISSION.write(pd.DataFrame({"filename": judged, "label": 0.0}), tmp_path / "sample.csv")
+        with pytest.raises(RuntimeError, match="8 videos failed"):
+            run_kernel(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+    in_this_process(case, monkeypatch)
+    assert case.require_no_wrong_row() == 8, "what the machine failed at is tried again"
+
+
+def test_a_finished_kernel_does_nothing_again(case, monkeypatch):
+    content = (case.inputs.out / "submission.csv").read_bytes()
+    monkeypatch.setattr(run_module.Judging, "run", lambda self: pytest.fail("it was all done"))
+    result = run_kernel(case.inputs)
+    assert (case.inputs.out / "submission.csv").read_bytes() == content
+    assert len(result.thumbnails) == 8 and all(picture.startswith(b"\xff\xd8") for picture in result.thumbnails.values())
+    worst = result.least_certain(3)
+    assert (worst["probability"] - 0.5).abs().is_monotonic_increasing and len(worst) == 3
+    assert all(worst["thumbnail"])
+
+
+def test_results_of_other_runs_are_not_taken_over(case, tmp_path, monkeypatch):
+    case = case.copy(tmp_path)
+    run_kernel(dataclasses.replace(case.inputs, runs=(case.inputs.runs[0] / "fold0",)))
+    of_one_fold = case.read()
+    assert of_one_fold != case.answers
+    run_kernel(case.inputs)
+    assert case.require_no_wrong_row() == 8
+    assert (case.inputs.out / "kernel_results.1.jsonl").is_file()
+
+
+def test_the_processes_are_gone_when_it_is_over(case, tmp_path):
+    case = case.copy(tmp_path)
+    run_kernel(case.inputs)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    end_processes()
+    names = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()]
+    assert not any(b"multiattn.video.isolation" in name for name in names)

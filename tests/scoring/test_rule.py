@@ -1,0 +1,115 @@
+"""The scoring rule: untuned it is the plain mean, tuned it does each step in its order, and JSON brings it back."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_predictions import predictions, random_predictions
+
+from multiattn.scoring.aggregation import Aggregator, aggregate_frames
+from multiattn.scoring.calibration import Calibration
+from multiattn.scoring.ensembling import Ensemble
+from multiattn.scoring.frame_groups import FrameGroups
+from multiattn.scoring.prior_shift import PriorShift
+from multiattn.scoring.rule import ScoringRule
+from multiattn.tables import FRAME_PREDICTIONS
+
+TUNED = ScoringRule(
+    aggregator=Aggregator(frames="mean_logit", clip=0.002),
+    ensemble=Ensemble(method="weighted", weights={"a": 0.75, "b": 0.25}),
+    calibration=Calibration(method="platt", parameters=(0.5, 0.1)),
+    prior_shift=PriorShift(training=0.84, test=0.5),
+    experiments=("a", "b"),
+    out_of_fold={"log_loss": 0.2, "auc": 0.97},
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_untuned_rule_is_the_plain_mean_over_folds_with_the_clip(seed):
+    table = random_predictions(seed)
+    expected = aggregate_frames(table, Aggregator())
+    pd.testing.assert_frame_equal(ScoringRule().score(table), expected, rtol=0, atol=1e-14)
+
+
+def test_the_untuned_rule_is_the_plain_mean_over_experiments_of_as_many_folds():
+    table = random_predictions(0, videos=6)
+    both = pd.concat([table, table.assign(model="n/" + table["model"].str[2:], probability=0.3)])
+    expected = aggregate_frames(both, Aggregator())
+    # every experiment's own mean counts once: equal where both have as many folds for each video, as here
+    pd.testing.assert_frame_equal(ScoringRule().score(both), expected, rtol=0, atol=1e-14)
+
+
+def test_every_step_is_done_and_in_its_order():
+    table = predictions(("a/fold0", "v", 0, 0.9), ("a/fold1", "v", 0, 0.7), ("b/fold0", "v", 0, 0.2))
+    blend = 0.75 * 0.8 + 0.25 * 0.2
+    odds = (blend / (1 - blend)) ** 0.5 * np.exp(0.1) * (0.16 / 0.84)
+    assert TUNED.score(table)["probability"].tolist() == pytest.approx([odds / (1 + odds)], abs=1e-12)
+
+
+def test_the_clip_comes_last():
+    sure = ScoringRule(aggregator=Aggregator(clip=0.1), prior_shift=PriorShift(training=0.5, test=0.01))
+    table = predictions(("a/fold0", "v", 0, 0.5), ("a/fold0", "w", 0, 1.0), logits=[0.0, 50.0])
+    assert sure.score(table)["probability"].tolist() == [0.1, 0.9]
+
+
+@pytest.mark.parametrize("rule", [ScoringRule(), TUNED], ids=["untuned", "tuned"])
+def test_no_predictions_are_no_rows(rule):
+    found = rule.score(FRAME_PREDICTIONS.empty())
+    assert list(found.columns) == ["video_id", "probability", "num_crops"]
+    assert found.empty
+
+
+def test_the_order_of_the_rows_changes_nothing_not_the_last_bit():
+    table = random_predictions(1)
+    shuffled = table.sample(frac=1, random_state=1)
+    pd.testing.assert_frame_equal(ScoringRule().score(table), ScoringRule().score(shuffled), check_exact=True)
+    pd.testing.assert_frame_equal(
+        ScoringRule().score(FrameGroups.of(table)), ScoringRule().score(table), check_exact=True
+    )
+
+
+def test_predictions_of_an_experiment_that_was_not_tuned_for_are_refused():
+    with pytest.raises(ValueError, match="none for c"):
+        TUNED.score(predictions(("c/fold0", "v", 0, 0.5)))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ScoringRule(),
+        TUNED,
+        ScoringRule(ensemble=Ensemble(method="stacked", space="logit", weights={"a": -1.5}, intercept=0.3)),
+        ScoringRule(calibration=Calibration(method="isotonic", parameters=(0.1, 0.7, 0.2, 0.6))),
+    ],
+    ids=["untuned", "tuned", "stacked", "isotonic"],
+)
+def test_json_brings_a_rule_back(rule):
+    assert ScoringRule.from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda values: values.pop("calibration"), id="a field missing"),
+        pytest.param(lambda values: values.update(extra=1), id="a field unknown"),
+        pytest.param(lambda values: values.update(aggregator={"frames": "magic"}), id="an unknown aggregator"),
+        pytest.param(lambda values: values.update(aggregator={"speed": 1}), id="an unknown setting"),
+        pytest.param(lambda values: values.update(ensemble=None), id="no ensemble"),
+        pytest.param(lambda values: values["ensemble"].update(weights={"a": "much"}), id="a weight that is no number"),
+        pytest.param(lambda values: values["calibration"].update(method="magic"), id="an unknown calibration"),
+        pytest.param(lambda values: values["calibration"].pop("parameters"), id="a calibration in part"),
+        pytest.param(lambda values: values.update(prior_shift={"training": 0.5}), id="a shift in part"),
+    ],
+)
+def test_what_is_no_rule_is_refused(change):
+    values = json.loads(json.dumps(TUNED.as_dict()))
+    change(values)
+    with pytest.raises(ValueError):
+        ScoringRule.from_dict(values)
+
+
+@pytest.mark.parametrize("values", [None, [], "rule", {}])
+def test_other_json_is_no_rule(values):
+    with pytest.raises(ValueError, match="not a scoring rule"):
+        ScoringRule.from_dict(values)

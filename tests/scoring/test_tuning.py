@@ -1,0 +1,313 @@
+"""Nested tuning: what is held out stays out, the simple choice stays where gains are uncertain, order means nothing."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from multiattn.scoring import nested_tuning
+from multiattn.scoring.bootstrap import Comparison
+from multiattn.scoring.calibration import Calibration
+from multiattn.scoring.ensembling import Ensemble
+from multiattn.scoring.metrics import log_loss
+from multiattn.scoring.nested_tuning import STAGES, choose_rule, gather_evidence, inner_parts, shift_rule, tune_nested
+from multiattn.scoring.rule import ScoringRule
+from multiattn.scoring.selection import decide, gain_is_certain
+from multiattn.scoring.simulation import Simulated, Simulation
+from multiattn.scoring.tuning import num_steps, tune
+from multiattn.scoring.tuning_report import describe_tuning
+
+SMALL = {"num_videos": 400, "num_frames": 4, "num_groups": 20}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Simulated:
+    """Three overconfident experiments with a constant error, 400 videos in 20 groups and 5 folds."""
+    return Simulation(**SMALL, sharpness=3.0, seed=1).draw()
+
+
+@pytest.fixture(scope="module")
+def tuned(drawn):
+    return tune(drawn.predictions, drawn.videos)
+
+
+# --- the decision -------------------------------------------------------------------------------------------------
+
+
+def draw_candidates(gain: float, *, num_videos: int = 1_000, groups: int = 50, seed: int = 0):
+    """(2, N) P(fake) with the second better by about `gain` logits, labels, groups, parts."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, num_videos)
+    logits = rng.standard_normal((2, num_videos)) + np.array([[1.0], [1.0 + gain]]) * (2 * labels - 1)
+    group = np.arange(num_videos) % groups
+    return expit(logits), labels, group, group % 5
+
+
+def test_a_clear_gain_is_taken():
+    decision = decide("stage", ["simple", "better"], *draw_candidates(1.0), clip=0.01, seed=0)
+    assert decision.chosen == "better"
+    assert decision.challenger.high < 0
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_the_simple_one_stays_where_choosing_gains_nothing_or_little(gain):
+    decision = decide("stage", ["simple", "other"], *draw_candidates(gain, num_videos=200), clip=0.01, seed=0)
+    assert decision.chosen == "simple"
+
+
+def test_candidates_are_reported_with_their_own_log_loss():
+    probabilities, labels, groups, parts = draw_candidates(0.3)
+    decision = decide("stage", ["simple", "other"], probabilities, labels, groups, parts, clip=0.05, seed=0)
+    for candidate, of in zip(decision.candidates, probabilities, strict=True):
+        assert candidate.log_loss == pytest.approx(log_loss(labels, of, clip=0.05))
+    alone = decide("stage", ["simple", "other"], probabilities, labels, np.arange(1_000), parts, clip=0.05, seed=0)
+    losses = -np.log(
+        np.where(labels == 1, np.clip(probabilities[0], 0.05, 0.95), np.clip(1 - probabilities[0], 0.05, 0.95))
+    )
+    assert alone.candidates[0].standard_error == pytest.approx(losses.std(ddof=1) / np.sqrt(1_000))
+
+
+def test_the_luckiest_of_many_candidates_that_know_as_much_seldom_wins():
+    """Twenty of them: the best compared with the simple one, as if there were no others, would win in every fourth."""
+    taken = naive = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2, 300)
+        probabilities = expit(rng.standard_normal((21, 300)) + (2 * labels - 1))
+        groups = np.arange(300) % 30
+        decision = decide(
+            "s", [str(n) for n in range(21)], probabilities, labels, groups, groups % 5, clip=0.01, seed=0
+        )
+        taken += decision.chosen != "0"
+        losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
+        gains = losses[0] - losses[losses.mean(axis=1).argmin()]
+        naive += gains.mean() > 1.96 * gains.std() / np.sqrt(300)
+    assert taken <= 10
+    assert naive >= 20
+
+
+@pytest.mark.parametrize(
+    ("difference", "high", "error", "groups", "expected"),
+    [
+        (-0.1, -0.05, 0.02, 50, True),
+        (-0.1, 0.01, 0.02, 50, False),
+        (-0.1, -0.05, 0.02, 1, False),
+        (-0.1, -0.01, 0.04, 50, True),
+        (-0.1, -0.01, 0.04, 5, False),
+        (0.0, 0.0, 0.0, 50, False),
+        (-0.1, -0.1, 0.0, 2, True),
+    ],
+)
+def test_a_gain_is_certain_beyond_an_error_that_grows_with_fewer_groups(difference, high, error, groups, expected):
+    assert gain_is_certain(Comparison(difference, difference - 0.1, high, error, 0.99), groups) == expected
+
+
+# --- what is held out stays out -----------------------------------------------------------------------------------
+
+
+def test_labels_of_a_fold_do_not_reach_its_own_answers(drawn):
+    """Turning every label of fold 2 changes what is chosen elsewhere, but no answer for fold 2."""
+    evidence, positions = gather_evidence(drawn.predictions, drawn.videos)
+    turned = drawn.videos.assign(
+        label=np.where(drawn.videos["fold"] == 2, 1 - drawn.videos["label"], drawn.videos["label"])
+    )
+    other, _ = gather_evidence(drawn.predictions, turned)
+    before, after = tune_nested(evidence, positions, drawn.videos), tune_nested(other, positions, turned)
+    of_fold = (drawn.videos["fold"] == 2).to_numpy()
+    assert before.videos.loc[of_fold, "tuned"].tolist() == after.videos.loc[of_fold, "tuned"].tolist()
+    assert before.videos.loc[~of_fold, "tuned"].tolist() != after.videos.loc[~of_fold, "tuned"].tolist()
+
+
+def test_every_nested_answer_is_that_of_the_rule_found_without_its_fold(drawn):
+    evidence, positions = gather_evidence(drawn.predictions, drawn.videos)
+    nested = tune_nested(evidence, positions, drawn.videos)
+    assert sorted(nested.choices) == [0, 1, 2, 3, 4]
+    for fold, choice in nested.choices.items():
+        assert choice.rule == choose_rule(evidence.only(evidence.folds != fold)).rule
+        scored = choice.rule.score(drawn.predictions[drawn.predictions["fold"] == fold]).set_index("video_id")
+        videos = nested.videos[(nested.videos["fold"] == fold) & ~nested.videos["without_face"]].set_index("video_id")
+        assert videos["tuned"].to_numpy() == pytest.approx(
+            scored.loc[videos.index, "probability"].to_numpy(), abs=1e-12
+        )
+
+
+def test_groups_never_span_parts_and_parts_are_of_like_size():
+    groups = np.repeat(np.arange(12), np.arange(1, 13))
+    parts = inner_parts(np.zeros(len(groups)), groups)
+    assert all(len(set(parts[groups == group])) == 1 for group in range(12))
+    sizes = np.bincount(parts)
+    assert len(sizes) == 5
+    assert sizes.max() - sizes.min() <= 3
+
+
+@pytest.mark.parametrize(
+    ("folds", "groups", "expected"),
+    [
+        pytest.param([0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], id="folds are the parts"),
+        pytest.param([3, 3, 3], [0, 1, 1], [1, 0, 0], id="groups of one fold"),
+        pytest.param([3, 3, 3], [7, 7, 7], None, id="one group"),
+    ],
+)
+def test_parts_by_hand(folds, groups, expected):
+    parts = inner_parts(np.array(folds), np.array(groups))
+    assert (None if parts is None else parts.tolist()) == expected
+
+
+# --- cases --------------------------------------------------------------------------------------------------------
+
+
+def test_overconfidence_is_mended(drawn, tuned):
+    figures = {row["name"]: row for row in tuned.report["figures"]}
+    assert tuned.rule.calibration.method != "none"
+    assert figures["tuned, nested"]["log_loss"] < figures["equal mean, untuned"]["log_loss"] - 0.05
+    assert tuned.report["tuned_against_untuned"]["high"] < 0
+    assert tuned.rule.out_of_fold == {key: figures["tuned, nested"][key] for key in ("log_loss", "auc")}
+    labels = drawn.videos["label"].to_numpy()
+    assert figures["tuned, nested"]["log_loss"] == pytest.approx(log_loss(labels, tuned.videos["tuned"].to_numpy()))
+    assert log_loss(labels, drawn.best) < figures["tuned, nested"]["log_loss"]
+
+
+def test_the_rule_scores_what_it_was_said_to_score(drawn, tuned):
+    """In-sample answers of the report are those of `ScoringRule.score`."""
+    scored = tuned.rule.score(drawn.predictions).set_index("video_id")["probability"]
+    videos = tuned.videos[~tuned.videos["without_face"]].set_index("video_id")
+    assert videos["in_sample"].to_numpy() == pytest.approx(scored.loc[videos.index].to_numpy(), abs=1e-12)
+    assert tuned.rule.experiments == ("experiment0", "experiment1", "experiment2")
+
+
+def test_videos_without_a_face_count_with_the_prior(drawn, tuned):
+    faceless = tuned.videos["without_face"]
+    assert faceless.sum() == tuned.report["videos"]["without_face"] > 0
+    assert set(tuned.videos.loc[faceless, "video_id"]).isdisjoint(drawn.predictions["video_id"])
+    assert (tuned.videos.loc[faceless, ["tuned", "untuned", "in_sample"]] == 0.5).all(axis=None)
+
+
+def test_the_order_of_rows_and_experiments_changes_nothing(drawn, tuned):
+    other = tune(drawn.predictions.sample(frac=1, random_state=0), drawn.videos.sample(frac=1, random_state=0))
+    assert other.rule == tuned.rule
+    assert other.report == tuned.report
+
+
+def test_an_experiment_alone_has_no_ensemble_stage():
+    one = Simulation(**SMALL, experiment_sd=(0.8,)).draw()
+    result = tune(one.predictions, one.videos)
+    assert [stage["stage"] for stage in result.report["stages"]] == ["aggregator", "calibration", "clip"]
+    assert result.rule.ensemble == Ensemble()
+
+
+def test_a_video_that_one_experiment_did_not_see_is_scored_by_the_others(drawn):
+    gone = drawn.videos["video_id"].iloc[::7]
+    kept = ~((drawn.predictions["model"].str.startswith("experiment1")) & drawn.predictions["video_id"].isin(gone))
+    result = tune(drawn.predictions[kept], drawn.videos)
+    assert result.videos["without_face"].sum() == (~drawn.videos["video_id"].isin(drawn.predictions["video_id"])).sum()
+    assert result.videos["tuned"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("num_groups", [2, 40], ids=["one group a fold", "twenty groups a fold"])
+def test_two_folds_are_enough(num_groups):
+    two = Simulation(**{**SMALL, "num_groups": num_groups}, num_folds=2, sharpness=4.0).draw()
+    result = tune(two.predictions, two.videos)
+    without_choice = [fold["calibration"] == "none" for fold in result.report["folds"]]
+    # With one group nothing can be held out of the single fold that remains: its rule is the untuned one.
+    assert all(without_choice) == (num_groups == 2)
+
+
+def test_where_the_gain_of_tuning_is_within_its_error_the_untuned_rule_is_kept():
+    """With one group a fold nothing is tuned without a fold, so what tuning on all folds might gain was never seen."""
+    drawn = Simulation(**{**SMALL, "num_groups": 2}, num_folds=2, sharpness=4.0).draw()
+    result = tune(drawn.predictions, drawn.videos)
+    assert result.rule.calibration == Calibration()
+    assert "untuned rule is kept" in result.report["decision"]
+    untuned = next(row for row in result.report["figures"] if row["name"] == "equal mean, untuned")
+    assert result.rule.out_of_fold["log_loss"] == untuned["log_loss"]
+
+
+def test_every_step_is_announced(drawn):
+    steps = itertools.count(1)
+    tune(drawn.predictions, drawn.videos, advance=lambda: next(steps))
+    assert next(steps) - 1 == num_steps(drawn.videos)
+    one = Simulation(**{**SMALL, "num_groups": 2}, num_folds=2, experiment_sd=(0.8,)).draw()
+    steps = itertools.count(1)
+    tune(one.predictions, one.videos, advance=lambda: next(steps))
+    assert next(steps) - 1 == num_steps(one.videos)
+
+
+# --- prior shift --------------------------------------------------------------------------------------------------
+
+
+def test_a_test_prior_moves_answers_and_the_answer_for_no_face(drawn, tuned):
+    shifted = tune(drawn.predictions, drawn.videos, test_prior=0.5)
+    share = drawn.videos["label"].mean()
+    assert shifted.rule.prior_shift.training == pytest.approx(share)
+    assert shifted.rule.prior_shift.test == 0.5
+    assert shifted.rule.prior == 0.5
+    assert shifted.rule.out_of_fold == tuned.rule.out_of_fold
+    before, after = (rule.score(drawn.predictions)["probability"] for rule in (tuned.rule, shifted.rule))
+    assert after.mean() < before.mean() - 0.1
+    at_prior = shifted.report["test_prior"]
+    assert at_prior["log_loss_tuned_shifted"] < at_prior["log_loss_tuned"]
+
+
+@pytest.mark.parametrize(("test_prior", "expected"), [(0.999, 0.99), (0.3, 0.3)])
+def test_the_answer_for_no_face_stays_within_the_clip(test_prior, expected):
+    rule = shift_rule(ScoringRule(), pd.Series([0, 1]), test_prior)
+    assert rule.prior == expected
+
+
+@pytest.mark.parametrize("test_prior", [0.0, 1.0, -1.0, np.nan])
+def test_an_impossible_test_prior_is_refused(test_prior, drawn):
+    with pytest.raises(ValueError, match="--test-prior"):
+        tune(drawn.predictions, drawn.videos, test_prior=test_prior)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_one_fold_is_refused(drawn):
+    of_fold = drawn.videos["fold"] == 0
+    predictions = drawn.predictions[drawn.predictions["fold"] == 0]
+    with pytest.raises(ValueError, match=r"at least 2 folds, found 1.*multiattn train"):
+        tune(predictions, drawn.videos[of_fold])
+
+
+def test_a_video_that_is_in_no_fold_is_refused(drawn):
+    known = drawn.videos["video_id"] != drawn.predictions["video_id"].iloc[0]
+    with pytest.raises(ValueError, match=r"found 1 others.*test split"):
+        tune(drawn.predictions, drawn.videos[known])
+
+
+def test_a_video_scored_by_a_model_that_learned_it_is_refused(drawn):
+    moved = drawn.videos.copy()
+    moved.loc[moved["video_id"] == drawn.predictions["video_id"].iloc[0], "fold"] += 1
+    moved["fold"] %= 5
+    with pytest.raises(ValueError, match="trained on it; 3 such"):
+        tune(drawn.predictions, moved)
+
+
+def test_one_class_is_refused(drawn):
+    with pytest.raises(ValueError, match="both classes"):
+        tune(drawn.predictions, drawn.videos.assign(label=1))
+
+
+def test_models_of_another_name_are_refused(drawn):
+    with pytest.raises(ValueError, match=r"<experiment>/fold<k>, found best"):
+        tune(drawn.predictions.assign(model="best"), drawn.videos)
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def test_the_report_names_every_candidate_and_every_figure(tuned):
+    text = describe_tuning(tuned.rule, tuned.report)
+    for name in (*nested_tuning.ENSEMBLES, "robust_forensics", "temperature", "fitted"):
+        assert f"| {name} " in text
+    for name in ("constant 0.5", "base rate", "only experiment2", "equal mean, untuned", "tuned, nested"):
+        assert f"| {name} " in text
+    assert "tuned, on the videos it was fitted on" in text
+    assert len(tuned.report["stages"]) == STAGES
+    constant, base_rate = tuned.report["figures"][:2]
+    assert constant["log_loss"] == pytest.approx(np.log(2))
+    share = tuned.videos["label"].mean()
+    assert base_rate["log_loss"] == pytest.approx(-share * np.log(share) - (1 - share) * np.log(1 - share), abs=0.005)

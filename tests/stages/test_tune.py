@@ -1,0 +1,89 @@
+"""`multiattn tune` on trained runs: from oof.parquet to a scoring.json that the other commands take."""
+
+import json
+import shutil
+
+import pytest
+
+from multiattn.__main__ import main
+from multiattn.inference.out_of_fold import read_out_of_fold
+from multiattn.inference.scoring_file import choose_scoring, read_scoring
+from multiattn.scoring.rule import ScoringRule
+from walk import run
+
+
+@pytest.fixture
+def runs(pipeline, tmp_path):
+    """Two experiments: the miniature's, and a copy of it under another name, as a renamed folder is."""
+    for name in ("demo_tiny", "renamed"):
+        shutil.copytree(pipeline.experiment, tmp_path / name)
+    return [tmp_path / "demo_tiny", tmp_path / "renamed"]
+
+
+def test_tune_writes_a_rule_for_these_runs_and_shows_what_it_compared(runs, capsys):
+    run("tune", "--runs", *runs)
+    printed = capsys.readouterr().out
+    assert "| equal mean, untuned" in printed
+    assert "| tuned, nested" in printed
+    path = runs[0] / "scoring.json"
+    assert f"{path} written" in printed
+    rule = read_scoring(path)
+    assert rule.experiments == ("demo_tiny", "renamed")
+    assert choose_scoring(runs, None) == rule
+    report = json.loads(path.read_text())["report"]
+    assert report["videos"]["number"] == len(read_out_of_fold(*runs).videos)
+    figures = {row["name"]: row["log_loss"] for row in report["figures"]}
+    # A copy of an experiment adds nothing to it.
+    assert figures["only renamed"] == figures["only demo_tiny"]
+    assert figures["equal mean, untuned"] == pytest.approx(figures["only demo_tiny"], abs=1e-12)
+    assert rule.out_of_fold["log_loss"] <= figures["equal mean, untuned"] + 1e-12
+
+
+def test_the_rule_scores_the_runs_predictions(runs, tmp_path):
+    run("tune", "--runs", *runs, "--out", tmp_path / "own" / "scoring.json", "--test-prior", "0.5")
+    rule = read_scoring(tmp_path / "own" / "scoring.json")
+    assert rule.prior_shift.test == 0.5
+    assert not (runs[0] / "scoring.json").exists()
+    predictions = read_out_of_fold(*runs).predictions
+    scored = rule.score(predictions)
+    assert scored["probability"].between(rule.clip, 1 - rule.clip).all()
+    assert set(scored["video_id"]) == set(predictions["video_id"])
+
+
+def test_the_same_command_writes_the_same_bytes_over_the_old_file(runs):
+    path = runs[0] / "scoring.json"
+    path.write_text("old")
+    run("tune", "--runs", *runs)
+    first = path.read_bytes()
+    run("tune", "--runs", *runs)
+    assert path.read_bytes() == first
+    assert sorted(file.name for file in runs[0].iterdir()) == ["fold0", "fold1", "scoring.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["{0}/fold0"], "at least 2 folds, found 1", id="one fold"),
+        pytest.param(["{0}", "{0}"], "found demo_tiny more than once", id="one experiment twice"),
+        pytest.param(["{0}/fold0", "{0}/fold1"], "found demo_tiny more than once", id="its folds one by one"),
+        pytest.param(["{0}", "{1}/fold1"], "expected the folds of", id="other folds"),
+        pytest.param(["{0}", "nowhere"], "nowhere", id="no runs"),
+        pytest.param(["{0}", "--test-prior", "1.5"], "--test-prior: expected a share", id="a prior above 1"),
+    ],
+)
+def test_what_can_not_be_tuned_is_refused_and_the_old_rule_stays(words, message, runs, capsys):
+    path = runs[0] / "scoring.json"
+    path.write_text("old")
+    assert main(["tune", "--runs", *(word.format(*runs) for word in words)]) == 2
+    assert message in capsys.readouterr().err
+    assert path.read_text() == "old"
+
+
+def test_untrained_runs_are_refused(runs, capsys):
+    (runs[1] / "fold1" / "oof.parquet").unlink()
+    assert main(["tune", "--runs", str(runs[1])]) == 2
+    assert "oof.parquet" in capsys.readouterr().err
+
+
+def test_the_default_rule_is_what_a_run_without_tuning_gets(runs):
+    assert choose_scoring(runs, None) == ScoringRule()
