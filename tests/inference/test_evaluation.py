@@ -200,13 +200,17 @@ def test_few_videos_are_measured_and_told_without_what_they_lack(labels, tracks)
     auc = figures.of("data", "all videos", "", "video", "auc")[0]
     assert np.isnan(auc) == (len(set(labels)) == 1)
     assert figures.of("data", "all videos", "", "coverage", "n_no_face")[0] == tracks.count(0)
-    text = "\n".join(found.markdown() for found in [summary_table([answers], figures), *dataset_tables(answers, figures, [])])
+    text = "\n".join(
+        found.markdown() for found in [summary_table([answers], figures), *dataset_tables(answers, figures, [])]
+    )
     assert ("none" in text) == (len(set(labels)) == 1 or not any(tracks))
     assert "nan" not in text
 
 
 def test_a_method_is_judged_beside_all_real_videos():
-    answers = made_answers([0, 0, 1, 1, 1], [0.1, 0.2, 0.9, 0.8, 0.7], methods=["", "", "A", "B", "B"], tracks=[1, 1, 1, 4, 3])
+    answers = made_answers(
+        [0, 0, 1, 1, 1], [0.1, 0.2, 0.9, 0.8, 0.7], methods=["", "", "A", "B", "B"], tracks=[1, 1, 1, 4, 3]
+    )
     found = {(by, value): rows["video_id"].tolist() for by, value, rows in parts(answers.videos)}
     assert found[("method", "A")] == ["data/0", "data/1", "data/2"]
     assert found[("method", "B")] == ["data/0", "data/1", "data/3", "data/4"]
@@ -251,9 +255,9 @@ def test_videos_without_predictions_are_answered_with_the_prior(pipeline: Pipeli
 def test_the_papers_own_figures_stand_in_the_tables():
     """Tables 2 and 4 of arXiv:2103.02406, as printed."""
     hq, lq, celeb = (paper_rows(data) for data in (HQ, LQ, CELEB))
-    assert {(row.table, row.accuracy, row.auc) for row in hq if row.method.endswith("B4") and "plain" not in row.method} == {
-        ("Table 2", 97.60, 99.29)
-    }
+    assert {
+        (row.table, row.accuracy, row.auc) for row in hq if row.method.endswith("B4") and "plain" not in row.method
+    } == {("Table 2", 97.60, 99.29)}
     assert any((row.accuracy, row.auc) == (88.69, 90.40) for row in lq)
     assert {row.table for row in celeb} == {"Table 4"}
     assert celeb[0].auc == 67.44
@@ -299,7 +303,9 @@ def model_of(pipeline: Pipeline, folder: Path, folds: dict[str, int], fold: int 
         pytest.param("dfdc/p/aaaaaaaaaa", "dfdc/p/aaaaaaaaaa", True, id="the same video"),
         pytest.param("dfdc/dfdc_train_part_0/aaaaaaaaaa", "dfdc/test/aaaaaaaaaa", True, id="a Kaggle 400 in part 0"),
         pytest.param("dfdc/p/aaaaaaaaaa", "kaggle/aaaaaaaaaa", True, id="DFDC's name in another data set"),
-        pytest.param("ffpp/x/Deepfakes/c23/videos/033_097", "ffpp/x/Deepfakes/c40/videos/033_097", True, id="compression"),
+        pytest.param(
+            "ffpp/x/Deepfakes/c23/videos/033_097", "ffpp/x/Deepfakes/c40/videos/033_097", True, id="compression"
+        ),
         pytest.param("ffpp/x/Deepfakes/c23/videos/033_097", "ffpp/x/Deepfakes/c23/videos/044_945", False, id="another"),
         pytest.param("celebdf-v2/real/00012", "mine/real/00012", False, id="a number in two data sets"),
     ],
@@ -310,7 +316,9 @@ def test_a_test_video_that_a_run_knows_is_an_error(pipeline, tmp_path, known, as
     if not leaks:
         require_unseen([model], table, table)
         return
-    with pytest.raises(ValueError, match=f"leak: 1 of 1 videos to be tested on are in the folds of made/fold0.*{asked}"):
+    with pytest.raises(
+        ValueError, match=f"leak: 1 of 1 videos to be tested on are in the folds of made/fold0.*{asked}"
+    ):
         require_unseen([model], table, table)
 
 
@@ -348,7 +356,7 @@ def test_a_run_without_folds_cannot_be_evaluated(pipeline, tmp_path):
 def test_a_rule_tuned_on_these_videos_is_an_error():
     refuse_tuned_on({}, ["a/1"], "scoring.json")
     refuse_tuned_on({"video_ids": ["a/2"]}, ["a/1"], "scoring.json")
-    with pytest.raises(ValueError, match="scoring.json: leak: .* tuned on 1 of the videos"):
+    with pytest.raises(ValueError, match=r"scoring\.json: leak: .* tuned on 1 of the videos"):
         refuse_tuned_on({"video_ids": ["a/1", "a/2"]}, ["a/1"], "scoring.json")
 
 
@@ -382,7 +390,7 @@ def test_the_best_run_has_the_lowest_loss_or_the_highest_auc():
 
 def test_predictions_are_made_again_only_for_what_changed(pipeline: Pipeline, tmp_path, monkeypatch):
     models = find_models(pipeline.experiment)
-    videos = training_selection(pipeline).videos["video_id"].tolist()
+    videos = training_selection(pipeline).videos["video_id"].tolist()[:3]
     asked = []
     original = kept_predictions.predict_faces
 

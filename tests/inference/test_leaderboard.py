@@ -170,21 +170,6 @@ def test_groups_are_drawn_as_a_whole(folder, labels, tmp_path):
     assert (grouped.loc["a_guess", "low"], grouped.loc["a_guess", "high"]) == (expected.low, expected.high)
 
 
-@pytest.mark.parametrize(
-    ("table", "expected"),
-    [
-        pytest.param({"filename": NAMES, "part": 0}, "found filename, part", id="no group"),
-        pytest.param({"filename": NAMES[1:], "group": 0}, "none for 1: 0000.mp4", id="a video without a group"),
-        pytest.param(None, "no such file", id="no file"),
-    ],
-)
-def test_groups_that_do_not_fit_are_refused(folder, labels, tmp_path, table, expected):
-    if table is not None:
-        pd.DataFrame(table).to_csv(tmp_path / "groups.csv", index=False)
-    with pytest.raises((ValueError, FileNotFoundError), match=expected):
-        score_submissions(folder, labels, tmp_path / "groups.csv")
-
-
 def test_figures_on_other_videos_have_no_published_ones_beside_them(folder, labels):
     board = score_submissions(folder, labels)
     page = board.markdown()
@@ -234,9 +219,57 @@ def test_one_video_less_is_another_scale(shared, tmp_path):
     assert scale_of(labels["filename"]) is None
 
 
-def test_a_scale_can_be_named(folder, labels):
-    assert score_submissions(folder, labels, scale="private").scale is SCALES["private"]
-    assert score_submissions(folder, labels, scale="none").scale is None
+def test_a_scale_can_be_named_where_the_file_names_say_nothing(folder, labels):
+    board = score_submissions(folder, labels, scale="private", resamples=100)
+    assert board.scale is SCALES["private"]
+    assert ["only if you know it" in warning for warning in board.warnings] == [True]
+    board = score_submissions(folder, labels, scale="none", resamples=100)
+    assert (board.scale, board.warnings) == (None, [])
+
+
+@pytest.mark.parametrize("scale", ["private", "public"])
+def test_a_scale_that_the_file_names_contradict_is_refused(shared, tmp_path, scale):
+    labels = shared / "lists" / "dfdc_test_labels.csv"
+    submit(tmp_path / "s", "x", np.full(5000, 0.5), names=pd.read_csv(labels)["filename"])
+    with pytest.raises(ValueError, match="of the released scale"):
+        score_submissions(tmp_path / "s", labels, scale=scale, resamples=100)
+    board = score_submissions(tmp_path / "s", labels, scale="released", resamples=100)
+    assert (board.scale, board.warnings) == (SCALES["released"], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(None, "no such file", id="no file"),
+        pytest.param("", "not a readable groups file", id="empty"),
+        pytest.param("filename,part\n", "columns filename and group", id="another column"),
+        pytest.param("filename,group\n0000.mp4,a\n", "none for 39: 0001.mp4", id="videos without a group"),
+        pytest.param("filename,group\n0000.mp4,a\n0000.mp4,b\n", "several for 1", id="two groups of a video"),
+        pytest.param(
+            "filename,group\n" + "".join(f"{name},\n" for name in NAMES), "found none for 40", id="empty cells"
+        ),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused_with_their_path(content, expected, folder, labels, tmp_path):
+    groups = tmp_path / "groups.csv"
+    if content is not None:
+        groups.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=expected) as caught:
+        score_submissions(folder, labels, groups, resamples=100)
+    assert str(groups) in str(caught.value)
+
+
+def test_long_names_of_a_series_stay_apart_in_the_picture(tmp_path):
+    names = ["dfdc_b4_paired_mean_over_folds_temperature_seed0", *(f"{'dfdc_b4' * 20}_seed{k}" for k in range(2))]
+    names += [f"seed{number}_{'dfdc_b4' * 20}" for number in range(2)]
+    for name in names:
+        submit(tmp_path / "s", name, np.full(40, 0.5))
+    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv"), resamples=100)
+    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {})
+    words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(set(words)) == 5
+    assert all(len(line) <= 32 for word in words for line in word.split("\n"))
+    assert words[0].replace("\n", "") == names[0]
 
 
 def test_kaggles_400_videos_are_known_by_their_names(shared, tmp_path):

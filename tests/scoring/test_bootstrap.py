@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from multiattn.scoring.bootstrap import bootstrap_auc, bootstrap_log_loss, compare_log_loss
-from multiattn.scoring.metrics import log_loss, video_losses
+from multiattn.scoring.metrics import log_loss, log_losses
 
 CLIP = 0.01
 
@@ -36,7 +36,7 @@ def numpy_resamples(values: list[np.ndarray], groups: np.ndarray, statistic, cou
 @pytest.mark.parametrize("seed", range(2))
 def test_the_interval_is_that_of_drawing_whole_groups(seed, num_groups):
     labels, probabilities, groups = answers(seed, 200, num_groups)
-    losses = video_losses(labels, probabilities, clip=CLIP)
+    losses = log_losses(labels, probabilities, clip=CLIP)
     expected = numpy_resamples([losses], groups, np.mean, 4000)
     found = bootstrap_log_loss(labels, probabilities, groups, clip=CLIP)
     spread = expected.std()
@@ -57,7 +57,7 @@ def test_the_interval_of_the_auc_is_that_of_scikit_learns_on_resamples(seed):
 @pytest.mark.parametrize("size", [50, 5000])
 def test_without_groups_the_error_is_that_of_a_mean(size):
     labels, probabilities, _ = answers(0, size)
-    losses = video_losses(labels, probabilities, clip=CLIP)
+    losses = log_losses(labels, probabilities, clip=CLIP)
     found = bootstrap_log_loss(labels, probabilities, clip=CLIP)
     assert found.standard_error == pytest.approx(losses.std() / math.sqrt(size), rel=0.04)
     assert found.low < log_loss(labels, probabilities, clip=CLIP) < found.high

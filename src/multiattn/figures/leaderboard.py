@@ -16,7 +16,8 @@ from multiattn.runtime import atomic_path
 OURS, PUBLISHED, CONSTANT = "#2f6db5", "#8a8a8a", "#b5482f"
 MOST_SHOWN = 30
 """The best ones; more would be a picture nobody reads."""
-LONGEST_NAME = 32
+LINE = 32
+"""Letters; a longer name is written smaller, on two lines."""
 
 
 def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchors: Mapping[str, float]) -> Figure:
@@ -38,7 +39,7 @@ def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchor
         axes.plot(row.log_loss, place, "o", color=OURS, markersize=5, zorder=3)
         _write(axes, f"{row.log_loss:.4f}", row.high, place)
     if shown.empty:
-        axes.text(0.5, 0.5, "no submission was scored", transform=axes.transAxes, ha="center", va="center")
+        axes.text(0.5, 0, "no submission was scored", transform=axes.get_yaxis_transform(), ha="center", va="center")
     first_anchor = max(len(shown), 1)
     for place, value in enumerate(anchors.values(), start=first_anchor):
         # Up through our rows: the published figures differ by less than a label is wide, so each has a row of its own.
@@ -47,6 +48,8 @@ def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchor
         _write(axes, f"{value:.4f}", value, place, colour=PUBLISHED)
     ticks = [*range(len(shown)), *range(first_anchor, num_rows)]
     axes.set_yticks(ticks, [_short(name) for name in [*shown["name"], *anchors]])
+    for label in axes.get_yticklabels():
+        label.set_fontsize(7.5 if "\n" in label.get_text() else 10)
     for label in axes.get_yticklabels()[len(shown) :]:
         label.set_color(PUBLISHED)
     axes.set_ylim(num_rows - 0.4, -0.6)
@@ -73,11 +76,15 @@ def _write(
         va="center",
         fontsize=9,
         color=colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # a published line may run behind
     )
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    """On two lines at most; a name too long for that by its two ends."""
+    if len(name) > 2 * LINE:
+        name = f"{name[:LINE]}…{name[1 - LINE :]}"
+    return name if len(name) <= LINE else f"{name[:LINE]}\n{name[LINE:]}"
 
 
 def write_leaderboard_picture(figure: Figure, path: Path) -> None:

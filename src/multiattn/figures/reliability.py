@@ -18,16 +18,15 @@ def draw_reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) 
         labels: (N,) of 0 and 1, N >= 1.
         probabilities: (N,) P(fake).
     """
-    bins = reliability(labels, probabilities, num_bins=NUM_BINS)
-    low, high = wilson_interval(bins.fakes, bins.counts)
+    means, fakes, counts = reliability(labels, probabilities, bins=NUM_BINS)
+    means, fakes, counts = means[counts > 0], fakes[counts > 0], counts[counts > 0]
+    low, high = wilson_interval(fakes, counts)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-    axes.vlines(bins.probabilities, low, high, color=BLUE, linewidth=1.2, alpha=0.6)
-    axes.plot(bins.probabilities, bins.fakes, "o-", color=BLUE, markersize=4, linewidth=1)
-    for x, y, count in zip(bins.probabilities, bins.fakes, bins.counts, strict=True):
-        above = y < 0.5
-        axes.annotate(
-            str(count), (x, y), xytext=(4, 6 if above else -11), textcoords="offset points", fontsize=7, color="0.35"
-        )
+    axes.vlines(means, low, high, color=BLUE, linewidth=1.2, alpha=0.6)
+    axes.plot(means, fakes, "o-", color=BLUE, markersize=4, linewidth=1)
+    for x, y, count in zip(means, fakes, counts, strict=True):
+        offset = (4, 6 if y < 0.5 else -11)
+        axes.annotate(str(count), (x, y), xytext=offset, textcoords="offset points", fontsize=7, color="0.35")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.05, 1.05), xlabel="mean P(fake)", ylabel="share of fakes")
     axes.set_title("reliability (with numbers of videos)", fontsize=10, loc="left")
 

@@ -137,12 +137,13 @@ def score_submissions(
             all of them with their out-of-fold figures only.
         groups_path: `filename,group`: what the bootstrap draws as a whole, such as the original; None draws videos.
         scale: which published figures stand beside ours; `auto` knows the released and the public one by the file
-            names of all their videos.
+            names of all their videos. Another than these names say is refused; where they say nothing, a warning.
         resamples: of the bootstrap.
 
     Raises:
         FileNotFoundError: no submission in the folder, or no such labels or groups file.
-        ValueError: a submission, a card, the labels or the groups break their contract.
+        ValueError: a submission, a card, the labels or the groups break their contract; `scale` is another than that
+            of the labels.
     """
     paths = sorted(submissions.glob("*/submission.csv"))
     if not paths:
@@ -163,17 +164,48 @@ def score_submissions(
             "these are Kaggle's 400 public test videos, which lie inside dfdc_train_part_0 to 2: whatever was trained "
             "on those parts has seen them."
         )
-    found = scale_of(labels["filename"]) if scale == "auto" else SCALES.get(scale)
+    found = scale_of(labels["filename"])
+    if scale != "auto":
+        notes += _doubts(scale, found, labels_path)
+        found = SCALES.get(scale)
     return Leaderboard(rows, f"{len(labels):,} videos of {labels_path.name}", found, tuple(notes))
+
+
+def _doubts(asked: str, found: Scale | None, labels_path: Path) -> list[str]:
+    """What speaks against the scale that was asked for: nothing where the file names say the same, or with `none`.
+
+    Raises:
+        ValueError: the file names are those of another scale.
+    """
+    if asked == "none" or (found is not None and found.name == asked):
+        return []
+    if found is not None:
+        raise ValueError(
+            f"--scale {asked}: {labels_path} holds the {found.num_videos:,} videos of the {found.name} scale; figures "
+            f"of different scales are not comparable. Leave --scale out, or give --scale {found.name} or none."
+        )
+    return [
+        f"the published figures are of {SCALES[asked].title}; the file names do not say that these are the videos, so "
+        "they are comparable only if you know it."
+    ]
 
 
 def _read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Expected `filename,group`, a row a video.")
-    table = pd.read_csv(path, dtype=str)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise ValueError(f"{path}: not a readable groups file: {error}. Expected `filename,group`.") from error
     if not {"filename", "group"} <= set(table.columns):
         raise ValueError(f"{path}: expected columns filename and group, found {', '.join(table.columns)}.")
-    groups = labels["filename"].map(table.drop_duplicates("filename").set_index("filename")["group"])
+    table = table[table["group"] != ""].drop_duplicates(["filename", "group"])
+    repeated = table.loc[table["filename"].duplicated(), "filename"]
+    if len(repeated):
+        raise ValueError(
+            f"{path}: expected one group a video, found several for {len(repeated)}; the first: {repeated.iloc[0]}."
+        )
+    groups = labels["filename"].map(table.set_index("filename")["group"])
     if groups.isna().any():
         first = labels.loc[groups.isna(), "filename"].iloc[0]
         raise ValueError(

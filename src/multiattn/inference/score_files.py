@@ -65,7 +65,7 @@ def find_files(names: Sequence[Path]) -> list[Path]:
     absent = [name for name in names if not name.exists()]
     if absent:
         raise FileNotFoundError(
-            f"{absent[0]}: no such file or folder ({len(absent)} of {len(names)} given are not there). Check the path."
+            f"{absent[0]}: no such file or folder ({len(absent)} of {len(names)} named are not there). Check the path."
         )
     files: dict[Path, Path] = {}
     for name in names:

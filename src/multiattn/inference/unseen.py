@@ -97,9 +97,7 @@ def seen_originals(models: Sequence[TrainedModel], videos: pd.DataFrame) -> int:
 
     Celeb-DF's official test list has such fakes for whoever trains on the rest of Celeb-DF, so it is no error.
     """
-    known: set[str] = set()
-    for folds, _ in _distinct_folds(models):
-        known |= {common_name(video) for video in folds["video_id"]}
+    known = {common_name(video) for folds, _ in _distinct_folds(models) for video in folds["video_id"]}
     originals = videos.loc[videos["original"] != "", "original"]
     return int(originals.map(common_name).isin(known).sum())
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from multiattn.inference.evaluation import Answers, Extracted
-from multiattn.scoring.metrics import video_losses
+from multiattn.scoring.metrics import log_losses
 
 COUNT = 20
 CROPS_EACH = 10
@@ -16,7 +16,7 @@ def worst_videos(answers: Answers, *, count: int = COUNT) -> pd.DataFrame:
         Rows of `answers.videos` with the column `loss`.
     """
     videos = answers.videos
-    losses = video_losses(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=answers.rule.clip)
+    losses = log_losses(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=answers.rule.clip)
     ordered = videos.assign(loss=losses).sort_values(["loss", "video_id"], ascending=[False, True])
     return ordered.head(count).reset_index(drop=True)
 

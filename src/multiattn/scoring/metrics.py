@@ -1,7 +1,8 @@
-"""What probabilities of videos, or of frames, are worth: log loss with an explicit clip, ranking, calibration; float64."""
+"""What probabilities are worth, of videos or of frames: log loss and all else in float64, with an explicit clip."""
 
 import math
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
@@ -9,32 +10,32 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 CONSTANT_LOG_LOSS = math.log(2)
 """Log loss of answering 0.5 to everything: 0.6931."""
 CALIBRATION_BINS = 15
-"""As Guo et al. (arXiv:1706.04599)."""
 
 
 @dataclass(frozen=True)
 class VideoMetrics:
-    """Metrics over videos, or over frames; None where only one class is present and the metric needs both."""
+    """Metrics over videos, or over frames. Those that need both classes are None where only one is present."""
 
     log_loss: float
-    """Mean natural-log loss."""
+    """Mean natural-log loss of the clipped probabilities."""
     auc: float | None
     """Area under the ROC curve in [0, 1]."""
     accuracy: float
     """Share on the right side of 0.5, in [0, 1]; exactly 0.5 answers real."""
     num_videos: int
     balanced_log_loss: float
-    """Mean of the two classes' own log losses; of the one class where there is no other."""
+    """Mean of the two classes' own log losses."""
     average_precision: float | None
-    """Of fakes, by steps, in [0, 1]."""
+    """Of the fakes, as scikit-learn sums it: precision times the step in recall."""
     eer: float | None
-    """Equal error rate in [0, 1], as `equal_error_rate`."""
+    """Equal error rate: the mean of both error rates at the ROC point where they differ least, not interpolated. The
+    field takes the false positive rate there, which is the same where they meet, and 0 for a constant answer."""
     balanced_accuracy: float | None
-    """Mean of the two classes' own accuracies, in [0, 1]."""
+    """Mean of the two classes' own accuracies."""
     brier: float
-    """Mean squared distance between probability and label, in [0, 1]."""
+    """Mean squared difference from the label, of the clipped probabilities."""
     calibration_error: float
-    """In [0, 1], as `calibration_error`."""
+    """Expected calibration error: `reliability` with 15 bins, |mean probability - share of fakes| weighed by size."""
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Field name -> value."""
@@ -52,11 +53,11 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-
     Raises:
         ValueError: no videos, shapes that differ, a label that is not 0 or 1, a probability outside [0, 1] or NaN.
     """
-    return float(np.mean(log_losses(labels, probabilities, clip=clip)))
+    return float(log_losses(labels, probabilities, clip=clip).mean())
 
 
-def log_losses(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-15) -> np.ndarray:
-    """(N,) float64: the log loss of each video. Arguments and errors as `log_loss`."""
+def log_losses(labels: np.ndarray, probabilities: np.ndarray, *, clip: float) -> np.ndarray:
+    """(N,) float64, the log loss of every single answer; arguments and errors as `log_loss`."""
     labels, probabilities = check_predictions(labels, probabilities)
     clipped = np.clip(probabilities, clip, 1 - clip)
     return -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
@@ -67,108 +68,80 @@ def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: fl
 
     Arguments and errors as `log_loss`; with one class present it is that class's log loss.
     """
-    return _balanced(np.asarray(labels), log_losses(labels, probabilities, clip=clip))
-
-
-def equal_error_rate(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The false positive rate where it is nearest to the false negative rate, in [0, 1].
-
-    As everyone in the field computes it: `fpr[argmin |fnr - fpr|]` over scikit-learn's `roc_curve`, a point of the
-    curve; nothing is interpolated, and points in the middle of a straight piece are left out.
-
-    Raises:
-        ValueError: as `log_loss`, or only one class.
-    """
-    false_positives, true_positives = roc_points(labels, probabilities)
-    return float(false_positives[np.argmin(np.abs(1 - true_positives - false_positives))])
-
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error: sum over bins of n_b / N |mean P(fake) - share of fakes|, in [0, 1].
-
-    Bins as in `reliability`: of P(fake) itself (Naeini et al. 2015), not of the confidence in the more likely class
-    (Guo et al., Eq. 3), so that answering every fake 0.1 and every real 0.1 is seen as wrong about fakes.
-
-    Raises:
-        ValueError: as `reliability`.
-    """
-    probability, share, counts = reliability(labels, probabilities, bins=bins)
-    filled = counts > 0
-    return float(np.sum(counts[filled] * np.abs(probability - share)[filled]) / counts.sum())
-
-
-def reliability(
-    labels: np.ndarray, probabilities: np.ndarray, *, bins: int = CALIBRATION_BINS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a reliability diagram shows, for each of `bins` equal intervals of P(fake).
-
-    Args:
-        bins: interval b is (b / bins, (b + 1) / bins]; 0 lies in the first.
-
-    Returns:
-        (bins,) mean P(fake) and (bins,) share of fakes, both in [0, 1] and NaN where the bin is empty, and (bins,)
-        int64 numbers of videos.
-
-    Raises:
-        ValueError: as `log_loss`, or less than one bin.
-    """
-    if bins < 1:
-        raise ValueError(f"expected bins >= 1, found {bins}.")
-    labels, probabilities = check_predictions(labels, probabilities)
-    inner_edges = np.linspace(0, 1, bins + 1)[1:-1]
-    of_bin = np.digitize(probabilities, inner_edges, right=True)
-    counts = np.bincount(of_bin, minlength=bins)
-    divisor = np.where(counts > 0, counts, np.nan)
-    probability = np.bincount(of_bin, weights=probabilities, minlength=bins) / divisor
-    return probability, np.bincount(of_bin, weights=labels, minlength=bins) / divisor, counts
-
-
-def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of the ROC curve, from (0, 0) to (1, 1): false and true positive rates, two float64 arrays.
-
-    Raises:
-        ValueError: as `log_loss`, or only one class.
-    """
-    labels, probabilities = check_predictions(labels, probabilities)
-    if not _both_classes(labels):
-        raise ValueError(f"expected reals and fakes, found only label {int(labels[0])}: no ROC curve.")
-    false_positives, true_positives, _ = roc_curve(labels, probabilities)
-    return false_positives, true_positives
+    losses, is_fake = log_losses(labels, probabilities, clip=clip), np.asarray(labels) == 1
+    return float(np.mean([losses[of_class].mean() for of_class in (is_fake, ~is_fake) if of_class.any()]))
 
 
 def video_metrics(labels: np.ndarray, probabilities: np.ndarray, *, clip: float) -> VideoMetrics:
-    """All metrics of (N,) probabilities against (N,) labels of 0 and 1, of videos or of frames.
+    """All metrics of (N,) probabilities against (N,) labels of 0 and 1; errors as `log_loss`.
 
-    Args:
-        clip: of the two log losses; everything else is of the probabilities as they are.
-
-    Raises:
-        ValueError: as `log_loss`.
+    The clip is for log loss, Brier score and calibration; ranks and sides of 0.5 are those of what was given.
     """
-    losses = log_losses(labels, probabilities, clip=clip)
     labels, probabilities = check_predictions(labels, probabilities)
-    both = _both_classes(labels)
-    right = (probabilities > 0.5) == (labels == 1)
+    clipped = np.clip(probabilities, clip, 1 - clip)
+    is_right = (probabilities > 0.5) == (labels == 1)
+    both = 0 < labels.sum() < len(labels)
+    binned = reliability(labels, clipped)
     return VideoMetrics(
-        log_loss=float(np.mean(losses)),
+        log_loss=log_loss(labels, clipped, clip=clip),
         auc=float(roc_auc_score(labels, probabilities)) if both else None,
-        accuracy=float(np.mean(right)),
+        accuracy=float(is_right.mean()),
         num_videos=len(labels),
-        balanced_log_loss=_balanced(labels, losses),
+        balanced_log_loss=balanced_log_loss(labels, clipped, clip=clip),
         average_precision=float(average_precision_score(labels, probabilities)) if both else None,
-        eer=equal_error_rate(labels, probabilities) if both else None,
-        balanced_accuracy=_balanced(labels, right) if both else None,
-        brier=float(np.mean((probabilities - labels) ** 2)),
-        calibration_error=calibration_error(labels, probabilities),
+        eer=_equal_error_rate(labels, probabilities) if both else None,
+        balanced_accuracy=float((is_right[labels == 0].mean() + is_right[labels == 1].mean()) / 2) if both else None,
+        brier=float(np.mean((clipped - labels) ** 2)),
+        calibration_error=float(np.sum(binned.counts * np.abs(binned.probabilities - binned.fakes)) / len(labels)),
     )
 
 
-def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) labels of 0 and 1 as int64, (N,) probabilities as float64.
+def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates, (P,) each, ascending from (0, 0) to (1, 1): one point a distinct probability.
+
+    Raises:
+        ValueError: as `log_loss`; only one class.
+    """
+    labels, probabilities = check_predictions(labels, probabilities)
+    if len(np.unique(labels)) < 2:
+        raise ValueError("a ROC curve needs real and fake videos, found one class only.")
+    false_positives, true_positives, _ = roc_curve(labels, probabilities, drop_intermediate=False)
+    return false_positives, true_positives
+
+
+class Reliability(NamedTuple):
+    """Probabilities beside what came true, in bins that are not empty; arrays of (B,)."""
+
+    probabilities: np.ndarray
+    """Mean probability."""
+    fakes: np.ndarray
+    """Share of fakes."""
+    counts: np.ndarray
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = CALIBRATION_BINS) -> Reliability:
+    """Bins of equal width over [0, 1]; a value on an edge belongs to the upper bin, 1 to the last.
 
     Raises:
         ValueError: as `log_loss`.
     """
+    labels, probabilities = check_predictions(labels, probabilities)
+    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    filled = counts > 0
+    sums = [np.bincount(places, weights=values, minlength=bins)[filled] for values in (probabilities, labels)]
+    return Reliability(sums[0] / counts[filled], sums[1] / counts[filled], counts[filled])
+
+
+def _equal_error_rate(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    false_positives, true_positives = roc_points(labels, probabilities)
+    false_negatives = 1 - true_positives
+    nearest = np.argmin(np.abs(false_negatives - false_positives))
+    return float((false_negatives[nearest] + false_positives[nearest]) / 2)
+
+
+def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, the probabilities float64; errors as `log_loss`."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if labels.shape != probabilities.shape or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(
@@ -178,12 +151,4 @@ def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np
         raise ValueError(f"expected labels of 0 (real) and 1 (fake), found {np.unique(labels)[:5].tolist()}.")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("expected probabilities in [0, 1], found others (or NaN).")
-    return labels.astype(np.int64), probabilities
-
-
-def _balanced(labels: np.ndarray, values: np.ndarray) -> float:
-    return float(np.mean([np.mean(values[labels == label]) for label in np.unique(labels)]))
-
-
-def _both_classes(labels: np.ndarray) -> bool:
-    return 0 < labels.sum() < len(labels)
+    return labels, probabilities

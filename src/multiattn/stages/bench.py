@@ -1,10 +1,11 @@
-"""Time and memory of a training step, an eval forward, reading crops or face extraction, beside a plain version.
+"""Time and memory of a training step, an eval forward, crops, face extraction or the kernel, beside a plain version.
 
     multiattn bench train dfdc_b4 --batch-size 4 --precision bf16
     multiattn bench train dfdc_b4 --device cuda --batch-size 64 --fed-from data/faces --data.num-workers 14
     multiattn bench infer dfdc_b4 --batch-size 4 --repeats 10
     multiattn bench data --experiment dfdc_b4 --faces data/faces
     multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
+    multiattn bench kernel --videos-dir /data/dfdc/dfdc_train_part_0 --runs runs/dfdc_b4
 
 A plain network means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
 passes, unfused Adam, and a process as Python starts it. Random crops, the same random weights and seed on both sides;
@@ -24,6 +25,7 @@ from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
 from multiattn.experiments import get_experiment
+from multiattn.inference.kernel_bench import KernelBench
 from multiattn.runtime import describe_machine, pick_device
 from multiattn.tables import UNKNOWN, VIDEOS
 from multiattn.training.bench import compare, comparison_lines
@@ -85,6 +87,8 @@ def main(argv: list[str]) -> None:
         _bench_faces(parse(FacesOptions, argv[1:], stage="bench faces", doc=__doc__))
     elif argv[:1] == ["data"]:
         results(*parse(DataBench, argv[1:], stage="bench data", doc=__doc__).lines())
+    elif argv[:1] == ["kernel"]:
+        results(*parse(KernelBench, argv[1:], stage="bench kernel", doc=__doc__).lines())
     else:
         _bench_network(argv)
 

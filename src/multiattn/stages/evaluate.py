@@ -16,7 +16,6 @@ from multiattn.inference.attention_maps import spread_crops
 from multiattn.inference.choice import Criterion, require_choosable
 from multiattn.inference.evaluation import Answers
 from multiattn.inference.evaluation_run import Evaluation, EvaluationInputs, choose_among, evaluate_runs
-from multiattn.inference.scoring_file import experiment_name
 from multiattn.inference.worst_videos import CROPS_EACH, judged_crops, worst_videos
 from multiattn.runtime import atomic_path, write_text
 from multiattn.tables import VIDEO_PREDICTIONS
@@ -33,7 +32,8 @@ class Options:
     faces: tuple[Path, ...]
     """The faces folders with these videos."""
     out: Path | None = None
-    """Where the report goes, and the predictions, which are made once (default: evaluations/<first run>)."""
+    """Where the report goes, and the predictions, which are made once (default: in the folder of the first run,
+    evaluation_<name of videos.csv>_<split>)."""
     split: Literal["test", "val"] = "test"
     """Of each data set; one without any split is tested whole."""
     choose: Criterion | None = None
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         runs=options.runs,
         videos=options.videos,
         faces=options.faces,
-        out=options.out or Path("evaluations") / experiment_name(options.runs[0]),
+        out=options.out or options.runs[0] / f"evaluation_{options.videos.stem}_{options.split}",
         split=options.split,
         scoring=options.scoring,
         device=options.device,

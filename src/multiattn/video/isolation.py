@@ -272,7 +272,7 @@ def serve(target: str) -> None:
             try:
                 seconds, argument = pickle.loads(calls.get(timeout=IDLE_SECONDS))
             except queue.Empty:
-                return
+                os._exit(0)  # Python's own end would find the other thread at the input, and die of it with a report
             if seconds is not None:  # a thread in C, so it works while C code holds the interpreter
                 faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=nowhere)
             _write(answers, pickle.dumps(_answer(function, argument)))

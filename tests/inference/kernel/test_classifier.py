@@ -88,7 +88,9 @@ def expected(*levels: int, models: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 2, 4, 100])
 def test_every_crop_gets_the_logits_of_every_model_whatever_the_batches(batch, threads):
     levels = {"a": [10, 20, 30], "b": [40], "c": [50, 60, 70, 80, 90], "d": [], "e": [100, 110]}
-    found = judge(Arithmetic(), *(video(name, *values) for name, values in levels.items()), threads=threads, batch=batch)
+    found = judge(
+        Arithmetic(), *(video(name, *values) for name, values in levels.items()), threads=threads, batch=batch
+    )
     for name, values in levels.items():
         if values:
             np.testing.assert_allclose(found[name].logits, expected(*values), atol=1e-12)

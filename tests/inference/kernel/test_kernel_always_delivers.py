@@ -29,7 +29,9 @@ from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.isolation import end_processes
 
 DRIVER = Path(__file__).with_name("driver.py")
-PRIOR, SAME = 0.5, 1e-5
+PRIOR = 0.5
+SAME = 1e-6
+"""The miniature's models hardly tell its videos apart: their answers differ by 5e-6."""
 BLOCK_NETWORK = """
 import socket
 _connect = socket.socket.connect
@@ -137,6 +139,7 @@ def case(pipeline, tmp_path_factory) -> Case:
     run_kernel(inputs)
     made.answers = made.read()
     assert sum(label != PRIOR for label in made.answers.values()) == 8
+    assert len({round(label / SAME / 3) for label in made.answers.values()}) == 3, "two videos are told apart"
     before = dict(zip(first.submission["filename"], first.submission["label"], strict=True))
     for name, label in made.answers.items():
         assert abs(label - before[name[1:]]) < SAME, "copies of a video are answered alike"
@@ -208,7 +211,7 @@ def test_a_kernel_that_is_killed_many_times_delivers(case, tmp_path, seed):
 def test_asked_to_end_it_writes_what_it_knows_first(case, tmp_path):
     case = case.copy(tmp_path)
     with case.driver(delay=0.5, write_seconds=1000) as process:
-        case.wait_for(2)
+        case.wait_for(4)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert 1 <= case.require_no_wrong_row() < 8
@@ -233,18 +236,32 @@ def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -
 def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gave_up(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
     started = time.monotonic()
-    result = in_this_process(case, monkeypatch, delay=1.0, budget_hours=8 / 3600)
-    assert time.monotonic() - started < 8 + 4, "a batch at work is waited for"
-    assert result.seconds < 8 + 4
-    case.require_no_wrong_row_of_all_models = None
+    result = in_this_process(case, monkeypatch, delay=0.8, budget_hours=6 / 3600)
+    assert time.monotonic() - started < 6 + 4, "a batch at work is waited for"
+    assert result.seconds < 6 + 4
     assert set(case.read()) == set(case.answers)
     assert result.coverage["late"] > 0
     late = result.videos[result.videos["status"] == "late"]
     assert late["message"].str.contains("when the time was over").all() and (late["probability"] == PRIOR).all()
-    assert case.card()["kernel"]["budget_hours"] == 8 / 3600 and case.card()["coverage"]["late"] == len(late)
-    # What was given up is not lost for ever: without a limit the next run judges the rest.
+    assert case.card()["kernel"]["budget_hours"] == 6 / 3600 and case.card()["coverage"]["late"] == len(late)
+
+
+@pytest.mark.slow
+def test_what_was_given_up_for_want_of_time_is_judged_by_the_next_run(case, tmp_path, monkeypatch):
+    case = case.copy(tmp_path)
+    assert in_this_process(case, monkeypatch, delay=1.0, budget_hours=8 / 3600).coverage["late"] > 0
     in_this_process(case, monkeypatch)
     assert case.require_no_wrong_row() == 8
+
+
+@pytest.mark.slow
+def test_the_budget_counts_from_the_start_of_the_process(case, tmp_path):
+    case, started = case.copy(tmp_path), time.monotonic()
+    with case.driver(delay=1.5, budget_hours=25 / 3600) as process:
+        assert process.wait(timeout=60) == 0
+    assert time.monotonic() - started < 25 + 1
+    assert set(case.read()) == set(case.answers) and case.card()["kernel"]["complete"] is True
+    assert case.card()["coverage"]["late"] > 0
 
 
 def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch):
@@ -256,7 +273,7 @@ def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch
         return level
 
     monkeypatch.setattr(Plan, "start", watched)
-    in_this_process(case, monkeypatch, delay=0.3)
+    in_this_process(case, monkeypatch, delay=0.15)
     # One in the worker, two in the queue, and what the threads have taken of it.
     assert max(in_flight) <= 1 + 2 + 1 + os.cpu_count()
     assert case.require_no_wrong_row() == 8
@@ -277,15 +294,15 @@ def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, tmp_path, mo
     case = case.copy(tmp_path)
     for path in case.inputs.videos_dir.iterdir():
         path.write_bytes(b"nothing")
-    with pytest.raises(RuntimeError, match=r"first 10 videos failed.*10 x InvalidDataError.*do not hand it in") as error:
+    with pytest.raises(
+        RuntimeError, match=r"first 10 videos failed.*10 x InvalidDataError.*do not hand it in"
+    ) as error:
         in_this_process(case, monkeypatch)
     assert str(case.inputs.out / "submission.csv") in str(error.value)
     assert set(case.read().values()) == {PRIOR}
-    # Mended, the same call judges all of them.
-    shutil.rmtree(case.inputs.videos_dir)
-    shutil.copytree(case.folder.parent / "kept", case.inputs.videos_dir) if False else None
 
 
+@pytest.mark.slow
 def test_networks_that_fail_on_everything_stop_it_loudly_too(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
     with monkeypatch.context() as patch:
@@ -303,12 +320,15 @@ def test_a_finished_kernel_does_nothing_again(case, monkeypatch):
     monkeypatch.setattr(run_module.Judging, "run", lambda self: pytest.fail("it was all done"))
     result = run_kernel(case.inputs)
     assert (case.inputs.out / "submission.csv").read_bytes() == content
-    assert len(result.thumbnails) == 8 and all(picture.startswith(b"\xff\xd8") for picture in result.thumbnails.values())
+    assert len(result.thumbnails) == 8 and all(
+        picture.startswith(b"\xff\xd8") for picture in result.thumbnails.values()
+    )
     worst = result.least_certain(3)
     assert (worst["probability"] - 0.5).abs().is_monotonic_increasing and len(worst) == 3
     assert all(worst["thumbnail"])
 
 
+@pytest.mark.slow
 def test_results_of_other_runs_are_not_taken_over(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
     run_kernel(dataclasses.replace(case.inputs, runs=(case.inputs.runs[0] / "fold0",)))
@@ -319,6 +339,7 @@ def test_results_of_other_runs_are_not_taken_over(case, tmp_path, monkeypatch):
     assert (case.inputs.out / "kernel_results.1.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_the_processes_are_gone_when_it_is_over(case, tmp_path):
     case = case.copy(tmp_path)
     run_kernel(case.inputs)

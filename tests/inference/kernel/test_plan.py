@@ -104,9 +104,7 @@ def test_small_settings_have_fewer_levels(frames, models, expected):
     assert [(level.frames, level.models) for level in levels_of(frames, models)] == expected
 
 
-@pytest.mark.parametrize(
-    ("budget", "expected"), [(9 * 3600, 300), (3600, 72), (600, 20), (100, 10), (1, 0.1)], ids=str
-)
+@pytest.mark.parametrize(("budget", "expected"), [(9 * 3600, 300), (3600, 72), (600, 20), (100, 10), (1, 0.1)], ids=str)
 def test_a_delivery_keeps_two_percent_of_the_budget_within_bounds(budget, expected):
     assert reserve_seconds(budget) == pytest.approx(expected)
 
@@ -226,9 +224,7 @@ def test_rates_separate_what_a_video_a_frame_and_a_crop_cost():
 
 def test_videos_without_faces_cost_the_classifier_nothing():
     rates = Rates()
-    rates.add(
-        Costs(frames=8, crops=0, decode_seconds=1, search_seconds=4, crop_models=0, classify_seconds=0)
-    )
+    rates.add(Costs(frames=8, crops=0, decode_seconds=1, search_seconds=4, crop_models=0, classify_seconds=0))
     assert rates.classify_seconds(Level(8, 1)) == 0 and rates.extract_seconds(Level(8, 1)) == 5
 
 

@@ -1,4 +1,4 @@
-"""Finished videos are kept line by line: nothing whole is lost, nothing torn is read, nothing of other work is mixed."""
+"""Finished videos, line by line: nothing whole is lost, nothing torn is read, nothing of other work is mixed in."""
 
 import json
 

@@ -1,0 +1,316 @@
+"""The kernel beside the straightforward loop: the same videos and models, videos a second, memory, probabilities.
+
+The loop is what one writes first: it decodes every frame up to the last wanted one, the detector sees one frame at a
+time, the crops of a video go through each network as it was loaded, in float32, and the next video comes after that,
+all libraries with the threads they take by themselves. So that probabilities can be compared, it cuts the same crops:
+frames, size of the searched copy, tracks and JPEG are the recipe's. Each side runs in a process of its own, in turns,
+timed from the first video's start to the last one's end, the start of workers and the loading of networks included.
+"""
+
+import dataclasses
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import av
+import numpy as np
+import pandas as pd
+import torch
+
+from multiattn.config import to_json
+from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_id
+from multiattn.experiments import get_experiment
+from multiattn.inference.kernel import KernelInputs, run_kernel
+from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, find_models
+from multiattn.inference.scoring_file import choose_scoring
+from multiattn.model.checkpoints import save_weights
+from multiattn.model.network import make_network
+from multiattn.model.predict import predict_logits
+from multiattn.runtime import describe_machine, pick_device, seed_everything, write_json
+from multiattn.scoring.aggregation import frame_predictions
+from multiattn.scoring.rule import ScoringRule
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.video.crop_images import decode_crop
+from multiattn.video.decode import Frame, UnreadableVideoError, evenly_spaced_indices, to_image
+from multiattn.video.detect import Detector, Faces, load_detector
+from multiattn.video.policy import choose_faces
+from multiattn.video.recipe import CropRecipe, write_recipe
+from multiattn.video.scan import FaceCrop, scan_faces
+
+KAGGLE_VIDEOS = 4000
+"""Of the competition's hidden test set."""
+LOOP_BATCH = 32
+SAMPLE_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run of one side."""
+
+    seconds: float
+    answers: dict[str, float]
+    """video_id -> P(fake), of videos with faces."""
+    peak_bytes: int
+    """Of the process and its children together, shared pages counted once."""
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)
+    workers: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelBench:
+    """Options of `multiattn bench kernel`."""
+
+    videos_dir: Path
+    """A folder of videos, those of its subfolders too."""
+    runs: tuple[Path, ...] = ()
+    """As `multiattn submit`."""
+    untrained: str | None = None
+    """Instead of --runs: an experiment whose network is made with random weights."""
+    untrained_folds: int = 1
+    num_frames: int | None = None
+    """Of each video (default: as the runs were trained)."""
+    videos: int | None = None
+    """How many: the first ones, or all of them again and again (default: all once)."""
+    turns: int = 1
+    """Of each side."""
+    device: str = "cpu"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
+    """Ours; the loop is float32."""
+    jobs: int | None = None
+    weights: Path | None = None
+    """The detector's."""
+
+    def __post_init__(self) -> None:
+        if bool(self.runs) == (self.untrained is not None):
+            raise ValueError("expected one of --runs and --untrained.")
+        for name in ("turns", "untrained_folds", "videos"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
+
+    def lines(self) -> list[str]:
+        """Measure, and put the figures into lines.
+
+        Raises:
+            FileNotFoundError, ValueError: no videos, or no runs.
+        """
+        paths = sorted(path for path in self.videos_dir.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        if not paths:
+            raise ValueError(f"--videos-dir {self.videos_dir}: expected videos, found none.")
+        count = self.videos or len(paths)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            inputs = self._inputs(folder, [paths[number % len(paths)] for number in range(count)])
+            models = find_models(*inputs.runs)
+            sides: dict[str, list[Side]] = {"kernel": [], "loop": []}
+            for turn in range(self.turns):
+                ours = dataclasses.replace(inputs, out=folder / f"out{turn}")
+                sides["kernel"].append(_in_process(run_ours, ours))
+                sides["loop"].append(_in_process(run_loop, inputs))
+        recipe = models[0].recipe
+        return [
+            f"{count} videos, {recipe.num_frames} frames each, {recipe.detector}, {len(models)} models",
+            f"{describe_machine(pick_device(self.device))}; kernel {self.precision}, loop float32",
+            "",
+            *table(sides, count),
+        ]
+
+    def _inputs(self, folder: Path, paths: list[Path]) -> KernelInputs:
+        """The videos under names of their own, and a sample that asks for them."""
+        (folder / "videos").mkdir()
+        names = [f"{number:05d}{path.suffix.lower()}" for number, path in enumerate(paths)]
+        for name, path in zip(names, paths, strict=True):
+            (folder / "videos" / name).symlink_to(path.resolve())
+        SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), folder / "sample.csv")
+        runs = self.runs
+        if self.untrained is not None:
+            runs = (untrained_run(folder / "runs", self.untrained, folds=self.untrained_folds),)
+        if self.num_frames is not None:
+            runs = tuple(_with_frames(run, folder / "resampled", self.num_frames) for run in runs)
+        return KernelInputs(
+            runs=runs,
+            videos_dir=folder / "videos",
+            sample_submission=folder / "sample.csv",
+            out=folder / "out",
+            rule=ScoringRule() if self.untrained else choose_scoring(runs, None),
+            device=self.device,
+            precision=self.precision,
+            jobs=self.jobs,
+            weights=self.weights,
+        )
+
+
+def table(sides: dict[str, list[Side]], count: int) -> list[str]:
+    """Lines for a terminal.
+
+    Args:
+        sides: `kernel` and `loop`, a run a turn.
+        count: videos of each run.
+    """
+    lines = [f"{'':<8}{'videos/s':>10}{'hours for 4,000':>17}{'peak memory':>13}"]
+    for name, runs in sides.items():
+        rate = median(count / run.seconds for run in runs)
+        peak = max(run.peak_bytes for run in runs)
+        lines.append(f"{name:<8}{rate:>10.3f}{KAGGLE_VIDEOS / rate / 3600:>17.2f}{peak / 1e9:>10.2f} GB")
+    ratios = [loop.seconds / ours.seconds for ours, loop in zip(sides["kernel"], sides["loop"], strict=True)]
+    spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+    ours, loop = sides["kernel"][-1], sides["loop"][-1]
+    common = ours.answers.keys() & loop.answers.keys()
+    alone = len(ours.answers.keys() ^ loop.answers.keys())
+    largest = max((abs(ours.answers[video] - loop.answers[video]) for video in common), default=0.0)
+    return [
+        *lines,
+        "",
+        *busy_shares(ours),
+        "",
+        f"{median(ratios):.2f} times the loop's videos/s{spread}",
+        f"probabilities of {len(common)} videos differ by at most {largest:.1e}"
+        + (f"; {alone} that only one side judged" if alone else ""),
+    ]
+
+
+def busy_shares(side: Side) -> list[str]:
+    """How the kernel's workers and threads spent their time."""
+    wall = side.stages["wall"]
+    shares = {name: side.stages[name] / (side.workers * wall) for name in ("decode", "search")}
+    classify = side.stages["classify"] / (side.threads * wall)
+    return [
+        f"{side.workers} workers: decode {shares['decode']:.0%}, detect {shares['search']:.0%}, "
+        f"waiting {max(0.0, 1 - sum(shares.values())):.0%}",
+        f"{side.threads} threads: classify {classify:.0%}, waiting {max(0.0, 1 - classify):.0%}",
+    ]
+
+
+def untrained_run(folder: Path, experiment: str, *, folds: int = 1, seed: int = 0) -> Path:
+    """A run folder of an experiment's network with random weights, as an imported one: for measurements alone.
+
+    Returns:
+        `folder/<experiment>`.
+    """
+    settings = get_experiment(experiment)
+    for fold in range(folds):
+        seed_everything(seed + fold)
+        run = folder / settings.name / f"fold{fold}"
+        run.mkdir(parents=True)
+        save_weights(make_network(settings.model, load_weights=False), run / CHECKPOINT, {"untrained": "yes"})
+        write_json(run / "experiment.json", to_json(settings))
+        write_json(run / IMPORT_FILE, {"untrained": True})
+        write_recipe(CropRecipe(size=settings.data.image_size), run)
+    return folder / settings.name
+
+
+def _with_frames(run: Path, folder: Path, num_frames: int) -> Path:
+    """The run with another number of frames: links to its files, and a recipe of its own."""
+    for model in find_models(run):
+        fold = folder / model.path.parent.name / model.path.name
+        fold.mkdir(parents=True)
+        for path in model.path.iterdir():
+            if path.name != "faces.json":
+                (fold / path.name).symlink_to(path.resolve())
+        write_recipe(dataclasses.replace(model.recipe, num_frames=num_frames), fold)
+    return folder / find_models(run)[0].path.parent.name
+
+
+def _in_process(work: Callable[[KernelInputs], Side], inputs: KernelInputs) -> Side:
+    """What the work gives in a fresh process, with the most memory that it and its children held."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = pool.submit(work, inputs)
+        peak, pids = 0, list(pool._processes)
+        while not running.done():
+            peak = max(peak, sum(_proportional_bytes(pid) for pid in _tree(pids)))
+            time.sleep(SAMPLE_SECONDS)
+        return dataclasses.replace(running.result(), peak_bytes=peak)
+
+
+def _tree(pids: list[int]) -> list[int]:
+    found = list(pids)
+    for pid in found:
+        for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in thread.read_text().split()]
+            except OSError:  # it ended meanwhile
+                continue
+    return found
+
+
+def _proportional_bytes(pid: int) -> int:
+    """Resident memory, pages that several processes share divided among them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it ended meanwhile
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def run_ours(inputs: KernelInputs) -> Side:
+    """The kernel, in a process of its own."""
+    result = run_kernel(inputs)
+    judged = result.videos[result.videos["status"] == "ok"]
+    answers = dict(zip(judged["video_id"], judged["probability"], strict=True))
+    return Side(result.stage_seconds["wall"], answers, 0, result.stage_seconds, result.workers, result.threads)
+
+
+class OneByOne:
+    """A detector that is shown one frame at a time."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+
+    def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
+        """As the detector."""
+        return [faces for image in images for faces in self.detector([image], thorough=thorough)]
+
+
+def run_loop(inputs: KernelInputs) -> Side:
+    """The straightforward loop, in a process of its own."""
+    started = time.perf_counter()
+    device = pick_device(inputs.device)
+    models = find_models(*inputs.runs)
+    networks = [model.load(device) for model in models]
+    recipe = models[0].recipe.for_prediction()
+    found = load_detector(recipe.detector, threshold=recipe.threshold, device=str(device), weights=inputs.weights)
+    tables = [FRAME_PREDICTIONS.empty()]
+    for path in sorted(inputs.videos_dir.iterdir()):
+        try:
+            crops = _loop_crops(path, OneByOne(found), recipe)
+        except (UnreadableVideoError, av.FFmpegError):
+            continue
+        video = video_id("folder", path.name)
+        places = [(video, crop.frame_index, crop.track) for crop in crops]
+        rows = pd.DataFrame(places, columns=["video_id", "frame_index", "track"])
+        for model, network in zip(models, networks, strict=True) if crops else ():
+            size = model.experiment.data.image_size
+            batch = torch.from_numpy(np.stack([decode_crop(crop.jpeg, size, path) for crop in crops]))
+            logits = predict_logits(network, batch.split(LOOP_BATCH), device=device, precision="fp32")
+            tables.append(frame_predictions(rows, logits, model=model.name, fold=model.fold))
+    seconds = time.perf_counter() - started
+    scored = inputs.rule.score(pd.concat(tables, ignore_index=True))
+    return Side(seconds, dict(zip(scored["video_id"], scored["probability"], strict=True)), 0)
+
+
+def _loop_crops(path: Path, detector: Detector, recipe: CropRecipe) -> list[FaceCrop]:
+    scan = scan_faces(_every_frame(path, recipe.num_frames), detector, recipe)
+    if not scan.crops:
+        scan = scan_faces(_every_frame(path, recipe.num_frames), detector, recipe, thorough=True)
+    return choose_faces(scan, recipe.policy, label=-1, mask=None, num_frames=recipe.num_frames)[0]
+
+
+def _every_frame(path: Path, num_frames: int) -> Iterator[Frame]:
+    """Decode each frame up to the last wanted one, as a plain reader does, and give the wanted ones."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        wanted = evenly_spaced_indices(stream.frames, num_frames)
+        if not wanted:
+            raise UnreadableVideoError("no frames")
+        for index, frame in enumerate(container.decode(stream)):
+            if index in wanted:
+                yield Frame(index=index, seconds=float(frame.time or 0.0), image=to_image(frame))
+            if index >= wanted[-1]:
+                return

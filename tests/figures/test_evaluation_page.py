@@ -1,0 +1,116 @@
+"""The page of a test: whole, loading nothing, right for whatever the data lacks; and what its panels draw."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from sklearn import metrics
+
+from multiattn.figures.class_histogram import draw_class_histogram
+from multiattn.figures.evaluation_page import DatasetSection, PageTable, evaluation_page
+from multiattn.figures.reliability import draw_reliability, wilson_interval
+from multiattn.figures.roc import draw_roc
+from page_reader import Reader
+
+EMPTY_FRAMES = pd.DataFrame({"label": pd.Series(dtype="int64"), "probability": pd.Series(dtype="float64")})
+
+
+def section(labels: list[int], probabilities: list[float], folder, *, with_crops: bool = True) -> DatasetSection:
+    videos = pd.DataFrame(
+        {
+            "video_id": [f"data/{number}" for number in range(len(labels))],
+            "path": "somewhere/<odd>.mp4",
+            "label": labels,
+            "method": ["A&B" if label else "" for label in labels],
+            "compression": "c23",
+            "status": "ok" if with_crops else "no_face",
+            "message": "" if with_crops else "no <face> in any frame",
+            "probability": probabilities,
+            "loss": 1.0,
+        }
+    )
+    crops, frames = {}, EMPTY_FRAMES
+    if with_crops:
+        cv2.imwrite(str(folder / "crop.jpg"), np.full((100, 100, 3), 120, np.uint8))
+        frames = videos[["label", "probability"]]
+        for row in videos.itertuples():
+            crops[row.video_id] = pd.DataFrame(
+                {
+                    "folder": str(folder),
+                    "crop": ["crop.jpg", "gone.jpg"],
+                    "frame_index": [3, 17],
+                    "track": [0, 1],
+                    "probability": row.probability,
+                }
+            )
+    tables = [PageTable("Videos", pd.DataFrame({"part": ["all"], "AUC": ["0.9"]}), ("a <note>",))]
+    return DatasetSection("data", tables, videos, frames, videos, crops)
+
+
+@pytest.mark.parametrize(
+    ("labels", "with_crops"),
+    [
+        pytest.param([0, 1, 1], True, id="both classes"),
+        pytest.param([1, 1], True, id="one class"),
+        pytest.param([0], True, id="one video"),
+        pytest.param([0, 1], False, id="no crop at all"),
+    ],
+)
+def test_the_page_is_whole_and_loads_nothing(tmp_path, labels, with_crops):
+    probabilities = np.linspace(0.2, 0.9, len(labels)).tolist()
+    one = section(labels, probabilities, tmp_path, with_crops=with_crops)
+    page = evaluation_page("A <title>", ["a note"], one.tables[0], [one], warnings=["beware"])
+    read = Reader(page)
+    assert read.loaded == []
+    assert len(read.images) == 1 + len(labels) * with_crops  # the panels, and the crop that is there of each video
+    assert all(image["alt"] for image in read.images)
+    for words in ("A <title>", "a <note>", "beware", "data/0", "somewhere/<odd>.mp4"):
+        assert words in read.text
+    assert ("A&B c23" in read.text) == (1 in labels)
+    assert ("no crop gone.jpg" in read.text) == with_crops
+    assert ("17 t1" in read.text) == with_crops
+    assert ("the answer is the prior" in read.text) != with_crops
+    assert ("no <face> in any frame" in read.text) != with_crops
+
+
+def test_a_page_without_data_sets_says_none():
+    read = Reader(evaluation_page("empty", [], PageTable("Data sets", pd.DataFrame()), [], warnings=[]))
+    assert "Data sets None." in read.text
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 1), (1, 1), (3, 10), (50, 100), (0, 40)])
+def test_the_interval_of_a_share_is_scipys(successes, count):
+    low, high = wilson_interval(np.array([successes / count]), np.array([count]))
+    expected = binomtest(successes, count).proportion_ci(method="wilson")
+    np.testing.assert_allclose([low[0], high[0]], [expected.low, expected.high], atol=1e-12)
+
+
+def test_reliability_draws_share_over_mean_of_each_bin():
+    axes = Figure().subplots()
+    draw_reliability(axes, np.array([0, 1, 1, 1]), np.array([0.11, 0.19, 0.85, 1.0]))
+    points = axes.lines[-1].get_xydata()
+    np.testing.assert_allclose(points, [[0.15, 0.5], [0.85, 1.0], [1.0, 1.0]])
+    assert [text.get_text() for text in axes.texts] == ["2", "1", "1"]
+
+
+def test_the_roc_is_named_with_its_area_and_left_out_for_one_class():
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 2, 60), rng.random(60)
+    axes = Figure().subplots()
+    draw_roc(axes, {"videos": (labels, probabilities), "frames": (np.ones(3, int), np.full(3, 0.4))})
+    area = metrics.roc_auc_score(labels, probabilities)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"videos, AUC {area:.4f}"]
+    axes = Figure().subplots()
+    draw_roc(axes, {"videos": (np.zeros(2, int), np.array([0.1, 0.2])), "frames": (np.zeros(0, int), np.zeros(0))})
+    assert axes.get_legend() is None
+    assert [text.get_text() for text in axes.texts] == ["no ROC: one class only"]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1], [1], []])
+def test_the_histogram_holds_every_video(labels):
+    axes = Figure().subplots()
+    draw_class_histogram(axes, np.array(labels, int), np.linspace(0, 1, len(labels)))
+    heights = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
+    assert heights == [labels.count(0), -labels.count(1)]

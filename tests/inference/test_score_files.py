@@ -1,0 +1,162 @@
+"""Files by name: what is found, and what is said of each, down to the crops."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from multiattn.inference.deciding_frames import (
+    deciding_crops,
+    extreme_crops,
+    look_at_extremes,
+    model_with_maps,
+)
+from multiattn.inference.folder_faces import extract_folder_faces
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import find_models
+from multiattn.inference.score_files import FEW, find_files, score_files
+from multiattn.scoring.rule import ScoringRule
+from multiattn.video.decode import FrameReader
+from walk import Pipeline
+
+CPU = torch.device("cpu")
+
+
+def clips(pipeline: Pipeline) -> list[Path]:
+    return sorted((pipeline.dataset / "test_videos").glob("*.mp4"))
+
+
+def score(files: list[Path], pipeline: Pipeline, folder: Path, **options):
+    models = find_models(pipeline.experiment)
+    return score_files(files, models, ScoringRule(), folder / "faces", device=CPU, **options)
+
+
+def test_folders_give_their_videos_and_pictures_each_once(tmp_path):
+    for name in ("b.mp4", "a/b.mp4", "a/c.JPG", "a/notes.txt", ".hidden/d.mp4", "a/.e.png", "odd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "b.mp4")
+    named = find_files([tmp_path / "odd", tmp_path, tmp_path / "a"])
+    assert [path.relative_to(tmp_path).as_posix() for path in named] == ["odd", "a/b.mp4", "a/c.JPG", "b.mp4"]
+    assert find_files([]) == []
+
+
+def test_what_is_not_there_is_an_error_before_any_work(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"b\.mp4: no such file or folder \(1 of 2 named"):
+        find_files([tmp_path / "a.mp4", tmp_path / "b.mp4"])
+    with pytest.raises(ValueError, match="expected videos or pictures in this folder"):
+        find_files([tmp_path / "empty"])
+
+
+def test_a_clip_scores_as_in_a_submission(pipeline: Pipeline, tmp_path):
+    """The kernel's way: a folder of videos, its faces, predictions, the rule."""
+    files = clips(pipeline)
+    assert len(files) > FEW
+    models = find_models(pipeline.experiment)
+    videos = extract_folder_faces(
+        files[0].parent, tmp_path / "folder", models[0].recipe, jobs=1, device=CPU, filenames=[p.name for p in files]
+    )
+    predictions = predict_faces(models, tmp_path / "folder", device=CPU, precision="fp32")
+    expected = ScoringRule().score(predictions).set_index("video_id")["probability"]
+    expected = [expected.get(video, np.nan) for video in videos["video_id"]]
+    isolated = score(files, pipeline, tmp_path, jobs=1)
+    np.testing.assert_allclose(isolated.files["probability"], expected, atol=1e-9)
+    here = score(files[:FEW], pipeline, tmp_path / "few")
+    np.testing.assert_allclose(here.files["probability"], expected[:FEW], atol=1e-9)
+    pd.testing.assert_frame_equal(here.files, isolated.files.head(FEW))
+
+
+def test_files_of_one_name_unreadable_ones_and_pictures_each_get_their_row(pipeline: Pipeline, shared, tmp_path):
+    clip = shared / "videos" / "dfdc" / "dfdc_train_part_0" / "brtujopkby.mp4"
+    frame = next(iter(FrameReader(clip, 1))).image
+    names = ("a/x.png", "b/x.png", "broken.mp4", "text.jpg", "blank.png")
+    files = [tmp_path / name for name in names]
+    for path in files[:2]:
+        path.parent.mkdir()
+    cv2.imwrite(str(files[0]), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    cv2.imwrite(str(files[1]), cv2.cvtColor(np.fliplr(frame), cv2.COLOR_RGB2BGR))
+    files[2].write_bytes(clip.read_bytes()[:3000])
+    files[3].write_text("no picture")
+    cv2.imwrite(str(files[4]), np.full((100, 100, 3), 90, np.uint8))
+    scored = score(files, pipeline, tmp_path, jobs=1)
+    table = scored.files
+    assert table["file"].tolist() == [str(path) for path in files]
+    assert table["status"].tolist() == ["ok", "ok", "unreadable", "unreadable", "no_face"]
+    assert table["frames"].tolist() == [1, 1, 0, 0, 1]
+    assert table["faces"].tolist() == [1, 1, 0, 0, 0]
+    assert np.isfinite(table["probability"]).tolist() == [True, True, False, False, False]
+    assert table["probability"][0] != table["probability"][1]
+    assert (table.loc[[2, 3], "reason"] != "").all()
+    assert scored.num_readable == 3
+    assert scored.crops["video_id"].tolist() == table["video_id"].tolist()[:2]
+    lines = scored.describe().splitlines()
+    assert len(lines) == 6
+    assert lines[3].split()[1:] == ["-", "0", "0", "0", "unreadable", *table["reason"][2].split()]
+
+
+def test_only_files_without_a_face_leave_no_crops(pipeline: Pipeline, tmp_path):
+    path = tmp_path / "blank.png"
+    cv2.imwrite(str(path), np.full((100, 100, 3), 90, np.uint8))
+    scored = score([path], pipeline, tmp_path)
+    assert scored.crops.empty
+    assert scored.num_readable == 1
+    assert extreme_crops(scored.crops).empty
+    assert deciding_crops(scored.crops).empty
+
+
+def made_crops(*probabilities: float, video: str = "file/00000") -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "video_id": video,
+            "track": 0,
+            "frame_index": range(len(probabilities)),
+            "seconds": np.arange(len(probabilities)) / 10,
+            "crop": "x.jpg",
+            "probability": probabilities,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "shown"),
+    [
+        pytest.param([], [], id="none"),
+        pytest.param([0.3], [0], id="one"),
+        pytest.param([0.1, 0.9, 0.5, 0.5], [1, 2, 3, 0], id="all of few, equal ones in time"),
+        pytest.param([0.1, 0.9, 0.5, 0.4, 0.2], [1, 2, 4, 0], id="both ends of many"),
+    ],
+)
+def test_the_frames_that_decided_are_the_most_fake_and_the_most_real(probabilities, shown):
+    crops = made_crops(*probabilities)
+    for order in (crops, crops.iloc[::-1]):
+        assert deciding_crops(order, each_side=2)["frame_index"].tolist() == shown
+
+
+def test_each_file_gives_its_two_extremes_to_look_at():
+    crops = pd.concat([made_crops(0.2, 0.9, 0.4), made_crops(0.5, video="file/00001")])
+    extremes = extreme_crops(crops)
+    assert list(zip(extremes["video_id"], extremes["probability"], strict=True)) == [
+        ("file/00000", 0.9),
+        ("file/00000", 0.2),
+        ("file/00001", 0.5),
+    ]
+
+
+def test_maps_lie_over_the_crops_that_were_judged(pipeline: Pipeline, tmp_path):
+    scored = score(clips(pipeline)[:1], pipeline, tmp_path)
+    models = find_models(pipeline.experiment)
+    model = model_with_maps(models)
+    shown = extreme_crops(scored.crops)
+    looked = look_at_extremes(model, tmp_path / "faces", shown, device=CPU)
+    alone = predict_faces([model], tmp_path / "faces", device=CPU, precision="fp32")
+    alone = alone.set_index(["video_id", "track", "frame_index"])["probability"]
+    keys = shown[["video_id", "track", "frame_index"]].itertuples(index=False, name=None)
+    np.testing.assert_allclose([face.probability for face in looked], [alone[key] for key in keys], atol=1e-5)
+    assert looked[0].maps.shape == (model.experiment.model.num_maps, 64, 64)
+    assert look_at_extremes(model, tmp_path / "faces", shown.head(0), device=CPU) == []
+    assert model_with_maps([]) is None
