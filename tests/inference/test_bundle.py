@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.inference import bundle as bundle_module
-from multiattn.inference import half_weights
-from multiattn.inference.bundle import BundleInputs, build_bundle, dataset_metadata, is_bundle
-from multiattn.inference.half_weights import (
+from multiattn.inference.kernel import find_inputs
+from multiattn.inference.kit import bundle as bundle_module
+from multiattn.inference.kit import half_weights
+from multiattn.inference.kit.bundle import BundleInputs, build_bundle, dataset_metadata, is_bundle
+from multiattn.inference.kit.half_weights import (
     SMALL,
     crops_to_compare,
     drawn_crops,
@@ -20,11 +21,7 @@ from multiattn.inference.half_weights import (
     largest_difference,
     store_weights,
 )
-from multiattn.inference.kernel import find_inputs
-from multiattn.inference.out_of_fold import score_out_of_fold
-from multiattn.inference.runs import CHECKPOINT, find_models, trained_on
-from multiattn.inference.scoring_file import choose_scoring
-from multiattn.inference.wheels import (
+from multiattn.inference.kit.wheels import (
     KAGGLE_HAS,
     collect_wheels,
     default_packages,
@@ -33,6 +30,9 @@ from multiattn.inference.wheels import (
     read_requirements,
     with_bounds,
 )
+from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.runs import CHECKPOINT, find_models, trained_on
+from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.checkpoints import load_weights, read_metadata, read_state, save_weights
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS

@@ -105,18 +105,23 @@ def test_the_comparison_is_paired():
     assert found.standard_error < 0.2 * bootstrap_log_loss(labels, a, clip=CLIP).standard_error
 
 
-@pytest.mark.parametrize(
-    ("labels", "probabilities", "groups", "expected"),
-    [
-        pytest.param([1], [0.8], None, -math.log(0.8), id="one video"),
-        pytest.param([1, 0], [0.8, 0.4], ["a", "a"], -math.log(0.8 * 0.6) / 2, id="one group"),
-        pytest.param([1, 1], [0.8, 0.8], None, -math.log(0.8), id="all alike"),
-    ],
-)
-def test_where_nothing_can_vary_the_interval_is_a_point(labels, probabilities, groups, expected):
-    groups = None if groups is None else np.array(groups)
-    found = bootstrap_log_loss(np.array(labels), np.array(probabilities), groups, clip=CLIP)
-    assert (found.low, found.high, found.standard_error) == pytest.approx((expected, expected, 0))
+def test_where_all_are_alike_the_interval_is_a_point():
+    found = bootstrap_log_loss(np.array([1, 1]), np.array([0.8, 0.8]), clip=CLIP)
+    assert (found.low, found.high, found.standard_error) == pytest.approx((-math.log(0.8), -math.log(0.8), 0))
+
+
+@pytest.mark.parametrize("groups", [["a", "a", "a"], [7, 7, 7]], ids=["named", "numbered"])
+def test_one_group_says_nothing_of_the_error(groups):
+    labels, probabilities = np.array([1, 0, 1]), np.array([0.8, 0.4, 0.6])
+    found = bootstrap_log_loss(labels, probabilities, np.array(groups), clip=CLIP)
+    assert np.isnan([found.low, found.high, found.standard_error]).all()
+    assert np.isnan(bootstrap_auc(labels, probabilities, np.array(groups)).low)
+    compared = compare_log_loss(labels, probabilities, 1 - probabilities, np.array(groups), clip=CLIP)
+    assert np.isnan([compared.low, compared.probability_better]).all() and not np.isnan(compared.difference)
+
+
+def test_one_video_says_nothing_of_the_error():
+    assert np.isnan(bootstrap_log_loss(np.array([1]), np.array([0.8]), clip=CLIP).low)
 
 
 def test_resamples_of_one_class_do_not_count_for_the_auc():

@@ -34,10 +34,11 @@ def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchor
     figure = Figure(figsize=(9, 1.4 + 0.36 * num_rows), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for place, row in enumerate(shown.itertuples()):
+    ends = shown["high"].fillna(shown["log_loss"])  # a single video has no interval
+    for place, (row, end) in enumerate(zip(shown.itertuples(), ends, strict=True)):
         axes.plot([row.low, row.high], [place, place], color=OURS, linewidth=7, alpha=0.35, solid_capstyle="butt")
         axes.plot(row.log_loss, place, "o", color=OURS, markersize=5, zorder=3)
-        _write(axes, f"{row.log_loss:.4f}", row.high, place)
+        _write(axes, f"{row.log_loss:.4f}", end, place)
     if shown.empty:
         axes.text(0.5, 0, "no submission was scored", transform=axes.get_yaxis_transform(), ha="center", va="center")
     first_anchor = max(len(shown), 1)
@@ -55,7 +56,7 @@ def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchor
     axes.set_ylim(num_rows - 0.4, -0.6)
     axes.axvline(constant, color=CONSTANT, linewidth=1.2, linestyle="--", zorder=1)
     _write(axes, f"constant 0.5: {constant:.4f}", constant, num_rows - 0.6, colour=CONSTANT, to_the_left=True)
-    axes.set_xlim(0, 1.12 * max([constant, *shown["high"], *anchors.values()]))
+    axes.set_xlim(0, 1.12 * max([constant, *ends, *anchors.values()]))
     axes.set_xlabel("log loss, lower is better; bars are 95 % intervals, grey is published")
     axes.set_title(f"Log loss on {scored_on}", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,8 +2,10 @@
 
 The loop is what one writes first: it decodes every frame up to the last wanted one, the detector sees one frame at a
 time, the crops of a video go through each network as it was loaded, in float32, and the next video comes after that,
-all libraries with the threads they take by themselves. So that probabilities can be compared, it cuts the same crops:
-frames, size of the searched copy, tracks and JPEG are the recipe's. Each side runs in a process of its own, in turns,
+all libraries with the threads they take by themselves. So that probabilities can be compared, it cuts crops by the same
+recipe: frames, size of the searched copy, tracks and JPEG. They are the same but for the detector's last bits: its sums
+depend on threads and batches, MTCNN rounds boxes to pixels between its stages, and a crop may so move by a fraction of
+a pixel. What the networks alone differ by is told too, of some videos' crops as the kernel cuts them. Each side runs in a process of its own, in turns,
 timed from the first video's start to the last one's end, the start of workers and the loading of networks included.
 """
 
@@ -11,7 +13,7 @@ import dataclasses
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,8 @@ from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.crop_images import decode_crop
 from multiattn.video.decode import Frame, UnreadableVideoError, evenly_spaced_indices, to_image
 from multiattn.video.detect import Detector, Faces, load_detector
+from multiattn.video.extract import ExtractionSettings, VideoTask
+from multiattn.video.in_memory import EncodedCrop, encode_crops
 from multiattn.video.policy import choose_faces
 from multiattn.video.recipe import CropRecipe, write_recipe
 from multiattn.video.scan import FaceCrop, scan_faces
@@ -46,6 +50,7 @@ from multiattn.video.scan import FaceCrop, scan_faces
 KAGGLE_VIDEOS = 4000
 """Of the competition's hidden test set."""
 LOOP_BATCH = 32
+COMPARED_VIDEOS = 8
 SAMPLE_SECONDS = 0.3
 
 
@@ -56,7 +61,9 @@ class Side:
     seconds: float
     answers: dict[str, float]
     """video_id -> P(fake), of videos with faces."""
-    peak_bytes: int
+    on_kernel_crops: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The loop's networks on the kernel's crops, of the first videos with faces; not timed."""
+    peak_bytes: int = 0
     """Of the process and its children together, shared pages counted once."""
     stages: dict[str, float] = dataclasses.field(default_factory=dict)
     workers: int = 1
@@ -163,7 +170,7 @@ def table(sides: dict[str, list[Side]], count: int) -> list[str]:
     ours, loop = sides["kernel"][-1], sides["loop"][-1]
     common = ours.answers.keys() & loop.answers.keys()
     alone = len(ours.answers.keys() ^ loop.answers.keys())
-    largest = max((abs(ours.answers[video] - loop.answers[video]) for video in common), default=0.0)
+    largest = _largest(ours.answers, loop.answers)
     return [
         *lines,
         "",
@@ -172,7 +179,13 @@ def table(sides: dict[str, list[Side]], count: int) -> list[str]:
         f"{median(ratios):.2f} times the loop's videos/s{spread}",
         f"probabilities of {len(common)} videos differ by at most {largest:.1e}"
         + (f"; {alone} that only one side judged" if alone else ""),
+        f"on the same crops, those of {len(loop.on_kernel_crops)} videos differ by at most "
+        f"{_largest(ours.answers, loop.on_kernel_crops):.1e}",
     ]
+
+
+def _largest(first: dict[str, float], second: dict[str, float]) -> float:
+    return max((abs(first[video] - second[video]) for video in first.keys() & second.keys()), default=0.0)
 
 
 def busy_shares(side: Side) -> list[str]:
@@ -253,7 +266,13 @@ def run_ours(inputs: KernelInputs) -> Side:
     result = run_kernel(inputs)
     judged = result.videos[result.videos["status"] == "ok"]
     answers = dict(zip(judged["video_id"], judged["probability"], strict=True))
-    return Side(result.stage_seconds["wall"], answers, 0, result.stage_seconds, result.workers, result.threads)
+    return Side(
+        result.stage_seconds["wall"],
+        answers,
+        stages=result.stage_seconds,
+        workers=result.workers,
+        threads=result.threads,
+    )
 
 
 class OneByOne:
@@ -276,22 +295,34 @@ def run_loop(inputs: KernelInputs) -> Side:
     recipe = models[0].recipe.for_prediction()
     found = load_detector(recipe.detector, threshold=recipe.threshold, device=str(device), weights=inputs.weights)
     tables = [FRAME_PREDICTIONS.empty()]
-    for path in sorted(inputs.videos_dir.iterdir()):
-        try:
-            crops = _loop_crops(path, OneByOne(found), recipe)
-        except (UnreadableVideoError, av.FFmpegError):
-            continue
-        video = video_id("folder", path.name)
-        places = [(video, crop.frame_index, crop.track) for crop in crops]
+    paths = sorted(inputs.videos_dir.iterdir())
+
+    def predict(path: Path, crops: Sequence[FaceCrop | EncodedCrop]) -> Iterator[pd.DataFrame]:
+        places = [(video_id("folder", path.name), crop.frame_index, crop.track) for crop in crops]
         rows = pd.DataFrame(places, columns=["video_id", "frame_index", "track"])
         for model, network in zip(models, networks, strict=True) if crops else ():
             size = model.experiment.data.image_size
             batch = torch.from_numpy(np.stack([decode_crop(crop.jpeg, size, path) for crop in crops]))
             logits = predict_logits(network, batch.split(LOOP_BATCH), device=device, precision="fp32")
-            tables.append(frame_predictions(rows, logits, model=model.name, fold=model.fold))
+            yield frame_predictions(rows, logits, model=model.name, fold=model.fold)
+
+    for path in paths:
+        try:
+            crops = _loop_crops(path, OneByOne(found), recipe)
+        except (UnreadableVideoError, av.FFmpegError):
+            continue
+        tables += predict(path, crops)
     seconds = time.perf_counter() - started
-    scored = inputs.rule.score(pd.concat(tables, ignore_index=True))
-    return Side(seconds, dict(zip(scored["video_id"], scored["probability"], strict=True)), 0)
+    settings = ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights)
+    same = [FRAME_PREDICTIONS.empty()]
+    for path in paths[:COMPARED_VIDEOS]:
+        same += predict(path, encode_crops(VideoTask(video_id=path.name, path=path), settings).crops)
+    return Side(seconds, _answers(inputs.rule, tables), _answers(inputs.rule, same))
+
+
+def _answers(rule: ScoringRule, tables: list[pd.DataFrame]) -> dict[str, float]:
+    scored = rule.score(pd.concat(tables, ignore_index=True))
+    return dict(zip(scored["video_id"], scored["probability"], strict=True))
 
 
 def _loop_crops(path: Path, detector: Detector, recipe: CropRecipe) -> list[FaceCrop]:

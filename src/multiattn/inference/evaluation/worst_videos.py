@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from multiattn.inference.evaluation import Answers, Extracted
+from multiattn.inference.evaluation.answers import Answers, Extracted
 from multiattn.scoring.metrics import log_losses
 
 COUNT = 20

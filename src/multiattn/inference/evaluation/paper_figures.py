@@ -7,8 +7,8 @@ import pandas as pd
 
 from multiattn.ablations import CELEB, HQ, LQ, get_ablation
 from multiattn.inference.ablation import name_data
-from multiattn.inference.evaluation import Answers, Split
-from multiattn.inference.evaluation_metrics import single_model_figures
+from multiattn.inference.evaluation.answers import Answers, Split
+from multiattn.inference.evaluation.measures import single_model_figures
 from multiattn.tables import FAKE
 
 TABLES = ("2", "4")

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from multiattn.inference.evaluation_metrics import ALL, Figures
+from multiattn.inference.evaluation.measures import ALL, Figures
 from multiattn.inference.scoring_file import experiment_name
 
 Criterion = Literal["log_loss", "auc"]
@@ -32,7 +32,7 @@ def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choic
     """The run with the lowest log loss or the highest AUC of videos, as a mean over data sets; equals by name.
 
     Args:
-        measured: run -> its table of `evaluation_metrics.measure`, all of the same data sets.
+        measured: run -> its table of `measures.measure`, all of the same data sets.
 
     Raises:
         ValueError: AUC where a data set has one class only.

@@ -1,0 +1,39 @@
+"""Crops in memory are those that extraction writes, byte by byte."""
+
+import pickle
+
+import pytest
+
+from multiattn.video.crop_images import decode_crop, read_crop
+from multiattn.video.extract import ExtractionSettings, VideoTask, extract_video
+from multiattn.video.in_memory import encode_crops, encode_pickled
+from multiattn.video.recipe import CropRecipe
+
+SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
+
+
+def test_they_are_the_crops_that_extraction_writes(small_dataset, tmp_path):
+    statuses = set()
+    for path in sorted((small_dataset / "test_videos").iterdir()):
+        task = VideoTask(video_id=f"folder/{path.stem}", path=path)
+        written, kept = extract_video(task, tmp_path, SETTINGS), encode_crops(task, SETTINGS)
+        statuses.add(kept.status)
+        assert (kept.status, kept.num_frames, kept.message) == (written.status, written.num_frames, written.message)
+        assert [(row[1], row[3]) for row in written.rows] == [(crop.frame_index, crop.track) for crop in kept.crops]
+        for row, crop in zip(written.rows, kept.crops, strict=True):
+            assert (tmp_path / row[4]).read_bytes() == crop.jpeg
+            assert (read_crop(tmp_path / row[4], 32) == decode_crop(crop.jpeg, 32, "here")).all()
+        assert kept.search_seconds >= 0 and (kept.decode_seconds > 0 or kept.status == "unreadable")
+    assert statuses == {"ok", "no_face", "unreadable"}
+
+
+def test_they_travel_between_processes(small_dataset):
+    path = sorted((small_dataset / "test_videos").iterdir())[0]
+    task = VideoTask(video_id="folder/x", path=path)
+    again = pickle.loads(encode_pickled(pickle.dumps((task, SETTINGS))))
+    assert again.crops == encode_crops(task, SETTINGS).crops
+
+
+def test_an_error_of_a_crop_names_where_it_came_from():
+    with pytest.raises(ValueError, match="video x, frame 3: not a readable image"):
+        decode_crop(b"", 32, "video x, frame 3")
