@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,6 +270,29 @@ def tune_cpu() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30)
         mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@contextlib.contextmanager
+def first_signal_noted(numbers: Iterable[int], note: Callable[[int], None]) -> Iterator[None]:
+    """Inside the block the first of these signals calls `note` with its number instead of what it does; a second one
+    acts as ever. Outside the main thread, the only one that Python delivers signals to, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, frame: object) -> None:
+        note(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_signals_to_parent() -> None:

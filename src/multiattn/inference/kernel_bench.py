@@ -5,8 +5,10 @@ time, the crops of a video go through each network as it was loaded, in float32,
 all libraries with the threads they take by themselves. So that probabilities can be compared, it cuts crops by the same
 recipe: frames, size of the searched copy, tracks and JPEG. They are the same but for the detector's last bits: its sums
 depend on threads and batches, MTCNN rounds boxes to pixels between its stages, and a crop may so move by a fraction of
-a pixel. What the networks alone differ by is told too, of some videos' crops as the kernel cuts them. Each side runs in a process of its own, in turns,
-timed from the first video's start to the last one's end, the start of workers and the loading of networks included.
+a pixel. What the networks alone differ by is told too, of some videos' crops as the kernel cuts them.
+
+Each side runs in a process of its own, in turns, timed from the first video's start to the last one's end, the start of
+workers and the loading of networks included.
 """
 
 import dataclasses

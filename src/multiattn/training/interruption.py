@@ -3,10 +3,9 @@
 import contextlib
 import logging
 import signal
-import threading
 from collections.abc import Iterator
 
-from multiattn.runtime import ENDING_SIGNALS
+from multiattn.runtime import ENDING_SIGNALS, first_signal_noted
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +17,10 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked = False
+
+    def note(self, number: int) -> None:
+        """A signal asks."""
+        self.asked = True
 
     def exit_if_asked(self) -> None:
         """End here, where the state on disk is whole.
@@ -34,19 +37,5 @@ class Interruption:
 def listening() -> Iterator[Interruption]:
     """Take note of the signals instead of dying of them, inside the block; a second one ends the process at once."""
     interruption = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield interruption  # Python delivers signals to the main thread, and lets only that one ask for them
-        return
-
-    def note(number: int, frame: object) -> None:
-        if interruption.asked:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        interruption.asked = True
-
-    before = {number: signal.signal(number, note) for number in ENDING_SIGNALS}
-    try:
+    with first_signal_noted(ENDING_SIGNALS, interruption.note):
         yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

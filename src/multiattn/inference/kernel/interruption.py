@@ -3,12 +3,11 @@
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from multiattn.runtime import ENDING_SIGNALS
+from multiattn.runtime import ENDING_SIGNALS, first_signal_noted
 
 SIGNALS = (signal.SIGINT, *ENDING_SIGNALS)
 _IMPORTED = time.monotonic()
@@ -33,6 +32,10 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
 
+    def note(self, number: int) -> None:
+        """A signal asks."""
+        self.signal = number
+
     def end(self) -> None:
         """End as the signal would have ended the process.
 
@@ -50,20 +53,5 @@ class Interruption:
 def listening() -> Iterator[Interruption]:
     """Take note of the signals instead of dying of them inside the block; a second one acts as ever."""
     interruption = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield interruption  # Python delivers signals to the main thread, and lets only that one ask for them
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def note(number: int, frame: object) -> None:
-        interruption.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in SIGNALS:
-        signal.signal(number, note)
-    try:
+    with first_signal_noted(SIGNALS, interruption.note):
         yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
