@@ -49,8 +49,8 @@ def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content and whole else None
     if image is None:
         raise ValueError(
-            f"{source}: not a readable image. Delete the line of its video in video_status.csv of the faces folder, and "
-            "run the same `multiattn faces` command again."
+            f"{source}: not a readable image. Delete the line of its video in video_status.csv of the faces folder, "
+            "and run the same `multiattn faces` command again."
         )
     height, width = image.shape[:2]
     if height != width or height < size:

@@ -257,7 +257,7 @@ def test_what_was_given_up_for_want_of_time_is_judged_by_the_next_run(case, tmp_
 @pytest.mark.slow
 def test_the_budget_counts_from_the_start_of_the_process(case, tmp_path):
     case, started = case.copy(tmp_path), time.monotonic()
-    with case.driver(delay=1.5, budget_hours=25 / 3600) as process:
+    with case.driver(delay=4, budget_hours=25 / 3600) as process:
         assert process.wait(timeout=60) == 0
     assert time.monotonic() - started < 25 + 1
     assert set(case.read()) == set(case.answers) and case.card()["kernel"]["complete"] is True

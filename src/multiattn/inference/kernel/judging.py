@@ -40,7 +40,7 @@ TIME_LIMIT_SECONDS = 600.0
 """A video, in its worker. A 10 s clip takes seconds; a decoder that hangs must not cost a notebook its nine hours."""
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
-"""For batches that are at work when the time is over."""
+"""For batches that are at work when the time is over; at most half of what the plan keeps for the delivery."""
 FAILURES = ("unreadable", "failed")
 
 
@@ -138,7 +138,8 @@ class Judging:
             extraction.stop()
             end_processes()
             if classifier is not None:
-                classifier.stop(PATIENCE_SECONDS)
+                reserve = self.plan.reserve
+                classifier.stop(PATIENCE_SECONDS if reserve is None else min(PATIENCE_SECONDS, reserve / 2))
             torch.set_num_threads(threads_before)
             self.stages["wall"] = time.monotonic() - started
 

@@ -120,6 +120,7 @@ class Plan:
 
     Attributes:
         changes: what was changed so far.
+        reserve: seconds between the stop and the budget's end; None without a budget.
     """
 
     def __init__(
@@ -137,7 +138,8 @@ class Plan:
         self.changes: list[PlanChange] = []
         self.workers, self.classifiers = workers, classifiers
         self._elapsed = elapsed
-        self._stop_at = None if budget is None else budget - reserve_seconds(budget)
+        self.reserve = None if budget is None else reserve_seconds(budget)
+        self._stop_at = None if budget is None else budget - self.reserve
         self._rates = Rates()
         self._index = 0
         self._unstarted, self._in_flight = num_videos, 0
