@@ -2,7 +2,7 @@
 
 import pytest
 
-from multiattn.inference.kernel_bench import KernelBench, Side, table
+from multiattn.inference.kernel.bench import KernelBench, Side, table
 from multiattn.inference.runs import find_models
 
 
@@ -46,7 +46,7 @@ def test_a_folder_without_videos_is_refused(tmp_path):
 
 
 def test_an_untrained_run_can_be_loaded(tmp_path):
-    from multiattn.inference.kernel_bench import untrained_run
+    from multiattn.inference.kernel.bench import untrained_run
 
     models = find_models(untrained_run(tmp_path, "demo", folds=2))
     assert [model.name for model in models] == ["demo/fold0", "demo/fold1"] and all(m.imported for m in models)

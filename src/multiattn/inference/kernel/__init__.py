@@ -11,6 +11,7 @@ store.py         finished videos, one line of JSON each
 delivery.py      the submission folder while the kernel runs
 result.py        what it gives back
 interruption.py  when this process began, and whether it was asked to end
+bench.py         all of it beside the straightforward loop
 """
 
 from multiattn.inference.kernel.inputs import KernelInputs, find_inputs
