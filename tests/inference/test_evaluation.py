@@ -217,6 +217,20 @@ def test_a_method_is_judged_beside_all_real_videos():
     assert not any(by == "compression" for by, _ in found)
 
 
+def test_clips_of_one_name_in_two_methods_stay_two_videos():
+    made = made_answers([0, 1, 1], [0.1, 0.9, 0.3], methods=["", "Deepfakes", "FaceSwap"], num_models=1, name="ffpp")
+    names = dict(
+        zip(made.videos["video_id"], ["ffpp/o/000", "ffpp/Deepfakes/000_003", "ffpp/FaceSwap/000_003"], strict=True)
+    )
+    tables = [table.assign(video_id=table["video_id"].map(names)) for table in (made.videos, made.frames)]
+    found = measure(dataclasses.replace(made, videos=tables[0], frames=tables[1]))
+    accuracy = found[(found["metric"] == "accuracy") & (found["by"] == "method")]
+    for level in ("video", "frame"):
+        rows = accuracy[accuracy["level"] == level].set_index("value")
+        assert rows["figure"].to_dict() == {"Deepfakes": 1.0, "FaceSwap": 0.5}
+        assert set(rows["num_fake"]) == {1 if level == "video" else 2}
+
+
 def test_the_order_of_predictions_changes_nothing(pipeline: Pipeline):
     selection, extracted = find_faces(training_selection(pipeline), [pipeline.faces])
     predictions = kept_predictions.predict_faces(

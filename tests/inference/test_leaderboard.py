@@ -111,6 +111,10 @@ def test_one_submission_of_one_video_without_a_card(tmp_path):
     submit(tmp_path / "s", "x", [1.0], names=["a.mp4"])
     board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", [0], ["a.mp4"]))
     row = board.ours.iloc[0]
+    assert np.isnan([row["low"], row["difference_low"], row["probability_better"]]).all(), "one video has no interval"
+    assert "nan" not in board.markdown()
+    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {})
+    assert figure.axes[0].get_xlim()[1] > row["log_loss"]
     assert 30 < row["log_loss"] < 40, "a confident mistake of somebody's file stays finite"
     assert (row["no_face"], row["unreadable"], row["missing"]) == (0, 0, 0)
     assert math.isnan(row["out_of_fold_log_loss"])
