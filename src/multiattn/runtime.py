@@ -295,6 +295,17 @@ def first_signal_noted(numbers: Iterable[int], note: Callable[[int], None]) -> I
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def ending_signals_wait() -> Iterator[None]:
+    """Signals that ask this thread to end arrive after the block. A process forked inside it has them blocked from its
+    first instruction on, until it has said what they are to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_parent() -> None:
     """For worker processes: end when the parent asks, and not with the rest of the job.
 

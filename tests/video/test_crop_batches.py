@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from multiattn.video import crop_batches
 from multiattn.video.crop_batches import PREFETCH, crop_loader
@@ -147,3 +149,17 @@ def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers():
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     ended = subprocess.run([sys.executable, "-c", LEFT_EARLY], env=environment, timeout=60, check=False)
     assert ended.returncode == 3
+
+
+def test_a_signal_to_the_whole_job_does_not_end_a_worker_that_has_just_begun(monkeypatch):
+    torchs_own = signal_handling._set_worker_signal_handlers
+
+    def slowly() -> None:
+        torchs_own()
+        time.sleep(0.5)  # the worker is forked, and ours has not spoken yet
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", slowly)
+    batches = iter(crop_loader(Numbers(7), batch_size=2, num_workers=2))
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in batches._workers)], check=True)
+    assert values(batches) == [[0, 1], [2, 3], [4, 5], [6]]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "this process listens again"

@@ -9,7 +9,7 @@ process copies a batch out of its place as it arrives, and the place is free aga
 import itertools
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
+from multiattn.runtime import ending_signals_wait
 from multiattn.video.crop_cache import SHARED_MEMORY
 from multiattn.video.crop_images import settle_worker
 
@@ -55,7 +56,7 @@ def crop_loader(
     """
     size = batch_size if batch_sampler is None else batch_sampler.batch_size
     places = _Places(num_workers, size, source.size) if num_workers and len(source) else None
-    return DataLoader(
+    return _CropLoader(
         _Batches(source, places),
         batch_sampler=batch_sampler,
         batch_size=1 if batch_sampler is not None else batch_size,
@@ -69,6 +70,15 @@ def crop_loader(
         # a training draws must not depend on that. Nothing here draws from this one.
         generator=torch.Generator(),
     )
+
+
+class _CropLoader(DataLoader):
+    """Its workers are never without an answer to SIGTERM: between their fork and `settle_worker` torch's own would let
+    a signal to the whole job end them, and with them the training before it has saved."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with ending_signals_wait():
+            return super().__iter__()
 
 
 def _as_it_is(batch: Any) -> Any:
