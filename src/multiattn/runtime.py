@@ -6,6 +6,7 @@ Torch is imported inside the functions that need it, so stages without a network
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -141,6 +142,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write JSON atomically, indented for people."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,6 @@ A video is as doubtful as its most doubtful track. Only crops on the page are re
 videos costs a pass over its tables and some hundred thumbnails.
 """
 
-import base64
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from multiattn.figures.embedded_image import jpeg_tag
 from multiattn.figures.page import whole_page
 from multiattn.runtime import write_text
 from multiattn.video.faces_folder import read_faces_folder
@@ -239,13 +239,8 @@ def _strip(folder: Path, rows: pd.DataFrame, track, num_frames: int) -> str:
 
 def _thumbnail(folder: Path, row) -> str:
     caption = f"<figcaption>{row.frame_index} · {row.score:.3f}</figcaption>"
-    picture = cv2.imread(str(folder / row.crop))
+    picture = cv2.imread(str(folder / row.crop), cv2.IMREAD_COLOR_RGB)
     if picture is None:
         return f'<figure><div class="missing">no crop {escape(row.crop)}</div>{caption}</figure>'
-    scale = min(1.0, THUMBNAIL / max(picture.shape[:2]))
-    size_wh = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
-    small = cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA)
-    content = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    data = base64.b64encode(content.tobytes()).decode("ascii")
-    alt = escape(f"{row.video_id}, track {row.track}, frame {row.frame_index}", quote=True)
-    return f'<figure><img alt="{alt}" src="data:image/jpeg;base64,{data}">{caption}</figure>'
+    alt = f"{row.video_id}, track {row.track}, frame {row.frame_index}"
+    return f"<figure>{jpeg_tag(picture, alt, longest=THUMBNAIL, quality=JPEG_QUALITY)}{caption}</figure>"

@@ -1,12 +1,9 @@
 """The attention figure as one HTML page: images inside it, nothing loaded from elsewhere, light or dark as asked."""
 
-import base64
 from html import escape
 
-import cv2
-import numpy as np
-
 from multiattn.figures.attention import SCALE_WORDS, Row, RunMaps, Scale, check_rows, color_bar
+from multiattn.figures.embedded_image import jpeg_tag
 
 JPEG_QUALITY = 92
 STYLE = """
@@ -106,22 +103,14 @@ def _table_row(number: int, row: Row, runs: list[RunMaps], scale: Scale) -> str:
     cells = [
         f'<th class="row" scope="row"><b>{escape(row.title)}</b>'
         f"<small>{escape(row.video)}<br>frame {row.frame}</small></th>",
-        f"<td>{_image(runs[0].crops[number], f'Face: {where}')}</td>",
+        f"<td>{jpeg_tag(runs[0].crops[number], f'Face: {where}', quality=JPEG_QUALITY)}</td>",
     ]
     for run in runs:
         for k, picture in enumerate(run.pictures(number, scale)):
             alt = f"Attention map {k + 1} of {run.label} over the face: {where}"
-            cells.append(f"<td{' class=first' if k == 0 else ''}>{_image(picture, alt)}</td>")
+            cells.append(f"<td{' class=first' if k == 0 else ''}>{jpeg_tag(picture, alt, quality=JPEG_QUALITY)}</td>")
         cells.append(f'<td class="number">{run.probabilities[number]:.3f}</td>')
     return f"<tr>{''.join(cells)}</tr>"
-
-
-def _image(picture: np.ndarray, alt: str) -> str:
-    """An `img` that carries its own (H, W, 3) uint8 RGB pixels."""
-    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1]
-    data = base64.b64encode(content.tobytes()).decode("ascii")
-    return f'<img alt="{escape(alt, quote=True)}" src="data:image/jpeg;base64,{data}">'
 
 
 def _bar(scale: Scale) -> str:

@@ -1,7 +1,6 @@
 """A checkpoint the authors released -> a run folder that `predict`, `submit` and the notebook work with."""
 
 import dataclasses
-import hashlib
 import logging
 import zipfile
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from multiattn.model.official import (
     read_layout,
     without_wrapper,
 )
-from multiattn.runtime import describe_environment, exclusive_folder, read_json, write_json
+from multiattn.runtime import describe_environment, exclusive_folder, file_digest, read_json, write_json
 from multiattn.video.recipe import CropRecipe, write_recipe
 
 logger = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ def import_checkpoint(
     for note in (*layout.notes, *(f"{name}: {reason}" for name, reason in _unknown(converted).items())):
         logger.warning("%s", note)
     logger.info("Attention grid %dx%d at %d px: %s padding.", *grid, image_size, experiment.model.padding)
-    source = {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": _sha256(checkpoint)}
+    source = {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": file_digest(checkpoint)}
     record = _record(source, experiment, layout, grid, converted)
     folder = out / "fold0"
     _require_free(out, record)
@@ -238,8 +237,3 @@ def _require_free(out: Path, record: dict[str, Any]) -> None:
     if found != record:
         different = [name for name in record if not isinstance(found, dict) or found.get(name) != record[name]]
         raise ValueError(f"{out / 'fold0'}: holds another import (other {', '.join(different)}). {advice}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

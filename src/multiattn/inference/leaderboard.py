@@ -7,11 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.published import KAGGLE_400_DIGEST, SCALES, Scale, names_digest, scale_of
+from multiattn.inference.published import KAGGLE_400_DIGEST, SCALES, Scale, scale_of
 from multiattn.runtime import read_json
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, video_metrics
 from multiattn.tables import LABELS, SUBMISSION
+from multiattn.video.crop_images import names_digest
 
 ScaleName = Literal["auto", "released", "public", "private", "none"]
 SCORING_CLIP = 1e-15
@@ -152,14 +153,16 @@ def score_submissions(
     if labels_path is not None:
         labels = LABELS.read(labels_path).sort_values("filename")  # the bootstrap draws the same whatever their order
     groups = _read_groups(groups_path, labels) if groups_path is not None and labels is not None else None
-    rows = pd.DataFrame([_describe(path) for path in paths]).astype({"seen_in_training": "Int64"})
+    read = {path.parent.name: SUBMISSION.read(path) for path in paths}
+    rows = pd.DataFrame([_describe(submissions / name, len(answers)) for name, answers in read.items()])
+    rows = rows.astype({"seen_in_training": "Int64"})
     if labels is None:
         rows = _in_order(rows)
         return Leaderboard(rows, "nothing, no labels were given", None if scale == "auto" else SCALES.get(scale))
-    answers = {path.parent.name: _answers(path, labels) for path in paths}
+    answers = {name: _answers(submission, labels) for name, submission in read.items()}
     rows = _in_order(_scored(rows, labels["label"].to_numpy(), answers, groups, resamples))
     notes = []
-    if names_digest(labels["filename"]) == KAGGLE_400_DIGEST:
+    if names_digest(sorted(labels["filename"])) == KAGGLE_400_DIGEST:
         notes.append(
             "these are Kaggle's 400 public test videos, which lie inside dfdc_train_part_0 to 2: whatever was trained "
             "on those parts has seen them."
@@ -215,15 +218,15 @@ def _read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
     return groups.to_numpy()
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
     """What the card says of a submission."""
-    card_path = path.with_name("card.json")
+    card_path = folder / "card.json"
     card = read_json(card_path) if card_path.is_file() else {}
     if not isinstance(card, dict):
         raise ValueError(f"{card_path}: expected a card, an object, found {type(card).__name__}.")
     coverage = card.get("coverage", {})
-    row: dict[str, Any] = {"name": path.parent.name, **dict.fromkeys(NUMBERS, np.nan)}
-    row["num_videos"] = len(SUBMISSION.read(path))
+    row: dict[str, Any] = {"name": folder.name, **dict.fromkeys(NUMBERS, np.nan)}
+    row["num_videos"] = num_videos
     row |= {status: coverage.get(status, 0) for status in FAILURES}
     row["seen_in_training"] = card.get("seen_in_training", 0)
     out_of_fold = (card.get("out_of_fold") or {}).get("log_loss")
@@ -231,9 +234,9 @@ def _describe(path: Path) -> dict[str, Any]:
     return row
 
 
-def _answers(path: Path, labels: pd.DataFrame) -> np.ndarray | None:
+def _answers(submission: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray | None:
     """(N,) probabilities of the labelled videos, in their order; None where one is missing."""
-    answers = labels["filename"].map(SUBMISSION.read(path).set_index("filename")["label"])
+    answers = labels["filename"].map(submission.set_index("filename")["label"])
     return None if answers.isna().any() else answers.to_numpy(np.float64)
 
 

@@ -1,14 +1,14 @@
 """Out-of-fold scoring: every video judged by the one model that never saw it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from multiattn.inference.runs import fold_folders
+from multiattn.inference.runs import TrainedModel, fold_folders
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -111,9 +111,36 @@ def _folders(runs: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
         yield from ((run, folder) for folder in fold_folders(run))
 
 
+def out_of_fold_figures(
+    models: Sequence[TrainedModel], runs: Sequence[Path], rule: ScoringRule
+) -> dict[str, float | None] | None:
+    """log_loss and auc of videos that neither the models nor the rule have seen, as a submission's card tells them.
+
+    Those of the tuning where there was one, else of the held-out videos; None for imported checkpoints, which bring no
+    held-out predictions.
+
+    Args:
+        models: of `runs`.
+
+    Raises:
+        ValueError: imported and trained runs together.
+        FileNotFoundError: as `read_out_of_fold`.
+    """
+    imported = [model.name for model in models if model.imported]
+    if imported and len(imported) < len(models):
+        raise ValueError(
+            f"{_names(runs)}: {', '.join(imported)} imported, the other runs trained here. Take them apart: what is "
+            "imported has no out-of-fold figures."
+        )
+    if imported or rule.out_of_fold is not None:
+        return None if imported else rule.out_of_fold
+    overall = score_out_of_fold(*runs, rule=rule).overall
+    return {"log_loss": overall.log_loss, "auc": overall.auc}
+
+
 def _metrics(videos: pd.DataFrame, clip: float) -> VideoMetrics:
     return video_metrics(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=clip)
 
 
-def _names(runs: tuple[Path, ...]) -> str:
+def _names(runs: Sequence[Path]) -> str:
     return ", ".join(map(str, runs))

@@ -4,9 +4,10 @@ The scales share a name and nothing else: a model that reaches 0.20 on the relea
 one, half of whose videos came from the web. So a figure is compared on its own scale or not at all.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from multiattn.video.crop_images import names_digest
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Scale:
     anchors: dict[str, float]
     """Who -> log loss, the lowest first."""
     digest: str = ""
-    """`names_digest` of its file names; empty where they were never released."""
+    """`names_digest` of its file names, sorted; empty where they were never released."""
 
 
 SCALES = {
@@ -64,15 +65,10 @@ SCALES = {
     ),
 }
 KAGGLE_400_DIGEST = "089e8455551daa0f64d9d5bb7c13af9cd79d0f60378099ff16969d0623178751"
-"""`names_digest` of the competition's 400 sample videos, which lie inside dfdc_train_part_0 to 2."""
-
-
-def names_digest(names: Iterable[str]) -> str:
-    """SHA-256 in hex of the file names, sorted, one a line."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+"""Likewise of the competition's 400 sample videos, which lie inside dfdc_train_part_0 to 2."""
 
 
 def scale_of(names: Iterable[str]) -> Scale | None:
     """The scale whose videos these are, all of them and no others; None for any other videos."""
-    digest = names_digest(names)
+    digest = names_digest(sorted(names))
     return next((scale for scale in SCALES.values() if scale.digest == digest), None)

@@ -148,12 +148,12 @@ def trained_on(runs: Path) -> set[str]:
     The 400 public test videos of the Kaggle competition lie inside training parts 0 to 2 under the same names, so a
     name that comes back in a test set is a video the models have seen.
     """
-    tables = [FOLDS.read(path) for path in sorted({_folds_table(folder) for folder in fold_folders(runs)})]
+    tables = [FOLDS.read(path) for path in sorted({folds_table(folder) for folder in fold_folders(runs)})]
     return {Path(video).name for table in tables for video in table["video_id"]}
 
 
-def _folds_table(folder: Path) -> Path:
-    """The run's own, or the one that `multiattn bundle` keeps for all folds of an experiment."""
+def folds_table(folder: Path) -> Path:
+    """The `folds.csv` of a run: its own, or the one that `multiattn bundle` keeps for all folds of an experiment."""
     own, shared = folder / "folds.csv", folder.parent / "folds.csv"
     return shared if shared.is_file() and not own.is_file() else own
 

@@ -12,11 +12,9 @@ from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.bootstrap import bootstrap_log_loss
 from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.tuning_report import TUNED, UNTUNED
+from multiattn.scoring.tuning_report import EXACT, TUNED, UNTUNED
 from multiattn.tables import FRAME_PREDICTIONS, LABELS
 
-EXACT = 1e-6
-"""The clip of every figure: probabilities are clipped by their rules."""
 NAMES = {UNTUNED: "all folds, mean", TUNED: "all folds, tuned (nested)"}
 COLUMNS = ("name", "log_loss", "low", "high", "auc", "num_videos")
 

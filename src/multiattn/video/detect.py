@@ -1,7 +1,6 @@
 """Faces in frames: boxes, scores and five landmarks in pixels of the full frame."""
 
 import functools
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+from multiattn.runtime import file_digest
 from multiattn.video.face_search import LONGEST_SIDE, Faces, search_copies, search_size
 from multiattn.video.mtcnn import FIRST_PASS, MtcnnDetector
 from multiattn.video.retinaface import load_retinaface
@@ -133,5 +133,4 @@ def weights_digest(path: Path) -> str:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file.")
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_DIGITS]
+    return file_digest(path)[:DIGEST_DIGITS]

@@ -7,7 +7,6 @@ A model whose checkpoint is the same keeps its predictions as long as the faces,
 are the same. They are written after each model, so an interrupted command continues with the next one.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import CHECKPOINT, TrainedModel
-from multiattn.runtime import read_json, resolve_precision, write_json
+from multiattn.runtime import file_digest, read_json, resolve_precision, write_json
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.crop_images import names_digest
 from multiattn.video.recipe import RECIPE_FILE
@@ -51,7 +50,7 @@ def predict_kept(
         "precision": resolve_precision(precision, device),
         "device": device.type,
     }
-    checkpoints = {model.name: _file_digest(model.path / CHECKPOINT) for model in models}
+    checkpoints = {model.name: file_digest(model.path / CHECKPOINT) for model in models}
     kept, kept_checkpoints = _read_kept(path, basis)
     same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
     if same:
@@ -72,7 +71,7 @@ def faces_digest(folders: dict[Path, list[str]]) -> str:
     """SHA-256, in hex, of which crops are predicted: recipes, tables of faces and video_ids, in whatever order."""
     parts = []
     for folder, videos in folders.items():
-        files = [_file_digest(folder / name) for name in (RECIPE_FILE, "faces.parquet")]
+        files = [file_digest(folder / name) for name in (RECIPE_FILE, "faces.parquet")]
         parts.append("".join([*files, names_digest(sorted(videos))]))
     return names_digest(sorted(parts))
 
@@ -95,8 +94,3 @@ def _write(predictions: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None
     path.with_suffix(".json").unlink(missing_ok=True)
     FRAME_PREDICTIONS.write(predictions, path)
     write_json(path.with_suffix(".json"), facts)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.runs import TrainedModel
+from multiattn.inference.runs import TrainedModel, folds_table
 from multiattn.tables import FOLDS
 
 DFDC_NAME = re.compile(r"[a-z]{10}")
@@ -21,14 +21,13 @@ FFPP_PREFIX = "ffpp/"
 
 def known_folds(model: TrainedModel) -> pd.DataFrame:
     """The `folds` table of a model's run; empty for an imported checkpoint, of which nothing is known."""
-    own, shared = model.path / "folds.csv", model.path.parent / "folds.csv"  # a bundle keeps one for all folds
-    for path in (own, shared):
-        if path.is_file():
-            return FOLDS.read(path)
+    path = folds_table(model.path)
+    if path.is_file():
+        return FOLDS.read(path)
     if model.imported:
         return FOLDS.empty()
     raise FileNotFoundError(
-        f"{own}: no such file, so nothing says which videos {model.name} was trained on. Evaluate the run's own "
+        f"{path}: no such file, so nothing says which videos {model.name} was trained on. Evaluate the run's own "
         "folder, as `multiattn train` wrote it."
     )
 

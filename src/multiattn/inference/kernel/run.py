@@ -1,6 +1,5 @@
 """From inputs to the submission folder: what `multiattn submit` and the Kaggle notebook both call."""
 
-import hashlib
 import logging
 import os
 import time
@@ -21,10 +20,10 @@ from multiattn.inference.kernel.models import by_importance
 from multiattn.inference.kernel.plan import Plan
 from multiattn.inference.kernel.result import KernelResult
 from multiattn.inference.kernel.store import STORE, TRIED_AGAIN, ResultStore, VideoResult
-from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.out_of_fold import out_of_fold_figures
 from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models, trained_on
 from multiattn.inference.submission import read_sample
-from multiattn.runtime import default_jobs, exclusive_folder, pick_device, resolve_precision
+from multiattn.runtime import default_jobs, exclusive_folder, file_digest, pick_device, resolve_precision
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
@@ -81,7 +80,7 @@ class _Run:
         self.paths = _present(sample, inputs)
         self.file_bytes = {video: _file_bytes(path) for video, path in self.paths.items()}
         work = {
-            "models": {model.name: _digest(model.path / CHECKPOINT) for model in self.models},
+            "models": {model.name: file_digest(model.path / CHECKPOINT)[:16] for model in self.models},
             "crops": to_json(recipe),
             "precision": self.precision,
         }
@@ -249,20 +248,11 @@ def _history(inputs: KernelInputs, models: list[TrainedModel], sample: pd.DataFr
     An imported checkpoint brings neither held-out predictions nor a list of its training videos; a run trained here
     that lacks them is an error.
     """
-    imported = [model.name for model in models if model.imported]
-    if len(imported) == len(models):
+    figures = out_of_fold_figures(models, inputs.runs, inputs.rule)
+    if figures is None:
         return {"seen_in_training": None, "out_of_fold": None, "out_of_fold_reason": "imported"}
-    if imported:
-        raise ValueError(
-            f"{', '.join(map(str, inputs.runs))}: {', '.join(imported)} imported, the other runs trained here. "
-            "Submit them apart."
-        )
     names = set(sample["filename"].map(lambda name: Path(name).stem))
     seen = names & set().union(*(trained_on(run) for run in inputs.runs))
-    figures = inputs.rule.out_of_fold  # of videos held out of the tuning, where there was one
-    if figures is None:
-        overall = score_out_of_fold(*inputs.runs, rule=inputs.rule).overall
-        figures = {"log_loss": overall.log_loss, "auc": overall.auc}
     return {"seen_in_training": len(seen), "out_of_fold": figures}
 
 
@@ -285,8 +275,3 @@ def _file_bytes(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -32,7 +32,7 @@ from multiattn.inference.kit.wheels import (
     read_requirements,
     with_bounds,
 )
-from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.out_of_fold import out_of_fold_figures
 from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, find_models
 from multiattn.inference.scoring_file import default_scoring_path, write_scoring
 from multiattn.runtime import exclusive_folder, git_commit, pick_device, progress_bar, read_json, write_json, write_text
@@ -134,13 +134,7 @@ def _require_own(out: Path) -> None:
 
 def _with_figures(inputs: BundleInputs, models: list[TrainedModel]) -> ScoringRule:
     """The rule, for exactly these experiments, with the out-of-fold figures that the card of a submission tells."""
-    imported = [model.name for model in models if model.imported]
-    if imported and len(imported) < len(models):
-        raise ValueError(f"{', '.join(imported)} imported, the other runs trained here. Bundle them apart.")
-    figures = inputs.rule.out_of_fold
-    if figures is None and not imported:
-        overall = score_out_of_fold(*inputs.runs, rule=inputs.rule).overall
-        figures = {"log_loss": overall.log_loss, "auc": overall.auc}
+    figures = out_of_fold_figures(models, inputs.runs, inputs.rule)
     return dataclasses.replace(inputs.rule, experiments=tuple(_experiments(models)), out_of_fold=figures)
 
 
