@@ -6,7 +6,6 @@ import re
 import cv2
 import numpy as np
 import pytest
-from page_reader import Reader
 
 from multiattn.figures import attention
 from multiattn.figures.attention import (
@@ -22,6 +21,7 @@ from multiattn.figures.attention import (
     overlay,
 )
 from multiattn.figures.page import attention_page
+from page_reader import Reader
 
 DPI = 50
 STATISTICS = {"map_cosine": 0.25, "map_strongest_share": 0.5, "map_entropy": 0.75, "map_dead_share": 0.0}

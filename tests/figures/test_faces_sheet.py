@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from page_reader import Reader
 
 from multiattn.figures import faces as sheet
 from multiattn.figures.faces import ContactSheet, contact_sheet, shown_rows, track_doubts
 from multiattn.stages.figures import main
 from multiattn.tables import FACES, LANDMARKS, VIDEO_STATUS, VIDEOS
 from multiattn.video.recipe import CropRecipe, write_recipe
+from page_reader import Reader
 
 FRAMES = 10
 RECIPE = CropRecipe(num_frames=FRAMES, size=100, threshold=0.9)
