@@ -279,13 +279,6 @@ def test_an_exported_network_does_not_see_the_kernels():
         assert_close(exported(x), plain.eval()(x))
 
 
-@pytest.fixture
-def thread_setter():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("layer", LAYERS)
 def test_results_have_the_same_bits_each_time_and_with_every_number_of_threads(layer, thread_setter):
     _, fast = pair(copy.deepcopy(layer))

@@ -8,12 +8,12 @@ import pytest
 import skimage.data
 import torch
 from facenet_pytorch import MTCNN
-from facenet_pytorch.models.mtcnn import PNet
+from sums import machine_was_measured
 
 from multiattn.video import face_search
 from multiattn.video.detect import DEFAULT_THRESHOLDS, MtcnnDetector, load_detector, weights_digest
 from multiattn.video.face_search import Faces, search_copies, search_size
-from multiattn.video.mtcnn import Candidates, ProposalNetwork, cut_patches
+from multiattn.video.mtcnn import Candidates, cut_patches
 from multiattn.video.tracks import pairwise_iou
 
 CPU = torch.device("cpu")
@@ -35,6 +35,11 @@ def detector() -> MtcnnDetector:
 def two_people(portrait: np.ndarray) -> np.ndarray:
     """(512, 1024, 3): the portrait and its mirror image."""
     return np.concatenate([portrait, portrait[:, ::-1]], axis=1)
+
+
+def pixels_apart() -> float:
+    """By which a face may differ with the batch and the threads."""
+    return 0.0 if machine_was_measured() else 0.01
 
 
 def shrunk(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -77,26 +82,17 @@ def test_faces_are_those_of_the_package(portrait, detector, size_wh):
         np.testing.assert_allclose(faces.scores[match], scores[sure].astype(float), atol=0.02)
 
 
-@pytest.mark.parametrize("size_hw", [(12, 12), (12, 14), (46, 90)])
-def test_the_proposal_network_is_the_packages(size_hw):
-    images = torch.rand(2, 3, *size_hw, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    package = PNet().eval()
-    with torch.inference_mode():
-        offsets, probabilities = package(images)
-        answers = ProposalNetwork(PNet()).eval()(images)
-    torch.testing.assert_close(answers[:, 1:], offsets, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.sigmoid(answers[:, 0]), probabilities[:, 1], atol=1e-5, rtol=1e-5)
-
-
-def test_a_batch_gives_what_each_frame_gives_alone(detector, portrait):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_gives_what_each_frame_gives_alone(detector, portrait, thread_setter, threads):
     two = two_people(portrait)
     frames = [two, np.zeros_like(two), two[:, ::-1].copy(), np.roll(two, 40, axis=1), two, two, two]
     together = detector(frames)
     assert [len(faces) for faces in together] == [2, 0, 2, 2, 2, 2, 2]
+    thread_setter(threads)
     for frame, faces in zip(frames[:4], together, strict=False):
         (alone,) = detector([frame])
-        np.testing.assert_allclose(faces.boxes_xyxy, alone.boxes_xyxy, atol=0.01)
-        np.testing.assert_allclose(faces.landmarks, alone.landmarks, atol=0.01)
+        np.testing.assert_allclose(faces.boxes_xyxy, alone.boxes_xyxy, rtol=0, atol=pixels_apart())
+        np.testing.assert_allclose(faces.landmarks, alone.landmarks, rtol=0, atol=pixels_apart())
 
 
 def test_large_frames_are_searched_small_and_answered_in_their_own_pixels(detector, portrait):

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torchvision.ops import batched_nms
 
 from multiattn.video.face_search import LONGEST_SIDE, Faces, search_copies, search_size
+from multiattn.video.mtcnn_networks import PatchNetwork, ProposalNetwork
 
 CELL_PIXELS, CELL_STRIDE = 12, 2
 """What the first network sees of a face, and its step, in pixels of a pyramid level."""
@@ -27,7 +27,6 @@ PYRAMID_FACTOR = 0.709
 """Halves the area from level to level."""
 REFINE_PIXELS, OUTPUT_PIXELS = 24, 48
 PATCHES_A_PASS = 512
-FILLED_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class MtcnnDetector:
         # Channels innermost in memory: measured on a CPU, up to three times as fast.
         self.proposal_network, self.refine_network, self.output_network = (
             network.eval().to(self.device, memory_format=torch.channels_last)
-            for network in (ProposalNetwork(PNet()), RNet(), ONet())
+            for network in (ProposalNetwork(PNet()), PatchNetwork(RNet()), PatchNetwork(ONet()))
         )
 
     def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
@@ -116,9 +115,9 @@ class MtcnnDetector:
         candidates, patches = cut_patches(copies, candidates, REFINE_PIXELS)
         if not len(candidates):
             return candidates
-        offsets, probabilities = self._run(self.refine_network, patches)
-        keep = probabilities[:, 1] > effort.refine_threshold
-        candidates, offsets = candidates.rescored(probabilities[:, 1])[keep], offsets[keep]
+        scores, offsets = self._run(self.refine_network, patches)
+        keep = scores > effort.refine_threshold
+        candidates, offsets = candidates.rescored(scores)[keep], offsets[keep]
         keep = candidates.without_overlap()
         candidates, offsets = candidates[keep], offsets[keep]
         return candidates.moved(candidates.boxes_xyxy + offsets * np.tile(candidates.sides(), 2)).squared()
@@ -129,15 +128,15 @@ class MtcnnDetector:
         candidates, patches = cut_patches(copies, candidates, OUTPUT_PIXELS)
         if not len(candidates):
             return candidates, np.zeros((0, 5, 2), dtype=np.float32)
-        offsets, points, probabilities = self._run(self.output_network, patches)
-        keep = probabilities[:, 1] >= effort.threshold
-        candidates, offsets, points = candidates.rescored(probabilities[:, 1])[keep], offsets[keep], points[keep]
+        scores, offsets, points = self._run(self.output_network, patches)
+        keep = scores >= effort.threshold
+        candidates, offsets, points = candidates.rescored(scores)[keep], offsets[keep], points[keep]
         # The network gives five x, then five y, in fractions of its patch.
         landmarks = points.reshape(-1, 2, 5).transpose(0, 2, 1) * candidates.sides()[:, None]
         landmarks += candidates.boxes_xyxy[:, None, :2] - 1
         return candidates.moved(candidates.boxes_xyxy + offsets * np.tile(candidates.sides(), 2)), landmarks
 
-    def _run(self, network: nn.Module, patches: np.ndarray) -> list[np.ndarray]:
+    def _run(self, network: PatchNetwork, patches: np.ndarray) -> list[np.ndarray]:
         passes = [
             network(self._to_input(patches[start : start + PATCHES_A_PASS]))
             for start in range(0, len(patches), PATCHES_A_PASS)
@@ -147,41 +146,6 @@ class MtcnnDetector:
     def _to_input(self, images: np.ndarray) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], its channels innermost in memory."""
         return (torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() - 127.5) * (1 / 128)
-
-
-class ProposalNetwork(nn.Module):
-    """facenet-pytorch's first network, calculated for speed on a CPU; equal to it up to rounding.
-
-    - The first layer's 10 channels are filled up with zeros to 16, which fit vector registers (measured: 16 against
-      8 ms for the first convolution, activation and pooling of 8 images of 240 × 135).
-    - The maximum over 2 × 2 pixels is one of rows and one of columns; torch's pooling takes two to ten times as long.
-    - The two last layers are one: a face's logit, the difference of the package's two, and four offsets a cell.
-    """
-
-    def __init__(self, network: PNet) -> None:
-        super().__init__()
-        first, second, face, offsets = network.conv1, network.conv2, network.conv4_1, network.conv4_2
-        self.first = nn.Conv2d(first.in_channels, FILLED_CHANNELS, kernel_size=3)
-        self.first_slopes = nn.PReLU(FILLED_CHANNELS)
-        self.second = nn.Conv2d(FILLED_CHANNELS, second.out_channels, kernel_size=3)
-        self.rest = nn.Sequential(network.prelu2, network.conv3, network.prelu3)
-        self.answers = nn.Conv2d(face.in_channels, 1 + offsets.out_channels, kernel_size=1)
-        filled = FILLED_CHANNELS - first.out_channels
-        with torch.no_grad():
-            self.first.weight.copy_(functional.pad(first.weight, (0, 0, 0, 0, 0, 0, 0, filled)))
-            self.first.bias.copy_(functional.pad(first.bias, (0, filled)))
-            self.first_slopes.weight.copy_(functional.pad(network.prelu1.weight, (0, filled)))
-            self.second.weight.copy_(functional.pad(second.weight, (0, 0, 0, 0, 0, filled)))
-            self.second.bias.copy_(second.bias)
-            self.answers.weight.copy_(torch.cat([face.weight[1:] - face.weight[:1], offsets.weight]))
-            self.answers.bias.copy_(torch.cat([face.bias[1:] - face.bias[:1], offsets.bias]))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], H and W even -> (B, 5, H / 2 - 5, W / 2 - 5)."""
-        features = self.first_slopes(self.first(images))
-        features = torch.maximum(features[:, :, 0::2], features[:, :, 1::2])
-        features = torch.maximum(features[..., 0::2], features[..., 1::2])
-        return self.answers(self.rest(self.second(features)))
 
 
 @dataclass(frozen=True)

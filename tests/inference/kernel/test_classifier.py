@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.inference.kernel.classifier import Classifier, Judged
+from multiattn.inference.kernel.classifier import Classifier, Judged, batch_crops
 from multiattn.inference.kernel.extraction import Extracted, Work, is_out_of_memory
 from multiattn.video.extract import ExtractionSettings, VideoTask
 from multiattn.video.in_memory import EncodedCrop, EncodedCrops
@@ -96,6 +96,19 @@ def test_every_crop_gets_the_logits_of_every_model_whatever_the_batches(batch, t
             np.testing.assert_allclose(found[name].logits, expected(*values), atol=1e-12)
         assert found[name].error == ""
     assert found["d"].logits.size == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "crops"),
+    [
+        pytest.param("cpu", [64, 380], 4, id="the largest crop decides"),
+        pytest.param("cpu", [112], 16, id="small crops"),
+        pytest.param("cpu", [1024], 1, id="one is the least"),
+        pytest.param("cuda", [380], 64, id="a GPU"),
+    ],
+)
+def test_a_batch_is_as_large_as_its_crops_allow(device, sizes, crops):
+    assert batch_crops(torch.device(device), sizes) == crops
 
 
 def test_no_videos_at_all_end_at_once():
