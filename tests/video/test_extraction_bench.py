@@ -56,9 +56,8 @@ def test_small_faces_can_be_left_out_and_ratios_are_of_the_right_sides():
 
 
 def test_the_benchmark_runs_both_sides_and_counts_all_stages(tmp_path, capsys):
-    write_clip(
-        tmp_path / "clips" / "below" / "a.mp4", [draw([])] * 150
-    )  # decoding them takes longer than what rounds to 0.00 s
+    frames = [draw([])] * 150  # decoding them takes longer than what rounds to 0.00 s
+    write_clip(tmp_path / "clips" / "below" / "a.mp4", frames)
     main(["faces", "--videos-dir", str(tmp_path / "clips"), "--num-frames", "2", "--size", "64", "--jobs", "1"])
     out = capsys.readouterr().out
     assert re.search(r"^1 videos, 2 frames each, mtcnn$", out, re.MULTILINE)

@@ -40,6 +40,7 @@ class ProposalNetwork(nn.Module):
         first, second, face, offsets = network.conv1, network.conv2, network.conv4_1, network.conv4_2
         self.first = nn.Conv2d(first.in_channels, FILLED_CHANNELS, kernel_size=3)
         self.first_slopes = nn.PReLU(FILLED_CHANNELS)
+        self.pool = LargestPixel(2)
         self.second = nn.Conv2d(FILLED_CHANNELS, second.out_channels, kernel_size=3)
         self.rest = nn.Sequential(network.prelu2, network.conv3, network.prelu3)
         self.answers = nn.Conv2d(face.in_channels, FILLED_CHANNELS, kernel_size=1)
@@ -58,7 +59,7 @@ class ProposalNetwork(nn.Module):
         count = len(images)
         images = _filled(images, -(-LEAST_PIXELS // images[0, 0].numel()))
         features = self.first_slopes(self.first(images))
-        features = _pooled_along(_pooled_along(features, 2, 2), 3, 2)
+        features = self.pool(features)
         return self.answers(self.rest(self.second(features)))[:count, :ANSWERS]
 
 

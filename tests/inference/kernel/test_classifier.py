@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.inference.kernel.classifier import Classifier, Judged, batch_crops
+from multiattn.inference.kernel.classifier import Classifier, Judged, crops_a_batch
 from multiattn.inference.kernel.extraction import Extracted, Work, is_out_of_memory
 from multiattn.video.extract import ExtractionSettings, VideoTask
 from multiattn.video.in_memory import EncodedCrop, EncodedCrops
@@ -108,7 +108,7 @@ def test_every_crop_gets_the_logits_of_every_model_whatever_the_batches(batch, t
     ],
 )
 def test_a_batch_is_as_large_as_its_crops_allow(device, sizes, crops):
-    assert batch_crops(torch.device(device), sizes) == crops
+    assert crops_a_batch(torch.device(device), sizes) == crops
 
 
 def test_no_videos_at_all_end_at_once():

@@ -79,8 +79,8 @@ def num_threads(device: torch.device, cores: int) -> int:
     return GPU_THREADS if device.type != "cpu" else max(1, min(cores, MOST_CPU_THREADS))
 
 
-def batch_crops(device: torch.device, sizes: Iterable[int]) -> int:
-    """Crops of a batch.
+def crops_a_batch(device: torch.device, sizes: Iterable[int]) -> int:
+    """As many as it holds at most, while memory does not run out.
 
     Args:
         sizes: pixels along a side, of each model's crops.
@@ -119,7 +119,7 @@ class Classifier:
     _pending: "list[Entry]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._full = self.batch_crops or batch_crops(self.models.device, self.models.sizes)
+        self._full = self.batch_crops or crops_a_batch(self.models.device, self.models.sizes)
         self._batch = self._full
         self._calm = 0
         self._ended = False
