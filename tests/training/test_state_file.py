@@ -71,13 +71,59 @@ def test_two_damaged_states_are_an_error_that_names_both(folder, damage):
         load_state(folder)
 
 
-def test_a_kill_between_the_two_renames_leaves_the_state_before(folder):
-    (folder / STATE_FILE).rename(folder / PREVIOUS_FILE)
+def no_links(source: Path, link: Path) -> None:
+    raise PermissionError(f"no links here: {source} -> {link}")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
+def test_a_reader_finds_a_whole_state_before_and_after_every_rename(folder, monkeypatch, links):
+    """A reader that looked between the two renames met a name without a file."""
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    seen, replace = [], Path.replace
+
+    def observed(path: Path, target: Path) -> Path:
+        seen.append((load_state(folder)["number"], (folder / STATE_FILE).is_file()))
+        answer = replace(path, target)
+        seen.append((load_state(folder)["number"], (folder / STATE_FILE).is_file()))
+        return answer
+
+    monkeypatch.setattr(Path, "replace", observed)
+    save_state(folder, state(3))
+    assert [number for number, _ in seen] == [2, 2, 2, 3]
+    assert all(there for _, there in seen) == links
+    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_FILE, STATE_FILE]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
+def test_a_kill_between_the_two_renames_leaves_the_state_before(folder, links):
+    if links:
+        (folder / PREVIOUS_FILE).unlink()
+        os.link(folder / STATE_FILE, folder / PREVIOUS_FILE)
+        (folder / f".{PREVIOUS_FILE}.link").write_text("of a write killed even earlier")
+    else:
+        (folder / STATE_FILE).rename(folder / PREVIOUS_FILE)
+    assert load_state(folder)["number"] == 2
+    save_state(folder, state(3))
+    assert load_state(folder)["number"] == 3
+    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_FILE, STATE_FILE]
+    flip(folder / STATE_FILE)
     assert load_state(folder)["number"] == 2
 
 
+def test_a_state_that_may_not_be_opened_is_not_called_damaged(folder, monkeypatch):
+    """Its message would say: delete it."""
+
+    def denied(path: Path, *words: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(PermissionError, match=STATE_FILE):
+        load_state(folder)
+
+
 def test_a_write_that_cannot_be_read_back_changes_nothing(folder, monkeypatch):
-    monkeypatch.setattr(state_file, "_fault", lambda path: "a bad sector")
+    monkeypatch.setattr(state_file, "_fault", lambda file: "a bad sector")
     with pytest.raises(OSError, match="cannot be read back"):
         save_state(folder, state(3))
     monkeypatch.undo()
