@@ -20,7 +20,7 @@ from multiattn.figures.attention import (
     draw_attention,
     overlay,
 )
-from multiattn.figures.page import attention_page
+from multiattn.figures.attention_page import attention_page
 from page_reader import Reader
 
 DPI = 50

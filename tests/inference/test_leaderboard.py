@@ -305,6 +305,7 @@ def test_picture_and_page_are_drawn(count, scale, tmp_path):
         assert len(image.convert("RGB").getcolors(1 << 24)) > 20
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert words == [*board.ours.dropna(subset="log_loss")["name"][:30], *anchors]
+    assert ("published" in figure.axes[0].get_xlabel()) == bool(anchors), "a colour is explained where it is used"
     reader = Reader(leaderboard_page(figure, board.scored_on, board.warnings, *board.rows()))
     assert len(reader.images) == 1 and not reader.loaded
     assert all(f"s<{number}>" in reader.text for number in range(count))

@@ -5,36 +5,23 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from multiattn.figures.class_histogram import draw_class_histogram
-from multiattn.figures.embedded_image import jpeg_tag, png_tag
-from multiattn.figures.page import whole_page
+from multiattn.figures.embedded_image import png_tag
+from multiattn.figures.page import crop_figure, drawing, figures_table, whole_page
 from multiattn.figures.reliability import draw_reliability
 from multiattn.figures.roc import draw_roc
 
-THUMBNAIL = 88
 LABELS = {1: "fake", 0: "real"}
 PAGE_STYLE = """
 h2 { font-size: 1.15rem; margin: 2.2rem 0 0.4rem; border-top: 2px solid var(--line); padding-top: 0.9rem; }
-h3 { font-size: 0.98rem; margin: 1.2rem 0 0.3rem; overflow-wrap: anywhere; }
+h3 { font-size: 0.98rem; margin: 1.2rem 0 0.3rem; }
+h4 { font-size: 0.92rem; margin: 0; }
 ul.notes { margin: 0.4rem 0 0; padding-left: 1.1rem; color: var(--faint); font-size: 13px; }
 ul.warnings { padding-left: 1.1rem; }
-.figures th, .figures td { text-align: right; padding: 3px 0.9rem 3px 0; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
-.figures th:first-child, .figures thead th:first-child { text-align: left; }
-.figures thead th { color: var(--faint); font-size: 12px; }
-.panels img { width: 100%; max-width: 1080px; height: auto; background: #ffffff; }
-article { border-top: 1px solid var(--line); padding: 0.6rem 0 0.8rem; }
-article h4 { margin: 0; font-size: 0.92rem; overflow-wrap: anywhere; }
-.strip { display: flex; flex-wrap: wrap; gap: 4px; margin-top: 0.4rem; }
-figure { margin: 0; }
-figure img { width: auto; height: auto; max-width: 88px; max-height: 88px; }
-figcaption { font-size: 11px; color: var(--faint); font-variant-numeric: tabular-nums; }
-.missing { width: 88px; height: 88px; border: 1px dashed var(--line); font-size: 11px; overflow: hidden; }
 """
 
 
@@ -82,15 +69,9 @@ def table_html(table: PageTable) -> str:
     """Heading, table and notes; words in place of a table without rows."""
     if table.rows.empty:
         return f"<h3>{escape(table.title)}</h3>\n<p>None.</p>"
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in table.rows)
-    lines = []
-    for first, *others in table.rows.astype(str).itertuples(index=False):
-        cells = "".join(f"<td>{escape(text)}</td>" for text in others)
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
     return (
-        f"<h3>{escape(table.title)}</h3>\n"
-        f'<div class="scroll"><table class="figures"><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{chr(10).join(lines)}</tbody></table></div>" + (_list(table.notes, "notes") if table.notes else "")
+        f"<h3>{escape(table.title)}</h3>\n{figures_table(map(str, table.rows), table.rows.astype(str).to_numpy())}"
+        + (_list(table.notes, "notes") if table.notes else "")
     )
 
 
@@ -114,7 +95,7 @@ def _section(section: DatasetSection) -> str:
     articles = "\n".join(_article(video, section.crops.get(video.video_id)) for video in section.worst.itertuples())
     return (
         f"<h2>{escape(section.name)}</h2>\n{tables}\n"
-        f'<div class="panels">{png_tag(panels(section), alt)}</div>\n'
+        f"{drawing(png_tag(panels(section), alt))}\n"
         f"<h3>The {len(section.worst)} videos of the highest loss</h3>\n"
         f'<p class="faint">Under each crop: frame, track where there are several, and P(fake).</p>\n{articles}'
     )
@@ -139,17 +120,6 @@ def _thumbnail(row, several: bool) -> str:
         f"{row.frame_index}{track} · {row.probability:.2f}",
         f"Crop {row.crop}, P(fake) {row.probability:.2f}",
     )
-
-
-def crop_figure(path: Path, caption: str, alt: str) -> str:
-    """A small copy of a crop with its caption; words where it cannot be read."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    image = (
-        f'<div class="missing">no crop {escape(path.name)}</div>'
-        if picture is None
-        else jpeg_tag(picture, alt, longest=THUMBNAIL, quality=80)
-    )
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _list(lines: Sequence[str], kind: str) -> str:

@@ -16,20 +16,15 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from multiattn.figures.embedded_image import jpeg_tag
-from multiattn.figures.page import whole_page
+from multiattn.figures.page import crop_figure, whole_page
 from multiattn.runtime import write_text
 from multiattn.video.faces_folder import read_faces_folder
 from multiattn.video.recipe import read_recipe
 from multiattn.video.tracks import MIN_IOU, box_areas, paired_iou
 
-THUMBNAIL = 88
-"""Longest side in pixels."""
-JPEG_QUALITY = 75
 PER_TRACK, TRACKS_PER_VIDEO = 8, 6
 CALM_IOU = 0.6
 LARGE_SIDE, SMALL_SIDE = 96.0, 32.0
@@ -41,18 +36,12 @@ LABELS = {1: "fake", 0: "real", -1: "unlabelled"}
 BOX = ["x1", "y1", "x2", "y2"]
 SHEET_STYLE = """
 h2 { font-size: 1.05rem; margin: 1.6rem 0 0.5rem; }
-article { border-top: 1px solid var(--line); padding: 0.6rem 0 0.8rem; }
-h3 { font-size: 0.95rem; margin: 0; overflow-wrap: anywhere; }
+h3 { font-size: 0.95rem; margin: 0; }
 .track { display: flex; gap: 1rem; margin-top: 0.5rem; align-items: flex-start; }
 .facts { flex: 0 0 12.5rem; font-size: 12px; font-variant-numeric: tabular-nums; }
 .facts b { display: block; font-size: 13px; }
 .doubted { font-weight: 600; }
-.strip { display: flex; flex-wrap: wrap; gap: 4px; }
-figure { margin: 0; }
-figure img { width: auto; height: auto; max-width: 88px; max-height: 88px; }
-figcaption { font-size: 11px; color: var(--faint); font-variant-numeric: tabular-nums; }
-.missing { width: 88px; height: 88px; border: 1px dashed var(--line); font-size: 11px; overflow: hidden; }
-.list th, .list td { text-align: left; padding: 2px 1.2rem 2px 0; overflow-wrap: anywhere; }
+.list th, .list td { text-align: left; font-weight: normal; padding: 2px 1.2rem 2px 0; overflow-wrap: anywhere; }
 """
 
 
@@ -230,17 +219,15 @@ def _strip(folder: Path, rows: pd.DataFrame, track, num_frames: int) -> str:
         f'<span class="doubted">{text}</span>' if part == worst and track.doubt >= WORTH_A_LOOK else text
         for part, text in facts.items()
     )
-    thumbnails = "".join(_thumbnail(folder, row) for row in shown_rows(rows).itertuples())
+    thumbnails = "".join(
+        crop_figure(
+            folder / row.crop,
+            f"{row.frame_index} · {row.score:.3f}",
+            f"{row.video_id}, track {row.track}, frame {row.frame_index}",
+        )
+        for row in shown_rows(rows).itertuples()
+    )
     return (
         f'<div class="track"><div class="facts"><b>track {track.track}, doubt {track.doubt:.2f}</b>{lines}</div>'
         f'<div class="strip">{thumbnails}</div></div>\n'
     )
-
-
-def _thumbnail(folder: Path, row) -> str:
-    caption = f"<figcaption>{row.frame_index} · {row.score:.3f}</figcaption>"
-    picture = cv2.imread(str(folder / row.crop), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        return f'<figure><div class="missing">no crop {escape(row.crop)}</div>{caption}</figure>'
-    alt = f"{row.video_id}, track {row.track}, frame {row.frame_index}"
-    return f"<figure>{jpeg_tag(picture, alt, longest=THUMBNAIL, quality=JPEG_QUALITY)}{caption}</figure>"

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from multiattn.figures.embedded_image import png_tag
-from multiattn.figures.page import whole_page
+from multiattn.figures.page import drawing, figures_table, whole_page
 from multiattn.runtime import atomic_path
 
 OURS, PUBLISHED, CONSTANT = "#2f6db5", "#8a8a8a", "#b5482f"
@@ -57,7 +57,7 @@ def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchor
     axes.axvline(constant, color=CONSTANT, linewidth=1.2, linestyle="--", zorder=1)
     _write(axes, f"constant 0.5: {constant:.4f}", constant, num_rows - 0.6, colour=CONSTANT, to_the_left=True)
     axes.set_xlim(0, 1.12 * max([constant, *ends, *anchors.values()]))
-    axes.set_xlabel("log loss, lower is better; bars are 95 % intervals, grey is published")
+    axes.set_xlabel("log loss, lower is better; bars are 95 % intervals" + (", grey is published" if anchors else ""))
     axes.set_title(f"Log loss on {scored_on}", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -102,12 +102,10 @@ def leaderboard_page(
     Args:
         header, cells: `Leaderboard.rows()`.
     """
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    rows = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in cells)
     notes = "".join(f"<p><strong>Warning:</strong> {escape(warning)}</p>\n" for warning in warnings)
     return whole_page(
         "Leaderboard",
         f"<p>Scored on {escape(scored_on)}.</p>\n{notes}"
-        f"<p>{png_tag(figure, 'log loss of every submission with its interval')}</p>\n"
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>\n',
+        f"{drawing(png_tag(figure, 'log loss of every submission with its interval'))}\n"
+        f"{figures_table(header, cells)}\n",
     )

@@ -1,67 +1,44 @@
-"""The attention figure as one HTML page: images inside it, nothing loaded from elsewhere, light or dark as asked."""
+"""What every HTML page shares: nothing loaded from elsewhere, light or dark as asked, from a telephone's width up."""
 
+from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
-from multiattn.figures.attention import SCALE_WORDS, Row, RunMaps, Scale, check_rows, color_bar
+import cv2
+
 from multiattn.figures.embedded_image import jpeg_tag
 
-JPEG_QUALITY = 92
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --faint: #5c5c5c; --line: #c9c9c9; }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececec; --paper: #16181b; --faint: #a8a8a8; --line: #454a50; } }
-body { margin: 2rem; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.35rem; margin: 0 0 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: 3px; text-align: center; vertical-align: middle; font-weight: normal; }
-thead th { padding: 4px 6px; }
-.run { font-weight: 600; border-bottom: 1px solid var(--line); }
-.first { padding-left: 1.1rem; }
-.row { text-align: left; padding-right: 1rem; min-width: 8rem; overflow-wrap: anywhere; max-width: 13rem; }
-.row b { display: block; }
-small, .faint { color: var(--faint); font-size: 12px; }
-img { display: block; width: 150px; height: 150px; }
-.number { font-variant-numeric: tabular-nums; padding: 0 0.8rem; }
-.bar { width: 300px; height: 14px; margin-top: 0.8rem; border: 1px solid var(--line); }
-.ticks { width: 302px; display: flex; justify-content: space-between; font-size: 12px; }
-.statistics { margin-top: 1.2rem; }
-.statistics th, .statistics td { padding: 2px 0.8rem 2px 0; text-align: left; }
-.statistics td { text-align: right; font-variant-numeric: tabular-nums; }
+THUMBNAIL = 88
+"""Longest side in pixels."""
+JPEG_QUALITY = 80
+STYLE = f"""
+:root {{ color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --faint: #5c5c5c; --line: #c9c9c9; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #ececec; --paper: #16181b; --faint: #a8a8a8; --line: #454a50; }}
+}}
+body {{ margin: 2rem; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }}
+@media (max-width: 600px) {{ body {{ margin: 1rem; }} }}
+h1 {{ font-size: 1.35rem; margin: 0 0 1rem; }}
+h1, h2, h3, h4 {{ overflow-wrap: anywhere; }}
+small, .faint {{ color: var(--faint); font-size: 12px; }}
+img {{ display: block; max-width: 100%; }}
+.scroll {{ overflow-x: auto; }}
+.drawing {{ margin: 0.8rem 0; }}
+.drawing img {{ width: 100%; min-width: 620px; max-width: 1080px; background: #ffffff; }}
+table {{ border-collapse: collapse; }}
+.figures th, .figures td {{ text-align: right; padding: 3px 0.9rem 3px 0; border-bottom: 1px solid var(--line);
+  font-variant-numeric: tabular-nums; font-weight: normal; white-space: nowrap; }}
+.figures th:first-child {{ text-align: left; }}
+.figures tbody th {{ min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }}
+.figures thead th {{ color: var(--faint); font-size: 12px; }}
+article {{ border-top: 1px solid var(--line); padding: 0.6rem 0 0.8rem; }}
+.strip {{ display: flex; flex-wrap: wrap; gap: 4px; margin-top: 0.4rem; }}
+figure {{ margin: 0; }}
+figure img {{ max-width: {THUMBNAIL}px; max-height: {THUMBNAIL}px; }}
+figcaption {{ font-size: 11px; color: var(--faint); font-variant-numeric: tabular-nums; }}
+.missing {{ width: {THUMBNAIL}px; height: {THUMBNAIL}px; border: 1px dashed var(--line); font-size: 11px;
+  overflow: hidden; }}
 """
-STATISTICS = {
-    "map_cosine": "mean cosine between maps",
-    "map_strongest_share": "share of faces with the same strongest map",
-    "map_entropy": "entropy (0: one cell, 1: everywhere)",
-    "map_dead_share": "share of dead maps",
-}
-
-
-def attention_page(title: str, rows: list[Row], runs: list[RunMaps], *, note: str = "", scale: Scale = "run") -> str:
-    """HTML of the grid that `draw_attention` draws, with a table of the statistics.
-
-    Args:
-        note: what the statistics are over, in words.
-
-    Raises:
-        ValueError: as `draw_attention`.
-    """
-    check_rows(rows, runs)
-    body = "\n".join(_table_row(number, row, runs, scale) for number, row in enumerate(rows))
-    return whole_page(
-        title,
-        f"""<div class="scroll"><table>
-<thead>
-{_head(runs)}
-</thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
-{_bar(scale)}
-{_statistics(runs)}
-<p class="faint">{escape(note)}</p>
-""",
-    )
 
 
 def whole_page(title: str, body: str, *, style: str = "") -> str:
@@ -86,49 +63,30 @@ def whole_page(title: str, body: str, *, style: str = "") -> str:
 """
 
 
-def _head(runs: list[RunMaps]) -> str:
-    groups = "".join(
-        f'<th class="run first" scope="colgroup" colspan="{run.num_maps + 1}">{escape(run.label)}</th>' for run in runs
-    )
-    columns = []
-    for run in runs:
-        maps = [f"<i>A</i><sub>{k + 1}</sub>" for k in range(run.num_maps)]
-        columns += [f'<th class="first" scope="col">{maps[0]}</th>']
-        columns += [f'<th scope="col">{name}</th>' for name in [*maps[1:], "P(fake)"]]
-    return f'<tr><th></th><th></th>{groups}</tr>\n<tr><th></th><th scope="col">face</th>{"".join(columns)}</tr>'
-
-
-def _table_row(number: int, row: Row, runs: list[RunMaps], scale: Scale) -> str:
-    where = f"{row.title}, {row.video}, frame {row.frame}"
-    cells = [
-        f'<th class="row" scope="row"><b>{escape(row.title)}</b>'
-        f"<small>{escape(row.video)}<br>frame {row.frame}</small></th>",
-        f"<td>{jpeg_tag(runs[0].crops[number], f'Face: {where}', quality=JPEG_QUALITY)}</td>",
-    ]
-    for run in runs:
-        for k, picture in enumerate(run.pictures(number, scale)):
-            alt = f"Attention map {k + 1} of {run.label} over the face: {where}"
-            cells.append(f"<td{' class=first' if k == 0 else ''}>{jpeg_tag(picture, alt, quality=JPEG_QUALITY)}</td>")
-        cells.append(f'<td class="number">{run.probabilities[number]:.3f}</td>')
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _bar(scale: Scale) -> str:
-    colors = ", ".join("#{:02x}{:02x}{:02x}".format(*color) for color in color_bar(17))
-    return (
-        f'<div role="img" aria-label="Colour scale from dark to bright: {SCALE_WORDS[scale]}">'
-        f'<div class="bar" style="background: linear-gradient(to right, {colors})"></div>'
-        f'<div class="ticks"><span>0</span><span>0.5</span><span>1</span></div></div>'
-        f'<p class="faint">Attention; {SCALE_WORDS[scale]}. The colour lies over the face in grey.</p>'
-    )
-
-
-def _statistics(runs: list[RunMaps]) -> str:
-    names = [name for name in STATISTICS if any(name in run.statistics for run in runs)]
-    heads = "".join(f'<th scope="col">{escape(run.label)}</th>' for run in runs)
+def figures_table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of finished words, as wide as it needs to be; the first column names the row."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = []
-    for name in names:
-        values = [f"{run.statistics[name]:.3f}" if name in run.statistics else "none" for run in runs]
-        cells = "".join(f"<td>{value}</td>" for value in values)
-        lines.append(f'<tr><th scope="row">{STATISTICS[name]}</th>{cells}</tr>')
-    return f'<table class="statistics"><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    for first, *others in rows:
+        cells = "".join(f"<td>{escape(text)}</td>" for text in others)
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll"><table class="figures"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{chr(10).join(lines)}</tbody></table></div>"
+    )
+
+
+def drawing(image: str) -> str:
+    """An `img` tag of a drawn figure, across the page; on a narrow one it scrolls instead of growing unreadable."""
+    return f'<div class="scroll drawing">{image}</div>'
+
+
+def crop_figure(path: Path, caption: str, alt: str) -> str:
+    """A small copy of a crop with its caption; words where it cannot be read."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    image = (
+        f'<div class="missing">no crop {escape(path.name)}</div>'
+        if picture is None
+        else jpeg_tag(picture, alt, longest=THUMBNAIL, quality=JPEG_QUALITY)
+    )
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"

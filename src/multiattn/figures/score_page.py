@@ -10,8 +10,8 @@ import pandas as pd
 
 from multiattn.figures.attention import RunMaps
 from multiattn.figures.embedded_image import jpeg_tag
-from multiattn.figures.evaluation_page import PAGE_STYLE, PageTable, crop_figure, table_html
-from multiattn.figures.page import whole_page
+from multiattn.figures.evaluation_page import PAGE_STYLE, PageTable, table_html
+from multiattn.figures.page import crop_figure, whole_page
 from multiattn.figures.timeline import timeline_svg
 
 MAP_SIDE = 132
@@ -24,7 +24,7 @@ STYLE = """
 .legend span { margin-right: 1.2rem; }
 .verdict { font-size: 1.05rem; margin: 0.2rem 0 0.6rem; }
 .maps { display: flex; flex-wrap: wrap; gap: 4px; margin: 0.3rem 0 0.6rem; }
-.maps img { width: auto; height: auto; max-width: 132px; max-height: 132px; }
+.maps img { max-width: 132px; max-height: 132px; }
 """
 
 

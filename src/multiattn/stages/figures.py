@@ -18,10 +18,10 @@ import tyro
 
 from multiattn.command_line import parse, results
 from multiattn.figures.attention import FaceOptions, Row, RunMaps, draw_attention
+from multiattn.figures.attention_page import attention_page
 from multiattn.figures.augment import SheetRow, draw_augmentations
 from multiattn.figures.curves import Curves
 from multiattn.figures.faces import ContactSheet
-from multiattn.figures.page import attention_page
 from multiattn.inference.attention_maps import (
     attention_model,
     faces_of,
