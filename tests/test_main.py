@@ -1,5 +1,6 @@
 """The command line as a user meets it: usage, mistyped names, errors without a traceback."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -73,6 +74,9 @@ def test_every_stage_shows_its_help(stage, capsys):
     out = capsys.readouterr().out
     assert f"usage: multiattn {stage.replace(chr(95), chr(45))}" in out
     assert "Options of `multiattn" not in out, "the help shows the stage's docstring, not its options class's"
+    doc = importlib.import_module(f"multiattn.stages.{stage}").__doc__ or ""
+    commands = [line for line in doc.splitlines() if line.startswith((" ", "multiattn "))]
+    assert commands and set(commands) <= set(out.splitlines()), "every example stands on a line of its own"
 
 
 def test_train_shows_its_help_without_an_experiment(capsys):
