@@ -1,6 +1,7 @@
 """The kernel in a process of its own, for tests that kill it: python driver.py ORDER.json
 
-ORDER.json holds the fields of `KernelInputs` as text and numbers, and `delay`: seconds that each batch takes longer.
+ORDER.json holds the fields of `KernelInputs` as text and numbers, `delay`: seconds that each batch takes longer, and
+`idle`: seconds before the kernel begins, as slow imports take them.
 """
 
 import json
@@ -31,6 +32,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     order = json.loads(Path(sys.argv[1]).read_text())
     slow_down(order.pop("delay", 0.0))
+    time.sleep(order.pop("idle", 0.0))
     order = {name: Path(value) if name in PATHS else value for name, value in order.items()}
     result = run_kernel(KernelInputs(**{**order, "runs": tuple(map(Path, order["runs"]))}))
     logging.info("delivered after %.1f s: %s", result.seconds, result.coverage)

@@ -256,10 +256,12 @@ def test_what_was_given_up_for_want_of_time_is_judged_by_the_next_run(case, tmp_
 
 @pytest.mark.slow
 def test_the_budget_counts_from_the_start_of_the_process(case, tmp_path):
-    case, started = case.copy(tmp_path), time.monotonic()
-    with case.driver(delay=4, budget_hours=25 / 3600) as process:
-        assert process.wait(timeout=60) == 0
-    assert time.monotonic() - started < 25 + 1
+    """Counted from the kernel's own start it would be 33 seconds; the file's time counts, since a busy machine takes
+    seconds to end a process."""
+    case, started = case.copy(tmp_path), time.time()
+    with case.driver(delay=4, idle=8, budget_hours=25 / 3600) as process:
+        assert process.wait(timeout=120) == 0
+    assert (case.inputs.out / "submission.csv").stat().st_mtime - started < 25 + 4
     assert set(case.read()) == set(case.answers) and case.card()["kernel"]["complete"] is True
     assert case.card()["coverage"]["late"] > 0
 
