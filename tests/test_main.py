@@ -76,7 +76,8 @@ def test_every_stage_shows_its_help(stage, capsys):
     assert "Options of `multiattn" not in out, "the help shows the stage's docstring, not its options class's"
     doc = importlib.import_module(f"multiattn.stages.{stage}").__doc__ or ""
     commands = [line for line in doc.splitlines() if line.startswith((" ", "multiattn "))]
-    assert commands and set(commands) <= set(out.splitlines()), "every example stands on a line of its own"
+    shown = {line.strip() for line in out.splitlines()}
+    assert commands and {line.strip() for line in commands} <= shown, "every example stands on a line of its own"
 
 
 def test_train_shows_its_help_without_an_experiment(capsys):

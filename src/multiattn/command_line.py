@@ -1,5 +1,6 @@
 """Typed command lines: a stage's options are a frozen dataclass, read by tyro."""
 
+import re
 import sys
 from typing import Annotated, Any, TypeVar
 
@@ -25,9 +26,14 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | None) -
         options_class,
         args=argv,
         prog=f"multiattn {stage}",
-        description=doc,
+        description=_keep_lines(doc or ""),
         config=(tyro.conf.FlagCreatePairsOff,) if hasattr(tyro.conf, "FlagCreatePairsOff") else (),
     )
+
+
+def _keep_lines(doc: str) -> str:
+    """tyro joins lines into paragraphs, unless they are indented; the linter takes the indent of a last paragraph."""
+    return re.sub(r"^multiattn ", "    multiattn ", doc, flags=re.MULTILINE)
 
 
 def results(*lines: str) -> None:

@@ -1,7 +1,7 @@
 """Leak and health report of videos.csv and folds; exit code 1 on a leak.
 
-    multiattn check --videos data/videos.csv
-    multiattn check --videos data/videos.csv --folds folds/dfdc.csv --root dfdc=/data/dfdc
+multiattn check --videos data/videos.csv
+multiattn check --videos data/videos.csv --folds folds/dfdc.csv --root dfdc=/data/dfdc
 """
 
 import textwrap

@@ -1,7 +1,7 @@
 """Videos -> aligned face crops, faces.parquet and video_status.csv; restartable.
 
-    multiattn faces --videos data/videos.csv --out data/faces/dfdc --num-frames 32 --size 380 --jobs 16 --reuse-original
-    multiattn faces --videos data/videos.csv --out data/faces/dfdc --backend dask --scheduler tcp://head:8786
+multiattn faces --videos data/videos.csv --out data/faces/dfdc --num-frames 32 --size 380 --jobs 16 --reuse-original
+multiattn faces --videos data/videos.csv --out data/faces/dfdc --backend dask --scheduler tcp://head:8786
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
 """Run folders + faces -> pictures: attention maps, runs side by side, training curves, sheets of faces, augmentation.
 
-    multiattn figures attention --run runs/ffpp_b4 --faces data/faces/ffpp_c23 --out figures/ffpp_b4
-    multiattn figures compare --runs runs/none runs/ril --labels none RIL --faces data/faces/ffpp_c23 --out figures/ril
-    multiattn figures curves --runs runs/ffpp_b4 runs/ffpp_b4_baseline --out figures/ffpp_b4
-    multiattn figures faces --faces data/faces/ffpp_c23 --out figures/ffpp_c23.html
-    multiattn figures augment --faces data/faces/ffpp_c23 --presets selim strong --out figures/augment
+multiattn figures attention --run runs/ffpp_b4 --faces data/faces/ffpp_c23 --out figures/ffpp_b4
+multiattn figures compare --runs runs/none runs/ril --labels none RIL --faces data/faces/ffpp_c23 --out figures/ril
+multiattn figures curves --runs runs/ffpp_b4 runs/ffpp_b4_baseline --out figures/ffpp_b4
+multiattn figures faces --faces data/faces/ffpp_c23 --out figures/ffpp_c23.html
+multiattn figures augment --faces data/faces/ffpp_c23 --presets selim strong --out figures/augment
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """videos.csv -> folds/NAME.csv: folds that no original, person or part spans.
 
-    multiattn folds --videos data/videos.csv --out folds/dfdc.csv --num-folds 5 --seed 7 --group part
+multiattn folds --videos data/videos.csv --out folds/dfdc.csv --num-folds 5 --seed 7 --group part
 """
 
 from dataclasses import dataclass

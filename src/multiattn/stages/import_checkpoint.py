@@ -1,7 +1,7 @@
 """A checkpoint the authors released -> a run folder for predict, submit and the notebook.
 
-    multiattn import-checkpoint CKPT.pth --out runs/official
-    multiattn import-checkpoint CKPT.pth --out runs/official --attention-grid dynamic --image-size 380
+multiattn import-checkpoint CKPT.pth --out runs/official
+multiattn import-checkpoint CKPT.pth --out runs/official --attention-grid dynamic --image-size 380
 """
 
 from dataclasses import dataclass

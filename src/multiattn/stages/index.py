@@ -1,7 +1,7 @@
 """Official data set tree -> videos.csv (and videos.json: where each data set lies).
 
-    multiattn index dfdc --root /data/dfdc --out data/videos.csv
-    multiattn index ffpp --root /data/ffpp --compression c23 --splits /data/splits --out data/videos.csv --append
+multiattn index dfdc --root /data/dfdc --out data/videos.csv
+multiattn index ffpp --root /data/ffpp --compression c23 --splits /data/splits --out data/videos.csv --append
 """
 
 from dataclasses import dataclass

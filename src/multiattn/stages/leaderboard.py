@@ -1,6 +1,6 @@
 """Submissions + labels -> leaderboard.md, .csv, .png and .html, beside the published figures that are comparable.
 
-    multiattn leaderboard --submissions submissions --labels /data/test/labels.csv
+multiattn leaderboard --submissions submissions --labels /data/test/labels.csv
 """
 
 from dataclasses import dataclass

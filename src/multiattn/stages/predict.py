@@ -1,7 +1,7 @@
 """Runs + faces or videos -> frame_predictions.parquet: every fold's best checkpoint on every crop.
 
-    multiattn predict --runs runs/dfdc_b4 --faces data/faces/test --out data/frame_predictions.parquet
-    multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/frame_predictions.parquet
+multiattn predict --runs runs/dfdc_b4 --faces data/faces/test --out data/frame_predictions.parquet
+multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/frame_predictions.parquet
 """
 
 from dataclasses import dataclass

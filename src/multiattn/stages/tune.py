@@ -1,6 +1,6 @@
 """Out-of-fold predictions of runs -> scoring.json: aggregator, ensemble, calibration and clip, fitted nested.
 
-    multiattn tune --runs runs/dfdc_b4_seed0 runs/dfdc_b4_seed1 runs/dfdc_b5
+multiattn tune --runs runs/dfdc_b4_seed0 runs/dfdc_b4_seed1 runs/dfdc_b5
 """
 
 from dataclasses import dataclass
