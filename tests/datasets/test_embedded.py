@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def digests(root: Path) -> dict[str, str]:
 
 def test_the_tree_and_the_metadata_have_the_official_form(built: Path) -> None:
     assert sorted(p.name for p in built.iterdir()) == sorted(
-        ["demo.json", "dfdc_train_part_0", "dfdc_train_part_1", "labels.csv", "sample_submission.csv", "test_videos"]
+        ["demo.json", "dfdc_train_part_0", "dfdc_train_part_1"]
+        + ["groups.csv", "labels.csv", "sample_submission.csv", "test_videos"]
     )
     for folder, rows in metadata(built).items():
         assert sorted(rows) == sorted(p.name for p in (built / folder).glob("*.mp4"))
@@ -60,6 +62,30 @@ def test_labels_and_sample_submission_list_exactly_the_test_files(built: Path) -
     assert list(labels.filename) == list(sample.filename) == names
     assert set(labels.label) == {0, 1}
     assert (sample.label == 0.5).all()
+
+
+def test_the_group_of_a_test_clip_is_the_original_it_was_made_of(built: Path) -> None:
+    groups = pd.read_csv(built / "groups.csv")
+    labels = pd.read_csv(built / "labels.csv").set_index("filename")["label"]
+    assert list(groups.columns) == ["filename", "group"]
+    assert list(groups["filename"]) == list(labels.index)
+    assert (labels[groups["group"]] == 0).all()
+    assert list(groups["filename"] == groups["group"]) == list(labels == 0)
+    people = json.loads((built / "demo.json").read_text())["clips"]
+    for row in groups.itertuples():
+        assert people[row.filename]["target"] == people[row.group]["target"]
+    takes = {clip.filename: clip.take_seed for clip in plan_demo(7, small=True).test}
+    assert all(takes[row.filename] == takes[row.group] for row in groups.itertuples())
+
+
+def test_a_set_made_before_there_were_groups_gets_them_and_keeps_every_other_file(built: Path, tmp_path: Path) -> None:
+    root = tmp_path / "old"
+    shutil.copytree(built, root)
+    (root / "groups.csv").unlink()
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+    build_demo_dataset(root, seed=7, jobs=1, small=True)
+    assert digests(root) == digests(built)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_every_original_is_a_real_clip_of_the_same_part(built: Path) -> None:

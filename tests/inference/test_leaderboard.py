@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
 from multiattn.inference.leaderboard import NOT_COMPARABLE, score_submissions
-from multiattn.inference.published import SCALES, scale_of
+from multiattn.inference.published import SCALES, among_kaggles_400, scale_of
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.stages import leaderboard as stage
 from page_reader import Reader
@@ -42,6 +42,7 @@ def folder(tmp_path) -> Path:
         card = {
             "coverage": {"ok": 37, "no_face": 2, "unreadable": 1, "missing": 0},
             "out_of_fold": {"log_loss": 0.25, "auc": 0.9},
+            "seen_in_training": 0,
         }
         submit(tmp_path / "submissions", name, probabilities, card=card)
     return tmp_path / "submissions"
@@ -61,6 +62,7 @@ def test_scores_equal_those_of_scikit_learn_best_first(folder, labels):
         assert row.auc == pytest.approx(metrics.roc_auc_score(LABELS, submitted), abs=1e-12)
         assert row.accuracy == pytest.approx(metrics.accuracy_score(LABELS, submitted > 0.5), abs=1e-12)
         assert (row.num_videos, row.no_face, row.unreadable, row.missing) == (40, 2, 1, 0)
+        assert (row.failed, row.late) == (0, 0), "the statuses named count all 40, so the others have none"
         assert row.out_of_fold_log_loss == 0.25
 
 
@@ -81,7 +83,7 @@ def test_without_labels_only_out_of_fold_figures_are_shown(folder):
     assert board.ours[["log_loss", "auc", "accuracy"]].isna().all(axis=None)
     assert board.ours["name"].tolist() == ["a_guess", "b_good", "c_fair"]
     assert "no labels" in board.scored_on
-    assert "| a_guess |  |  |  |  |  |  | 40 | 2 no face, 1 unreadable | 0.2500 |" in board.markdown()
+    assert "| a_guess |  |  |  |  |  |  | 40 | 2 no face, 1 unreadable | 0 | 0.2500 |" in board.markdown()
 
 
 def test_a_submission_that_lacks_a_video_is_listed_last_without_metrics(folder, labels):
@@ -113,11 +115,44 @@ def test_one_submission_of_one_video_without_a_card(tmp_path):
     row = board.ours.iloc[0]
     assert np.isnan([row["low"], row["difference_low"], row["probability_better"]]).all(), "one video has no interval"
     assert "nan" not in board.markdown()
-    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {})
+    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {}, drawn=board.drawn)
     assert figure.axes[0].get_xlim()[1] > row["log_loss"]
     assert 30 < row["log_loss"] < 40, "a confident mistake of somebody's file stays finite"
-    assert (row["no_face"], row["unreadable"], row["missing"]) == (0, 0, 0)
     assert math.isnan(row["out_of_fold_log_loss"])
+
+
+COUNTS = ["no_face", "unreadable", "missing", "failed", "late", "seen_in_training"]
+
+
+@pytest.mark.parametrize(
+    ("card", "counts", "cells"),
+    [
+        pytest.param(None, [None] * 6, "not known | not known", id="no card"),
+        pytest.param({}, [None] * 6, "not known | not known", id="a card that tells neither"),
+        pytest.param(
+            {"coverage": None, "seen_in_training": None}, [None] * 6, "not known | not known", id="a card of nulls"
+        ),
+        pytest.param({"coverage": {"ok": 40}}, [0] * 5 + [None], "none | not known", id="every video judged"),
+        pytest.param({"seen_in_training": 0}, [None] * 5 + [0], "not known | 0", id="nothing seen"),
+        pytest.param(
+            {"coverage": {"ok": 37, "late": 3}, "seen_in_training": 7}, [0, 0, 0, 0, 3, 7], "3 late | 7", id="all told"
+        ),
+        pytest.param(
+            {"coverage": {"ok": 30, "no_face": 2}, "seen_in_training": 0},
+            [2, None, None, None, None, 0],
+            "2 no face, others not known | 0",
+            id="eight videos without a status",
+        ),
+    ],
+)
+def test_what_no_card_tells_is_shown_as_not_known_and_not_as_none(card, counts, cells, tmp_path):
+    submit(tmp_path / "s", "x", np.full(40, 0.5), card=card)
+    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv"), resamples=100)
+    assert f"| 40 | {cells} |  |" in board.markdown()
+    board.table().to_csv(tmp_path / "board.csv", index=False)
+    row = pd.read_csv(tmp_path / "board.csv", dtype=str, keep_default_na=False).iloc[0]
+    assert row[COUNTS].tolist() == ["" if count is None else str(count) for count in counts]
+    assert any("trained on 7" in warning for warning in board.warnings) == (counts[-1] == 7)
 
 
 @pytest.mark.parametrize("kind", ["no folder", "empty folder", "a folder without a submission", "a file beside"])
@@ -140,6 +175,9 @@ def test_a_folder_without_submissions_is_refused_with_the_command(kind, tmp_path
         pytest.param("submission.csv", "", "not a readable submission", id="an empty submission"),
         pytest.param("card.json", "{", "expected a JSON file", id="a broken card"),
         pytest.param("card.json", "[]", "card", id="a card that is a list"),
+        pytest.param("card.json", '{"coverage": {"ok": "x"}}', "whole numbers in coverage", id="a status of a word"),
+        pytest.param("card.json", '{"coverage": [1]}', "whole numbers in coverage", id="a coverage that is a list"),
+        pytest.param("card.json", '{"seen_in_training": 0.5}', "whole numbers in coverage", id="half a video seen"),
     ],
 )
 def test_a_broken_submission_is_refused_with_its_path(name, content, expected, folder, labels):
@@ -172,6 +210,20 @@ def test_groups_are_drawn_as_a_whole(folder, labels, tmp_path):
     given = pd.read_csv(folder / "a_guess" / "submission.csv")["label"].to_numpy()
     expected = bootstrap_log_loss(LABELS, given, np.arange(40) // 10, clip=1e-15)
     assert (grouped.loc["a_guess", "low"], grouped.loc["a_guess", "high"]) == (expected.low, expected.high)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_pages_and_picture_say_what_the_bootstrap_draws(grouped, folder, labels, tmp_path, capsys):
+    pd.DataFrame({"filename": NAMES, "group": np.arange(40) // 10}).to_csv(tmp_path / "groups.csv", index=False)
+    words = ["--groups", str(tmp_path / "groups.csv")] if grouped else []
+    stage.main(["--submissions", str(folder), "--labels", str(labels), "--resamples", "100", *words])
+    said = "draws the 4 groups of groups.csv" if grouped else "draws single videos"
+    page = Reader((folder / "leaderboard.html").read_text()).text
+    for text in (page, (folder / "leaderboard.md").read_text(), capsys.readouterr().out):
+        assert f"95 %: of the bootstrap, which {said}." in " ".join(text.split())
+    board = score_submissions(folder, labels, tmp_path / "groups.csv" if grouped else None, resamples=100)
+    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {}, drawn=board.drawn)
+    assert figure.axes[0].get_xlabel().endswith(said)
 
 
 def test_figures_on_other_videos_have_no_published_ones_beside_them(folder, labels):
@@ -269,19 +321,57 @@ def test_long_names_of_a_series_stay_apart_in_the_picture(tmp_path):
     for name in names:
         submit(tmp_path / "s", name, np.full(40, 0.5))
     board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv"), resamples=100)
-    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {})
+    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {}, drawn=board.drawn)
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(set(words)) == 5
     assert all(len(line) <= 32 for word in words for line in word.split("\n"))
     assert words[0].replace("\n", "") == names[0]
 
 
-def test_kaggles_400_videos_are_known_by_their_names(shared, tmp_path):
-    sample = pd.read_csv(shared / "lists" / "kaggle_sample_submission.csv")
-    labels = write_labels(tmp_path / "l.csv", np.arange(400) % 2, sample["filename"])
-    submit(tmp_path / "s", "x", np.full(400, 0.5), names=sample["filename"])
-    board = score_submissions(tmp_path / "s", labels)
-    assert ["400 public test videos" in warning for warning in board.warnings] == [True]
+@pytest.mark.parametrize(
+    ("some", "others", "said"),
+    [
+        pytest.param(slice(None), 0, "these are Kaggle's 400 public test videos", id="all of them"),
+        pytest.param(slice(1, None), 0, "399 of these 399 videos are among Kaggle's 400", id="all but one"),
+        pytest.param(slice(200, 201), 0, "1 of these 1 videos are among Kaggle's 400", id="one"),
+        pytest.param(slice(0, 3), 40, "3 of these 43 videos are among Kaggle's 400", id="a few among others"),
+        pytest.param(slice(0, 0), 40, None, id="none of them"),
+    ],
+)
+def test_kaggles_400_videos_are_known_by_their_names(some, others, said, shared, tmp_path):
+    names = [*pd.read_csv(shared / "lists" / "kaggle_sample_submission.csv")["filename"][some], *NAMES[:others]]
+    labels = write_labels(tmp_path / "l.csv", np.arange(len(names)) % 2, names)
+    submit(tmp_path / "s", "x", np.full(len(names), 0.5), names=names)
+    warnings = score_submissions(tmp_path / "s", labels, resamples=100).warnings
+    assert [said in warning and "dfdc_train_part_0 to 2" in warning for warning in warnings] == [True] * (
+        said is not None
+    )
+
+
+def test_of_all_names_of_the_dfdc_only_the_400_are_taken_for_them(shared):
+    lists = {path.name: pd.read_csv(path) for path in sorted((shared / "lists").glob("*.csv"))}
+    found = {
+        name: among_kaggles_400(table["filename" if "filename" in table else "name"]) for name, table in lists.items()
+    }
+    inside = {"kaggle_sample_submission.csv": 400, "dfdc_train_videos.csv": 400}
+    assert found == {"dfdc_test_labels.csv": 0, "dfdc_val_labels.csv": 0, **inside}
+
+
+def test_the_400_are_known_in_another_folder_and_format(shared):
+    name = pd.read_csv(shared / "lists" / "kaggle_sample_submission.csv")["filename"][0]
+    assert among_kaggles_400([f"videos/{name}", name.replace(".mp4", ".mkv"), f"x{name}", ""]) == 2
+
+
+@pytest.mark.parametrize("scale", ["released", "public", "private"])
+@pytest.mark.parametrize("count", [400, 399, 1])
+def test_kaggles_400_are_on_no_scale_whichever_is_asked_for(count, scale, shared, tmp_path):
+    names = pd.read_csv(shared / "lists" / "kaggle_sample_submission.csv")["filename"][:count]
+    labels = write_labels(tmp_path / "l.csv", np.arange(count) % 2, names)
+    submit(tmp_path / "s", "x", np.full(count, 0.5), names=names)
+    with pytest.raises(ValueError, match="none of the three scales"):
+        score_submissions(tmp_path / "s", labels, scale=scale, resamples=100)
+    board = score_submissions(tmp_path / "s", labels, scale="none", resamples=100)
+    assert board.scale is None and len(board.warnings) == 1
 
 
 def test_a_run_that_has_seen_the_videos_is_warned_of(folder, labels):
@@ -297,7 +387,7 @@ def test_picture_and_page_are_drawn(count, scale, tmp_path):
     labels = write_labels(tmp_path / "l.csv") if count else None
     board = score_submissions(tmp_path / "s", labels, scale=scale, resamples=100)
     anchors = board.scale.anchors if board.scale else {}
-    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), anchors)
+    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), anchors, drawn=board.drawn)
     write_leaderboard_picture(figure, tmp_path / "board.png")
     with Image.open(tmp_path / "board.png") as image:
         image.load()
@@ -306,7 +396,8 @@ def test_picture_and_page_are_drawn(count, scale, tmp_path):
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert words == [*board.ours.dropna(subset="log_loss")["name"][:30], *anchors]
     assert ("published" in figure.axes[0].get_xlabel()) == bool(anchors), "a colour is explained where it is used"
-    reader = Reader(leaderboard_page(figure, board.scored_on, board.warnings, *board.rows()))
+    page = leaderboard_page(figure, board.scored_on, board.warnings, *board.rows(), legend=board.legend)
+    reader = Reader(page)
     assert len(reader.images) == 1 and not reader.loaded
     assert all(f"s<{number}>" in reader.text for number in range(count))
 

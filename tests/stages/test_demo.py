@@ -23,6 +23,9 @@ def test_the_demo_walks_from_clips_to_a_table_that_a_person_understands(tmp_path
     ):
         assert re.search(rf"{re.escape(name)} +\d\.\d{{4}}  {interval} +{videos}\n", shown), name
     assert re.search(r"constant 0\.5 +0\.6931 +0\.5000\n", shown)
+    assert "draws, out of fold, the 2 parts; on test, the 2 originals, each with its fake" in shown
+    groups = paths["data"] / "dfdc" / "groups.csv"
+    assert f"--groups {groups}\n" in shown and "which draws the 2 groups of groups.csv." in shown
     assert "without a face: 1; unreadable: 1." in shown
     assert "Next, with real data" in shown
     made = paths["submissions"] / "demo_tiny"

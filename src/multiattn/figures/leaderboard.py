@@ -20,7 +20,9 @@ LINE = 32
 """Letters; a longer name is written smaller, on two lines."""
 
 
-def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchors: Mapping[str, float]) -> Figure:
+def draw_leaderboard(
+    ours: pd.DataFrame, scored_on: str, constant: float, anchors: Mapping[str, float], *, drawn: str
+) -> Figure:
     """A row a submission, the best on top: its log loss, and the interval as a bar.
 
     Args:
@@ -28,6 +30,7 @@ def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchor
         scored_on: what the figures are over, in words.
         constant: log loss of answering 0.5 everywhere.
         anchors: published log losses on these very videos; empty where there are none.
+        drawn: what the bootstrap drew, in words.
     """
     shown = ours.dropna(subset=["log_loss"]).head(MOST_SHOWN)
     num_rows = max(len(shown), 1) + len(anchors)
@@ -57,7 +60,8 @@ def draw_leaderboard(ours: pd.DataFrame, scored_on: str, constant: float, anchor
     axes.axvline(constant, color=CONSTANT, linewidth=1.2, linestyle="--", zorder=1)
     _write(axes, f"constant 0.5: {constant:.4f}", constant, num_rows - 0.6, colour=CONSTANT, to_the_left=True)
     axes.set_xlim(0, 1.12 * max([constant, *ends, *anchors.values()]))
-    axes.set_xlabel("log loss, lower is better; bars are 95 % intervals" + (", grey is published" if anchors else ""))
+    grey = "; grey is published" if anchors else ""
+    axes.set_xlabel(f"log loss, lower is better{grey}\nbars are 95 % intervals of a bootstrap that draws {drawn}")
     axes.set_title(f"Log loss on {scored_on}", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -95,17 +99,24 @@ def write_leaderboard_picture(figure: Figure, path: Path) -> None:
 
 
 def leaderboard_page(
-    figure: Figure, scored_on: str, warnings: Sequence[str], header: Sequence[str], cells: Sequence[Sequence[str]]
+    figure: Figure,
+    scored_on: str,
+    warnings: Sequence[str],
+    header: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    *,
+    legend: str,
 ) -> str:
     """The leaderboard as a page that stands alone.
 
     Args:
         header, cells: `Leaderboard.rows()`.
+        legend: what the columns are.
     """
     notes = "".join(f"<p><strong>Warning:</strong> {escape(warning)}</p>\n" for warning in warnings)
     return whole_page(
         "Leaderboard",
         f"<p>Scored on {escape(scored_on)}.</p>\n{notes}"
         f"{drawing(png_tag(figure, 'log loss of every submission with its interval'))}\n"
-        f"{figures_table(header, cells)}\n",
+        f"{figures_table(header, cells)}\n<p>{escape(legend)}</p>\n",
     )

@@ -7,12 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.published import KAGGLE_400_DIGEST, SCALES, Scale, scale_of
+from multiattn.inference.published import SCALES, Scale, among_kaggles_400, scale_of
 from multiattn.runtime import read_json
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, video_metrics
 from multiattn.tables import LABELS, SUBMISSION
-from multiattn.video.crop_images import names_digest
 
 ScaleName = Literal["auto", "released", "public", "private", "none"]
 SCORING_CLIP = 1e-15
@@ -21,6 +20,7 @@ FAILURES = ("no_face", "unreadable", "missing", "failed", "late")
 """Statuses that were answered with the prior."""
 NUMBERS = ("log_loss", "low", "high", "auc", "accuracy", "difference", "difference_low", "difference_high")
 NUMBERS += ("probability_better", "out_of_fold_log_loss")
+NOT_KNOWN = "not known"
 NOT_COMPARABLE = (
     "These videos are none of the three sets that log losses were published for, so the published figures are not "
     "comparable with those above, nor with each other."
@@ -34,10 +34,13 @@ class Leaderboard:
     ours: pd.DataFrame
     """name; log_loss with low and high, the 95 % interval; auc, accuracy; difference: its log loss minus that of the
     best, on the same videos, with difference_low and difference_high, and probability_better, the share of resamples in
-    which it is the better of the two; num_videos; no_face, unreadable, missing, failed, late; seen_in_training (NA for
-    an imported checkpoint, whose training videos are unknown); out_of_fold_log_loss. NaN where not scored."""
+    which it is the better of the two; num_videos; no_face, unreadable, missing, failed, late; seen_in_training;
+    out_of_fold_log_loss. NaN where not scored; NA where nothing tells the number: without a card none of them is known,
+    and of an imported checkpoint the training videos are not."""
     scored_on: str
     """What the metrics are over, in words."""
+    drawn: str = "single videos"
+    """What the bootstrap draws, in words."""
     scale: Scale | None = None
     """The published figures that are comparable."""
     notes: tuple[str, ...] = ()
@@ -54,6 +57,15 @@ class Leaderboard:
         ]
         return [*self.notes, *seen]
 
+    @property
+    def legend(self) -> str:
+        """What the columns are."""
+        return (
+            f"95 %: of the bootstrap, which draws {self.drawn}. Minus the best: log loss minus that of the first row, "
+            "on the same videos; P(better): how often it is the better of the two when they are drawn again. Answered "
+            f"with the prior, seen in training: from card.json; {NOT_KNOWN} where it does not tell."
+        )
+
     def table(self) -> pd.DataFrame:
         """Our rows, the constant and the comparable published ones in one frame with a `source` column."""
         constant = pd.DataFrame([{"name": "constant 0.5", "log_loss": CONSTANT_LOG_LOSS, "source": "reference"}])
@@ -67,7 +79,7 @@ class Leaderboard:
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells of our submissions, as pages show them."""
         header = ["submission", "log loss", "95 %", "minus the best", "P(better)", "AUC", "accuracy", "videos"]
-        header += ["answered with the prior", "out of fold"]
+        header += ["answered with the prior", "seen in training", "out of fold"]
         cells = [
             [
                 row.name,
@@ -79,11 +91,12 @@ class Leaderboard:
                 _show(row.accuracy),
                 str(row.num_videos),
                 _failures(row),
+                NOT_KNOWN if pd.isna(row.seen_in_training) else str(row.seen_in_training),
                 _show(row.out_of_fold_log_loss),
             ]
             for row in self.ours.itertuples()
         ]
-        cells.append(["constant 0.5", _show(CONSTANT_LOG_LOSS), "", "", "", "0.5000", *[""] * 4])
+        cells.append(["constant 0.5", _show(CONSTANT_LOG_LOSS), "", "", "", "0.5000", *[""] * 5])
         return header, cells
 
     def markdown(self) -> str:
@@ -91,10 +104,7 @@ class Leaderboard:
         parts = [f"# Leaderboard\n\nScored on: {self.scored_on}."]
         parts += [f"**Warning:** {warning}" for warning in self.warnings]
         parts.append(_markdown_table(*self.rows()))
-        parts.append(
-            "95 %: of the bootstrap. Minus the best: log loss minus that of the first row, on the same videos; "
-            "P(better): how often it is the better of the two when the videos, or their groups, are drawn again."
-        )
+        parts.append(self.legend)
         if self.scale is None:
             parts.append(NOT_COMPARABLE)
         for scale in [self.scale] if self.scale is not None else SCALES.values():
@@ -120,7 +130,11 @@ def _span(low: float, high: float) -> str:
 
 def _failures(row: Any) -> str:
     counts = {status: getattr(row, status) for status in FAILURES}
-    return ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count) or "none"
+    known = {status: count for status, count in counts.items() if pd.notna(count)}
+    if not known:
+        return NOT_KNOWN
+    words = [f"{count} {status.replace('_', ' ')}" for status, count in known.items() if count]
+    return ", ".join(words + [f"others {NOT_KNOWN}"] * (len(known) < len(counts))) or "none"
 
 
 def score_submissions(
@@ -138,7 +152,8 @@ def score_submissions(
             all of them with their out-of-fold figures only.
         groups_path: `filename,group`: what the bootstrap draws as a whole, such as the original; None draws videos.
         scale: which published figures stand beside ours; `auto` knows the released and the public one by the file
-            names of all their videos. Another than these names say is refused; where they say nothing, a warning.
+            names of all their videos. Another than these names say is refused, and any beside Kaggle's 400 sample
+            videos, which are on none; where they say nothing, a warning.
         resamples: of the bootstrap.
 
     Raises:
@@ -152,33 +167,41 @@ def score_submissions(
     labels = None
     if labels_path is not None:
         labels = LABELS.read(labels_path).sort_values("filename")  # the bootstrap draws the same whatever their order
-    groups = _read_groups(groups_path, labels) if groups_path is not None and labels is not None else None
+    groups = read_groups(groups_path, labels) if groups_path is not None and labels is not None else None
     read = {path.parent.name: SUBMISSION.read(path) for path in paths}
     rows = pd.DataFrame([_describe(submissions / name, len(answers)) for name, answers in read.items()])
-    rows = rows.astype({"seen_in_training": "Int64"})
+    rows = rows.astype(dict.fromkeys([*FAILURES, "seen_in_training"], "Int64"))
     if labels is None:
         rows = _in_order(rows)
-        return Leaderboard(rows, "nothing, no labels were given", None if scale == "auto" else SCALES.get(scale))
+        return Leaderboard(rows, "nothing, no labels were given", scale=SCALES.get(scale))
+    found, notes, drawn = scale_of(labels["filename"]), _kaggles_400(labels["filename"]), Leaderboard.drawn
+    if scale != "auto":
+        notes += _doubts(scale, found, labels_path, notes)
+        found = SCALES.get(scale)
+    if groups is not None:
+        drawn = f"the {len(set(groups)):,} groups of {groups_path.name}"
     answers = {name: _answers(submission, labels) for name, submission in read.items()}
     rows = _in_order(_scored(rows, labels["label"].to_numpy(), answers, groups, resamples))
-    notes = []
-    if names_digest(sorted(labels["filename"])) == KAGGLE_400_DIGEST:
-        notes.append(
-            "these are Kaggle's 400 public test videos, which lie inside dfdc_train_part_0 to 2: whatever was trained "
-            "on those parts has seen them."
-        )
-    found = scale_of(labels["filename"])
-    if scale != "auto":
-        notes += _doubts(scale, found, labels_path)
-        found = SCALES.get(scale)
-    return Leaderboard(rows, f"{len(labels):,} videos of {labels_path.name}", found, tuple(notes))
+    return Leaderboard(rows, f"{len(labels):,} videos of {labels_path.name}", drawn, found, tuple(notes))
 
 
-def _doubts(asked: str, found: Scale | None, labels_path: Path) -> list[str]:
+def _kaggles_400(names: pd.Series) -> list[str]:
+    """The warning that whoever trained on parts 0 to 2 has seen these videos; nothing where none is of the 400."""
+    count = among_kaggles_400(names)
+    if not count:
+        return []
+    which = "these are" if count == len(names) == 400 else f"{count:,} of these {len(names):,} videos are among"
+    return [
+        f"{which} Kaggle's 400 public test videos, which lie inside dfdc_train_part_0 to 2: whatever was trained on "
+        "those parts has seen them."
+    ]
+
+
+def _doubts(asked: str, found: Scale | None, labels_path: Path, notes: list[str]) -> list[str]:
     """What speaks against the scale that was asked for: nothing where the file names say the same, or with `none`.
 
     Raises:
-        ValueError: the file names are those of another scale.
+        ValueError: the file names are those of another scale, or some are of Kaggle's 400, as `notes` tells.
     """
     if asked == "none" or (found is not None and found.name == asked):
         return []
@@ -187,13 +210,28 @@ def _doubts(asked: str, found: Scale | None, labels_path: Path) -> list[str]:
             f"--scale {asked}: {labels_path} holds the {found.num_videos:,} videos of the {found.name} scale; figures "
             f"of different scales are not comparable. Leave --scale out, or give --scale {found.name} or none."
         )
+    if notes:
+        raise ValueError(
+            f"--scale {asked}: expected in {labels_path} {SCALES[asked].title}, found videos of none of the three "
+            f"scales: {notes[0]} Leave --scale out, or give --scale none."
+        )
     return [
         f"the published figures are of {SCALES[asked].title}; the file names do not say that these are the videos, so "
         "they are comparable only if you know it."
     ]
 
 
-def _read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
+def read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
+    """(N,) the group of each labelled video, in the order of the labels.
+
+    Args:
+        path: `filename,group`, a row a video; other columns and other videos are not used.
+        labels: a table of labels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, a labelled video without a group, or with several.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Expected `filename,group`, a row a video.")
     try:
@@ -219,16 +257,23 @@ def _read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
 
 
 def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
-    """What the card says of a submission."""
+    """What the card says of a submission; None for a number that it does not tell."""
     card_path = folder / "card.json"
     card = read_json(card_path) if card_path.is_file() else {}
     if not isinstance(card, dict):
         raise ValueError(f"{card_path}: expected a card, an object, found {type(card).__name__}.")
-    coverage = card.get("coverage", {})
+    coverage, seen = card.get("coverage") or {}, card.get("seen_in_training")
+    if not isinstance(coverage, dict) or not all(type(count) is int for count in [*coverage.values(), seen or 0]):
+        raise ValueError(
+            f"{card_path}: expected whole numbers in coverage (status: videos) and seen_in_training, found {coverage} "
+            f"and {seen}. Make the submission again with `multiattn submit`, or move the card away."
+        )
+    # Statuses that no video has may be left out. Those named tell that only where they count every video.
+    absent = 0 if sum(coverage.values()) == num_videos else None
     row: dict[str, Any] = {"name": folder.name, **dict.fromkeys(NUMBERS, np.nan)}
     row["num_videos"] = num_videos
-    row |= {status: coverage.get(status, 0) for status in FAILURES}
-    row["seen_in_training"] = card.get("seen_in_training", 0)
+    row |= {status: coverage.get(status, absent) for status in FAILURES}
+    row["seen_in_training"] = seen
     out_of_fold = (card.get("out_of_fold") or {}).get("log_loss")
     row["out_of_fold_log_loss"] = np.nan if out_of_fold is None else float(out_of_fold)
     return row

@@ -1,4 +1,4 @@
-"""The published log losses, each on the one of three DFDC scales it was measured on; what file names tell of a label file.
+"""The published log losses, each on the one of three DFDC scales it was measured on, and what file names tell.
 
 The scales share a name and nothing else: a model that reaches 0.20 on the released test set is at 0.43 on the private
 one, half of whose videos came from the web. So a figure is compared on its own scale or not at all.
@@ -69,8 +69,8 @@ SCALES = {
     ),
 }
 HASH_BYTES = 5
-"""Of the names of Kaggle's 400 videos: another name is taken for one of them once in 2.7 billion, and thousands of names
-share each hash, so that the list is not told."""
+"""Of `KAGGLE_400`. A name that is none of them is taken for one once in 2.7 billion; some 128 names of ten letters have
+the same hash, so the hashes are no list of the names."""
 KAGGLE_400 = """
 AFw/5moA+mva4AJ/CJfJAoUnKhsCxrWw6ATTLjXtBkU9JP8HYXscNQewhvRxCRNdQj0JI/g/HQlsg8wlCX2Ou3oKHFk4Eg0cliirDU/3W10Nh96t
 Xw6Ct0PjEQ9gAskSqHF4ihSsBhg8FM4ODpoVCukTvBUblG/LFWylhA4VsGHoDBZnVEYBF86Epx0YvqxubhjEhUBKGkUzbTobOvFnLhvQZV3QHKix

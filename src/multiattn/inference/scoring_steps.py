@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.datasets.manifest import video_id
+from multiattn.inference.leaderboard import read_groups
 from multiattn.runtime import read_json
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.bootstrap import bootstrap_log_loss
@@ -16,7 +17,7 @@ from multiattn.scoring.tuning_report import EXACT, TUNED, UNTUNED
 from multiattn.tables import FRAME_PREDICTIONS, LABELS
 
 NAMES = {UNTUNED: "all folds, mean", TUNED: "all folds, tuned (nested)"}
-COLUMNS = ("name", "log_loss", "low", "high", "auc", "num_videos")
+COLUMNS = ("name", "log_loss", "low", "high", "auc", "num_videos", "num_groups")
 
 
 def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
@@ -26,7 +27,8 @@ def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
         scoring: the `scoring.json` of `multiattn tune`.
 
     Returns:
-        name, log_loss with the 95 % interval low and high, auc, num_videos.
+        name, log_loss with the 95 % interval low and high, auc, num_videos; num_groups, those of the folds table, which
+        the bootstrap draws whole.
 
     Raises:
         FileNotFoundError, ValueError: not such a file.
@@ -34,27 +36,33 @@ def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
     if not scoring.is_file():
         raise FileNotFoundError(f"{scoring}: no scoring rule here. Make it with `multiattn tune`.")
     report = read_json(scoring)["report"]
+    videos = report["videos"]
     rows = [
-        {**row, "name": NAMES[row["name"]], "num_videos": report["videos"]["number"]}
+        {**row, "name": NAMES[row["name"]], "num_videos": videos["number"], "num_groups": videos["groups"]}
         for row in report["figures"]
         if row["name"] in NAMES
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def steps_on_test(submission: Path, labels: Path, rule: ScoringRule) -> pd.DataFrame:
+def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRule) -> pd.DataFrame:
     """The same steps over the videos of a submission, from the frame predictions it kept; nothing is predicted again.
 
     Args:
         submission: a submission folder.
         labels: `filename,label` of its videos.
+        groups: `filename,group` of them, which the bootstrap draws whole.
         rule: the tuned one.
 
     Returns:
-        As `steps_out_of_fold`; the interval is that of the bootstrap over videos.
+        As `steps_out_of_fold`.
+
+    Raises:
+        FileNotFoundError, ValueError: not such files, or a labelled video without a group.
     """
     predictions = FRAME_PREDICTIONS.read(submission / "frame_predictions.parquet", allow_empty=True)
     table = LABELS.read(labels).sort_values("filename", ignore_index=True)
+    drawn = read_groups(groups, table)
     ids = table["filename"].map(lambda name: video_id("folder", name))
     first = sorted(predictions["model"].unique())[:1]
     plain = ScoringRule()
@@ -67,10 +75,11 @@ def steps_on_test(submission: Path, labels: Path, rule: ScoringRule) -> pd.DataF
         name: complete_videos(ids, of.score(given), of.prior)["probability"].to_numpy()
         for name, (given, of) in steps.items()
     }
-    return pd.DataFrame([_row(name, table["label"].to_numpy(), given) for name, given in answers.items()])
+    return pd.DataFrame([_row(name, table["label"].to_numpy(), given, drawn) for name, given in answers.items()])
 
 
-def _row(name: str, labels: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
-    metrics, interval = video_metrics(labels, answers, clip=EXACT), bootstrap_log_loss(labels, answers, clip=EXACT)
-    figures = (name, metrics.log_loss, interval.low, interval.high, metrics.auc, metrics.num_videos)
-    return dict(zip(COLUMNS, figures, strict=True))
+def _row(name: str, labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    metrics = video_metrics(labels, answers, clip=EXACT)
+    interval = bootstrap_log_loss(labels, answers, groups, clip=EXACT)
+    counts = (metrics.num_videos, len(set(groups)))
+    return dict(zip(COLUMNS, (name, metrics.log_loss, interval.low, interval.high, metrics.auc, *counts), strict=True))

@@ -70,7 +70,8 @@ def main(argv: list[str]) -> None:
     _run(tune, "tune", runs=options.runs / experiment.name)
     out = options.submissions / experiment.name
     _submit(options, experiment.name, root, out)
-    _run(leaderboard, "leaderboard", submissions=options.submissions, labels=root / "labels.csv")
+    tables = {"labels": root / "labels.csv", "groups": root / "groups.csv"}
+    _run(leaderboard, "leaderboard", submissions=options.submissions, **tables)
     results(_summary(options, experiment.name, root, out, minutes=(time.monotonic() - started) / 60))
 
 
@@ -98,7 +99,8 @@ def _submit(options: Options, name: str, root: Path, out: Path) -> None:
 
 def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
     scoring = default_scoring_path([options.runs / name])
-    held_out, test = steps_out_of_fold(scoring), steps_on_test(out, root / "labels.csv", read_scoring(scoring))
+    held_out = steps_out_of_fold(scoring)
+    test = steps_on_test(out, root / "labels.csv", root / "groups.csv", read_scoring(scoring))
     coverage = read_json(out / "card.json")["coverage"]
     lines = [
         f"\nDone in {minutes:.1f} minutes.\n",
@@ -107,6 +109,9 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
         *_figures(held_out, "out of fold"),
         *_figures(test, "test, unseen actors"),
         "",
+        f"The bootstrap of the intervals draws, out of fold, the {held_out['num_groups'].iloc[0]} parts; on test, the "
+        f"{test['num_groups'].iloc[0]} originals, each with its fake.",
+        "On test, actors come back in several originals, which the bootstrap takes for independent all the same.",
         f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "
         "They were answered with 0.5 and count above.",
         "",

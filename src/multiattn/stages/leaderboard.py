@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     with atomic_path(out / "leaderboard.csv") as temporary:
         board.table().to_csv(temporary, index=False)
     anchors = board.scale.anchors if board.scale is not None else {}
-    figure = draw_leaderboard(board.ours, board.scored_on, CONSTANT_LOG_LOSS, anchors)
+    figure = draw_leaderboard(board.ours, board.scored_on, CONSTANT_LOG_LOSS, anchors, drawn=board.drawn)
     write_leaderboard_picture(figure, out / "leaderboard.png")
-    page = leaderboard_page(figure, board.scored_on, board.warnings, *board.rows())
+    page = leaderboard_page(figure, board.scored_on, board.warnings, *board.rows(), legend=board.legend)
     write_text(out / "leaderboard.html", page)
     results(board.markdown(), f"written: {out / 'leaderboard.md'}, .csv, .png, .html")

@@ -19,6 +19,7 @@ from multiattn.datasets.embedded.actors import make_actor
 from multiattn.datasets.embedded.clips import FRAME_RATE, make_take, render_frames
 from multiattn.datasets.embedded.forgery import make_forger
 from multiattn.datasets.embedded.plan import DemoPlan, PlannedClip, plan_demo
+from multiattn.runtime import write_text
 
 RECIPE_VERSION = 1
 """Raise it whenever the same seed would give other pictures."""
@@ -32,8 +33,9 @@ def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool 
     """Writes the embedded data set: the official DFDC training and test tree, made from one portrait.
 
     Args:
-        root: the folder to make. A finished one of the same recipe, seed and size is left as it is. The work is done
-            in `<root>.partial` and renamed at the end, so a half-made set is never taken for a finished one.
+        root: the folder to make. A finished one of the same recipe, seed and size is left as it is, but for a missing
+            groups.csv, which is added. The work is done in `<root>.partial` and renamed at the end, so a half-made set
+            is never taken for a finished one.
         seed: a non-negative integer; the files depend on it and on nothing else.
         jobs: processes to draw with; more do not change the result.
         small: a miniature for tests.
@@ -43,10 +45,12 @@ def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool 
     """
     root = Path(root)
     mark = {"recipe_version": RECIPE_VERSION, "seed": seed, "small": small}
+    plan = plan_demo(seed, small)
     if _already_there(root, mark):
         logger.info("%s: embedded data set with seed %d is already there", root, seed)
+        if not (root / "groups.csv").is_file():  # sets of the same clips were once made without it
+            write_text(root / "groups.csv", _groups(plan))
         return
-    plan = plan_demo(seed, small)
     partial = root.with_name(root.name + ".partial")
     _clear_partial(partial)
     partial.mkdir(parents=True)
@@ -144,14 +148,21 @@ def _metadata_row(clip: PlannedClip) -> dict[str, str]:
 
 
 def _write_tables(plan: DemoPlan, root: Path) -> None:
-    """metadata.json of every part, labels.csv and sample_submission.csv."""
+    """metadata.json of every part, labels.csv, groups.csv and sample_submission.csv."""
     for folder in sorted({_folder(clip) for clip in plan.training}):
         rows = {clip.filename: _metadata_row(clip) for clip in plan.training if _folder(clip) == folder}
         (root / folder / "metadata.json").write_text(json.dumps(dict(sorted(rows.items()))))
     labels = pd.DataFrame({"filename": [c.filename for c in plan.test], "label": [c.label for c in plan.test]})
     labels = labels.sort_values("filename")
     labels.to_csv(root / "labels.csv", index=False, lineterminator="\n")
+    write_text(root / "groups.csv", _groups(plan))
     labels.assign(label=0.5).to_csv(root / "sample_submission.csv", index=False, lineterminator="\n")
+
+
+def _groups(plan: DemoPlan) -> str:
+    """groups.csv: of each test clip the original it was made of, itself where it is one. They share a take."""
+    rows = sorted((clip.filename, clip.original or clip.filename) for clip in plan.test)
+    return "".join(f"{name},{group}\n" for name, group in [("filename", "group"), *rows])
 
 
 def _clip_records(plan: DemoPlan) -> dict[str, dict[str, str]]:
