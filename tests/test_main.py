@@ -191,3 +191,26 @@ def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(folds, "main", defect)
     with pytest.raises(AssertionError, match="a bug"):
         main(["folds"])
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"), [("pass", 0), ("raise ValueError('x')", 2), ("raise SystemExit(143)", 143)]
+)
+def test_threads_that_are_still_in_torch_do_not_hold_the_process_or_change_its_exit_code(ending, expected):
+    """Python's own end waits for a thread, or aborts under one that computes."""
+    code = f"""
+import sys, threading, time, types
+from multiattn import __main__ as program
+from multiattn.runtime import TORCH_THREAD
+
+def stage(argv):
+    threading.Thread(target=time.sleep, args=(600,), name=TORCH_THREAD).start()
+    print("delivered", end="")
+    {ending}
+
+sys.modules["multiattn.stages.submit"] = types.SimpleNamespace(main=stage)
+sys.argv = ["multiattn", "submit"]
+program.command()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert result.returncode == expected and result.stdout == "delivered"

@@ -6,7 +6,9 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 STAGES = (
     "demo",
@@ -31,12 +33,32 @@ STAGES = (
 """The stages in the order data walks through them, then those beside the way; each is a module of
 `multiattn.stages`."""
 
-OUT_OF_RESOURCES = {
+KNOWN_FAILURES = {
     "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Lower --data.batch-size or --jobs.",
     "TerminatedWorkerError": "A worker process died (out of memory, or a decoder that crashed); finished videos are "
     "kept. Run the same command again with fewer --jobs.",
+    "SystematicFailureError": "",
 }
-"""Errors of torch and joblib that the machine causes, by name: neither library is imported for them."""
+"""Errors of torch, joblib and the kernel that say all there is to say, by name: nothing is imported for them; and what
+to do about them beside their message."""
+
+
+def command() -> NoReturn:
+    """`main` as a process of its own, which ends whatever threads are still at work."""
+    from multiattn.runtime import TORCH_THREAD
+
+    try:
+        code = main()
+    except SystemExit as error:
+        if not isinstance(error.code, int | None):
+            raise
+        code = error.code or 0
+    if any(thread.name == TORCH_THREAD for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,9 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     except RuntimeError as error:
-        if type(error).__name__ not in OUT_OF_RESOURCES or os.environ.get("MULTIATTN_DEBUG"):
+        if type(error).__name__ not in KNOWN_FAILURES or os.environ.get("MULTIATTN_DEBUG"):
             raise
-        logging.getLogger("multiattn").error("error: %s\n%s", error, OUT_OF_RESOURCES[type(error).__name__])
+        advice = KNOWN_FAILURES[type(error).__name__]
+        logging.getLogger("multiattn").error("error: %s%s", error, f"\n{advice}" if advice else "")
         return 2
     except KeyboardInterrupt:
         logging.getLogger("multiattn").error("interrupted; the same command continues where it was")
@@ -97,4 +120,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 LOG_INTERVAL_SECONDS = 15.0
+TORCH_THREAD = "in torch"
+"""Name of threads that may still compute when all is delivered: Python's own end would abort under them."""
 WAIT_POLICY = "OMP_WAIT_POLICY"
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""

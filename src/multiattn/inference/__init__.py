@@ -8,6 +8,7 @@ tuning.py             out-of-fold predictions -> the tuned rule
 scoring_file.py       scoring.json, and which rule a command uses
 scoring_steps.py      what each step from one fold to the tuned rule brings
 kernel/               a folder of videos -> submission under a time budget; the notebook and `multiattn submit`
+first_answer.py       a submission in the first second, of priors
 submission.py         video probabilities -> submission.csv and card.json, checked against the sample
 notebook.py           the notebook, headless
 kit/                  all that an offline machine needs, in one folder

@@ -1,7 +1,8 @@
 """Runs + test videos -> submissions/NAME: submission.csv, card.json, and the predictions behind them.
 
 submission.csv is complete from the start (the prior in each row) and gets better as videos are finished; whenever this
-is killed there is a submission, and the same command goes on from there.
+is killed there is a submission, and the same command goes on from there: first with what has no answer yet, then with
+what was judged with fewer frames or models for want of time.
 
     multiattn submit --runs runs/dfdc_b4 --videos-dir /data/test_videos \\
         --sample-submission /data/sample_submission.csv --out submissions/dfdc_b4
@@ -12,8 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.command_line import parse, results
-from multiattn.inference.kernel import KernelInputs, run_kernel
-from multiattn.inference.scoring_file import choose_scoring
+from multiattn.inference.first_answer import write_first_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="submit", doc=__doc__)
+    write_first_answer(options.sample_submission, options.out)
+    from multiattn.inference.kernel import KernelInputs, run_kernel  # with torch, which takes seconds
+    from multiattn.inference.scoring_file import choose_scoring
+
     result = run_kernel(
         KernelInputs(
             runs=options.runs,
@@ -66,4 +70,9 @@ def main(argv: list[str]) -> None:
     results(
         f"{len(result.submission)} rows in {options.out / 'submission.csv'}: {coverage}",
         *(str(change) for change in result.plan_changes),
+        *_reduced(result.reduced),
     )
+
+
+def _reduced(count: int) -> list[str]:
+    return [f"{count} judged with fewer frames or models; the same command with time left mends that"] if count else []

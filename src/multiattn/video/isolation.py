@@ -161,7 +161,12 @@ class IsolatedProcess:
         except subprocess.TimeoutExpired:  # it closed its end, but goes on
             self.process.kill()
             code = self.process.wait()
-        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return signal.Signals(-code).name
+        except ValueError:  # real-time signals have no name
+            return f"signal {-code}"
 
 
 class ProcessPool:

@@ -2,148 +2,26 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from kernel_case import PRIOR, Case, in_this_process
 
-from multiattn.inference.kernel import KernelInputs, run_kernel
+from multiattn.inference.kernel import extraction as extraction_module
 from multiattn.inference.kernel import run as run_module
+from multiattn.inference.kernel import run_kernel
 from multiattn.inference.kernel.models import LoadedModels
 from multiattn.inference.kernel.plan import Plan
-from multiattn.inference.kernel.store import STORE
-from multiattn.inference.submission import check_submission, read_sample
-from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.isolation import end_processes
-
-DRIVER = Path(__file__).with_name("driver.py")
-PRIOR = 0.5
-SAME = 1e-6
-"""The miniature's models hardly tell its videos apart: their answers differ by 5e-6."""
-BLOCK_NETWORK = """
-import socket
-_connect = socket.socket.connect
-def connect(self, address):
-    if self.family != socket.AF_UNIX:
-        raise OSError(f"networking is blocked: {address}")
-    return _connect(self, address)
-socket.socket.connect = connect
-"""
-
-
-@dataclass
-class Case:
-    """A folder of test videos, its sample, and what an undisturbed run answers."""
-
-    folder: Path
-    inputs: KernelInputs
-    sample: pd.DataFrame
-    answers: dict[str, float] = field(default_factory=dict)
-
-    def copy(self, folder: Path) -> "Case":
-        """The same with files of its own, which a test may break, and no results yet."""
-        shutil.copytree(self.inputs.videos_dir, folder / "videos")
-        inputs = dataclasses.replace(self.inputs, videos_dir=folder / "videos", out=folder / "out")
-        return Case(folder, inputs, self.sample, self.answers)
-
-    def read(self) -> dict[str, float]:
-        """The submission that lies there now; it must be a complete valid one."""
-        path = self.inputs.out / "submission.csv"
-        table = SUBMISSION.read(path)
-        check_submission(table, self.sample, ScoringRule(), path)
-        return dict(zip(table["filename"], table["label"], strict=True))
-
-    def require_no_wrong_row(self, *, broken: tuple[str, ...] = ()) -> int:
-        """Each row is the undisturbed run's or the prior; returns how many are not the prior."""
-        found = self.read()
-        for name, label in found.items():
-            is_right = abs(label - self.answers[name]) < SAME or label == PRIOR
-            assert is_right, f"{name}: {label}, undisturbed {self.answers[name]}"
-        return sum(label != PRIOR for name, label in found.items() if name not in broken)
-
-    def card(self) -> dict:
-        return json.loads((self.inputs.out / "card.json").read_text())
-
-    @contextlib.contextmanager
-    def driver(self, **order: object) -> Iterator[subprocess.Popen]:
-        """The kernel in a process of its own, without a network; killed at the end, if it still runs."""
-        (self.folder / "site").mkdir(exist_ok=True)
-        (self.folder / "site" / "sitecustomize.py").write_text(BLOCK_NETWORK)
-        order = {
-            "runs": [str(run) for run in self.inputs.runs],
-            **{name: str(getattr(self.inputs, name)) for name in ("videos_dir", "sample_submission", "out")},
-            "jobs": 1, "write_seconds": 0.3, **order,
-        }  # fmt: skip
-        (self.folder / "order.json").write_text(json.dumps(order))
-        source = Path(run_module.__file__).parents[3]
-        path = os.pathsep.join(map(str, [self.folder / "site", source]))
-        with (self.folder / "log.txt").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, str(DRIVER), str(self.folder / "order.json")],
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stderr=log, stdout=log,
-            )  # fmt: skip
-            try:
-                yield process
-            finally:
-                process.kill()
-                process.wait()
-
-    def wait_for(self, count: int, seconds: float = 60) -> None:
-        """Until so many videos are kept in the store."""
-        deadline = time.monotonic() + seconds
-        while self.kept() < count:
-            assert time.monotonic() < deadline, (self.folder / "log.txt").read_text()
-            time.sleep(0.02)
-
-    def kept(self) -> int:
-        path = self.inputs.out / STORE
-        return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
-
-
-@pytest.fixture(scope="module")
-def case(pipeline, tmp_path_factory) -> Case:
-    """Ten videos: eight with faces, one without, one that is none; answered by an undisturbed run."""
-    folder = tmp_path_factory.mktemp("kernel")
-    (folder / "videos").mkdir()
-    first = run_kernel(
-        KernelInputs(
-            runs=(pipeline.experiment,), videos_dir=pipeline.dataset / "test_videos",
-            sample_submission=pipeline.dataset / "sample_submission.csv", out=folder / "first", jobs=1,
-        )
-    )  # fmt: skip
-    status_of = dict(zip(first.submission["filename"], first.videos["status"], strict=True))
-    names = []
-    for name, status in sorted(status_of.items()):
-        for copy in range(4 if status == "ok" else 1):
-            names.append(f"{'abcd'[copy]}{name}")
-            shutil.copy(pipeline.dataset / "test_videos" / name, folder / "videos" / names[-1])
-    assert len(names) == 10 and sorted(set(status_of.values())) == ["no_face", "ok", "unreadable"]
-    SUBMISSION.write(pd.DataFrame({"filename": sorted(names), "label": 0.0}), folder / "sample.csv")
-    inputs = KernelInputs(
-        runs=(pipeline.experiment,), videos_dir=folder / "videos", sample_submission=folder / "sample.csv",
-        out=folder / "out", jobs=1, write_seconds=0.3,
-    )  # fmt: skip
-    made = Case(folder, inputs, read_sample(folder / "sample.csv"))
-    run_kernel(inputs)
-    made.answers = made.read()
-    assert sum(label != PRIOR for label in made.answers.values()) == 8
-    assert len({round(label / SAME / 3) for label in made.answers.values()}) == 3, "two videos are told apart"
-    before = dict(zip(first.submission["filename"], first.submission["label"], strict=True))
-    for name, label in made.answers.items():
-        assert abs(label - before[name[1:]]) < SAME, "copies of a video are answered alike"
-    return made
 
 
 @contextlib.contextmanager
@@ -219,20 +97,6 @@ def test_asked_to_end_it_writes_what_it_knows_first(case, tmp_path):
     assert "not judged yet" in str(case.card()["kernel"]["not_judged"])
 
 
-def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -> run_module.KernelResult:
-    """Run the kernel here, its budget counted from now, each batch slowed down."""
-    logits = LoadedModels.logits
-
-    def slow_logits(self, *arguments, **named):
-        time.sleep(delay)
-        return logits(self, *arguments, **named)
-
-    started = time.monotonic()
-    monkeypatch.setattr(LoadedModels, "logits", slow_logits)
-    monkeypatch.setattr(run_module, "process_seconds", lambda: time.monotonic() - started)
-    return run_kernel(dataclasses.replace(case.inputs, **changes))
-
-
 def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gave_up(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
     started = time.monotonic()
@@ -284,12 +148,55 @@ def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch
 def test_fewer_frames_and_models_are_told_of_each_video(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
     monkeypatch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
+    monkeypatch.setattr(Plan, "has_time", False)
     result = in_this_process(case, monkeypatch, budget_hours=1)
     judged = result.videos[result.videos["status"] == "ok"]
     assert (judged["message"] == "4 frames x 1 model instead of 4 frames x 2 models").all() and len(judged) == 8
     table = FRAME_PREDICTIONS.read(case.inputs.out / "frame_predictions.parquet")
     assert set(table["model"]) == {"demo_tiny/fold0"}
     assert case.read() != case.answers
+    assert result.reduced == case.card()["kernel"]["reduced"] == 8
+
+    monkeypatch.undo()  # now there is time: the next run looks again, and says that nothing is reduced
+    result = in_this_process(case, monkeypatch)
+    assert case.require_no_wrong_row() == 8 and result.reduced == case.card()["kernel"]["reduced"] == 0
+    assert not result.videos["message"].str.contains("instead of").any()
+
+
+def test_without_a_face_in_any_video_it_stops_loudly(case, tmp_path):
+    """A detector that finds nothing would deliver four thousand priors."""
+    case = case.copy(tmp_path)
+    names = [name for name, label in case.answers.items() if label == PRIOR]
+    SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.0}), tmp_path / "sample.csv")
+    with pytest.raises(RuntimeError, match=r"not one video was judged \(1 no_face, 1 unreadable\).*do not hand it in"):
+        run_kernel(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+    assert set(SUBMISSION.read(case.inputs.out / "submission.csv")["label"]) == {PRIOR}
+
+
+def test_two_videos_that_differ_in_their_ending_are_refused_by_their_names(case, tmp_path):
+    case = case.copy(tmp_path)
+    name = case.sample["filename"][0]
+    other = f"{Path(name).stem}.avi"
+    shutil.copy(case.inputs.videos_dir / name, case.inputs.videos_dir / other)
+    SUBMISSION.write(pd.DataFrame({"filename": [name, other], "label": 0.0}), tmp_path / "sample.csv")
+    with pytest.raises(ValueError, match=f"found {name} and {other}. Rename one"):
+        run_kernel(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+
+
+def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, tmp_path, monkeypatch):
+    case, call = case.copy(tmp_path), extraction_module.call_isolated
+    name = min(name for name, label in case.answers.items() if label != PRIOR)
+
+    def faulty(video, *words):
+        if video.endswith(Path(name).stem):
+            raise ValueError("35 is not a valid Signals")
+        return call(video, *words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction_module, "call_isolated", faulty)
+        result = in_this_process(case, patch)
+    assert result.coverage["failed"] == 1 and case.require_no_wrong_row() == 7
+    assert result.videos["message"].str.contains("35 is not a valid").sum() == 1
 
 
 def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, tmp_path, monkeypatch):

@@ -231,3 +231,36 @@ def test_videos_without_faces_cost_the_classifier_nothing():
 def test_no_videos_at_all_are_no_plan_to_change():
     plan, judged = Machine(steady()).run(0, 100)
     assert judged == {} and plan.changes == []
+
+
+def second_look(num_videos: int, elapsed: float, rates: Rates | None = None, budget: float | None = 1000) -> Plan:
+    return Plan(
+        num_videos, frames=FRAMES, models=MODELS, workers=1, classifiers=1, elapsed=lambda: elapsed, budget=budget,
+        second_look=True, rates=rates,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "budget", "expected"),
+    [
+        pytest.param(0, None, True, id="no budget"),
+        pytest.param(0, 1000, True, id="time for all"),
+        pytest.param(960, 1000, True, id="time for one"),
+        pytest.param(975, 1000, False, id="not for one"),
+        pytest.param(1001, 1000, False, id="over"),
+    ],
+)
+def test_a_second_look_is_as_thorough_as_can_be_or_not_begun(elapsed, budget, expected):
+    """A video takes 10 s, and the last 20 s are the delivery's."""
+    rates = Rates()
+    for _ in range(5):
+        rates.add(Costs(frames=32, crops=32, decode_seconds=1, search_seconds=4, crop_models=160, classify_seconds=5))
+    plan = second_look(3, elapsed, rates, budget)
+    assert plan.has_time == expected
+    assert plan.start() == (Level(FRAMES, MODELS) if expected else None)
+    if not expected:
+        assert "3 keep the answer they have" in str(plan.changes[-1])
+
+
+def test_a_second_look_goes_on_from_what_was_measured_and_knows_nothing_without():
+    assert second_look(3, 0).projected_seconds() is None and second_look(3, 0).has_time

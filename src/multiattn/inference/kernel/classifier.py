@@ -22,6 +22,7 @@ import torch
 
 from multiattn.inference.kernel.extraction import Extracted, describe_error, is_out_of_memory
 from multiattn.inference.kernel.models import LoadedModels
+from multiattn.runtime import TORCH_THREAD
 from multiattn.video.crop_images import decode_crop
 from multiattn.video.in_memory import EncodedCrops
 
@@ -127,7 +128,7 @@ class Classifier:
         self._alive = self.threads
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, daemon=True, name="classifier") for _ in range(self.threads)
+            threading.Thread(target=self._run, daemon=True, name=TORCH_THREAD) for _ in range(self.threads)
         ]
 
     def start(self) -> None:

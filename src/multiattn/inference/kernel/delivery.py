@@ -38,7 +38,7 @@ class Delivery:
     def __init__(self, sample: pd.DataFrame, rule: ScoringRule, folder: Path) -> None:
         self.sample, self.rule, self.folder = sample, rule, folder
         self.path = folder / "submission.csv"
-        self._scored: dict[str, tuple[float, int]] = {}
+        self._scored: dict[str, tuple[VideoResult, float, int]] = {}
 
     @property
     def is_there(self) -> bool:
@@ -59,17 +59,18 @@ class Delivery:
         """The submission of what is known so far.
 
         Args:
-            results: finished videos; each is scored once, for no video's score depends on another's.
+            results: finished videos; each result is scored once, for no video's score depends on another's.
             others: statuses of videos of which there is no result.
         """
         results = list(results)
-        new = [result for result in results if result.logits and result.video_id not in self._scored]
+        latest = {result.video_id: result for result in results if result.logits}
+        new = {video: it for video, it in latest.items() if self._scored.get(video, (None,))[0] is not it}
         if new:
-            table = self.rule.score(frame_table(new))
+            table = self.rule.score(frame_table(list(new.values())))
             rows = table[["video_id", "probability", "num_crops"]].itertuples(index=False, name=None)
-            self._scored.update({video: (probability, crops) for video, probability, crops in rows})
+            self._scored.update({video: (new[video], probability, crops) for video, probability, crops in rows})
         scored = pd.DataFrame(
-            [(video, *values) for video, values in self._scored.items()],
+            [(video, *values[1:]) for video, values in self._scored.items()],
             columns=["video_id", "probability", "num_crops"],
         )
         statuses = {**others, **{result.video_id: (result.status, result.message) for result in results}}

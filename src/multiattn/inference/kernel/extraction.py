@@ -5,6 +5,7 @@ file may end its process or never come back, and here that costs one video. A th
 extraction never runs ahead of the classifier by more than the queue's length and one video a thread.
 """
 
+import logging
 import pickle
 import queue
 import threading
@@ -15,6 +16,8 @@ from typing import Any
 from multiattn.video.extract import ExtractionSettings, VideoTask
 from multiattn.video.in_memory import EncodedCrops
 from multiattn.video.isolation import call_isolated
+
+logger = logging.getLogger(__name__)
 
 TARGET = "multiattn.video.in_memory:encode_pickled"
 ATTEMPTS = 3
@@ -86,19 +89,29 @@ class Extraction:
         self._stopping.set()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        try:
+            while not self._stopping.is_set():
+                with self._lock:
+                    work = self._next_work()
+                if work is None:
+                    break
+                self._guarded(self._extract, work)
+        finally:  # a thread that ended without this word would leave the kernel waiting for ever
             with self._lock:
-                work = self._next_work()
-            if work is None:
-                break
-            self._extract(work)
-        with self._lock:
-            self._alive -= 1
-            is_last = self._alive == 0
-        if is_last:
-            while self._deaths and not self._stopping.is_set():
-                self._extract_alone(self._deaths.pop(0))
-            self._put(None)
+                self._alive -= 1
+                is_last = self._alive == 0
+            if is_last:
+                while self._deaths and not self._stopping.is_set():
+                    self._guarded(self._extract_alone, self._deaths.pop(0))
+                self._put(None)
+
+    def _guarded(self, extract: Callable[[Work], None], work: Work) -> None:
+        """What nobody foresaw costs this video only."""
+        try:
+            extract(work)
+        except Exception as error:
+            logger.exception("%s: an error nobody foresaw", work.task.video_id)
+            self._put(Extracted(work, None, describe_error(error)))
 
     def _extract(self, work: Work) -> None:
         outcome, value = self._call(work)

@@ -18,12 +18,17 @@ def process_seconds() -> float:
 
     In a notebook that is the notebook's kernel, so cells before the submission count too.
     """
+    since_import = time.monotonic() - _IMPORTED
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        since_boot = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-    except (OSError, ValueError, IndexError):
-        return time.monotonic() - _IMPORTED
-    return since_boot - int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), counted after the name
+        ticks = int(fields[19])  # field 22 of proc(5), counted after the name
+        # Not /proc/uptime: a container may be shown its own there, while processes' starts count from the machine's.
+        since_start = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return since_import
+    # A start of 0 is a process table that does not know it. The two clocks never differ much; a time zone of clocks
+    # ("time namespace") that only one of them obeys would make it less than nothing.
+    return max(since_start, since_import) if ticks else since_import
 
 
 class Interruption:

@@ -4,6 +4,7 @@ Each video is the business of this module from the moment it is begun until its 
 touches the disk but the videos.
 """
 
+import builtins
 import logging
 import queue
 import time
@@ -41,11 +42,14 @@ TIME_LIMIT_SECONDS = 600.0
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """For batches that are at work when the time is over; at most half of what the plan keeps for the delivery."""
+STAGES = ("decode", "search", "classify", "wall")
 FAILURES = ("unreadable", "failed")
+OS_ERRORS = tuple(name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError))
+"""How the reason of an unreadable file begins when it is the disk's: the file may be well."""
 
 
 class SystematicFailureError(RuntimeError):
-    """The first videos all failed."""
+    """No answer is of use: the first videos all failed, or not one was judged in the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,8 @@ class Videos:
     """What is to be judged, with what."""
 
     tasks: tuple[VideoTask, ...]
-    file_bytes: dict[str, int]
-    """video_id -> size of its file."""
+    stamps: dict[str, dict[str, int]]
+    """video_id -> `file_bytes` and `file_modified` of its result."""
     models: tuple[TrainedModel, ...]
     """In the order in which they are kept."""
     settings: ExtractionSettings
@@ -80,6 +84,7 @@ class Judging:
     """One run over the videos.
 
     Args:
+        label: before the progress bar.
         keep: called with each result, by the thread that calls `run`.
         tick: called every few tenths of a second by the same thread.
 
@@ -93,14 +98,15 @@ class Judging:
         videos: Videos,
         plan: Plan,
         *,
+        label: str = "submit",
         keep: Callable[[VideoResult], None],
         tick: Callable[[], None],
         interruption: Interruption,
     ) -> None:
-        self.videos, self.plan = videos, plan
+        self.videos, self.plan, self.label = videos, plan, label
         self.begun: set[str] = set()
         self.done = 0
-        self.stages = dict.fromkeys(("decode", "search", "classify", "wall"), 0.0)
+        self.stages = dict.fromkeys(STAGES, 0.0)
         self._keep, self._tick, self._interruption = keep, tick, interruption
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._tasks: Iterator[VideoTask] = iter(videos.tasks)
@@ -132,7 +138,7 @@ class Judging:
                 loaded, extraction.results, self._events.put, self._events.put, threads=videos.threads
             )
             classifier.start()
-            with progress_bar(len(videos.tasks), "submit", "videos") as bar:
+            with progress_bar(len(videos.tasks), self.label, "videos") as bar:
                 self._loop(classifier, bar)
         finally:
             extraction.stop()
@@ -202,17 +208,20 @@ class Judging:
         level = Level(work.settings.recipe.num_frames, work.models)
         common = {
             "video_id": work.task.video_id,
-            "file_bytes": self.videos.file_bytes[work.task.video_id],
+            **self.videos.stamps[work.task.video_id],
             "frames": level.frames,
         }
-        if crops is None:
-            return VideoResult(**common, status=judged.extracted.status, message=judged.extracted.message)
+        if crops is None:  # it ended its process again and again, or took too long; short memory does the same
+            return VideoResult(**common, status=judged.extracted.status, message=judged.extracted.message, again=True)
         if judged.error:
             return VideoResult(**common, status="failed", message=judged.error)
-        less = "" if level == self.videos.everything else f"{level} instead of {self.videos.everything}"
+        few_frames = level.frames < self.videos.everything.frames and crops.status != "unreadable"
+        is_less = few_frames or (bool(crops.crops) and level.models < self.videos.everything.models)
+        less = f"{level} instead of {self.videos.everything}" if is_less else ""
         message = "; ".join(part for part in (crops.message, less) if part)
         if not crops.crops:
-            return VideoResult(**common, status=crops.status, message=message)
+            again = crops.status == "unreadable" and message.startswith(OS_ERRORS)
+            return VideoResult(**common, status=crops.status, message=message, again=again)
         return VideoResult(
             **common,
             status="ok",

@@ -117,10 +117,14 @@ class Plan:
         classifiers: threads that classify.
         elapsed: seconds since the budget began.
         budget: seconds; None is no limit.
+        second_look: the videos have an answer already, so none is looked at less thoroughly than the most thoroughly,
+            and those that are not begun keep it.
+        rates: what is known of the costs; None: nothing.
 
     Attributes:
         changes: what was changed so far.
         reserve: seconds between the stop and the budget's end; None without a budget.
+        rates: what is known of the costs by now.
     """
 
     def __init__(
@@ -133,14 +137,17 @@ class Plan:
         classifiers: int,
         elapsed: Callable[[], float],
         budget: float | None,
+        second_look: bool = False,
+        rates: Rates | None = None,
     ) -> None:
-        self.levels = levels_of(frames, models)
+        self.levels = levels_of(frames, models)[: 1 if second_look else None]
         self.changes: list[PlanChange] = []
         self.workers, self.classifiers = workers, classifiers
         self._elapsed = elapsed
         self.reserve = None if budget is None else reserve_seconds(budget)
         self._stop_at = None if budget is None else budget - self.reserve
-        self._rates = Rates()
+        self._second_look = second_look
+        self.rates = rates or Rates()
         self._index = 0
         self._unstarted, self._in_flight = num_videos, 0
         self._changed_at = 0
@@ -162,6 +169,12 @@ class Plan:
         """Whether what is not finished has to be left."""
         return self._stop_at is not None and self._elapsed() >= self._stop_at
 
+    @property
+    def has_time(self) -> bool:
+        """Whether at least one video can be finished, as far as is known."""
+        left = self.seconds_left
+        return left is None or left > self.rates.extract_seconds(self.level) + self.rates.classify_seconds(self.level)
+
     def start(self) -> Level | None:
         """The level of a video that is started now; None: start no more."""
         with self._lock:
@@ -180,28 +193,28 @@ class Plan:
         with self._lock:
             self._in_flight -= 1
             if costs is not None:
-                self._rates.add(costs)
+                self.rates.add(costs)
 
     def projected_seconds(self, level: Level | None = None) -> float | None:
         """Until all videos are judged at a level, by default the current one; None as long as nothing is known."""
         with self._lock:
-            if self._rates.observed < MIN_OBSERVED:
+            if self.rates.observed < MIN_OBSERVED:
                 return None
             level = level or self.level
             a_video = self.seconds_a_video(level)
-            latency = self._rates.extract_seconds(level) + self._rates.classify_seconds(level)
+            latency = self.rates.extract_seconds(level) + self.rates.classify_seconds(level)
             # Those in flight are half done on average. What is started last goes through both stages one by one.
             return a_video * (self._unstarted + self._in_flight / 2) + (latency if self._unstarted else latency / 2)
 
     def seconds_a_video(self, level: Level) -> float:
         """Between one finished video and the next."""
         return max(
-            self._rates.extract_seconds(level) / self.workers, self._rates.classify_seconds(level) / self.classifiers
+            self.rates.extract_seconds(level) / self.workers, self.rates.classify_seconds(level) / self.classifiers
         )
 
     def _adapt(self) -> None:
         left = self.seconds_left
-        if self._rates.observed < MIN_OBSERVED:
+        if self.rates.observed < MIN_OBSERVED:
             if left <= 0:
                 self._stop("the time is over", left)
             return
@@ -209,11 +222,11 @@ class Plan:
         if projected > left:
             fitting = (index for index in range(self._index, len(self.levels)) if self._fits(index, left))
             self._change(next(fitting, len(self.levels) - 1), projected, left)
-        elif self._index and self._rates.observed - self._changed_at >= CALM_VIDEOS:
+        elif self._index and self.rates.observed - self._changed_at >= CALM_VIDEOS:
             fitting = (index for index in range(self._index) if self._fits(index, SLACK * left))
             self._change(next(fitting, self._index), projected, left)
         waiting = self._in_flight * self.seconds_a_video(self.level)
-        alone = self._rates.extract_seconds(self.level) + self._rates.classify_seconds(self.level)
+        alone = self.rates.extract_seconds(self.level) + self.rates.classify_seconds(self.level)
         if max(waiting, alone) > left and not self._fits(self._index, left):
             self._stop("another would not be finished in time", left)
 
@@ -224,7 +237,7 @@ class Plan:
         if index == self._index:
             return
         before, self._index = self.level, index
-        self._changed_at = self._rates.observed
+        self._changed_at = self.rates.observed
         why = (
             f"the {self._unstarted} videos not begun would be done in {_duration(projected)} with {before}, and "
             f"{_duration(left)} are left"
@@ -234,7 +247,8 @@ class Plan:
     def _stop(self, why: str, left: float) -> None:
         self._stopped = True
         why = f"{why}: {_duration(max(0.0, left))} are left"
-        self._note(f"no more videos are begun; {self._unstarted} get the prior", why)
+        what = "keep the answer they have" if self._second_look else "get the prior"
+        self._note(f"no more videos are begun; {self._unstarted} {what}", why)
 
     def _note(self, what: str, why: str) -> None:
         self.changes.append(PlanChange(round(self._elapsed() / 60, 2), what, why))

@@ -17,7 +17,9 @@ class KernelResult(Submission):
     """
 
     plan_changes: tuple[PlanChange, ...] = ()
-    """What was given up to be in time, in order; empty where nothing was."""
+    """What this run gave up to be in time, in order; empty where nothing was."""
+    reduced: int = 0
+    """Videos whose answer comes from fewer frames or models than there are, in this run or one before it."""
     rate: float = 0.0
     """Videos a second of this run, from the first video's start to the last one's end; 0 where none was done in it."""
     seconds: float = 0.0

@@ -15,9 +15,9 @@ from multiattn.inference.kernel.classifier import as_picture
 from multiattn.inference.kernel.delivery import Delivery, Statuses, frame_table, reasons
 from multiattn.inference.kernel.inputs import KernelInputs
 from multiattn.inference.kernel.interruption import Interruption, listening, process_seconds
-from multiattn.inference.kernel.judging import Judging, SystematicFailureError, Videos
+from multiattn.inference.kernel.judging import STAGES, Judging, SystematicFailureError, Videos
 from multiattn.inference.kernel.models import by_importance
-from multiattn.inference.kernel.plan import Plan
+from multiattn.inference.kernel.plan import Plan, PlanChange
 from multiattn.inference.kernel.result import KernelResult
 from multiattn.inference.kernel.store import STORE, TRIED_AGAIN, ResultStore, VideoResult
 from multiattn.inference.out_of_fold import out_of_fold_figures
@@ -38,7 +38,9 @@ def run_kernel(inputs: KernelInputs) -> KernelResult:
     A complete valid submission.csv lies in `inputs.out` from the start (the prior in each row) and is replaced every
     `write_seconds`, at the end, and before this process ends of SIGTERM or Ctrl-C. Results are kept there as they
     come, and the next run of the same work goes on from them. A video that cannot be read or judged, shows no face or
-    is not there costs its own row only: it gets the prior, and is listed with the reason.
+    is not there costs its own row only: it gets the prior, and is listed with the reason. With time left, videos that
+    were judged with fewer frames or models, in this run or an earlier one, and those that an earlier run could not
+    read for reasons that may have been the machine's, are looked at a second time.
 
     Returns:
         What was written to `inputs.out`.
@@ -46,8 +48,10 @@ def run_kernel(inputs: KernelInputs) -> KernelResult:
     Raises:
         FileNotFoundError: no runs, no videos folder, no sample submission.
         ValueError: the sample is not one, none of its videos is in the folder, imported and trained runs in one, a rule
-            that does not fit the runs, a detector without its weights, or another process is writing to the folder.
-        RuntimeError: each of the first 20 videos (all, of fewer) failed. submission.csv holds priors then.
+            that does not fit the runs, a detector without its weights, two videos whose names differ in their ending
+            only, or another process is writing to the folder.
+        SystematicFailureError: each of the first 20 videos (all, of fewer) failed, or not one was judged in the end.
+            submission.csv holds priors then.
         KeyboardInterrupt, SystemExit: it was asked to end; what is known is written.
     """
     sample = read_sample(inputs.sample_submission)
@@ -78,7 +82,7 @@ class _Run:
         recipe = self.models[0].recipe.for_prediction()
         self.settings = ExtractionSettings(recipe=recipe, device=str(self.device), weights=inputs.weights)
         self.paths = _present(sample, inputs)
-        self.file_bytes = {video: _file_bytes(path) for video, path in self.paths.items()}
+        self.stamps = {video: _stamp(path) for video, path in self.paths.items()}
         work = {
             "models": {model.name: file_digest(model.path / CHECKPOINT)[:16] for model in self.models},
             "crops": to_json(recipe),
@@ -86,17 +90,30 @@ class _Run:
         }
         self.store = ResultStore(inputs.out, work)
         self.results = self._usable()
+        self.earlier = dict(self.results)
         self.waiting: Statuses = {}
+        self.looks: list[Judging] = []
         self._written = time.monotonic()
 
     def run(self) -> KernelResult:
-        """Judge what is not judged yet, and deliver."""
+        """Judge what is not judged yet, then what could be judged better, and deliver."""
         if not self.results:
             self.delivery.write_priors()  # whatever lies there is of other work
-        todo = [VideoTask(video_id=video, path=path) for video, path in self.paths.items() if video not in self.results]
+        todo = [video for video in self.paths if video not in self.results]
         if len(todo) < len(self.paths):
             logger.info("%d of %d videos are done already", len(self.paths) - len(todo), len(self.paths))
-        videos = self._videos(todo)
+        self.waiting = dict.fromkeys(todo, ("late", "not judged yet"))
+        if self.results:
+            self._write_on_the_way()
+        self._look(todo)
+        again = self._worth_another_look()
+        if again and not self.waiting:
+            self._look(again, second=True)
+        return self._deliver()
+
+    def _look(self, todo: list[str], *, second: bool = False) -> None:
+        """Judge these videos, as far as the time goes."""
+        videos = self._videos([VideoTask(video_id=video, path=self.paths[video]) for video in todo])
         budget = None if self.inputs.budget_hours is None else 3600 * self.inputs.budget_hours
         plan = Plan(
             len(todo),
@@ -106,20 +123,22 @@ class _Run:
             classifiers=videos.threads,
             elapsed=process_seconds,
             budget=budget,
+            second_look=second,
+            rates=self.looks[-1].plan.rates if self.looks else None,
         )
-        judging = Judging(videos, plan, keep=self._keep, tick=self._tick, interruption=self.interruption)
-        self.plan, self.judging = plan, judging
-        self.waiting = {task.video_id: ("late", "not judged yet") for task in todo}
-        if self.results:
-            self._write_on_the_way()
+        if second and not plan.has_time:
+            return
+        label = "second look" if second else "submit"
+        judging = Judging(videos, plan, label=label, keep=self._keep, tick=self._tick, interruption=self.interruption)
+        self.looks.append(judging)
         logger.info(
-            "%d models, %d videos to judge, of %d in the sample; %s, %s, %d workers, %d threads, %s",
-            len(self.models), len(todo), len(self.delivery.sample), self.device, self.precision, videos.workers,
-            videos.threads, f"{self.inputs.budget_hours:g} hours" if budget else "no time limit",
+            "%d models, %d videos to judge%s, of %d in the sample; %s, %s, %d workers, %d threads, %s",
+            len(self.models), len(todo), " better" if second else "", len(self.delivery.sample), self.device,
+            self.precision, videos.workers, videos.threads,
+            f"{self.inputs.budget_hours:g} hours" if budget else "no time limit",
         )  # fmt: skip
         if todo:
             self._judge(judging)
-        return self._deliver()
 
     def _judge(self, judging: Judging) -> None:
         try:
@@ -127,8 +146,7 @@ class _Run:
         except SystematicFailureError as error:
             self._write_on_the_way()
             raise SystematicFailureError(
-                f"{error} {self.delivery.path} is complete, and holds the prior {self.delivery.rule.prior:g} in every "
-                "row: do not hand it in. Mend what the reasons name and run the same again."
+                f"{error} {self._of_no_use()} Mend what the reasons name and run the same again."
             ) from error
         except BaseException:
             self._write_on_the_way()
@@ -146,16 +164,35 @@ class _Run:
         usable = {
             video: result
             for video, result in self.store.results.items()
-            if self.file_bytes.get(video) == result.file_bytes and result.status not in TRIED_AGAIN
+            if video in self.stamps
+            and self.stamps[video]["file_bytes"] == result.file_bytes
+            and result.status not in TRIED_AGAIN
         }
         return usable if any(result.status in ("ok", "no_face") for result in usable.values()) else {}
+
+    def _worth_another_look(self) -> list[str]:
+        """Videos of which more would be known by judging them again, those that had the least first."""
+        chosen = [result for result in self.results.values() if self._is_reduced(result) or self._may_be_well(result)]
+        return [it.video_id for it in sorted(chosen, key=lambda it: (len(it.models) * it.frames, it.video_id))]
+
+    def _is_reduced(self, result: VideoResult) -> bool:
+        """Whether it was looked at less thoroughly than there is time for without a budget."""
+        few_models = result.status == "ok" and len(result.models) < len(self.models)
+        few_frames = result.status in ("ok", "no_face") and result.frames < self.settings.recipe.num_frames
+        return few_models or few_frames
+
+    def _may_be_well(self, result: VideoResult) -> bool:
+        """Whether an earlier run could not read it, and this one might."""
+        changed = result.file_modified != self.stamps[result.video_id]["file_modified"]
+        is_earlier = self.earlier.get(result.video_id) is result
+        return result.status == "unreadable" and is_earlier and (result.again or changed)
 
     def _videos(self, todo: list[VideoTask]) -> Videos:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = self.inputs.jobs or min(default_jobs(str(self.device)), max(1, cores))
         return Videos(
             tasks=tuple(todo),
-            file_bytes=self.file_bytes,
+            stamps=self.stamps,
             models=tuple(by_importance(self.models, self.inputs.rule)),
             settings=self.settings,
             device=self.device,
@@ -166,6 +203,10 @@ class _Run:
         )
 
     def _keep(self, result: VideoResult) -> None:
+        former = self.results.get(result.video_id)
+        if former is not None and former.status == "ok" and result.status != "ok":
+            logger.warning("%s: %s at the second look; the first answer stays", result.video_id, result.status)
+            return
         self.store.add(result)
         self.results[result.video_id] = result
         self.waiting.pop(result.video_id, None)
@@ -184,7 +225,7 @@ class _Run:
 
     def _deliver(self) -> KernelResult:
         for video in self.waiting:
-            begun = video in self.judging.begun
+            begun = any(video in look.begun for look in self.looks)
             self.waiting[video] = ("late", f"not {'finished' if begun else 'begun'} when the time was over")
         submission = self.delivery.build(self.results.values(), self.waiting)
         self.delivery.write(submission, self._card(submission.videos, complete=True))
@@ -192,15 +233,18 @@ class _Run:
         table = frame_table(list(self.results.values()), folds)
         FRAME_PREDICTIONS.write(table, self.inputs.out / "frame_predictions.parquet")
         logger.info("%s: %s", self.delivery.path, submission.coverage)
-        videos = self.judging.videos
+        if not submission.coverage["ok"]:
+            self._say_no_use(submission.coverage)
+        videos = self.looks[-1].videos
         return KernelResult(
             submission.submission,
             submission.videos,
             submission.rule,
-            plan_changes=tuple(self.plan.changes),
+            plan_changes=tuple(self._changes()),
+            reduced=self._reduced(),
             rate=self._rate(),
             seconds=process_seconds(),
-            stage_seconds=self.judging.stages,
+            stage_seconds=self._stages(),
             workers=videos.workers,
             threads=videos.threads,
             thumbnails={
@@ -208,9 +252,32 @@ class _Run:
             },
         )
 
+    def _stages(self) -> dict[str, float]:
+        return {name: sum(look.stages[name] for look in self.looks) for name in STAGES}
+
     def _rate(self) -> float:
-        wall = self.judging.stages["wall"]
-        return self.judging.done / wall if wall > 0 else 0.0
+        wall = self._stages()["wall"]
+        return sum(look.done for look in self.looks) / wall if wall > 0 else 0.0
+
+    def _changes(self) -> list[PlanChange]:
+        return [change for look in self.looks for change in look.plan.changes]
+
+    def _reduced(self) -> int:
+        return sum(map(self._is_reduced, self.results.values()))
+
+    def _say_no_use(self, coverage: dict[str, int]) -> None:
+        """Not one video was judged: without a face in any, the detector is to blame, or the folder."""
+        counts = ", ".join(f"{count} {status}" for status, count in coverage.items() if count)
+        words = f"not one video was judged ({counts}). {self._of_no_use()}"
+        if not coverage.get("late"):
+            raise SystematicFailureError(words)
+        logger.error("%s The time was too short.", words)  # what a budget allows is what was asked for
+
+    def _of_no_use(self) -> str:
+        return (
+            f"{self.delivery.path} is complete, and holds the prior {self.delivery.rule.prior:g} in every row: do not "
+            "hand it in."
+        )
 
     def _card(self, videos: pd.DataFrame, *, complete: bool) -> dict[str, Any]:
         """What the card says beside commit, scoring rule and coverage.
@@ -228,8 +295,9 @@ class _Run:
                 "budget_hours": self.inputs.budget_hours,
                 "minutes": round(process_seconds() / 60, 2),
                 "videos_a_second": round(self._rate(), 4),
-                "stage_seconds": {name: round(value, 2) for name, value in self.judging.stages.items()},
-                "plan_changes": [vars(change) for change in self.plan.changes],
+                "stage_seconds": {name: round(value, 2) for name, value in self._stages().items()},
+                "plan_changes": [vars(change) for change in self._changes()],
+                "reduced": self._reduced(),
                 "not_judged": reasons(videos),
             },
         }
@@ -262,16 +330,24 @@ def _present(sample: pd.DataFrame, inputs: KernelInputs) -> dict[str, Path]:
         raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
     present = set(video_files(inputs.videos_dir))
     names = [name for name in sample["filename"] if name in present]
+    by_video: dict[str, str] = {}
+    for name in names:
+        if (other := by_video.setdefault(video_id("folder", name), name)) != name:
+            raise ValueError(
+                f"{inputs.sample_submission}: expected videos that differ in more than their ending, found {other} and "
+                f"{name}. Rename one, in the folder and in the sample."
+            )
     if not names:
         raise ValueError(
             f"{inputs.videos_dir}: none of the {len(sample)} videos of {inputs.sample_submission} is here, "
             "so every answer would be the prior."
         )
-    return {video_id("folder", name): inputs.videos_dir.absolute() / name for name in names}
+    return {video: inputs.videos_dir.absolute() / name for video, name in by_video.items()}
 
 
-def _file_bytes(path: Path) -> int:
+def _stamp(path: Path) -> dict[str, int]:
     try:
-        return path.stat().st_size
+        facts = path.stat()
     except OSError:
-        return -1
+        return {"file_bytes": -1, "file_modified": 0}
+    return {"file_bytes": facts.st_size, "file_modified": facts.st_mtime_ns}

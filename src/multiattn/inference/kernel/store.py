@@ -29,6 +29,8 @@ class VideoResult:
     video_id: str
     file_bytes: int
     """Size of the video's file; another size is another video. -1: it could not be asked."""
+    file_modified: int = 0
+    """When the file was last changed, in nanoseconds; an unreadable file that was changed since is tried again."""
     status: str
     message: str = ""
     frames: int = 0
@@ -41,6 +43,8 @@ class VideoResult:
     """One list a model, a value a crop."""
     thumbnail: str = ""
     """Base64 of a JPEG."""
+    again: bool = False
+    """Whether the next start tries once more, because an unreadable file may be the machine's fault."""
 
 
 def results_of(path: Path) -> tuple[dict[str, Any] | None, dict[str, VideoResult]]:

@@ -1,0 +1,45 @@
+"""The case that all tests of the kernel begin with."""
+
+import shutil
+
+import pandas as pd
+import pytest
+from kernel_case import PRIOR, SAME, Case
+
+from multiattn.inference.kernel import KernelInputs, run_kernel
+from multiattn.inference.submission import read_sample
+from multiattn.tables import SUBMISSION
+
+
+@pytest.fixture(scope="session")
+def case(pipeline, tmp_path_factory) -> Case:
+    """Ten videos: eight with faces, one without, one that is none; answered by an undisturbed run."""
+    folder = tmp_path_factory.mktemp("kernel")
+    (folder / "videos").mkdir()
+    first = run_kernel(
+        KernelInputs(
+            runs=(pipeline.experiment,), videos_dir=pipeline.dataset / "test_videos",
+            sample_submission=pipeline.dataset / "sample_submission.csv", out=folder / "first", jobs=1,
+        )
+    )  # fmt: skip
+    status_of = dict(zip(first.submission["filename"], first.videos["status"], strict=True))
+    names = []
+    for name, status in sorted(status_of.items()):
+        for copy in range(4 if status == "ok" else 1):
+            names.append(f"{'abcd'[copy]}{name}")
+            shutil.copy(pipeline.dataset / "test_videos" / name, folder / "videos" / names[-1])
+    assert len(names) == 10 and sorted(set(status_of.values())) == ["no_face", "ok", "unreadable"]
+    SUBMISSION.write(pd.DataFrame({"filename": sorted(names), "label": 0.0}), folder / "sample.csv")
+    inputs = KernelInputs(
+        runs=(pipeline.experiment,), videos_dir=folder / "videos", sample_submission=folder / "sample.csv",
+        out=folder / "out", jobs=1, write_seconds=0.3,
+    )  # fmt: skip
+    made = Case(folder, inputs, read_sample(folder / "sample.csv"))
+    run_kernel(inputs)
+    made.answers = made.read()
+    assert sum(label != PRIOR for label in made.answers.values()) == 8
+    assert len({round(label / SAME / 3) for label in made.answers.values()}) == 3, "two videos are told apart"
+    before = dict(zip(first.submission["filename"], first.submission["label"], strict=True))
+    for name, label in made.answers.items():
+        assert abs(label - before[name[1:]]) < SAME, "copies of a video are answered alike"
+    return made

@@ -1,0 +1,120 @@
+"""A folder of test videos that the kernel's tests run on, undisturbed, disturbed and in a process of its own."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from multiattn.inference.kernel import KernelInputs, run_kernel
+from multiattn.inference.kernel import run as run_module
+from multiattn.inference.kernel.models import LoadedModels
+from multiattn.inference.kernel.store import STORE
+from multiattn.inference.submission import check_submission
+from multiattn.scoring.rule import ScoringRule
+from multiattn.tables import SUBMISSION
+
+DRIVER = Path(__file__).with_name("driver.py")
+PRIOR = 0.5
+SAME = 1e-6
+"""The miniature's models hardly tell its videos apart: their answers differ by 5e-6."""
+BLOCK_NETWORK = """
+import socket
+_connect = socket.socket.connect
+def connect(self, address):
+    if self.family != socket.AF_UNIX:
+        raise OSError(f"networking is blocked: {address}")
+    return _connect(self, address)
+socket.socket.connect = connect
+"""
+
+
+@dataclass
+class Case:
+    """A folder of test videos, its sample, and what an undisturbed run answers."""
+
+    folder: Path
+    inputs: KernelInputs
+    sample: pd.DataFrame
+    answers: dict[str, float] = field(default_factory=dict)
+
+    def copy(self, folder: Path) -> "Case":
+        """The same with files of its own, which a test may break, and no results yet."""
+        shutil.copytree(self.inputs.videos_dir, folder / "videos")
+        inputs = dataclasses.replace(self.inputs, videos_dir=folder / "videos", out=folder / "out")
+        return Case(folder, inputs, self.sample, self.answers)
+
+    def read(self) -> dict[str, float]:
+        """The submission that lies there now; it must be a complete valid one."""
+        path = self.inputs.out / "submission.csv"
+        table = SUBMISSION.read(path)
+        check_submission(table, self.sample, ScoringRule(), path)
+        return dict(zip(table["filename"], table["label"], strict=True))
+
+    def require_no_wrong_row(self, *, broken: tuple[str, ...] = ()) -> int:
+        """Each row is the undisturbed run's or the prior; returns how many are not the prior."""
+        found = self.read()
+        for name, label in found.items():
+            is_right = abs(label - self.answers[name]) < SAME or label == PRIOR
+            assert is_right, f"{name}: {label}, undisturbed {self.answers[name]}"
+        return sum(label != PRIOR for name, label in found.items() if name not in broken)
+
+    def card(self) -> dict:
+        return json.loads((self.inputs.out / "card.json").read_text())
+
+    @contextlib.contextmanager
+    def driver(self, **order: object) -> Iterator[subprocess.Popen]:
+        """The kernel in a process of its own, without a network; killed at the end, if it still runs."""
+        (self.folder / "site").mkdir(exist_ok=True)
+        (self.folder / "site" / "sitecustomize.py").write_text(BLOCK_NETWORK)
+        order = {
+            "runs": [str(run) for run in self.inputs.runs],
+            **{name: str(getattr(self.inputs, name)) for name in ("videos_dir", "sample_submission", "out")},
+            "jobs": 1, "write_seconds": 0.3, **order,
+        }  # fmt: skip
+        (self.folder / "order.json").write_text(json.dumps(order))
+        source = Path(run_module.__file__).parents[3]
+        path = os.pathsep.join(map(str, [self.folder / "site", source]))
+        with (self.folder / "log.txt").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(DRIVER), str(self.folder / "order.json")],
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stderr=log, stdout=log,
+            )  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
+                process.wait()
+
+    def wait_for(self, count: int, seconds: float = 60) -> None:
+        """Until so many videos are kept in the store."""
+        deadline = time.monotonic() + seconds
+        while self.kept() < count:
+            assert time.monotonic() < deadline, (self.folder / "log.txt").read_text()
+            time.sleep(0.02)
+
+    def kept(self) -> int:
+        path = self.inputs.out / STORE
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
+
+
+def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -> run_module.KernelResult:
+    """Run the kernel here, its budget counted from now, each batch slowed down."""
+    logits = LoadedModels.logits
+
+    def slow_logits(self, *arguments, **named):
+        time.sleep(delay)
+        return logits(self, *arguments, **named)
+
+    started = time.monotonic()
+    monkeypatch.setattr(LoadedModels, "logits", slow_logits)
+    monkeypatch.setattr(run_module, "process_seconds", lambda: time.monotonic() - started)
+    return run_kernel(dataclasses.replace(case.inputs, **changes))

@@ -1,0 +1,46 @@
+"""Since when the time counts."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from multiattn.inference.kernel import interruption
+from multiattn.inference.kernel.interruption import process_seconds
+
+
+def test_the_time_counts_from_the_start_of_the_process_and_not_of_this_module():
+    code = (
+        "import time; time.sleep(1); from multiattn.inference.kernel import interruption;"
+        "print(interruption.process_seconds(), time.monotonic() - interruption._IMPORTED)"
+    )
+    started = time.monotonic()
+    words = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    since_start, since_import = map(float, words)
+    assert since_import + 1 < since_start <= time.monotonic() - started + 0.1
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        pytest.param(lambda now: now - 100, 100, id="as it is"),
+        pytest.param(lambda now: now + 40_000, 7, id="a start by another clock, in the future"),
+        pytest.param(lambda now: 0, 7, id="a start that is not known"),
+        pytest.param(None, 7, id="no process table"),
+    ],
+)
+def test_a_process_table_that_does_not_know_gives_way_to_the_time_of_the_import(start, expected, monkeypatch):
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def read_text(path: Path, **_) -> str:
+        if start is None:
+            raise FileNotFoundError(path)
+        fields = ["S", *["0"] * 18, str(int(max(0, start(now)) * os.sysconf("SC_CLK_TCK"))), *["0"] * 30]
+        return f"1 (a (strange) name) {' '.join(fields)}\n"
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(interruption, "_IMPORTED", time.monotonic() - 7)
+    assert process_seconds() == pytest.approx(expected, abs=2)
