@@ -32,8 +32,14 @@ from multiattn.inference.kit.wheels import (
 )
 from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.inference.runs import CHECKPOINT, find_models, trained_on
-from multiattn.inference.scoring_file import choose_scoring
+from multiattn.inference.scoring_file import (
+    choose_scoring,
+    held_out_digests,
+    read_scoring_file,
+    require_rule_fits,
+)
 from multiattn.model.checkpoints import load_weights, read_metadata, read_state, save_weights
+from multiattn.scoring.ensembling import Ensemble
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS
 from multiattn.video.crop_images import read_crop
@@ -200,6 +206,84 @@ def test_all_experiments_of_a_bundle_are_found_with_their_rule(pipeline, tmp_pat
     assert len(find_models(*inputs.runs)) == 4
     assert inputs.rule == dataclasses.replace(rule, experiments=("another", "demo_tiny"))
     assert inputs.weights is None
+
+
+def weighted(**weights: float) -> ScoringRule:
+    """As tuned for these experiments."""
+    return ScoringRule(
+        ensemble=Ensemble(method="weighted", weights=weights),
+        experiments=tuple(sorted(weights)),
+        out_of_fold={"log_loss": 0.25, "auc": 0.9},
+    )
+
+
+def test_a_linked_run_keeps_the_name_its_weight_goes_by(pipeline, tmp_path):
+    shutil.copytree(pipeline.experiment, tmp_path / "demo2")
+    (tmp_path / "linked").symlink_to(pipeline.experiment)
+    rule, runs = weighted(linked=0.25, demo2=0.75), (tmp_path / "linked", tmp_path / "demo2")
+    bundle(pipeline, tmp_path / "kit", runs=runs, rule=rule, precision="float32")
+    inputs = find_inputs_of(tmp_path / "kit", pipeline)
+    assert inputs.rule == rule
+    require_rule_fits(inputs.rule, find_models(*inputs.runs))
+    assert json.loads((tmp_path / "kit" / "bundle.json").read_text())["runs"] == ["demo2", "linked"]
+    assert not (tmp_path / "kit" / "runs" / "linked").is_symlink()
+
+
+def test_the_run_one_stands_in_is_bundled_under_its_name(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(pipeline.experiment)
+    for runs in ((Path(),), (Path("fold0"), Path("fold1"))):
+        bundle(pipeline, tmp_path / "kit", runs=runs, rule=weighted(demo_tiny=1.0), precision="float32")
+        assert {model.name for model in find_models(tmp_path / "kit" / "runs" / "demo_tiny")} == {
+            "demo_tiny/fold0",
+            "demo_tiny/fold1",
+        }
+
+
+def test_a_rule_for_other_runs_is_refused_before_anything_is_built(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "_fill", lambda *args: pytest.fail("built in vain"))
+    with pytest.raises(ValueError, match="weights are for other; found none for demo_tiny"):
+        bundle(pipeline, tmp_path / "kit", rule=weighted(other=1.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda runs: (runs / "demo_tiny").rename(runs / "other"), id="a run under another name"),
+        pytest.param(lambda runs: (runs / "demo_tiny" / "scoring.json").unlink(), id="no rule"),
+        pytest.param(lambda runs: (runs / "demo_tiny" / "fold1" / CHECKPOINT).unlink(), id="a fold without weights"),
+    ],
+)
+def test_a_kit_that_could_not_run_is_not_put_in_place(pipeline, tmp_path, monkeypatch, spoil):
+    bundle(pipeline, tmp_path / "kit", precision="float32")
+    before, fill = tree(tmp_path), bundle_module._fill
+
+    def fill_and_spoil(building, *rest):
+        stored = fill(building, *rest)
+        spoil(building / "runs")
+        return stored
+
+    monkeypatch.setattr(bundle_module, "_fill", fill_and_spoil)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), precision="float32")
+    assert tree(tmp_path) == before
+
+
+def test_what_the_rule_was_tuned_on_stays_with_it_and_is_not_asked_for(pipeline, tmp_path, caplog):
+    tuned_on = held_out_digests([pipeline.experiment])
+    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), tuned_on=tuned_on, precision="float32")
+    run = tmp_path / "kit" / "runs" / "demo_tiny"
+    assert read_scoring_file(run / "scoring.json").tuned_on == tuned_on != {}
+    choose_scoring([run], None)
+    assert "not those it was tuned on" not in caplog.text
+
+
+def test_the_same_bundle_has_the_same_bytes(pipeline, tmp_path):
+    options = {"tuned_on": held_out_digests([pipeline.experiment]), "precision": "float32"}
+    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), **options)
+    first = tree(tmp_path)
+    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), **options)
+    assert tree(tmp_path) == first
 
 
 def find_inputs_of(root: Path, pipeline):

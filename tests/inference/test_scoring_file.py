@@ -1,21 +1,30 @@
-"""scoring.json: written and read back, chosen where it fits the runs, refused where it does not."""
+"""scoring.json: written and read back, chosen where it fits the runs, else refused, doubted where stale."""
 
+import dataclasses
+import hashlib
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 
+from multiattn.inference.runs import experiment_name, fold_name
 from multiattn.inference.scoring_file import (
     UNTUNED,
+    ScoringFile,
     choose_scoring,
+    choose_scoring_file,
     default_scoring_path,
-    experiment_name,
+    held_out_digests,
     read_scoring,
+    read_scoring_file,
     write_scoring,
 )
 from multiattn.scoring.aggregation import Aggregator
 from multiattn.scoring.calibration import Calibration
 from multiattn.scoring.ensembling import Ensemble
+from multiattn.scoring.prior_shift import PriorShift
 from multiattn.scoring.rule import ScoringRule
 
 TUNED = ScoringRule(
@@ -25,6 +34,17 @@ TUNED = ScoringRule(
     experiments=("a", "b"),
     out_of_fold={"log_loss": 0.3, "auc": 0.95},
 )
+OTHER = dataclasses.replace(TUNED, aggregator=Aggregator(clip=0.02))
+FOR_B = dataclasses.replace(OTHER, ensemble=Ensemble(), experiments=("b",))
+
+
+@pytest.fixture(autouse=True)
+def say_all(caplog):
+    caplog.set_level(logging.INFO, "multiattn")
+
+
+def levels(caplog) -> list[str]:
+    return [record.levelname for record in caplog.records]
 
 
 @pytest.fixture
@@ -48,15 +68,71 @@ def test_the_first_runs_file_is_used_where_it_was_tuned_for_these_runs(runs):
     assert choose_scoring([run / "fold0" for run in runs], None) == TUNED
 
 
-def test_no_file_and_none_are_the_untuned_rule(runs, tmp_path):
-    assert choose_scoring([tmp_path / "b", tmp_path / "a"], None) == ScoringRule()
+@pytest.mark.parametrize("folds", [False, True], ids=["experiments", "folds"])
+@pytest.mark.parametrize("holder", ["a", "b"])
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_the_file_is_found_in_whichever_run_it_lies_and_named(order, holder, folds, runs, tmp_path, caplog):
+    (tmp_path / "a" / "scoring.json").rename(tmp_path / holder / "scoring.json")
+    given = [tmp_path / name / "fold0" if folds else tmp_path / name for name in order]
+    assert choose_scoring(given, None) == TUNED
+    assert [record.getMessage() for record in caplog.records] == [f"scoring rule of {tmp_path / holder}/scoring.json"]
+
+
+def test_a_file_for_one_of_the_runs_does_not_hide_the_one_for_all(runs, caplog):
+    write_scoring(FOR_B, runs[1] / "scoring.json", {})
+    assert choose_scoring(runs[::-1], None) == TUNED
+    assert choose_scoring(runs[1:], None) == FOR_B
+    assert levels(caplog) == ["INFO", "INFO"]
+
+
+def test_of_two_rules_that_fit_the_first_given_runs_is_used_and_said(runs, caplog):
+    write_scoring(OTHER, runs[1] / "scoring.json", {})
+    for given, rule in ((runs, TUNED), (runs[::-1], OTHER)):
+        caplog.clear()
+        assert choose_scoring(given, None) == rule
+        assert levels(caplog) == ["WARNING", "INFO"]
+        first, second = (str(run / "scoring.json") for run in given)
+        assert f"{first} and {second} hold different rules" in caplog.text
+        assert caplog.records[1].getMessage() == f"scoring rule of {first}"
+
+
+def test_two_files_of_one_rule_are_one(runs, caplog):
+    write_scoring(TUNED, runs[1] / "scoring.json", {"made": "on another day"})
+    assert choose_scoring(runs[::-1], None) == TUNED
+    assert levels(caplog) == ["INFO"]
+
+
+def test_what_is_no_rule_is_told_where_another_fits_and_refused_where_none_does(runs, caplog):
+    (runs[1] / "scoring.json").write_text("{}")
+    assert choose_scoring(runs[::-1], None) == TUNED
+    assert levels(caplog) == ["WARNING", "INFO"] and str(runs[1] / "scoring.json") in caplog.text
+    (runs[0] / "scoring.json").unlink()
+    with pytest.raises(ValueError, match="Make it again with `multiattn tune`"):
+        choose_scoring(runs, None)
+
+
+def test_no_file_and_none_are_the_untuned_rule(runs, caplog):
     assert choose_scoring(runs, UNTUNED) == ScoringRule()
+    (runs[0] / "scoring.json").unlink()
+    assert choose_scoring(runs, None) == ScoringRule()
+    assert [record.getMessage() for record in caplog.records] == [
+        "scoring rule: plain means, as asked for",
+        "no scoring.json for these runs: plain means",
+    ]
+
+
+def test_what_is_not_tuned_but_could_be_is_told_how(trained, caplog):
+    (trained[0] / "scoring.json").unlink()
+    assert choose_scoring_file([trained[1] / "fold0", trained[0]], None) == ScoringFile()
+    assert caplog.records[0].getMessage() == (
+        f"no scoring.json for these runs: plain means; `multiattn tune --runs {trained[1]} {trained[0]}` makes one"
+    )
 
 
 def test_a_file_for_other_runs_is_left_with_a_warning_or_refused_by_name(runs, caplog):
-    with caplog.at_level(logging.WARNING):
-        assert choose_scoring(runs[:1], None) == ScoringRule()
+    assert choose_scoring(runs[:1], None) == ScoringRule()
     assert "tuned for a, b, not for a: not used" in caplog.text
+    assert levels(caplog) == ["WARNING", "INFO"]
     with pytest.raises(ValueError, match=r"tuned for a, b, not for a. Run `multiattn tune"):
         choose_scoring(runs[:1], runs[0] / "scoring.json")
 
@@ -77,6 +153,9 @@ def test_a_named_file_that_is_not_there_is_refused(runs, tmp_path):
         pytest.param("{}", id="nothing in it"),
         pytest.param("[]", id="a list"),
         pytest.param('{"rule": null}', id="no rule"),
+        pytest.param(json.dumps({"rule": TUNED.as_dict(), "tuned_on": {"a": 1}}), id="no digests of folds"),
+        pytest.param(json.dumps({"rule": TUNED.as_dict(), "tuned_on": {"a": {"fold0": 1}}}), id="no digest"),
+        pytest.param(json.dumps({"rule": TUNED.as_dict(), "tuned_on": []}), id="a list of digests"),
         pytest.param('{"rule": {"aggregator": {}}}', id="a rule in part"),
         pytest.param(json.dumps({"rule": {**TUNED.as_dict(), "clips": 1}}), id="an unknown field"),
         pytest.param(json.dumps({"rule": {**TUNED.as_dict(), "ensemble": {"method": "magic"}}}), id="another ensemble"),
@@ -91,3 +170,125 @@ def test_what_is_no_rule_is_refused_with_its_path(text, tmp_path):
 
 def test_the_experiment_of_a_folder(runs):
     assert experiment_name(runs[0]) == experiment_name(runs[0] / "fold0") == "a"
+    assert fold_name(runs[0] / "fold0") == "a/fold0"
+
+
+@pytest.mark.parametrize(
+    ("here", "run", "fold", "name"),
+    [
+        pytest.param(".", "a", "a/fold0", "a", id="relative"),
+        pytest.param("a", ".", "fold0", "a", id="the folder one is in"),
+        pytest.param("a/fold1", "..", "../fold0", "a", id="the folder above"),
+        pytest.param("a/fold1", "../../a", "../../a/fold0", "a", id="up and down again"),
+        pytest.param(".", "link", "link/fold0", "link", id="a link"),
+        pytest.param("link", ".", "fold0", "a", id="inside a link"),
+    ],
+)
+def test_an_experiment_is_called_what_the_path_calls_it(here, run, fold, name, runs, tmp_path, monkeypatch):
+    (tmp_path / "a" / "fold1").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path / here)
+    assert experiment_name(Path(run)) == experiment_name(Path(fold)) == name
+    assert fold_name(Path(fold)) == f"{name}/fold0"
+
+
+# --- what it was tuned on ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(runs):
+    """Two folds with predictions in each of the two experiments, and the rule tuned on them."""
+    for run in runs:
+        for fold in ("fold0", "fold1"):
+            make_fold(run / fold)
+    write_scoring(TUNED, runs[0] / "scoring.json", {}, held_out_digests(runs))
+    return runs
+
+
+def make_fold(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "experiment.json").write_text("{}")
+    (folder / "oof.parquet").write_bytes(f"{folder.parent.name} {folder.name}".encode())
+
+
+def test_digests_are_those_of_the_predictions_whatever_the_order_and_the_folds_given(trained):
+    expected = {
+        name: {fold: hashlib.sha256(f"{name} {fold}".encode()).hexdigest() for fold in ("fold0", "fold1")}
+        for name in "ab"
+    }
+    for given in (trained, trained[::-1], [run / "fold1" for run in trained]):
+        assert json.dumps(held_out_digests(given)) == json.dumps(expected)
+    assert read_scoring_file(trained[0] / "scoring.json") == ScoringFile(rule=TUNED, tuned_on=expected)
+    (trained[0] / "fold1" / "oof.parquet").unlink()
+    assert held_out_digests(trained)["a"] == {"fold0": expected["a"]["fold0"]}
+    assert held_out_digests([]) == {}
+
+
+def retrain(run: Path) -> None:
+    (run / "fold1" / "oof.parquet").write_bytes(b"of another training")
+
+
+def weights_only(run: Path) -> None:
+    for path in run.glob("fold*/oof.parquet"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param(lambda run: None, None, id="nothing"),
+        pytest.param(retrain, "b are not those it was tuned on (fold1 replaced)", id="a fold trained again"),
+        pytest.param(
+            lambda run: make_fold(run / "fold2"), "b are not those it was tuned on (fold2 added)", id="a fold more"
+        ),
+        pytest.param(
+            lambda run: shutil.rmtree(run / "fold0"), "b are not those it was tuned on (fold0 gone)", id="a fold less"
+        ),
+        pytest.param(
+            lambda run: (retrain(run), (run / "fold0").rename(run / "fold3")),
+            "b are not those it was tuned on (fold1 replaced; fold3 added; fold0 gone)",
+            id="all of it",
+        ),
+        pytest.param(weights_only, None, id="no predictions, as in a bundle"),
+        pytest.param(
+            lambda run: (weights_only(run), shutil.rmtree(run / "fold0")), None, id="a fold of a bundle, no predictions"
+        ),
+        pytest.param(
+            lambda run: (run / "fold1" / "oof.parquet").unlink(), None, id="a fold whose predictions are away"
+        ),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
+def test_other_predictions_than_it_was_tuned_on_are_noticed(named, change, words, trained, caplog):
+    change(trained[1])
+    scoring = trained[0] / "scoring.json"
+    assert choose_scoring(trained, scoring if named else None) == TUNED, "a warning, no refusal"
+    assert levels(caplog) == ["INFO"] + (["WARNING"] if words else [])
+    if words:
+        message = caplog.records[1].getMessage()
+        assert message.startswith(f"{scoring}: the out-of-fold predictions of {words}")
+        assert f"Run `multiattn tune --runs {trained[0]} {trained[1]}` again" in message
+        assert "predictions of a " not in caplog.text
+
+
+def test_a_single_fold_given_is_no_fold_lost(trained, caplog):
+    assert choose_scoring([trained[0] / "fold0", trained[1]], None) == TUNED
+    assert levels(caplog) == ["INFO"]
+
+
+def test_a_file_without_digests_is_taken_as_it_is(trained, caplog):
+    write_scoring(TUNED, trained[0] / "scoring.json", {})
+    assert set(json.loads((trained[0] / "scoring.json").read_text())) == {"rule", "report"}
+    retrain(trained[1])
+    assert choose_scoring_file(trained, None) == ScoringFile(rule=TUNED)
+    assert levels(caplog) == ["INFO"]
+
+
+def test_the_command_to_run_again_makes_this_file_for_this_share_of_fakes(trained, tmp_path, caplog):
+    shifted = dataclasses.replace(TUNED, prior_shift=PriorShift(training=0.8, test=0.5))
+    write_scoring(shifted, tmp_path / "my rules" / "own.json", {}, held_out_digests(trained))
+    retrain(trained[1])
+    choose_scoring(trained, tmp_path / "my rules" / "own.json")
+    assert (
+        f"`multiattn tune --runs {trained[0]} {trained[1]} --test-prior 0.5 --out '{tmp_path}/my rules/own.json'` again"
+    ) in caplog.text

@@ -1,10 +1,12 @@
 """`multiattn bundle` as a user runs it: what it prints, what it refuses."""
 
 import json
+import shutil
 
 import pytest
 
 from multiattn.__main__ import main
+from multiattn.inference.scoring_file import read_scoring_file
 from walk import run
 
 
@@ -22,6 +24,21 @@ def test_the_stage_says_how_weights_are_stored_and_how_large_each_part_is(pipeli
     assert manifest["runs"] == ["demo_tiny"] and manifest["compared_on"] == pipeline.faces.name
     assert [one["stored"] for one in manifest["weights"]] == ["float16", "float16"]
     assert str(tmp_path) not in (out / "bundle.json").read_text(), "no path of the machine it was made on"
+
+
+def test_the_rule_comes_along_with_its_digests_and_a_stale_one_is_told(pipeline, tmp_path, capsys):
+    shutil.copytree(pipeline.experiment, tmp_path / "demo_tiny")
+    words = ("bundle", "--runs", tmp_path / "demo_tiny", "--out", tmp_path / "kit", "--precision", "float32")
+    run("tune", "--runs", tmp_path / "demo_tiny")
+    run(*words)
+    assert "not those it was tuned on" not in capsys.readouterr().err
+    tuned, kept = (
+        read_scoring_file(folder / "demo_tiny" / "scoring.json") for folder in (tmp_path, tmp_path / "kit" / "runs")
+    )
+    assert kept == tuned and set(kept.tuned_on["demo_tiny"]) == {"fold0", "fold1"}
+    shutil.copy(tmp_path / "demo_tiny" / "fold0" / "oof.parquet", tmp_path / "demo_tiny" / "fold1" / "oof.parquet")
+    run(*words)
+    assert "predictions of demo_tiny are not those it was tuned on (fold1 replaced)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

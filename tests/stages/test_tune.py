@@ -1,6 +1,8 @@
 """`multiattn tune` on trained runs: from oof.parquet to a scoring.json that the other commands take."""
 
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from multiattn.__main__ import main
 from multiattn.inference.out_of_fold import read_out_of_fold
 from multiattn.inference.scoring_file import choose_scoring, read_scoring
+from multiattn.runtime import file_digest
 from multiattn.scoring.rule import ScoringRule
+from multiattn.tables import FRAME_PREDICTIONS
 from walk import run
 
 
@@ -37,6 +41,33 @@ def test_tune_writes_a_rule_for_these_runs_and_shows_what_it_compared(runs, caps
     assert figures["only renamed"] == figures["only demo_tiny"]
     assert figures["equal mean, untuned"] == pytest.approx(figures["only demo_tiny"], abs=1e-12)
     assert rule.out_of_fold["log_loss"] <= figures["equal mean, untuned"] + 1e-12
+
+
+def test_the_rule_is_found_whatever_the_order_of_the_runs_and_tied_to_their_predictions(runs, capsys):
+    run("tune", "--runs", *runs)
+    rule = read_scoring(runs[0] / "scoring.json")
+    assert json.loads((runs[0] / "scoring.json").read_text())["tuned_on"] == {
+        path.name: {fold: file_digest(path / fold / "oof.parquet") for fold in ("fold0", "fold1")} for path in runs
+    }
+    capsys.readouterr()
+    assert choose_scoring(runs[::-1], None) == rule
+    assert capsys.readouterr().err == f"scoring rule of {runs[0] / 'scoring.json'}\n"
+    oof = runs[1] / "fold1" / "oof.parquet"
+    FRAME_PREDICTIONS.write(FRAME_PREDICTIONS.read(oof).iloc[1:], oof)  # another training
+    assert choose_scoring(runs[::-1], None) == rule
+    said = capsys.readouterr().err
+    assert "predictions of renamed are not those it was tuned on (fold1 replaced)" in said
+    run(*shlex.split(re.search("Run `multiattn (.*)` again", said)[1]))
+    capsys.readouterr()
+    choose_scoring(runs[::-1], None)
+    assert capsys.readouterr().err == f"scoring rule of {runs[0] / 'scoring.json'}\n"
+
+
+def test_the_same_runs_in_another_order_give_the_same_rule(runs):
+    run("tune", "--runs", *runs)
+    run("tune", "--runs", *runs[::-1])
+    one, other = (json.loads((path / "scoring.json").read_text()) for path in runs)
+    assert one["rule"] == other["rule"] and one["tuned_on"] == other["tuned_on"]
 
 
 def test_the_rule_scores_the_runs_predictions(runs, tmp_path):

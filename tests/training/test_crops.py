@@ -301,8 +301,8 @@ def memory_mb(kind: str) -> float:
 
 def test_a_hundred_thousand_rows_are_indexed_within_their_share_of_three_gigabytes_and_twenty_seconds(tmp_path):
     """All of DFDC, 3.8 million rows of 119,154 videos, takes 2.40 GB (1.03 GB of it before anything is read) and 9.3 s
-    of CPU time (4 s of it imports) on 2 cores of an AMD EPYC. 100,000 rows took 0.12 to 0.18 s and 78 MB; the
-    limits are more than twice that."""
+    of CPU time (4 s of it imports) on 2 cores of an AMD EPYC. 100,000 rows took 0.12 to 0.18 s and 78 MB; the limits
+    leave room for a slower core, and none for a loop over all pairs."""
     make_large_folder(tmp_path, num_videos=3_125)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the most memory it has been, from now on
     before, started = memory_mb("VmRSS"), time.process_time()
@@ -312,7 +312,7 @@ def test_a_hundred_thousand_rows_are_indexed_within_their_share_of_three_gigabyt
     seconds, megabytes = time.process_time() - started, memory_mb("VmHWM") - before
     assert len(crops.training) == 80_000
     assert len(loader) > 0
-    assert seconds < 0.5
+    assert seconds < 2
     assert megabytes < 160
 
 

@@ -372,13 +372,13 @@ def paired(video_of_row: np.ndarray, labels: np.ndarray) -> Sampler:
 
 @pytest.mark.parametrize("make", [balanced, paired], ids=lambda make: make.__name__)
 def test_an_epoch_over_a_tenth_of_dfdc_is_drawn_in_a_fraction_of_a_second(make):
-    """11,915 videos of 32 crops, a real one in six: 0.12 s of CPU time on 2 cores of an AMD EPYC; the limit is four
-    times that."""
+    """11,915 videos of 32 crops, a real one in six: 0.12 s of CPU time on 2 cores of an AMD EPYC; the limit leaves
+    room for a slower core."""
     videos = 11_915
     labels = (np.arange(videos) % 6 != 0).astype(np.int64)
     labels[-1] = 1
     sampler = make(np.repeat(np.arange(videos), 32), labels)
     started = time.process_time()
     draw = sampler.draw(3)
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started < 2
     assert len(draw.rows) == sampler.samples_per_epoch > 7_000

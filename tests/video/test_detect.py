@@ -8,13 +8,13 @@ import pytest
 import skimage.data
 import torch
 from facenet_pytorch import MTCNN
-from sums import machine_was_measured
 
 from multiattn.video import face_search
 from multiattn.video.detect import DEFAULT_THRESHOLDS, MtcnnDetector, load_detector, weights_digest
 from multiattn.video.face_search import Faces, search_copies, search_size
 from multiattn.video.mtcnn import Candidates, cut_patches
 from multiattn.video.tracks import pairwise_iou
+from sums import machine_was_measured
 
 CPU = torch.device("cpu")
 LANDMARKS = np.array([[203.5, 101], [246.5, 103.5], [225, 128], [204, 139.5], [243, 141]])

@@ -84,9 +84,7 @@ def test_a_hang_ends_at_its_time_limit():
 def test_a_process_killed_between_two_calls_is_replaced():
     _, pid = call("pid")
     os.kill(int(pid), signal.SIGKILL)
-    while is_alive(int(pid)):
-        time.sleep(0.01)
-    time.sleep(0.2)  # its threads go a moment later
+    os.waitid(os.P_PID, int(pid), os.WEXITED | os.WNOWAIT)  # with all its threads; its end stays to be noticed
     outcome, other = call("pid")
     assert outcome == "done"
     assert other != pid

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-from sums import machine_was_measured
 from torch import nn
 
 from multiattn.video.mtcnn_networks import LargestPixel, PatchNetwork, ProposalNetwork
+from sums import machine_was_measured
 
 BATCHES = [1, 2, 3, 5, 7, 8, 9, 20]
 PATCH_NETWORKS = [pytest.param(RNet, 24, id="refine"), pytest.param(ONet, 48, id="output")]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from multiattn.inference.runs import TrainedModel, fold_folders
+from multiattn.inference.runs import TrainedModel, fold_folders, fold_name
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -72,7 +72,7 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
         kept = folds
         table = FRAME_PREDICTIONS.read(folder / "oof.parquet", allow_empty=True)
         # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
-        tables.append(table.assign(model=f"{folder.parent.name}/{folder.name}"))
+        tables.append(table.assign(model=fold_name(folder)))
         numbers.setdefault(run, set()).add(int(folder.name.removeprefix("fold")))
     if kept is None:
         raise FileNotFoundError(f"{_names(runs)}: no fold has finished its first epoch.")

@@ -44,7 +44,7 @@ class TrainedModel:
     @property
     def name(self) -> str:
         """`<experiment>/fold<k>`."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        return fold_name(self.path)
 
     @property
     def imported(self) -> bool:
@@ -80,6 +80,31 @@ class TrainedModel:
         network = make_network(self.experiment.model, load_weights=False)
         load_weights(network, self.path / CHECKPOINT)
         return network.to(device).eval()
+
+
+def experiment_folder(run: Path) -> Path:
+    """The folder of the experiment that a folder, its own or that of one of its folds, belongs to."""
+    run = Path(run)
+    return run.parent if (run / "experiment.json").is_file() else run
+
+
+def experiment_name(run: Path) -> str:
+    """The name of the experiment that a folder, its own or that of one of its folds, belongs to: its folder's.
+
+    Links are not followed: an experiment is called what the path given calls it, in predictions, weights of a scoring
+    rule and bundles alike.
+    """
+    return _own_name(experiment_folder(run))
+
+
+def fold_name(folder: Path) -> str:
+    """`<experiment>/fold<k>` of a fold's folder, the experiment named as by `experiment_name`."""
+    return f"{_own_name(folder.parent)}/{folder.name}"
+
+
+def _own_name(folder: Path) -> str:
+    """The last part of the path, or what the folder is called on the disk where that part is no name."""
+    return folder.resolve().name if folder.name in ("", "..") else folder.name
 
 
 def fold_folders(runs: Path) -> list[Path]:

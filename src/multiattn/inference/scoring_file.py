@@ -1,29 +1,60 @@
 """`scoring.json`: where the tuned rule lies, and which rule a command uses.
 
-The file holds `rule`, which is read back, and `report`, which is for people.
+The file holds `rule` and `tuned_on`, which are read back, and `report`, which is for people.
 """
 
 import logging
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multiattn.runtime import read_json, write_json
+import numpy as np
+import pandas as pd
+
+from multiattn.inference.runs import TrainedModel, experiment_folder, experiment_name, fold_folders
+from multiattn.runtime import file_digest, read_json, write_json
+from multiattn.scoring.aggregation import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)
 
 SCORING_FILE = "scoring.json"
+HELD_OUT_FILE = "oof.parquet"
 UNTUNED = "none"
 """As `--scoring`: the rule that was never tuned."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoringFile:
+    """What is read back of a `scoring.json`; the default is what was never tuned."""
+
+    rule: ScoringRule = field(default_factory=ScoringRule)
+    tuned_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of `held_out_digests` when the rule was tuned; empty where that is not known."""
+
+
 def default_scoring_path(runs: Sequence[Path]) -> Path:
     """Where `multiattn tune` writes without `--out`: in the folder of the first experiment, also when given a fold."""
-    return _experiment_folder(runs[0]) / SCORING_FILE
+    return experiment_folder(runs[0]) / SCORING_FILE
 
 
-def read_scoring(path: Path) -> ScoringRule:
+def held_out_digests(runs: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Experiment -> fold -> SHA-256 of its `oof.parquet`: what a rule is tuned on.
+
+    Args:
+        runs: folders of experiments, or of folds, which count as their whole experiment. Folds without predictions are
+            left out.
+
+    Raises:
+        FileNotFoundError: no fold in a folder.
+    """
+    digests = {experiment_name(folder): _fold_digests(folder) for folder in _experiment_folders(runs)}
+    return {name: {fold: digest for fold, digest in digests[name].items() if digest} for name in sorted(digests)}
+
+
+def read_scoring_file(path: Path) -> ScoringFile:
     """Read a `scoring.json`.
 
     Raises:
@@ -34,54 +65,188 @@ def read_scoring(path: Path) -> ScoringRule:
         raise FileNotFoundError(f"{path}: no scoring rule here. Make it with `multiattn tune`.")
     values = read_json(path)
     try:
-        return ScoringRule.from_dict(values["rule"])
-    except (KeyError, TypeError, ValueError) as error:
+        return ScoringFile(rule=ScoringRule.from_dict(values["rule"]), tuned_on=_digests(values.get("tuned_on", {})))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}. Make it again with `multiattn tune`.") from error
 
 
-def write_scoring(rule: ScoringRule, path: Path, report: dict[str, Any]) -> None:
+def read_scoring(path: Path) -> ScoringRule:
+    """The rule of a `scoring.json`; errors as `read_scoring_file`."""
+    return read_scoring_file(path).rule
+
+
+def write_scoring(
+    rule: ScoringRule, path: Path, report: dict[str, Any], tuned_on: Mapping[str, Mapping[str, str]] | None = None
+) -> None:
     """Write a `scoring.json`.
 
     Args:
         report: what tuning compared, for people.
+        tuned_on: of `held_out_digests`, taken before the rule was tuned.
     """
-    write_json(path, {"rule": rule.as_dict(), "report": report})
+    write_json(path, {"rule": rule.as_dict(), **({"tuned_on": tuned_on} if tuned_on else {}), "report": report})
 
 
 def choose_scoring(runs: Sequence[Path], scoring: str | Path | None) -> ScoringRule:
-    """The rule a command uses.
+    """The rule a command uses; arguments and errors as `choose_scoring_file`."""
+    return choose_scoring_file(runs, scoring).rule
+
+
+def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> ScoringFile:
+    """The rule a command uses, with what it was tuned on; says which it is, and warns where the runs hold other
+    out-of-fold predictions by now. A bundle's runs hold none, so there is nothing to compare.
 
     Args:
         runs: folders of experiments, or of folds, that make the predictions.
-        scoring: a file; `none` for the untuned rule; None for the file of the first run, where it is there and was
-            tuned for exactly these experiments, else the untuned rule.
+        scoring: a file; `none` for the untuned rule; None for `find_scoring`, else the untuned rule.
 
     Raises:
         FileNotFoundError: a named file is not there.
-        ValueError: a named file was tuned for other experiments, or is none.
+        ValueError: a named file was tuned for other experiments, or is none; as `find_scoring`.
     """
     if str(scoring) == UNTUNED:
-        return ScoringRule()
-    names = sorted({experiment_name(path) for path in runs})
-    path = Path(scoring) if scoring is not None else default_scoring_path(runs)
-    if scoring is None and not path.is_file():
-        return ScoringRule()
-    rule = read_scoring(path)
-    if sorted(rule.experiments) in ([], names):
-        logger.info("scoring rule of %s", path)
-        return rule
-    message = f"{path}: tuned for {', '.join(rule.experiments)}, not for {', '.join(names)}"
-    if scoring is not None:
-        raise ValueError(f"{message}. Run `multiattn tune --runs` with these runs, or pass --scoring {UNTUNED}.")
-    logger.warning("%s: not used.", message)
-    return ScoringRule()
+        logger.info("scoring rule: plain means, as asked for")
+        return ScoringFile()
+    if scoring is None:
+        found = find_scoring(runs)
+        if found is None:
+            way = f"; `{_tune_command(runs)}` makes one" if _can_be_tuned(runs) else ""
+            logger.info("no %s for these runs: plain means%s", SCORING_FILE, way)
+            return ScoringFile()
+        path, chosen = found
+    else:
+        path = Path(scoring)
+        chosen = read_scoring_file(path)
+        if not _fits(chosen.rule, runs):
+            raise ValueError(
+                f"{path}: {_tuned_for(chosen.rule, runs)}. Run `multiattn tune --runs` with these runs, or pass "
+                f"--scoring {UNTUNED}."
+            )
+    logger.info("scoring rule of %s", path)
+    _warn_of_changes(path, chosen, runs)
+    return chosen
 
 
-def experiment_name(run: Path) -> str:
-    """The name of the experiment that a folder, its own or that of one of its folds, belongs to."""
-    return _experiment_folder(run).name
+def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:
+    """The `scoring.json` in the folder of one of the runs that was tuned for exactly these experiments, and what it
+    holds; None where there is none.
+
+    Of two with different rules it is that of the run given first, with a warning; files for other experiments are left
+    with a warning where none fits.
+
+    Args:
+        runs: folders of experiments, or of folds.
+
+    Raises:
+        ValueError: none fits, and one is no scoring rule.
+    """
+    fitting, others, faults = [], [], []
+    for path in (folder / SCORING_FILE for folder in _experiment_folders(runs)):
+        if not path.is_file():
+            continue
+        try:
+            file = read_scoring_file(path)
+        except ValueError as error:
+            faults.append(error)
+        else:
+            (fitting if _fits(file.rule, runs) else others).append((path, file))
+    if not fitting:
+        if faults:
+            raise faults[0]
+        for path, file in others:
+            logger.warning("%s: %s: not used.", path, _tuned_for(file.rule, runs))
+        return None
+    for fault in faults:
+        logger.warning("not used: %s", fault)
+    path, file = fitting[0]
+    if different := [str(other) for other, one in fitting[1:] if one.rule != file.rule]:
+        logger.warning(
+            "%s and %s hold different rules for these runs: that of the run given first is used. Name another with "
+            "--scoring FILE.",
+            path, ", ".join(different),
+        )  # fmt: skip
+    return path, file
 
 
-def _experiment_folder(run: Path) -> Path:
-    run = Path(run)
-    return run.parent if (run / "experiment.json").is_file() else run
+def require_rule_fits(rule: ScoringRule, models: Sequence[TrainedModel]) -> None:
+    """Score one made-up crop, so that a rule for other runs is refused before the work and not after it.
+
+    Raises:
+        ValueError: a model is of an experiment that the rule has no weight for.
+    """
+    crop = pd.DataFrame({"video_id": ["folder/x"], "frame_index": [0], "track": [0]})
+    rows = [frame_predictions(crop, np.zeros(1), model=model.name, fold=model.fold) for model in models]
+    rule.score(pd.concat(rows, ignore_index=True))
+
+
+def _experiment_folders(runs: Sequence[Path]) -> list[Path]:
+    """Each once, in the order given."""
+    return list(dict.fromkeys(experiment_folder(run) for run in runs))
+
+
+def _fits(rule: ScoringRule, runs: Sequence[Path]) -> bool:
+    return sorted(rule.experiments) in ([], _names(runs))
+
+
+def _tuned_for(rule: ScoringRule, runs: Sequence[Path]) -> str:
+    return f"tuned for {', '.join(rule.experiments)}, not for {', '.join(_names(runs))}"
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    return sorted({experiment_name(run) for run in runs})
+
+
+def _digests(values: Any) -> dict[str, dict[str, str]]:
+    digests = {name: dict(folds) for name, folds in values.items()}
+    if not all(isinstance(digest, str) for folds in digests.values() for digest in folds.values()):
+        raise ValueError("tuned_on: expected experiment -> fold -> SHA-256 of its out-of-fold predictions")
+    return digests
+
+
+def _fold_digests(folder: Path) -> dict[str, str]:
+    """Fold -> SHA-256 of its predictions, empty where it has none."""
+    files = {fold.name: fold / HELD_OUT_FILE for fold in fold_folders(folder)}
+    return {name: file_digest(path) if path.is_file() else "" for name, path in files.items()}
+
+
+def _warn_of_changes(path: Path, chosen: ScoringFile, runs: Sequence[Path]) -> None:
+    """Say which experiments hold other out-of-fold predictions than those the rule was tuned on."""
+    for folder in _experiment_folders(runs):
+        then = chosen.tuned_on.get(experiment_name(folder))
+        if then is None or not _held_out_files(folder):
+            continue
+        if changes := _changes(then, _fold_digests(folder)):
+            logger.warning(
+                "%s: the out-of-fold predictions of %s are not those it was tuned on (%s): its rule and figures are of "
+                "older ones. Run `%s` again.",
+                path, experiment_name(folder), changes, _tune_command(runs, path, chosen.rule),
+            )  # fmt: skip
+
+
+def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """In words; folds that are there without predictions are not compared."""
+    changed = {
+        "replaced": [fold for fold in now if now[fold] and then.get(fold, now[fold]) != now[fold]],
+        "added": [fold for fold in now if fold not in then],
+        "gone": [fold for fold in then if fold not in now],
+    }
+    return "; ".join(f"{', '.join(folds)} {what}" for what, folds in changed.items() if folds)
+
+
+def _can_be_tuned(runs: Sequence[Path]) -> bool:
+    return all(len(_held_out_files(folder)) > 1 for folder in _experiment_folders(runs))
+
+
+def _held_out_files(folder: Path) -> list[Path]:
+    return list(folder.glob(f"fold*/{HELD_OUT_FILE}"))
+
+
+def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringRule | None = None) -> str:
+    """What tunes a rule for these runs, into `path` and for the share of fakes that `rule` was shifted to."""
+    folders = _experiment_folders(runs)
+    words = ["multiattn", "tune", "--runs", *map(str, folders)]
+    if rule is not None and rule.prior_shift is not None:
+        words += ["--test-prior", str(rule.prior_shift.test)]
+    if path is not None and path != default_scoring_path(folders):
+        words += ["--out", str(path)]
+    return shlex.join(words)

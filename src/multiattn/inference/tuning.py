@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multiattn.inference.out_of_fold import read_out_of_fold
-from multiattn.inference.scoring_file import experiment_name
+from multiattn.inference.runs import experiment_name
 from multiattn.runtime import progress_bar
 from multiattn.scoring.tuning import Tuned, num_steps, tune
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from multiattn.command_line import parse, results
 from multiattn.inference.kit.bundle import Bundle, BundleInputs, build_bundle
 from multiattn.inference.kit.half_weights import Precision
-from multiattn.inference.scoring_file import choose_scoring
+from multiattn.inference.scoring_file import choose_scoring_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class Options:
     out: Path
     """The folder to make; an older bundle there is replaced, anything else is left alone."""
     scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: that of the first run, if it was tuned for
-    these runs)."""
+    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
+    for these runs)."""
     max_gb: float = 1.0
     """Refuse to make a larger one (10^9 bytes)."""
     wheels: Path | None = None
@@ -53,10 +53,12 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="bundle", doc=__doc__)
     _check(options)
+    scoring = choose_scoring_file(options.runs, options.scoring)
     bundle = build_bundle(
         BundleInputs(
             runs=options.runs,
-            rule=choose_scoring(options.runs, options.scoring),
+            rule=scoring.rule,
+            tuned_on=scoring.tuned_on,
             max_gb=options.max_gb,
             wheels=options.wheels,
             download=options.download_wheels,

@@ -31,8 +31,8 @@ class Options:
     report: Path | None = None
     """An HTML page to write: probability over time, the frames that decided, attention."""
     scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: that of the first run, if it was tuned for
-    these runs)."""
+    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
+    for these runs)."""
     weights: Path | None = None
     """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
     device: str = "auto"

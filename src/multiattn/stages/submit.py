@@ -29,8 +29,8 @@ class Options:
     out: Path
     """The submission folder, submissions/NAME."""
     scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: that of the first run, if it was tuned for
-    these runs)."""
+    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
+    for these runs)."""
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     jobs: int | None = None

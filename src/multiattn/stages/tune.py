@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
-from multiattn.inference.scoring_file import default_scoring_path, write_scoring
+from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, write_scoring
 from multiattn.inference.tuning import tune_runs
 from multiattn.scoring.tuning_report import describe_tuning
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="tune", doc=__doc__)
     path = options.out or default_scoring_path(options.runs)
+    tuned_on = held_out_digests(options.runs)  # before they are read: what changes meanwhile is noticed later
     tuned = tune_runs(options.runs, test_prior=options.test_prior, seed=options.seed)
-    write_scoring(tuned.rule, path, tuned.report)
+    write_scoring(tuned.rule, path, tuned.report, tuned_on)
     results(describe_tuning(tuned.rule, tuned.report), f"{path} written")

@@ -94,7 +94,7 @@ class Case:
                 process.kill()
                 process.wait()
 
-    def wait_for(self, count: int, seconds: float = 60) -> None:
+    def wait_for(self, count: int, seconds: float = 240) -> None:
         """Until so many videos are kept in the store."""
         deadline = time.monotonic() + seconds
         while self.kept() < count:

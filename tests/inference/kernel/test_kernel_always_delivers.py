@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from kernel_case import PRIOR, Case, in_this_process
 
+from multiattn.inference.kernel import classifier as classifier_module
 from multiattn.inference.kernel import extraction as extraction_module
 from multiattn.inference.kernel import run as run_module
 from multiattn.inference.kernel import run_kernel
@@ -88,10 +89,10 @@ def test_a_kernel_that_is_killed_many_times_delivers(case, tmp_path, seed):
 
 def test_asked_to_end_it_writes_what_it_knows_first(case, tmp_path):
     case = case.copy(tmp_path)
-    with case.driver(delay=0.5, write_seconds=1000) as process:
+    with case.driver(delay=2, write_seconds=1000) as process:
         case.wait_for(4)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert process.wait(timeout=90) == 128 + signal.SIGTERM
     assert 1 <= case.require_no_wrong_row() < 8
     assert case.card()["kernel"]["complete"] is False
     assert "not judged yet" in str(case.card()["kernel"]["not_judged"])
@@ -101,8 +102,8 @@ def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gav
     case = case.copy(tmp_path)
     started = time.monotonic()
     result = in_this_process(case, monkeypatch, delay=0.8, budget_hours=6 / 3600)
-    assert time.monotonic() - started < 6 + 4, "a batch at work is waited for"
-    assert result.seconds < 6 + 4
+    assert time.monotonic() - started < 6 + 20, "a batch at work is waited for, on a busy machine too"
+    assert result.seconds < 6 + 20
     assert set(case.read()) == set(case.answers)
     assert result.coverage["late"] > 0
     late = result.videos[result.videos["status"] == "late"]
@@ -139,9 +140,10 @@ def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch
         return level
 
     monkeypatch.setattr(Plan, "start", watched)
-    in_this_process(case, monkeypatch, delay=0.15)
-    # One in the worker, two in the queue, and what the threads have taken of it.
-    assert max(in_flight) <= 1 + 2 + 1 + os.cpu_count()
+    monkeypatch.setattr(classifier_module, "MOST_CPU_BATCH_CROPS", 4)  # one video a batch
+    in_this_process(case, monkeypatch, delay=0.15, write_seconds=1000)  # no disk that this thread waits for
+    # One in the worker, two in the queue, what the threads have taken of it, and one not yet counted as finished.
+    assert max(in_flight) <= min(9, 1 + 2 + 1 + os.cpu_count() + 1)
     assert case.require_no_wrong_row() == 8
 
 

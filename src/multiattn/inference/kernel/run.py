@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from multiattn.config import to_json
@@ -22,10 +21,9 @@ from multiattn.inference.kernel.result import KernelResult
 from multiattn.inference.kernel.store import STORE, TRIED_AGAIN, ResultStore, VideoResult
 from multiattn.inference.out_of_fold import out_of_fold_figures
 from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models, trained_on
+from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submission import read_sample
 from multiattn.runtime import default_jobs, exclusive_folder, file_digest, pick_device, resolve_precision
-from multiattn.scoring.aggregation import frame_predictions
-from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.extract import ExtractionSettings, VideoTask
 
@@ -74,7 +72,7 @@ class _Run:
     ) -> None:
         self.inputs, self.delivery, self.interruption = inputs, delivery, interruption
         self.models = find_models(*inputs.runs)
-        _require_rule_fits(inputs.rule, self.models)
+        require_rule_fits(inputs.rule, self.models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         self.history = _history(inputs, self.models, sample)
         self.device = pick_device(inputs.device)
@@ -301,13 +299,6 @@ class _Run:
                 "not_judged": reasons(videos),
             },
         }
-
-
-def _require_rule_fits(rule: ScoringRule, models: list[TrainedModel]) -> None:
-    """Score one made-up crop, so that a rule for other runs is refused now and not after the work."""
-    crop = pd.DataFrame({"video_id": ["folder/x"], "frame_index": [0], "track": [0]})
-    rows = [frame_predictions(crop, np.zeros(1), model=model.name, fold=model.fold) for model in models]
-    rule.score(pd.concat(rows, ignore_index=True))
 
 
 def _history(inputs: KernelInputs, models: list[TrainedModel], sample: pd.DataFrame) -> dict[str, Any]:

@@ -6,9 +6,11 @@
     inference.ipynb          the notebook
     pyproject.toml, LICENSE, src/multiattn/...
     runs/<experiment>/folds.csv, fold<k>/{best.safetensors, experiment.json, faces.json}
-    runs/<first>/scoring.json   the rule, with the out-of-fold figures that the submission's card tells
+    runs/<first>/scoring.json   the rule, what it was tuned on, and the out-of-fold figures for a submission's card
     weights/...              the detector's, where it needs some
     wheels/*.whl, requirements.txt
+
+An experiment is called there what the path given calls it (`experiment_name`), for so do the rule's weights.
 
 Neither `oof.parquet` (its figures are in scoring.json) nor what training needs to go on comes along, and the folds
 table that all folds of an experiment share is there once: of DFDC it has 119,154 rows.
@@ -17,8 +19,8 @@ table that all folds of an experiment share is there once: of DFDC it has 119,15
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ from multiattn.inference.kit.wheels import (
     with_bounds,
 )
 from multiattn.inference.out_of_fold import out_of_fold_figures
-from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, find_models
-from multiattn.inference.scoring_file import default_scoring_path, write_scoring
+from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, experiment_name, find_models
+from multiattn.inference.scoring_file import default_scoring_path, find_scoring, require_rule_fits, write_scoring
 from multiattn.runtime import exclusive_folder, git_commit, pick_device, progress_bar, read_json, write_json, write_text
 from multiattn.scoring.rule import ScoringRule
 
@@ -58,6 +60,8 @@ class BundleInputs:
     runs: tuple[Path, ...]
     """Experiments' folders, or single folds."""
     rule: ScoringRule
+    tuned_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Beside the rule in its `ScoringFile`."""
     max_gb: float = 1.0
     wheels: Path | None = None
     """A folder of wheels to choose from."""
@@ -90,12 +94,13 @@ def build_bundle(inputs: BundleInputs, out: Path) -> Bundle:
 
     Raises:
         FileNotFoundError: no runs, a fold without a checkpoint, no such weights file, a package without a wheel.
-        ValueError: `out` holds something else than a bundle, the bundle would be larger than `max_gb`, or float16 was
-            asked for and changes too much. `out` is as it was.
+        ValueError: `out` holds something else than a bundle, the rule does not fit the runs, the bundle would be larger
+            than `max_gb`, or float16 was asked for and changes too much. `out` is as it was.
     """
     out = Path(out).resolve()
     _require_own(out)
     models = find_models(*inputs.runs)
+    require_rule_fits(inputs.rule, models)
     rule = _with_figures(inputs, models)
     building = out.parent / f".{out.name}.building"
     with exclusive_folder(building):
@@ -107,6 +112,7 @@ def build_bundle(inputs: BundleInputs, out: Path) -> Bundle:
             sizes = _sizes(building)
             _require_fits(sizes, inputs, weights)
             write_json(building / MANIFEST, _manifest(inputs, models, weights, sizes))
+            _require_runs(building, rule)
             (building / LOCK).unlink()
             _replace(building, out)
         finally:
@@ -139,7 +145,26 @@ def _with_figures(inputs: BundleInputs, models: list[TrainedModel]) -> ScoringRu
 
 
 def _experiments(models: list[TrainedModel]) -> list[str]:
-    return sorted({model.path.resolve().parent.name for model in models})
+    return sorted({experiment_name(model.path) for model in models})
+
+
+def _require_runs(building: Path, rule: ScoringRule) -> None:
+    """Ask of the finished folder what a submission asks of it, before anybody carries it to a machine without network.
+
+    Raises:
+        ValueError: its rule is not found, or does not fit its runs.
+    """
+    runs = sorted((building / "runs").iterdir())
+    models = find_models(*runs)
+    found = find_scoring(runs)
+    if found is None or found[1].rule != rule:
+        names = ", ".join(path.name for path in runs)
+        raise ValueError(
+            f"the finished bundle: expected a scoring rule for its runs {names}, found one for "
+            f"{', '.join(rule.experiments)}. Nothing was written."
+        )
+    require_rule_fits(found[1].rule, models)
+    out_of_fold_figures(models, runs, found[1].rule)
 
 
 def _fill(building: Path, inputs: BundleInputs, models: list[TrainedModel], rule: ScoringRule) -> list[StoredWeights]:
@@ -153,7 +178,7 @@ def _fill(building: Path, inputs: BundleInputs, models: list[TrainedModel], rule
         shutil.copyfile(inputs.detector_weights, building / "weights" / inputs.detector_weights.name)
     weights = _store_runs(building / "runs", inputs, models)
     first = building / "runs" / _experiments(models)[0]
-    write_scoring(rule, default_scoring_path([first]), {"made_by": "multiattn bundle"})
+    write_scoring(rule, default_scoring_path([first]), {"made_by": "multiattn bundle"}, inputs.tuned_on)
     write_json(building / "dataset-metadata.json", dataset_metadata(_experiments(models)))
     write_text(building / "README.txt", _readme(models, has_wheels=(building / "wheels").is_dir()))
     return weights
@@ -187,7 +212,7 @@ def _store_runs(runs: Path, inputs: BundleInputs, models: list[TrainedModel]) ->
     weights = []
     with progress_bar(len(models), "weights", "folds") as bar:
         for model in models:
-            folder = runs / model.path.resolve().parent.name / model.path.name
+            folder = runs / model.name
             folder.mkdir(parents=True)
             for name in ("experiment.json", "faces.json", IMPORT_FILE):
                 if (model.path / name).is_file():
