@@ -26,8 +26,7 @@ def process_seconds() -> float:
         since_start = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return since_import
-    # A start of 0 is a process table that does not know it. The two clocks never differ much; a time zone of clocks
-    # ("time namespace") that only one of them obeys would make it less than nothing.
+    # A start of 0 is a process table that does not know it; a start in the future one that counts by another clock.
     return max(since_start, since_import) if ticks else since_import
 
 
