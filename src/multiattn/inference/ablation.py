@@ -10,7 +10,7 @@ import torch
 
 from multiattn.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import find_models
+from multiattn.inference.runs import HELD_OUT_FILE, find_models
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.metrics import VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -105,7 +105,7 @@ def measure_out_of_fold(runs: Path, folds: list[int], rule: ScoringRule | None =
         folder = runs / f"fold{number}"
         table = FOLDS.read(folder / "folds.csv")
         held_out = table[table["fold"] == number]
-        predictions = FRAME_PREDICTIONS.read(folder / "oof.parquet")
+        predictions = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE)
         frame_tables.append(predictions.merge(held_out[["video_id", "label"]], on="video_id", validate="many_to_one"))
         videos = complete_videos(held_out["video_id"], rule.score(predictions), rule.prior)
         video_tables.append(videos.assign(label=held_out["label"].to_numpy()))

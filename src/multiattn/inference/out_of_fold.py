@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from multiattn.inference.runs import TrainedModel, fold_folders, fold_name
+from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, fold_folders, fold_name
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -63,14 +63,14 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
     numbers: dict[Path, set[int]] = {}
     kept: pd.DataFrame | None = None
     for run, folder in _folders(runs):
-        if unfinished == "skip" and not (folder / "oof.parquet").is_file():
+        if unfinished == "skip" and not (folder / HELD_OUT_FILE).is_file():
             logger.info("%s: no finished epoch yet, left out of the out-of-fold score", folder)
             continue
         folds = FOLDS.read(folder / "folds.csv")
         if kept is not None and not kept.equals(folds):
             raise ValueError(f"{folder / 'folds.csv'}: not the folds of the other runs in {_names(runs)}.")
         kept = folds
-        table = FRAME_PREDICTIONS.read(folder / "oof.parquet", allow_empty=True)
+        table = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE, allow_empty=True)
         # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
         tables.append(table.assign(model=fold_name(folder)))
         numbers.setdefault(run, set()).add(int(folder.name.removeprefix("fold")))

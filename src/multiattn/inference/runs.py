@@ -23,6 +23,7 @@ from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "best.safetensors"
+HELD_OUT_FILE = "oof.parquet"
 IMPORT_FILE = "import.json"
 """In a run folder that `multiattn import-checkpoint` wrote: no folds, no out-of-fold predictions."""
 PREDICT_BATCH = 32

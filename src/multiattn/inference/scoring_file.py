@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.runs import TrainedModel, experiment_folder, experiment_name, fold_folders
+from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, experiment_folder, experiment_name, fold_folders
 from multiattn.runtime import file_digest, read_json, write_json
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.scoring.rule import ScoringRule
@@ -21,7 +21,6 @@ from multiattn.scoring.rule import ScoringRule
 logger = logging.getLogger(__name__)
 
 SCORING_FILE = "scoring.json"
-HELD_OUT_FILE = "oof.parquet"
 UNTUNED = "none"
 """As `--scoring`: the rule that was never tuned."""
 

@@ -88,6 +88,8 @@ def _fault(file: IO[bytes]) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
+    # What zipfile says of altered bytes: no archive, an entry cut off, an unknown compression, a place before the file.
+    # OSError is also a disk that cannot read them; whether the file may be opened was settled before.
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
         return str(error) or type(error).__name__
     return f"entry {damaged} does not match its checksum" if damaged else None
