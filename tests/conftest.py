@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from multiattn.datasets.embedded import build_demo_dataset
-from multiattn.runtime import exclusive_folder
+from multiattn.runtime.files import exclusive_folder
 from walk import FACES_OPTIONS, Pipeline, run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

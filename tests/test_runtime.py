@@ -11,18 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from multiattn import runtime
-from multiattn.runtime import (
-    atomic_path,
-    exclusive_folder,
-    git_commit,
-    pick_device,
-    progress_bar,
-    read_json,
-    resolve_precision,
-    write_json,
-    write_text,
-)
+from multiattn.runtime import progress
+from multiattn.runtime.devices import pick_device, resolve_precision
+from multiattn.runtime.environment import git_commit
+from multiattn.runtime.files import atomic_path, exclusive_folder, read_json, write_json, write_text
+from multiattn.runtime.progress import progress_bar
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
 
@@ -63,7 +56,7 @@ def test_a_process_killed_inside_the_block_leaves_the_old_file(tmp_path):
     path.write_text("old")
     script = f"""
         import os, signal
-        from multiattn.runtime import atomic_path
+        from multiattn.runtime.files import atomic_path
         with atomic_path({str(path)!r}) as temporary:
             temporary.write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -127,7 +120,7 @@ def test_a_json_file_that_is_not_there_is_a_missing_file(tmp_path):
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from multiattn.runtime import exclusive_folder
+    from multiattn.runtime.files import exclusive_folder
     with exclusive_folder(Path(sys.argv[1])):
         print("held", flush=True)
         time.sleep(60)
@@ -174,7 +167,7 @@ def test_waiting_for_a_folder_ends_when_the_holder_ends(tmp_path):
 def without_terminal(monkeypatch):
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    monkeypatch.setattr(runtime, "LOG_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0.0)
 
 
 def test_without_a_terminal_progress_is_log_lines_with_rate_and_time_left(without_terminal, caplog, capsys):
@@ -188,7 +181,7 @@ def test_without_a_terminal_progress_is_log_lines_with_rate_and_time_left(withou
 
 
 def test_fast_work_without_a_terminal_logs_nothing(without_terminal, monkeypatch, caplog):
-    monkeypatch.setattr(runtime, "LOG_INTERVAL_SECONDS", 15.0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 15.0)
     with caplog.at_level(logging.INFO, logger="multiattn"), progress_bar(100, "faces", "videos") as bar:
         for _ in range(100):
             bar.update()

@@ -45,7 +45,7 @@ to do about them beside their message."""
 
 def command() -> NoReturn:
     """`main` as a process of its own, which ends whatever threads are still at work."""
-    from multiattn.runtime import TORCH_THREAD
+    from multiattn.runtime.processor import TORCH_THREAD
 
     try:
         code = main()
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         sys.stderr.write(f"multiattn: no stage {argv[0]!r}.{hint}\n{_usage()}")
         return 2
-    from multiattn.runtime import setup_logging
+    from multiattn.runtime.progress import setup_logging
 
     setup_logging()
     try:

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 
 FAKE, REAL, UNKNOWN = 1, 0, -1
 BOX = ("x1", "y1", "x2", "y2")

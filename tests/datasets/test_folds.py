@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from multiattn.datasets.folds import check_folds, group_videos, make_folds, read_folds, write_folds
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.tables import FOLDS, VIDEOS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

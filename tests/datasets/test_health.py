@@ -11,7 +11,7 @@ from multiattn.datasets.ffpp import read_ffpp
 from multiattn.datasets.folds import make_folds
 from multiattn.datasets.health import check_health
 from multiattn.datasets.manifest import write_manifest
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.tables import FOLDS, VIDEOS
 
 FF = "ffpp/original_sequences/youtube/c23/videos"

@@ -20,7 +20,7 @@ from multiattn.datasets.manifest import (
     video_row,
     write_manifest,
 )
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.tables import VIDEOS
 
 

@@ -10,7 +10,7 @@ import pytest
 from multiattn.__main__ import main
 from multiattn.inference.out_of_fold import read_out_of_fold
 from multiattn.inference.scoring_file import choose_scoring, read_scoring
-from multiattn.runtime import file_digest
+from multiattn.runtime.files import file_digest
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 from walk import run

@@ -28,7 +28,7 @@ import pandas as pd
 
 from multiattn.datasets.ffpp import compression_of
 from multiattn.datasets.manifest import Listing, video_row
-from multiattn.runtime import exclusive_folder, read_json, write_json
+from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.tables import FACES, FAKE, LANDMARKS, REAL, VIDEO_STATUS, VIDEOS
 
 DATASET = "deepfakebench"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multiattn.datasets.manifest import Listing, video_files_below, video_id, video_row
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.tables import FAKE, REAL
 
 DATASET = "dfdc-preview"

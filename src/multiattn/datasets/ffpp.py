@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from multiattn.datasets.manifest import Listing, video_files, video_id, video_row
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.tables import FAKE, REAL
 
 DATASET = "ffpp"

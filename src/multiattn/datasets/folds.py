@@ -10,7 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from multiattn.runtime import read_json, write_json
+from multiattn.runtime.files import read_json, write_json
 from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
 
 logger = logging.getLogger(__name__)

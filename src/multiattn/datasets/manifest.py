@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from multiattn.runtime import read_json, write_json
+from multiattn.runtime.files import read_json, write_json
 from multiattn.tables import VIDEOS
 
 logger = logging.getLogger(__name__)

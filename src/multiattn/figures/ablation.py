@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 
 OURS, PAPER, FAILED = "#2f6db5", "#d9822b", "#b5482f"
 PANELS_IN_A_ROW = 4

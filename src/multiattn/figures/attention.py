@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 
 Scale = Literal["run", "map"]
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 
 DPI = 150
 CELL, GAP, LABEL, MARGIN = 1.5, 0.04, 1.15, 0.12

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.figures.page import crop_figure, whole_page
-from multiattn.runtime import write_text
+from multiattn.runtime.files import write_text
 from multiattn.video.faces_folder import read_faces_folder
 from multiattn.video.recipe import read_recipe
 from multiattn.video.tracks import MIN_IOU, box_areas, paired_iou

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from multiattn.figures.embedded_image import png_tag
 from multiattn.figures.page import drawing, figures_table, whole_page
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 
 OURS, PUBLISHED, CONSTANT = "#2f6db5", "#8a8a8a", "#b5482f"
 MOST_SHOWN = 30

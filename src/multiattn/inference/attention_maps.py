@@ -15,7 +15,7 @@ from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.network import NetworkOutput
 from multiattn.model.pooling import resize_maps
 from multiattn.model.predict import predict_logits
-from multiattn.runtime import resolve_precision
+from multiattn.runtime.devices import resolve_precision
 from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FAKE, FOLDS, REAL
 from multiattn.video.crop_images import CropImages, read_crop

@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from multiattn.runtime import write_text
+from multiattn.runtime.files import write_text
 
 PRIOR = 0.5
 

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from multiattn.datasets.manifest import folder_manifest
-from multiattn.runtime import read_json, write_json
+from multiattn.runtime.files import read_json, write_json
 from multiattn.video.extract import ExtractionSettings, VideoTask
 from multiattn.video.faces_folder import extract_faces
 from multiattn.video.recipe import CropRecipe

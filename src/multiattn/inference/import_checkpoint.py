@@ -25,7 +25,8 @@ from multiattn.model.official import (
     read_layout,
     without_wrapper,
 )
-from multiattn.runtime import describe_environment, exclusive_folder, file_digest, read_json, write_json
+from multiattn.runtime.environment import describe_environment
+from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.video.recipe import CropRecipe, write_recipe
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from multiattn.runtime import write_text
+from multiattn.runtime.files import write_text
 
 NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "inference.ipynb"
 

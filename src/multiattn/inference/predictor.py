@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.folding import fold_batch_norms
 from multiattn.model.predict import predict_logits
-from multiattn.runtime import progress_bar, resolve_precision, tune_cpu
+from multiattn.runtime.devices import resolve_precision
+from multiattn.runtime.processor import tune_cpu
+from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.crop_batches import crop_loader

@@ -15,7 +15,8 @@ from multiattn.model.checkpoints import load_weights
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
 from multiattn.model.predict import predict_logits
 from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import pick_device, read_json, resolve_precision
+from multiattn.runtime.devices import pick_device, resolve_precision
+from multiattn.runtime.files import read_json
 from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe

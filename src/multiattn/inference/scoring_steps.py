@@ -8,7 +8,7 @@ import pandas as pd
 
 from multiattn.datasets.manifest import video_id
 from multiattn.inference.leaderboard import read_groups
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.bootstrap import bootstrap_log_loss
 from multiattn.scoring.metrics import video_metrics

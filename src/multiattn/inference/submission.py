@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from multiattn.datasets.manifest import video_id
-from multiattn.runtime import git_commit, write_json
+from multiattn.runtime.environment import git_commit
+from multiattn.runtime.files import write_json
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION, VIDEO_PREDICTIONS

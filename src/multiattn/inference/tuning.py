@@ -6,7 +6,7 @@ from pathlib import Path
 
 from multiattn.inference.out_of_fold import read_out_of_fold
 from multiattn.inference.runs import experiment_name
-from multiattn.runtime import progress_bar
+from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.tuning import Tuned, num_steps, tune
 
 

@@ -7,7 +7,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 
 SHOWN = 3
 """Names an error lists of each kind of problem."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from multiattn.model.network import NetworkOutput, fake_logit
 from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import autocast
+from multiattn.runtime.devices import autocast
 
 
 @torch.inference_mode()

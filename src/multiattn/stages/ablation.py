@@ -28,7 +28,8 @@ from multiattn.inference.ablation import (
     name_data,
     read_cross_data,
 )
-from multiattn.runtime import atomic_path, pick_device, write_text
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.files import atomic_path, write_text
 from multiattn.training.distributed import Ranks, distributed
 from multiattn.training.fold_runs import TrainingData, read_training_data, require_same_folds, train_folds
 

@@ -26,7 +26,8 @@ from multiattn.config import Experiment
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
 from multiattn.experiments import get_experiment
 from multiattn.inference.kernel.bench import KernelBench
-from multiattn.runtime import describe_machine, pick_device
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.environment import describe_machine
 from multiattn.tables import UNKNOWN, VIDEOS
 from multiattn.training.bench import compare, comparison_lines
 from multiattn.training.bench_data import DataBench

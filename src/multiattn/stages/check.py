@@ -12,7 +12,7 @@ from multiattn.command_line import parse, results
 from multiattn.datasets.folds import read_grouping
 from multiattn.datasets.health import Finding, HealthReport, check_health
 from multiattn.datasets.manifest import named_roots, roots_path
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.tables import FOLDS, VIDEOS
 
 WIDTH = 120

@@ -19,7 +19,7 @@ from multiattn.experiments import get_experiment
 from multiattn.inference.notebook import NOTEBOOK, execute_notebook
 from multiattn.inference.scoring_file import default_scoring_path, read_scoring
 from multiattn.inference.scoring_steps import steps_on_test, steps_out_of_fold
-from multiattn.runtime import read_json
+from multiattn.runtime.files import read_json
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.stages import faces, folds, index, leaderboard, train, tune
 

@@ -17,7 +17,7 @@ from multiattn.inference.evaluation.answers import Answers
 from multiattn.inference.evaluation.choice import Criterion, require_choosable
 from multiattn.inference.evaluation.run import Evaluation, EvaluationInputs, choose_among, evaluate_runs
 from multiattn.inference.evaluation.worst_videos import CROPS_EACH, judged_crops, worst_videos
-from multiattn.runtime import atomic_path, write_text
+from multiattn.runtime.files import atomic_path, write_text
 from multiattn.tables import VIDEO_PREDICTIONS
 
 

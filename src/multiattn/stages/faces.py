@@ -13,7 +13,7 @@ import pandas as pd
 from multiattn.command_line import parse, results
 from multiattn.datasets.manifest import locate_videos, named_roots
 from multiattn.datasets.masks import mask_of
-from multiattn.runtime import pick_device
+from multiattn.runtime.devices import pick_device
 from multiattn.tables import FAKE, VIDEOS
 from multiattn.video.backends import Backend
 from multiattn.video.extract import VideoTask, extraction_settings

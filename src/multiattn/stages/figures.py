@@ -31,7 +31,8 @@ from multiattn.inference.attention_maps import (
     spread_crops,
 )
 from multiattn.inference.runs import TrainedModel
-from multiattn.runtime import pick_device, write_text
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.files import write_text
 from multiattn.training.augment import PRESETS, self_blend
 from multiattn.training.augment.examples import FolderCrops
 

@@ -17,7 +17,8 @@ from multiattn.inference.deciding_frames import deciding_crops, extreme_crops, l
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.score_files import ScoredFiles, find_files, score_files
 from multiattn.inference.scoring_file import choose_scoring
-from multiattn.runtime import pick_device, write_text
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)

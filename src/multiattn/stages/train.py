@@ -16,7 +16,7 @@ from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment
 from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.inference.out_of_fold import score_out_of_fold
-from multiattn.runtime import pick_device
+from multiattn.runtime.devices import pick_device
 from multiattn.training.distributed import distributed
 from multiattn.training.fold_processes import parse_slots, train_in_processes, without_options
 from multiattn.training.fold_runs import FoldOutcome, read_training_data, train_folds, try_folds

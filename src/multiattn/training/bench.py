@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from multiattn.config import Experiment
-from multiattn.runtime import WAIT_POLICY, describe_machine
+from multiattn.runtime.environment import describe_machine
+from multiattn.runtime.processor import WAIT_POLICY
 from multiattn.training.bench_sides import PIECES, SIDES, Evaluation, Task, Training, Work, write_weights
 from multiattn.training.device_ceiling import measured_ceiling, network_flops, wait_for
 

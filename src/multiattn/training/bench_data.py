@@ -28,7 +28,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from multiattn.config import DataConfig, Experiment
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
-from multiattn.runtime import describe_machine, pick_device
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.environment import describe_machine
 from multiattn.tables import FACES, FAKE, REAL
 from multiattn.training.augment import PRESETS
 from multiattn.training.crops import FACE_COLUMNS, FoldCrops, training_loader

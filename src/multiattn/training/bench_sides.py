@@ -22,7 +22,8 @@ from multiattn.config import Experiment
 from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.model.folding import fold_batch_norms
 from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import autocast, resolve_precision, seed_everything, tune_cpu
+from multiattn.runtime.devices import autocast, resolve_precision, seed_everything
+from multiattn.runtime.processor import tune_cpu
 from multiattn.training.crops import FACE_COLUMNS, FoldCrops, training_loader
 from multiattn.training.device_ceiling import wait_for
 from multiattn.training.epoch import update

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from multiattn.runtime import autocast, seed_everything
+from multiattn.runtime.devices import autocast, seed_everything
 from multiattn.training.apex import ApexScaler
 from multiattn.training.distributed import CARRY_ON, SAVE, STOP, SharedDecision
 from multiattn.training.fold_training import FoldTraining, set_random_state

@@ -11,7 +11,7 @@ import torch
 
 from multiattn.config import Experiment
 from multiattn.datasets.folds import read_folds
-from multiattn.runtime import exclusive_folder
+from multiattn.runtime.files import exclusive_folder
 from multiattn.tables import FOLDS
 from multiattn.training.crops import FACE_COLUMNS, split_crops
 from multiattn.training.distributed import Ranks, wait_for_all

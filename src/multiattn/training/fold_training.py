@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
 from multiattn.model.cpu_layers import speed_up_cpu_training
-from multiattn.runtime import resolve_precision, seed_everything, tune_cpu, waiting_threads_sleep
+from multiattn.runtime.devices import resolve_precision, seed_everything
+from multiattn.runtime.processor import tune_cpu, waiting_threads_sleep
 from multiattn.training.apex import ApexScaler, initialize_apex_o1, require_amp
 from multiattn.training.averaging import MovingAverage
 from multiattn.training.crops import FoldCrops, class_weights, training_loader, validation_loader

@@ -5,7 +5,7 @@ import logging
 import signal
 from collections.abc import Iterator
 
-from multiattn.runtime import ENDING_SIGNALS, first_signal_noted
+from multiattn.runtime.signals import ENDING_SIGNALS, first_signal_noted
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import autocast, memory_in_use, progress_bar
+from multiattn.runtime.devices import autocast
+from multiattn.runtime.processor import memory_in_use
+from multiattn.runtime.progress import progress_bar
 from multiattn.training.fold_training import FoldTraining
 
 PICTURED = 8

@@ -23,7 +23,9 @@ from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights, save_weights
-from multiattn.runtime import atomic_path, describe_environment, git_commit, read_json, resolve_precision, write_json
+from multiattn.runtime.devices import resolve_precision
+from multiattn.runtime.environment import describe_environment, git_commit
+from multiattn.runtime.files import atomic_path, read_json, write_json
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.crops import FoldCrops
 from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe, write_recipe

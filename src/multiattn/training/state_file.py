@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

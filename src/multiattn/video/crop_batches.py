@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
-from multiattn.runtime import ending_signals_wait
+from multiattn.runtime.signals import ending_signals_wait
 from multiattn.video.crop_cache import SHARED_MEMORY
 from multiattn.video.crop_images import settle_worker
 

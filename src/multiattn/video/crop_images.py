@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
-from multiattn.runtime import leave_signals_to_parent
+from multiattn.runtime.signals import leave_signals_to_parent
 from multiattn.video.crop_cache import CropCache
 
 # A decoder asked for half the size skips the fine half of each block's frequencies. OpenCV takes the factor from these

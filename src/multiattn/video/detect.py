@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from multiattn.runtime import file_digest
+from multiattn.runtime.files import file_digest
 from multiattn.video.face_search import LONGEST_SIDE, Faces, search_copies, search_size
 from multiattn.video.mtcnn import FIRST_PASS, MtcnnDetector
 from multiattn.video.retinaface import load_retinaface

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import torch
 
-from multiattn.runtime import atomic_path
+from multiattn.runtime.files import atomic_path
 from multiattn.tables import FACES, UNKNOWN
 from multiattn.video.decode import FrameReader, UnreadableVideoError
 from multiattn.video.detect import DEFAULT_THRESHOLDS, load_detector, weights_digest

@@ -19,7 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-from multiattn.runtime import default_jobs, exclusive_folder, progress_bar
+from multiattn.runtime.devices import default_jobs
+from multiattn.runtime.files import exclusive_folder
+from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.backends import Backend, open_backend
 from multiattn.video.engine import Call, Engine

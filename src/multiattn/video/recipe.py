@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from multiattn.config import from_json, to_json
-from multiattn.runtime import read_json, write_json
+from multiattn.runtime.files import read_json, write_json
 from multiattn.video.align import INTERPOLATION_NAME, TEMPLATE_NAME
 
 RECIPE_FILE = "faces.json"

@@ -19,7 +19,7 @@ from multiattn.datasets.embedded.actors import make_actor
 from multiattn.datasets.embedded.clips import FRAME_RATE, make_take, render_frames
 from multiattn.datasets.embedded.forgery import make_forger
 from multiattn.datasets.embedded.plan import DemoPlan, PlannedClip, plan_demo
-from multiattn.runtime import write_text
+from multiattn.runtime.files import write_text
 
 RECIPE_VERSION = 1
 """Raise it whenever the same seed would give other pictures."""

@@ -17,7 +17,8 @@ import torch
 
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import CHECKPOINT, TrainedModel
-from multiattn.runtime import file_digest, read_json, resolve_precision, write_json
+from multiattn.runtime.devices import resolve_precision
+from multiattn.runtime.files import file_digest, read_json, write_json
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.crop_images import names_digest
 from multiattn.video.recipe import RECIPE_FILE

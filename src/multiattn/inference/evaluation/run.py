@@ -29,7 +29,7 @@ from multiattn.inference.evaluation.unseen import (
 )
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring, experiment_name
-from multiattn.runtime import pick_device
+from multiattn.runtime.devices import pick_device
 from multiattn.tables import VIDEOS
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,9 @@ from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import make_network
 from multiattn.model.predict import predict_logits
-from multiattn.runtime import describe_machine, pick_device, seed_everything, write_json
+from multiattn.runtime.devices import pick_device, seed_everything
+from multiattn.runtime.environment import describe_machine
+from multiattn.runtime.files import write_json
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION

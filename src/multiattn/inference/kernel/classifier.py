@@ -22,7 +22,7 @@ import torch
 
 from multiattn.inference.kernel.extraction import Extracted, describe_error, is_out_of_memory
 from multiattn.inference.kernel.models import LoadedModels
-from multiattn.runtime import TORCH_THREAD
+from multiattn.runtime.processor import TORCH_THREAD
 from multiattn.video.crop_images import decode_crop
 from multiattn.video.in_memory import EncodedCrops
 

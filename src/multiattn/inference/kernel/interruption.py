@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from multiattn.runtime import ENDING_SIGNALS, first_signal_noted
+from multiattn.runtime.signals import ENDING_SIGNALS, first_signal_noted
 
 SIGNALS = (signal.SIGINT, *ENDING_SIGNALS)
 _IMPORTED = time.monotonic()

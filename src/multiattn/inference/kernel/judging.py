@@ -29,7 +29,8 @@ from multiattn.inference.kernel.models import LoadedModels
 from multiattn.inference.kernel.plan import Costs, Level, Plan
 from multiattn.inference.kernel.store import VideoResult
 from multiattn.inference.runs import TrainedModel
-from multiattn.runtime import progress_bar, tune_cpu
+from multiattn.runtime.processor import tune_cpu
+from multiattn.runtime.progress import progress_bar
 from multiattn.video.extract import ExtractionSettings, VideoTask
 from multiattn.video.isolation import end_processes
 

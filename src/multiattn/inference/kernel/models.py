@@ -11,7 +11,7 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.model.folding import fold_batch_norms
 from multiattn.model.network import fake_logit
 from multiattn.model.preprocess import normalize_crops
-from multiattn.runtime import autocast
+from multiattn.runtime.devices import autocast
 from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
 

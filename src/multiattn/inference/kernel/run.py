@@ -23,7 +23,8 @@ from multiattn.inference.out_of_fold import out_of_fold_figures
 from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models, trained_on
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submission import read_sample
-from multiattn.runtime import default_jobs, exclusive_folder, file_digest, pick_device, resolve_precision
+from multiattn.runtime.devices import default_jobs, pick_device, resolve_precision
+from multiattn.runtime.files import exclusive_folder, file_digest
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.extract import ExtractionSettings, VideoTask
 

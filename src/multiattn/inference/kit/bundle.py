@@ -37,7 +37,10 @@ from multiattn.inference.kit.wheels import (
 from multiattn.inference.out_of_fold import out_of_fold_figures
 from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, experiment_name, find_models
 from multiattn.inference.scoring_file import default_scoring_path, find_scoring, require_rule_fits, write_scoring
-from multiattn.runtime import exclusive_folder, git_commit, pick_device, progress_bar, read_json, write_json, write_text
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.environment import git_commit
+from multiattn.runtime.files import exclusive_folder, read_json, write_json, write_text
+from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)

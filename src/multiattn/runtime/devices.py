@@ -1,0 +1,74 @@
+"""The device to compute on, its precision, and seeds."""
+
+import os
+import random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries underneath draw from the global generator)
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str = "auto") -> "torch.device":
+    """The device to compute on; a GPU also becomes torch's current one.
+
+    Args:
+        name: `cpu`; `cuda`, the GPU of this process (`LOCAL_RANK` under torchrun, else the first); `cuda:N`; or `auto`,
+            `cuda` where there is one and else `cpu`.
+
+    Raises:
+        ValueError: no such device, or one GPU by number for all processes of a torchrun job.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, found {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device found on this machine. Use --device cpu or --device auto.")
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"--device {name}: every process of a torchrun job takes its own GPU. Use --device cuda.")
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices.")
+        torch.cuda.set_device(device)
+    return device
+
+
+def default_jobs(device: str) -> int:
+    """Processes that decode and detect: every core; on a GPU at most 4, since each holds a CUDA context there."""
+    cores = os.cpu_count() or 1
+    return cores if device == "cpu" else min(cores, 4)
+
+
+def resolve_precision(precision: str, device: "torch.device") -> str:
+    """Turn `auto` into what suits the device: bf16, fp16 on GPUs without bf16, fp32 on a CPU."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(precision: str, device: "torch.device") -> "torch.autocast":
+    """The autocast context of a resolved precision; a no-op for fp32, and for apex, which patches torch itself."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -1,0 +1,55 @@
+"""Versions, commit and machine of this process, for what a run records."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multiattn.runtime.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "numba", "av")
+
+
+def git_commit() -> str:
+    """Commit of the code that runs (`-dirty` when changed since), or `unknown` outside a git checkout and a bundle."""
+    source = Path(__file__).resolve().parents[1]
+    bundle = source.parents[1] / "bundle.json"  # of what `multiattn bundle` made
+    if bundle.is_file():
+        return str(read_json(bundle)["commit"])
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def describe_machine(device: "torch.device") -> str:
+    """Processor or GPU, cores, threads and torch's version."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    names = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.machine())
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def describe_environment(device: "torch.device") -> dict[str, Any]:
+    """Versions, commit, command and device of this process, for `environment.json`."""
+    import torch
+
+    return {
+        "commit": git_commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
+    }

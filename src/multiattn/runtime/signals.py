@@ -1,0 +1,63 @@
+"""Signals that ask a process to end, for parents and their workers."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What asks a process to end. SIGUSR1 too: `sbatch --signal=USR1@90` sends it ahead of the end of a job's time."""
+
+
+@contextlib.contextmanager
+def first_signal_noted(numbers: Iterable[int], note: Callable[[int], None]) -> Iterator[None]:
+    """Inside the block the first of these signals calls `note` with its number instead of what it does; a second one
+    acts as ever. Outside the main thread, the only one that Python delivers signals to, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, frame: object) -> None:
+        note(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending_signals_wait() -> Iterator[None]:
+    """Signals that ask this thread to end arrive after the block. A process forked inside it has them blocked from its
+    first instruction on, until it has said what they are to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent() -> None:
+    """For worker processes: end when the parent asks, and not with the rest of the job.
+
+    A scheduler signals all processes of a job, and a worker that died of it would take its parent's work with it
+    before that has saved. But a parent that ends, by an error say, asks its workers by the same SIGTERM and waits for
+    them, for ever if they ignored it.
+    """
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    threading.Thread(target=_end_when_parent_asks, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_asks(parent: int) -> None:
+    while signal.sigwaitinfo(ENDING_SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)
