@@ -5,11 +5,11 @@ An experiment is built by a function of `experiments.py`, changed from the comma
 past this room.
 """
 
-from multiattn.config.losses import AgdaConfig as AgdaConfig
-from multiattn.config.losses import LossConfig as LossConfig
-from multiattn.config.network import ModelConfig as ModelConfig
-from multiattn.config.serialization import from_json as from_json
-from multiattn.config.serialization import to_json as to_json
+from multiattn.config.model import AgdaConfig as AgdaConfig
+from multiattn.config.model import LossConfig as LossConfig
+from multiattn.config.model import ModelConfig as ModelConfig
+from multiattn.config.settings import from_json as from_json
+from multiattn.config.settings import to_json as to_json
 from multiattn.config.training import AverageConfig as AverageConfig
 from multiattn.config.training import DataConfig as DataConfig
 from multiattn.config.training import Experiment as Experiment

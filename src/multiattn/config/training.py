@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from multiattn.config.checks import require, require_choices
-from multiattn.config.losses import AgdaConfig, LossConfig
-from multiattn.config.network import ModelConfig
+from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
+from multiattn.config.settings import require, require_choices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,29 @@
-"""Settings as JSON, and back."""
+"""How a settings dataclass refuses a value.
+
+Settings as JSON, and back.
+"""
 
 import dataclasses
 import difflib
 import types
 import typing
 from typing import Any, Literal, TypeVar
+
+
+def require_choices(owner: Any) -> None:
+    """Refuse a value that a `Literal` field does not list; Python itself does not look."""
+    for name, hint in typing.get_type_hints(type(owner)).items():
+        if typing.get_origin(hint) is Literal:
+            options = typing.get_args(hint)
+            require(getattr(owner, name) in options, owner, name, f"one of {', '.join(options)}")
+
+
+def require(condition: bool, owner: object, name: str, expected: str) -> None:
+    """Raise `ValueError` with the setting, what was expected and what was found, unless the condition holds."""
+    if not condition:
+        found = getattr(owner, name)
+        raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}, found {found!r}.")
+
 
 Config = TypeVar("Config")
 
