@@ -13,10 +13,8 @@ import pandas as pd
 import pytest
 
 from multiattn.datasets.embedded import build_demo_dataset, plan_demo
-from multiattn.datasets.embedded.actors import make_actor
-from multiattn.datasets.embedded.clips import FRAME_RATE, make_take, render_frames
-from multiattn.datasets.embedded.forgery import RECIPES, make_forger
-from multiattn.datasets.embedded.warps import Bump, displacement, fit_affine
+from multiattn.datasets.embedded.actors import Bump, displacement, fit_affine, make_actor
+from multiattn.datasets.embedded.clips import FRAME_RATE, RECIPES, make_forger, make_take, render_frames
 
 
 @pytest.fixture(scope="module")
