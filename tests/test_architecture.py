@@ -105,7 +105,9 @@ def scoring_faults(source: str) -> list[str]:
     ("importer", "source", "fault"),
     [
         pytest.param("multiattn.tables", "import multiattn.scoring.metrics", "upwards", id="ground floor to a room"),
-        pytest.param("multiattn.video.align", "from multiattn.model import agda", "neighbour", id="room to room"),
+        pytest.param(
+            "multiattn.video.crops.recipe", "from multiattn.model import agda", "neighbour", id="room to room"
+        ),
         pytest.param("multiattn.figures.a", "import multiattn.training", "neighbour", id="second floor to its side"),
         pytest.param("multiattn.model.agda", "from multiattn.training import loop", "upwards", id="first to second"),
         pytest.param("multiattn.runtime", "from multiattn import config", "neighbour", id="runtime to config"),
@@ -139,7 +141,7 @@ def test_the_checker_sees_a_forbidden_import(importer, source, fault):
         pytest.param("multiattn.config", "import os, torch\nfrom pathlib import Path", id="other packages"),
         pytest.param("multiattn.experiments", "from multiattn.config import Experiment", id="experiments to config"),
         pytest.param("multiattn.tables", "from multiattn.runtime.files import atomic_path", id="tables to runtime"),
-        pytest.param("multiattn.video.extract", "from . import align", id="inside a room"),
+        pytest.param("multiattn.video.extraction.extract", "from . import align", id="inside a room"),
         pytest.param("multiattn.training.loop", "from multiattn.model import agda", id="downwards"),
         pytest.param("multiattn.stages.demo", "from multiattn.stages import train", id="demo calls the stages"),
         pytest.param("multiattn.__main__", "from multiattn.stages import train", id="main to a stage"),
@@ -192,7 +194,7 @@ def test_imports_run_one_way():
 def test_only_the_dispatcher_and_the_isolated_process_import_by_name_at_run_time():
     """The dispatcher its stages; the process that a video is extracted in what its parent, `engine`, calls there."""
     users = {module for module, path in FILES.items() if "import_module(" in path.read_text(encoding="utf-8")}
-    assert users == {"multiattn.__main__", "multiattn.video.isolation"}
+    assert users == {"multiattn.__main__", "multiattn.video.extraction.isolation"}
 
 
 def test_no_file_is_a_drawer_for_everything():

@@ -11,10 +11,9 @@ import pytest
 from multiattn.datasets.deepfakebench import CROP_POINTS, LABELS, read_deepfakebench
 from multiattn.datasets.manifest import write_manifest
 from multiattn.tables import LANDMARKS, VIDEOS
-from multiattn.video.align import TEMPLATE
-from multiattn.video.crop_images import CropImages
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.images import CropImages
+from multiattn.video.crops.recipe import TEMPLATE, read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 FF = "FaceForensics++"
 REALS, FAKES = f"{FF}/original_sequences/youtube/c23/frames", f"{FF}/manipulated_sequences/Deepfakes/c23/frames"

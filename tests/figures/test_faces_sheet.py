@@ -14,7 +14,7 @@ from multiattn.figures import faces as sheet
 from multiattn.figures.faces import ContactSheet, contact_sheet, shown_rows, track_doubts
 from multiattn.stages.figures import main
 from multiattn.tables import FACES, LANDMARKS, VIDEO_STATUS, VIDEOS
-from multiattn.video.recipe import CropRecipe, write_recipe
+from multiattn.video.crops.recipe import CropRecipe, write_recipe
 from page_reader import Reader
 
 FRAMES = 10

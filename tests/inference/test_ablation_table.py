@@ -17,7 +17,7 @@ from multiattn.inference.ablation import (
     read_cross_data,
 )
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, VIDEOS
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.recipe import read_recipe
 from walk import Pipeline
 
 

@@ -42,8 +42,8 @@ from multiattn.model.checkpoints import load_weights, read_metadata, read_state,
 from multiattn.scoring.ensembling import Ensemble
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS
-from multiattn.video.crop_images import read_crop
-from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.crops.images import read_crop
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,7 @@ from multiattn.inference.runs import find_models, load_run
 from multiattn.model.network import MultiAttentionNet
 from multiattn.model.official import EFFICIENTNETS, convert_state, read_layout, without_wrapper
 from multiattn.tables import FACES, FRAME_PREDICTIONS, SUBMISSION
-from multiattn.video.crop_images import read_crop
+from multiattn.video.crops.images import read_crop
 from walk import Pipeline, run
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 
 from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.runs import TrainedModel
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.crops.recipe import CropRecipe
 
 FOLDER = Path("data/faces/test")
 OWN = CropRecipe()

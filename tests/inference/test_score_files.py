@@ -19,7 +19,7 @@ from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
 from multiattn.inference.score_files import FEW, find_files, score_files
 from multiattn.scoring.rule import ScoringRule
-from multiattn.video.decode import FrameReader
+from multiattn.video.decoding.frames import FrameReader
 from walk import Pipeline
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 
 from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.tables import FACES, LABELS, LANDMARKS, SUBMISSION, VIDEO_STATUS, VIDEOS
-from multiattn.video.align import TEMPLATE, similarity_transform
+from multiattn.video.crops.recipe import TEMPLATE, similarity_transform
 from walk import run
 
 pytestmark = pytest.mark.shared

@@ -18,7 +18,7 @@ from multiattn.training.augment import PRESETS, Augmentation, CropContext
 from multiattn.training.augment.auto_policy import POLICY
 from multiattn.training.augment.library import BELOW, OLDEST, require_albumentations
 from multiattn.training.augment.library import albumentations as A
-from multiattn.video.align import TEMPLATE
+from multiattn.video.crops.recipe import TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"

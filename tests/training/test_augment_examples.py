@@ -10,8 +10,7 @@ import pytest
 from multiattn.tables import FACES, LANDMARKS, VIDEO_STATUS, VIDEOS
 from multiattn.training.augment import PRESETS
 from multiattn.training.augment.examples import FolderCrops
-from multiattn.video.align import TEMPLATE
-from multiattn.video.recipe import CropRecipe, write_recipe
+from multiattn.video.crops.recipe import TEMPLATE, CropRecipe, write_recipe
 
 SIZE = 64
 LABELS = {"d/a": 1, "d/b": 1, "d/c": 1, "d/r": 0, "d/s": 0, "d/u": -1}

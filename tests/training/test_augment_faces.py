@@ -8,7 +8,7 @@ from multiattn.training.augment import Augmentation, CropContext, crop_landmarks
 from multiattn.training.augment.blackout import FEATURES, HALVES, black_out, feature_mask, half_face_mask
 from multiattn.training.augment.face_shape import face_outline, polygon_mask
 from multiattn.training.augment.steps import Draws
-from multiattn.video.align import TEMPLATE, align_crop
+from multiattn.video.crops.recipe import TEMPLATE, align_crop
 
 SIZE = 200
 FACE = (TEMPLATE * SIZE).astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 
 from multiattn.training.augment import blend_target, self_blend
 from multiattn.training.augment.face_shape import face_outline, polygon_mask
-from multiattn.video.align import TEMPLATE
+from multiattn.video.crops.recipe import TEMPLATE
 
 SEEDS = range(40)
 

@@ -20,7 +20,7 @@ from multiattn.training.crops import (
     validation_loader,
 )
 from multiattn.training.fold_runs import read_training_data
-from multiattn.video.recipe import CropRecipe, write_recipe
+from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 SIZE = 32
 

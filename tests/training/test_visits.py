@@ -13,8 +13,7 @@ from multiattn.training.augment import EARLIER_CROPS, CropContext, blend_target,
 from multiattn.training.crops import FoldCrops, training_loader
 from multiattn.training.sampling import Visit
 from multiattn.training.visits import TrainingCrops
-from multiattn.video.align import align_crop
-from multiattn.video.recipe import CropRecipe, write_recipe
+from multiattn.video.crops.recipe import CropRecipe, align_crop, write_recipe
 
 FACE = np.array([[140, 120], [185, 112], [165, 150], [150, 180], [190, 175]], dtype=np.float64)
 """Eyes, nose and mouth corners in a frame of 320 x 300 pixels: a face that tilts."""

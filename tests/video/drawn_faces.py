@@ -8,9 +8,9 @@ import av
 import cv2
 import numpy as np
 
-from multiattn.video.align import TEMPLATE
-from multiattn.video.decode import Frame
-from multiattn.video.detect import Faces
+from multiattn.video.crops.recipe import TEMPLATE
+from multiattn.video.decoding.frames import Frame
+from multiattn.video.detectors.registry import Faces
 
 SIZE_WH = (160, 96)
 FPS = 25

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from multiattn.video.decode import FrameReader, UnreadableVideoError, probe_video
+from multiattn.video.decoding.frames import FrameReader, UnreadableVideoError, probe_video
 
 
 def decode(arguments: bytes) -> bytes:

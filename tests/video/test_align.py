@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage.transform import estimate_transform
 
-from multiattn.video.align import TEMPLATE, TEMPLATE_MARGIN, align_crop, similarity_transform
+from multiattn.video.crops.recipe import TEMPLATE, TEMPLATE_MARGIN, align_crop, similarity_transform
 
 
 def moved(points: np.ndarray, *, degrees: float, scale: float, shift: tuple[float, float]) -> np.ndarray:

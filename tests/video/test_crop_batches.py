@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data._utils import signal_handling
 
-from multiattn.video import crop_batches
-from multiattn.video.crop_batches import PREFETCH, crop_loader
+from multiattn.video.crops import batches as crop_batches
+from multiattn.video.crops.batches import PREFETCH, crop_loader
 
 SIZE = 32
 
@@ -137,7 +137,7 @@ def test_workers_outlive_the_signal_that_asks_a_whole_job_to_end(name):
 
 LEFT_EARLY = """
 from test_crop_batches import Numbers
-from multiattn.video.crop_batches import crop_loader
+from multiattn.video.crops.batches import crop_loader
 
 batches = iter(crop_loader(Numbers(80), num_workers=2, batch_size=2))
 next(batches)

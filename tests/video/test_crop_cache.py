@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multiattn.video import crop_cache
-from multiattn.video.crop_cache import CropCache, open_cache, record_bytes
-from multiattn.video.recipe import CropRecipe, write_recipe
+from multiattn.video.crops import cache as crop_cache
+from multiattn.video.crops.cache import CropCache, open_cache, record_bytes
+from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 SIZE = 32
 

@@ -11,9 +11,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from multiattn.video import crop_images
-from multiattn.video.crop_cache import CropCache
-from multiattn.video.crop_images import CropImages, jpeg_size, names_digest, read_crop
+from multiattn.video.crops import images as crop_images
+from multiattn.video.crops.cache import CropCache
+from multiattn.video.crops.images import CropImages, jpeg_size, names_digest, read_crop
 
 
 def smooth(size: int) -> np.ndarray:

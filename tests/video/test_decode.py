@@ -8,7 +8,13 @@ import av
 import numpy as np
 import pytest
 
-from multiattn.video.decode import FrameReader, UnreadableVideoError, VideoShape, evenly_spaced_indices, probe_video
+from multiattn.video.decoding.frames import (
+    FrameReader,
+    UnreadableVideoError,
+    VideoShape,
+    evenly_spaced_indices,
+    probe_video,
+)
 
 WIDTH, HEIGHT, FPS = 64, 48, 25
 

@@ -9,11 +9,11 @@ import skimage.data
 import torch
 from facenet_pytorch import MTCNN
 
-from multiattn.video import face_search
-from multiattn.video.detect import DEFAULT_THRESHOLDS, MtcnnDetector, load_detector, weights_digest
-from multiattn.video.face_search import Faces, search_copies, search_size
-from multiattn.video.mtcnn import Candidates, cut_patches
-from multiattn.video.tracks import pairwise_iou
+from multiattn.video.detectors import search as face_search
+from multiattn.video.detectors.mtcnn import Candidates, cut_patches
+from multiattn.video.detectors.registry import DEFAULT_THRESHOLDS, MtcnnDetector, load_detector, weights_digest
+from multiattn.video.detectors.search import Faces, search_copies, search_size
+from multiattn.video.extraction.scan import pairwise_iou
 from sums import machine_was_measured
 
 CPU = torch.device("cpu")

@@ -13,13 +13,13 @@ import pytest
 
 from multiattn.datasets.manifest import video_row
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
-from multiattn.video import backends
-from multiattn.video.engine import Engine
-from multiattn.video.extract import ExtractionSettings, VideoFaces, VideoTask
-from multiattn.video.faces_folder import extract_faces, read_faces_folder
-from multiattn.video.isolation import end_processes
-from multiattn.video.journal import Journal
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction import engine as backends
+from multiattn.video.extraction.engine import Engine
+from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
+from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
+from multiattn.video.extraction.isolation import end_processes
+from multiattn.video.extraction.journal import Journal
 
 RECIPE = CropRecipe(num_frames=2, size=64)
 TABLES = ("faces.parquet", "video_status.csv", "videos.csv", "faces.json")
@@ -104,7 +104,7 @@ def workers() -> list[int]:
     for children in Path("/proc/self/task").glob("*/children"):
         for pid in children.read_text().split():
             command = Path(f"/proc/{pid}/cmdline")
-            if command.is_file() and b"multiattn.video.isolation" in command.read_bytes():
+            if command.is_file() and b"multiattn.video.extraction.isolation" in command.read_bytes():
                 found.append(int(pid))
     return found
 
@@ -144,7 +144,7 @@ def test_what_one_video_does_is_its_own_affair(name, message, jobs, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.* tasks which were still being processed")
 def test_when_every_process_dies_it_is_not_the_videos(tmp_path, monkeypatch):
-    monkeypatch.setattr("multiattn.video.engine.MAX_DEATHS_IN_A_ROW", 3)
+    monkeypatch.setattr("multiattn.video.extraction.engine.MAX_DEATHS_IN_A_ROW", 3)
     with pytest.raises(RuntimeError, match="3 worker processes died one after the other, the last by SIGSEGV"):
         run_engine([f"kills-always{number}" for number in range(9)], tmp_path)
 

@@ -11,13 +11,12 @@ import pytest
 from drawn_faces import SquareDetector, draw, frames_of, landmarks_of, write_clip
 
 from multiattn.tables import FACES
-from multiattn.video import extract
-from multiattn.video.align import align_crop
-from multiattn.video.decode import Frame
-from multiattn.video.detect import Faces, weights_digest
-from multiattn.video.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
-from multiattn.video.recipe import CropRecipe
-from multiattn.video.scan import BATCH_FRAMES, scan_faces
+from multiattn.video.crops.recipe import CropRecipe, align_crop
+from multiattn.video.decoding.frames import Frame
+from multiattn.video.detectors.registry import Faces, weights_digest
+from multiattn.video.extraction import extract
+from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
+from multiattn.video.extraction.scan import BATCH_FRAMES, scan_faces
 
 RECIPE = CropRecipe(num_frames=12, size=32)
 

@@ -16,10 +16,10 @@ import pytest
 
 from multiattn.datasets.manifest import video_row
 from multiattn.tables import VIDEOS
-from multiattn.video.extract import ExtractionSettings, VideoTask
-from multiattn.video.faces_folder import extract_faces
-from multiattn.video.isolation import call_isolated, end_processes
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.faces_folder import extract_faces
+from multiattn.video.extraction.isolation import call_isolated, end_processes
 
 pytestmark = pytest.mark.shared
 PACKETS, WANTED = 12, 3

@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 
-from multiattn.video.crop_images import decode_crop, read_crop
-from multiattn.video.extract import ExtractionSettings, VideoTask, extract_video
-from multiattn.video.in_memory import encode_crops, encode_pickled
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.crops.images import decode_crop, read_crop
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
+from multiattn.video.extraction.in_memory import encode_crops, encode_pickled
 
 SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.video.isolation import ProcessPool, call_isolated, end_processes
+from multiattn.video.extraction.isolation import ProcessPool, call_isolated, end_processes
 
 TARGET = "mishaps:obey"
 
@@ -117,7 +117,7 @@ def test_a_process_that_cannot_start_is_not_the_calls_fault():
 
 def test_a_process_whose_caller_is_killed_ends_at_once():
     code = (
-        "from multiattn.video.isolation import ProcessPool\n"
+        "from multiattn.video.extraction.isolation import ProcessPool\n"
         f"pool = ProcessPool({TARGET!r})\n"
         "print(pool.call(b'pid', None).decode(), flush=True)\n"
         "pool.call(b'sleep 300', None)\n"

@@ -5,7 +5,7 @@ import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 from torch import nn
 
-from multiattn.video.mtcnn_networks import LargestPixel, PatchNetwork, ProposalNetwork
+from multiattn.video.detectors.mtcnn import LargestPixel, PatchNetwork, ProposalNetwork
 from sums import machine_was_measured
 
 BATCHES = [1, 2, 3, 5, 7, 8, 9, 20]

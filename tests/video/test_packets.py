@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from multiattn.video.decode import FrameReader, evenly_spaced_indices
-from multiattn.video.packets import DecodingPlan, PacketFacts, UnitParser, plan_decoding
+from multiattn.video.decoding.frames import FrameReader, evenly_spaced_indices
+from multiattn.video.decoding.packets import DecodingPlan, PacketFacts, UnitParser, plan_decoding
 
 FPS = 25
 

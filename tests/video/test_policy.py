@@ -5,10 +5,10 @@ import pytest
 from drawn_faces import SIZE_WH, SquareDetector, draw, frames_of, landmarks_of, write_clip
 
 from multiattn.tables import FAKE, REAL, UNKNOWN
-from multiattn.video.decode import Frame, evenly_spaced_indices
-from multiattn.video.policy import choose_faces, forged_shares, largest_track
-from multiattn.video.recipe import CropRecipe
-from multiattn.video.scan import FaceCrop, Scan, scan_faces
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.decoding.frames import Frame, evenly_spaced_indices
+from multiattn.video.extraction.policy import choose_faces, forged_shares, largest_track
+from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
 
 NUM_FRAMES = 4
 LEFT, RIGHT = (10, 20, 40, 1.0), (90, 20, 60, 1.0)

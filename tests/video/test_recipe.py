@@ -5,9 +5,18 @@ import json
 
 import pytest
 
-from multiattn.video import detect, recipe
-from multiattn.video.align import INTERPOLATION_NAME, TEMPLATE_NAME
-from multiattn.video.recipe import RECIPE_FILE, VERSION, CropRecipe, describe_difference, read_recipe, write_recipe
+from multiattn.video.crops import recipe
+from multiattn.video.crops.recipe import (
+    INTERPOLATION_NAME,
+    RECIPE_FILE,
+    TEMPLATE_NAME,
+    VERSION,
+    CropRecipe,
+    describe_difference,
+    read_recipe,
+    write_recipe,
+)
+from multiattn.video.detectors import registry as detect
 
 VERSION_1 = {
     "num_frames": 16,

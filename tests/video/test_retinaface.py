@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from multiattn.video.decode import FrameReader
-from multiattn.video.detect import MtcnnDetector, RetinaFaceDetector, load_detector
-from multiattn.video.retinaface import load_retinaface
-from multiattn.video.retinaface_boxes import anchors, decode_boxes, decode_landmarks, select_faces
-from multiattn.video.tracks import pairwise_iou
+from multiattn.video.decoding.frames import FrameReader
+from multiattn.video.detectors.registry import MtcnnDetector, RetinaFaceDetector, load_detector
+from multiattn.video.detectors.retinaface import anchors, decode_boxes, decode_landmarks, load_retinaface, select_faces
+from multiattn.video.extraction.scan import pairwise_iou
 
 State = dict[str, Tensor]
 FRAMES = 8

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from drawn_faces import SquareDetector, draw, write_clip
 
-from multiattn.video import extract
-from multiattn.video.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction import extract
+from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
 
 RECIPE = CropRecipe(num_frames=6, size=32, reuse_original=True)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multiattn.video import still_image
-from multiattn.video.decode import FrameReader, UnreadableVideoError
-from multiattn.video.recipe import CropRecipe
-from multiattn.video.still_image import StillImage, is_image_name, open_frames, read_image
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.decoding.frames import FrameReader, UnreadableVideoError
+from multiattn.video.extraction import extract as still_image
+from multiattn.video.extraction.extract import StillImage, is_image_name, open_frames, read_image
 
 RAMP = np.stack(np.meshgrid(np.arange(60), np.arange(40)), axis=-1).astype(np.uint8)
 PICTURE = np.concatenate([RAMP * 4, np.full((40, 60, 1), 200, np.uint8)], axis=-1)  # (40, 60, 3) RGB

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from multiattn.video.tracks import (
+from multiattn.video.extraction.scan import (
     TrackLinker,
     box_areas,
     paired_iou,

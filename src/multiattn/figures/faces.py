@@ -21,9 +21,9 @@ import pandas as pd
 
 from multiattn.figures.page import crop_figure, whole_page
 from multiattn.runtime.files import write_text
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import read_recipe
-from multiattn.video.tracks import MIN_IOU, box_areas, paired_iou
+from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
+from multiattn.video.extraction.scan import MIN_IOU, box_areas, paired_iou
 
 PER_TRACK, TRACKS_PER_VIDEO = 8, 6
 CALM_IOU = 0.6

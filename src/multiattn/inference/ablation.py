@@ -15,8 +15,8 @@ from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.metrics import VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, REAL, UNKNOWN, VIDEOS
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
+from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 Place = Literal["held-out", "cross"]
 Figures = dict[tuple[Place, str], float]

@@ -18,9 +18,9 @@ from multiattn.model.predict import predict_logits
 from multiattn.runtime.devices import resolve_precision
 from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FAKE, FOLDS, REAL
-from multiattn.video.crop_images import CropImages, read_crop
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.images import CropImages, read_crop
+from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import torch
 
 from multiattn.datasets.manifest import folder_manifest
 from multiattn.runtime.files import read_json, write_json
-from multiattn.video.extract import ExtractionSettings, VideoTask
-from multiattn.video.faces_folder import extract_faces
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.faces_folder import extract_faces
 
 SOURCE_FILE = "source.json"
 TIME_LIMIT_SECONDS = 600.0

@@ -27,7 +27,7 @@ from multiattn.model.official import (
 )
 from multiattn.runtime.environment import describe_environment
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
-from multiattn.video.recipe import CropRecipe, write_recipe
+from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.video.crop_batches import crop_loader
-from multiattn.video.crop_images import CropImages
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.batches import crop_loader
+from multiattn.video.crops.images import CropImages
+from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
 

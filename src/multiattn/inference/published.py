@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
 
-from multiattn.video.crop_images import names_digest
+from multiattn.video.crops.images import names_digest
 
 
 @dataclass(frozen=True)

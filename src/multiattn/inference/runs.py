@@ -19,7 +19,7 @@ from multiattn.runtime.devices import pick_device, resolve_precision
 from multiattn.runtime.files import read_json
 from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FOLDS
-from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe
+from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe
 
 logger = logging.getLogger(__name__)
 

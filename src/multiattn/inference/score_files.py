@@ -18,10 +18,9 @@ from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
-from multiattn.video.extract import ExtractionSettings, VideoTask, extract_video
-from multiattn.video.faces_folder import extract_faces, read_faces_folder
-from multiattn.video.recipe import write_recipe
-from multiattn.video.still_image import is_image_name
+from multiattn.video.crops.recipe import write_recipe
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video, is_image_name
+from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
 
 DATASET = "file"
 FEW = 2

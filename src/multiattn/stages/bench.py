@@ -32,7 +32,7 @@ from multiattn.tables import UNKNOWN, VIDEOS
 from multiattn.training.bench import compare, comparison_lines
 from multiattn.training.bench_data import DataBench
 from multiattn.video.bench import compare_extraction
-from multiattn.video.extract import VideoTask, extraction_settings
+from multiattn.video.extraction.extract import VideoTask, extraction_settings
 
 DEFAULT = "dfdc_b4"
 WHAT = {"train": "training step (clean pass, AGDA pass, backward, optimiser)", "infer": "eval forward"}

@@ -15,10 +15,10 @@ from multiattn.datasets.manifest import locate_videos, named_roots
 from multiattn.datasets.masks import mask_of
 from multiattn.runtime.devices import pick_device
 from multiattn.tables import FAKE, VIDEOS
-from multiattn.video.backends import Backend
-from multiattn.video.extract import VideoTask, extraction_settings
-from multiattn.video.faces_folder import extract_faces
-from multiattn.video.recipe import CropRecipe, FacePolicy
+from multiattn.video.crops.recipe import CropRecipe, FacePolicy
+from multiattn.video.extraction.engine import Backend
+from multiattn.video.extraction.extract import VideoTask, extraction_settings
+from multiattn.video.extraction.faces_folder import extract_faces
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,9 @@ from multiattn.runtime.environment import describe_machine
 from multiattn.tables import FACES, FAKE, REAL
 from multiattn.training.augment import PRESETS
 from multiattn.training.crops import FACE_COLUMNS, FoldCrops, training_loader
-from multiattn.video.align import align_crop
-from multiattn.video.crop_images import settle_worker
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import CropRecipe, read_recipe, write_recipe
+from multiattn.video.crops.images import settle_worker
+from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 MAX_CROPS = 512
 """Of a faces folder, evenly spaced: enough to differ, few enough to lie in the page cache on both sides."""

@@ -31,7 +31,7 @@ from multiattn.training.optimizer import make_optimizer
 from multiattn.training.phases import set_train_mode, set_trainable
 from multiattn.training.plain_network import joint_backward, make_plain
 from multiattn.training.step import TrainingStep, backward_passes
-from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 Work = Literal["train", "infer"]
 Passes = Callable[..., dict[str, Tensor]]

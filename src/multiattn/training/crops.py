@@ -20,9 +20,9 @@ from multiattn.training.sampling import (
     require_both_classes,
 )
 from multiattn.training.visits import TrainingCrops
-from multiattn.video.crop_batches import crop_loader
-from multiattn.video.crop_cache import CropCache, open_cache
-from multiattn.video.crop_images import CropImages, names_digest
+from multiattn.video.crops.batches import crop_loader
+from multiattn.video.crops.cache import CropCache, open_cache
+from multiattn.video.crops.images import CropImages, names_digest
 
 FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)
 """What training asks of `faces.parquet`."""

@@ -17,8 +17,8 @@ from multiattn.training.crops import FACE_COLUMNS, split_crops
 from multiattn.training.distributed import Ranks, wait_for_all
 from multiattn.training.loop import train_fold
 from multiattn.training.run_folder import RunFolder
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import CropRecipe, read_recipe
+from multiattn.video.crops.recipe import CropRecipe, read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from multiattn.runtime.environment import describe_environment, git_commit
 from multiattn.runtime.files import atomic_path, read_json, write_json
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.crops import FoldCrops
-from multiattn.video.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
+from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from multiattn.training.augment import (
     self_blend,
 )
 from multiattn.training.sampling import Visit
-from multiattn.video.crop_cache import CropCache
-from multiattn.video.crop_images import CropImages
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.cache import CropCache
+from multiattn.video.crops.images import CropImages
+from multiattn.video.crops.recipe import read_recipe
 
 BLEND_STREAM = 20
 """Of a visit's random numbers: whether it shows the crop blended with itself."""

@@ -24,18 +24,23 @@ import numpy as np
 import pandas as pd
 
 from multiattn.tables import FACES
-from multiattn.video import decode, extract
-from multiattn.video.align import align_crop
-from multiattn.video.decode import FrameReader, UnreadableVideoError, VideoShape, evenly_spaced_indices, probe_video
-from multiattn.video.detect import Detector, MtcnnDetector, RetinaFaceDetector, load_detector
-from multiattn.video.extract import ExtractionSettings, VideoTask, extract_video
-from multiattn.video.face_search import LONGEST_SIDE
-from multiattn.video.faces_folder import extract_faces
-from multiattn.video.isolation import end_processes
-from multiattn.video.mtcnn import FIRST_PASS
-from multiattn.video.recipe import CropRecipe
-from multiattn.video.scan import BATCH_FRAMES, cut_face
-from multiattn.video.tracks import pairwise_iou
+from multiattn.video.crops.recipe import CropRecipe, align_crop
+from multiattn.video.decoding import frames as decode
+from multiattn.video.decoding.frames import (
+    FrameReader,
+    UnreadableVideoError,
+    VideoShape,
+    evenly_spaced_indices,
+    probe_video,
+)
+from multiattn.video.detectors.mtcnn import FIRST_PASS
+from multiattn.video.detectors.registry import Detector, MtcnnDetector, RetinaFaceDetector, load_detector
+from multiattn.video.detectors.search import LONGEST_SIDE
+from multiattn.video.extraction import extract
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
+from multiattn.video.extraction.faces_folder import extract_faces
+from multiattn.video.extraction.isolation import end_processes
+from multiattn.video.extraction.scan import BATCH_FRAMES, cut_face, pairwise_iou
 
 FULL_HD = 1920
 """Longest side of the frames that the loop's detector sees, in pixels."""

@@ -12,9 +12,9 @@ import torch
 
 from multiattn.inference.kernel.classifier import Classifier, Judged, crops_a_batch
 from multiattn.inference.kernel.extraction import Extracted, Work, is_out_of_memory
-from multiattn.video.extract import ExtractionSettings, VideoTask
-from multiattn.video.in_memory import EncodedCrop, EncodedCrops
-from multiattn.video.recipe import CropRecipe
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.in_memory import EncodedCrop, EncodedCrops
 
 SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
 

@@ -22,7 +22,7 @@ from multiattn.inference.kernel import run_kernel
 from multiattn.inference.kernel.models import LoadedModels
 from multiattn.inference.kernel.plan import Plan
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
-from multiattn.video.isolation import end_processes
+from multiattn.video.extraction.isolation import end_processes
 
 
 @contextlib.contextmanager
@@ -257,4 +257,4 @@ def test_the_processes_are_gone_when_it_is_over(case, tmp_path):
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     end_processes()
     names = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()]
-    assert not any(b"multiattn.video.isolation" in name for name in names)
+    assert not any(b"multiattn.video.extraction.isolation" in name for name in names)

@@ -11,7 +11,7 @@ import pandas as pd
 from multiattn.scoring.aggregation import complete_videos
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import UNKNOWN
-from multiattn.video.faces_folder import read_faces_folder
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
 

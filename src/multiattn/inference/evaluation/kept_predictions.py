@@ -20,8 +20,8 @@ from multiattn.inference.runs import CHECKPOINT, TrainedModel
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.files import file_digest, read_json, write_json
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.video.crop_images import names_digest
-from multiattn.video.recipe import RECIPE_FILE
+from multiattn.video.crops.images import names_digest
+from multiattn.video.crops.recipe import RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -43,14 +43,14 @@ from multiattn.runtime.files import write_json
 from multiattn.scoring.aggregation import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
-from multiattn.video.crop_images import decode_crop
-from multiattn.video.decode import Frame, UnreadableVideoError, evenly_spaced_indices, to_image
-from multiattn.video.detect import Detector, Faces, load_detector
-from multiattn.video.extract import ExtractionSettings, VideoTask
-from multiattn.video.in_memory import EncodedCrop, encode_crops
-from multiattn.video.policy import choose_faces
-from multiattn.video.recipe import CropRecipe, write_recipe
-from multiattn.video.scan import FaceCrop, scan_faces
+from multiattn.video.crops.images import decode_crop
+from multiattn.video.crops.recipe import CropRecipe, write_recipe
+from multiattn.video.decoding.frames import Frame, UnreadableVideoError, evenly_spaced_indices, to_image
+from multiattn.video.detectors.registry import Detector, Faces, load_detector
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.in_memory import EncodedCrop, encode_crops
+from multiattn.video.extraction.policy import choose_faces
+from multiattn.video.extraction.scan import FaceCrop, scan_faces
 
 KAGGLE_VIDEOS = 4000
 """Of the competition's hidden test set."""

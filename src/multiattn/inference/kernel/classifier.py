@@ -23,8 +23,8 @@ import torch
 from multiattn.inference.kernel.extraction import Extracted, describe_error, is_out_of_memory
 from multiattn.inference.kernel.models import LoadedModels
 from multiattn.runtime.processor import TORCH_THREAD
-from multiattn.video.crop_images import decode_crop
-from multiattn.video.in_memory import EncodedCrops
+from multiattn.video.crops.images import decode_crop
+from multiattn.video.extraction.in_memory import EncodedCrops
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from multiattn.video.extract import ExtractionSettings, VideoTask
-from multiattn.video.in_memory import EncodedCrops
-from multiattn.video.isolation import call_isolated
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.in_memory import EncodedCrops
+from multiattn.video.extraction.isolation import call_isolated
 
 logger = logging.getLogger(__name__)
 
-TARGET = "multiattn.video.in_memory:encode_pickled"
+TARGET = "multiattn.video.extraction.in_memory:encode_pickled"
 ATTEMPTS = 3
 """For a video whose process dies; after the first all others are through, and it is alone."""
 POLL_SECONDS = 0.1

@@ -31,8 +31,8 @@ from multiattn.inference.kernel.store import VideoResult
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
-from multiattn.video.extract import ExtractionSettings, VideoTask
-from multiattn.video.isolation import end_processes
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.isolation import end_processes
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from multiattn.inference.submission import read_sample
 from multiattn.runtime.devices import default_jobs, pick_device, resolve_precision
 from multiattn.runtime.files import exclusive_folder, file_digest
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.video.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from multiattn.model.checkpoints import read_metadata, read_state, save_weights
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregation import sigmoid
 from multiattn.tables import FOLDS
-from multiattn.video.crop_images import read_crop
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.images import read_crop
+from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 STORED_AS = "stored_as"
 """In the header of a file with float16 tensors."""

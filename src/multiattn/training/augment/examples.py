@@ -12,9 +12,9 @@ from multiattn.training.augment.face_shape import crop_landmarks, face_outline
 from multiattn.training.augment.pipeline import Augmentation
 from multiattn.training.augment.self_blend import blend_target, self_blend
 from multiattn.training.augment.steps import EARLIER_CROPS, CropContext
-from multiattn.video.crop_images import read_crop
-from multiattn.video.faces_folder import read_faces_folder
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.images import read_crop
+from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 
 @dataclass(frozen=True)

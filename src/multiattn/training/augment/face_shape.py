@@ -9,7 +9,7 @@ lies between the eyes, for faces that turn.
 import cv2
 import numpy as np
 
-from multiattn.video.align import TEMPLATE, similarity_transform
+from multiattn.video.crops.recipe import TEMPLATE, similarity_transform
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
 """Their order; left and right as seen in the picture."""

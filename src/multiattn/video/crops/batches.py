@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
 from multiattn.runtime.signals import ending_signals_wait
-from multiattn.video.crop_cache import SHARED_MEMORY
-from multiattn.video.crop_images import settle_worker
+from multiattn.video.crops.cache import SHARED_MEMORY
+from multiattn.video.crops.images import settle_worker
 
 PREFETCH = 3
 """Batches each worker makes ahead."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from multiattn.video.packets import DecodingPlan, UnitParser, plan_decoding
+from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_decoding
 
 MAX_PIXELS = 1 << 26
 """Of one frame, 8192 x 8192: a damaged header may declare sizes that would take all memory."""

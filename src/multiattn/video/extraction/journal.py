@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from multiattn.video.extract import VideoFaces
+from multiattn.video.extraction.extract import VideoFaces
 
 JOURNAL = "journal.jsonl"
 _BEFORE_ID = '{"video_id":'

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from multiattn.config import to_json
-from multiattn.video.recipe import read_recipe
+from multiattn.video.crops.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
 

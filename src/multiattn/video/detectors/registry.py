@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from multiattn.runtime.files import file_digest
-from multiattn.video.face_search import LONGEST_SIDE, Faces, search_copies, search_size
-from multiattn.video.mtcnn import FIRST_PASS, MtcnnDetector
-from multiattn.video.retinaface import load_retinaface
-from multiattn.video.retinaface_boxes import select_faces
+from multiattn.video.detectors.mtcnn import FIRST_PASS, MtcnnDetector
+from multiattn.video.detectors.retinaface import load_retinaface, select_faces
+from multiattn.video.detectors.search import LONGEST_SIDE, Faces, search_copies, search_size
 
 __all__ = [
     "DEFAULT_THRESHOLDS",

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from multiattn.runtime.signals import leave_signals_to_parent
-from multiattn.video.crop_cache import CropCache
+from multiattn.video.crops.cache import CropCache
 
 # A decoder asked for half the size skips the fine half of each block's frequencies. OpenCV takes the factor from these
 # flags and the colours from IMREAD_COLOR_RGB, whatever the names of the former say.

@@ -1,22 +1,77 @@
-"""One video -> aligned crops on disk, the rows of `faces.parquet` and the row of `video_status.csv`."""
+"""A picture as a video of one frame, so that everything after the decoder treats both alike.
 
+One video -> aligned crops on disk, the rows of `faces.parquet` and the row of `video_status.csv`.
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from multiattn.runtime.files import atomic_path
 from multiattn.tables import FACES, UNKNOWN
-from multiattn.video.decode import FrameReader, UnreadableVideoError
-from multiattn.video.detect import DEFAULT_THRESHOLDS, load_detector, weights_digest
-from multiattn.video.policy import choose_faces
-from multiattn.video.recipe import CropRecipe
-from multiattn.video.reuse import reuse_faces
-from multiattn.video.scan import FaceCrop, Scan, scan_faces
-from multiattn.video.still_image import open_frames
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.decoding.frames import MAX_PIXELS, Frame, FrameReader, UnreadableVideoError
+from multiattn.video.detectors.registry import DEFAULT_THRESHOLDS, load_detector, weights_digest
+from multiattn.video.extraction.policy import choose_faces, reuse_faces
+from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is a picture: by its extension, in any case; hidden files are none."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+class StillImage:
+    """Iterates over the one frame of a picture; the attributes are those of `FrameReader`.
+
+    Raises:
+        UnreadableVideoError: while iterating, when the picture cannot be decoded or is larger than `MAX_PIXELS`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.num_frames = 0
+        self.message = ""
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.num_frames = 0
+        image = read_image(self.path)
+        self.num_frames = 1
+        yield Frame(index=0, seconds=0.0, image=image)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight.
+
+    Raises:
+        UnreadableVideoError: no such file, not a picture OpenCV reads, or one of more than `MAX_PIXELS`.
+    """
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
+    except (OSError, cv2.error) as error:  # cv2: a header that declares more pixels than OpenCV's own bound
+        words = error.strerror if isinstance(error, OSError) else error.err
+        raise UnreadableVideoError(f"{type(error).__name__}: {words}") from error
+    if image is None:
+        raise UnreadableVideoError("not a readable picture")
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise UnreadableVideoError(f"a picture of {image.shape[1]}x{image.shape[0]}")
+    return image
+
+
+def open_frames(path: Path, recipe: CropRecipe) -> FrameReader | StillImage:
+    """What the frames of a file come from: the picture itself, or the recipe's frames of a video."""
+    if is_image_name(path.name):
+        return StillImage(path)
+    return FrameReader(path, recipe.num_frames, fast_frames=recipe.fast_frames)
 
 
 @dataclass(frozen=True, kw_only=True)

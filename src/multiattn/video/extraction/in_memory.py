@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from multiattn.video.decode import Frame, FrameReader
-from multiattn.video.extract import ExtractionSettings, VideoTask, find_crops
+from multiattn.video.decoding.frames import Frame, FrameReader
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, find_crops
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ FFmpeg and the networks are C code: on a damaged file it may end its process or 
 videos (a thread here, a worker of Dask or Ray elsewhere) hands each to a process that does nothing else, waits for its
 answer, and knows which video it was that killed it. joblib's own processes cannot tell, and all go down with one.
 
-    python -m multiattn.video.isolation MODULE:FUNCTION     the other end: answers calls until its input closes
+    python -m multiattn.video.extraction.isolation MODULE:FUNCTION   the other end: answers calls until its input closes
 
 Nothing heavy is imported here, since both ends of a cluster's connection need this module.
 """
@@ -80,7 +80,7 @@ class IsolatedProcess:
         self.last_used = time.monotonic()
         self.process = subprocess.Popen(
             # -P: nothing that happens to lie in the working folder is imported.
-            [sys.executable, "-P", "-m", "multiattn.video.isolation", target],
+            [sys.executable, "-P", "-m", "multiattn.video.extraction.isolation", target],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _import_path()},
@@ -310,7 +310,7 @@ def _write(file: BinaryIO, content: bytes) -> None:
 
 def _import_path() -> str:
     """What this process can import, the other can: a notebook may have found the code by itself."""
-    here = str(Path(__file__).resolve().parents[2])
+    here = str(Path(__file__).resolve().parents[3])
     return os.pathsep.join(dict.fromkeys([here, *(entry or str(Path.cwd()) for entry in sys.path)]))
 
 

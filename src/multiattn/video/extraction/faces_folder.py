@@ -23,12 +23,11 @@ from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
-from multiattn.video.backends import Backend, open_backend
-from multiattn.video.engine import Call, Engine
-from multiattn.video.extract import ExtractionSettings, VideoTask
-from multiattn.video.isolation import end_processes
-from multiattn.video.journal import Journal
-from multiattn.video.recipe import RECIPE_FILE, CropRecipe, describe_difference, read_recipe, write_recipe
+from multiattn.video.crops.recipe import RECIPE_FILE, CropRecipe, describe_difference, read_recipe, write_recipe
+from multiattn.video.extraction.engine import Backend, Call, Engine, open_backend
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.isolation import end_processes
+from multiattn.video.extraction.journal import Journal
 
 logger = logging.getLogger(__name__)
 
