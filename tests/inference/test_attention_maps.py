@@ -21,7 +21,7 @@ from multiattn.inference.attention_maps import (
 )
 from multiattn.inference.predictor import predict_faces
 from multiattn.model.diagnostics import AttentionStatistics
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
 from multiattn.tables import FOLDS
 from walk import Pipeline
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from multiattn.config import Experiment, LossConfig, ModelConfig
-from multiattn.model.activation_checkpointing import checkpoint_blocks, find_blocks, untouched_statistics
 from multiattn.model.backbone import Backbone
 from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.model.network import make_network
+from multiattn.model.rewrites import checkpoint_blocks, find_blocks, untouched_statistics
 from multiattn.training.step import TrainingStep, backward_passes, frozen_statistics
 
 FAMILIES = {

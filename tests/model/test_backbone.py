@@ -12,7 +12,7 @@ import torch
 
 from multiattn.model.backbone import Backbone
 from multiattn.model.backbone_stages import read_stages
-from multiattn.model.static_padding import NOMINAL_SIZES, same_padding
+from multiattn.model.rewrites import NOMINAL_SIZES, same_padding
 
 ALL = ("L1", "L2", "L3", "L4", "L5", "L6", "L7")
 STARTS_FROM = "tinynet_e"

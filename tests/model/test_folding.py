@@ -9,8 +9,8 @@ from torch import nn
 
 from multiattn.config import ModelConfig
 from multiattn.model.cpu_layers import speed_up_cpu_training
-from multiattn.model.folding import PAIRS, fold_batch_norms
 from multiattn.model.network import MultiAttentionNet
+from multiattn.model.rewrites import PAIRS, fold_batch_norms
 
 
 def network(backbone: str, **settings: object) -> nn.Module:

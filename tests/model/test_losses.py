@@ -5,13 +5,16 @@ import pytest
 import torch
 
 from multiattn.config import LossConfig
-from multiattn.model.independence import (
+from multiattn.model.losses import (
+    AdditiveMarginLoss,
+    ClassificationLoss,
     JointIndependenceLoss,
     RegionalIndependenceLoss,
     inter_class_term,
     intra_class_terms,
+    make_auxiliary,
+    match_loss,
 )
-from multiattn.model.losses import AdditiveMarginLoss, ClassificationLoss, make_auxiliary, match_loss
 
 
 def loss_by_loops(parts, centers, labels, rate, config):

@@ -7,10 +7,9 @@ import torch
 
 from multiattn.config import LossConfig, ModelConfig
 from multiattn.experiments import get_experiment
-from multiattn.model.independence import RegionalIndependenceLoss
-from multiattn.model.losses import ClassificationLoss
+from multiattn.model.attention import global_vector, normalized_average_pool
+from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss
 from multiattn.model.network import BaselineNet, MultiAttentionNet, fake_logit, make_network
-from multiattn.model.pooling import global_vector, normalized_average_pool
 
 
 def small(**settings) -> MultiAttentionNet:

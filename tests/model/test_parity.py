@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from multiattn.config import LossConfig
 from multiattn.model.agda import degrade, gate_maps, mix_soft
-from multiattn.model.attention import MaskedAttentionModule
-from multiattn.model.independence import JointIndependenceLoss
+from multiattn.model.attention import (
+    MaskedAttentionModule,
+    attention_sums,
+    normalized_average_pool,
+    unit_rows,
+    weighted_mean,
+)
+from multiattn.model.losses import JointIndependenceLoss
 from multiattn.model.official import target_name
-from multiattn.model.pooling import attention_sums, normalized_average_pool, unit_rows, weighted_mean
 from multiattn.model.texture import GroupedTextureEnhancement
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}

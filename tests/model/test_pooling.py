@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.model.pooling import (
-    global_vector,
-    normalized_average_pool,
-    part_vectors,
-    standardize,
-    weighted_mean,
-)
+from multiattn.model.attention import global_vector, normalized_average_pool, part_vectors, standardize, weighted_mean
 
 
 def pool_by_loops(features: np.ndarray, attention: np.ndarray) -> np.ndarray:

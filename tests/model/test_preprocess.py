@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
 
 
 def test_a_crop_is_normalised_with_mean_half_and_deviation_half():

@@ -18,7 +18,7 @@ from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, Mod
 from multiattn.experiments import baseline, official
 from multiattn.model.describe import describe_network
 from multiattn.model.network import make_network
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
 from multiattn.runtime.devices import seed_everything
 from multiattn.stages.bench import main
 from multiattn.tables import VIDEO_STATUS, VIDEOS

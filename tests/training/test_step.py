@@ -7,7 +7,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimConfig, Phase
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
 from multiattn.training.optimizer import make_optimizer
 from multiattn.training.phases import set_train_mode, set_trainable
 from multiattn.training.step import TrainingStep, backward_passes

@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from multiattn.model.activation_checkpointing import checkpoint_blocks
 from multiattn.model.backbone import Backbone
 from multiattn.model.cpu_layers import CpuSqueezeExcite, speed_up_cpu_training
+from multiattn.model.rewrites import checkpoint_blocks
 from multiattn.training import sync_norm
 from multiattn.training.step import frozen_statistics
 from multiattn.training.sync_norm import SynchronisedBatchNormAct2d, synchronise_norms

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from multiattn.inference.runs import TrainedModel, find_models, fold_folders
+from multiattn.model.attention import resize_maps
 from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.network import NetworkOutput
-from multiattn.model.pooling import resize_maps
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.devices import resolve_precision
 from multiattn.scoring.aggregation import sigmoid

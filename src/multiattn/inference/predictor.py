@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from multiattn.inference.runs import TrainedModel
-from multiattn.model.folding import fold_batch_norms
 from multiattn.model.predict import predict_logits
+from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar

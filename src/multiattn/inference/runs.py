@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from multiattn.config import Experiment, from_json
 from multiattn.model.checkpoints import load_weights
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
-from multiattn.model.predict import predict_logits
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops, predict_logits
 from multiattn.runtime.devices import pick_device, resolve_precision
 from multiattn.runtime.files import read_json
 from multiattn.scoring.aggregation import sigmoid

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from multiattn.config import AgdaConfig
-from multiattn.model.pooling import resize_maps
+from multiattn.model.attention import resize_maps
 
 KERNEL_SIGMAS = 3.0
 """The Gaussian is cut at this many standard deviations; 0.3 % of its mass lies beyond."""

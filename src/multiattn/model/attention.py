@@ -1,4 +1,7 @@
-"""Attention maps: where the network looks."""
+"""Attention maps: where the network looks.
+
+Bilinear attention pooling (BAP): features summed under each attention map, as unit vectors.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -68,3 +71,116 @@ class MaskedAttentionModule(nn.Module):
 
 ATTENTION_MODULES = {"relu": AttentionModule, "masked-elu": MaskedAttentionModule}
 """By the names of `ModelConfig.attention`."""
+
+
+ZERO_NORM = 1e-6
+"""Rows shorter than this count as zero: their direction would be rounding noise, their gradient up to 1 / norm."""
+MEAN_FLOOR = 1e-8
+"""Added where the release divides by a sum of attention or by a standard deviation."""
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
+    """(B, M, h, w) resized bilinearly to (B, M, *size); the same tensor when it has that size already."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def attention_sums(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Sum over positions of F (x) A_k for every map k, the sum inside Eq. (2).
+
+    A batched matrix product, so the (B, M, C, H, W) tensor of the paper's F_k never exists.
+
+    Args:
+        features: (B, C, H, W), shared by all maps, or (B, M, C, H, W), one for each; any float dtype, computed in
+            float32 (float64 stays float64), also under autocast.
+        attention: (B, M, h, w), resized bilinearly to (H, W).
+
+    Returns:
+        (B, M, C) float32.
+    """
+    with torch.autocast(device_type=features.device.type, enabled=False):
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        weights = resize_maps(attention.to(dtype), features.shape[-2:], align_corners=align_corners).flatten(2)
+        flat = features.to(dtype).flatten(-2)  # (B, C, H*W) or (B, M, C, H*W)
+        if flat.ndim == 3:
+            return weights @ flat.transpose(1, 2)  # (B, M, H*W) x (B, H*W, C)
+        return (flat @ weights.unsqueeze(-1)).squeeze(-1)  # (B, M, C, H*W) x (B, M, H*W, 1)
+
+
+def unit_rows(sums: Tensor) -> Tensor:
+    """Each row divided by its L2 norm; 0, with zero gradient, where it is shorter than `ZERO_NORM`."""
+    norms = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
+    alive = norms > ZERO_NORM
+    # Divide by 1 where the row is dead: 0 / eps would send a gradient of 1 / eps, infinite in float16, to the maps.
+    return torch.where(alive, sums / torch.where(alive, norms, 1.0), 0.0)
+
+
+def normalized_average_pool(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
+    """One unit vector an attention map: bilinear attention pooling, Eq. (2) of arXiv:2103.02406.
+
+    Args:
+        features: (B, C, H, W) or (B, M, C, H, W), as for `attention_sums`.
+        attention: (B, M, h, w), non-negative; resized bilinearly to (H, W).
+
+    Returns:
+        (B, M, C) float32, each row of L2 norm 1 (0, with zero gradient, where the attention is all zero).
+
+    Departures: none.
+    """
+    return unit_rows(attention_sums(features, attention, align_corners=align_corners))
+
+
+def weighted_mean(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Mean of the features under each attention map: the pooling the release uses for G.
+
+    Args:
+        features: (B, C, H, W).
+        attention: (B, M, h, w), non-negative; where it is all zero, every position counts alike.
+
+    Returns:
+        (B, M, C) float32.
+    """
+    resized = resize_maps(attention.float(), features.shape[-2:], align_corners=align_corners) + MEAN_FLOOR
+    return attention_sums(features, resized / resized.sum(dim=(-2, -1), keepdim=True))
+
+
+def standardize(maps: Tensor) -> Tensor:
+    """Each channel of (B, N, h, w) with mean 0 and (unbiased) standard deviation 1 over space, in float32."""
+    with torch.autocast(device_type=maps.device.type, enabled=False):
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        mean, std = maps.mean(dim=(-2, -1), keepdim=True), maps.std(dim=(-2, -1), keepdim=True)
+        return (maps - mean) / (std + MEAN_FLOOR)
+
+
+def part_vectors(pooled: Tensor, attention: Tensor) -> Tensor:
+    """V, the "semantic feature vectors" of section 3.3: BAP of D with A.
+
+    Args:
+        pooled: D (B, N, h, w), the texture stage averaged down to the attention grid.
+        attention: A (B, M, h, w).
+
+    Returns:
+        V (B, M, N) float32, unit rows.
+
+    Departures: none.
+    """
+    return normalized_average_pool(pooled, attention)
+
+
+def global_vector(last: Tensor, attention: Tensor, kind: str = "unit", *, align_corners: bool = False) -> Tensor:
+    """G, the global feature of section 3.2: BAP of the last map with A_sum, the sum of all attention maps.
+
+    Args:
+        last: (B, C_last, H, W), the backbone's last map.
+        attention: A (B, M, h, w).
+        kind: `unit` for Eq. (2), `mean` for the release's weighted mean.
+
+    Returns:
+        G (B, C_last) float32; of norm 1 when `unit`.
+
+    Departures: none with `unit`.
+    """
+    pool = {"unit": normalized_average_pool, "mean": weighted_mean}[kind]
+    total = attention.float().sum(dim=1, keepdim=True)  # A_sum (B, 1, h, w)
+    return pool(last, total, align_corners=align_corners).squeeze(1)

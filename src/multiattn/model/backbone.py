@@ -6,10 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from multiattn.model.activation_checkpointing import checkpoint_blocks
 from multiattn.model.backbone_stages import create_network, forbid_in_place, read_stages, run_any
 from multiattn.model.backbone_weights import create_from_hub, load_backbone_file
-from multiattn.model.static_padding import use_static_padding
+from multiattn.model.rewrites import checkpoint_blocks, use_static_padding
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,223 @@
-"""Cross entropy, and the smaller terms of the training objective: additive margin softmax, match loss."""
+"""The regional independence loss (RIL), Eqs. (3) and (4): parts near their centre, centres apart.
+
+Cross entropy, and the smaller terms of the training objective: additive margin softmax, match loss.
+"""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multiattn.config import LossConfig
-from multiattn.model.independence import JointIndependenceLoss, RegionalIndependenceLoss
+
+
+class RegionalIndependenceLoss(nn.Module):
+    """Parts near their centre, centres apart: Eqs. (3) and (4) of arXiv:2103.02406, section 3.3.
+
+    The centres start at zero, a choice (the paper is silent). Zeros need no random numbers, so all ranks agree without
+    a broadcast, and they start gently: the intra-class gradient of a unit vector towards 0 is nothing along the
+    sphere, whereas random unit centres begin at a squared distance near 2, drown the cross entropy and lie beyond
+    m_out of each other. Zero centres do not tie the parts together: Eq. (3) uses c^t, which holds this batch's
+    distinct part means already.
+
+    Attributes:
+        centers: buffer (M, N) float32, c of Eq. (4).
+        center_rate: buffer, scalar float32, alpha of Eq. (4).
+        share: what a batch counts in a step: 1 / n where a step accumulates n batches.
+
+    Departures: with `reduction="mean"` the first sum of Eq. (3) is a mean over the batch (a sum would tie the loss's
+    weight to the batch size); `reduction="sum"` is the equation to the letter.
+    """
+
+    centers: Tensor
+    center_rate: Tensor
+
+    def __init__(self, num_maps: int, num_features: int, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("centers", torch.zeros(num_maps, num_features))
+        self.register_buffer("center_rate", torch.tensor(config.center_rate))
+        self.share = 1.0
+
+    def forward(self, parts: Tensor, labels: Tensor) -> Tensor:
+        """L_RIL of one batch; in training mode each call moves the centres once.
+
+        In a distributed run the batch is that of all ranks: the centres are the same everywhere, and the gradients
+        that DistributedDataParallel averages equal those of one process with the whole batch. Every rank must make the
+        call then. Evaluation mode measures against the centres as they stand: no batch mean, no communication.
+
+        Args:
+            parts: V (B, M, N), unit rows, any float dtype; computed in float32 (float64 stays float64).
+            labels: (B,), 0 = real, 1 = fake.
+
+        Returns:
+            Scalar. Without a process group it is the batch's loss; with one, its mean over ranks is.
+
+        Raises:
+            ValueError: an empty batch, or shapes that do not fit the centres or the labels.
+        """
+        self._check(parts, labels)
+        with torch.autocast(device_type=parts.device.type, enabled=False):
+            parts = parts.to(torch.promote_types(parts.dtype, torch.float32))
+            centers = self.centers.to(parts.dtype)
+            total, ranks = parts.new_full((), float(len(parts))), 1
+            if self.training:
+                shares = self.counted_samples(labels).to(parts.dtype)
+                step, total, ranks = mean_step(parts, centers, shares)
+                centers = centers + self.share * self.center_rate.to(parts.dtype) * step
+                self.centers.copy_(centers.detach())
+            intra = self.intra_terms(parts, centers, labels).sum() * ranks
+            if self.config.reduction == "mean":
+                intra = intra / total
+            return intra + self.inter_term(centers)
+
+    @torch.no_grad()
+    def follow(self, parts: Tensor, labels: Tensor) -> None:
+        """Move the centres by a batch without computing a loss."""
+        parts = parts.detach().to(torch.promote_types(parts.dtype, torch.float32))
+        step, _, _ = mean_step(parts, self.centers.to(parts.dtype), self.counted_samples(labels).to(parts.dtype))
+        self.centers.add_(self.share * self.center_rate * step.to(self.centers.dtype))
+
+    def counted_samples(self, labels: Tensor) -> Tensor:
+        """(B,) 1 where a sample moves the centres: all of them, Eq. (4)."""
+        return torch.ones_like(labels)
+
+    def intra_terms(self, parts: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+        """Summands of the first sum of Eq. (3)."""
+        return intra_class_terms(parts, centers, labels, self.config)
+
+    def inter_term(self, centers: Tensor) -> Tensor:
+        """The second sum of Eq. (3)."""
+        return inter_class_term(centers, self.config.inter_margin)
+
+    def end_epoch(self) -> None:
+        """Decay alpha ("we decay alpha after each training epoch", section 3.3)."""
+        self.center_rate.mul_(self.config.center_decay)
+
+    def _check(self, parts: Tensor, labels: Tensor) -> None:
+        if parts.ndim != 3 or parts.shape[1:] != self.centers.shape:
+            num_maps, num_features = self.centers.shape
+            raise ValueError(f"parts: expected (B, {num_maps}, {num_features}), found {tuple(parts.shape)}.")
+        if labels.shape != parts.shape[:1]:
+            raise ValueError(f"labels: expected ({len(parts)},), found {tuple(labels.shape)}.")
+        # An empty share of a distributed batch is fine, and raising on one rank would leave the others waiting.
+        if len(parts) == 0 and not _is_distributed():
+            raise ValueError("parts: expected at least one sample, found an empty batch.")
+
+
+class JointIndependenceLoss(RegionalIndependenceLoss):
+    """The released form: all parts of a face measured together, centres of real faces only.
+
+    c^t = c^(t-1) + alpha / B sum_i [y_i = 0] (V^i - c^(t-1)), with B the whole batch;
+    L = mean_i relu(d_i sign(m_i) - m_i) + sum_{j<k} relu(m_out - ||c_j - c_k||) / (M alpha), where
+    d_i = ||V^i - c^t|| is one un-squared norm over parts and features (Frobenius), in [0, 2 sqrt(M)].
+
+    Departures from Eqs. (3) and (4): all of the above; it is what the released checkpoints were trained with.
+    """
+
+    def counted_samples(self, labels: Tensor) -> Tensor:
+        """(B,) 1 where a sample moves the centres: real faces."""
+        return (labels != 1).to(torch.int64)
+
+    def intra_terms(self, parts: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+        """(B,) one term a face."""
+        squared = (parts - centers).square().sum(dim=(-2, -1))
+        # A face exactly on its centres has distance 0; the norm's gradient there is 0 / 0.
+        distance = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+        return margin_excess(distance, sample_margins(labels, self.config).to(parts.dtype))
+
+    def inter_term(self, centers: Tensor) -> Tensor:
+        """Sum over unordered pairs, divided by M alpha: the gradient through alpha / B is of order 1 then."""
+        first, second = torch.triu_indices(len(centers), len(centers), offset=1, device=centers.device)
+        squared = (centers[first] - centers[second]).square().sum(dim=-1)
+        distance = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+        total = F.relu(self.config.inter_margin - distance).sum()
+        return total / (len(centers) * self.center_rate.to(centers.dtype))
+
+
+def sample_margins(labels: Tensor, config: LossConfig) -> Tensor:
+    """m_in(y_i) (B,): label 1 takes the margin of fake faces, all else that of real ones."""
+    return torch.where(labels == 1, config.intra_margin_fake, config.intra_margin_real)
+
+
+def margin_excess(distance: Tensor, margin: Tensor) -> Tensor:
+    """relu(d - m) for m >= 0; relu(|m| - d) for m < 0, which pushes that far away instead of pulling near."""
+    return F.relu(torch.where(margin < 0, -distance, distance) - margin)
+
+
+def intra_class_terms(parts: Tensor, centers: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    """max(||V^i_j - c_j||^2 - m_in(y_i), 0), the summands of the first sum of Eq. (3).
+
+    Args:
+        parts: (B, M, N).
+        centers: (M, N).
+        labels: (B,); 1 takes the margin of fake faces, all else that of real ones.
+
+    Returns:
+        (B, M), non-negative.
+
+    Departures: none for margins from 0 up; a negative one is the release's idea.
+    """
+    distance = (parts - centers).square().sum(dim=-1)  # (B, M), squared
+    return margin_excess(distance, sample_margins(labels, config).to(parts.dtype)[:, None])
+
+
+def inter_class_term(centers: Tensor, margin: float) -> Tensor:
+    """Sum over ordered pairs i != j of max(m_out - ||c_i - c_j||^2, 0), the second sum of Eq. (3).
+
+    Args:
+        centers: (M, N).
+        margin: m_out, a squared distance.
+
+    Returns:
+        Scalar; 0 for one centre.
+
+    Departures: none.
+    """
+    distance = (centers[:, None] - centers[None]).square().sum(dim=-1)  # (M, M), squared
+    others = 1 - torch.eye(len(centers), dtype=centers.dtype, device=centers.device)
+    return (F.relu(margin - distance) * others).sum()  # picking by a mask would wait for the GPU to count it
+
+
+def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, int]:
+    """mean_i s_i (V^i - c) over the batch of all ranks, with gradient to every rank's share: Eq. (4) without alpha.
+
+    "We optimize c by calculating the gradient for V in each batch": without this gradient the second sum of Eq. (3)
+    would train nothing.
+
+    Args:
+        parts: V (B, M, N), this rank's share of the batch.
+        centers: c (M, N).
+        shares: s (B,), 1 for the samples that count and 0 for the others.
+
+    Returns:
+        The step (M, N), the number of samples of all ranks (scalar tensor), the number of ranks.
+    """
+    total, count = (shares[:, None, None] * (parts - centers)).sum(dim=0), parts.new_full((), float(len(parts)))
+    if not _is_distributed():
+        return total / count, count, 1
+    dist.all_reduce(count)
+    return _SumOverRanks.apply(total) / count, count, dist.get_world_size()
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is an all-reduce too: every rank's loss depends on every rank's share of the sum."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient
 
 
 class ClassificationLoss(nn.Module):

@@ -7,9 +7,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from multiattn.config import ModelConfig
-from multiattn.model.attention import ATTENTION_MODULES
+from multiattn.model.attention import (
+    ATTENTION_MODULES,
+    global_vector,
+    normalized_average_pool,
+    part_vectors,
+    standardize,
+)
 from multiattn.model.backbone import Backbone
-from multiattn.model.pooling import global_vector, normalized_average_pool, part_vectors, standardize
 from multiattn.model.texture import TEXTURE_BLOCKS
 
 NUM_CLASSES = 2  # 0 = real, 1 = fake

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from multiattn.config import ModelConfig
 from multiattn.model.backbone_stages import StageTable, read_stages
+from multiattn.model.backbone_weights import rename_to_timm
 from multiattn.model.checkpoints import state_problems
 from multiattn.model.network import MultiAttentionNet
-from multiattn.model.weight_names import rename_to_timm
 
 EFFICIENTNETS = {
     (32, 1280, 16): "tf_efficientnet_b0",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multiattn.model.pooling import resize_maps
+from multiattn.model.attention import resize_maps
 
 
 def texture_residual(features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
 from multiattn.model.cpu_layers import speed_up_cpu_training
-from multiattn.model.folding import fold_batch_norms
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
+from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import autocast, resolve_precision, seed_everything
 from multiattn.runtime.processor import tune_cpu
 from multiattn.training.crops import FACE_COLUMNS, FoldCrops, training_loader

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
 from multiattn.runtime.devices import autocast
 from multiattn.runtime.processor import memory_in_use
 from multiattn.runtime.progress import progress_bar

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multiattn.model.attention import MEAN_FLOOR, standardize, unit_rows
 from multiattn.model.network import MultiAttentionNet, NetworkOutput
-from multiattn.model.pooling import MEAN_FLOOR, standardize, unit_rows
 from multiattn.training.step import TrainingStep
 
 

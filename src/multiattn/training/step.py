@@ -12,10 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from multiattn.config import Experiment
 from multiattn.model.agda import AttentionGuidedAugmentation
-from multiattn.model.independence import RegionalIndependenceLoss
-from multiattn.model.losses import ClassificationLoss, make_auxiliary, match_loss
+from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss, make_auxiliary, match_loss
 from multiattn.model.network import BaselineHead, NetworkOutput, make_network
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import nn
 from multiattn.config import ValidationConfig
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.diagnostics import AttentionStatistics, center_distance, collapse_warning
-from multiattn.model.independence import RegionalIndependenceLoss
+from multiattn.model.losses import RegionalIndependenceLoss
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregation import complete_videos, frame_predictions

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from multiattn.inference.runs import TrainedModel
-from multiattn.model.folding import fold_batch_norms
 from multiattn.model.network import fake_logit
-from multiattn.model.preprocess import normalize_crops
+from multiattn.model.predict import normalize_crops
+from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import autocast
 from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule

@@ -1,0 +1,258 @@
+"""Zero padding as the authors' code had it: fixed by the network's nominal image size, whatever the image.
+
+Blocks of a backbone that compute their activations again in backward instead of keeping them.
+
+A network for inference, with each batch normalisation folded into the convolution before it.
+"""
+
+import contextlib
+import copy
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame, ConvNormAct
+from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, EdgeResidual, InvertedResidual
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+from multiattn.model.attention import AttentionModule, MaskedAttentionModule
+
+NOMINAL_SIZES = {
+    f"tf_efficientnet_b{number}": size for number, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))
+}
+"""n of each EfficientNet (`efficientnet_params` of its authors' release); the kin use timm's default image size."""
+
+
+class StaticSameConv2d(nn.Conv2d):
+    """A strided convolution padded as TensorFlow's SAME would pad an image of the nominal size.
+
+    n = nominal size, k = kernel, s = stride: total = max((ceil(n / s) - 1) * s + k - n, 0) rows and columns of zeros,
+    total // 2 of them at the top and left, the rest at the bottom and right. Every layer uses the image's n, not its
+    own input's; this is what shrinks the grids.
+
+    Source: efficientnet_pytorch 0.5.1, whose maps these equal to 1e-6 (B0, B1 and B4, even and odd sizes); its 0.7.1
+    computes n layer by layer instead. B4 at 380 px has grids of 190, 95, 47, 23, 23, 11 and 11 cells, with dynamic
+    padding 190, 95, 48, 24, 24, 12 and 12.
+    """
+
+    def __init__(self, conv: nn.Conv2d, nominal_size: int) -> None:
+        """Take over the parameters of `conv`.
+
+        Args:
+            conv: the layer to replace; without padding of its own.
+            nominal_size: n, pixels a side.
+        """
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            0,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            device="meta",  # no memory and no random numbers for weights that are replaced at once
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        height, width = (
+            same_padding(nominal_size, (kernel - 1) * dilation + 1, stride)
+            for kernel, stride, dilation in zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        )
+        self.zeros_around = (*width, *height)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, floor((H + total - k) / s) + 1, likewise for W)."""
+        padded = functional.pad(features, self.zeros_around)
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis of `size` cells under TensorFlow's SAME rule."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def use_static_padding(net: nn.Module, name: str) -> int:
+    """Replace every run-time SAME convolution of a timm network by one padded for its nominal size.
+
+    Convolutions of stride 1 need no replacement: both rules pad them by (k - 1) / 2 on each side.
+
+    Args:
+        net: changed in place; keeps its parameters and their names.
+        name: its timm name, with or without a weights tag.
+
+    Returns:
+        The nominal size in pixels.
+
+    Raises:
+        ValueError: a network without SAME padding.
+    """
+    found = [path for path, module in net.named_modules() if isinstance(module, Conv2dSame)]
+    if not found:
+        raise ValueError(
+            f"{name}: padding 'static' is for networks with TensorFlow's SAME padding (tf_efficientnet_b0 to b7 and "
+            "kin); this one pads its convolutions by fixed amounts of its own. Use padding 'dynamic'."
+        )
+    nominal_size = NOMINAL_SIZES.get(name.split(".")[0]) or net.pretrained_cfg["input_size"][-1]
+    for path in found:
+        parent, _, child = path.rpartition(".")
+        setattr(net.get_submodule(parent), child, StaticSameConv2d(net.get_submodule(path), nominal_size))
+    return nominal_size
+
+
+def checkpoint_blocks(net: nn.Module, name: str) -> int:
+    """Let every block of a timm network keep its inputs alone while training, and run again in backward.
+
+    In place, through the blocks' `forward` attributes: classes, parameters, state dict and hooks stay as they are, and
+    the layers inside may change their classes later. Eval mode and forward passes without gradients are untouched. A
+    block then refers to itself: a network that is dropped is freed by Python's garbage collector, not at once.
+
+    Outputs, gradients, running statistics and random numbers are those without it, to the bit where the kernels give
+    the same bits twice: the second run draws what the first drew (stochastic depth), and normalises by the batch again
+    without counting it again.
+
+    Args:
+        net: a network that timm tells the layers of (`group_matcher`). Its blocks are the innermost modules that the
+            patterns name: one each of EfficientNet's, Xception's, ResNet's and ConvNeXt's blocks. Stem and last
+            convolution keep their activations.
+        name: for the message.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        ValueError: a network without such blocks.
+    """
+    blocks = find_blocks(net)
+    if not blocks:
+        raise ValueError(
+            f"{name}: checkpoint_activations needs a network whose blocks timm can tell apart (EfficientNet, Xception, "
+            f"ResNet, ConvNeXt, RegNet, ...); {type(net).__name__} is none. Leave it off, or take a smaller batch with "
+            "`--optim.accumulate`."
+        )
+    for path in blocks:
+        block = net.get_submodule(path)
+        block.forward = functools.partial(_forward, block)
+    return len(blocks)
+
+
+def find_blocks(net: nn.Module) -> list[str]:
+    """Paths of the blocks, in the order of the network; empty where timm's patterns name none."""
+    matcher = net.group_matcher(coarse=False) if hasattr(net, "group_matcher") else None
+    if not isinstance(matcher, dict):
+        return []
+    patterns = [re.compile(pattern) for pattern in _patterns(matcher)]
+    modules = dict(net.named_modules())
+    found: dict[str, None] = {}
+    for name, _ in net.named_parameters():
+        match = next(filter(None, (pattern.match(name) for pattern in patterns)), None)
+        # A pattern with numbers in it is of something that repeats; the others are of single layers.
+        if match is not None and match.groups() and _is_block(modules.get(match.group())):
+            found[match.group()] = None
+    return [path for path in found if not any(other.startswith(f"{path}.") for other in found)]
+
+
+def _patterns(matcher: dict[str, Any]) -> Iterator[str]:
+    """The regular expressions of a `group_matcher`, in timm's order; some come with what to sort them by."""
+    for spec in matcher.values():
+        if isinstance(spec, str):
+            yield spec
+        elif spec is not None:
+            yield from (pattern for pattern, _ in spec)
+
+
+def _is_block(module: nn.Module | None) -> bool:
+    """Whether it is a module with layers in it that is called as one, unlike a `ModuleList`."""
+    if module is None or type(module).forward is nn.Module.forward:
+        return False
+    return next(module.children(), None) is not None
+
+
+def _forward(block: nn.Module, *args: Any, **options: Any) -> Any:
+    """The block's own forward, checkpointed where there is something to save."""
+    forward = functools.partial(type(block).forward, block)
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*args, **options)
+    # Some networks hand over lists of maps that they extend or overwrite afterwards: the second run gets the maps.
+    leaves, layout = tree_flatten((args, options))
+
+    def run(*leaves: Any) -> Any:
+        args, options = tree_unflatten(leaves, layout)
+        return forward(*args, **options)
+
+    if torch.compiler.is_compiling():
+        # It takes no contexts and needs none: its graph moves the statistics once, however often it computes a value.
+        return checkpoint(run, *leaves, use_reentrant=False)
+    return checkpoint(run, *leaves, use_reentrant=False, context_fn=lambda: _contexts(block))
+
+
+def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """For the first run and for the second."""
+    return contextlib.nullcontext(), untouched_statistics(block)
+
+
+@contextlib.contextmanager
+def untouched_statistics(block: nn.Module) -> Iterator[None]:
+    """Batch normalisation in training mode neither moves its running statistics nor counts the batch.
+
+    The statistics are still handed to the kernel, with momentum 0: without them autograd would save fewer tensors than
+    in the first run, which checkpointing refuses. What `momentum` was in the first run does not matter to its output.
+    """
+    layers = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    kept: list[tuple[float | None, Tensor | None]] = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked = torch.empty_like(layer.num_batches_tracked)  # counts into nowhere
+    try:
+        yield
+    finally:
+        for layer, (momentum, batches) in zip(layers, kept, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, batches
+
+
+PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
+    EfficientNet: (("conv_stem", "bn1"), ("conv_head", "bn2")),
+    InvertedResidual: (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+    DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
+    EdgeResidual: (("conv_exp", "bn1"), ("conv_pwl", "bn2")),
+    ConvBnAct: (("conv", "bn1"),),
+    ConvNormAct: (("conv", "bn"),),
+    AttentionModule: (("conv", "norm"),),
+    MaskedAttentionModule: (("extract", "extract_norm"), ("conv", "norm")),
+}
+"""Block -> (convolution, normalisation): attributes of which it calls the second on the output of the first alone."""
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """A copy whose eval output is the same to rounding, without the passes over memory that normalising takes.
+
+    y = gamma (W x - mu) / sigma + beta is a convolution with weight gamma W / sigma and bias beta - gamma mu / sigma.
+    timm's normalisation holds the activation, which stays in its place.
+
+    Args:
+        network: holds blocks of timm's EfficientNet family; others are copied as they are.
+
+    Returns:
+        A new network in eval mode, for inference alone: its running statistics are gone.
+    """
+    folded = copy.deepcopy(network).eval()
+    for block in folded.modules():
+        # By the classes it descends from: `speed_up_cpu_training` puts subclasses in their place.
+        for conv_name, norm_name in next((PAIRS[kind] for kind in type(block).__mro__ if kind in PAIRS), ()):
+            conv, norm = getattr(block, conv_name), getattr(block, norm_name)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+                setattr(block, norm_name, getattr(norm, "act", nn.Identity()))
+    return folded.requires_grad_(False)
