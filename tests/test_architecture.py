@@ -114,7 +114,9 @@ def scoring_faults(source: str) -> list[str]:
         pytest.param(
             "multiattn.config", "from multiattn.experiments import demo", "neighbour", id="config to its user"
         ),
-        pytest.param("multiattn.training.loop", "from multiattn.stages import train", "upwards", id="room to stage"),
+        pytest.param(
+            "multiattn.training.engine.loop", "from multiattn.stages import train", "upwards", id="room to stage"
+        ),
         pytest.param("multiattn.stages.train", "from multiattn.stages import folds", "another", id="stage to stage"),
         pytest.param("multiattn.stages.train", "from . import folds", "another", id="relative stage to stage"),
         pytest.param("multiattn.stages.train", "from multiattn.__main__ import main", "upwards", id="stage to main"),
@@ -142,7 +144,7 @@ def test_the_checker_sees_a_forbidden_import(importer, source, fault):
         pytest.param("multiattn.experiments", "from multiattn.config import Experiment", id="experiments to config"),
         pytest.param("multiattn.tables", "from multiattn.runtime.files import atomic_path", id="tables to runtime"),
         pytest.param("multiattn.video.extraction.extract", "from . import align", id="inside a room"),
-        pytest.param("multiattn.training.loop", "from multiattn.model import agda", id="downwards"),
+        pytest.param("multiattn.training.engine.loop", "from multiattn.model import agda", id="downwards"),
         pytest.param("multiattn.stages.demo", "from multiattn.stages import train", id="demo calls the stages"),
         pytest.param("multiattn.__main__", "from multiattn.stages import train", id="main to a stage"),
     ],

@@ -11,10 +11,10 @@ import torch
 
 from multiattn.__main__ import main
 from multiattn.config import Experiment
-from multiattn.training import loop
-from multiattn.training.distributed import Ranks
-from multiattn.training.fold_runs import read_training_data, train_one
-from multiattn.training.state_file import save_state
+from multiattn.training.engine import loop
+from multiattn.training.engine.ranks import Ranks
+from multiattn.training.engine.run_folder import save_state
+from multiattn.training.folds import read_training_data, train_one
 
 TIMES = ["seconds", "samples_per_second", "data_wait"]
 """Columns of epochs.csv that no two runs share."""

@@ -12,7 +12,7 @@ from multiattn.model.backbone import Backbone
 from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.model.network import make_network
 from multiattn.model.rewrites import checkpoint_blocks, find_blocks, untouched_statistics
-from multiattn.training.step import TrainingStep, backward_passes, frozen_statistics
+from multiattn.training.engine.step import TrainingStep, backward_passes, frozen_statistics
 
 FAMILIES = {
     "test_efficientnet": 5,

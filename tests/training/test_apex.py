@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from multiattn.config import OptimConfig
-from multiattn.training import apex as apex_module
-from multiattn.training.apex import find_apex, initialize_apex_o1, require_amp, require_fused
-from multiattn.training.optimizer import make_optimizer
+from multiattn.training.engine import apex as apex_module
+from multiattn.training.engine.apex import find_apex, initialize_apex_o1, require_amp, require_fused
+from multiattn.training.engine.optimizer import make_optimizer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 FUSED_ADAM = """
@@ -181,7 +181,7 @@ def test_the_right_apex_on_a_gpu_is_let_through(install, files):
 def test_timm_makes_the_optimiser_of_that_name_from_apex(install, monkeypatch, name, decoupled):
     install(OPTIMIZERS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("multiattn.training.optimizer.require_fused", lambda name, _: require_fused(name, GPU))
+    monkeypatch.setattr("multiattn.training.engine.optimizer.require_fused", lambda name, _: require_fused(name, GPU))
     optimizer = make_optimizer(nn.Linear(2, 2), OptimConfig(name=name, lr=0.25))
     assert type(optimizer).__module__ == "apex.optimizers.fused_adam"
     assert optimizer.adam_w_mode is decoupled and optimizer.param_groups[0]["lr"] == 0.25
@@ -193,7 +193,7 @@ def test_training_starts_beside_pypis_apex(tmp_path):
     code = (
         "import torch\n"
         "from multiattn.config import OptimConfig\n"
-        "from multiattn.training.optimizer import make_optimizer\n"
+        "from multiattn.training.engine.optimizer import make_optimizer\n"
         "make_optimizer(torch.nn.Linear(2, 2), OptimConfig())\n"
         "make_optimizer(torch.nn.Linear(2, 2), OptimConfig(name='fusedadam'))\n"
     )

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from multiattn.config import DataConfig
-from multiattn.training.augment import PRESETS, Augmentation, CropContext
-from multiattn.training.augment.auto_policy import POLICY
-from multiattn.training.augment.library import BELOW, OLDEST, require_albumentations
-from multiattn.training.augment.library import albumentations as A
+from multiattn.training.data.augment import PRESETS, Augmentation, CropContext
+from multiattn.training.data.augment.library import BELOW, OLDEST, require_albumentations
+from multiattn.training.data.augment.library import albumentations as A
+from multiattn.training.data.augment.steps import POLICY
 from multiattn.video.crops.recipe import TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -347,7 +347,7 @@ def test_importing_it_asks_no_network():
         "def refuse(*args, **kwargs): raise AssertionError('the import asked the network')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n"
-        "import multiattn.training.augment"
+        "import multiattn.training.data.augment"
     )
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
     command = [sys.executable, "-c", script]

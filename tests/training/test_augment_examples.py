@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from multiattn.tables import FACES, LANDMARKS, VIDEO_STATUS, VIDEOS
-from multiattn.training.augment import PRESETS
-from multiattn.training.augment.examples import FolderCrops
+from multiattn.training.data.augment import PRESETS
+from multiattn.training.data.augment.examples import FolderCrops
 from multiattn.video.crops.recipe import TEMPLATE, CropRecipe, write_recipe
 
 SIZE = 64

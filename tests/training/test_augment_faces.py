@@ -4,10 +4,17 @@ import cv2
 import numpy as np
 import pytest
 
-from multiattn.training.augment import Augmentation, CropContext, crop_landmarks
-from multiattn.training.augment.blackout import FEATURES, HALVES, black_out, feature_mask, half_face_mask
-from multiattn.training.augment.face_shape import face_outline, polygon_mask
-from multiattn.training.augment.steps import Draws
+from multiattn.training.data.augment import Augmentation, CropContext, crop_landmarks
+from multiattn.training.data.augment.faces import (
+    FEATURES,
+    HALVES,
+    black_out,
+    face_outline,
+    feature_mask,
+    half_face_mask,
+    polygon_mask,
+)
+from multiattn.training.data.augment.steps import Draws
 from multiattn.video.crops.recipe import TEMPLATE, align_crop
 
 SIZE = 200

@@ -4,9 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from multiattn.training.augment import EARLIER_CROPS, Augmentation, CropContext
-from multiattn.training.augment.reencode import CRF, FPS, SCALE, TUNES, Encoding, reencode
-from multiattn.training.augment.steps import Draws
+from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext
+from multiattn.training.data.augment.steps import CRF, FPS, SCALE, TUNES, Draws, Encoding, reencode
 
 
 def frame(seed: int, size: int = 96) -> np.ndarray:

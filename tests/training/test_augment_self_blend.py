@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from multiattn.training.augment import blend_target, self_blend
-from multiattn.training.augment.face_shape import face_outline, polygon_mask
+from multiattn.training.data.augment import blend_target, self_blend
+from multiattn.training.data.augment.faces import face_outline, polygon_mask
 from multiattn.video.crops.recipe import TEMPLATE
 
 SEEDS = range(40)

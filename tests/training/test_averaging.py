@@ -12,7 +12,7 @@ from multiattn.config import ModelConfig
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.model.cpu_layers import CpuBatchNormSiLU, speed_up_cpu_training
 from multiattn.model.network import BaselineNet
-from multiattn.training.averaging import MovingAverage, average_of, load_average
+from multiattn.training.engine.averaging import MovingAverage, average_of, load_average
 
 
 class Counter(nn.Module):

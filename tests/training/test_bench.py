@@ -36,8 +36,8 @@ from multiattn.training.bench import (
 )
 from multiattn.training.bench_sides import PIECES, SIDES, Task, settle_statistics, write_weights
 from multiattn.training.device_ceiling import measured_ceiling, network_flops
+from multiattn.training.engine.step import TrainingStep, backward_passes
 from multiattn.training.plain_network import is_plain, joint_backward, make_plain, summed_products
-from multiattn.training.step import TrainingStep, backward_passes
 
 TINY = Experiment(
     name="tiny",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from multiattn.config import DataConfig
 from multiattn.tables import FACES, FOLDS, VIDEO_STATUS, VIDEOS
-from multiattn.training.crops import (
+from multiattn.training.data.crops import (
     FoldCrops,
     _spread_frames,
     class_weights,
@@ -19,7 +19,7 @@ from multiattn.training.crops import (
     training_loader,
     validation_loader,
 )
-from multiattn.training.fold_runs import read_training_data
+from multiattn.training.folds import read_training_data
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 SIZE = 32

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 
 from multiattn.experiments import get_experiment
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.training.distributed import (
+from multiattn.training.engine.ranks import (
     CARRY_ON,
     SAVE,
     STOP,
@@ -27,7 +27,7 @@ from multiattn.training.distributed import (
     gather_rows,
     gather_strided,
 )
-from multiattn.training.state_file import load_state
+from multiattn.training.engine.run_folder import load_state
 from walk import Pipeline, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)

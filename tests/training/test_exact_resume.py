@@ -17,8 +17,8 @@ import torch
 from multiattn.config import AverageConfig, Experiment, ValidationConfig
 from multiattn.experiments import get_experiment
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.training.interruption import EXIT_CODE
-from multiattn.training.state_file import load_state
+from multiattn.training.engine.interruption import EXIT_CODE
+from multiattn.training.engine.run_folder import load_state
 from walk import TIMES, Pipeline, after, killed_when, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)

@@ -7,9 +7,7 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.experiments import get_experiment
-from multiattn.training.fold_processes import _environment, parse_slots, without_options
-from multiattn.training.fold_runs import FoldOutcome
-from multiattn.training.fold_summary import describe_folds
+from multiattn.training.folds import FoldOutcome, _environment, describe_folds, parse_slots, without_options
 from walk import Pipeline
 
 

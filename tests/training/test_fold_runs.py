@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from multiattn.tables import FOLDS
-from multiattn.training.fold_runs import require_same_folds
+from multiattn.training.folds import require_same_folds
 
 
 def folds(level: str, numbers: list[int]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from multiattn.training.live import attention_grid
+from multiattn.training.engine.live import attention_grid
 from walk import Pipeline
 
 

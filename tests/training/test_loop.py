@@ -17,10 +17,10 @@ from multiattn.inference.runs import find_models
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregation import DEFAULT_CLIP
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
-from multiattn.training import loop
-from multiattn.training.crops import split_crops, validation_loader
-from multiattn.training.fold_runs import read_training_data
-from multiattn.training.state_file import load_state
+from multiattn.training.data.crops import split_crops, validation_loader
+from multiattn.training.engine import loop
+from multiattn.training.engine.run_folder import load_state
+from multiattn.training.folds import read_training_data
 from walk import Pipeline, killed_when, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)

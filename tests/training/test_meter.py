@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from multiattn.training.distributed import Ranks
-from multiattn.training.meter import LossMeter
+from multiattn.training.engine.fold_training import LossMeter
+from multiattn.training.engine.ranks import Ranks
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from multiattn.config import Experiment, ModelConfig, OptimConfig, Phase
-from multiattn.training.optimizer import make_optimizer, make_schedule, rate_scales
-from multiattn.training.phases import set_trainable
-from multiattn.training.step import TrainingStep
+from multiattn.training.engine.optimizer import make_optimizer, make_schedule, rate_scales
+from multiattn.training.engine.step import TrainingStep, set_trainable
 
 STEPS_PER_EPOCH, EPOCHS = 10, 4
 TOTAL = STEPS_PER_EPOCH * EPOCHS

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from multiattn.tables import BOX
-from multiattn.training.pairs import find_pairs
+from multiattn.training.data.sampling import find_pairs
 
 FOLDER = Path("faces")
 SIDE = 200.0

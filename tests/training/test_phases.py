@@ -10,7 +10,7 @@ import torch
 
 from multiattn.config import Phase
 from multiattn.experiments import get_experiment
-from multiattn.training.phases import phase_spans, span_at
+from multiattn.training.engine.step import phase_spans, span_at
 from walk import TIMES, Pipeline, killed_when, train_fold_zero
 
 STAGED = dataclasses.replace(

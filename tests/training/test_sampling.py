@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from multiattn.training.sampling import (
+from multiattn.training.data.sampling import (
     EpochSampler,
     PairSampler,
     RankBatches,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiattn.training import state_file
-from multiattn.training.state_file import PREVIOUS_FILE, STATE_FILE, load_state, save_state
+from multiattn.training.engine import run_folder as state_file
+from multiattn.training.engine.run_folder import PREVIOUS_FILE, STATE_FILE, load_state, save_state
 
 
 def state(number: int) -> dict:
@@ -133,7 +133,8 @@ def test_a_write_that_cannot_be_read_back_changes_nothing(folder, monkeypatch):
 
 def test_a_full_disk_changes_nothing(folder):
     code = (
-        "import resource, sys, torch; from pathlib import Path; from multiattn.training.state_file import save_state\n"
+        "import resource, sys, torch; from pathlib import Path\n"
+        "from multiattn.training.engine.run_folder import save_state\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "save_state(Path(sys.argv[1]), {'number': 3, 'weights': torch.zeros(100_000)})"
     )

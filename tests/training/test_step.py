@@ -8,9 +8,8 @@ from timm.layers import convert_sync_batchnorm
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimConfig, Phase
 from multiattn.model.predict import normalize_crops
-from multiattn.training.optimizer import make_optimizer
-from multiattn.training.phases import set_train_mode, set_trainable
-from multiattn.training.step import TrainingStep, backward_passes
+from multiattn.training.engine.optimizer import make_optimizer
+from multiattn.training.engine.step import TrainingStep, backward_passes, set_train_mode, set_trainable
 
 TINY = Experiment(
     name="tiny",

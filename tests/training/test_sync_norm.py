@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from multiattn.model.backbone import Backbone
 from multiattn.model.cpu_layers import CpuSqueezeExcite, speed_up_cpu_training
 from multiattn.model.rewrites import checkpoint_blocks
-from multiattn.training import sync_norm
-from multiattn.training.step import frozen_statistics
-from multiattn.training.sync_norm import SynchronisedBatchNormAct2d, synchronise_norms
+from multiattn.training.engine import ranks as sync_norm
+from multiattn.training.engine.ranks import SynchronisedBatchNormAct2d, synchronise_norms
+from multiattn.training.engine.step import frozen_statistics
 
 CPU, BATCH, STEPS = torch.device("cpu"), 8, 2
 SHARES = {

@@ -9,10 +9,9 @@ import pytest
 
 from multiattn.config import DataConfig
 from multiattn.tables import LANDMARKS
-from multiattn.training.augment import EARLIER_CROPS, CropContext, blend_target, self_blend
-from multiattn.training.crops import FoldCrops, training_loader
-from multiattn.training.sampling import Visit
-from multiattn.training.visits import TrainingCrops
+from multiattn.training.data.augment import EARLIER_CROPS, CropContext, blend_target, self_blend
+from multiattn.training.data.crops import FoldCrops, TrainingCrops, training_loader
+from multiattn.training.data.sampling import Visit
 from multiattn.video.crops.recipe import CropRecipe, align_crop, write_recipe
 
 FACE = np.array([[140, 120], [185, 112], [165, 150], [150, 180], [190, 175]], dtype=np.float64)

@@ -30,8 +30,8 @@ from multiattn.inference.ablation import (
 )
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import atomic_path, write_text
-from multiattn.training.distributed import Ranks, distributed
-from multiattn.training.fold_runs import TrainingData, read_training_data, require_same_folds, train_folds
+from multiattn.training.engine.ranks import Ranks, distributed
+from multiattn.training.folds import TrainingData, read_training_data, require_same_folds, train_folds
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment, Phase, to_json
 from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.model.describe import NetworkDescription, departures, describe_network
-from multiattn.training.phases import set_trainable
-from multiattn.training.step import TrainingStep
+from multiattn.training.engine.step import TrainingStep, set_trainable
 
 WIDTH = 100
 

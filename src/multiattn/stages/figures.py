@@ -33,8 +33,8 @@ from multiattn.inference.attention_maps import (
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_text
-from multiattn.training.augment import PRESETS, self_blend
-from multiattn.training.augment.examples import FolderCrops
+from multiattn.training.data.augment import PRESETS, self_blend
+from multiattn.training.data.augment.examples import FolderCrops
 
 
 @dataclass(frozen=True, kw_only=True)

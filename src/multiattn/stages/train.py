@@ -17,10 +17,17 @@ from multiattn.config import Experiment
 from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.inference.out_of_fold import score_out_of_fold
 from multiattn.runtime.devices import pick_device
-from multiattn.training.distributed import distributed
-from multiattn.training.fold_processes import parse_slots, train_in_processes, without_options
-from multiattn.training.fold_runs import FoldOutcome, read_training_data, train_folds, try_folds
-from multiattn.training.fold_summary import describe_folds
+from multiattn.training.engine.ranks import distributed
+from multiattn.training.folds import (
+    FoldOutcome,
+    describe_folds,
+    parse_slots,
+    read_training_data,
+    train_folds,
+    train_in_processes,
+    try_folds,
+    without_options,
+)
 
 
 def _options_class(default: Experiment) -> type:

@@ -31,8 +31,8 @@ from multiattn.experiments import get_experiment
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.tables import FACES, FAKE, REAL
-from multiattn.training.augment import PRESETS
-from multiattn.training.crops import FACE_COLUMNS, FoldCrops, training_loader
+from multiattn.training.data.augment import PRESETS
+from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
 from multiattn.video.crops.images import settle_worker
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder

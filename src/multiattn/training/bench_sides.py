@@ -24,13 +24,12 @@ from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import autocast, resolve_precision, seed_everything
 from multiattn.runtime.processor import tune_cpu
-from multiattn.training.crops import FACE_COLUMNS, FoldCrops, training_loader
+from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
 from multiattn.training.device_ceiling import wait_for
-from multiattn.training.epoch import update
-from multiattn.training.optimizer import make_optimizer
-from multiattn.training.phases import set_train_mode, set_trainable
+from multiattn.training.engine.loop import update
+from multiattn.training.engine.optimizer import make_optimizer
+from multiattn.training.engine.step import TrainingStep, backward_passes, set_train_mode, set_trainable
 from multiattn.training.plain_network import joint_backward, make_plain
-from multiattn.training.step import TrainingStep, backward_passes
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 Work = Literal["train", "infer"]

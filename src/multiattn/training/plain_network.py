@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multiattn.model.attention import MEAN_FLOOR, standardize, unit_rows
 from multiattn.model.network import MultiAttentionNet, NetworkOutput
-from multiattn.training.step import TrainingStep
+from multiattn.training.engine.step import TrainingStep
 
 
 def make_plain(step: TrainingStep) -> TrainingStep:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from multiattn.tables import FAKE, LANDMARKS, REAL
-from multiattn.training.augment.face_shape import crop_landmarks, face_outline
-from multiattn.training.augment.pipeline import Augmentation
-from multiattn.training.augment.self_blend import blend_target, self_blend
-from multiattn.training.augment.steps import EARLIER_CROPS, CropContext
+from multiattn.training.data.augment.faces import crop_landmarks, face_outline
+from multiattn.training.data.augment.presets import Augmentation
+from multiattn.training.data.augment.self_blend import blend_target, self_blend
+from multiattn.training.data.augment.steps import EARLIER_CROPS, CropContext
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder

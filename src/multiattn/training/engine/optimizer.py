@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from multiattn.config import OptimConfig
-from multiattn.training.apex import FUSED_PREFIX, require_fused
+from multiattn.training.engine.apex import FUSED_PREFIX, require_fused
 
 FUSED = ("adam", "adamw")
 """Torch's own, which update all values of a tensor in one pass where the other form takes one for each operation:

@@ -12,10 +12,9 @@ self_blend.py   self-blended images
 examples.py     crops of a faces folder through a preset, to be looked at
 """
 
-from multiattn.training.augment.face_shape import crop_landmarks
-from multiattn.training.augment.pipeline import Augmentation
-from multiattn.training.augment.presets import PRESETS
-from multiattn.training.augment.self_blend import blend_target, self_blend
-from multiattn.training.augment.steps import EARLIER_CROPS, CropContext
+from multiattn.training.data.augment.faces import crop_landmarks
+from multiattn.training.data.augment.presets import PRESETS, Augmentation
+from multiattn.training.data.augment.self_blend import blend_target, self_blend
+from multiattn.training.data.augment.steps import EARLIER_CROPS, CropContext
 
 __all__ = ["EARLIER_CROPS", "PRESETS", "Augmentation", "CropContext", "blend_target", "crop_landmarks", "self_blend"]

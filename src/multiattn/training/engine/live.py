@@ -12,7 +12,7 @@ from multiattn.model.predict import normalize_crops
 from multiattn.runtime.devices import autocast
 from multiattn.runtime.processor import memory_in_use
 from multiattn.runtime.progress import progress_bar
-from multiattn.training.fold_training import FoldTraining
+from multiattn.training.engine.fold_training import FoldTraining
 
 PICTURED = 8
 """Crops of the first batch of an epoch that are kept for its picture."""

@@ -1,4 +1,7 @@
-"""What the training of one fold consists of, where it stands, and how both are saved and taken up again."""
+"""Loss terms of an epoch, kept on the device: their means, and the step at which one of them stopped being a number.
+
+What the training of one fold consists of, where it stands, and how both are saved and taken up again.
+"""
 
 import random
 import warnings
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -17,17 +20,70 @@ from multiattn.config import Experiment
 from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.runtime.devices import resolve_precision, seed_everything
 from multiattn.runtime.processor import tune_cpu, waiting_threads_sleep
-from multiattn.training.apex import ApexScaler, initialize_apex_o1, require_amp
-from multiattn.training.averaging import MovingAverage
-from multiattn.training.crops import FoldCrops, class_weights, training_loader, validation_loader
-from multiattn.training.distributed import Ranks, gather_objects
-from multiattn.training.meter import LossMeter
-from multiattn.training.optimizer import make_optimizer, make_schedule
-from multiattn.training.phases import PhaseSpan, phase_spans, set_trainable, span_at
-from multiattn.training.run_folder import RunFolder, start_from
-from multiattn.training.state_file import STATE_FILE
-from multiattn.training.step import TrainingStep
-from multiattn.training.sync_norm import synchronise_norms
+from multiattn.training.data.crops import FoldCrops, class_weights, training_loader, validation_loader
+from multiattn.training.engine.apex import ApexScaler, initialize_apex_o1, require_amp
+from multiattn.training.engine.averaging import MovingAverage
+from multiattn.training.engine.optimizer import make_optimizer, make_schedule
+from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows, synchronise_norms
+from multiattn.training.engine.run_folder import STATE_FILE, RunFolder, start_from
+from multiattn.training.engine.step import PhaseSpan, TrainingStep, phase_spans, set_trainable, span_at
+
+NEVER = 2**53
+"""A step no epoch reaches, exact as float64."""
+
+
+class LossMeter:
+    """Sums of the terms over the steps of an epoch. Adding never waits for the device; looking does.
+
+    Attributes:
+        names: the terms, in order; empty before the first step.
+        count: steps added, the ones of a run that was continued included.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin an epoch."""
+        self.names: tuple[str, ...] = ()
+        self.count = 0
+        self._sums = self._first_bad = torch.zeros(0, dtype=torch.float64, device=self.device)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take in the scalars of one step; every step of an epoch has the same terms."""
+        if not self.names:
+            self.names = tuple(terms)
+            self._sums = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
+            self._first_bad = torch.full_like(self._sums, NEVER)
+        values = torch.stack([terms[name].double() for name in self.names])
+        self._sums += values
+        finite = torch.isfinite(values)
+        self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp(max=self.count))
+        self.count += 1
+
+    def look(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, int]]:
+        """Mean of each term over steps and ranks, and the first step (from 0) at which a term was not finite.
+
+        Every rank gets the same answer, so when one diverges all stop and none waits for the others.
+        """
+        rows = gather_rows(torch.cat([self._sums, self._first_bad]).cpu(), ranks)
+        sums, first_bad = rows[:, : len(self.names)], rows[:, len(self.names) :]
+        means = (sums.mean(dim=0) / max(self.count, 1)).tolist()
+        bad = {name: int(step) for name, step in zip(self.names, first_bad.amin(dim=0), strict=True) if step < NEVER}
+        return dict(zip(self.names, means, strict=True)), bad
+
+    def state(self, ranks: Ranks) -> dict[str, object]:
+        """What a continued epoch needs: every rank's sums."""
+        return {"names": list(self.names), "count": self.count, "sums": gather_rows(self._sums.cpu(), ranks)}
+
+    def restore(self, state: dict, ranks: Ranks) -> None:
+        """Go on from `state`; from the mean of its ranks where their number has changed."""
+        self.names, self.count = tuple(state["names"]), state["count"]
+        sums = state["sums"]
+        own = sums[ranks.rank] if len(sums) == ranks.world_size else sums.mean(dim=0)
+        self._sums = own.to(self.device, copy=True)
+        self._first_bad = torch.full_like(self._sums, NEVER)
 
 
 @dataclass

@@ -20,11 +20,11 @@ from multiattn.scoring.aggregation import complete_videos, frame_predictions
 from multiattn.scoring.metrics import balanced_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.training.averaging import load_average
-from multiattn.training.crops import FoldCrops
-from multiattn.training.distributed import gather_strided, wait_for_all
-from multiattn.training.fold_training import FoldTraining
-from multiattn.training.interruption import Interruption
+from multiattn.training.data.crops import FoldCrops
+from multiattn.training.engine.averaging import load_average
+from multiattn.training.engine.fold_training import FoldTraining
+from multiattn.training.engine.interruption import Interruption
+from multiattn.training.engine.ranks import gather_strided, wait_for_all
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""One training step: the network on the crops and on their AGDA copies, and the losses of both."""
+"""One training step: the network on the crops and on their AGDA copies, and the losses of both.
+
+The staged schedule: which phase an epoch belongs to, and what a phase trains.
+"""
 
 import contextlib
 import logging
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from multiattn.config import Experiment
+from multiattn.config import Experiment, Phase
 from multiattn.model.agda import AttentionGuidedAugmentation
 from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss, make_auxiliary, match_loss
 from multiattn.model.network import BaselineHead, NetworkOutput, make_network
@@ -212,3 +215,50 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+@dataclass(frozen=True)
+class PhaseSpan:
+    """A phase and the epochs of the run it covers."""
+
+    phase: Phase
+    first: int
+    """Its first epoch, counted from the run's beginning."""
+
+    @property
+    def end(self) -> int:
+        """The epoch after its last."""
+        return self.first + self.phase.epochs
+
+
+def phase_spans(experiment: Experiment) -> list[PhaseSpan]:
+    """The phases one after the other."""
+    spans, first = [], 0
+    for phase in experiment.schedule:
+        spans.append(PhaseSpan(phase, first))
+        first += phase.epochs
+    return spans
+
+
+def span_at(experiment: Experiment, epoch: int) -> PhaseSpan:
+    """The phase an epoch of the run belongs to.
+
+    Raises:
+        ValueError: the run has no such epoch.
+    """
+    for span in phase_spans(experiment):
+        if span.first <= epoch < span.end:
+            return span
+    raise ValueError(f"epoch {epoch}: expected 0 to {experiment.num_epochs - 1}.")
+
+
+def set_trainable(step: TrainingStep, phase: Phase) -> None:
+    """Freeze the backbone, or thaw it."""
+    step.network.backbone.requires_grad_(not phase.freeze_backbone)
+
+
+def set_train_mode(module: nn.Module, step: TrainingStep, phase: Phase) -> None:
+    """Training mode for all but a frozen backbone, whose running statistics must not move either."""
+    module.train()
+    if phase.freeze_backbone:
+        step.network.backbone.eval()

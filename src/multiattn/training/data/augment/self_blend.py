@@ -15,10 +15,10 @@ from functools import cache
 import cv2
 import numpy as np
 
-from multiattn.training.augment.face_shape import face_outline, polygon_mask
-from multiattn.training.augment.library import albumentations as A
-from multiattn.training.augment.library import require_albumentations
-from multiattn.training.augment.steps import Draws
+from multiattn.training.data.augment.faces import face_outline, polygon_mask
+from multiattn.training.data.augment.library import albumentations as A
+from multiattn.training.data.augment.library import require_albumentations
+from multiattn.training.data.augment.steps import Draws
 
 COPY_STREAM, MASK_STREAM = 2, 3
 FOREHEAD_PROBABILITY = 0.75

@@ -1,14 +1,135 @@
-"""Batch normalisation over the batches of all ranks: timm's on GPUs, one of ours on CPUs, where torch has none."""
+"""Ranks of a `torchrun` job: joining, gathering, and deciding together. One process without torchrun is rank 0 of 1.
 
+Numbers of the loop travel between the processors (gloo), never between the devices, so asking the other ranks makes no
+rank wait for its GPU.
+
+Batch normalisation over the batches of all ranks: timm's on GPUs, one of ours on CPUs, where torch has none.
+"""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from multiattn.model.cpu_layers import CpuBatchNormSiLU
+
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the others, while rank 0 writes a state or one of them is slow at validating. A rank that
+has died does not cost this time: torchrun notices it and ends the others."""
+CARRY_ON, SAVE, STOP = 0, 1, 2
+"""What can be decided after a step, the more pressing the larger."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes files and shows progress."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def distributed(device: torch.device) -> Iterator[Ranks]:
+    """Join the process group torchrun describes (NCCL between GPUs, gloo between CPUs); leave it at the end."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Ranks()
+        return
+    # torchrun may offer the same store to the processes it starts again; without a name of their own they find there
+    # the addresses of those that died (torch 2.14, --standalone: "Connection refused" at every restart).
+    store, rank, world_size = next(rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+    # After an error the group is left as it is: waiting for the others could take until their time-out, and torchrun
+    # ends them all.
+    ranks = Ranks(rank, world_size)
+    yield ranks
+    wait_for_all(ranks)
+    # gloo's threads must not outlive the tensors they hold, or the interpreter aborts at its end.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def gather_strided(values: np.ndarray, total: int, ranks: Ranks) -> np.ndarray:
+    """Undo `rows[rank::world_size]`: every rank's values -> (total,) in the order of the rows, on every rank."""
+    if ranks.world_size == 1:
+        return values
+    result = np.empty(total, dtype=values.dtype)
+    for rank, part in enumerate(gather_objects(values, ranks)):
+        result[rank :: ranks.world_size] = part
+    return result
+
+
+def gather_objects(value: object, ranks: Ranks) -> list:
+    """Every rank's value, on every rank."""
+    if ranks.world_size == 1:
+        return [value]
+    found: list = [None] * ranks.world_size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def gather_rows(values: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """(K,) on the CPU -> (R, K), a row of every rank, on every rank."""
+    if ranks.world_size == 1:
+        return values[None]
+    rows = [torch.empty_like(values) for _ in range(ranks.world_size)]
+    dist.all_gather(rows, values)
+    return torch.stack(rows)
+
+
+def wait_for_all(ranks: Ranks) -> None:
+    """Every rank gets here before any goes on."""
+    if ranks.world_size > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
+class SharedDecision:
+    """After which step all ranks save or stop, though only one of them may have been told to.
+
+    What is asked after one step is answered after the next: the question travels meanwhile, so no step waits for it,
+    and every rank gets the same answer after the same step.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._asked: tuple[dist.Work, torch.Tensor] | None = None
+
+    def after_step(self, wish: int) -> int:
+        """The most pressing wish of any rank: of this step for one process, of the step before for several."""
+        if self.ranks.world_size == 1:
+            return wish
+        answer = self.settle()
+        question = torch.tensor([wish])
+        self._asked = dist.all_reduce(question, op=dist.ReduceOp.MAX, async_op=True), question
+        return answer
+
+    def settle(self) -> int:
+        """The answer that is still on its way; `CARRY_ON` when nothing was asked."""
+        if self._asked is None:
+            return CARRY_ON
+        work, answer = self._asked
+        self._asked = None
+        work.wait()
+        return int(answer)
 
 
 def synchronise_norms(step: nn.Module, device: torch.device) -> nn.Module:

@@ -1,0 +1,361 @@
+"""Train the folds of one experiment: what `train` does for one, and `ablation` for many.
+
+The folds of an experiment at a glance: how each ended, and its best validation.
+
+Several folds at once, one on each GPU: a process for each fold, started as soon as a GPU is free.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from multiattn.config import Experiment
+from multiattn.datasets.folds import read_folds
+from multiattn.runtime.files import exclusive_folder
+from multiattn.tables import FOLDS
+from multiattn.training.data.crops import FACE_COLUMNS, split_crops
+from multiattn.training.engine.interruption import Interruption, listening
+from multiattn.training.engine.loop import train_fold
+from multiattn.training.engine.ranks import Ranks, wait_for_all
+from multiattn.training.engine.run_folder import RunFolder
+from multiattn.training.engine.validation import PREFIXES
+from multiattn.video.crops.recipe import CropRecipe, read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A faces folder and the folds over its videos, read and checked once."""
+
+    folder: Path
+    """The faces folder."""
+    recipe: CropRecipe
+    faces: pd.DataFrame
+    videos: pd.DataFrame
+    folds: pd.DataFrame
+
+    def fold_numbers(self, text: str) -> list[int]:
+        """The folds that `--fold` names: a number, or `all`.
+
+        Raises:
+            ValueError: neither, or no such fold.
+        """
+        present = sorted(int(number) for number in set(self.folds["fold"]) - {-1})
+        if text == "all":
+            return present
+        if not text.isdigit():
+            raise ValueError(f"--fold: expected a number or `all`, found {text!r}.")
+        if int(text) not in present:
+            raise ValueError(f"--fold {text}: no such fold; folds present: {present}, or all.")
+        return [int(text)]
+
+
+def read_training_data(faces: Path, folds: Path) -> TrainingData:
+    """Read a faces folder and a folds CSV.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        ValueError: a table breaks its contract, or the folds leak.
+    """
+    recipe = read_recipe(faces)
+    crops, _, videos = read_faces_folder(faces, columns=FACE_COLUMNS)
+    return TrainingData(faces, recipe, crops, videos, read_folds(folds, videos=videos))
+
+
+@dataclass(frozen=True)
+class FoldOutcome:
+    """How the training of one fold ended."""
+
+    fold: int
+    error: str = ""
+    """Why it failed; empty where it did not."""
+
+
+def train_folds(
+    experiment: Experiment,
+    data: TrainingData,
+    numbers: list[int],
+    runs: Path,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    allow_changes: bool = False,
+) -> Path:
+    """Train folds one after the other; a finished one is skipped, a killed one continued.
+
+    Returns:
+        The experiment's folder, `runs/<experiment>`.
+
+    Raises:
+        ValueError: a folder holds a run with other settings, or settings do not fit the data.
+    """
+    for number in numbers:
+        train_one(experiment, data, number, runs, device=device, ranks=ranks, allow_changes=allow_changes)
+    return runs / experiment.name
+
+
+def try_folds(
+    experiment: Experiment, data: TrainingData, numbers: list[int], runs: Path, **options: Any
+) -> list[FoldOutcome]:
+    """The same, but a fold that fails does not take the others with it.
+
+    For one process: among several ranks, the others would wait for the one that failed. Options as `train_folds`.
+    """
+    outcomes = []
+    for number in numbers:
+        try:
+            train_one(experiment, data, number, runs, **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            # What a user can mend needs no traceback; anything else does.
+            logger.error("fold %d failed: %s", number, error, exc_info=isinstance(error, RuntimeError))
+            outcomes.append(FoldOutcome(number, str(error)))
+        else:
+            outcomes.append(FoldOutcome(number))
+    return outcomes
+
+
+def train_one(
+    experiment: Experiment,
+    data: TrainingData,
+    number: int,
+    runs: Path,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    allow_changes: bool = False,
+) -> None:
+    """Train one fold; arguments and errors as `train_folds`."""
+    crops = split_crops(
+        data.faces,
+        data.folds,
+        number,
+        data.folder,
+        validation_frames=experiment.data.validation_frames,
+        videos=data.videos,
+    )
+    run = RunFolder(runs / experiment.name / f"fold{number}", number)
+    with exclusive_folder(run.path) if ranks.is_main else contextlib.nullcontext():
+        if ranks.is_main:
+            run.begin(
+                experiment,
+                data.recipe,
+                crops,
+                data.folds,
+                device=device,
+                world_size=ranks.world_size,
+                allow_changes=allow_changes,
+            )
+        wait_for_all(ranks)
+        train_fold(experiment, crops, run, device=device, ranks=ranks)
+
+
+def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> None:
+    """Refuse to start from runs that were trained on what is held out here, at another compression.
+
+    Args:
+        start: the folder of the experiment that is started from.
+        folds: this experiment's folds table.
+
+    Raises:
+        FileNotFoundError: the runs to start from are not there.
+        ValueError: a video lies in another fold there.
+    """
+    mine = folds.assign(video=_at_any_compression(folds["video_id"]))[["video", "fold"]]
+    for number in numbers:
+        path = start / f"fold{number}" / "folds.csv"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no such run. The models of strongly compressed videos (c40) start from those of c23: run "
+                "the same ablation on the c23 faces first, with the same --runs."
+            )
+        theirs = FOLDS.read(path)
+        theirs = theirs.assign(video=_at_any_compression(theirs["video_id"]))[["video", "fold"]]
+        joined = mine.merge(theirs, on="video", suffixes=("", "_there"))
+        moved = joined[joined["fold"] != joined["fold_there"]]
+        if len(moved):
+            raise ValueError(
+                f"{path}: leak: {len(moved)} videos lie in another fold there, {moved['video'].iloc[0]} the first. "
+                "Make the folds of both compressions alike (one table for both, or the same groups and seed)."
+            )
+
+
+def _at_any_compression(video_ids: pd.Series) -> pd.Series:
+    return video_ids.str.replace(r"/(c23|c40)/", "/*/", regex=True)
+
+
+def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutcome]) -> str:
+    """A table for a terminal, a line a fold.
+
+    Args:
+        folder: `runs/<experiment>`.
+        outcomes: how the folds of this command ended; those not among them are left out.
+    """
+    metric = experiment.validation.metric
+    rows = [
+        f"{'fold':>4}  {'ended':<10}{'epochs':>7}{metric:>24}{'AUC':>9}  {'epoch':>5}  {'weights':<8}{'minutes':>8}"
+    ]
+    for outcome in outcomes:
+        path = folder / f"fold{outcome.fold}" / "epochs.csv"
+        ended = "failed" if outcome.error else "well"
+        if not path.is_file():
+            rows.append(f"{outcome.fold:>4}  {ended:<10}{0:>7}")
+            continue
+        history = pd.read_csv(path)
+        best, value, auc = _best(history, experiment)
+        minutes = history.groupby("epoch")["seconds"].last().sum() / 60
+        rows.append(
+            f"{outcome.fold:>4}  {ended:<10}{history['epochs_done'].max():>7g}{value:>24.4f}{auc:>9.4f}"
+            f"  {best['epoch']:>5}  {best['candidate']:<8}{minutes:>8.1f}"
+        )
+    failures = [f"fold {outcome.fold} failed: {outcome.error}" for outcome in outcomes if outcome.error]
+    return "\n".join([*rows, *failures])
+
+
+def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, float, float]:
+    """The row of the best validation, and its candidate's metric and AUC."""
+    settings = experiment.validation
+    alone = {phase.name for phase in experiment.schedule if phase.objective == "backbone"}
+    rows = history[~history["phase"].isin(alone)]
+    rows = rows if len(rows) else history
+    prefixes = rows["candidate"].map(PREFIXES)
+    values = pd.Series(
+        [rows.loc[index, f"{prefix}{settings.metric}"] for index, prefix in prefixes.items()], index=rows.index
+    )
+    index = values.idxmax() if settings.higher_is_better else values.idxmin()
+    return rows.loc[index], float(values[index]), float(rows.loc[index, f"{prefixes[index]}auc"])
+
+
+LOG_FILE = "train.log"
+SECONDS_BETWEEN_REPORTS = 60.0
+POLL_SECONDS = 0.2
+
+
+def parse_slots(text: str) -> list[str]:
+    """The places that `--gpus` names: `0,1,2,3`, or `cpu` once for each process on a CPU.
+
+    Raises:
+        ValueError: something else, or a GPU twice.
+    """
+    slots = [part.strip() for part in text.split(",")]
+    gpus = [slot for slot in slots if slot != "cpu"]
+    if not all(slot.isdigit() for slot in gpus) or len(set(gpus)) < len(gpus):
+        raise ValueError(f"--gpus: expected numbers of GPUs, each once, as 0,1,2,3 (or cpu), found {text!r}.")
+    return slots
+
+
+def train_in_processes(argv: list[str], numbers: list[int], slots: list[str], experiment: Path) -> list[FoldOutcome]:
+    """Train every fold with a `multiattn train` of its own; one that fails does not take the others with it.
+
+    Their output goes to <experiment>/fold<k>/train.log. SIGTERM is handed on: every fold saves its state, and the
+    folds that have not begun are left for the next time.
+
+    Args:
+        argv: the arguments of `multiattn train` without --fold, --gpus and --device.
+        numbers: the folds.
+        slots: as from `parse_slots`.
+        experiment: the folder `runs/<experiment>`.
+    """
+    free: queue.Queue[str] = queue.Queue()
+    for slot in slots:
+        free.put(slot)
+    with listening() as interruption, ThreadPoolExecutor(len(slots)) as pool:
+        # This thread hears the signals; the pool's threads look at what it heard.
+        jobs = [pool.submit(_train_one, argv, number, free, len(slots), experiment, interruption) for number in numbers]
+        outcomes = [job.result() for job in jobs]
+        interruption.exit_if_asked()
+    return outcomes
+
+
+def _train_one(
+    argv: list[str], number: int, free: "queue.Queue[str]", places: int, experiment: Path, interruption: Interruption
+) -> FoldOutcome:
+    slot = free.get()
+    try:
+        if interruption.asked:
+            return FoldOutcome(number, "not begun")
+        log = experiment / f"fold{number}" / LOG_FILE
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        logger.info("fold %d: begins on %s; its output goes to %s", number, _name(slot), log)
+        code = _run(_command(argv, number, slot), _environment(slot, places), log, number, interruption)
+        minutes = (time.monotonic() - started) / 60
+        if code == 0:
+            logger.info("fold %d: done after %.1f minutes", number, minutes)
+            return FoldOutcome(number)
+        reason = _last_line(log)
+        logger.error("fold %d: ended with exit code %d after %.1f minutes: %s", number, code, minutes, reason)
+        return FoldOutcome(number, f"exit code {code}: {reason}")
+    finally:
+        free.put(slot)
+
+
+def _run(command: list[str], environment: dict[str, str], log: Path, number: int, interruption: Interruption) -> int:
+    """The exit code of a child; reports its last line now and then."""
+    with log.open("a") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    reported, told = time.monotonic(), False
+    while process.poll() is None:
+        time.sleep(POLL_SECONDS)
+        if interruption.asked and not told:
+            process.send_signal(signal.SIGTERM)
+            told = True
+        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+            logger.info("fold %d: %s", number, _last_line(log))
+            reported = time.monotonic()
+    return process.returncode
+
+
+def _command(argv: list[str], number: int, slot: str) -> list[str]:
+    device = "cpu" if slot == "cpu" else "cuda"
+    return [sys.executable, "-m", "multiattn", "train", *argv, "--fold", str(number), "--device", device]
+
+
+def _environment(slot: str, places: int) -> dict[str, str]:
+    """A GPU's process sees that one alone; processes on a CPU share its cores."""
+    if slot != "cpu":
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": _visible(slot)}
+    threads = max(1, (os.cpu_count() or 1) // places)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+
+def _visible(slot: str) -> str:
+    """The GPU of that number among those this process may use."""
+    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return allowed[int(slot)] if int(slot) < len(allowed) else slot
+
+
+def _name(slot: str) -> str:
+    return "the CPU" if slot == "cpu" else f"GPU {slot}"
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("(MULTIATTN_DEBUG")]
+    return lines[-1] if lines else "no output"
+
+
+def without_options(argv: list[str], names: tuple[str, ...]) -> Iterator[str]:
+    """The arguments but for these options and their values (`--fold 0` or `--fold=0`)."""
+    skip = False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word in names:
+            skip = True
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            yield word
