@@ -12,7 +12,7 @@ from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models, trained_on
 from multiattn.model.predict import predict_logits
-from multiattn.scoring.aggregation import sigmoid
+from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FACES, FRAME_PREDICTIONS
 from walk import Pipeline, run
 

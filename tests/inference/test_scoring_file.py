@@ -21,10 +21,9 @@ from multiattn.inference.scoring_file import (
     read_scoring_file,
     write_scoring,
 )
-from multiattn.scoring.aggregation import Aggregator
-from multiattn.scoring.calibration import Calibration
+from multiattn.scoring.aggregators import Aggregator
+from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble
-from multiattn.scoring.prior_shift import PriorShift
 from multiattn.scoring.rule import ScoringRule
 
 TUNED = ScoringRule(

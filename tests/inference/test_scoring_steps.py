@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from multiattn.inference.scoring_steps import steps_on_test, steps_out_of_fold
-from multiattn.scoring.aggregation import frame_predictions
+from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.bootstrap import bootstrap_log_loss
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS

@@ -8,10 +8,9 @@ import pytest
 from made_predictions import predictions, random_predictions
 from scipy.special import expit, logit
 
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, aggregate_units, complete_videos
+from multiattn.scoring.aggregators import Aggregator, aggregate_frames, aggregate_units, complete_videos
 from multiattn.scoring.frame_groups import FrameGroups
-from multiattn.scoring.frame_rules import FRAME_RULES
-from multiattn.scoring.track_rules import TRACK_RULES
+from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES
 from multiattn.tables import FRAME_PREDICTIONS
 
 FRAMES, TRACKS = ("mean", "median", "mean_logit"), ("weighted", "mean", "max")

@@ -7,10 +7,16 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from multiattn.scoring.calibration import Calibration, fit_calibration, fit_logistic
-from multiattn.scoring.clipping import CLIP_RANGE, PSEUDO_VIDEOS, fit_clip
+from multiattn.scoring.calibration import (
+    CLIP_RANGE,
+    PSEUDO_VIDEOS,
+    Calibration,
+    PriorShift,
+    fit_calibration,
+    fit_clip,
+    fit_logistic,
+)
 from multiattn.scoring.metrics import log_loss
-from multiattn.scoring.prior_shift import PriorShift
 
 METHODS = ("none", "temperature", "platt", "beta", "isotonic")
 FITTED = METHODS[1:]

@@ -7,7 +7,7 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames
+from multiattn.scoring.aggregators import Aggregator, aggregate_frames
 from multiattn.scoring.ensemble_weights import (
     STACKING_STRENGTHS,
     fit_ensemble,

@@ -10,12 +10,10 @@ import pytest
 from made_predictions import predictions, random_predictions
 from scipy.special import expit
 
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames, aggregate_units
+from multiattn.scoring.aggregators import RECIPES, Aggregator, aggregate_frames, aggregate_units
 from multiattn.scoring.frame_groups import FrameGroups
-from multiattn.scoring.frame_rules import FRAME_RULES
-from multiattn.scoring.recipes import RECIPES
+from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.track_rules import TRACK_RULES
 from multiattn.tables import FRAME_PREDICTIONS
 
 MENU = {

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from made_predictions import predictions, random_predictions
 
-from multiattn.scoring.aggregation import Aggregator, aggregate_frames
-from multiattn.scoring.calibration import Calibration
+from multiattn.scoring.aggregators import Aggregator, aggregate_frames
+from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble
 from multiattn.scoring.frame_groups import FrameGroups
-from multiattn.scoring.prior_shift import PriorShift
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
-from multiattn.scoring.aggregation import Aggregator
+from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.bootstrap import compare_log_loss
 from multiattn.scoring.calibration import fit_calibration
 from multiattn.scoring.ensembling import score_experiments

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from multiattn.scoring.track_rules import TRACK_RULES, faces, faces_shrunk
+from multiattn.scoring.frame_rules import TRACK_RULES, faces, faces_shrunk
 
 
 def of(name: str, values: list[float], counts: list[int] | None = None, **settings) -> float:

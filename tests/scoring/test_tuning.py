@@ -12,12 +12,19 @@ from multiattn.scoring.bootstrap import Comparison
 from multiattn.scoring.calibration import Calibration
 from multiattn.scoring.ensembling import Ensemble
 from multiattn.scoring.metrics import log_loss
-from multiattn.scoring.nested_tuning import STAGES, choose_rule, gather_evidence, inner_parts, shift_rule, tune_nested
+from multiattn.scoring.nested_tuning import (
+    STAGES,
+    choose_rule,
+    decide,
+    gain_is_certain,
+    gather_evidence,
+    inner_parts,
+    shift_rule,
+    tune_nested,
+)
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.selection import decide, gain_is_certain
 from multiattn.scoring.simulation import Simulated, Simulation
-from multiattn.scoring.tuning import num_steps, tune
-from multiattn.scoring.tuning_report import describe_tuning
+from multiattn.scoring.tuning import describe_tuning, num_steps, tune
 
 SMALL = {"num_videos": 400, "num_frames": 4, "num_groups": 20}
 

@@ -15,7 +15,7 @@ from multiattn.config import AverageConfig, Experiment, ValidationConfig
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
 from multiattn.model.predict import predict_logits
-from multiattn.scoring.aggregation import DEFAULT_CLIP
+from multiattn.scoring.aggregators import DEFAULT_CLIP
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import split_crops, validation_loader
 from multiattn.training.engine import loop

@@ -11,7 +11,7 @@ import torch
 from multiattn.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import HELD_OUT_FILE, find_models
-from multiattn.scoring.aggregation import complete_videos
+from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, REAL, UNKNOWN, VIDEOS

@@ -9,7 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, fold_folders, fold_name
-from multiattn.scoring.aggregation import complete_videos
+from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS

@@ -15,7 +15,7 @@ from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
-from multiattn.scoring.aggregation import frame_predictions
+from multiattn.scoring.aggregators import frame_predictions
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.crops.batches import crop_loader
 from multiattn.video.crops.images import CropImages

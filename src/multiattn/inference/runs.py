@@ -16,7 +16,7 @@ from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutpu
 from multiattn.model.predict import normalize_crops, predict_logits
 from multiattn.runtime.devices import pick_device, resolve_precision
 from multiattn.runtime.files import read_json
-from multiattn.scoring.aggregation import sigmoid
+from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, experiment_folder, experiment_name, fold_folders
 from multiattn.runtime.files import file_digest, read_json, write_json
-from multiattn.scoring.aggregation import frame_predictions
+from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)

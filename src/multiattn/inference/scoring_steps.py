@@ -9,11 +9,11 @@ import pandas as pd
 from multiattn.datasets.manifest import video_id
 from multiattn.inference.leaderboard import read_groups
 from multiattn.runtime.files import read_json
-from multiattn.scoring.aggregation import complete_videos
+from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.bootstrap import bootstrap_log_loss
 from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.tuning_report import EXACT, TUNED, UNTUNED
+from multiattn.scoring.tuning import EXACT, TUNED, UNTUNED
 from multiattn.tables import FRAME_PREDICTIONS, LABELS
 
 NAMES = {UNTUNED: "all folds, mean", TUNED: "all folds, tuned (nested)"}

@@ -10,7 +10,7 @@ import pandas as pd
 from multiattn.datasets.manifest import video_id
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import write_json
-from multiattn.scoring.aggregation import complete_videos
+from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION, VIDEO_PREDICTIONS
 

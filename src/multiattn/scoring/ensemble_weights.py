@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from multiattn.scoring.aggregation import DEFAULT_CLIP
+from multiattn.scoring.aggregators import DEFAULT_CLIP
 from multiattn.scoring.calibration import fit_calibration
 from multiattn.scoring.ensembling import Ensemble, to_logits
 

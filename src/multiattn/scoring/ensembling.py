@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import numpy as np
 import pandas as pd
 
-from multiattn.scoring.aggregation import Aggregator, aggregate_units
+from multiattn.scoring.aggregators import Aggregator, aggregate_units
 from multiattn.scoring.frame_groups import FrameGroups
 from multiattn.scoring.frame_rules import gate, sigmoid
 

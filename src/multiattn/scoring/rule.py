@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from multiattn.scoring.aggregation import Aggregator
-from multiattn.scoring.calibration import Calibration
+from multiattn.scoring.aggregators import Aggregator
+from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble, score_experiments
 from multiattn.scoring.frame_groups import FrameGroups
-from multiattn.scoring.prior_shift import PriorShift
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,203 @@
-"""Out-of-fold predictions -> the scoring rule that is used, with what was compared on the way."""
+"""What tuning compared, as plain types for `scoring.json` and as tables for a terminal.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+Out-of-fold predictions -> the scoring rule that is used, with what was compared on the way.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from multiattn.scoring.bootstrap import Comparison
+from multiattn.scoring.aggregators import RECIPES
+from multiattn.scoring.bootstrap import Comparison, bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.frame_groups import FrameGroups
-from multiattn.scoring.nested_tuning import STAGES, gather_evidence, shift_rule, tune_nested
-from multiattn.scoring.recipes import RECIPES
+from multiattn.scoring.metrics import log_loss, video_metrics
+from multiattn.scoring.nested_tuning import (
+    STAGES,
+    Choice,
+    Nested,
+    gain_is_certain,
+    gather_evidence,
+    shift_rule,
+    tune_nested,
+)
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.selection import gain_is_certain
-from multiattn.scoring.tuning_report import TUNED, UNTUNED, report_tuning
+
+UNTUNED, TUNED = "equal mean, untuned", "tuned, nested"
+"""Names of figures."""
+JUDGED = ("aggregator", "ensemble")
+"""Stages whose candidates are compared calibrated."""
+EXACT = 1e-6
+"""The clip of every figure: probabilities are clipped by their rules."""
+
+
+def report_tuning(nested: Nested, *, test_prior: float | None, seed: int) -> dict[str, Any]:
+    """Everything that was compared.
+
+    Returns:
+        `videos`: their numbers. `stages`: for every stage the candidates and the choice on all folds. `folds`: what was
+        chosen without each fold. `figures`: log loss with its 95 % interval, AUC, Brier score and calibration error of
+        the constant 0.5, the base rate (of the other folds), every experiment alone, the equal mean untuned, the tuned
+        rule nested, and the tuned rule on the videos it was fitted on. `tuned_against_untuned`: the paired comparison.
+        `test_prior`: with one, the log losses expected at that share of fakes.
+    """
+    videos = nested.videos
+    labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
+    comparison = compare_log_loss(
+        labels, videos["tuned"].to_numpy(), videos["untuned"].to_numpy(), groups, clip=EXACT, seed=seed
+    )
+    return {
+        "videos": {
+            "number": len(videos),
+            "fakes": int(labels.sum()),
+            "without_face": int(videos["without_face"].sum()),
+            "groups": int(videos["group"].nunique()),
+            "folds": int(videos["fold"].nunique()),
+        },
+        "experiments": list(nested.final.rule.experiments),
+        "stages": [decision.as_dict() for decision in nested.final.decisions],
+        "folds": [{"fold": fold, **_chosen(choice)} for fold, choice in nested.choices.items()],
+        "figures": [_figures(name, *row, groups, seed) for name, row in _answers(videos).items()],
+        "tuned_against_untuned": asdict(comparison),
+        "test_prior": None if test_prior is None else _at_prior(videos, test_prior),
+    }
+
+
+def _answers(videos: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Row name -> labels and P(fake)."""
+    label = videos["label"]
+    sums, sizes = label.groupby(videos["fold"]).agg("sum"), label.groupby(videos["fold"]).size()
+    base_rate = videos["fold"].map((label.sum() - sums) / (len(videos) - sizes))
+    columns = {
+        "constant 0.5": pd.Series(0.5, index=videos.index),
+        "base rate": base_rate,
+        **{name: videos[name] for name in videos if name.startswith("only ")},
+        UNTUNED: videos["untuned"],
+        TUNED: videos["tuned"],
+        "tuned, on the videos it was fitted on": videos["in_sample"],
+    }
+    return {name: (label.to_numpy(), column.to_numpy(np.float64)) for name, column in columns.items()}
+
+
+def _figures(name: str, labels: np.ndarray, answers: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, Any]:
+    metrics = video_metrics(labels, answers, clip=EXACT)
+    interval = bootstrap_log_loss(labels, answers, groups, clip=EXACT, seed=seed)
+    return {
+        "name": name,
+        "log_loss": metrics.log_loss,
+        "low": interval.low,
+        "high": interval.high,
+        "standard_error": interval.standard_error,
+        "auc": metrics.auc,
+        "brier": metrics.brier,
+        "calibration_error": metrics.calibration_error,
+    }
+
+
+def _chosen(choice: Choice) -> dict[str, Any]:
+    rule = choice.rule
+    return {
+        "aggregator": choice.recipe,
+        "ensemble": f"{rule.ensemble.method}, {rule.ensemble.space}",
+        "calibration": rule.calibration.method,
+        "clip": rule.clip,
+    }
+
+
+def _at_prior(videos: pd.DataFrame, test_prior: float) -> dict[str, float]:
+    """Log loss of a test set with that share of fakes: the two classes' own log losses, weighed by it."""
+    classes = [videos[videos["label"] == label] for label in (0, 1)]
+
+    def expected(column: str) -> float:
+        real, fake = (log_loss(of["label"].to_numpy(), of[column].to_numpy(), clip=EXACT) for of in classes)
+        return (1 - test_prior) * real + test_prior * fake
+
+    return {
+        "training": float(videos["label"].mean()),
+        "test": test_prior,
+        "log_loss_untuned": expected("untuned"),
+        "log_loss_tuned": expected("tuned"),
+        "log_loss_tuned_shifted": expected("tuned_shifted"),
+    }
+
+
+def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    count = report["videos"]
+    lines = [
+        f"{count['number']} videos ({count['fakes']} fake, {count['without_face']} without a face, which count with the"
+        f" prior {rule.prior:g}) in {count['groups']} groups and {count['folds']} folds; "
+        f"{len(report['experiments'])} experiments: {', '.join(report['experiments'])}",
+        "",
+    ]
+    for stage in report["stages"]:
+        rows = [
+            [candidate["name"], _number(candidate["log_loss"]), _number(candidate["standard_error"])]
+            for candidate in sorted(stage["candidates"], key=lambda candidate: candidate["log_loss"])
+        ]
+        after = " after Platt calibration" if stage["stage"] in JUDGED else ""
+        lines += [*_table([stage["stage"], f"log loss{after}, cross-fitted", "standard error"], rows), ""]
+        lines += [f"{stage['stage']}: {stage['chosen']} ({stage['reason']})", ""]
+    rows = [[row[key] if key != "clip" else f"{row[key]:.4g}" for key in row] for row in report["folds"]]
+    lines += [*_table(["without fold", "aggregator", "ensemble", "calibration", "clip"], rows), ""]
+    rows = [
+        [
+            row["name"],
+            f"{row['log_loss']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
+            *(_number(row[key]) for key in ("auc", "brier", "calibration_error")),
+        ]
+        for row in report["figures"]
+    ]
+    lines += [*_table(["out of fold", "log loss [95 % interval]", "AUC", "Brier", "calibration error"], rows), ""]
+    difference = report["tuned_against_untuned"]
+    lines += [
+        f"tuned - untuned: {difference['difference']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}], "
+        f"better in {difference['probability_better']:.0%} of resamples",
+        report["decision"],
+    ]
+    if (shift := report["test_prior"]) is not None:
+        lines += [
+            f"at {shift['test']:.0%} fakes instead of {shift['training']:.0%}, expected log loss: untuned "
+            f"{shift['log_loss_untuned']:.4f}, tuned {shift['log_loss_tuned']:.4f}, tuned and shifted "
+            f"{shift['log_loss_tuned_shifted']:.4f}"
+        ]
+    return "\n".join([*lines, f"rule: {describe_rule(rule)}"])
+
+
+def describe_rule(rule: ScoringRule) -> str:
+    """The rule in one line."""
+    weights = ", ".join(f"{name} {weight:.3f}" for name, weight in rule.ensemble.weights.items())
+    blend = f"{rule.ensemble.method} of {'logits' if rule.ensemble.space == 'logit' else 'probabilities'}"
+    # Isotonic calibration has as many parameters as steps.
+    parameters = ", ".join(f"{value:.4g}" for value in rule.calibration.parameters[:3])
+    parts = [
+        f"frames {rule.aggregator.frames}, tracks {rule.aggregator.tracks}",
+        f"experiments {blend}" + (f" ({weights})" if weights else ""),
+        f"calibration {rule.calibration.method}"
+        + (f" ({parameters})" if rule.calibration.method not in ("none", "isotonic") else ""),
+        f"clip {rule.clip:.4g}",
+        f"prior {rule.prior:g}",
+    ]
+    if rule.prior_shift is not None:
+        parts.append(f"prior shift {rule.prior_shift.training:.3f} -> {rule.prior_shift.test:g}")
+    return "; ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def _table(head: list[str], rows: Iterable[list[Any]]) -> list[str]:
+    """A Markdown table with columns of even width."""
+    cells = [head, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    rule = ["-" * width for width in widths]
+    padded = [
+        [cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (cells[0], rule, *cells[1:])
+    ]
+    return [f"| {' | '.join(row)} |" for row in padded]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from multiattn.command_line import parse, results
 from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, write_scoring
 from multiattn.inference.tuning import tune_runs
-from multiattn.scoring.tuning_report import describe_tuning
+from multiattn.scoring.tuning import describe_tuning
 
 
 @dataclass(frozen=True, kw_only=True)

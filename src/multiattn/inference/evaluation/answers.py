@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from multiattn.scoring.aggregation import complete_videos
+from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import UNKNOWN
 from multiattn.video.extraction.faces_folder import read_faces_folder

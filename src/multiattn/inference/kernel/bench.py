@@ -40,7 +40,7 @@ from multiattn.model.predict import predict_logits
 from multiattn.runtime.devices import pick_device, seed_everything
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.files import write_json
-from multiattn.scoring.aggregation import frame_predictions
+from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.crops.images import decode_crop

@@ -16,7 +16,7 @@ from multiattn.inference.submission import (
     complete_submission,
     write_submission,
 )
-from multiattn.scoring.aggregation import sigmoid
+from multiattn.scoring.aggregators import sigmoid
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_STATUS
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from multiattn.inference.runs import CHECKPOINT, TrainedModel
 from multiattn.model.checkpoints import read_metadata, read_state, save_weights
 from multiattn.model.predict import predict_logits
-from multiattn.scoring.aggregation import sigmoid
+from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import read_recipe

@@ -16,7 +16,7 @@ from multiattn.model.diagnostics import AttentionStatistics, center_distance, co
 from multiattn.model.losses import RegionalIndependenceLoss
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
-from multiattn.scoring.aggregation import complete_videos, frame_predictions
+from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import balanced_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
