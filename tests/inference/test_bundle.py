@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.inference.kernel import find_inputs
 from multiattn.inference.kit import bundle as bundle_module
 from multiattn.inference.kit import half_weights
 from multiattn.inference.kit.bundle import BundleInputs, build_bundle, dataset_metadata, is_bundle
@@ -30,7 +29,7 @@ from multiattn.inference.kit.wheels import (
     read_requirements,
     with_bounds,
 )
-from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.predictor import score_out_of_fold
 from multiattn.inference.runs import CHECKPOINT, find_models, trained_on
 from multiattn.inference.scoring_file import (
     choose_scoring,
@@ -38,6 +37,7 @@ from multiattn.inference.scoring_file import (
     read_scoring_file,
     require_rule_fits,
 )
+from multiattn.inference.submit import find_inputs
 from multiattn.model.checkpoints import load_weights, read_metadata, read_state, save_weights
 from multiattn.scoring.ensembling import Ensemble
 from multiattn.scoring.rule import ScoringRule

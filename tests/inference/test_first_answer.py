@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.inference.first_answer import write_first_answer
-from multiattn.inference.submission import read_sample
+from multiattn.inference.submit.delivery import read_sample
+from multiattn.inference.submit.first_answer import write_first_answer
 from multiattn.tables import SUBMISSION
 
 

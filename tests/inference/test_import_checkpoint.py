@@ -18,10 +18,10 @@ from model.reference_official import official_forward, official_state
 from multiattn.__main__ import main
 from multiattn.config import ModelConfig
 from multiattn.inference.import_checkpoint import import_checkpoint
-from multiattn.inference.kernel import KernelInputs, find_inputs, run_kernel
 from multiattn.inference.leaderboard import score_submissions
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models, load_run
+from multiattn.inference.submit import KernelInputs, find_inputs, run_kernel
 from multiattn.model.network import MultiAttentionNet
 from multiattn.model.official import EFFICIENTNETS, convert_state, read_layout, without_wrapper
 from multiattn.tables import FACES, FRAME_PREDICTIONS, SUBMISSION

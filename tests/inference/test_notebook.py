@@ -13,8 +13,8 @@ import pytest
 from bare_machine import EXECUTE, kaggle_command, make_bare_environment, packages_to_bundle
 
 from multiattn.__main__ import main
-from multiattn.inference.kernel import find_inputs
-from multiattn.inference.notebook import NOTEBOOK, execute_notebook
+from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
+from multiattn.inference.submit import find_inputs
 from multiattn.tables import SUBMISSION
 from walk import Pipeline, run
 

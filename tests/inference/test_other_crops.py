@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.runs import TrainedModel
+from multiattn.inference.score_files import extract_folder_faces
 from multiattn.video.crops.recipe import CropRecipe
 
 FOLDER = Path("data/faces/test")

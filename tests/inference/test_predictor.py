@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models, trained_on
+from multiattn.inference.score_files import extract_folder_faces
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FACES, FRAME_PREDICTIONS

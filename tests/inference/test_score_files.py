@@ -8,16 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from multiattn.inference.deciding_frames import (
-    deciding_crops,
-    extreme_crops,
-    look_at_extremes,
-    model_with_maps,
-)
-from multiattn.inference.folder_faces import extract_folder_faces
+from multiattn.inference.attention_maps import deciding_crops, extreme_crops, look_at_extremes, model_with_maps
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
-from multiattn.inference.score_files import FEW, find_files, score_files
+from multiattn.inference.score_files import FEW, extract_folder_faces, find_files, score_files
 from multiattn.scoring.rule import ScoringRule
 from multiattn.video.decoding.frames import FrameReader
 from walk import Pipeline

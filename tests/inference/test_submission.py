@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from multiattn.figures.submission import draw_probabilities
-from multiattn.inference.submission import build_submission, check_submission, read_sample, write_submission
+from multiattn.inference.submit.delivery import build_submission, check_submission, read_sample, write_submission
 from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from multiattn.__main__ import main
-from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.predictor import score_out_of_fold
 from multiattn.tables import FAKE, VIDEO_PREDICTIONS, VIDEOS
 from page_reader import Reader
 from walk import FACES_OPTIONS, Pipeline, run

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.predictor import score_out_of_fold
 from multiattn.tables import FACES, LABELS, LANDMARKS, SUBMISSION, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import TEMPLATE, similarity_transform
 from walk import run

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from multiattn.__main__ import main
-from multiattn.inference.out_of_fold import read_out_of_fold
+from multiattn.inference.predictor import read_out_of_fold
 from multiattn.inference.scoring_file import choose_scoring, read_scoring
 from multiattn.runtime.files import file_digest
 from multiattn.scoring.rule import ScoringRule

@@ -1,22 +1,29 @@
-"""Runs + faces folder -> frame predictions: every fold's best checkpoint on every crop."""
+"""Runs + faces folder -> frame predictions: every fold's best checkpoint on every crop.
+
+Out-of-fold scoring: every video judged by the one model that never saw it.
+"""
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from multiattn.inference.runs import TrainedModel
+from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, fold_folders, fold_name
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
-from multiattn.scoring.aggregators import frame_predictions
-from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.scoring.aggregators import complete_videos, frame_predictions
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
+from multiattn.scoring.rule import ScoringRule
+from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.video.crops.batches import crop_loader
 from multiattn.video.crops.images import CropImages
 from multiattn.video.crops.recipe import read_recipe
@@ -71,3 +78,132 @@ def _watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:
     for batch in loader:
         yield batch
         bar.update(len(batch))
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Metrics over the videos of all finished folds together, and of each fold."""
+
+    overall: VideoMetrics
+    folds: pd.DataFrame
+    """fold, and the fields of `VideoMetrics`."""
+    without_face: int
+    """Videos that count with the prior."""
+
+    def describe(self) -> str:
+        """A small table for a terminal."""
+        columns = ["fold", "log_loss", "auc", "accuracy", "num_videos"]
+        table = self.folds[columns].to_string(index=False, float_format="%.4f")
+        return (
+            f"{table}\nout of fold: log loss {self.overall.log_loss:.4f} (constant 0.5: {CONSTANT_LOG_LOSS:.4f}), "
+            f"AUC {self.overall.auc:.4f}, accuracy {self.overall.accuracy:.3f} over {self.overall.num_videos} videos, "
+            f"{self.without_face} of them without a face"
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Frame predictions of videos by the models that never saw them."""
+
+    predictions: pd.DataFrame
+    """A `frame_predictions` table: of each experiment, every held-out video by the model of its fold."""
+    videos: pd.DataFrame
+    """Those rows of the `folds` table: video_id, label, group, fold; a video without a face has no predictions."""
+
+
+def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refuse") -> HeldOut:
+    """The `oof.parquet` of every fold of some experiments.
+
+    Args:
+        runs: folders of experiments, or of single folds.
+        unfinished: `skip` leaves out folds without predictions, which another process may still be training.
+
+    Raises:
+        FileNotFoundError: a fold has no predictions yet (with `skip`: none has).
+        ValueError: the runs were made from different folds tables, or have different folds.
+    """
+    tables: list[pd.DataFrame] = []
+    numbers: dict[Path, set[int]] = {}
+    kept: pd.DataFrame | None = None
+    for run, folder in _folders(runs):
+        if unfinished == "skip" and not (folder / HELD_OUT_FILE).is_file():
+            logger.info("%s: no finished epoch yet, left out of the out-of-fold score", folder)
+            continue
+        folds = FOLDS.read(folder / "folds.csv")
+        if kept is not None and not kept.equals(folds):
+            raise ValueError(f"{folder / 'folds.csv'}: not the folds of the other runs in {_names(runs)}.")
+        kept = folds
+        table = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE, allow_empty=True)
+        # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
+        tables.append(table.assign(model=fold_name(folder)))
+        numbers.setdefault(run, set()).add(int(folder.name.removeprefix("fold")))
+    if kept is None:
+        raise FileNotFoundError(f"{_names(runs)}: no fold has finished its first epoch.")
+    for run in runs:
+        if numbers.get(run, set()) != numbers[min(numbers)]:
+            raise ValueError(
+                f"{run}: expected the folds of {min(numbers)}, {sorted(numbers[min(numbers)])}, found "
+                f"{sorted(numbers.get(run, set()))}. Out-of-fold predictions of several runs are of the same folds."
+            )
+    videos = kept[kept["fold"].isin(numbers[min(numbers)])].reset_index(drop=True)
+    return HeldOut(pd.concat(tables, ignore_index=True), videos)
+
+
+def score_out_of_fold(
+    *runs: Path, rule: ScoringRule | None = None, unfinished: Literal["refuse", "skip"] = "refuse"
+) -> OutOfFold:
+    """Score held-out videos with the rule that makes submissions.
+
+    A rule that was tuned on these very videos looks better here than it is; its `out_of_fold` says how good.
+
+    Arguments and errors as `read_out_of_fold`.
+    """
+    rule = rule or ScoringRule()
+    held_out = read_out_of_fold(*runs, unfinished=unfinished)
+    videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.predictions), rule.prior)
+    videos[["label", "fold"]] = held_out.videos[["label", "fold"]].to_numpy()
+    rows = [
+        {"fold": fold, **_metrics(of_fold, rule.clip).as_dict()} for fold, of_fold in videos.groupby("fold", sort=True)
+    ]
+    without_face = int((videos["num_crops"] == 0).sum())
+    return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face)
+
+
+def _folders(runs: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
+    for run in runs:
+        yield from ((run, folder) for folder in fold_folders(run))
+
+
+def out_of_fold_figures(
+    models: Sequence[TrainedModel], runs: Sequence[Path], rule: ScoringRule
+) -> dict[str, float | None] | None:
+    """log_loss and auc of videos that neither the models nor the rule have seen, as a submission's card tells them.
+
+    Those of the tuning where there was one, else of the held-out videos; None for imported checkpoints, which bring no
+    held-out predictions.
+
+    Args:
+        models: of `runs`.
+
+    Raises:
+        ValueError: imported and trained runs together.
+        FileNotFoundError: as `read_out_of_fold`.
+    """
+    imported = [model.name for model in models if model.imported]
+    if imported and len(imported) < len(models):
+        raise ValueError(
+            f"{_names(runs)}: {', '.join(imported)} imported, the other runs trained here. Take them apart: what is "
+            "imported has no out-of-fold figures."
+        )
+    if imported or rule.out_of_fold is not None:
+        return None if imported else rule.out_of_fold
+    overall = score_out_of_fold(*runs, rule=rule).overall
+    return {"log_loss": overall.log_loss, "auc": overall.auc}
+
+
+def _metrics(videos: pd.DataFrame, clip: float) -> VideoMetrics:
+    return video_metrics(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=clip)
+
+
+def _names(runs: Sequence[Path]) -> str:
+    return ", ".join(map(str, runs))

@@ -1,10 +1,12 @@
-"""Videos and pictures by name -> P(fake) of each and of their crops, by way of a faces folder that is thrown away.
+"""Faces of a plain folder of videos, kept in a faces folder so that a killed run continues.
+
+Videos and pictures by name -> P(fake) of each and of their crops, by way of a faces folder that is thrown away.
 
 A file or two are read in this process, which saves starting another and loading torch there; with more, each is read in
 a process of its own, and one that makes the decoder crash costs its own row only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +14,62 @@ import numpy as np
 import pandas as pd
 import torch
 
-from multiattn.datasets.manifest import is_video_name, video_row
-from multiattn.inference.folder_faces import TIME_LIMIT_SECONDS
+from multiattn.datasets.manifest import folder_manifest, is_video_name, video_row
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
+from multiattn.runtime.files import read_json, write_json
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
-from multiattn.video.crops.recipe import write_recipe
+from multiattn.video.crops.recipe import CropRecipe, write_recipe
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video, is_image_name
 from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
+
+SOURCE_FILE = "source.json"
+TIME_LIMIT_SECONDS = 600.0
+"""A video. A 10 s clip takes seconds; a decoder that hangs must not cost a notebook its nine hours."""
+
+
+def extract_folder_faces(
+    videos_dir: Path,
+    faces: Path,
+    recipe: CropRecipe,
+    *,
+    jobs: int | None,
+    device: torch.device,
+    filenames: Iterable[str] | None = None,
+    weights: Path | None = None,
+) -> pd.DataFrame:
+    """Extract what is not extracted yet.
+
+    Args:
+        recipe: how a model's crops were made; here without what takes labels, masks or originals
+            (`CropRecipe.for_prediction`).
+        filenames: the videos to take; None takes all of the folder.
+        weights: the weights file of the recipe's detector; mtcnn needs none.
+
+    Returns:
+        The `videos` table (dataset `folder`).
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no videos, a recipe of another program, a detector without its weights, or a faces folder that
+            belongs to another folder of videos, whose clips may carry the same names.
+    """
+    settings = ExtractionSettings(recipe=recipe.for_prediction(), device=str(device), weights=weights)
+    videos = folder_manifest(videos_dir, filenames)
+    source = {"videos_dir": str(videos_dir.resolve())}
+    path = faces / SOURCE_FILE
+    if not path.is_file():
+        write_json(path, source)
+    elif read_json(path) != source:
+        raise ValueError(
+            f"{faces}: holds the faces of {read_json(path)['videos_dir']}, not of {source['videos_dir']}. "
+            "Choose another --faces folder."
+        )
+    tasks = [VideoTask(video_id=row.video_id, path=videos_dir / row.path) for row in videos.itertuples()]
+    extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
+    return videos
+
 
 DATASET = "file"
 FEW = 2

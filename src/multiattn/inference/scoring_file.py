@@ -1,10 +1,13 @@
 """`scoring.json`: where the tuned rule lies, and which rule a command uses.
 
 The file holds `rule` and `tuned_on`, which are read back, and `report`, which is for people.
+
+Runs -> the tuned scoring rule: reads their out-of-fold predictions and shows how far tuning has come.
 """
 
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from multiattn.inference.predictor import read_out_of_fold
 from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, experiment_folder, experiment_name, fold_folders
 from multiattn.runtime.files import file_digest, read_json, write_json
+from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.rule import ScoringRule
+from multiattn.scoring.tuning import Tuned, num_steps, tune
 
 logger = logging.getLogger(__name__)
 
@@ -249,3 +255,26 @@ def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringR
     if path is not None and path != default_scoring_path(folders):
         words += ["--out", str(path)]
     return shlex.join(words)
+
+
+def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: int = 0) -> Tuned:
+    """Tune the rule of some experiments on their `oof.parquet`, which only holds videos of the folds tables: a test
+    split is in none of them (`datasets/folds.py`), and predictions of any other video are refused.
+
+    Args:
+        runs: folders of experiments of one folds table.
+        test_prior, seed: as of `tune`.
+
+    Raises:
+        FileNotFoundError: a fold has no predictions yet.
+        ValueError: two runs have one name, or one of them is a single fold; else as `tune` and `read_out_of_fold`.
+    """
+    names = Counter(experiment_name(path) for path in runs)
+    if twice := [name for name, number in names.items() if number > 1]:
+        raise ValueError(
+            f"--runs: expected experiments of different names, found {', '.join(twice)} more than once; their weights "
+            "could not be told apart. Name each experiment's folder once, not its folds; rename one of two."
+        )
+    held_out = read_out_of_fold(*map(Path, runs))
+    with progress_bar(num_steps(held_out.videos), "tune", "steps") as progress:
+        return tune(held_out.predictions, held_out.videos, test_prior=test_prior, seed=seed, advance=progress.update)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.command_line import parse, results
-from multiattn.inference.folder_faces import extract_folder_faces
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
+from multiattn.inference.score_files import extract_folder_faces
 from multiattn.runtime.devices import pick_device
 from multiattn.tables import FRAME_PREDICTIONS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from multiattn.command_line import Positional, parse, results
-from multiattn.inference.deciding_frames import deciding_crops, extreme_crops, look_at_extremes, model_with_maps
+from multiattn.inference.attention_maps import deciding_crops, extreme_crops, look_at_extremes, model_with_maps
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.score_files import ScoredFiles, find_files, score_files
 from multiattn.inference.scoring_file import choose_scoring

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.command_line import parse, results
-from multiattn.inference.first_answer import write_first_answer
+from multiattn.inference.submit.first_answer import write_first_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="submit", doc=__doc__)
     write_first_answer(options.sample_submission, options.out)
-    from multiattn.inference.kernel import KernelInputs, run_kernel  # with torch, which takes seconds
     from multiattn.inference.scoring_file import choose_scoring
+    from multiattn.inference.submit import KernelInputs, run_kernel  # with torch, which takes seconds
 
     result = run_kernel(
         KernelInputs(

@@ -15,7 +15,7 @@ from pathlib import Path
 from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment
 from multiattn.experiments import EXPERIMENTS, get_experiment
-from multiattn.inference.out_of_fold import score_out_of_fold
+from multiattn.inference.predictor import score_out_of_fold
 from multiattn.runtime.devices import pick_device
 from multiattn.training.engine.ranks import distributed
 from multiattn.training.folds import (

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
-from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, write_scoring
-from multiattn.inference.tuning import tune_runs
+from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, tune_runs, write_scoring
 from multiattn.scoring.tuning import describe_tuning
 
 

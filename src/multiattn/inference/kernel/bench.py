@@ -31,9 +31,9 @@ import torch
 from multiattn.config import to_json
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_id
 from multiattn.experiments import get_experiment
-from multiattn.inference.kernel import KernelInputs, run_kernel
 from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, find_models
 from multiattn.inference.scoring_file import choose_scoring
+from multiattn.inference.submit import KernelInputs, run_kernel
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import make_network
 from multiattn.model.predict import predict_logits

@@ -34,7 +34,7 @@ from multiattn.inference.kit.wheels import (
     read_requirements,
     with_bounds,
 )
-from multiattn.inference.out_of_fold import out_of_fold_figures
+from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, experiment_name, find_models
 from multiattn.inference.scoring_file import default_scoring_path, find_scoring, require_rule_fits, write_scoring
 from multiattn.runtime.devices import pick_device

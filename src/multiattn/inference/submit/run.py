@@ -10,19 +10,16 @@ import pandas as pd
 
 from multiattn.config import to_json
 from multiattn.datasets.manifest import video_files, video_id
-from multiattn.inference.kernel.classifier import as_picture
-from multiattn.inference.kernel.delivery import Delivery, Statuses, frame_table, reasons
-from multiattn.inference.kernel.inputs import KernelInputs
-from multiattn.inference.kernel.interruption import Interruption, listening, process_seconds
-from multiattn.inference.kernel.judging import STAGES, Judging, SystematicFailureError, Videos
-from multiattn.inference.kernel.models import by_importance
-from multiattn.inference.kernel.plan import Plan, PlanChange
-from multiattn.inference.kernel.result import KernelResult
-from multiattn.inference.kernel.store import STORE, TRIED_AGAIN, ResultStore, VideoResult
-from multiattn.inference.out_of_fold import out_of_fold_figures
+from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models, trained_on
 from multiattn.inference.scoring_file import require_rule_fits
-from multiattn.inference.submission import read_sample
+from multiattn.inference.submit.classifier import as_picture, by_importance
+from multiattn.inference.submit.delivery import Delivery, KernelResult, Statuses, frame_table, read_sample, reasons
+from multiattn.inference.submit.inputs import KernelInputs
+from multiattn.inference.submit.interruption import Interruption, listening, process_seconds
+from multiattn.inference.submit.plan import Plan, PlanChange
+from multiattn.inference.submit.predicting import STAGES, Judging, SystematicFailureError, Videos
+from multiattn.inference.submit.store import STORE, TRIED_AGAIN, ResultStore, VideoResult
 from multiattn.runtime.devices import default_jobs, pick_device, resolve_precision
 from multiattn.runtime.files import exclusive_folder, file_digest
 from multiattn.tables import FRAME_PREDICTIONS

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from multiattn.inference.kernel.store import STORE, ResultStore, VideoResult, results_of
+from multiattn.inference.submit.store import STORE, ResultStore, VideoResult, results_of
 
 WORK = {"models": {"m/fold0": "abc"}, "crops": {"size": 64}, "precision": "fp32"}
 

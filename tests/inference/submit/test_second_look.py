@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from kernel_case import PRIOR, SAME, in_this_process
 
-from multiattn.inference.kernel.models import LoadedModels
-from multiattn.inference.kernel.plan import Plan
+from multiattn.inference.submit.classifier import LoadedModels
+from multiattn.inference.submit.plan import Plan
 
 
 @pytest.mark.parametrize("time_left", [False, True], ids=["no time", "time"])

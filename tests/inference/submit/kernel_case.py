@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from multiattn.inference.kernel import KernelInputs, run_kernel
-from multiattn.inference.kernel import run as run_module
-from multiattn.inference.kernel.models import LoadedModels
-from multiattn.inference.kernel.store import STORE
-from multiattn.inference.submission import check_submission
+from multiattn.inference.submit import KernelInputs, run_kernel
+from multiattn.inference.submit import run as run_module
+from multiattn.inference.submit.classifier import LoadedModels
+from multiattn.inference.submit.delivery import check_submission
+from multiattn.inference.submit.store import STORE
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION
 

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from multiattn.inference.kernel.classifier import (
+from multiattn.inference.runs import TrainedModel
+from multiattn.inference.submit.classifier import (
     Classifier,
     Judged,
+    LoadedModels,
     as_text,
     num_threads,
     one_memory_for_all_threads,
 )
-from multiattn.inference.kernel.extraction import Extraction, Work
-from multiattn.inference.kernel.interruption import Interruption
-from multiattn.inference.kernel.models import LoadedModels
-from multiattn.inference.kernel.plan import Costs, Level, Plan
-from multiattn.inference.kernel.store import VideoResult
-from multiattn.inference.runs import TrainedModel
+from multiattn.inference.submit.extraction import Extraction, Work
+from multiattn.inference.submit.interruption import Interruption
+from multiattn.inference.submit.plan import Costs, Level, Plan
+from multiattn.inference.submit.store import VideoResult
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask

@@ -14,9 +14,9 @@ interruption.py  when this process began, and whether it was asked to end
 bench.py         all of it beside the straightforward loop
 """
 
-from multiattn.inference.kernel.inputs import KernelInputs, find_inputs
-from multiattn.inference.kernel.plan import PlanChange
-from multiattn.inference.kernel.result import KernelResult
-from multiattn.inference.kernel.run import run_kernel
+from multiattn.inference.submit.delivery import KernelResult
+from multiattn.inference.submit.inputs import KernelInputs, find_inputs
+from multiattn.inference.submit.plan import PlanChange
+from multiattn.inference.submit.run import run_kernel
 
 __all__ = ["KernelInputs", "KernelResult", "PlanChange", "find_inputs", "run_kernel"]

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from kernel_case import PRIOR, SAME, Case
 
-from multiattn.inference.kernel import KernelInputs, run_kernel
-from multiattn.inference.submission import read_sample
+from multiattn.inference.submit import KernelInputs, run_kernel
+from multiattn.inference.submit.delivery import read_sample
 from multiattn.tables import SUBMISSION
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.inference.kernel import interruption
-from multiattn.inference.kernel.interruption import process_seconds
+from multiattn.inference.submit import interruption
+from multiattn.inference.submit.interruption import process_seconds
 
 
 def test_the_time_counts_from_the_start_of_the_process_and_not_of_this_module():
     code = (
-        "import time; time.sleep(1); from multiattn.inference.kernel import interruption;"
+        "import time; time.sleep(1); from multiattn.inference.submit import interruption;"
         "print(interruption.process_seconds(), time.monotonic() - interruption._IMPORTED)"
     )
     started = time.monotonic()

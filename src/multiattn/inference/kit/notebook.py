@@ -9,7 +9,7 @@ from nbclient.exceptions import CellExecutionError
 
 from multiattn.runtime.files import write_text
 
-NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "inference.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[4] / "notebooks" / "inference.ipynb"
 
 
 def execute_notebook(out: Path, environment: dict[str, str], *, notebook: Path = NOTEBOOK) -> None:

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from kernel_case import PRIOR, Case, in_this_process
 
-from multiattn.inference.kernel import classifier as classifier_module
-from multiattn.inference.kernel import extraction as extraction_module
-from multiattn.inference.kernel import run as run_module
-from multiattn.inference.kernel import run_kernel
-from multiattn.inference.kernel.models import LoadedModels
-from multiattn.inference.kernel.plan import Plan
+from multiattn.inference.submit import classifier as classifier_module
+from multiattn.inference.submit import extraction as extraction_module
+from multiattn.inference.submit import run as run_module
+from multiattn.inference.submit import run_kernel
+from multiattn.inference.submit.classifier import LoadedModels
+from multiattn.inference.submit.plan import Plan
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.extraction.isolation import end_processes
 

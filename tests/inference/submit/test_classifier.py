@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.inference.kernel.classifier import Classifier, Judged, crops_a_batch
-from multiattn.inference.kernel.extraction import Extracted, Work, is_out_of_memory
+from multiattn.inference.submit.classifier import Classifier, Judged, crops_a_batch
+from multiattn.inference.submit.extraction import Extracted, Work, is_out_of_memory
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 from multiattn.video.extraction.in_memory import EncodedCrop, EncodedCrops

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from multiattn.inference.kernel import KernelInputs, run_kernel
-from multiattn.inference.kernel.models import LoadedModels
+from multiattn.inference.submit import KernelInputs, run_kernel
+from multiattn.inference.submit.classifier import LoadedModels
 
 PATHS = ("videos_dir", "sample_submission", "out")
 

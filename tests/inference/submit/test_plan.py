@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from multiattn.inference.kernel.plan import Costs, Level, Plan, Rates, levels_of, reserve_seconds
+from multiattn.inference.submit.plan import Costs, Level, Plan, Rates, levels_of, reserve_seconds
 
 WORKERS, THREADS, WAITING = 2, 2, 4
 FRAMES, MODELS = 32, 5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multiattn.inference.kernel import KernelInputs, run_kernel
+from multiattn.inference.submit import KernelInputs, run_kernel
 from walk import Pipeline
 
 
