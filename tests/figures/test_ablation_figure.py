@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from multiattn.ablations import CELEB, HQ, get_ablation
+from multiattn.evaluation.ablation_table import AblationTable
+from multiattn.evaluation.ablations import CELEB, HQ, get_ablation
 from multiattn.figures.ablation import OURS, PAPER, draw_ablation
-from multiattn.inference.ablation import AblationTable
 
 
 def figures(accuracy: float) -> dict:

@@ -17,8 +17,8 @@ from torch import Tensor
 from model.reference_official import official_forward, official_state
 from multiattn.__main__ import main
 from multiattn.config import ModelConfig
+from multiattn.evaluation.leaderboard import score_submissions
 from multiattn.inference.import_checkpoint import import_checkpoint
-from multiattn.inference.leaderboard import score_submissions
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models, load_run
 from multiattn.inference.submit import KernelInputs, find_inputs, run_kernel

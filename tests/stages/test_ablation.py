@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from multiattn.__main__ import main
-from multiattn.ablations import get_ablation
-from multiattn.inference.ablation import DEMO_NOTE
+from multiattn.evaluation.ablation_table import DEMO_NOTE
+from multiattn.evaluation.ablations import get_ablation
 from multiattn.runtime.files import read_json, write_json
 from multiattn.tables import FACES, FRAME_PREDICTIONS, VIDEO_STATUS, VIDEOS
 from walk import Pipeline, run

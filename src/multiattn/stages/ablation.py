@@ -15,10 +15,8 @@ from pathlib import Path
 
 import torch
 
-from multiattn.ablations import LQ, Ablation, Cell, get_ablation, seeded
 from multiattn.command_line import Positional, parse, results
-from multiattn.figures.ablation import draw_ablation
-from multiattn.inference.ablation import (
+from multiattn.evaluation.ablation_table import (
     DEMO_NOTE,
     AblationTable,
     CrossData,
@@ -28,6 +26,8 @@ from multiattn.inference.ablation import (
     name_data,
     read_cross_data,
 )
+from multiattn.evaluation.ablations import LQ, Ablation, Cell, get_ablation, seeded
+from multiattn.figures.ablation import draw_ablation
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import atomic_path, write_text
 from multiattn.training.engine.ranks import Ranks, distributed

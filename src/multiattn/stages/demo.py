@@ -15,10 +15,10 @@ import pandas as pd
 
 from multiattn.command_line import parse, results
 from multiattn.datasets.embedded import build_demo_dataset
+from multiattn.evaluation.scoring_steps import steps_on_test, steps_out_of_fold
 from multiattn.experiments import get_experiment
 from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
 from multiattn.inference.scoring_file import default_scoring_path, read_scoring
-from multiattn.inference.scoring_steps import steps_on_test, steps_out_of_fold
 from multiattn.runtime.files import read_json
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.stages import faces, folds, index, leaderboard, train, tune

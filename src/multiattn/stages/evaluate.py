@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.command_line import parse, results
+from multiattn.evaluation.measures import Answers
+from multiattn.evaluation.run import (
+    Criterion,
+    Evaluation,
+    EvaluationInputs,
+    choose_among,
+    evaluate_runs,
+    require_choosable,
+)
+from multiattn.evaluation.tables import CROPS_EACH, judged_crops, worst_videos
 from multiattn.figures.evaluation_page import DatasetSection, PageTable, evaluation_page
 from multiattn.inference.attention_maps import spread_crops
-from multiattn.inference.evaluation.answers import Answers
-from multiattn.inference.evaluation.choice import Criterion, require_choosable
-from multiattn.inference.evaluation.run import Evaluation, EvaluationInputs, choose_among, evaluate_runs
-from multiattn.inference.evaluation.worst_videos import CROPS_EACH, judged_crops, worst_videos
 from multiattn.runtime.files import atomic_path, write_text
 from multiattn.tables import VIDEO_PREDICTIONS
 

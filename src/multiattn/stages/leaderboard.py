@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
+from multiattn.evaluation.leaderboard import ScaleName, score_submissions
 from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
-from multiattn.inference.leaderboard import ScaleName, score_submissions
 from multiattn.runtime.files import atomic_path, write_text
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.published import SCALES, Scale, among_kaggles_400, scale_of
+from multiattn.evaluation.published import SCALES, Scale, among_kaggles_400, scale_of
 from multiattn.runtime.files import read_json
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, video_metrics

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from multiattn.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
+from multiattn.evaluation.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import HELD_OUT_FILE, find_models
 from multiattn.scoring.aggregators import complete_videos

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
+from multiattn.evaluation.leaderboard import NOT_COMPARABLE, score_submissions
+from multiattn.evaluation.published import SCALES, among_kaggles_400, scale_of
 from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
-from multiattn.inference.leaderboard import NOT_COMPARABLE, score_submissions
-from multiattn.inference.published import SCALES, among_kaggles_400, scale_of
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.stages import leaderboard as stage
 from page_reader import Reader

@@ -1,38 +1,181 @@
-"""Runs and labelled faces -> everything a report of a test says; the leak checks come before any work."""
+"""Several runs on a validation split: which is the best, by one number.
+
+Frame predictions kept beside a result, and made again only for what has changed.
+
+    frame_predictions.parquet   the predictions
+    frame_predictions.json      what they are of: SHA-256 of every checkpoint and of the faces, precision, device
+
+A model whose checkpoint is the same keeps its predictions as long as the faces, the videos asked for and the precision
+are the same. They are written after each model, so an interrupted command continues with the next one.
+
+Runs and labelled faces -> everything a report of a test says; the leak checks come before any work.
+"""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
+import torch
 
-from multiattn.inference.evaluation.answers import (
+from multiattn.evaluation.measures import (
+    ALL,
     Answers,
     Extracted,
+    Figures,
     Selection,
     Split,
     answer_videos,
     find_faces,
+    measure,
     select_videos,
 )
-from multiattn.inference.evaluation.choice import Choice, Criterion, choose_run
-from multiattn.inference.evaluation.kept_predictions import predict_kept
-from multiattn.inference.evaluation.measures import Figures, measure
-from multiattn.inference.evaluation.paper_figures import compare_with_paper
-from multiattn.inference.evaluation.tables import TextTable, dataset_tables, selection_notes, summary_table
-from multiattn.inference.evaluation.unseen import (
-    held_out_pairs,
-    require_unseen,
-    seen_originals,
-    trained_datasets,
-)
-from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.evaluation.tables import TextTable, compare_with_paper, dataset_tables, selection_notes, summary_table
+from multiattn.evaluation.unseen import held_out_pairs, require_unseen, seen_originals, trained_datasets
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring, experiment_name
-from multiattn.runtime.devices import pick_device
-from multiattn.tables import VIDEOS
+from multiattn.runtime.devices import pick_device, resolve_precision
+from multiattn.runtime.files import file_digest, read_json, write_json
+from multiattn.tables import FRAME_PREDICTIONS, VIDEOS
+from multiattn.video.crops.images import names_digest
+from multiattn.video.crops.recipe import RECIPE_FILE
 
 logger = logging.getLogger(__name__)
+
+Criterion = Literal["log_loss", "auc"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best of several runs."""
+
+    best: str
+    table: pd.DataFrame
+    """run, log_loss, auc (means over data sets, NaN where one class is missing), num_datasets; the best first."""
+    criterion: Criterion
+
+    def describe(self) -> str:
+        """The table, and the choice in words."""
+        words = self.table.to_string(index=False, float_format="%.4f")
+        return f"{words}\nchosen by {self.criterion} of videos: {self.best}"
+
+
+def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choice:
+    """The run with the lowest log loss or the highest AUC of videos, as a mean over data sets; equals by name.
+
+    Args:
+        measured: run -> its table of `measures.measure`, all of the same data sets.
+
+    Raises:
+        ValueError: AUC where a data set has one class only.
+    """
+    rows = []
+    for run, table in measured.items():
+        figures, datasets = Figures(table), table["dataset"].unique()
+        of = {
+            metric: sum(figures.of(name, ALL, "", "video", metric)[0] for name in datasets) / len(datasets)
+            for metric in ("log_loss", "auc")
+        }
+        rows.append({"run": run, **of, "num_datasets": len(datasets)})
+    table = pd.DataFrame(rows)
+    if table[criterion].isna().any():
+        raise ValueError(f"--choose {criterion}: a data set has one class only. Choose by log_loss.")
+    order = table.sort_values([criterion, "run"], ascending=[criterion == "log_loss", True], ignore_index=True)
+    return Choice(order["run"].iloc[0], order, criterion)
+
+
+def require_choosable(runs: Sequence[Path], split: str, criterion: Criterion) -> None:
+    """Refuse a choice on a test split, or among fewer than two experiments.
+
+    Raises:
+        ValueError: either.
+    """
+    if split != "val":
+        raise ValueError(
+            f"--choose {criterion} --split {split}: a test split never selects anything: what was chosen on it looks "
+            "better than it is. Choose with --split val, then evaluate the chosen run on the test split."
+        )
+    names = sorted({experiment_name(run) for run in runs})
+    if len(names) < 2 or len(names) < len(runs):
+        raise ValueError(
+            f"--choose {criterion}: expected two experiments or more to choose among, each once, found "
+            f"{', '.join(names)} in {len(runs)} --runs."
+        )
+
+
+PREDICTIONS_FILE = "frame_predictions.parquet"
+
+
+def predict_kept(
+    models: Sequence[TrainedModel],
+    folders: dict[Path, list[str]],
+    out: Path,
+    *,
+    device: torch.device,
+    precision: str,
+) -> pd.DataFrame:
+    """The predictions of some videos, from `out/frame_predictions.parquet` where they are those asked for.
+
+    Args:
+        folders: faces folder -> video_ids to predict there; no video in two of them.
+        out: the folder they are kept in.
+
+    Raises:
+        ValueError: crops that were not made the way a model's were.
+    """
+    path = out / PREDICTIONS_FILE
+    basis = {
+        "faces": faces_digest(folders),
+        "precision": resolve_precision(precision, device),
+        "device": device.type,
+    }
+    checkpoints = {model.name: file_digest(model.path / CHECKPOINT) for model in models}
+    kept, kept_checkpoints = _read_kept(path, basis)
+    same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
+    if same:
+        logger.info("%s: predictions of %d of %d models are kept from before", path, len(same), len(models))
+    tables = [kept[kept["model"].isin(same)]]
+    for model in models:
+        if model.name in same:
+            continue
+        for folder, videos in folders.items():
+            tables.append(predict_faces([model], folder, device=device, precision=precision, video_ids=videos))
+        same.add(model.name)
+        done = {name: digest for name, digest in checkpoints.items() if name in same}
+        _write(pd.concat(tables, ignore_index=True), path, {**basis, "checkpoints": done})
+    return pd.concat(tables, ignore_index=True)
+
+
+def faces_digest(folders: dict[Path, list[str]]) -> str:
+    """SHA-256, in hex, of which crops are predicted: recipes, tables of faces and video_ids, in whatever order."""
+    parts = []
+    for folder, videos in folders.items():
+        files = [file_digest(folder / name) for name in (RECIPE_FILE, "faces.parquet")]
+        parts.append("".join([*files, names_digest(sorted(videos))]))
+    return names_digest(sorted(parts))
+
+
+def _read_kept(path: Path, basis: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """What is kept of these faces, and of which checkpoints; nothing where the basis is another."""
+    facts_path = path.with_suffix(".json")
+    if not path.is_file() or not facts_path.is_file():
+        return FRAME_PREDICTIONS.empty(), {}
+    facts = read_json(facts_path)
+    checkpoints = facts.pop("checkpoints", {})
+    if facts != basis:
+        logger.info("%s: of other faces, videos or precision, so everything is predicted anew", path)
+        return FRAME_PREDICTIONS.empty(), {}
+    return FRAME_PREDICTIONS.read(path, allow_empty=True), checkpoints
+
+
+def _write(predictions: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None:
+    # Between the two writes a kill must not leave facts that promise more than the table holds.
+    path.with_suffix(".json").unlink(missing_ok=True)
+    FRAME_PREDICTIONS.write(predictions, path)
+    write_json(path.with_suffix(".json"), facts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from multiattn.ablations import (
+from multiattn.config import Experiment
+from multiattn.evaluation.ablations import (
     ABLATIONS,
     CELEB_AUC,
     HQ_ACCURACY,
@@ -16,7 +17,6 @@ from multiattn.ablations import (
     get_ablation,
     seeded,
 )
-from multiattn.config import Experiment
 from multiattn.experiments import demo, ffpp_b4, ffpp_b4_baseline
 from multiattn.model.backbone_stages import read_stages
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiattn.inference.scoring_steps import steps_on_test, steps_out_of_fold
+from multiattn.evaluation.scoring_steps import steps_on_test, steps_out_of_fold
 from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.bootstrap import bootstrap_log_loss
 from multiattn.scoring.rule import ScoringRule

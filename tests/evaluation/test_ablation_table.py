@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from multiattn.ablations import CELEB, HQ, LQ, get_ablation
-from multiattn.inference.ablation import (
+from multiattn.evaluation.ablation_table import (
     DEMO_NOTE,
     AblationTable,
     measure_out_of_fold,
     name_data,
     read_cross_data,
 )
+from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.recipe import read_recipe
 from walk import Pipeline

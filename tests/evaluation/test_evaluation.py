@@ -9,23 +9,29 @@ import pytest
 import torch
 from sklearn import metrics
 
-from multiattn.ablations import CELEB, HQ, LQ
 from multiattn.datasets.manifest import video_row
-from multiattn.inference.evaluation import kept_predictions
-from multiattn.inference.evaluation.answers import Answers, answer_videos, find_faces, select_videos
-from multiattn.inference.evaluation.choice import choose_run, require_choosable
-from multiattn.inference.evaluation.kept_predictions import predict_kept
-from multiattn.inference.evaluation.measures import SINGLE, Figures, measure, parts
-from multiattn.inference.evaluation.paper_figures import compare_with_paper, paper_rows
-from multiattn.inference.evaluation.tables import dataset_tables, summary_table
-from multiattn.inference.evaluation.unseen import (
-    common_name,
-    held_out_pairs,
-    require_unseen,
-    seen_originals,
-    trained_datasets,
+from multiattn.evaluation import run as kept_predictions
+from multiattn.evaluation.ablations import CELEB, HQ, LQ
+from multiattn.evaluation.measures import (
+    SINGLE,
+    Answers,
+    Figures,
+    answer_videos,
+    find_faces,
+    measure,
+    parts,
+    select_videos,
 )
-from multiattn.inference.evaluation.worst_videos import judged_crops, worst_videos
+from multiattn.evaluation.run import choose_run, predict_kept, require_choosable
+from multiattn.evaluation.tables import (
+    compare_with_paper,
+    dataset_tables,
+    judged_crops,
+    paper_rows,
+    summary_table,
+    worst_videos,
+)
+from multiattn.evaluation.unseen import common_name, held_out_pairs, require_unseen, seen_originals, trained_datasets
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, VIDEOS

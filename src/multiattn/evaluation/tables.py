@@ -1,4 +1,9 @@
-"""A test's figures as tables of words, for Markdown and for a page alike."""
+"""The paper's printed figures beside a test's own, and in what the test departs from the paper's protocol.
+
+A test's figures as tables of words, for Markdown and for a page alike.
+
+The videos a test went wrong on, with the crops that were judged.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +11,109 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from multiattn.inference.evaluation.answers import Answers, Selection
-from multiattn.inference.evaluation.measures import ALL, SINGLE, Figures
-from multiattn.inference.evaluation.paper_figures import PaperComparison
+from multiattn.evaluation.ablation_table import name_data
+from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation
+from multiattn.evaluation.measures import (
+    ALL,
+    SINGLE,
+    Answers,
+    Extracted,
+    Figures,
+    Selection,
+    Split,
+    single_model_figures,
+)
+from multiattn.scoring.metrics import log_losses
+from multiattn.tables import FAKE
+
+TABLES = ("2", "4")
+PAPER_METHODS = {"Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures"}
+"""Of FF++ as the paper has it; FaceShifter and DFD came later."""
+TRAINED_ON = ("ffpp",)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of one of the paper's tables, as far as it is about one set of data."""
+
+    table: str
+    method: str
+    accuracy: float
+    """Per cent of frames; NaN where the table has none."""
+    auc: float
+
+
+@dataclass(frozen=True)
+class PaperComparison:
+    """A data set the paper has, or one compression of it."""
+
+    data: str
+    """`FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
+    accuracy: float
+    """Ours, in per cent of frames: each model by itself, then the mean over models."""
+    auc: float
+    rows: tuple[PaperRow, ...]
+    departures: tuple[str, ...]
+    """In what ours was measured otherwise; empty where there is nothing known."""
+
+
+def compare_with_paper(
+    answers: Answers, *, trained: Sequence[str], split: Split, unsplit: bool
+) -> list[PaperComparison]:
+    """The parts of a data set that the paper's Tables 2 and 4 have figures of; [] for any other data.
+
+    Args:
+        trained: names of the data sets the runs were trained on.
+        split: what was evaluated.
+        unsplit: whether the data set names no split, so that all of it was taken.
+    """
+    found = []
+    for _, videos in answers.videos.groupby("compression", sort=True):
+        data = name_data(videos)
+        frames = answers.frames[answers.frames["video_id"].isin(set(videos["video_id"]))]
+        if data not in (HQ, LQ, CELEB) or frames.empty:
+            continue
+        figures = single_model_figures(frames)
+        num_models = frames["model"].nunique()
+        departures = _departures(data, videos, num_models, trained=trained, split=split, unsplit=unsplit)
+        found.append(
+            PaperComparison(data, 100 * figures["accuracy"], 100 * figures["auc"], paper_rows(data), tuple(departures))
+        )
+    return found
+
+
+def paper_rows(data: str) -> tuple[PaperRow, ...]:
+    """What Tables 2 and 4 of arXiv:2103.02406 print for `FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
+    rows = []
+    for table in TABLES:
+        for cell in get_ablation(table).cells:
+            figures = {column.metric: value for column, value in cell.paper.items() if column.data == data}
+            if figures:
+                accuracy, auc = (figures.get(metric, float("nan")) for metric in ("accuracy", "auc"))
+                rows.append(PaperRow(f"Table {table}", cell.label, accuracy, auc))
+    return tuple(rows)
+
+
+def _departures(
+    data: str, videos: pd.DataFrame, num_models: int, *, trained: Sequence[str], split: Split, unsplit: bool
+) -> list[str]:
+    said = []
+    if split != "test":
+        said.append(f"measured on split {split}, the paper's figures are of the test split")
+    elif unsplit:
+        said.append("the table names no split, so all videos were taken instead of the official test split")
+    if tuple(trained) != TRAINED_ON:
+        names = ", ".join(trained) or "data nobody knows (imported)"
+        said.append(f"trained on {names}, the paper's models on FF++")
+    if num_models > 1:
+        said.append(f"the mean over {num_models} models, each by itself; the paper's figure is of one model")
+    methods = set(videos.loc[videos["label"] == FAKE, "method"])
+    if data != CELEB and methods != PAPER_METHODS:
+        said.append(f"fakes of {', '.join(sorted(methods)) or 'no method'}, the paper's of the four first methods")
+    if without := int((videos["num_crops"] == 0).sum()):
+        said.append(f"{without} videos without a face have no frames that could count")
+    return said
+
 
 NONE = "none"
 """Stands where a metric needs both classes and one is missing."""
@@ -148,3 +253,36 @@ def _rule(answers: Answers) -> str:
     rule = answers.rule
     tuned = f"tuned for {', '.join(rule.experiments)}" if rule.experiments else "untuned"
     return f"{tuned}, frames {rule.aggregator.frames}, tracks {rule.aggregator.tracks}"
+
+
+COUNT = 20
+CROPS_EACH = 10
+
+
+def worst_videos(answers: Answers, *, count: int = COUNT) -> pd.DataFrame:
+    """The `count` videos of the highest log loss, the worst first, equals by name.
+
+    Returns:
+        Rows of `answers.videos` with the column `loss`.
+    """
+    videos = answers.videos
+    losses = log_losses(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=answers.rule.clip)
+    ordered = videos.assign(loss=losses).sort_values(["loss", "video_id"], ascending=[False, True])
+    return ordered.head(count).reset_index(drop=True)
+
+
+def judged_crops(videos: pd.DataFrame, answers: Answers, extracted: Extracted) -> dict[str, pd.DataFrame]:
+    """Of each video its judged crops, in order of track and time.
+
+    Returns:
+        video_id -> folder, crop, frame_index, track, seconds and probability (mean over the models); a video without
+        crops is not in it.
+    """
+    wanted = set(videos["video_id"])
+    frames = answers.blended_frames()
+    frames = frames[frames["video_id"].isin(wanted)].drop(columns="label")
+    faces = extracted.faces[extracted.faces["video_id"].isin(wanted)]
+    key = ["video_id", "frame_index", "track"]
+    crops = faces[[*key, "folder", "crop", "seconds"]].merge(frames, on=key, validate="one_to_one")
+    crops = crops.sort_values(["video_id", "track", "frame_index"])
+    return {video: rows.reset_index(drop=True) for video, rows in crops.groupby("video_id")}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.datasets.manifest import video_id
-from multiattn.inference.leaderboard import read_groups
+from multiattn.evaluation.leaderboard import read_groups
 from multiattn.runtime.files import read_json
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.bootstrap import bootstrap_log_loss
