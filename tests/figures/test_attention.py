@@ -15,12 +15,12 @@ from multiattn.figures.attention import (
     GAP,
     Row,
     RunMaps,
+    attention_page,
     blend,
     color_bar,
     draw_attention,
     overlay,
 )
-from multiattn.figures.attention_page import attention_page
 from page_reader import Reader
 
 DPI = 50

@@ -8,10 +8,15 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from sklearn import metrics
 
-from multiattn.figures.class_histogram import draw_class_histogram
-from multiattn.figures.evaluation_page import DatasetSection, PageTable, evaluation_page
-from multiattn.figures.reliability import draw_reliability, wilson_interval
-from multiattn.figures.roc import draw_roc
+from multiattn.figures.evaluation import (
+    DatasetSection,
+    PageTable,
+    draw_class_histogram,
+    draw_reliability,
+    draw_roc,
+    evaluation_page,
+    wilson_interval,
+)
 from page_reader import Reader
 
 EMPTY_FRAMES = pd.DataFrame({"label": pd.Series(dtype="int64"), "probability": pd.Series(dtype="float64")})

@@ -6,7 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from multiattn.figures import attention_page, evaluation_page, faces, score_page
+from multiattn.figures import attention as attention_page
+from multiattn.figures import evaluation as evaluation_page
+from multiattn.figures import faces
+from multiattn.figures import score as score_page
 from multiattn.figures.page import STYLE, crop_figure, figures_table, whole_page
 from page_reader import Reader
 

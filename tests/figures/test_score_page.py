@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from multiattn.figures.attention import RunMaps
-from multiattn.figures.score_page import FileSection, score_page
-from multiattn.figures.timeline import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, timeline_svg
+from multiattn.figures.score import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, FileSection, score_page, timeline_svg
 from page_reader import Reader
 
 

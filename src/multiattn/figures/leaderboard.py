@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multiattn.figures.embedded_image import png_tag
-from multiattn.figures.page import drawing, figures_table, whole_page
+from multiattn.figures.page import drawing, figures_table, png_tag, whole_page
 from multiattn.runtime.files import atomic_path
 
 OURS, PUBLISHED, CONSTANT = "#2f6db5", "#8a8a8a", "#b5482f"

@@ -21,7 +21,7 @@ from multiattn.evaluation.run import (
     require_choosable,
 )
 from multiattn.evaluation.tables import CROPS_EACH, judged_crops, worst_videos
-from multiattn.figures.evaluation_page import DatasetSection, PageTable, evaluation_page
+from multiattn.figures.evaluation import DatasetSection, PageTable, evaluation_page
 from multiattn.inference.attention_maps import spread_crops
 from multiattn.runtime.files import atomic_path, write_text
 from multiattn.tables import VIDEO_PREDICTIONS

@@ -17,8 +17,7 @@ import pandas as pd
 import tyro
 
 from multiattn.command_line import parse, results
-from multiattn.figures.attention import FaceOptions, Row, RunMaps, draw_attention
-from multiattn.figures.attention_page import attention_page
+from multiattn.figures.attention import FaceOptions, Row, RunMaps, attention_page, draw_attention
 from multiattn.figures.augment import SheetRow, draw_augmentations
 from multiattn.figures.curves import Curves
 from multiattn.figures.faces import ContactSheet

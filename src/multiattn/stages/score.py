@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 def _page(scored: ScoredFiles, models: list[TrainedModel], faces: Path, device: torch.device) -> str:
     # Only here: drawing takes a tenth of the start, which a table has no use for.
     from multiattn.figures.attention import RunMaps
-    from multiattn.figures.score_page import FileSection, score_page
+    from multiattn.figures.score import FileSection, score_page
 
     model = model_with_maps(models)
     shown = extreme_crops(scored.crops) if model is not None else scored.crops.head(0)

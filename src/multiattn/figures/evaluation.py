@@ -1,4 +1,11 @@
-"""A test as one HTML page: tables, reliability, ROC and histogram of each data set, and the worst videos with crops."""
+"""P(fake) of videos, real and fake apart.
+
+How often what was called fake with a probability was fake: the reliability diagram (Murphy and Winkler 1977).
+
+ROC curves of videos and of single frames.
+
+A test as one HTML page: tables, reliability, ROC and histogram of each data set, and the worst videos with crops.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +14,102 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import norm
 
-from multiattn.figures.class_histogram import draw_class_histogram
-from multiattn.figures.embedded_image import png_tag
-from multiattn.figures.page import crop_figure, drawing, figures_table, whole_page
-from multiattn.figures.reliability import draw_reliability
-from multiattn.figures.roc import draw_roc
+from multiattn.figures.curves import BLUE, ORANGE
+from multiattn.figures.page import crop_figure, drawing, figures_table, png_tag, whole_page
+from multiattn.scoring.metrics import reliability, roc_points
+
+HISTOGRAM_BINS = 20
+
+
+def draw_class_histogram(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Numbers of real videos upwards and of fake ones downwards, so that neither hides the other.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        probabilities: (N,) P(fake).
+    """
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    heights = {label: np.histogram(probabilities[labels == label], edges)[0] for label in (0, 1)}
+    axes.bar(
+        edges[:-1], heights[0], width=1 / HISTOGRAM_BINS, align="edge", color=BLUE, label=f"real ({sum(heights[0])})"
+    )
+    axes.bar(
+        edges[:-1], -heights[1], width=1 / HISTOGRAM_BINS, align="edge", color=ORANGE, label=f"fake ({sum(heights[1])})"
+    )
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    most = max(1, *heights[0], *heights[1])
+    axes.set(xlim=(0, 1), ylim=(-1.3 * most, 1.3 * most), xlabel="P(fake)", ylabel="videos")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_title("real (up) and fake (down)", fontsize=10, loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
+
+
+RELIABILITY_BINS = 10
+LEVEL = 0.95
+
+
+def draw_reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Share of fakes over mean P(fake), a point a bin with its Wilson interval and number of videos.
+
+    Args:
+        labels: (N,) of 0 and 1, N >= 1.
+        probabilities: (N,) P(fake).
+    """
+    means, fakes, counts = reliability(labels, probabilities, bins=RELIABILITY_BINS)
+    means, fakes, counts = means[counts > 0], fakes[counts > 0], counts[counts > 0]
+    low, high = wilson_interval(fakes, counts)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    axes.vlines(means, low, high, color=BLUE, linewidth=1.2, alpha=0.6)
+    axes.plot(means, fakes, "o-", color=BLUE, markersize=4, linewidth=1)
+    for x, y, count in zip(means, fakes, counts, strict=True):
+        offset = (4, 6 if y < 0.5 else -11)
+        axes.annotate(str(count), (x, y), xytext=offset, textcoords="offset points", fontsize=7, color="0.35")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.05, 1.05), xlabel="mean P(fake)", ylabel="share of fakes")
+    axes.set_title("reliability (with numbers of videos)", fontsize=10, loc="left")
+
+
+def wilson_interval(shares: np.ndarray, counts: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a share of `counts` draws, (B,) each; it stays in [0, 1], with few draws too (Wilson 1927).
+
+    (p + z²/2n ± z sqrt(p (1 - p) / n + z² / 4n²)) / (1 + z²/n), z the normal quantile of the level.
+    """
+    z = norm.ppf((1 + level) / 2)
+    scale = 1 + z**2 / counts
+    middle = (shares + z**2 / (2 * counts)) / scale
+    half = z * np.sqrt(shares * (1 - shares) / counts + z**2 / (4 * counts**2)) / scale
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
+
+
+COLORS = (BLUE, ORANGE)
+
+
+def draw_roc(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """A step for each of at most two sets of answers; words instead where none has both classes.
+
+    Args:
+        curves: name -> labels (N,) of 0 and 1, and P(fake) (N,); N may be 0.
+    """
+    drawn = False
+    for (name, (labels, probabilities)), color in zip(curves.items(), COLORS, strict=False):
+        if len(np.unique(labels)) < 2:
+            continue
+        false_positives, true_positives = roc_points(labels, probabilities)
+        area = np.trapezoid(true_positives, false_positives)
+        axes.plot(false_positives, true_positives, color=color, linewidth=1.6, label=f"{name}, AUC {area:.4f}")
+        drawn = True
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="reals called fake", ylabel="fakes called fake")
+    axes.set_title("ROC", fontsize=10, loc="left")
+    if drawn:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    else:
+        axes.text(0.5, 0.62, "no ROC: one class only", ha="center", color="0.35", fontsize=9)
+
 
 LABELS = {1: "fake", 0: "real"}
 PAGE_STYLE = """
