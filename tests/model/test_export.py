@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from multiattn.bench.train_sides import settle_statistics
 from multiattn.config import Experiment, ModelConfig
 from multiattn.experiments import official
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.model.network import NetworkOutput, make_network
-from multiattn.training.bench_sides import settle_statistics
 
 PAPER = ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3")
 OFFICIAL = dataclasses.replace(

@@ -21,6 +21,9 @@ from typing import Literal
 import pandas as pd
 import torch
 
+from multiattn.bench.data import DataBench
+from multiattn.bench.faces import compare_extraction
+from multiattn.bench.train import compare, comparison_lines
 from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
@@ -29,9 +32,6 @@ from multiattn.inference.submit.bench import KernelBench
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.tables import UNKNOWN, VIDEOS
-from multiattn.training.bench import compare, comparison_lines
-from multiattn.training.bench_data import DataBench
-from multiattn.video.bench import compare_extraction
 from multiattn.video.extraction.extract import VideoTask, extraction_settings
 
 DEFAULT = "dfdc_b4"

@@ -14,16 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig
-from multiattn.experiments import baseline, official
-from multiattn.model.describe import describe_network
-from multiattn.model.network import make_network
-from multiattn.model.predict import normalize_crops
-from multiattn.runtime.devices import seed_everything
-from multiattn.stages.bench import main
-from multiattn.tables import VIDEO_STATUS, VIDEOS
-from multiattn.training import bench_data
-from multiattn.training.bench import (
+from multiattn.bench import data as bench_data
+from multiattn.bench.train import (
     Comparison,
     Timing,
     _serve,
@@ -34,10 +26,28 @@ from multiattn.training.bench import (
     never_waiting,
     training_rate,
 )
-from multiattn.training.bench_sides import PIECES, SIDES, Task, settle_statistics, write_weights
-from multiattn.training.device_ceiling import measured_ceiling, network_flops
+from multiattn.bench.train_sides import (
+    PIECES,
+    SIDES,
+    Task,
+    is_plain,
+    joint_backward,
+    make_plain,
+    measured_ceiling,
+    network_flops,
+    settle_statistics,
+    summed_products,
+    write_weights,
+)
+from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig
+from multiattn.experiments import baseline, official
+from multiattn.model.describe import describe_network
+from multiattn.model.network import make_network
+from multiattn.model.predict import normalize_crops
+from multiattn.runtime.devices import seed_everything
+from multiattn.stages.bench import main
+from multiattn.tables import VIDEO_STATUS, VIDEOS
 from multiattn.training.engine.step import TrainingStep, backward_passes
-from multiattn.training.plain_network import is_plain, joint_backward, make_plain, summed_products
 
 TINY = Experiment(
     name="tiny",

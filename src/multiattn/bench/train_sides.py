@@ -1,4 +1,12 @@
-"""The two sides of `multiattn bench`: the network as we run it, and as it is written plainly.
+"""What a device can do at best, and how much of it a training step asks for: the two sides of a share of the peak.
+
+A training step and its network written plainly: what `multiattn bench` measures ours against.
+
+Plainly is what one writes first from the paper: tensors as (B, C, H, W) lie in memory, bilinear attention pooling that
+forms the products F_k = F (x) A_k and sums them, one backward for the losses of both passes. Layers, weights, losses,
+AGDA and optimiser are the very same objects, and so are the numbers, to rounding.
+
+The two sides of `multiattn bench`: the network as we run it, and as it is written plainly.
 
 What `multiattn train` and `predict` do to a network before they run it stands here too, and nothing else does. Of a
 training step, what is done beside it (moving average, meter of the losses, schedule) is left out on both sides.
@@ -15,22 +23,162 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
+from multiattn.model.attention import MEAN_FLOOR, standardize, unit_rows
 from multiattn.model.cpu_layers import speed_up_cpu_training
+from multiattn.model.describe import describe_network
+from multiattn.model.network import MultiAttentionNet, NetworkOutput, make_network
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import autocast, resolve_precision, seed_everything
 from multiattn.runtime.processor import tune_cpu
 from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
-from multiattn.training.device_ceiling import wait_for
 from multiattn.training.engine.loop import update
 from multiattn.training.engine.optimizer import make_optimizer
 from multiattn.training.engine.step import TrainingStep, backward_passes, set_train_mode, set_trainable
-from multiattn.training.plain_network import joint_backward, make_plain
 from multiattn.video.extraction.faces_folder import read_faces_folder
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the square matrices: large enough to count, small enough to take a moment."""
+REPEATS = 5
+FORWARDS = 3
+"""What forward and backward of a product cost in forwards: the gradients of both its factors are products too."""
+
+
+def measured_ceiling(device: torch.device, precision: str) -> float:
+    """Floating point operations a second of a product of two large square matrices, the fastest of a few.
+
+    Taken as `torch.mm` and as a point-wise convolution, whichever is faster: on a CPU they are two libraries' work, and
+    on AMD's processors the first of them does without AVX-512 in float32.
+
+    Args:
+        precision: bf16, fp16 or fp32; float32 as torch computes it by default.
+    """
+    side = MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
+    image = left.view(1, side // 32, 32, side).permute(0, 3, 1, 2)  # (1, C, H, W), channels last in memory
+    kernel = right[:, :, None, None].contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        seconds = min(
+            _fastest(lambda: left @ right, device),
+            _fastest(lambda: F.conv2d(image, kernel), device),
+        )
+    return 2 * side**3 / seconds
+
+
+def _fastest(product: Callable[[], Tensor], device: torch.device) -> float:
+    taken = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        product()
+        wait_for(device)
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def network_flops(experiment: Experiment, work: str, batch_size: int) -> int:
+    """Floating point operations of the network's convolutions and matrix products; a multiply-add counts as two.
+
+    An eval forward counts them once. A training step does three times, and twice that with an AGDA pass: the forward
+    and the two products of its backward, of the experiment's last phase. Losses, normalisations, activations, AGDA's
+    blur and the optimiser are not counted. Nor does torch's own counter serve for a backward pass: it takes the
+    gradient of a depthwise kernel for that of a dense one.
+    """
+    with torch.device("meta"):
+        network = make_network(experiment.model, load_weights=False)
+    forward = describe_network(network, experiment.data.image_size).total.flops * batch_size
+    if work == "infer":
+        return forward
+    several = experiment.model.network == "multi-attention" and experiment.model.num_maps > 1
+    twice = several and experiment.agda.mode != "none" and experiment.schedule[-1].agda
+    return FORWARDS * forward * (2 if twice else 1)
+
+
+def make_plain(step: TrainingStep) -> TrainingStep:
+    """Turn a training step into the plain one, in place: weights and images NCHW, pooling materialised."""
+    for value in (*step.parameters(), *step.buffers()):
+        # A copy into new memory: `contiguous()` keeps the channels-last strides of a 1x1 kernel, and they decide which
+        # layout a convolution works in.
+        value.data = torch.empty(value.shape, dtype=value.dtype, device=value.device).copy_(value)
+    step.network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    if isinstance(step.network, MultiAttentionNet):
+        step.network.__class__ = PlainMultiAttentionNet
+    return step
+
+
+def joint_backward(
+    step: TrainingStep, crops: Tensor, labels: Tensor, *, objective: str = "network", degrade: bool = True
+) -> dict[str, Tensor]:
+    """Forward and backward of one step: both passes, then one backward of their sum.
+
+    Arguments and result as `training.step.backward_passes`; the activations of both passes are kept until the end.
+    """
+    clean = step(crops, labels, objective=objective)
+    terms = dict(clean.terms)
+    if degrade and objective == "network" and step.augmentation is not None:
+        degraded = step(crops, labels, before=clean)
+        terms |= {**degraded.terms, "loss": clean.terms["loss"] + degraded.terms["loss"]}
+    terms["loss"].backward()
+    return {name: value.detach() for name, value in terms.items()}
+
+
+class PlainMultiAttentionNet(MultiAttentionNet):
+    """The same layers, with every F_k formed in memory."""
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """As `MultiAttentionNet.forward`."""
+        config, align = self.config, self.config.align_corners
+        stages, last = self.backbone(images)
+        attention = self.attention(stages[config.attention_stage])
+        textural, pooled = self.texture(stages[config.texture_stage], attention)
+        matrix = unit_rows(summed_products(textural, attention, align_corners=align))  # P (B, M, C_F)
+        kept = self.part_dropout(attention.new_ones(*attention.shape[:2], 1))
+        total = (attention * kept[..., None]).sum(dim=1, keepdim=True)  # A_sum (B, 1, h, w)
+        if config.global_pool == "unit":
+            vector = unit_rows(summed_products(last, total, align_corners=align)).squeeze(1)  # G (B, C_last)
+        else:
+            total = resize(total, last.shape[-2:], align_corners=align) + MEAN_FLOOR
+            vector = summed_products(last, total / total.sum(dim=(-2, -1), keepdim=True)).squeeze(1)
+        parts = unit_rows(summed_products(standardize(pooled) if config.standardize_parts else pooled, attention))
+        return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts)
+
+
+def summed_products(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Sum over positions of F_k = F (x) A_k, with the (B, M, C, H, W) tensor of all F_k in memory.
+
+    Args:
+        features: (B, C, H, W), or (B, M, C, H, W) with one for each map.
+        attention: (B, M, h, w).
+
+    Returns:
+        (B, M, C).
+    """
+    weights = resize(attention, features.shape[-2:], align_corners=align_corners)
+    shared = features[:, None] if features.ndim == 4 else features
+    return (shared * weights[:, :, None]).sum(dim=(-2, -1))
+
+
+def resize(maps: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
+    """(B, M, h, w) -> (B, M, *size), bilinear."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether every parameter and buffer lies in memory in the order of its axes."""
+    values = (*module.parameters(), *module.buffers())
+    return all(value.stride() == torch.empty(value.shape, device="meta").stride() for value in values)
+
 
 Work = Literal["train", "infer"]
 Passes = Callable[..., dict[str, Tensor]]

@@ -115,7 +115,7 @@ class DataBench:
 
 
 def _measured_training_rate(experiment: Experiment, batch_size: int, device: torch.device) -> float:
-    from multiattn.training.bench import training_rate  # what it needs takes seconds to import
+    from multiattn.bench.train import training_rate  # what it needs takes seconds to import
 
     return training_rate(experiment, batch_size=batch_size, device=device)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from drawn_faces import draw, write_clip
 
+from multiattn.bench.faces import ExtractionBench, Side, shared_faces
 from multiattn.stages.bench import main
-from multiattn.video.bench import ExtractionBench, Side, shared_faces
 
 NONE = np.zeros((0, 4))
 

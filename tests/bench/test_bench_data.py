@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
+from multiattn.bench import data as bench_data
+from multiattn.bench.data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns
 from multiattn.config import DataConfig
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
-from multiattn.training import bench_data
-from multiattn.training.bench_data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns
 from multiattn.training.data.crops import training_loader
 from multiattn.video.crops.images import read_crop
 

@@ -18,11 +18,21 @@ from typing import Any
 
 import torch
 
+from multiattn.bench.train_sides import (
+    PIECES,
+    SIDES,
+    Evaluation,
+    Task,
+    Training,
+    Work,
+    measured_ceiling,
+    network_flops,
+    wait_for,
+    write_weights,
+)
 from multiattn.config import Experiment
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.processor import WAIT_POLICY
-from multiattn.training.bench_sides import PIECES, SIDES, Evaluation, Task, Training, Work, write_weights
-from multiattn.training.device_ceiling import measured_ceiling, network_flops, wait_for
 
 SPLITS = 3
 """Extra repeats in which the pieces of a step are timed one by one."""
