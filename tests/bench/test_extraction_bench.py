@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from drawn_faces import draw, write_clip
 
+from drawn_faces import draw, write_clip
 from multiattn.bench.faces import ExtractionBench, Side, shared_faces
 from multiattn.stages.bench import main
 

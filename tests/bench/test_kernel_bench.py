@@ -1,8 +1,8 @@
 """The kernel's bench: what it prints of both sides, and that both judge alike."""
 
 import pytest
-from multiattn.inference.submit.bench import KernelBench, Side, table
 
+from multiattn.bench.submit import KernelBench, Side, table
 from multiattn.inference.runs import find_models
 from sums import machine_was_measured
 
@@ -47,7 +47,7 @@ def test_a_folder_without_videos_is_refused(tmp_path):
 
 
 def test_an_untrained_run_can_be_loaded(tmp_path):
-    from multiattn.inference.submit.bench import untrained_run
+    from multiattn.bench.submit import untrained_run
 
     models = find_models(untrained_run(tmp_path, "demo", folds=2))
     assert [model.name for model in models] == ["demo/fold0", "demo/fold1"] and all(m.imported for m in models)

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_faces import SquareDetector, draw, frames_of, landmarks_of, write_clip
 
+from drawn_faces import SquareDetector, draw, frames_of, landmarks_of, write_clip
 from multiattn.tables import FACES
 from multiattn.video.crops.recipe import CropRecipe, align_crop
 from multiattn.video.decoding.frames import Frame

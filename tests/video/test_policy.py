@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from drawn_faces import SIZE_WH, SquareDetector, draw, frames_of, landmarks_of, write_clip
 
+from drawn_faces import SIZE_WH, SquareDetector, draw, frames_of, landmarks_of, write_clip
 from multiattn.tables import FAKE, REAL, UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import Frame, evenly_spaced_indices

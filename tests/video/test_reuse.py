@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from drawn_faces import SquareDetector, draw, write_clip
 
+from drawn_faces import SquareDetector, draw, write_clip
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction import extract
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video

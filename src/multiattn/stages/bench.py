@@ -23,12 +23,12 @@ import torch
 
 from multiattn.bench.data import DataBench
 from multiattn.bench.faces import compare_extraction
+from multiattn.bench.submit import KernelBench
 from multiattn.bench.train import compare, comparison_lines
 from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
 from multiattn.experiments import get_experiment
-from multiattn.inference.submit.bench import KernelBench
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.tables import UNKNOWN, VIDEOS
