@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from multiattn.config import Experiment, LossConfig, ModelConfig
 from multiattn.model.backbone import Backbone
-from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.model.network import make_network
 from multiattn.model.rewrites import checkpoint_blocks, find_blocks, untouched_statistics
 from multiattn.training.engine.step import TrainingStep, backward_passes, frozen_statistics
@@ -153,11 +152,6 @@ def test_autocast_is_the_same_in_the_second_run(dtype):
         loss.backward()
         found.append({name: one.grad for name, one in backbone.named_parameters()})
     assert_same(*found)
-
-
-def test_fast_layers_inside_the_blocks_are_used_in_both_runs():
-    plain, checkpointed = (speed_up_cpu_training(backbone) for backbone in make_pair(drop_path_rate=0.2))
-    assert_same(run(checkpointed, images()), run(plain, images()))
 
 
 def test_nothing_is_computed_again_without_gradients_or_in_eval_mode():

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from multiattn.config import ModelConfig
-from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.model.network import MultiAttentionNet
 from multiattn.model.rewrites import PAIRS, fold_batch_norms
 
@@ -30,7 +29,6 @@ def batch_norms(net: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
-@pytest.mark.parametrize("fast", [pytest.param(False, id="plain"), pytest.param(True, id="sped up for training")])
 @pytest.mark.parametrize(
     ("backbone", "settings"),
     [
@@ -40,10 +38,8 @@ def batch_norms(net: nn.Module) -> int:
         pytest.param("tinynet_e", {"attention": "masked-elu"}, id="released attention"),
     ],
 )
-def test_the_folded_network_gives_the_same_outputs(backbone, settings, fast):
+def test_the_folded_network_gives_the_same_outputs(backbone, settings):
     net = network(backbone, **settings)
-    if fast:
-        speed_up_cpu_training(net)
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         expected = net(images)

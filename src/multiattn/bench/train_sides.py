@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
 from multiattn.model.attention import MEAN_FLOOR, standardize, unit_rows
-from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.model.describe import describe_network
 from multiattn.model.network import MultiAttentionNet, NetworkOutput, make_network
 from multiattn.model.predict import normalize_crops
@@ -365,8 +364,6 @@ def _ours(task: Task, *, compiled: bool = False) -> Training | Evaluation:
         if compiled:
             network.compile()
         return Evaluation(network, task, context)
-    if on_cpu:
-        step = speed_up_cpu_training(step)
     if compiled:
         step.network.compile()
     scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "fp16")

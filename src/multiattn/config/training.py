@@ -200,8 +200,9 @@ class Experiment:
     """`auto`: bf16 on a GPU that has it, fp16 with gradient scaling on an older one, fp32 on a CPU. `apex-O1` is for
     an old build of NVIDIA's apex that still has `apex.amp`."""
     compile: bool = False
-    """Let torch.compile make the network's kernels. Off: on a CPU (2 cores of an AMD EPYC) a training step of B4 takes
-    0.60 of the plain one's time with it, 0.49 with our own kernels and without it; not measured on a GPU."""
+    """Let torch.compile generate the network's code. Off: on a CPU it pays late. On 2 cores of an AMD EPYC with AVX-512
+    a training step of B4 took 0.60 of the plain one's time with it; on Zen 3 the first step took more than 250 s to
+    compile. Not measured on a GPU."""
     save_minutes: float = 10.0
     """Minutes between two saved states inside an epoch; a kill loses at most these."""
     seed: int = 7

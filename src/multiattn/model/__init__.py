@@ -18,7 +18,6 @@ losses.py            cross entropy, additive margin softmax, match loss
 agda.py              Eqs. (6) and (7): attention-guided data augmentation
 diagnostics.py       whether the attention maps differ
 describe.py          shapes, parameters and FLOPs
-cpu_layers.py, cpu_functions.py, cpu_kernels.py, cpu_arithmetic.py, cpu_depthwise.py   fast training on a CPU
 folding.py           fast inference on a CPU
 checkpoints.py       weights to and from safetensors, strict
 

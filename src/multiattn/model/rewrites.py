@@ -247,8 +247,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     """
     folded = copy.deepcopy(network).eval()
     for block in folded.modules():
-        # By the classes it descends from: `speed_up_cpu_training` puts subclasses in their place.
-        for conv_name, norm_name in next((PAIRS[kind] for kind in type(block).__mro__ if kind in PAIRS), ()):
+        for conv_name, norm_name in PAIRS.get(type(block), ()):
             conv, norm = getattr(block, conv_name), getattr(block, norm_name)
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
                 conv.weight, conv.bias = fuse_conv_bn_weights(

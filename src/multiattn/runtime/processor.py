@@ -16,16 +16,6 @@ MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 
 
-def waiting_threads_sleep() -> bool:
-    """Whether OMP_WAIT_POLICY=PASSIVE was set before the start: idle OpenMP threads sleep instead of spinning.
-
-    On cores that are also wanted by others, spinning threads keep the working ones from running: a training step of
-    EfficientNet-B4 with our kernels, on 2 cores beside one busy process, took 50 s, and 7 s beside two with this
-    setting. On quiet cores spinning is the faster (bf16: 0.9 s against 1.1 s).
-    """
-    return os.environ.get(WAIT_POLICY, "").upper() == "PASSIVE"
-
-
 def tune_cpu() -> None:
     """Make this process fit for training and inference on a CPU; for the process, once.
 

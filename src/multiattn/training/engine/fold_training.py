@@ -17,9 +17,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
-from multiattn.model.cpu_layers import speed_up_cpu_training
 from multiattn.runtime.devices import resolve_precision, seed_everything
-from multiattn.runtime.processor import tune_cpu, waiting_threads_sleep
+from multiattn.runtime.processor import tune_cpu
 from multiattn.training.data.crops import FoldCrops, class_weights, training_loader, validation_loader
 from multiattn.training.engine.apex import ApexScaler, initialize_apex_o1, require_amp
 from multiattn.training.engine.averaging import MovingAverage
@@ -311,8 +310,6 @@ def prepare(
     ).to(device)
     if state is None and experiment.start_from is not None:
         start_from(step.network, experiment.start_from, run.fold)
-    if device.type == "cpu" and waiting_threads_sleep():
-        step = speed_up_cpu_training(step)
     step = synchronise_norms(step, device)  # nothing in one process
     settings = experiment.average
     average = None

@@ -23,8 +23,6 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from multiattn.model.cpu_layers import CpuBatchNormSiLU
-
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the others, while rank 0 writes a state or one of them is slow at validating. A rank that
 has died does not cost this time: torchrun notices it and ends the others."""
@@ -138,9 +136,6 @@ def synchronise_norms(step: nn.Module, device: torch.device) -> nn.Module:
     On a GPU the layers become torch's `SyncBatchNorm` by timm's conversion, which keeps the activations that timm's
     layers hold (torch's drops them). On a CPU they change their classes to those below, in place. Parameters, buffers,
     state dict, and what eval mode and `momentum` mean stay as they are either way.
-
-    Together with `speed_up_cpu_training`, in either order: a normalisation that both want is synchronised, by ATen's
-    kernels; the other layers keep their fast ones.
 
     Args:
         step: all that is trained; before DistributedDataParallel, an average of the weights or a compilation.
@@ -297,6 +292,5 @@ SYNCHRONISED: dict[type[nn.Module], type[_Synchronised]] = {
     nn.BatchNorm1d: SynchronisedBatchNorm1d,
     nn.BatchNorm2d: SynchronisedBatchNorm2d,
     BatchNormAct2d: SynchronisedBatchNormAct2d,
-    CpuBatchNormSiLU: SynchronisedBatchNormAct2d,
 }
 """Class -> the one that takes its place on a CPU."""
