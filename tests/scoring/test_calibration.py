@@ -8,6 +8,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from multiattn.scoring.calibration import (
+    CALIBRATORS,
     CLIP_RANGE,
     PSEUDO_VIDEOS,
     Calibration,
@@ -18,8 +19,7 @@ from multiattn.scoring.calibration import (
 )
 from multiattn.scoring.metrics import log_loss
 
-METHODS = ("none", "temperature", "platt", "beta", "isotonic")
-FITTED = METHODS[1:]
+FITTED = sorted(set(CALIBRATORS) - {"none"})
 
 
 def calibrated_videos(num_videos: int, *, share: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def test_maps_by_hand(calibration, given, expected):
     assert calibration.apply(np.array(given)) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CALIBRATORS)
 def test_order_is_kept_results_stay_in_the_unit_interval_and_nan_stays(method):
     probabilities, labels = calibrated_videos(300)
     calibration = fit_calibration(method, labels, probabilities)
@@ -214,8 +214,8 @@ def test_an_impossible_prior_is_refused(prior):
 # --- clip ---------------------------------------------------------------------------------------------------------
 
 
-def clip_cost(clip, labels, probabilities, pseudo_videos=PSEUDO_VIDEOS):
-    pseudo = pseudo_videos * (-0.01 * np.log(clip) - 0.99 * np.log(1 - clip))
+def clip_cost(clip, labels, probabilities):
+    pseudo = PSEUDO_VIDEOS * (-0.01 * np.log(clip) - 0.99 * np.log(1 - clip))
     return len(labels) * log_loss(labels, probabilities, clip=clip) + pseudo
 
 

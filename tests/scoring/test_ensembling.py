@@ -8,15 +8,17 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from multiattn.scoring.aggregators import Aggregator, aggregate_frames
-from multiattn.scoring.ensemble_weights import (
+from multiattn.scoring.ensembling import (
     STACKING_STRENGTHS,
+    Ensemble,
+    experiment_of,
     fit_ensemble,
     greedy_weights,
+    score_experiments,
     simplex_objective,
     simplex_weights,
     stacking_weights,
 )
-from multiattn.scoring.ensembling import Ensemble, experiment_of, score_experiments
 from multiattn.tables import FRAME_PREDICTIONS
 
 SPACES = ("probability", "logit")

@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit
+from made_predictions import Simulated, Simulation
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
 
-from multiattn.scoring import nested_tuning
-from multiattn.scoring.bootstrap import Comparison
-from multiattn.scoring.calibration import Calibration
-from multiattn.scoring.ensembling import Ensemble
+from multiattn.scoring.aggregators import Aggregator
+from multiattn.scoring.bootstrap import Comparison, compare_log_loss
+from multiattn.scoring.calibration import Calibration, fit_calibration
+from multiattn.scoring.ensembling import Ensemble, ensemble_candidates, score_experiments
 from multiattn.scoring.metrics import log_loss
 from multiattn.scoring.nested_tuning import (
     STAGES,
@@ -23,8 +25,8 @@ from multiattn.scoring.nested_tuning import (
     tune_nested,
 )
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.simulation import Simulated, Simulation
 from multiattn.scoring.tuning import describe_tuning, num_steps, tune
+from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 
 SMALL = {"num_videos": 400, "num_frames": 4, "num_groups": 20}
 
@@ -308,7 +310,7 @@ def test_models_of_another_name_are_refused(drawn):
 
 def test_the_report_names_every_candidate_and_every_figure(tuned):
     text = describe_tuning(tuned.rule, tuned.report)
-    for name in (*nested_tuning.ENSEMBLES, "robust_forensics", "temperature", "fitted"):
+    for name in (*ensemble_candidates(), "robust_forensics", "temperature", "fitted"):
         assert f"| {name} " in text
     for name in ("constant 0.5", "base rate", "only experiment2", "equal mean, untuned", "tuned, nested"):
         assert f"| {name} " in text
@@ -318,3 +320,108 @@ def test_the_report_names_every_candidate_and_every_figure(tuned):
     assert constant["log_loss"] == pytest.approx(np.log(2))
     share = tuned.videos["label"].mean()
     assert base_rate["log_loss"] == pytest.approx(-share * np.log(share) - (1 - share) * np.log(1 - share), abs=0.005)
+
+
+# --- tuning where the truth is known ------------------------------------------------------------------------------
+
+SETTINGS = {
+    "calibrated": {"fake_share": 0.5},
+    "overconfident": {"sharpness": 3.0},
+    "underconfident": {"sharpness": 0.3},
+    "skewed classes": {"fake_share": 0.95, "training_prior": 0.5},
+    "heavy tails": {"tail": 1.5, "frame_sd": 1.5, "fake_share": 0.5},
+    "few videos": {"num_videos": 90, "num_groups": 12, "fake_share": 0.5},
+    "few groups": {"num_groups": 6, "fake_share": 0.5},
+    "one knows nothing": {"experiment_sd": (0.6, np.inf), "fake_share": 0.5},
+    "copies": {"experiment_sd": (1e-3, 1e-3, 1e-3), "fake_share": 0.5},
+}
+NUM_FOLDS, HELD_OUT_FROM = 5, 3
+"""Folds 0 to 2 are tuned on, 3 and 4 stand for a test set of other groups."""
+
+
+def simulate(**settings):
+    return Simulation(
+        **{"num_videos": 600, "num_frames": 6, "num_groups": 30, "num_folds": NUM_FOLDS, **settings}
+    ).draw()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_tuned_rule_never_loses_more_than_the_error_on_held_out_groups(setting, seed):
+    drawn = simulate(**SETTINGS[setting], seed=seed)
+    for_tuning = drawn.videos["fold"] < HELD_OUT_FROM
+    known = drawn.predictions["fold"] < HELD_OUT_FROM
+    tuned = tune(drawn.predictions[known], drawn.videos[for_tuning])
+    test = drawn.videos[~for_tuning].set_index("video_id")
+    answers = []
+    for rule in (tuned.rule, ScoringRule()):
+        scored = rule.score(drawn.predictions[~known]).set_index("video_id")["probability"]
+        answers.append(scored.reindex(test.index, fill_value=rule.prior).to_numpy())
+    for labels, groups, (mine, untuned) in (
+        (test["label"], test["group"], answers),
+        (tuned.videos["label"], tuned.videos["group"], tuned.videos[["tuned", "untuned"]].to_numpy().T),
+    ):
+        found = compare_log_loss(labels.to_numpy(), mine, untuned, groups.to_numpy(), clip=1e-6, resamples=1_000)
+        assert found.difference <= 2 * found.standard_error, f"{found}"
+
+
+@pytest.mark.parametrize("setting", ["overconfident", "underconfident", "skewed classes"])
+def test_the_tuned_rule_wins_where_there_is_something_to_win(setting):
+    drawn = simulate(**SETTINGS[setting])
+    report = tune(drawn.predictions, drawn.videos).report
+    assert report["tuned_against_untuned"]["high"] < 0
+    best = log_loss(drawn.videos["label"].to_numpy(), drawn.best)
+    figures = {row["name"]: row["log_loss"] for row in report["figures"]}
+    # At least half of what there is to win.
+    assert figures["tuned, nested"] - best < (figures["equal mean, untuned"] - best) / 2
+
+
+# --- the generator ------------------------------------------------------------------------------------------------
+
+
+def test_tables_keep_their_contracts_and_a_seed_fixes_them():
+    drawn, again, other = simulate(seed=5), simulate(seed=5), simulate(seed=6)
+    text = drawn.predictions.astype({"model": str, "video_id": str})
+    FRAME_PREDICTIONS.validate(text, "simulated")
+    FOLDS.validate(drawn.videos, "simulated")
+    assert drawn.predictions.equals(again.predictions)
+    assert drawn.videos.equals(again.videos)
+    assert not drawn.predictions.equals(other.predictions)
+
+
+def test_every_video_is_scored_by_each_experiments_model_of_its_fold():
+    drawn = simulate(faceless_share=0.1)
+    fold = drawn.videos.set_index("video_id")["fold"]
+    of_row = drawn.predictions["video_id"].astype(str).map(fold).to_numpy()
+    assert (drawn.predictions["fold"].to_numpy() == of_row).all()
+    named = drawn.predictions["model"].astype(str).str.rpartition("/fold")[2].astype(int)
+    assert (named.to_numpy() == of_row).all()
+    counts = drawn.predictions.groupby("video_id", observed=True).size()
+    assert (counts == 3 * 6).all()
+    assert len(drawn.videos) - len(counts) == pytest.approx(60, abs=25)
+    assert (drawn.videos.groupby("group")["fold"].nunique() == 1).all()
+
+
+@pytest.mark.parametrize(("sharpness", "prior"), [(1.0, 0.8), (3.0, 0.8), (1 / 3, 0.8), (1.0, 0.5)])
+def test_sharpness_and_prior_are_what_platt_finds(sharpness, prior):
+    """Without noise of frames and models a single experiment is calibrated up to them."""
+    drawn = simulate(
+        num_videos=20_000, num_frames=1, fake_share=0.8, training_prior=prior, sharpness=sharpness, frame_sd=0.0,
+        offset_sd=0.0, group_sd=0.0, faceless_share=0.0, experiment_sd=(0.6,),
+    )  # fmt: skip
+    values = score_experiments(drawn.predictions, Aggregator()).values[:, 0]
+    slope, intercept = fit_calibration("platt", drawn.videos["label"].to_numpy(), values).parameters
+    assert slope * sharpness == pytest.approx(1, abs=0.06)
+    assert intercept == pytest.approx(logit(0.8) - logit(prior), abs=0.1)
+
+
+def test_the_best_answer_is_calibrated_and_better_than_every_experiment():
+    drawn = simulate(
+        num_videos=20_000, num_frames=1, frame_sd=0.0, experiment_sd=(0.6, 0.9, np.inf), faceless_share=0.0
+    )
+    labels = drawn.videos["label"].to_numpy()
+    assert fit_calibration("platt", labels, drawn.best).parameters == pytest.approx([1, 0], abs=0.1)
+    values = score_experiments(drawn.predictions, Aggregator()).values
+    areas = [roc_auc_score(labels, values[:, experiment]) for experiment in range(3)]
+    assert roc_auc_score(labels, drawn.best) > areas[0] > areas[1] > 0.8
+    assert areas[2] == pytest.approx(0.5, abs=0.03)

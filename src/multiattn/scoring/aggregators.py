@@ -1,100 +1,144 @@
-"""Frame probabilities -> one clipped probability a video.
+"""Aggregators: frame predictions -> one clipped probability a video, and the named ones that `multiattn tune` compares.
 
-The one rule that validation, out-of-fold scoring and submission share: frames of a track, tracks of a video, mean over
-models, clip. The rules themselves are in `frame_rules.py` and `track_rules.py`, those of the winners in `recipes.py`.
-
-Named aggregators: the plain ones, and the rules of the DFDC's winners and of ISPL, each for one model.
-
-What `multiattn tune` tries. Models are blended after them; where a winner clipped, the recipe has that clip. The
-formulas, their sources and what was mended are with the rules, in `frame_rules.py` and `track_rules.py`;
-`dataclasses.replace(recipe, faithful=True)` brings a fault back.
+Frames of a track, tracks of a video, mean over models, clip: the same for validation, out-of-fold scores and
+submission. `RECIPES`, `FRAME_RULES` and `TRACK_RULES` are the only lists: checks, messages, help and tuning read them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 
 from multiattn.scoring.frame_groups import FrameGroups, equal_lengths
-from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES, sigmoid
+from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES, FrameRule, TrackRule, sigmoid
 
 DEFAULT_CLIP = 0.01
+"""Of a submission whose clip was not tuned: probabilities lie in [0.01, 0.99]."""
 DEFAULT_PRIOR = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregator:
-    """How frames become a video's probability; saved in `card.json`."""
+    """Settings of the way from frames to a video's probability; part of `scoring.json`.
 
-    frames: Literal[
-        "mean",
-        "median",
-        "mean_logit",
-        "median_logit",
-        "trimmed",
-        "power",
-        "top_k",
-        "confident",
-        "sharpened",
-        "gated",
-        "dead_zone",
-        "signed_power",
-        "max_abs",
-        "average_vote",
-        "vote",
-    ] = "mean"
-    """Frames of a track -> track; formulas in `frame_rules.py`. `mean_logit` is the sigmoid of the mean logit, sharper
-    than `mean`."""
-    tracks: Literal["weighted", "mean", "max", "pooled", "first", "faces", "faces_shrunk"] = "weighted"
-    """Tracks -> video; formulas in `track_rules.py`. `weighted` weighs each track by its frames, so a false detection
-    of one frame hardly counts; `max` is for videos in which one of several people is forged; `pooled` makes one list of
-    the frames of all tracks."""
+    Raises:
+        ValueError: a rule that is not registered, or a value that it does not take.
+    """
+
+    frames: str = "mean"
+    """One of `FRAME_RULES`: frames of a track -> track. `mean_logit`, the sigmoid of the mean logit, is sharper than
+    `mean`."""
+    tracks: str = "weighted"
+    """One of `TRACK_RULES`: tracks -> video. `weighted` weighs each track by its frames, so that a false detection of
+    one frame hardly counts."""
     amount: float | None = None
-    """The frame rule's one number, where it has one: `trimmed` share (0.1), `power` exponent (3), `top_k` share or
-    number (0.25), `sharpened` exponent (0.65), `dead_zone` width (1), `signed_power` exponent (3). None: that one."""
+    """The frame rule's one number, where it has one; None: the rule's default."""
     faithful: bool = False
-    """With the fault of the original, for `confident` and `faces_shrunk`, which are mended otherwise."""
+    """With the fault of the original, for rules that are mended otherwise."""
     clip: float = DEFAULT_CLIP
     """The result lies in [clip, 1 - clip]: bounds what one confident mistake costs (-ln 0.01 = 4.6)."""
     prior: float = DEFAULT_PRIOR
     """The answer for a video without a usable face."""
 
     def __post_init__(self) -> None:
-        for name in ("frames", "tracks"):
-            choices = get_args(get_type_hints(Aggregator)[name])
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}.")
-        self._check_amount()
-        if self.faithful and not (FRAME_RULES[self.frames].has_fault or self._track_fault):
+        for name, rules in (("frames", FRAME_RULES), ("tracks", TRACK_RULES)):
+            if getattr(self, name) not in rules:
+                raise ValueError(
+                    f"aggregator: expected {name} to be one of {', '.join(rules)}, found {getattr(self, name)!r}."
+                )
+        frames, tracks = FRAME_RULES[self.frames], TRACK_RULES[self.tracks]
+        if self.amount is not None and frames.default is None:
             raise ValueError(
-                f"--faithful: expected frames confident or tracks faces_shrunk, whose originals have a fault, "
-                f"found frames {self.frames} and tracks {self.tracks}."
+                f"aggregator: frames {self.frames} takes no amount, found {self.amount}; those that do: "
+                f"{_names(FRAME_RULES, lambda rule: rule.default is not None)}."
+            )
+        if self.amount is not None and not frames.accepts(self.amount):
+            raise ValueError(
+                f"aggregator: expected an amount that is {frames.expected} with frames {self.frames}, found "
+                f"{self.amount}."
+            )
+        if self.faithful and not (frames.has_fault or tracks.has_fault):
+            raise ValueError(
+                f"aggregator: faithful is for rules whose originals have a fault: frames "
+                f"{_names(FRAME_RULES, lambda rule: rule.has_fault)}, tracks "
+                f"{_names(TRACK_RULES, lambda rule: rule.has_fault)}; found frames {self.frames}, tracks {self.tracks}."
             )
         if not 0 < self.clip < 0.5:
-            raise ValueError(f"--clip: expected a value in (0, 0.5), found {self.clip}.")
+            raise ValueError(f"aggregator: expected a clip in (0, 0.5), found {self.clip}.")
         if not self.clip <= self.prior <= 1 - self.clip:
             raise ValueError(
-                f"--prior: expected a value in [clip, 1 - clip], found {self.prior} with clip {self.clip}."
+                f"aggregator: expected a prior in [clip, 1 - clip], found {self.prior} with clip {self.clip}."
             )
 
-    def _check_amount(self) -> None:
-        if self.amount is None:
-            return
-        rule = FRAME_RULES[self.frames]
-        if rule.default is None:
-            takers = ", ".join(name for name, other in FRAME_RULES.items() if other.default is not None)
-            raise ValueError(
-                f"--amount: frames {self.frames} takes no number, found {self.amount}; those that do: {takers}."
-            )
-        if not rule.accepts(self.amount):
-            raise ValueError(f"--amount: expected {rule.expected} with frames {self.frames}, found {self.amount}.")
 
-    @property
-    def _track_fault(self) -> bool:
-        return self.tracks in TRACK_RULES and TRACK_RULES[self.tracks].has_fault
+def _names(rules: Mapping[str, FrameRule | TrackRule], wanted: Callable[[FrameRule | TrackRule], bool]) -> str:
+    return ", ".join(name for name, rule in rules.items() if wanted(rule))
+
+
+RECIPES: dict[str, Aggregator] = {
+    "mean": Aggregator(),
+    "mean_of_tracks": Aggregator(tracks="mean"),
+    "highest_track": Aggregator(tracks="max"),
+    "faces": Aggregator(tracks="faces"),
+    "mean_logit": Aggregator(frames="mean_logit"),
+    "median": Aggregator(frames="median"),
+    "median_logit": Aggregator(frames="median_logit"),
+    "trimmed": Aggregator(frames="trimmed"),
+    "power": Aggregator(frames="power"),
+    "top_k": Aggregator(frames="top_k"),
+    "signed_power": Aggregator(frames="signed_power"),
+    "dead_zone": Aggregator(frames="dead_zone"),
+    "max_abs": Aggregator(frames="max_abs"),
+    "average_vote": Aggregator(frames="average_vote"),
+    "vote": Aggregator(frames="vote"),
+    # The 1st: all faces of all persons are one list.
+    "selim": Aggregator(frames="confident", tracks="pooled"),
+    # The 2nd, the authors of the multi-attention paper: the mean of one face a frame.
+    "wm": Aggregator(frames="mean", tracks="first"),
+    # The 3rd: made for networks trained on mixed labels.
+    "ntech": Aggregator(frames="sharpened", tracks="pooled"),
+    # The 4th, and the same for its two networks b3 and r34.
+    "robust_forensics": Aggregator(frames="gated", tracks="faces"),
+    "robust_forensics_shrunk": Aggregator(frames="gated", tracks="faces_shrunk"),
+    # The 5th: its 3D networks, and its 2D network.
+    "medics": Aggregator(frames="mean", tracks="mean", clip=0.001),
+    "medics_2d": Aggregator(frames="median", tracks="mean", clip=0.001),
+    # The 41st: the mean logit of one face a frame.
+    "ispl": Aggregator(frames="mean_logit", tracks="first"),
+}
+"""Name -> aggregator: the plain ones and, each for one model, the rules of the first five of the DFDC and of ISPL.
+Models are blended after them; where a winner clipped, the recipe has that clip. `gated` apart, none depends on the
+order of time."""
+
+
+def register_aggregator(
+    name: str, frames: str | FrameRule = "mean", tracks: str | TrackRule = "weighted", **settings: float | bool
+) -> Aggregator:
+    """Add an aggregator to `RECIPES`, from outside the package: from then on `multiattn tune` compares it.
+
+    A `scoring.json` that names one of its rules is read only by a process that has registered it.
+
+    Args:
+        name: of the recipe, and of the rules given as rules.
+        frames, tracks: names of rules, or new rules, which are registered under `name`.
+        settings: other fields of `Aggregator`.
+
+    Raises:
+        ValueError: the name is taken, or the settings are none of an `Aggregator`.
+    """
+    if any(name in registry for registry in (RECIPES, FRAME_RULES, TRACK_RULES)):
+        raise ValueError(f"aggregator: the name {name} is taken; choose another one.")
+    if isinstance(frames, FrameRule):
+        FRAME_RULES[name], frames = frames, name
+    if isinstance(tracks, TrackRule):
+        TRACK_RULES[name], tracks = tracks, name
+    try:
+        RECIPES[name] = Aggregator(frames=frames, tracks=tracks, **settings)
+    except (TypeError, ValueError):
+        FRAME_RULES.pop(name, None), TRACK_RULES.pop(name, None)
+        raise
+    return RECIPES[name]
 
 
 def frame_predictions(crops: pd.DataFrame, logits: np.ndarray, *, model: str, fold: int) -> pd.DataFrame:
@@ -161,52 +205,16 @@ def _unit_probabilities(groups: FrameGroups, aggregator: Aggregator) -> np.ndarr
     rule = FRAME_RULES[aggregator.frames]
     settings = {"faithful": aggregator.faithful} if rule.has_fault else {}
     amount = () if rule.default is None else (rule.default if aggregator.amount is None else aggregator.amount,)
-    pooled = aggregator.tracks == "pooled"
+    track_rule = TRACK_RULES[aggregator.tracks]
+    pooled = track_rule.pools_frames
     of_lists = np.empty(len(groups.unit_videos) if pooled else len(groups.frames_of_tracks))
     for stack in groups.stacks_of_units if pooled else groups.stacks_of_tracks:
         of_lists[stack.lists] = rule.of(getattr(stack, rule.takes), *amount, **settings)
     if pooled:
         return of_lists
 
-    rule = TRACK_RULES[aggregator.tracks]
-    settings = {"faithful": aggregator.faithful} if rule.has_fault else {}
+    settings = {"faithful": aggregator.faithful} if track_rule.has_fault else {}
     of_units = np.empty(len(groups.unit_videos))
     for units, tracks in equal_lengths(groups.unit_starts):
-        of_units[units] = rule.of(of_lists[tracks], groups.frames_of_tracks[tracks], **settings)
+        of_units[units] = track_rule.of(of_lists[tracks], groups.frames_of_tracks[tracks], **settings)
     return of_units
-
-
-RECIPES: Mapping[str, Aggregator] = MappingProxyType(
-    {
-        "mean": Aggregator(),
-        "mean_of_tracks": Aggregator(tracks="mean"),
-        "highest_track": Aggregator(tracks="max"),
-        "faces": Aggregator(tracks="faces"),
-        "mean_logit": Aggregator(frames="mean_logit"),
-        "median": Aggregator(frames="median"),
-        "median_logit": Aggregator(frames="median_logit"),
-        "trimmed": Aggregator(frames="trimmed"),
-        "power": Aggregator(frames="power"),
-        "top_k": Aggregator(frames="top_k"),
-        "signed_power": Aggregator(frames="signed_power"),
-        "dead_zone": Aggregator(frames="dead_zone"),
-        "max_abs": Aggregator(frames="max_abs"),
-        "average_vote": Aggregator(frames="average_vote"),
-        "vote": Aggregator(frames="vote"),
-        # The 1st: all faces of all persons are one list.
-        "selim": Aggregator(frames="confident", tracks="pooled"),
-        # The 2nd, the authors of the multi-attention paper: the mean of one face a frame.
-        "wm": Aggregator(frames="mean", tracks="first"),
-        # The 3rd: made for networks trained on mixed labels.
-        "ntech": Aggregator(frames="sharpened", tracks="pooled"),
-        # The 4th, and the same for its two networks b3 and r34.
-        "robust_forensics": Aggregator(frames="gated", tracks="faces"),
-        "robust_forensics_shrunk": Aggregator(frames="gated", tracks="faces_shrunk"),
-        # The 5th: its 3D networks, and its 2D network.
-        "medics": Aggregator(frames="mean", tracks="mean", clip=0.001),
-        "medics_2d": Aggregator(frames="median", tracks="mean", clip=0.001),
-        # The 41st: the mean logit of one face a frame.
-        "ispl": Aggregator(frames="mean_logit", tracks="first"),
-    }
-)
-"""Name -> aggregator. `gated` apart, none depends on the order of the frames."""

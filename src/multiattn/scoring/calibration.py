@@ -1,26 +1,19 @@
-"""Probabilities that mean what they say: temperature, Platt, beta and isotonic calibration of a blend.
+"""Calibration of a blend: temperature, Platt, beta or isotonic; the shift to another share of fakes; the clip.
 
-Every map keeps the order of the videos. Those with parameters are pulled towards "no change" as by a normal prior of
-standard deviation 1 on each, which 100 videos outweigh and without which videos that are told apart perfectly would
-drive the slope to infinity (Platt answers that with smoothed targets instead).
-
-Probabilities for a test set whose share of fakes is another than that of the videos a rule was tuned on.
-
-The clip that costs least: how far from 0 and 1 probabilities are kept.
+Every calibration keeps the order of the videos. Those with parameters are pulled towards "no change" as by a normal
+prior of standard deviation 1 on each, which 100 videos outweigh and without which videos that are separated perfectly
+would drive the slope to infinity (Platt answers that with smoothed targets instead).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
-from multiattn.scoring.aggregators import DEFAULT_CLIP
-from multiattn.scoring.ensembling import to_logits
-from multiattn.scoring.frame_rules import sigmoid
+from multiattn.scoring.frame_rules import sigmoid, to_logits
 
-Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
-NUM_PARAMETERS = {"none": 0, "temperature": 1, "platt": 2, "beta": 3}
 RIDGE = 1.0
 SMALLEST_SLOPE = 1e-3
 """Of `temperature`: at most 1,000."""
@@ -33,39 +26,23 @@ DAMPING = 1e-8
 class Calibration:
     """A non-decreasing map of P(fake), z its logit."""
 
-    method: Method = "none"
+    method: str = "none"
+    """One of `CALIBRATORS`."""
     parameters: tuple[float, ...] = ()
     """temperature: (T,), sigmoid(z / T). platt: (a, b), sigmoid(a z + b). beta: (a, b, c), sigmoid(a ln p -
     b ln(1 - p) + c). isotonic: (x_1 .. x_k, y_1 .. y_k), y interpolated between the x and constant beyond them."""
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(get_type_hints(Calibration)["method"]):
-            raise ValueError(f"calibration: expected one of {', '.join(get_args(Method))}, found {self.method!r}.")
-        values = np.array(self.parameters, dtype=np.float64)
-        if self.method == "isotonic":
-            x, y = values[: len(values) // 2], values[len(values) // 2 :]
-            fits = len(x) == len(y) > 0 and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
-            fits = fits and ((values >= 0) & (values <= 1)).all()
-        else:
-            slopes = values[:1] if self.method == "platt" else values[:2]
-            fits = len(values) == NUM_PARAMETERS[self.method] and np.isfinite(values).all() and (slopes >= 0).all()
-            fits = fits and not (self.method == "temperature" and values[0] == 0)
-        if not fits:
+        if self.method not in CALIBRATORS:
+            raise ValueError(f"calibration: expected one of {', '.join(CALIBRATORS)}, found {self.method!r}.")
+        if not CALIBRATORS[self.method].accepts(np.array(self.parameters, dtype=np.float64)):
             raise ValueError(f"calibration {self.method}: parameters of another form, found {self.parameters[:6]}.")
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """(N,) P(fake) in [0, 1] -> (N,) in [0, 1], float64; NaN stays."""
         p = np.asarray(probabilities, dtype=np.float64)
-        if self.method == "none":
-            return p
-        if self.method == "isotonic":
-            half = len(self.parameters) // 2
-            return np.interp(p, self.parameters[:half], self.parameters[half:])
-        with np.errstate(invalid="ignore"):  # NaN stays, and says nothing
-            if self.method == "temperature":
-                return sigmoid(to_logits(p) / self.parameters[0])
-            slopes, intercept = np.array(self.parameters[:-1]), self.parameters[-1]
-            return sigmoid(_features(p, self.method) @ slopes + intercept)
+        with np.errstate(invalid="ignore"):  # NaN stays, without a warning
+            return CALIBRATORS[self.method].apply(p, np.array(self.parameters, dtype=np.float64))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Calibration":
@@ -73,9 +50,7 @@ class Calibration:
         return cls(method=values["method"], parameters=tuple(float(value) for value in values["parameters"]))
 
 
-def fit_calibration(
-    method: Method, labels: np.ndarray, probabilities: np.ndarray, *, ridge: float = RIDGE
-) -> Calibration:
+def fit_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray, *, ridge: float = RIDGE) -> Calibration:
     """The calibration of the least log loss on held-out videos.
 
     Args:
@@ -91,28 +66,8 @@ def fit_calibration(
     Departures: the ridge in place of Platt's smoothed targets; the temperature is fitted as a slope; isotonic values
     lie in [1 / (n + 2), 1 - 1 / (n + 2)], as no n videos show that a thing never happens.
     """
-    labels = np.asarray(labels, dtype=np.float64)
-    p = np.asarray(probabilities, dtype=np.float64)
-    if method == "none":
-        return Calibration()
-    if method == "isotonic":
-        edge = 1 / (len(labels) + 2)
-        fitted = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(p, labels)
-        steps = np.concatenate([fitted.X_thresholds_, fitted.y_thresholds_])
-        return Calibration(method=method, parameters=tuple(steps.tolist()))
-    if method == "temperature":
-        (slope,) = fit_logistic(to_logits(p)[:, None], labels, np.ones(1), ridge)
-        return Calibration(method=method, parameters=(1 / max(float(slope), SMALLEST_SLOPE),))
-    slopes = _features(p, method)
-    start = np.append(np.ones(slopes.shape[1]), 0.0)
-    features = np.column_stack([slopes, np.ones(len(p))])
-    free = np.ones(len(start), dtype=bool)
-    while True:
-        parameters = np.zeros(len(start))
-        parameters[free] = fit_logistic(features[:, free], labels, start[free], ridge)
-        if (parameters[:-1] >= 0).all():
-            return Calibration(method=method, parameters=tuple(parameters.tolist()))
-        free[np.argmin(parameters[:-1])] = False
+    labels, p = np.asarray(labels, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
+    return Calibration(method=method, parameters=tuple(CALIBRATORS[method].fit(labels, p, ridge)))
 
 
 def fit_logistic(features: np.ndarray, targets: np.ndarray, start: np.ndarray, ridge: float) -> np.ndarray:
@@ -148,12 +103,91 @@ def fit_logistic(features: np.ndarray, targets: np.ndarray, start: np.ndarray, r
     return theta
 
 
-def _features(p: np.ndarray, method: Method) -> np.ndarray:
-    """(N, 1) logits, or for `beta` (N, 2) ln p and -ln(1 - p)."""
+def _fit_temperature(labels: np.ndarray, p: np.ndarray, ridge: float) -> list[float]:
+    (slope,) = fit_logistic(to_logits(p)[:, None], labels, np.ones(1), ridge)
+    return [1 / max(float(slope), SMALLEST_SLOPE)]
+
+
+def _fit_slopes(slopes: np.ndarray, labels: np.ndarray, ridge: float) -> list[float]:
+    """Slopes of at least 0 for (N, D) features, and an intercept; the start is "no change"."""
+    start = np.append(np.ones(slopes.shape[1]), 0.0)
+    features = np.column_stack([slopes, np.ones(len(slopes))])
+    free = np.ones(len(start), dtype=bool)
+    while True:
+        parameters = np.zeros(len(start))
+        parameters[free] = fit_logistic(features[:, free], labels, start[free], ridge)
+        if (parameters[:-1] >= 0).all():
+            return parameters.tolist()
+        free[np.argmin(parameters[:-1])] = False
+
+
+def _fit_isotonic(labels: np.ndarray, p: np.ndarray, ridge: float) -> list[float]:
+    edge = 1 / (len(labels) + 2)
+    fitted = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(p, labels)
+    return np.concatenate([fitted.X_thresholds_, fitted.y_thresholds_]).tolist()
+
+
+def _are_steps(parameters: np.ndarray) -> bool:
+    x, y = np.split(parameters, [len(parameters) // 2])
+    ascend = len(x) == len(y) > 0 and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
+    return bool(ascend and ((parameters >= 0) & (parameters <= 1)).all())
+
+
+def _are_slopes(number: int) -> Callable[[np.ndarray], bool]:
+    """A check: so many slopes of at least 0, and an intercept."""
+    return lambda of: len(of) == number + 1 and np.isfinite(of).all() and (of[:number] >= 0).all()
+
+
+def _platt_features(p: np.ndarray) -> np.ndarray:
+    return to_logits(p)[:, None]
+
+
+def _beta_features(p: np.ndarray) -> np.ndarray:
+    """(N, 2) ln p and -ln(1 - p)."""
     z = to_logits(p)
-    if method == "beta":
-        return np.column_stack([-np.logaddexp(0.0, -z), np.logaddexp(0.0, z)])
-    return z[:, None]
+    return np.column_stack([-np.logaddexp(0.0, -z), np.logaddexp(0.0, z)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrator:
+    """A way to calibrate."""
+
+    fit: Callable[[np.ndarray, np.ndarray, float], list[float]]
+    """(N,) labels, (N,) P(fake) and the ridge -> parameters."""
+    apply: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """(N,) P(fake) and parameters -> (N,) P(fake)."""
+    accepts: Callable[[np.ndarray], bool]
+    """True for parameters of the right number and range."""
+    min_videos: int = 0
+    """With fewer videos, tuning does not try it."""
+
+
+CALIBRATORS: dict[str, Calibrator] = {
+    "none": Calibrator(fit=lambda labels, p, ridge: [], apply=lambda p, of: p, accepts=lambda of: len(of) == 0),
+    "temperature": Calibrator(
+        fit=_fit_temperature,
+        apply=lambda p, of: sigmoid(to_logits(p) / of[0]),
+        accepts=lambda of: len(of) == 1 and 0 < of[0] < np.inf,
+    ),
+    "platt": Calibrator(
+        fit=lambda labels, p, ridge: _fit_slopes(_platt_features(p), labels, ridge),
+        apply=lambda p, of: sigmoid(_platt_features(p) @ of[:-1] + of[-1]),
+        accepts=_are_slopes(1),
+    ),
+    "beta": Calibrator(
+        fit=lambda labels, p, ridge: _fit_slopes(_beta_features(p), labels, ridge),
+        apply=lambda p, of: sigmoid(_beta_features(p) @ of[:-1] + of[-1]),
+        accepts=_are_slopes(2),
+    ),
+    "isotonic": Calibrator(
+        fit=_fit_isotonic,
+        apply=lambda p, of: np.interp(p, *np.split(of, 2)),
+        accepts=_are_steps,
+        min_videos=1_000,
+    ),
+}
+"""Name -> calibrator. `isotonic` overfits with fewer than 1,000 videos (Niculescu-Mizil and Caruana, "Predicting good
+probabilities with supervised learning", ICML 2005, §5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,22 +218,16 @@ class PriorShift:
 
 
 CLIP_RANGE = 1e-4, 0.2
-PSEUDO_VIDEOS = 100.0
-"""What is known beforehand: as if so many videos lay beyond any clip, DEFAULT_CLIP of them on the wrong side."""
+PSEUDO_VIDEOS, PSEUDO_WRONG = 100.0, 0.01
+"""Prior of the clip: as if so many videos lay beyond any clip, and that share of them on the wrong side."""
 
 
-def fit_clip(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    *,
-    pseudo_videos: float = PSEUDO_VIDEOS,
-    pseudo_wrong: float = DEFAULT_CLIP,
-) -> float:
-    """The clip in CLIP_RANGE of the least log loss on held-out videos, drawn towards DEFAULT_CLIP where they are few.
+def fit_clip(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The clip in CLIP_RANGE of the least log loss on held-out videos, drawn towards PSEUDO_WRONG where they are few.
 
     Minimised is L(c) + k (-w ln c - (1 - w) ln(1 - c)), L the summed log loss of probabilities moved into [c, 1 - c],
-    k the pseudo videos and w the share of them that is wrong. Where all n held-out videos are right and certain that
-    is c = k w / (n + k): 0.005 for 100 videos, 1e-4 for 10,000. Without videos it is w.
+    k the PSEUDO_VIDEOS and w = PSEUDO_WRONG the share of them that is wrong. Where all n held-out videos are right and
+    certain that is c = k w / (n + k): 0.005 for 100 videos, 1e-4 for 10,000. Without videos it is w.
 
     Exact: with the videos in the order of m = min(p, 1 - p), between two neighbours the same W wrong and R right
     ones are clipped, and there c = (W + k w) / (W + R + k) is the one minimum, or the nearer end of the interval.
@@ -215,8 +243,8 @@ def fit_clip(
     order = np.argsort(margin, kind="stable")
     margin, right = margin[order], (says_fake == (np.asarray(labels) == 1))[order]
     edges = np.concatenate([[0.0], margin, [0.5]])
-    wrong_clipped = np.concatenate([[0], np.cumsum(~right)]) + pseudo_videos * pseudo_wrong
-    right_clipped = np.concatenate([[0], np.cumsum(right)]) + pseudo_videos * (1 - pseudo_wrong)
+    wrong_clipped = np.concatenate([[0], np.cumsum(~right)]) + PSEUDO_VIDEOS * PSEUDO_WRONG
+    right_clipped = np.concatenate([[0], np.cumsum(right)]) + PSEUDO_VIDEOS * (1 - PSEUDO_WRONG)
     floor = np.maximum(margin, np.finfo(np.float64).tiny)
     own = np.where(right, -np.log1p(-margin), -np.log(floor))
     own_beyond = np.concatenate([np.cumsum(own[::-1])[::-1], [0.0]])

@@ -1,25 +1,40 @@
-"""Several experiments -> one probability a video: what is blended, and how.
+"""Ensembles: several experiments -> one probability a video; the ways to blend, and the fit of their weights.
 
 Units are experiments (seeds are experiments too). The folds of one experiment count alike: at test time all of them see
 a video and their mean is the experiment's answer, out of fold the one that never saw the video answers alone. A mean
 of folds is a little better, and less extreme, than the single fold the weights were fitted on.
+
+Weights are fitted on the out-of-fold answers for the videos that every experiment saw. The simplex objectives are
+convex and compiled with numba; a small pull towards equal weights makes their minimum the only one, so that copies of
+an experiment share its weight and the order of experiments means nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
+import numba
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 
 from multiattn.scoring.aggregators import Aggregator, aggregate_units
+from multiattn.scoring.calibration import fit_calibration
 from multiattn.scoring.frame_groups import FrameGroups
-from multiattn.scoring.frame_rules import gate, sigmoid
+from multiattn.scoring.frame_rules import gate, sigmoid, to_logits
 
-LOGIT_FLOOR = 1e-6
-"""Probabilities are moved into [1e-6, 1 - 1e-6] before a logit is taken: logits lie within 13.8 of 0."""
+SPACES = ("probability", "logit")
 GATE_HIGH, GATE_LOW, GATE_SHARE = 0.8, 0.2, 0.7
-"""RobustForensics' gate over models."""
+"""Of `gated`."""
+PULL = 10.0
+"""Towards equal weights: half of it times the squared distance, in nats over all videos together. For 100,000 videos
+next to nothing."""
+LOSS_FLOOR = 0.01
+"""Probabilities of a mixture are moved into [0.01, 0.99] in the loss of its weights, as the clip will do."""
+GREEDY_STEPS = 100
+STACKING_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""C of scikit-learn: the smaller, the more the weights are pulled to 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,39 +80,33 @@ def score_experiments(predictions: pd.DataFrame | FrameGroups, aggregator: Aggre
     return ExperimentScores(groups.video_ids, tuple(experiments), np.clip(values, 0, 1), num_crops)
 
 
-def to_logits(probabilities: np.ndarray) -> np.ndarray:
-    """ln(p / (1 - p)), float64, of p moved into [LOGIT_FLOOR, 1 - LOGIT_FLOOR]; NaN stays."""
-    p = np.clip(np.asarray(probabilities, dtype=np.float64), LOGIT_FLOOR, 1 - LOGIT_FLOOR)
-    return np.log(p) - np.log1p(-p)
+# --- blends -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """How experiments are blended; the default is their plain mean."""
 
-    method: Literal["mean", "weighted", "greedy", "stacked", "gated"] = "mean"
-    """`mean`; `weighted`: a mean with weights fitted on the simplex; `greedy`: with weights from selection with
-    replacement; `stacked`: sigmoid(intercept + sum of weights * logits), weights of any size and sign; `gated`:
-    RobustForensics' gate over models (DFDC, 4th place), the mean of the sure ones where more than 0.7 of them are sure
-    of the same (above 0.8, below 0.2), else the mean of all."""
-    space: Literal["probability", "logit"] = "probability"
-    """What is averaged. A mean of logits is sharper than a mean of probabilities."""
+    method: str = "mean"
+    """One of `METHODS`."""
+    space: str = "probability"
+    """What is averaged, `probability` or `logit`. A mean of logits is sharper than a mean of probabilities."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Experiment -> weight; of `mean` and `gated` empty, all count alike."""
+    """Experiment -> weight; empty for methods without a fit: all count alike."""
     intercept: float = 0.0
     """Of `stacked`."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Ensemble)
-        for name in ("method", "space"):
-            if getattr(self, name) not in get_args(hints[name]):
-                choices = ", ".join(get_args(hints[name]))
-                raise ValueError(f"ensemble: expected a {name} of {choices}, found {getattr(self, name)!r}.")
-        if bool(self.weights) == (self.method in ("mean", "gated")):
-            raise ValueError(f"ensemble: expected weights with weighted, greedy and stacked only, found {self}.")
+        for name, choices in (("method", METHODS), ("space", SPACES)):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(choices)
+                raise ValueError(f"ensemble: expected a {name} of {expected}, found {getattr(self, name)!r}.")
+        if bool(self.weights) == (METHODS[self.method].fit is None):
+            fitted = ", ".join(name for name, method in METHODS.items() if method.fit)
+            raise ValueError(f"ensemble: expected weights with {fitted} only, found {self}.")
         if not np.isfinite([*self.weights.values(), self.intercept]).all():
             raise ValueError(f"ensemble: expected finite weights, found {self.weights}, {self.intercept}.")
-        if self.method in ("weighted", "greedy"):
+        if METHODS[self.method].on_simplex:
             weights = np.array(list(self.weights.values()))
             if weights.min() < 0 or abs(weights.sum() - 1) > 1e-6:
                 raise ValueError(f"ensemble: expected weights of at least 0 that sum to 1, found {self.weights}.")
@@ -122,20 +131,9 @@ class Ensemble:
         values = np.full((len(given), len(names)), np.nan)
         for column, name in enumerate(experiments):
             values[:, names.index(name)] = given[:, column]
-        if self.method == "gated":
-            weights = np.where(np.isnan(values), 0.0, 1.0)
-            return gate(values, weights, high=GATE_HIGH, low=GATE_LOW, share=GATE_SHARE)
-        weights = np.array([self.weights[name] for name in names]) if self.weights else np.ones(len(names))
-        if self.method != "stacked" and self.space == "probability":
-            return np.clip(weighted_mean(values, weights), 0, 1)
-        logits = to_logits(values)
-        if self.method == "stacked":
-            filled = np.where(np.isnan(logits), weighted_mean(logits, np.ones(len(names)))[:, None], logits)
-            blended = self.intercept + filled @ weights
-        else:
-            blended = weighted_mean(logits, weights)
+        weights = np.array([self.weights.get(name, 1.0) for name in names])
         with np.errstate(invalid="ignore"):  # a video that nobody saw
-            return sigmoid(blended)
+            return METHODS[self.method].blend(values, weights, self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Ensemble":
@@ -154,3 +152,287 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     total = used.sum(axis=1)
     summed = (np.where(seen, values, 0.0) * used).sum(axis=1)
     return np.divide(summed, total, out=np.full(len(values), np.nan), where=total > 0)
+
+
+def _blend_mean(values: np.ndarray, weights: np.ndarray, ensemble: Ensemble) -> np.ndarray:
+    if ensemble.space == "probability":
+        return np.clip(weighted_mean(values, weights), 0, 1)
+    return sigmoid(weighted_mean(to_logits(values), weights))
+
+
+def _blend_stacked(values: np.ndarray, weights: np.ndarray, ensemble: Ensemble) -> np.ndarray:
+    logits = to_logits(values)
+    filled = np.where(np.isnan(logits), weighted_mean(logits, np.ones(len(weights)))[:, None], logits)
+    return sigmoid(ensemble.intercept + filled @ weights)
+
+
+def _blend_gated(values: np.ndarray, weights: np.ndarray, ensemble: Ensemble) -> np.ndarray:
+    seen = np.where(np.isnan(values), 0.0, 1.0)
+    return gate(values, seen, high=GATE_HIGH, low=GATE_LOW, share=GATE_SHARE)
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def fit_ensemble(
+    method: str, space: str, values: np.ndarray, labels: np.ndarray, experiments: Sequence[str], folds: np.ndarray
+) -> Ensemble:
+    """The ensemble of one method, fitted.
+
+    Args:
+        method, space: as in `Ensemble`.
+        values: (V, E) out-of-fold P(fake); NaN where an experiment did not see the video.
+        labels: (V,) of 0 and 1.
+        folds: (V,) any numbers: the parts that `stacked` chooses its strength with.
+
+    Returns:
+        Without a video of each class that all experiments saw, the plain mean.
+    """
+    fit = METHODS[method].fit
+    if fit is None:
+        return Ensemble(method=method, space=space)
+    complete = ~np.isnan(values).any(axis=1)
+    values, labels, folds = values[complete], np.asarray(labels)[complete], np.asarray(folds)[complete]
+    if len(np.unique(labels)) < 2:
+        return Ensemble()
+    weights, intercept = fit(space, values, labels, folds)
+    named = dict(zip(experiments, weights.tolist(), strict=True))
+    return Ensemble(method=method, space=space, weights=named, intercept=intercept)
+
+
+def _fit_simplex(space: str, values: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, float]:
+    if space == "logit":
+        # Weights of sum 1 can not make overconfident logits flatter, but unequal ones would be punished for being
+        # sharper still. So they are fitted after the calibration that equal weights need.
+        blended = _blend_mean(values, np.ones(values.shape[1]), Ensemble(space=space))
+        calibration = fit_calibration("platt", labels, blended)
+        values = calibration.apply(values.ravel()).reshape(values.shape)
+    return simplex_weights(values, labels, space=space), 0.0
+
+
+def simplex_weights(
+    values: np.ndarray, labels: np.ndarray, *, space: str, pull: float = PULL, floor: float = LOSS_FLOOR
+) -> np.ndarray:
+    """(E,) weights, at least 0 and of sum 1, of the least log loss of the blend: SLSQP from equal weights.
+
+    Args:
+        values: (V, E) P(fake), no NaN.
+        labels: (V,) of 0 and 1.
+        space: `probability`: the blend is a mixture sum w_e p_e. Its loss is that of floor + (1 - 2 floor) p, which
+            stands for the clip that follows, and unlike it is smooth and keeps the problem convex. `logit`:
+            sigmoid(sum w_e z_e), without that.
+        pull: towards equal weights.
+
+    Raises:
+        RuntimeError: the solver stopped early.
+    """
+    objective = simplex_objective(values, labels, space=space, pull=pull, floor=floor)
+    size = values.shape[1]
+    found = minimize(
+        objective,
+        np.full(size, 1 / size),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * size,
+        constraints=[{"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(size)}],
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )
+    # 8: the line search can not improve any more, at a minimum that is exact to the last digits of the loss.
+    if found.status not in (0, 8):
+        raise RuntimeError(f"weights of {size} experiments: SLSQP stopped early: {found.message}")
+    weights = np.where(found.x < 1e-9, 0.0, found.x)
+    return weights / weights.sum()
+
+
+def simplex_objective(
+    values: np.ndarray, labels: np.ndarray, *, space: str, pull: float, floor: float
+) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """(E,) weights -> the mean loss that `simplex_weights` minimises, and its (E,) gradient."""
+    is_fake = (np.asarray(labels) == 1)[:, None]
+    if space == "logit":
+        logits = to_logits(values)
+        terms, compiled = np.where(is_fake, logits, -logits), _logit_loss
+    else:
+        # Squeezing every p is squeezing the blend, because the weights sum to 1.
+        terms, compiled = floor + (1 - 2 * floor) * np.where(is_fake, values, 1 - values), _mixture_loss
+    count, size = terms.shape
+    terms = np.ascontiguousarray(terms, dtype=np.float64)
+
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        away = weights - 1 / size
+        gradient = np.empty(size)
+        loss = compiled(weights, terms, gradient)
+        return loss + pull / (2 * count) * away @ away, gradient + pull / count * away
+
+    return objective
+
+
+def greedy_weights(
+    values: np.ndarray, labels: np.ndarray, *, steps: int = GREEDY_STEPS, floor: float = LOSS_FLOOR
+) -> np.ndarray:
+    """(E,) weights from selection with replacement: the share of the picks that fell on each experiment.
+
+    Source: Caruana et al., "Ensemble selection from libraries of models" (ICML 2004), §2.1 and §2.2: the bag begins
+    with the best experiments, as many of them as are best together (sorted initialisation), then the one is added that
+    makes the bag's mean P(fake) the best, again and again; the best bag of the way is the answer. Of equal ones, the
+    first. Departures: no bagging of the library (§2.3): it is for thousands of models; the loss is that of
+    floor + (1 - 2 floor) p, as in `simplex_weights`.
+    """
+    likelihoods = floor + (1 - 2 * floor) * np.where((np.asarray(labels) == 1)[:, None], values, 1 - values)
+    return _greedy(np.ascontiguousarray(likelihoods.T), steps)
+
+
+def stacking_weights(values: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, float]:
+    """(E,) weights of logits and an intercept: logistic regression, its strength chosen over the folds given.
+
+    Source: Wolpert, "Stacked generalization" (1992); scikit-learn's ridge-penalised `LogisticRegression`. With fewer
+    than two folds that leave both classes, C is 1.
+    """
+    logits = to_logits(values)
+    parts = [part for part in np.unique(folds) if len(np.unique(labels[folds != part])) == 2]
+    strength = 1.0
+    if len(parts) >= 2:
+        costs = np.zeros(len(STACKING_STRENGTHS))
+        for part in parts:
+            held_out = folds == part
+            for index, candidate in enumerate(STACKING_STRENGTHS):
+                margins = _regression(logits[~held_out], labels[~held_out], candidate).decision_function(
+                    logits[held_out]
+                )
+                costs[index] += np.logaddexp(0.0, np.where(labels[held_out] == 1, -margins, margins)).sum()
+        strength = STACKING_STRENGTHS[int(np.argmin(costs))]
+    fitted = _regression(logits, labels, strength)
+    return fitted.coef_[0], float(fitted.intercept_[0])
+
+
+def _regression(logits: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, solver="newton-cholesky", tol=1e-8, max_iter=200).fit(logits, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleMethod:
+    """A way to blend."""
+
+    blend: Callable[[np.ndarray, np.ndarray, Ensemble], np.ndarray]
+    """(V, E) P(fake) with NaN, (E,) weights and the ensemble they belong to -> (V,) P(fake)."""
+    fit: Callable[[str, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float]] | None = None
+    """Space, (V, E) P(fake), (V,) labels and (V,) folds -> (E,) weights and intercept. None: all count alike."""
+    on_simplex: bool = False
+    """The weights are at least 0 and sum to 1."""
+    candidates: Mapping[str, str]
+    """What tuning compares: name -> space."""
+
+
+METHODS: dict[str, EnsembleMethod] = {
+    "mean": EnsembleMethod(blend=_blend_mean, candidates={"mean": "probability", "mean of logits": "logit"}),
+    "weighted": EnsembleMethod(
+        blend=_blend_mean,
+        fit=_fit_simplex,
+        on_simplex=True,
+        candidates={"weighted": "probability", "weighted logits": "logit"},
+    ),
+    "greedy": EnsembleMethod(
+        blend=_blend_mean,
+        fit=lambda space, values, labels, folds: (greedy_weights(values, labels), 0.0),
+        on_simplex=True,
+        candidates={"greedy": "probability"},
+    ),
+    "stacked": EnsembleMethod(
+        blend=_blend_stacked,
+        fit=lambda space, values, labels, folds: stacking_weights(values, labels, folds),
+        candidates={"stacked": "logit"},
+    ),
+    "gated": EnsembleMethod(blend=_blend_gated, candidates={"gated": "probability"}),
+}
+"""Name -> method. `weighted` has weights fitted on the simplex, `greedy` from selection with replacement; `stacked` is
+sigmoid(intercept + sum of weights * logits), weights of any size and sign; `gated` is RobustForensics' gate over models
+(DFDC, 4th place): the mean of the sure ones where more than 0.7 of them are sure of the same (above 0.8, below 0.2),
+else the mean of all."""
+
+
+def ensemble_candidates() -> dict[str, tuple[str, str]]:
+    """Name -> method and space of every ensemble that tuning compares."""
+    return {name: (method, space) for method, of in METHODS.items() for name, space in of.candidates.items()}
+
+
+@numba.njit(cache=False)
+def _mixture_loss(weights, likelihoods, gradient):
+    """Mean of -ln(likelihoods @ weights). A product of many likelihoods takes one logarithm."""
+    total, product = 0.0, 1.0
+    gradient[:] = 0.0
+    for video in range(likelihoods.shape[0]):
+        likelihood = 0.0
+        for experiment in range(len(weights)):
+            likelihood += weights[experiment] * likelihoods[video, experiment]
+        product *= likelihood
+        if product < 1e-200:
+            total -= np.log(product)
+            product = 1.0
+        share = 1.0 / likelihood
+        for experiment in range(len(weights)):
+            gradient[experiment] -= share * likelihoods[video, experiment]
+    gradient /= likelihoods.shape[0]
+    return (total - np.log(product)) / likelihoods.shape[0]
+
+
+@numba.njit(cache=False)
+def _logit_loss(weights, margins, gradient):
+    """Mean of ln(1 + exp(-margins @ weights)), margins being logits of the true label."""
+    total = 0.0
+    gradient[:] = 0.0
+    for video in range(margins.shape[0]):
+        margin = 0.0
+        for experiment in range(len(weights)):
+            margin += weights[experiment] * margins[video, experiment]
+        small = np.exp(-abs(margin))
+        total += np.log1p(small) + max(-margin, 0.0)
+        share = (small if margin > 0 else 1.0) / (1.0 + small)
+        for experiment in range(len(weights)):
+            gradient[experiment] -= share * margins[video, experiment]
+    gradient /= margins.shape[0]
+    return total / margins.shape[0]
+
+
+@numba.njit(cache=False)
+def _greedy(likelihoods, steps):
+    num_experiments, num_videos = likelihoods.shape
+    bag = np.zeros(num_videos)
+    single = np.empty(num_experiments)
+    for experiment in range(num_experiments):
+        single[experiment] = _bag_loss(bag, likelihoods[experiment], 1)
+    counts = np.zeros(num_experiments)
+    best_counts, best_loss, begin = counts.copy(), np.inf, 0
+    order = np.argsort(single, kind="mergesort")
+    for rank in range(num_experiments):
+        loss = _bag_loss(bag, likelihoods[order[rank]], rank + 1)
+        counts[order[rank]] += 1
+        bag += likelihoods[order[rank]]
+        if loss < best_loss:
+            best_loss, best_counts, begin = loss, counts.copy(), rank + 1
+    counts = best_counts.copy()
+    bag[:] = 0.0
+    for experiment in range(num_experiments):
+        bag += counts[experiment] * likelihoods[experiment]
+    for picked in range(begin, steps):
+        added, least = 0, np.inf
+        for experiment in range(num_experiments):
+            loss = _bag_loss(bag, likelihoods[experiment], picked + 1)
+            if loss < least:
+                added, least = experiment, loss
+        counts[added] += 1
+        bag += likelihoods[added]
+        if least < best_loss:
+            best_loss, best_counts = least, counts.copy()
+    return best_counts / best_counts.sum()
+
+
+@numba.njit(cache=False)
+def _bag_loss(bag, more, size):
+    """Mean of -ln((bag + more) / size)."""
+    total, product = 0.0, 1.0
+    for video in range(len(bag)):
+        product *= (bag[video] + more[video]) / size
+        if product < 1e-200:
+            total -= np.log(product)
+            product = 1.0
+    return (total - np.log(product)) / len(bag)

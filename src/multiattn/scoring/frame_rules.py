@@ -1,16 +1,15 @@
-"""One P(fake) from the frames of one list: the plain means, and what the winners of the DFDC and ISPL made of them.
+"""Rules of aggregators: the frames of one track -> P(fake), and the tracks of one video -> P(fake).
 
-Every rule is a function of arrays whose last axis holds the n >= 1 frames of a list, in ascending order of value, so
+`FRAME_RULES` and `TRACK_RULES` are the lists of both: a rule is a function here and a line there. p is P(fake), z its
+logit.
+
+A frame rule is a function of arrays whose last axis holds the n >= 1 frames of a list, in ascending order of value, so
 that the order in which frames come can not reach the result; `gated` alone takes them in the order of time. Any number
 of lists of one length are computed at once: with NumPy, because compiling one such rule takes longer than running it
 (0.15 to 0.8 s against 0.002 to 0.12 s for 119,154 lists of 32 frames, one core).
 
-p is P(fake), z its logit. Results are P(fake) in [0, 1].
-
-One P(fake) of a video from those of its tracks, one a person.
-
-Every rule takes (K, t) arrays of K videos with t >= 1 tracks each, in the order of their numbers: track 0 is the person
-seen most (`video/tracks.py`). Results are in [0, 1].
+A track rule takes (K, t) arrays of K videos with t >= 1 tracks each, one a person, in the order of their numbers:
+track 0 is the person in most frames (`video/detectors/tracks.py`).
 """
 
 import math
@@ -24,11 +23,21 @@ HIGH, LOW, GATE_SHARE, GROUP_FRAMES = 0.85, 0.15, 0.7, 5
 """The gate of `gated`, over groups of 5 frames."""
 SURE_FAKE, SURE_REAL = 0.8, 0.2
 SHARPENED_RANGE = 0.01, 0.99
+FACES = 2
+"""Tracks that `faces` counts, the longest ones."""
+LOGIT_FLOOR = 1e-6
+"""Probabilities are moved into [1e-6, 1 - 1e-6] before a logit is taken: logits lie within 13.8 of 0."""
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """P(fake) in [0, 1], float64, without overflow."""
     return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))
+
+
+def to_logits(probabilities: np.ndarray) -> np.ndarray:
+    """Logits of P(fake), float64, within 13.8 of 0; NaN stays."""
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), LOGIT_FLOOR, 1 - LOGIT_FLOOR)
+    return np.log(p) - np.log1p(-p)
 
 
 def gate(values: np.ndarray, weights: np.ndarray | None = None, *, high: float, low: float, share: float) -> np.ndarray:
@@ -82,20 +91,20 @@ def median_logit(z: np.ndarray) -> np.ndarray:
     return sigmoid(_middle(z))
 
 
-def trimmed(p: np.ndarray, share: float = 0.1) -> np.ndarray:
+def trimmed(p: np.ndarray, share: float) -> np.ndarray:
     """Mean of p without the floor(share * n) lowest and as many highest. Monotone. As `scipy.stats.trim_mean`."""
     cut = int(share * p.shape[-1])
     return np.mean(p[..., cut : p.shape[-1] - cut], axis=-1)
 
 
-def power(p: np.ndarray, exponent: float = 3.0) -> np.ndarray:
+def power(p: np.ndarray, exponent: float) -> np.ndarray:
     """(mean p^a)^(1/a): 1 is the mean, and the larger a, the more the most forged frames count. Monotone."""
     top = p[..., -1]
     relative = p / np.where(top > 0, top, 1.0)[..., None]  # no power of it underflows for all frames at once
     return top * np.mean(relative**exponent, axis=-1) ** (1 / exponent)
 
 
-def top_k(p: np.ndarray, amount: float = 0.25) -> np.ndarray:
+def top_k(p: np.ndarray, amount: float) -> np.ndarray:
     """Mean of the highest k: k = amount from 1 on (at most n), else ceil(amount * n). Monotone.
 
     For fakes that show in part of the frames only.
@@ -131,7 +140,7 @@ def confident(p: np.ndarray, *, faithful: bool = False) -> np.ndarray:
     return np.full_like(result, 0.5) if faithful and n == 1 else result
 
 
-def sharpened(p: np.ndarray, exponent: float = 0.65) -> np.ndarray:
+def sharpened(p: np.ndarray, exponent: float) -> np.ndarray:
     """Mean of p pushed away from 0.5, weighed by how far it was from there: NTech's rule.
 
     With d = p - 0.5: q = clip(0.5 + sign(d) |d|^0.65, 0.01, 0.99), w = |d| + 1e-4; sum(w q) / sum(w).
@@ -159,7 +168,7 @@ def gated(logits_in_time: np.ndarray) -> np.ndarray:
     return gate(groups, high=HIGH, low=LOW, share=GATE_SHARE)
 
 
-def dead_zone(z: np.ndarray, width: float = 1.0) -> np.ndarray:
+def dead_zone(z: np.ndarray, width: float) -> np.ndarray:
     """sigmoid(mean of the z with |z| > width), 0.5 where none is: ISPL's `deadzone` before its `mean`.
 
     Not monotone: a frame that rises into the zone leaves the mean. Departures: the default width is ours; there it is
@@ -170,7 +179,7 @@ def dead_zone(z: np.ndarray, width: float = 1.0) -> np.ndarray:
     return sigmoid(np.sum(np.where(kept, z, 0.0), axis=-1) / np.maximum(number, 1))
 
 
-def signed_power(z: np.ndarray, exponent: float = 3.0) -> np.ndarray:
+def signed_power(z: np.ndarray, exponent: float) -> np.ndarray:
     """sigmoid of m with sign(m) |m|^a = mean of sign(z) |z|^a: sure frames count more. Monotone. ISPL's `meanp`."""
     largest = np.maximum(np.abs(z[..., 0]), np.abs(z[..., -1]))
     relative = z / np.where(largest > 0, largest, 1.0)[..., None]  # powers can not overflow
@@ -209,54 +218,6 @@ def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.divide(weighted, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
-@dataclass(frozen=True)
-class FrameRule:
-    """A rule, and what of the frames and of the settings it takes."""
-
-    of: Callable[..., np.ndarray]
-    """(K, n) values -> (K,) P(fake)."""
-    takes: Literal["probabilities", "logits", "logits_in_time"]
-    default: float | None = None
-    """The rule's one number where it has one."""
-    expected: str = ""
-    accepts: Callable[[float], bool] = math.isfinite
-    has_fault: bool = False
-    """`faithful` brings back a fault of the original."""
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
-
-
-FRAME_RULES: dict[str, FrameRule] = {
-    "mean": FrameRule(mean, "probabilities"),
-    "median": FrameRule(median, "probabilities"),
-    "mean_logit": FrameRule(mean_logit, "logits"),
-    "median_logit": FrameRule(median_logit, "logits"),
-    "trimmed": FrameRule(trimmed, "probabilities", 0.1, "a share in [0, 0.5)", lambda share: 0 <= share < 0.5),
-    "power": FrameRule(power, "probabilities", 3.0, "an exponent above 0", _positive),
-    "top_k": FrameRule(
-        top_k,
-        "probabilities",
-        0.25,
-        "a share in (0, 1) or a whole number from 1 on",
-        lambda amount: 0 < amount < 1 or (1 <= amount < math.inf and amount == int(amount)),
-    ),
-    "confident": FrameRule(confident, "probabilities", has_fault=True),
-    "sharpened": FrameRule(sharpened, "probabilities", 0.65, "an exponent above 0", _positive),
-    "gated": FrameRule(gated, "logits_in_time"),
-    "dead_zone": FrameRule(dead_zone, "logits", 1.0, "a logit from 0 on", lambda width: 0 <= width < math.inf),
-    "signed_power": FrameRule(signed_power, "logits", 3.0, "an exponent above 0", _positive),
-    "max_abs": FrameRule(max_abs, "logits"),
-    "average_vote": FrameRule(average_vote, "logits"),
-    "vote": FrameRule(vote, "logits"),
-}
-
-
-FACES = 2
-"""At most so many faces have a say in `faces`."""
-
-
 def weighted(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean weighed by frames, so that a false detection of one frame hardly counts. Monotone."""
     return np.sum(values * counts, axis=-1) / np.sum(counts, axis=-1)
@@ -273,7 +234,7 @@ def highest(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def first(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The person seen most, nobody else. Monotone. WM and ISPL look at one face a frame.
+    """The person seen most, nobody else. Monotone. WM and ISPL take one face a frame.
 
     Departures: WM takes each frame's largest box, ISPL the one of the best score; tables of predictions hold neither.
     """
@@ -310,20 +271,69 @@ def faces_shrunk(values: np.ndarray, counts: np.ndarray, *, faithful: bool = Fal
 
 
 @dataclass(frozen=True)
+class FrameRule:
+    """A frame rule, and which values and settings of an `Aggregator` it takes."""
+
+    of: Callable[..., np.ndarray]
+    """(K, n) values -> (K,) P(fake); a second argument is the rule's one number, where it has one."""
+    takes: Literal["probabilities", "logits", "logits_in_time"] = "probabilities"
+    """The values; the first two ascending."""
+    default: float | None = None
+    """Of the rule's one number; None: it has none."""
+    expected: str = ""
+    accepts: Callable[[float], bool] = math.isfinite
+    """Range of that number, in words and as a check."""
+    has_fault: bool = False
+    """Takes `faithful`, which brings back a fault of the original."""
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+FRAME_RULES: dict[str, FrameRule] = {
+    "mean": FrameRule(mean),
+    "median": FrameRule(median),
+    "mean_logit": FrameRule(mean_logit, "logits"),
+    "median_logit": FrameRule(median_logit, "logits"),
+    "trimmed": FrameRule(trimmed, "probabilities", 0.1, "a share in [0, 0.5)", lambda share: 0 <= share < 0.5),
+    "power": FrameRule(power, "probabilities", 3.0, "an exponent above 0", _positive),
+    "top_k": FrameRule(
+        top_k,
+        "probabilities",
+        0.25,
+        "a share in (0, 1) or a whole number from 1 on",
+        lambda amount: 0 < amount < 1 or (1 <= amount < math.inf and amount == int(amount)),
+    ),
+    "confident": FrameRule(confident, "probabilities", has_fault=True),
+    "sharpened": FrameRule(sharpened, "probabilities", 0.65, "an exponent above 0", _positive),
+    "gated": FrameRule(gated, "logits_in_time"),
+    "dead_zone": FrameRule(dead_zone, "logits", 1.0, "a logit from 0 on", lambda width: 0 <= width < math.inf),
+    "signed_power": FrameRule(signed_power, "logits", 3.0, "an exponent above 0", _positive),
+    "max_abs": FrameRule(max_abs, "logits"),
+    "average_vote": FrameRule(average_vote, "logits"),
+    "vote": FrameRule(vote, "logits"),
+}
+
+
+@dataclass(frozen=True)
 class TrackRule:
-    """A rule, and whether `faithful` brings back a fault of the original."""
+    """A track rule."""
 
     of: Callable[..., np.ndarray]
     """(K, t) P(fake) of tracks, (K, t) their frames -> (K,) P(fake)."""
     has_fault: bool = False
+    """Takes `faithful`, which brings back a fault of the original."""
+    pools_frames: bool = False
+    """The frames of all tracks are one list of the frame rule, and that list is the only track."""
 
 
 TRACK_RULES: dict[str, TrackRule] = {
     "weighted": TrackRule(weighted),
     "mean": TrackRule(track_mean),
     "max": TrackRule(highest),
+    "pooled": TrackRule(first, pools_frames=True),
     "first": TrackRule(first),
     "faces": TrackRule(faces),
     "faces_shrunk": TrackRule(faces_shrunk, has_fault=True),
 }
-"""Beside them `pooled`, which has no tracks: all frames of a video are one list of the frame rule."""

@@ -25,9 +25,8 @@ from scipy.stats import t as student_t
 
 from multiattn.scoring.aggregators import DEFAULT_CLIP, RECIPES, Aggregator
 from multiattn.scoring.bootstrap import Comparison, compare_log_loss
-from multiattn.scoring.calibration import CLIP_RANGE, Calibration, PriorShift, fit_calibration, fit_clip
-from multiattn.scoring.ensemble_weights import fit_ensemble
-from multiattn.scoring.ensembling import Ensemble, score_experiments
+from multiattn.scoring.calibration import CALIBRATORS, CLIP_RANGE, Calibration, PriorShift, fit_calibration, fit_clip
+from multiattn.scoring.ensembling import Ensemble, ensemble_candidates, fit_ensemble, score_experiments
 from multiattn.scoring.frame_groups import FrameGroups
 from multiattn.scoring.rule import ScoringRule
 
@@ -137,19 +136,6 @@ def _standard_error(losses: np.ndarray, groups: np.ndarray) -> float:
 
 SIMPLE = "mean"
 """Among the recipes."""
-ENSEMBLES = {
-    "mean": ("mean", "probability"),
-    "mean of logits": ("mean", "logit"),
-    "weighted": ("weighted", "probability"),
-    "weighted logits": ("weighted", "logit"),
-    "greedy": ("greedy", "probability"),
-    "stacked": ("stacked", "logit"),
-    "gated": ("gated", "probability"),
-}
-CALIBRATIONS = ("none", "temperature", "platt", "beta", "isotonic")
-ISOTONIC_FROM = 1_000
-"""Videos. With fewer it overfits (Niculescu-Mizil and Caruana, "Predicting good probabilities with supervised
-learning", ICML 2005, §5) and is not tried."""
 JUDGE = "platt"
 """Aggregators and ensembles are compared after this calibration, fitted on other parts: the one that knows more is to
 win, not the one that happens to be as sharp as these networks need, which is the calibration's part."""
@@ -206,7 +192,6 @@ def gather_evidence(
     predictions: pd.DataFrame | FrameGroups,
     videos: pd.DataFrame,
     *,
-    recipes: Sequence[str] = tuple(RECIPES),
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Evidence, np.ndarray]:
     """Out-of-fold frame predictions, aggregated by every recipe, once.
@@ -234,8 +219,8 @@ def gather_evidence(
     positions = pd.Index(videos["video_id"]).get_indexer(groups.video_ids)
     _check_held_out(groups, videos, positions)
     values = {}
-    for name in recipes:
-        scores = score_experiments(groups, RECIPES[name])
+    for name, aggregator in RECIPES.items():
+        scores = score_experiments(groups, aggregator)
         values[name] = scores.values
         advance()
     found = videos.iloc[positions]
@@ -336,13 +321,14 @@ def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None
 
     ensemble, held_out = Ensemble(), blended[recipe]
     if len(names) > 1:
-        candidates = {name: _blend_held_out(how, values, labels, names, parts) for name, how in ENSEMBLES.items()}
+        ways = ensemble_candidates()
+        candidates = {name: _blend_held_out(way, values, labels, names, parts) for name, way in ways.items()}
         chosen = stage("ensemble", calibrated(candidates))
-        ensemble, held_out = fit_ensemble(*ENSEMBLES[chosen], values, labels, names, parts), candidates[chosen]
+        ensemble, held_out = fit_ensemble(*ways[chosen], values, labels, names, parts), candidates[chosen]
     else:
         advance()
 
-    methods = [method for method in CALIBRATIONS if method != "isotonic" or len(labels) >= ISOTONIC_FROM]
+    methods = [method for method, calibrator in CALIBRATORS.items() if len(labels) >= calibrator.min_videos]
     candidates = {method: _calibrate_held_out(method, held_out, labels, parts) for method in methods}
     method = stage("calibration", candidates)
     calibration, held_out = fit_calibration(method, labels, held_out), candidates[method]

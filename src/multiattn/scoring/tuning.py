@@ -12,6 +12,8 @@ import pandas as pd
 
 from multiattn.scoring.aggregators import RECIPES
 from multiattn.scoring.bootstrap import Comparison, bootstrap_log_loss, compare_log_loss
+from multiattn.scoring.calibration import CALIBRATORS
+from multiattn.scoring.ensembling import ensemble_candidates
 from multiattn.scoring.frame_groups import FrameGroups
 from multiattn.scoring.metrics import log_loss, video_metrics
 from multiattn.scoring.nested_tuning import (
@@ -164,6 +166,12 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
             f"{shift['log_loss_tuned_shifted']:.4f}"
         ]
     return "\n".join([*lines, f"rule: {describe_rule(rule)}"])
+
+
+def describe_candidates() -> str:
+    """Names of everything that tuning compares, for `multiattn tune --help`."""
+    compared = {"aggregators": RECIPES, "ensembles": ensemble_candidates(), "calibrations": CALIBRATORS}
+    return "\n".join(f"Compared {kind}: {', '.join(names)}." for kind, names in compared.items())
 
 
 def describe_rule(rule: ScoringRule) -> str:

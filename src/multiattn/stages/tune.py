@@ -8,7 +8,7 @@ from pathlib import Path
 
 from multiattn.command_line import parse, results
 from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, tune_runs, write_scoring
-from multiattn.scoring.tuning import describe_tuning
+from multiattn.scoring.tuning import describe_candidates, describe_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    options = parse(Options, argv, stage="tune", doc=__doc__)
+    options = parse(Options, argv, stage="tune", doc=f"{__doc__}\n{describe_candidates()}")
     path = options.out or default_scoring_path(options.runs)
     tuned_on = held_out_digests(options.runs)  # before they are read: what changes meanwhile is noticed later
     tuned = tune_runs(options.runs, test_prior=options.test_prior, seed=options.seed)
