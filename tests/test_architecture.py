@@ -3,12 +3,14 @@
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from multiattn.__main__ import STAGES
+from multiattn.runtime import layout
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "multiattn"
 
@@ -98,6 +100,24 @@ def scoring_faults(source: str) -> list[str]:
     )
 
 
+LAYOUT_FILES = {value for name, value in vars(layout).items() if name.isupper() and "." in str(value)}
+
+
+def file_name_literals(source: str) -> list[str]:
+    """Strings of the code, docstrings aside, that are a file's name of `runtime/layout.py` or make a fold's folder."""
+    tree = ast.parse(source)
+    ignored = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            found += [ast.unparse(node)] if getattr(node.values[0], "value", "") == "fold" else []
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in ignored:
+            is_fold = re.fullmatch(r"(.*/)?fold[0-9*]+(/.*)?", node.value)
+            is_file = node.value.rsplit("/", 1)[-1] in LAYOUT_FILES and " " not in node.value
+            found += [node.value] if is_fold or is_file else []
+    return found
+
+
 # --- the checker itself -------------------------------------------------------------------------------------------
 
 
@@ -176,6 +196,21 @@ def test_the_checker_sees_torch_and_disk(source, faults):
     assert scoring_faults(source) == faults
 
 
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        pytest.param('run / "oof.parquet"', ["oof.parquet"], id="a file"),
+        pytest.param('run.glob("*/card.json")', ["*/card.json"], id="at the end of a path"),
+        pytest.param('run / f"fold{k}"', ["f'fold{k}'"], id="a fold's folder"),
+        pytest.param('run / "fold0"', ["fold0"], id="one fold"),
+        pytest.param('run.glob("fold*/x")', ["fold*/x"], id="all folds"),
+        pytest.param('"""faces.json"""\nf"fold {k}: oof.parquet is damaged"', [], id="words"),
+    ],
+)
+def test_the_checker_sees_file_names_that_the_layout_defines(source, found):
+    assert file_name_literals(source) == found
+
+
 # --- the house ----------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +236,11 @@ def test_only_the_dispatcher_and_the_isolated_process_import_by_name_at_run_time
 
 def test_no_file_is_a_drawer_for_everything():
     assert [module for module in FILES if FORBIDDEN_NAMES & set(module.split("."))] == []
+
+
+def test_file_names_and_folds_folders_are_defined_once():
+    found = {module: file_name_literals(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
+    assert {module: names for module, names in found.items() if names and module != layout.__name__} == {}
 
 
 def test_files_keep_within_their_lines():

@@ -30,7 +30,7 @@ from multiattn.inference.kit.wheels import (
     with_bounds,
 )
 from multiattn.inference.predictor import score_out_of_fold
-from multiattn.inference.runs import CHECKPOINT, find_models, trained_on
+from multiattn.inference.runs import find_models, trained_on
 from multiattn.inference.scoring_file import (
     choose_scoring,
     held_out_digests,
@@ -39,6 +39,7 @@ from multiattn.inference.scoring_file import (
 )
 from multiattn.inference.submit import find_inputs
 from multiattn.model.checkpoints import load_weights, read_metadata, read_state, save_weights
+from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.scoring.ensembling import Ensemble
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS
@@ -97,10 +98,10 @@ def test_weights_within_the_limit_are_stored_in_float16_and_smaller(pipeline, tm
     crops = crops_to_compare(model, pipeline.faces, 6)
     stored = store_weights(model, tmp_path, crops, precision="auto", largest_change=1e-3, device=CPU)
     assert stored.stored == "float16" and 0 < stored.difference <= 1e-3 and stored.crops == len(crops) == 6
-    assert (tmp_path / CHECKPOINT).stat().st_size < 0.75 * (model.path / CHECKPOINT).stat().st_size
-    metadata = read_metadata(tmp_path / CHECKPOINT)
+    assert (tmp_path / BEST_WEIGHTS).stat().st_size < 0.75 * (model.path / BEST_WEIGHTS).stat().st_size
+    metadata = read_metadata(tmp_path / BEST_WEIGHTS)
     assert metadata.pop("stored_as") == "float16"
-    assert metadata == read_metadata(model.path / CHECKPOINT)
+    assert metadata == read_metadata(model.path / BEST_WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +117,14 @@ def test_weights_that_float16_changes_too_much_are_copied_as_they_are(pipeline, 
     folder.mkdir(parents=True)
     shutil.copy(original / "experiment.json", folder)
     if damage:
-        state = read_state(original / CHECKPOINT)
+        state = read_state(original / BEST_WEIGHTS)
         state[max(state, key=lambda name: state[name].numel())].view(-1)[0] = damage
-        save_weights(state, original / CHECKPOINT, {})
+        save_weights(state, original / BEST_WEIGHTS, {})
     model = find_models(original)[0]
     options = {"crops": drawn_crops(3, model.experiment.data.image_size), "largest_change": limit, "device": CPU}
     stored = store_weights(model, folder, precision="auto", **options)
     assert stored.stored == "float32" and stored.difference > limit
-    assert (folder / CHECKPOINT).read_bytes() == (original / CHECKPOINT).read_bytes()
+    assert (folder / BEST_WEIGHTS).read_bytes() == (original / BEST_WEIGHTS).read_bytes()
     with pytest.raises(ValueError, match=r"float16 changes P\(fake\) by up to .* --precision auto"):
         store_weights(model, folder, precision="float16", **options)
     untried = store_weights(model, folder, precision="float32", **options)
@@ -251,7 +252,7 @@ def test_a_rule_for_other_runs_is_refused_before_anything_is_built(pipeline, tmp
     [
         pytest.param(lambda runs: (runs / "demo_tiny").rename(runs / "other"), id="a run under another name"),
         pytest.param(lambda runs: (runs / "demo_tiny" / "scoring.json").unlink(), id="no rule"),
-        pytest.param(lambda runs: (runs / "demo_tiny" / "fold1" / CHECKPOINT).unlink(), id="a fold without weights"),
+        pytest.param(lambda runs: (runs / "demo_tiny" / "fold1" / BEST_WEIGHTS).unlink(), id="a fold without weights"),
     ],
 )
 def test_a_kit_that_could_not_run_is_not_put_in_place(pipeline, tmp_path, monkeypatch, spoil):
@@ -301,8 +302,8 @@ def test_a_single_fold_and_a_tuned_rule_are_bundled_as_they_are(pipeline, tmp_pa
     run = tmp_path / "kit" / "runs" / "demo_tiny"
     assert [model.name for model in find_models(run)] == ["demo_tiny/fold1"]
     assert choose_scoring([run], None) == rule
-    original = pipeline.experiment / "fold1" / CHECKPOINT
-    assert (run / "fold1" / CHECKPOINT).read_bytes() == original.read_bytes()
+    original = pipeline.experiment / "fold1" / BEST_WEIGHTS
+    assert (run / "fold1" / BEST_WEIGHTS).read_bytes() == original.read_bytes()
 
 
 def test_folds_tables_that_differ_are_kept_apart(pipeline, tmp_path):

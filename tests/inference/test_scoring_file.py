@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.inference.runs import experiment_name, fold_name
 from multiattn.inference.scoring_file import (
     UNTUNED,
     ScoringFile,
@@ -21,6 +20,7 @@ from multiattn.inference.scoring_file import (
     read_scoring_file,
     write_scoring,
 )
+from multiattn.runtime.layout import experiment_name, fold_name
 from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from multiattn.runtime.layout import PREVIOUS_STATE_FILE, STATE_FILE
 from multiattn.training.engine import run_folder as state_file
-from multiattn.training.engine.run_folder import PREVIOUS_FILE, STATE_FILE, load_state, save_state
+from multiattn.training.engine.run_folder import load_state, save_state
 
 
 def state(number: int) -> dict:
@@ -32,7 +33,7 @@ def test_no_state_is_none(tmp_path):
 def test_the_latest_state_comes_back_and_the_one_before_it_is_kept(folder):
     found = load_state(folder)
     assert found["number"] == 2 and torch.equal(found["weights"], state(2)["weights"])
-    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_FILE, STATE_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_STATE_FILE, STATE_FILE]
 
 
 def cut(path: Path) -> None:
@@ -66,8 +67,8 @@ def test_a_damaged_state_gives_way_to_the_one_before_it_with_a_message(folder, d
 @DAMAGES
 def test_two_damaged_states_are_an_error_that_names_both(folder, damage):
     damage(folder / STATE_FILE)
-    damage(folder / PREVIOUS_FILE)
-    with pytest.raises(ValueError, match=rf"{STATE_FILE}: damaged .*{PREVIOUS_FILE}: damaged .*Delete both"):
+    damage(folder / PREVIOUS_STATE_FILE)
+    with pytest.raises(ValueError, match=rf"{STATE_FILE}: damaged .*{PREVIOUS_STATE_FILE}: damaged .*Delete both"):
         load_state(folder)
 
 
@@ -92,21 +93,21 @@ def test_a_reader_finds_a_whole_state_before_and_after_every_rename(folder, monk
     save_state(folder, state(3))
     assert [number for number, _ in seen] == [2, 2, 2, 3]
     assert all(there for _, there in seen) == links
-    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_FILE, STATE_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_STATE_FILE, STATE_FILE]
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
 def test_a_kill_between_the_two_renames_leaves_the_state_before(folder, links):
     if links:
-        (folder / PREVIOUS_FILE).unlink()
-        os.link(folder / STATE_FILE, folder / PREVIOUS_FILE)
-        (folder / f".{PREVIOUS_FILE}.link").write_text("of a write killed even earlier")
+        (folder / PREVIOUS_STATE_FILE).unlink()
+        os.link(folder / STATE_FILE, folder / PREVIOUS_STATE_FILE)
+        (folder / f".{PREVIOUS_STATE_FILE}.link").write_text("of a write killed even earlier")
     else:
-        (folder / STATE_FILE).rename(folder / PREVIOUS_FILE)
+        (folder / STATE_FILE).rename(folder / PREVIOUS_STATE_FILE)
     assert load_state(folder)["number"] == 2
     save_state(folder, state(3))
     assert load_state(folder)["number"] == 3
-    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_FILE, STATE_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_STATE_FILE, STATE_FILE]
     flip(folder / STATE_FILE)
     assert load_state(folder)["number"] == 2
 

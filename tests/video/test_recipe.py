@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from multiattn.runtime.layout import RECIPE_FILE
 from multiattn.video.crops import recipe
 from multiattn.video.crops.recipe import (
     INTERPOLATION_NAME,
-    RECIPE_FILE,
     TEMPLATE_NAME,
     VERSION,
     CropRecipe,

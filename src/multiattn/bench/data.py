@@ -30,6 +30,7 @@ from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
+from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
 from multiattn.tables import FACES, FAKE, REAL
 from multiattn.training.data.augment import PRESETS
 from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
@@ -236,7 +237,7 @@ def _drawn_faces(folder: Path) -> FoldCrops:
     generator = np.random.default_rng(0)
     for number in range(DRAWN_ACTORS):
         actor, video = make_actor(f"bench{number}", (0, number)), f"drawn/{number}"
-        (folder / "crops" / video).mkdir(parents=True)
+        (folder / CROPS_FOLDER / video).mkdir(parents=True)
         for frame in range(DRAWN_FRAMES):
             landmarks = actor.landmarks + generator.normal(0, 0.5, (5, 2))
             crop = align_crop(np.ascontiguousarray(actor.rgba[..., :3]), landmarks, recipe.size)
@@ -277,6 +278,6 @@ def _some_faces(source: Path, folder: Path) -> FoldCrops:
 
 def _as_fold(folder: Path, recipe: CropRecipe, faces: pd.DataFrame, labels: np.ndarray) -> FoldCrops:
     write_recipe(recipe, folder)
-    FACES.write(faces, folder / "faces.parquet")
+    FACES.write(faces, folder / FACES_FILE)
     table = faces[["video_id", "frame_index", "track", "crop"]].assign(label=labels, face=np.arange(len(faces)))
     return FoldCrops(folder, table, table, table, faces)

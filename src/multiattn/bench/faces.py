@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from multiattn.runtime.layout import FACES_FILE
 from multiattn.tables import FACES
 from multiattn.video.crops.recipe import CropRecipe, align_crop
 from multiattn.video.decoding import frames as decode
@@ -205,7 +206,7 @@ def _run_ours(videos: pd.DataFrame, tasks: list[VideoTask], settings: Extraction
     with tempfile.TemporaryDirectory() as folder:
         extract_faces(videos, tasks, Path(folder), settings, jobs=jobs)
         end_processes()  # the CPU time of processes that are still there is not counted
-        return _boxes(FACES.read(Path(folder) / "faces.parquet", allow_empty=True))
+        return _boxes(FACES.read(Path(folder) / FACES_FILE, allow_empty=True))
 
 
 def _boxes(faces: pd.DataFrame) -> Boxes:

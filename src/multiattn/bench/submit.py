@@ -31,7 +31,7 @@ import torch
 from multiattn.config import to_json
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_id
 from multiattn.experiments import get_experiment
-from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, find_models
+from multiattn.inference.runs import find_models
 from multiattn.inference.scoring_file import choose_scoring
 from multiattn.inference.submit import KernelInputs, run_kernel
 from multiattn.model.checkpoints import save_weights
@@ -40,6 +40,7 @@ from multiattn.model.predict import predict_logits
 from multiattn.runtime.devices import pick_device, seed_everything
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.files import write_json
+from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, IMPORT_FILE, RECIPE_FILE, fold_folder
 from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
@@ -214,10 +215,10 @@ def untrained_run(folder: Path, experiment: str, *, folds: int = 1, seed: int = 
     settings = get_experiment(experiment)
     for fold in range(folds):
         seed_everything(seed + fold)
-        run = folder / settings.name / f"fold{fold}"
+        run = fold_folder(folder / settings.name, fold)
         run.mkdir(parents=True)
-        save_weights(make_network(settings.model, load_weights=False), run / CHECKPOINT, {"untrained": "yes"})
-        write_json(run / "experiment.json", to_json(settings))
+        save_weights(make_network(settings.model, load_weights=False), run / BEST_WEIGHTS, {"untrained": "yes"})
+        write_json(run / EXPERIMENT_FILE, to_json(settings))
         write_json(run / IMPORT_FILE, {"untrained": True})
         write_recipe(CropRecipe(size=settings.data.image_size), run)
     return folder / settings.name
@@ -229,7 +230,7 @@ def _with_frames(run: Path, folder: Path, num_frames: int) -> Path:
         fold = folder / model.path.parent.name / model.path.name
         fold.mkdir(parents=True)
         for path in model.path.iterdir():
-            if path.name != "faces.json":
+            if path.name != RECIPE_FILE:
                 (fold / path.name).symlink_to(path.resolve())
         write_recipe(dataclasses.replace(model.recipe, num_frames=num_frames), fold)
     return folder / find_models(run)[0].path.parent.name

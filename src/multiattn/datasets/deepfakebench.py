@@ -29,6 +29,7 @@ import pandas as pd
 from multiattn.datasets.ffpp import compression_of
 from multiattn.datasets.manifest import Listing, video_row
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
+from multiattn.runtime.layout import FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.tables import FACES, FAKE, LANDMARKS, REAL, VIDEO_STATUS, VIDEOS
 
 DATASET = "deepfakebench"
@@ -272,9 +273,9 @@ def _write_faces_folder(root: Path, present: dict[str, list[str]], listing: List
             columns=list(VIDEO_STATUS.columns),
         )
         for kind, frame, name in (
-            (FACES, table, "faces.parquet"),
-            (VIDEOS, pd.DataFrame(listing.rows), "videos.csv"),
-            (VIDEO_STATUS, statuses, "video_status.csv"),  # last: its rows make a video done
+            (FACES, table, FACES_FILE),
+            (VIDEOS, pd.DataFrame(listing.rows), VIDEOS_FILE),
+            (VIDEO_STATUS, statuses, STATUS_FILE),  # last: its rows make a video done
         ):
             if (faces / name).is_file():
                 earlier = kind.read(faces / name, allow_empty=True)
@@ -327,7 +328,7 @@ def _keep_recipe(faces: Path, size: int, num_frames: int) -> None:
         "template": "deepfakebench: arcface-5-point, margin 1.3, of dlib's points 37, 44, 30, 49, 55",
         "interpolation": "bilinear, border black",
     }
-    path = faces / "faces.json"
+    path = faces / RECIPE_FILE
     if path.is_file():
         kept = read_json(path)
         if not isinstance(kept, dict) or {**kept, "num_frames": 0} != {**recipe, "num_frames": 0}:

@@ -10,7 +10,8 @@ import torch
 
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import HELD_OUT_FILE, find_models
+from multiattn.inference.runs import find_models
+from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -102,8 +103,8 @@ def measure_out_of_fold(runs: Path, folds: list[int], rule: ScoringRule | None =
     rule = rule or ScoringRule()
     frame_tables, video_tables = [], []
     for number in folds:
-        folder = runs / f"fold{number}"
-        table = FOLDS.read(folder / "folds.csv")
+        folder = fold_folder(runs, number)
+        table = FOLDS.read(folder / FOLDS_FILE)
         held_out = table[table["fold"] == number]
         predictions = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE)
         frame_tables.append(predictions.merge(held_out[["video_id", "label"]], on="video_id", validate="many_to_one"))
@@ -123,7 +124,7 @@ def measure_cross(runs: Path, folds: list[int], cross: CrossData, *, device: tor
     Blending the folds would measure an ensemble, which the paper's figure is not. The predictions are kept in the
     experiment's folder and taken from there as long as they are of the same folds and crops.
     """
-    models = [find_models(runs / f"fold{number}")[0] for number in folds]
+    models = [find_models(fold_folder(runs, number))[0] for number in folds]
     kept = runs / f"cross_{cross.folder.resolve().name}.parquet"
     key = ["video_id", "frame_index", "track"]
     asked = pd.MultiIndex.from_frame(cross.frames[key])

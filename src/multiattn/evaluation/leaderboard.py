@@ -9,6 +9,7 @@ import pandas as pd
 
 from multiattn.evaluation.published import SCALES, Scale, among_kaggles_400, scale_of
 from multiattn.runtime.files import read_json
+from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, video_metrics
 from multiattn.tables import LABELS, SUBMISSION
@@ -161,9 +162,9 @@ def score_submissions(
         ValueError: a submission, a card, the labels or the groups break their contract; `scale` is another than that
             of the labels.
     """
-    paths = sorted(submissions.glob("*/submission.csv"))
+    paths = sorted(submissions.glob(f"*/{SUBMISSION_FILE}"))
     if not paths:
-        raise FileNotFoundError(f"{submissions}: no */submission.csv here. Make one with `multiattn submit`.")
+        raise FileNotFoundError(f"{submissions}: no */{SUBMISSION_FILE} here. Make one with `multiattn submit`.")
     labels = None
     if labels_path is not None:
         labels = LABELS.read(labels_path).sort_values("filename")  # the bootstrap draws the same whatever their order
@@ -258,7 +259,7 @@ def read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
 
 def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
     """What the card says of a submission; None for a number that it does not tell."""
-    card_path = folder / "card.json"
+    card_path = folder / CARD_FILE
     card = read_json(card_path) if card_path.is_file() else {}
     if not isinstance(card, dict):
         raise ValueError(f"{card_path}: expected a card, an object, found {type(card).__name__}.")

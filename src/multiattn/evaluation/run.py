@@ -35,13 +35,13 @@ from multiattn.evaluation.measures import (
 from multiattn.evaluation.tables import TextTable, compare_with_paper, dataset_tables, selection_notes, summary_table
 from multiattn.evaluation.unseen import held_out_pairs, require_unseen, seen_originals, trained_datasets
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models
-from multiattn.inference.scoring_file import choose_scoring, experiment_name
+from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.scoring_file import choose_scoring
 from multiattn.runtime.devices import pick_device, resolve_precision
 from multiattn.runtime.files import file_digest, read_json, write_json
+from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, PREDICTIONS_FILE, RECIPE_FILE, experiment_name
 from multiattn.tables import FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.images import names_digest
-from multiattn.video.crops.recipe import RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,6 @@ def require_choosable(runs: Sequence[Path], split: str, criterion: Criterion) ->
         )
 
 
-PREDICTIONS_FILE = "frame_predictions.parquet"
-
-
 def predict_kept(
     models: Sequence[TrainedModel],
     folders: dict[Path, list[str]],
@@ -132,7 +129,7 @@ def predict_kept(
         "precision": resolve_precision(precision, device),
         "device": device.type,
     }
-    checkpoints = {model.name: file_digest(model.path / CHECKPOINT) for model in models}
+    checkpoints = {model.name: file_digest(model.path / BEST_WEIGHTS) for model in models}
     kept, kept_checkpoints = _read_kept(path, basis)
     same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
     if same:
@@ -153,7 +150,7 @@ def faces_digest(folders: dict[Path, list[str]]) -> str:
     """SHA-256, in hex, of which crops are predicted: recipes, tables of faces and video_ids, in whatever order."""
     parts = []
     for folder, videos in folders.items():
-        files = [file_digest(folder / name) for name in (RECIPE_FILE, "faces.parquet")]
+        files = [file_digest(folder / name) for name in (RECIPE_FILE, FACES_FILE)]
         parts.append("".join([*files, names_digest(sorted(videos))]))
     return names_digest(sorted(parts))
 

@@ -9,6 +9,7 @@ import pandas as pd
 from multiattn.datasets.manifest import video_id
 from multiattn.evaluation.leaderboard import read_groups
 from multiattn.runtime.files import read_json
+from multiattn.runtime.layout import PREDICTIONS_FILE
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.bootstrap import bootstrap_log_loss
 from multiattn.scoring.metrics import video_metrics
@@ -60,7 +61,7 @@ def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRul
     Raises:
         FileNotFoundError, ValueError: not such files, or a labelled video without a group.
     """
-    predictions = FRAME_PREDICTIONS.read(submission / "frame_predictions.parquet", allow_empty=True)
+    predictions = FRAME_PREDICTIONS.read(submission / PREDICTIONS_FILE, allow_empty=True)
     table = LABELS.read(labels).sort_values("filename", ignore_index=True)
     drawn = read_groups(groups, table)
     ids = table["filename"].map(lambda name: video_id("folder", name))

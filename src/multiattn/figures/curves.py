@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
 from multiattn.runtime.files import atomic_path
+from multiattn.runtime.layout import EPOCHS_FILE, fold_folder, folds_below, is_run_folder
 
 REQUIRED = ("epoch", "phase", "loss", "learning_rate", "validation_log_loss", "validation_auc")
 DONE = "epochs_done"
@@ -84,18 +85,12 @@ def read_runs(folders: tuple[Path, ...]) -> dict[str, Folds]:
     """
     runs: dict[str, Folds] = {}
     for folder in folders:
-        single = (folder / "epochs.csv").is_file() or (folder / "experiment.json").is_file()
-        folds = [folder] if single else sorted(folder.glob("fold*/epochs.csv"), key=_by_number)
-        folds = [path.parent if path.name == "epochs.csv" else path for path in folds]
-        tables = {path.name: read_epochs(path) for path in folds or [folder / "fold0"]}
+        single = (folder / EPOCHS_FILE).is_file() or is_run_folder(folder)
+        folds = [folder] if single else folds_below(folder, EPOCHS_FILE) or [fold_folder(folder, 0)]
+        tables = {path.name: read_epochs(path) for path in folds}
         name = folder.resolve().parent.name if single else folder.resolve().name
         runs[name if name not in runs else str(folder)] = tables
     return runs
-
-
-def _by_number(path: Path) -> tuple[int, str]:
-    digits = path.parent.name.removeprefix("fold")
-    return (int(digits) if digits.isdigit() else -1, path.parent.name)
 
 
 def read_epochs(folder: Path) -> pd.DataFrame:
@@ -107,7 +102,7 @@ def read_epochs(folder: Path) -> pd.DataFrame:
         FileNotFoundError: no validation yet.
         ValueError: not the table `multiattn train` writes.
     """
-    path = Path(folder) / "epochs.csv"
+    path = Path(folder) / EPOCHS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no finished epoch there. Train with `multiattn train`.")
     try:

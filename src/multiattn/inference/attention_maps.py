@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from multiattn.inference.runs import TrainedModel, find_models, fold_folders
+from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.model.attention import resize_maps
 from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.devices import resolve_precision
+from multiattn.runtime.layout import FOLDS_FILE, fold_folders
 from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FAKE, FOLDS, REAL
 from multiattn.video.crops.images import CropImages, read_crop
@@ -195,7 +196,7 @@ def _typed_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
 
 def _trained_videos(model: TrainedModel) -> set[str]:
     """Empty for a run that tells nothing of its folds: an imported checkpoint."""
-    path = model.path / "folds.csv"
+    path = model.path / FOLDS_FILE
     if not path.is_file():
         return set()
     folds = FOLDS.read(path)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, to_json
 from multiattn.experiments import official
-from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE
 from multiattn.model.backbone_weights import read_tensors
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import MultiAttentionNet
@@ -27,6 +26,7 @@ from multiattn.model.official import (
 )
 from multiattn.runtime.environment import describe_environment
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
+from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, ENVIRONMENT_FILE, EXPERIMENT_FILE, IMPORT_FILE, fold_folder
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 logger = logging.getLogger(__name__)
@@ -113,14 +113,14 @@ def import_checkpoint(
     logger.info("Attention grid %dx%d at %d px: %s padding.", *grid, image_size, experiment.model.padding)
     source = {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": file_digest(checkpoint)}
     record = _record(source, experiment, layout, grid, converted)
-    folder = out / "fold0"
+    folder = fold_folder(out, 0)
     _require_free(out, record)
     with exclusive_folder(folder):
         write_json(folder / IMPORT_FILE, record)
         write_recipe(recipe, folder)
-        write_json(folder / "environment.json", describe_environment(torch.device("cpu")))
-        write_json(folder / "experiment.json", to_json(experiment))
-        save_weights(network, folder / CHECKPOINT, {"imported_from_sha256": source["sha256"]})
+        write_json(folder / ENVIRONMENT_FILE, describe_environment(torch.device("cpu")))
+        write_json(folder / EXPERIMENT_FILE, to_json(experiment))
+        save_weights(network, folder / BEST_WEIGHTS, {"imported_from_sha256": source["sha256"]})
     return ImportedCheckpoint(
         path=folder, experiment=experiment, grid=grid, used=converted.used, unused=converted.unused
     )
@@ -226,15 +226,16 @@ def _unknown(converted: ConvertedState) -> dict[str, str]:
 def _require_free(out: Path, record: dict[str, Any]) -> None:
     """Refuse a folder with runs in it, but for the one this very import wrote before."""
     advice = "Choose another --out, or delete that run."
-    others = sorted(path.name for path in out.glob("fold*") if path.is_dir() and path.name != "fold0")
-    if others or (out / "experiment.json").is_file():
-        raise ValueError(f"{out}: holds other runs already ({', '.join(others) or 'experiment.json'}). {advice}")
-    kept = out / "fold0" / IMPORT_FILE
+    folder = fold_folder(out, 0)
+    others = sorted(path.name for path in out.glob(ANY_FOLD) if path.is_dir() and path.name != folder.name)
+    if others or (out / EXPERIMENT_FILE).is_file():
+        raise ValueError(f"{out}: holds other runs already ({', '.join(others) or EXPERIMENT_FILE}). {advice}")
+    kept = folder / IMPORT_FILE
     if not kept.is_file():
-        if (out / "fold0" / "experiment.json").is_file() or (out / "fold0" / CHECKPOINT).is_file():
-            raise ValueError(f"{out / 'fold0'}: holds a run that was not imported. {advice}")
+        if (folder / EXPERIMENT_FILE).is_file() or (folder / BEST_WEIGHTS).is_file():
+            raise ValueError(f"{folder}: holds a run that was not imported. {advice}")
         return
     found = read_json(kept)
     if found != record:
         different = [name for name in record if not isinstance(found, dict) or found.get(name) != record[name]]
-        raise ValueError(f"{out / 'fold0'}: holds another import (other {', '.join(different)}). {advice}")
+        raise ValueError(f"{folder}: holds another import (other {', '.join(different)}). {advice}")

@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, fold_folders, fold_name
+from multiattn.inference.runs import TrainedModel
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import resolve_precision
+from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folders, fold_name, fold_number
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
@@ -129,14 +130,14 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
         if unfinished == "skip" and not (folder / HELD_OUT_FILE).is_file():
             logger.info("%s: no finished epoch yet, left out of the out-of-fold score", folder)
             continue
-        folds = FOLDS.read(folder / "folds.csv")
+        folds = FOLDS.read(folder / FOLDS_FILE)
         if kept is not None and not kept.equals(folds):
-            raise ValueError(f"{folder / 'folds.csv'}: not the folds of the other runs in {_names(runs)}.")
+            raise ValueError(f"{folder / FOLDS_FILE}: not the folds of the other runs in {_names(runs)}.")
         kept = folds
         table = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE, allow_empty=True)
         # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
         tables.append(table.assign(model=fold_name(folder)))
-        numbers.setdefault(run, set()).add(int(folder.name.removeprefix("fold")))
+        numbers.setdefault(run, set()).add(fold_number(folder))
     if kept is None:
         raise FileNotFoundError(f"{_names(runs)}: no fold has finished its first epoch.")
     for run in runs:

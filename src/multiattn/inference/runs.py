@@ -16,16 +16,21 @@ from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutpu
 from multiattn.model.predict import normalize_crops, predict_logits
 from multiattn.runtime.devices import pick_device, resolve_precision
 from multiattn.runtime.files import read_json
+from multiattn.runtime.layout import (
+    BEST_WEIGHTS,
+    EXPERIMENT_FILE,
+    FOLDS_FILE,
+    IMPORT_FILE,
+    fold_folders,
+    fold_name,
+    fold_number,
+)
 from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "best.safetensors"
-HELD_OUT_FILE = "oof.parquet"
-IMPORT_FILE = "import.json"
-"""In a run folder that `multiattn import-checkpoint` wrote: no folds, no out-of-fold predictions."""
 PREDICT_BATCH = 32
 
 
@@ -79,57 +84,8 @@ class TrainedModel:
     def load(self, device: torch.device) -> MultiAttentionNet | BaselineNet:
         """The network with its weights, in eval mode on the device."""
         network = make_network(self.experiment.model, load_weights=False)
-        load_weights(network, self.path / CHECKPOINT)
+        load_weights(network, self.path / BEST_WEIGHTS)
         return network.to(device).eval()
-
-
-def experiment_folder(run: Path) -> Path:
-    """The folder of the experiment that a folder, its own or that of one of its folds, belongs to."""
-    run = Path(run)
-    return run.parent if (run / "experiment.json").is_file() else run
-
-
-def experiment_name(run: Path) -> str:
-    """The name of the experiment that a folder, its own or that of one of its folds, belongs to: its folder's.
-
-    Links are not followed: an experiment is called what the path given calls it, in predictions, weights of a scoring
-    rule and bundles alike.
-    """
-    return _own_name(experiment_folder(run))
-
-
-def fold_name(folder: Path) -> str:
-    """`<experiment>/fold<k>` of a fold's folder, the experiment named as by `experiment_name`."""
-    return f"{_own_name(folder.parent)}/{folder.name}"
-
-
-def _own_name(folder: Path) -> str:
-    """The last part of the path, or what the folder is called on the disk where that part is no name."""
-    return folder.resolve().name if folder.name in ("", "..") else folder.name
-
-
-def fold_folders(runs: Path) -> list[Path]:
-    """The fold folders of an experiment's folder (or the one fold folder given), by number.
-
-    Raises:
-        FileNotFoundError: no such folder, or no fold in it.
-    """
-    runs = Path(runs)
-    folders = (
-        [runs] if (runs / "experiment.json").is_file() else [p for p in runs.glob("fold*") if p.name[4:].isdigit()]
-    )
-    if not folders:
-        raise FileNotFoundError(
-            f"{runs}: expected runs (fold0, fold1, ...), found none. Make them with `multiattn train`."
-        )
-    return sorted(folders, key=_fold_number)
-
-
-def _fold_number(folder: Path) -> int:
-    digits = folder.name.removeprefix("fold")
-    if not digits.isdigit():
-        raise ValueError(f"{folder}: expected a run folder named fold0, fold1, ..., found {folder.name!r}.")
-    return int(digits)
 
 
 def find_models(*runs: Path) -> list[TrainedModel]:
@@ -144,12 +100,12 @@ def find_models(*runs: Path) -> list[TrainedModel]:
     """
     models = []
     for folder in (folder for run in runs for folder in fold_folders(run)):
-        path = folder / "experiment.json"
-        if not path.is_file() or not (folder / CHECKPOINT).is_file():
-            missing = CHECKPOINT if path.is_file() else path.name
+        path = folder / EXPERIMENT_FILE
+        if not path.is_file() or not (folder / BEST_WEIGHTS).is_file():
+            missing = BEST_WEIGHTS if path.is_file() else path.name
             raise FileNotFoundError(f"{folder}: no {missing}; {_way_on(folder)}")
         experiment = from_json(Experiment, read_json(path), source=str(path))
-        models.append(TrainedModel(folder, _fold_number(folder), experiment, read_recipe(folder)))
+        models.append(TrainedModel(folder, fold_number(folder), experiment, read_recipe(folder)))
     for model in models[1:]:
         if difference := describe_difference(models[0].recipe, model.recipe):
             raise ValueError(f"{model.path}: trained on other crops than {models[0].path}: {difference}.")
@@ -180,7 +136,7 @@ def trained_on(runs: Path) -> set[str]:
 
 def folds_table(folder: Path) -> Path:
     """The `folds.csv` of a run: its own, or the one that `multiattn bundle` keeps for all folds of an experiment."""
-    own, shared = folder / "folds.csv", folder.parent / "folds.csv"
+    own, shared = folder / FOLDS_FILE, folder.parent / FOLDS_FILE
     return shared if shared.is_file() and not own.is_file() else own
 
 

@@ -18,6 +18,7 @@ from multiattn.datasets.manifest import folder_manifest, is_video_name, video_ro
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.files import read_json, write_json
+from multiattn.runtime.layout import FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
@@ -178,12 +179,12 @@ def _extract_here(videos: pd.DataFrame, tasks: list[VideoTask], faces: Path, set
     results = [extract_video(task, faces, settings) for task in tasks]
     rows = [row for result in results for row in result.rows]
     found = pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty()
-    FACES.write(found.sort_values(list(FACES.key)), faces / "faces.parquet")
+    FACES.write(found.sort_values(list(FACES.key)), faces / FACES_FILE)
     facts = [
         (result.video_id, result.status, result.num_frames, len(result.rows), result.message) for result in results
     ]
-    VIDEO_STATUS.write(pd.DataFrame(facts, columns=list(VIDEO_STATUS.columns)), faces / "video_status.csv")
-    VIDEOS.write(videos, faces / "videos.csv")
+    VIDEO_STATUS.write(pd.DataFrame(facts, columns=list(VIDEO_STATUS.columns)), faces / STATUS_FILE)
+    VIDEOS.write(videos, faces / VIDEOS_FILE)
 
 
 def _scored(

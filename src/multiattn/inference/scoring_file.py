@@ -17,8 +17,16 @@ import numpy as np
 import pandas as pd
 
 from multiattn.inference.predictor import read_out_of_fold
-from multiattn.inference.runs import HELD_OUT_FILE, TrainedModel, experiment_folder, experiment_name, fold_folders
+from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.files import file_digest, read_json, write_json
+from multiattn.runtime.layout import (
+    HELD_OUT_FILE,
+    SCORING_FILE,
+    experiment_folder,
+    experiment_name,
+    fold_folders,
+    folds_below,
+)
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.rule import ScoringRule
@@ -26,7 +34,6 @@ from multiattn.scoring.tuning import Tuned, num_steps, tune
 
 logger = logging.getLogger(__name__)
 
-SCORING_FILE = "scoring.json"
 UNTUNED = "none"
 """As `--scoring`: the rule that was never tuned."""
 
@@ -243,7 +250,7 @@ def _can_be_tuned(runs: Sequence[Path]) -> bool:
 
 
 def _held_out_files(folder: Path) -> list[Path]:
-    return list(folder.glob(f"fold*/{HELD_OUT_FILE}"))
+    return [fold / HELD_OUT_FILE for fold in folds_below(folder, HELD_OUT_FILE)]
 
 
 def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringRule | None = None) -> str:

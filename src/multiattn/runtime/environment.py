@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiattn.runtime.files import read_json
+from multiattn.runtime.layout import BUNDLE_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas"
 def git_commit() -> str:
     """Commit of the code that runs (`-dirty` when changed since), or `unknown` outside a git checkout and a bundle."""
     source = Path(__file__).resolve().parents[1]
-    bundle = source.parents[1] / "bundle.json"  # of what `multiattn bundle` made
+    bundle = source.parents[1] / BUNDLE_FILE  # of what `multiattn bundle` made
     if bundle.is_file():
         return str(read_json(bundle)["commit"])
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

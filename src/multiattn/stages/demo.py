@@ -20,6 +20,7 @@ from multiattn.experiments import get_experiment
 from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
 from multiattn.inference.scoring_file import default_scoring_path, read_scoring
 from multiattn.runtime.files import read_json
+from multiattn.runtime.layout import ANY_FOLD, CARD_FILE, EPOCHS_FILE, STATUS_FILE, SUBMISSION_FILE, VIDEOS_FILE
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.stages import faces, folds, index, leaderboard, train, tune
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     root, crops = options.data / "dfdc", options.data / "faces"
     results(f"\nEmbedded data set -> {root}")
     build_demo_dataset(root, jobs=options.jobs, small=options.tiny)
-    videos = options.data / "videos.csv"
+    videos = options.data / VIDEOS_FILE
     _run(index, "index", "dfdc", root=root, out=videos)
     size = experiment.data.image_size
     # The real and the fake crop of a frame lie alike: the experiment trains on pairs of them.
@@ -101,7 +102,7 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
     scoring = default_scoring_path([options.runs / name])
     held_out = steps_out_of_fold(scoring)
     test = steps_on_test(out, root / "labels.csv", root / "groups.csv", read_scoring(scoring))
-    coverage = read_json(out / "card.json")["coverage"]
+    coverage = read_json(out / CARD_FILE)["coverage"]
     lines = [
         f"\nDone in {minutes:.1f} minutes.\n",
         f"{'':<44}{'log loss':>10}  {'95 % interval':<18}{'AUC':>7}{'videos':>8}",
@@ -115,12 +116,12 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
         f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "
         "They were answered with 0.5 and count above.",
         "",
-        f"submission     {out / 'submission.csv'}",
-        f"how it came    {out / 'card.json'}, {out / NOTEBOOK.name} (executed)",
+        f"submission     {out / SUBMISSION_FILE}",
+        f"how it came    {out / CARD_FILE}, {out / NOTEBOOK.name} (executed)",
         f"scoring rule   {scoring}",
         f"leaderboard    {options.submissions / 'leaderboard.html'}, .png, .md",
-        f"runs           {options.runs / name}/fold*/epochs.csv",
-        f"faces          {options.data / 'faces'}/video_status.csv",
+        f"runs           {options.runs / name}/{ANY_FOLD}/{EPOCHS_FILE}",
+        f"faces          {options.data / 'faces'}/{STATUS_FILE}",
         "",
         "Next, with real data (see README.md, 'From Kaggle to a submission'):",
         "  multiattn index dfdc --root /data/dfdc --out data/videos.csv",

@@ -24,6 +24,7 @@ from multiattn.evaluation.tables import CROPS_EACH, judged_crops, worst_videos
 from multiattn.figures.evaluation import DatasetSection, PageTable, evaluation_page
 from multiattn.inference.attention_maps import spread_crops
 from multiattn.runtime.files import atomic_path, write_text
+from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE
 from multiattn.tables import VIDEO_PREDICTIONS
 
 
@@ -90,7 +91,7 @@ def _write(evaluation: Evaluation, out: Path) -> None:
         warnings=evaluation.warnings,
     )
     write_text(out / "report.html", page)
-    VIDEO_PREDICTIONS.write(evaluation.video_predictions(), out / "video_predictions.csv")
+    VIDEO_PREDICTIONS.write(evaluation.video_predictions(), out / VIDEO_PREDICTIONS_FILE)
 
 
 def _section(evaluation: Evaluation, answers: Answers) -> DatasetSection:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from multiattn.command_line import parse, results
 from multiattn.inference.submit.first_answer import write_first_answer
+from multiattn.runtime.layout import SUBMISSION_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     )
     coverage = ", ".join(f"{count} {status}" for status, count in result.coverage.items())
     results(
-        f"{len(result.submission)} rows in {options.out / 'submission.csv'}: {coverage}",
+        f"{len(result.submission)} rows in {options.out / SUBMISSION_FILE}: {coverage}",
         *(str(change) for change in result.plan_changes),
         *_reduced(result.reduced),
     )

@@ -25,6 +25,7 @@ import torch
 from multiattn.config import Experiment
 from multiattn.datasets.folds import read_folds
 from multiattn.runtime.files import exclusive_folder
+from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder
 from multiattn.tables import FOLDS
 from multiattn.training.data.crops import FACE_COLUMNS, split_crops
 from multiattn.training.engine.interruption import Interruption, listening
@@ -148,7 +149,7 @@ def train_one(
         validation_frames=experiment.data.validation_frames,
         videos=data.videos,
     )
-    run = RunFolder(runs / experiment.name / f"fold{number}", number)
+    run = RunFolder(fold_folder(runs / experiment.name, number), number)
     with exclusive_folder(run.path) if ranks.is_main else contextlib.nullcontext():
         if ranks.is_main:
             run.begin(
@@ -177,7 +178,7 @@ def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> 
     """
     mine = folds.assign(video=_at_any_compression(folds["video_id"]))[["video", "fold"]]
     for number in numbers:
-        path = start / f"fold{number}" / "folds.csv"
+        path = fold_folder(start, number) / FOLDS_FILE
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no such run. The models of strongly compressed videos (c40) start from those of c23: run "
@@ -210,7 +211,7 @@ def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutc
         f"{'fold':>4}  {'ended':<10}{'epochs':>7}{metric:>24}{'AUC':>9}  {'epoch':>5}  {'weights':<8}{'minutes':>8}"
     ]
     for outcome in outcomes:
-        path = folder / f"fold{outcome.fold}" / "epochs.csv"
+        path = fold_folder(folder, outcome.fold) / EPOCHS_FILE
         ended = "failed" if outcome.error else "well"
         if not path.is_file():
             rows.append(f"{outcome.fold:>4}  {ended:<10}{0:>7}")
@@ -240,7 +241,6 @@ def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, flo
     return rows.loc[index], float(values[index]), float(rows.loc[index, f"{prefixes[index]}auc"])
 
 
-LOG_FILE = "train.log"
 SECONDS_BETWEEN_REPORTS = 60.0
 POLL_SECONDS = 0.2
 
@@ -288,7 +288,7 @@ def _train_one(
     try:
         if interruption.asked:
             return FoldOutcome(number, "not begun")
-        log = experiment / f"fold{number}" / LOG_FILE
+        log = fold_folder(experiment, number) / TRAIN_LOG
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         logger.info("fold %d: begins on %s; its output goes to %s", number, _name(slot), log)

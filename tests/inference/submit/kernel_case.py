@@ -18,7 +18,7 @@ from multiattn.inference.submit import KernelInputs, run_kernel
 from multiattn.inference.submit import run as run_module
 from multiattn.inference.submit.classifier import LoadedModels
 from multiattn.inference.submit.delivery import check_submission
-from multiattn.inference.submit.store import STORE
+from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION
 
@@ -102,7 +102,7 @@ class Case:
             time.sleep(0.02)
 
     def kept(self) -> int:
-        path = self.inputs.out / STORE
+        path = self.inputs.out / SUBMISSION_JOURNAL
         return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from multiattn.inference.submit.store import STORE, ResultStore, VideoResult, results_of
+from multiattn.inference.submit.store import ResultStore, VideoResult, results_of
+from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 WORK = {"models": {"m/fold0": "abc"}, "crops": {"size": 64}, "precision": "fp32"}
 
@@ -38,12 +39,12 @@ def test_a_new_folder_has_no_results(tmp_path):
 
 def test_a_file_cut_off_anywhere_gives_back_its_whole_lines_and_can_be_continued(tmp_path):
     made = filled(tmp_path / "whole", "a", "b", "c")
-    content = (tmp_path / "whole" / STORE).read_bytes()
+    content = (tmp_path / "whole" / SUBMISSION_JOURNAL).read_bytes()
     ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
     for length in range(0, len(content) + 1, 7):
         folder = tmp_path / str(length)
         folder.mkdir()
-        (folder / STORE).write_bytes(content[:length])
+        (folder / SUBMISSION_JOURNAL).write_bytes(content[:length])
         store = ResultStore(folder, WORK)
         whole = max(0, sum(end <= length for end in ends) - 1)
         assert list(store.results.values()) == made[:whole]
@@ -51,21 +52,21 @@ def test_a_file_cut_off_anywhere_gives_back_its_whole_lines_and_can_be_continued
         store.close()
         names = [each.video_id for each in [*made[:whole], result("d")]]
         assert list(ResultStore(folder, WORK).results) == names
-        assert all(json.loads(line) for line in (folder / STORE).read_text().splitlines())
+        assert all(json.loads(line) for line in (folder / SUBMISSION_JOURNAL).read_text().splitlines())
 
 
 def test_a_damaged_line_costs_its_own_video(tmp_path):
     filled(tmp_path, "a", "b", "c")
-    lines = (tmp_path / STORE).read_bytes().splitlines(keepends=True)
+    lines = (tmp_path / SUBMISSION_JOURNAL).read_bytes().splitlines(keepends=True)
     lines[2] = lines[2][:20] + b"\n"
-    (tmp_path / STORE).write_bytes(b"".join(lines))
+    (tmp_path / SUBMISSION_JOURNAL).write_bytes(b"".join(lines))
     assert list(ResultStore(tmp_path, WORK).results) == ["folder/a", "folder/c"]
 
 
 @pytest.mark.parametrize("key", list(WORK))
 def test_results_of_other_work_are_set_aside_whole(tmp_path, key, caplog):
     filled(tmp_path, "a")
-    before = (tmp_path / STORE).read_bytes()
+    before = (tmp_path / SUBMISSION_JOURNAL).read_bytes()
     store = ResultStore(tmp_path, {**WORK, key: "another"})
     assert store.results == {} and key in caplog.text
     store.close()

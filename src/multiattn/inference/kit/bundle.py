@@ -35,17 +35,25 @@ from multiattn.inference.kit.wheels import (
     with_bounds,
 )
 from multiattn.inference.predictor import out_of_fold_figures
-from multiattn.inference.runs import CHECKPOINT, IMPORT_FILE, TrainedModel, experiment_name, find_models
+from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import default_scoring_path, find_scoring, require_rule_fits, write_scoring
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import exclusive_folder, read_json, write_json, write_text
+from multiattn.runtime.layout import (
+    BEST_WEIGHTS,
+    BUNDLE_FILE,
+    EXPERIMENT_FILE,
+    FOLDS_FILE,
+    IMPORT_FILE,
+    RECIPE_FILE,
+    experiment_name,
+)
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "bundle.json"
 KIND = "multiattn bundle"
 PACKAGE = Path(__file__).resolve().parents[2]
 REPOSITORY = PACKAGE.parents[1]
@@ -114,7 +122,7 @@ def build_bundle(inputs: BundleInputs, out: Path) -> Bundle:
             weights = _fill(building, inputs, models, rule)
             sizes = _sizes(building)
             _require_fits(sizes, inputs, weights)
-            write_json(building / MANIFEST, _manifest(inputs, models, weights, sizes))
+            write_json(building / BUNDLE_FILE, _manifest(inputs, models, weights, sizes))
             _require_runs(building, rule)
             (building / LOCK).unlink()
             _replace(building, out)
@@ -126,7 +134,7 @@ def build_bundle(inputs: BundleInputs, out: Path) -> Bundle:
 
 def is_bundle(folder: Path) -> bool:
     """Whether `build_bundle` wrote a folder."""
-    path = folder / MANIFEST
+    path = folder / BUNDLE_FILE
     if not path.is_file():
         return False
     try:
@@ -217,10 +225,10 @@ def _store_runs(runs: Path, inputs: BundleInputs, models: list[TrainedModel]) ->
         for model in models:
             folder = runs / model.name
             folder.mkdir(parents=True)
-            for name in ("experiment.json", "faces.json", IMPORT_FILE):
+            for name in (EXPERIMENT_FILE, RECIPE_FILE, IMPORT_FILE):
                 if (model.path / name).is_file():
                     shutil.copyfile(model.path / name, folder / name)
-            _copy_folds(model.path / "folds.csv", folder)
+            _copy_folds(model.path / FOLDS_FILE, folder)
             tried = inputs.precision != "float32"
             weights.append(
                 store_weights(
@@ -290,7 +298,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _part(path: Path) -> str:
     if path.parts[0] == "runs":
-        return "weights" if path.name == CHECKPOINT else "tables"
+        return "weights" if path.name == BEST_WEIGHTS else "tables"
     return {"wheels": "wheels", "src": "code", "weights": "detector"}.get(path.parts[0], "notebook and notes")
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiattn.inference.runs import CHECKPOINT, TrainedModel
+from multiattn.inference.runs import TrainedModel
 from multiattn.model.checkpoints import read_metadata, read_state, save_weights
 from multiattn.model.predict import predict_logits
+from multiattn.runtime.layout import BEST_WEIGHTS, FOLDS_FILE
 from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.images import read_crop
@@ -78,22 +79,22 @@ def store_weights(
     Raises:
         ValueError: `float16` was asked for and changes more.
     """
-    path = folder / CHECKPOINT
+    path = folder / BEST_WEIGHTS
     path.parent.mkdir(parents=True, exist_ok=True)
     difference = None
     if precision != "float32":
-        metadata = {**read_metadata(model.path / CHECKPOINT), STORED_AS: "float16"}
-        save_weights(half_state(read_state(model.path / CHECKPOINT)), path, metadata)
+        metadata = {**read_metadata(model.path / BEST_WEIGHTS), STORED_AS: "float16"}
+        save_weights(half_state(read_state(model.path / BEST_WEIGHTS)), path, metadata)
         difference = largest_difference(model, dataclasses.replace(model, path=folder), crops, device=device)
         if difference <= largest_change:
             return StoredWeights(model.name, "float16", difference, len(crops))
     if precision == "float16":
         raise ValueError(
-            f"{model.path / CHECKPOINT}: float16 changes P(fake) by up to {difference:.1e} on {len(crops)} crops, more "
-            f"than {largest_change:.1e}. Use --precision auto (float32 for such folds), or allow more with "
+            f"{model.path / BEST_WEIGHTS}: float16 changes P(fake) by up to {difference:.1e} on {len(crops)} crops, "
+            f"more than {largest_change:.1e}. Use --precision auto (float32 for such folds), or allow more with "
             "--largest-change."
         )
-    shutil.copyfile(model.path / CHECKPOINT, path)
+    shutil.copyfile(model.path / BEST_WEIGHTS, path)
     return StoredWeights(model.name, "float32", difference, 0 if difference is None else len(crops))
 
 
@@ -162,7 +163,7 @@ def drawn_crops(count: int, size: int, *, seed: int = 0) -> np.ndarray:
 
 
 def _held_out(model: TrainedModel) -> set[str]:
-    path = model.path / "folds.csv"
+    path = model.path / FOLDS_FILE
     if not path.is_file():  # an imported checkpoint, or a run out of a bundle
         return set()
     folds = FOLDS.read(path)

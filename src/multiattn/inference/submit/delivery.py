@@ -20,6 +20,7 @@ from multiattn.inference.submit.plan import PlanChange
 from multiattn.inference.submit.store import VideoResult
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import write_json
+from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
 from multiattn.scoring.aggregators import complete_videos, sigmoid
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS
@@ -118,11 +119,11 @@ def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, car
     Args:
         card: what the card says beside commit, scoring rule and coverage: the runs, the out-of-fold log loss.
     """
-    path = folder / "submission.csv"
+    path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
-    VIDEO_PREDICTIONS.write(result.videos, folder / "video_predictions.csv")
+    VIDEO_PREDICTIONS.write(result.videos, folder / VIDEO_PREDICTIONS_FILE)
     card = {**card, "commit": git_commit(), "scoring": result.rule.as_dict(), "coverage": result.coverage}
-    write_json(folder / "card.json", card)
+    write_json(folder / CARD_FILE, card)
     SUBMISSION.write(result.submission, path)
     check_submission(SUBMISSION.read(path), sample, result.rule, path)
 
@@ -152,7 +153,7 @@ class Delivery:
 
     def __init__(self, sample: pd.DataFrame, rule: ScoringRule, folder: Path) -> None:
         self.sample, self.rule, self.folder = sample, rule, folder
-        self.path = folder / "submission.csv"
+        self.path = folder / SUBMISSION_FILE
         self._scored: dict[str, tuple[VideoResult, float, int]] = {}
 
     @property

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from multiattn.runtime.files import write_text
+from multiattn.runtime.layout import SUBMISSION_FILE
 
 PRIOR = 0.5
 
@@ -19,7 +20,7 @@ def write_first_answer(sample: Path, out: Path) -> None:
         sample: the competition's sample submission, `filename,label`.
         out: the submission folder.
     """
-    path = out / "submission.csv"
+    path = out / SUBMISSION_FILE
     try:
         if path.exists():
             return

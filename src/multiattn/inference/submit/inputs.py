@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from multiattn.inference.scoring_file import choose_scoring, default_scoring_path
+from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE
 from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)
@@ -14,8 +15,6 @@ KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
 KAGGLE_HOURS = 9.0
 """A notebook's time limit."""
-BUNDLE_FILE = "bundle.json"
-"""Of `multiattn bundle`, beside its runs."""
 SEARCH_DEPTH = 6
 
 
@@ -97,12 +96,12 @@ def _named_runs() -> tuple[Path, ...]:
 
 def _find_runs(root: Path, on_kaggle: bool) -> tuple[Path, ...]:
     """The first experiment; of a bundle all of them, the one that brings the scoring rule first."""
-    found = sorted({path.parent.parent for path in _search(root / "runs", "fold*/best.safetensors", on_kaggle)})
+    found = sorted({path.parent.parent for path in _search(root / "runs", f"{ANY_FOLD}/{BEST_WEIGHTS}", on_kaggle)})
     bundled = [run for run in found if (run.parent.parent / BUNDLE_FILE).is_file()]
     together = [run for run in bundled if run.parent == bundled[0].parent]
     if together:
         return tuple(sorted(together, key=lambda run: not default_scoring_path([run]).is_file()))
-    return (_first(found, "trained runs (fold*/best.safetensors)", root / "runs"),)
+    return (_first(found, f"trained runs ({ANY_FOLD}/{BEST_WEIGHTS})", root / "runs"),)
 
 
 def _bundled_weights(run: Path) -> Path | None:

@@ -11,7 +11,7 @@ import pandas as pd
 from multiattn.config import to_json
 from multiattn.datasets.manifest import video_files, video_id
 from multiattn.inference.predictor import out_of_fold_figures
-from multiattn.inference.runs import CHECKPOINT, TrainedModel, find_models, trained_on
+from multiattn.inference.runs import TrainedModel, find_models, trained_on
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.classifier import as_picture, by_importance
 from multiattn.inference.submit.delivery import Delivery, KernelResult, Statuses, frame_table, read_sample, reasons
@@ -19,9 +19,10 @@ from multiattn.inference.submit.inputs import KernelInputs
 from multiattn.inference.submit.interruption import Interruption, listening, process_seconds
 from multiattn.inference.submit.plan import Plan, PlanChange
 from multiattn.inference.submit.predicting import STAGES, Judging, SystematicFailureError, Videos
-from multiattn.inference.submit.store import STORE, TRIED_AGAIN, ResultStore, VideoResult
+from multiattn.inference.submit.store import TRIED_AGAIN, ResultStore, VideoResult
 from multiattn.runtime.devices import default_jobs, pick_device, resolve_precision
 from multiattn.runtime.files import exclusive_folder, file_digest
+from multiattn.runtime.layout import BEST_WEIGHTS, PREDICTIONS_FILE, SUBMISSION_JOURNAL
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 
@@ -53,7 +54,7 @@ def run_kernel(inputs: KernelInputs) -> KernelResult:
     sample = read_sample(inputs.sample_submission)
     delivery = Delivery(sample, inputs.rule, inputs.out)
     with listening() as interruption, exclusive_folder(inputs.out):
-        if not ((inputs.out / STORE).is_file() and delivery.is_there):
+        if not ((inputs.out / SUBMISSION_JOURNAL).is_file() and delivery.is_there):
             delivery.write_priors()
         run = _Run(inputs, sample, delivery, interruption)
         try:
@@ -80,7 +81,7 @@ class _Run:
         self.paths = _present(sample, inputs)
         self.stamps = {video: _stamp(path) for video, path in self.paths.items()}
         work = {
-            "models": {model.name: file_digest(model.path / CHECKPOINT)[:16] for model in self.models},
+            "models": {model.name: file_digest(model.path / BEST_WEIGHTS)[:16] for model in self.models},
             "crops": to_json(recipe),
             "precision": self.precision,
         }
@@ -227,7 +228,7 @@ class _Run:
         self.delivery.write(submission, self._card(submission.videos, complete=True))
         folds = {model.name: model.fold for model in self.models}
         table = frame_table(list(self.results.values()), folds)
-        FRAME_PREDICTIONS.write(table, self.inputs.out / "frame_predictions.parquet")
+        FRAME_PREDICTIONS.write(table, self.inputs.out / PREDICTIONS_FILE)
         logger.info("%s: %s", self.delivery.path, submission.coverage)
         if not submission.coverage["ok"]:
             self._say_no_use(submission.coverage)

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from multiattn.runtime.layout import SUBMISSION_JOURNAL
+
 logger = logging.getLogger(__name__)
 
-STORE = "kernel_results.jsonl"
 TRIED_AGAIN = ("failed",)
 """Statuses that the next start gives another chance: the machine's fault and not the video's."""
 
@@ -88,7 +89,7 @@ class ResultStore:
     """
 
     def __init__(self, folder: Path, work: dict[str, Any]) -> None:
-        self.path = folder / STORE
+        self.path = folder / SUBMISSION_JOURNAL
         self.results: dict[str, VideoResult] = {}
         self._complains = True
         found, results = results_of(self.path)

@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
 from multiattn.runtime.devices import resolve_precision, seed_everything
+from multiattn.runtime.layout import STATE_FILE
 from multiattn.runtime.processor import tune_cpu
 from multiattn.training.data.crops import FoldCrops, class_weights, training_loader, validation_loader
 from multiattn.training.engine.apex import ApexScaler, initialize_apex_o1, require_amp
 from multiattn.training.engine.averaging import MovingAverage
 from multiattn.training.engine.optimizer import make_optimizer, make_schedule
 from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows, synchronise_norms
-from multiattn.training.engine.run_folder import STATE_FILE, RunFolder, start_from
+from multiattn.training.engine.run_folder import RunFolder, start_from
 from multiattn.training.engine.step import PhaseSpan, TrainingStep, phase_spans, set_trainable, span_at
 
 NEVER = 2**53

@@ -35,13 +35,25 @@ from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.environment import describe_environment, git_commit
 from multiattn.runtime.files import atomic_path, read_json, write_json
+from multiattn.runtime.layout import (
+    BEST_WEIGHTS,
+    CHANGES_FILE,
+    ENVIRONMENT_FILE,
+    EPOCHS_FILE,
+    EXPERIMENT_FILE,
+    FOLDS_FILE,
+    HELD_OUT_FILE,
+    INPUTS_FILE,
+    LAST_WEIGHTS,
+    PREVIOUS_STATE_FILE,
+    STATE_FILE,
+    fold_folder,
+)
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 
 logger = logging.getLogger(__name__)
-
-STATE_FILE, PREVIOUS_FILE = "resume.pt", "resume.previous.pt"
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -50,7 +62,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: the disk does not take it, or gives back something else; the state before it is left as it was.
     """
-    path, previous = folder / STATE_FILE, folder / PREVIOUS_FILE
+    path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
         with temporary.open("rb") as file:
@@ -70,7 +82,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         OSError: a state is there and cannot be opened, by its permissions for example.
     """
     faults = []
-    for path in (folder / STATE_FILE, folder / PREVIOUS_FILE):
+    for path in (folder / STATE_FILE, folder / PREVIOUS_STATE_FILE):
         try:
             file = path.open("rb")  # once, so that what was checked is what is loaded, whatever is renamed meanwhile
         except FileNotFoundError:
@@ -118,7 +130,6 @@ def _fault(file: IO[bytes]) -> str | None:
     return f"entry {damaged} does not match its checksum" if damaged else None
 
 
-BEST_WEIGHTS = "best.safetensors"
 SETTINGS_FREE_TO_CHANGE = ("data.num_workers", "data.cache", "data.cache_gb", "save_minutes")
 """They change how fast a run is, not what it learns."""
 
@@ -160,16 +171,16 @@ class RunFolder:
             "precision": resolve_precision(experiment.precision, device),
             "crops": crops.fingerprint(),
         }
-        if not (self.path / "experiment.json").is_file():
+        if not (self.path / EXPERIMENT_FILE).is_file():
             write_recipe(recipe, self.path)
-            FOLDS.write(folds, self.path / "folds.csv")
+            FOLDS.write(folds, self.path / FOLDS_FILE)
             self._write_settings(experiment, inputs, device)
             return
         differences = _differences(to_json(self.read_experiment()), to_json(experiment))
         if other_crops := describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {other_crops}")
-        differences += _differences(read_json(self.path / "inputs.json"), inputs)
-        other_folds = not FOLDS.read(self.path / "folds.csv").equals(FOLDS.validate(folds, "folds"))
+        differences += _differences(read_json(self.path / INPUTS_FILE), inputs)
+        other_folds = not FOLDS.read(self.path / FOLDS_FILE).equals(FOLDS.validate(folds, "folds"))
         if other_folds:
             differences.append("folds: not the folds this run was begun with")
         if differences and (other_folds or not allow_changes):
@@ -180,32 +191,32 @@ class RunFolder:
             )
         if differences:
             logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))
-            path = self.path / "changes.json"
+            path = self.path / CHANGES_FILE
             earlier = read_json(path) if path.is_file() else []
             write_json(path, [*earlier, {"commit": git_commit(), "changes": differences}])
             write_recipe(recipe, self.path)
             self._write_settings(experiment, inputs, device)
 
     def _write_settings(self, experiment: Experiment, inputs: dict[str, Any], device: torch.device) -> None:
-        write_json(self.path / "inputs.json", inputs)
-        write_json(self.path / "environment.json", describe_environment(device))
-        write_json(self.path / "experiment.json", to_json(experiment))
+        write_json(self.path / INPUTS_FILE, inputs)
+        write_json(self.path / ENVIRONMENT_FILE, describe_environment(device))
+        write_json(self.path / EXPERIMENT_FILE, to_json(experiment))
 
     def read_experiment(self) -> Experiment:
         """The experiment the run was made with."""
-        path = self.path / "experiment.json"
+        path = self.path / EXPERIMENT_FILE
         return from_json(Experiment, read_json(path), source=str(path))
 
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
         """Weights and held-out frame predictions of the best validation so far."""
-        FRAME_PREDICTIONS.write(predictions, self.path / "oof.parquet")
+        FRAME_PREDICTIONS.write(predictions, self.path / HELD_OUT_FILE)
         save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
 
     def save_validation(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
         """The table of validations, and the latest weights."""
-        with atomic_path(self.path / "epochs.csv") as temporary:
+        with atomic_path(self.path / EPOCHS_FILE) as temporary:
             pd.DataFrame(history).to_csv(temporary, index=False)
-        save_weights(network, self.path / "last.safetensors", _metadata(history[-1]))
+        save_weights(network, self.path / LAST_WEIGHTS, _metadata(history[-1]))
 
 
 def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
@@ -220,7 +231,7 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
         ValueError: the weights of another network.
     """
     source = Path(source)
-    candidates = [source, source / BEST_WEIGHTS, source / f"fold{fold}" / BEST_WEIGHTS]
+    candidates = [source, source / BEST_WEIGHTS, fold_folder(source, fold) / BEST_WEIGHTS]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise FileNotFoundError(

@@ -16,6 +16,7 @@ from multiattn.model.diagnostics import AttentionStatistics, center_distance, co
 from multiattn.model.losses import RegionalIndependenceLoss
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
+from multiattn.runtime.layout import HELD_OUT_FILE
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import balanced_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -147,7 +148,7 @@ def _judge(
     rows = training.crops.validation
     logits = gather_strided(logits, len(rows), training.ranks)
     predictions = frame_predictions(rows, logits, model=training.run.model_name, fold=training.run.fold)
-    predictions = FRAME_PREDICTIONS.validate(predictions, training.run.path / "oof.parquet")
+    predictions = FRAME_PREDICTIONS.validate(predictions, training.run.path / HELD_OUT_FILE)
     return Judgement(name, network, predictions, scores(training.crops, predictions))
 
 

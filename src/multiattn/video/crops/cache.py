@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from multiattn.config import to_json
+from multiattn.runtime.layout import FACES_FILE
 from multiattn.video.crops.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def open_cache(
 
 def _cache_path(kind: str, folder: Path, names_digest: str, size: int) -> Path:
     """`<what the crops are>-<size>.crops`; tables written anew are other crops, whatever their names."""
-    table = (folder / "faces.parquet").stat()
+    table = (folder / FACES_FILE).stat()
     facts = [to_json(read_recipe(folder)), names_digest, table.st_size, table.st_mtime_ns, DECODING]
     if kind == "memory":
         facts.append(str(folder.resolve()))

@@ -17,6 +17,7 @@ import numpy as np
 
 from multiattn.config import from_json, to_json
 from multiattn.runtime.files import read_json, write_json
+from multiattn.runtime.layout import RECIPE_FILE
 
 # ArcFace's five points on 112 x 112 pixels (Deng et al. 2019), the template most face recognisers align to.
 _ARCFACE_112 = np.array(
@@ -83,7 +84,6 @@ def align_crop(image: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarra
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-RECIPE_FILE = "faces.json"
 VERSION = 2
 DETECTORS = ("mtcnn", "retinaface")
 MAX_DETECT_EVERY = 16

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import joblib
 
+from multiattn.runtime.layout import CROPS_FOLDER
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
 from multiattn.video.extraction.isolation import call_isolated
 
@@ -205,4 +206,4 @@ def extract_anew(arguments: bytes) -> bytes:
 
 
 def _crops_folder(folder: Path, task: VideoTask) -> Path:
-    return folder / "crops" / task.video_id
+    return folder / CROPS_FOLDER / task.video_id

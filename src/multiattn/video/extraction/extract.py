@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from multiattn.runtime.files import atomic_path
+from multiattn.runtime.layout import CROPS_FOLDER
 from multiattn.tables import FACES, UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import MAX_PIXELS, Frame, FrameReader, UnreadableVideoError
@@ -245,7 +246,7 @@ def write_crops(crops: list[FaceCrop], video_id: str, folder: Path) -> list[list
     """Write the crops below `folder/crops/<video_id>`; their rows of `faces.parquet`."""
     rows = []
     for crop in crops:
-        name = f"crops/{video_id}/{crop.frame_index:06d}_{crop.track}.jpg"
+        name = f"{CROPS_FOLDER}/{video_id}/{crop.frame_index:06d}_{crop.track}.jpg"
         with atomic_path(folder / name, durable=False) as temporary:
             temporary.write_bytes(crop.jpeg)
         rows.append(_row(video_id, crop, name))

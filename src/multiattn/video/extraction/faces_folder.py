@@ -21,9 +21,10 @@ import pandas as pd
 
 from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
+from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
-from multiattn.video.crops.recipe import RECIPE_FILE, CropRecipe, describe_difference, read_recipe, write_recipe
+from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 from multiattn.video.extraction.engine import Backend, Call, Engine, open_backend
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 from multiattn.video.extraction.isolation import end_processes
@@ -89,7 +90,7 @@ def extract_faces(
             with open_backend(backend, jobs=min(jobs, len(todo)), scheduler=scheduler) as run:
                 _extract(todo, Engine(run, folder, settings, time_limit), journal, rows)
         _write_videos(videos, folder)
-        if journal.path.is_file() or not (folder / "video_status.csv").is_file():
+        if journal.path.is_file() or not (folder / STATUS_FILE).is_file():
             statuses = _finish(statuses, folder, settings.recipe)
     return statuses
 
@@ -119,8 +120,8 @@ class _OriginalRows:
 
     def __post_init__(self) -> None:
         earlier = set(self.originals.values()) & set(self.done) - self.places.keys()
-        if earlier and (self.folder / "faces.parquet").is_file():
-            faces = FACES.read(self.folder / "faces.parquet", allow_empty=True)
+        if earlier and (self.folder / FACES_FILE).is_file():
+            faces = FACES.read(self.folder / FACES_FILE, allow_empty=True)
             faces = faces[faces["video_id"].isin(earlier)]
             self._merged = dict(iter(faces.groupby("video_id", sort=False)))
 
@@ -163,7 +164,7 @@ def _extract(todo: list[VideoTask], engine: Engine, journal: Journal, rows: _Ori
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
-    begun = [Journal(folder).path, folder / "video_status.csv", folder / "crops"]
+    begun = [Journal(folder).path, folder / STATUS_FILE, folder / CROPS_FOLDER]
     if not (folder / RECIPE_FILE).is_file() or not any(path.exists() for path in begun):
         write_recipe(recipe, folder)  # also over that of a run which ended before its first video
         return
@@ -175,13 +176,13 @@ def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
 
 
 def _read_statuses(folder: Path) -> pd.DataFrame:
-    path = folder / "video_status.csv"
+    path = folder / STATUS_FILE
     return VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
 
 
 def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
     """Keep the folder's copy of the videos table up to date: labels and splits may have been indexed anew."""
-    path = folder / "videos.csv"
+    path = folder / VIDEOS_FILE
     videos = videos.sort_values("video_id", ignore_index=True)
     if path.is_file():
         earlier = VIDEOS.read(path)
@@ -209,15 +210,15 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
             rows = []
     tables.append(pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty())
     added = {row[0] for row in new}
-    if (folder / "faces.parquet").is_file():
-        earlier = FACES.read(folder / "faces.parquet", allow_empty=True)
+    if (folder / FACES_FILE).is_file():
+        earlier = FACES.read(folder / FACES_FILE, allow_empty=True)
         tables.insert(0, earlier[~earlier["video_id"].isin(added)])
     faces = pd.concat(tables, ignore_index=True).sort_values(list(FACES.key), ignore_index=True)
-    FACES.write(faces, folder / "faces.parquet")
+    FACES.write(faces, folder / FACES_FILE)
     latest = pd.DataFrame(new, columns=list(VIDEO_STATUS.columns)) if new else VIDEO_STATUS.empty()
     statuses = pd.concat([statuses[~statuses["video_id"].isin(added)], latest], ignore_index=True)
-    statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / "video_status.csv")
-    VIDEO_STATUS.write(statuses, folder / "video_status.csv")
+    statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / STATUS_FILE)
+    VIDEO_STATUS.write(statuses, folder / STATUS_FILE)
     journal.remove()
     if recipe.reuse_original and new:
         total = reuse["looked"] + reuse["saved"]
@@ -253,7 +254,7 @@ def read_faces_folder(
     read_recipe(folder)
     if Journal(folder).path.is_file():
         raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
-    path = folder / "faces.parquet"
+    path = folder / FACES_FILE
     faces = FACES.read(path, allow_empty=True) if columns is None else FACES.read_columns(path, columns)
-    statuses = VIDEO_STATUS.read(folder / "video_status.csv")
-    return faces, statuses, VIDEOS.read(folder / "videos.csv")
+    statuses = VIDEO_STATUS.read(folder / STATUS_FILE)
+    return faces, statuses, VIDEOS.read(folder / VIDEOS_FILE)

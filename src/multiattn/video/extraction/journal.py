@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
+from multiattn.runtime.layout import FACES_JOURNAL
 from multiattn.video.extraction.extract import VideoFaces
 
-JOURNAL = "journal.jsonl"
 _BEFORE_ID = '{"video_id":'
 
 
@@ -21,7 +21,7 @@ class Journal:
     """The journal of one faces folder; as a context manager, open for writing."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / JOURNAL
+        self.path = Path(folder) / FACES_JOURNAL
         self._file = None
 
     def __enter__(self) -> "Journal":

@@ -1,0 +1,114 @@
+"""Names of the files in a run folder, a faces folder, a submission folder and a bundle, and of the folders of folds.
+
+runs/<experiment>/fold<k>/   one trained fold
+<faces>/                     crops and their tables
+submissions/<name>/          a submission and what is behind it
+"""
+
+from pathlib import Path
+
+# A run folder: how it was made,
+EXPERIMENT_FILE = "experiment.json"
+INPUTS_FILE = "inputs.json"
+CHANGES_FILE = "changes.json"
+ENVIRONMENT_FILE = "environment.json"
+FOLDS_FILE = "folds.csv"
+IMPORT_FILE = "import.json"
+"""In a run folder that `multiattn import-checkpoint` wrote: no folds, no out-of-fold predictions."""
+# how it went,
+EPOCHS_FILE = "epochs.csv"
+TRAIN_LOG = "train.log"
+STATE_FILE, PREVIOUS_STATE_FILE = "resume.pt", "resume.previous.pt"
+# and what came out.
+BEST_WEIGHTS = "best.safetensors"
+LAST_WEIGHTS = "last.safetensors"
+HELD_OUT_FILE = "oof.parquet"
+SCORING_FILE = "scoring.json"
+"""In the folder of an experiment, beside its folds."""
+
+# A faces folder.
+RECIPE_FILE = "faces.json"
+"""Also in a run folder: how the crops it was trained on were made."""
+FACES_FILE = "faces.parquet"
+STATUS_FILE = "video_status.csv"
+VIDEOS_FILE = "videos.csv"
+CROPS_FOLDER = "crops"
+FACES_JOURNAL = "journal.jsonl"
+
+# A submission folder, and the bundle that makes one offline.
+SUBMISSION_FILE = "submission.csv"
+CARD_FILE = "card.json"
+PREDICTIONS_FILE = "frame_predictions.parquet"
+VIDEO_PREDICTIONS_FILE = "video_predictions.csv"
+SUBMISSION_JOURNAL = "kernel_results.jsonl"
+BUNDLE_FILE = "bundle.json"
+
+_FOLD = "fold"
+ANY_FOLD = f"{_FOLD}*"
+"""A glob pattern of folds' folders."""
+
+
+def fold_folder(experiment: Path, fold: int) -> Path:
+    """The run folder of a fold, `<experiment>/fold<k>`."""
+    return Path(experiment) / f"{_FOLD}{fold}"
+
+
+def fold_number(folder: Path) -> int:
+    """The number of a fold's folder.
+
+    Raises:
+        ValueError: it is not named like one.
+    """
+    digits = folder.name.removeprefix(_FOLD)
+    if not folder.name.startswith(_FOLD) or not digits.isdigit():
+        raise ValueError(f"{folder}: expected a run folder named fold0, fold1, ..., found {folder.name!r}.")
+    return int(digits)
+
+
+def folds_below(experiment: Path, file: str = "") -> list[Path]:
+    """The fold folders in an experiment's folder that hold this file, by number; empty where there are none."""
+    folders = (path for path in Path(experiment).glob(ANY_FOLD) if path.name.removeprefix(_FOLD).isdigit())
+    return sorted((folder for folder in folders if (folder / file).exists()), key=fold_number)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """True for the folder of one fold (or of a single run), False for that of an experiment."""
+    return (Path(folder) / EXPERIMENT_FILE).is_file()
+
+
+def fold_folders(runs: Path) -> list[Path]:
+    """The fold folders of an experiment's folder (or the one fold folder given), by number.
+
+    Raises:
+        FileNotFoundError: no such folder, or no fold in it.
+    """
+    folders = [Path(runs)] if is_run_folder(runs) else folds_below(runs)
+    if not folders:
+        raise FileNotFoundError(
+            f"{runs}: expected runs (fold0, fold1, ...), found none. Make them with `multiattn train`."
+        )
+    return folders
+
+
+def experiment_folder(run: Path) -> Path:
+    """The folder of the experiment that a folder, its own or that of one of its folds, belongs to."""
+    return Path(run).parent if is_run_folder(run) else Path(run)
+
+
+def experiment_name(run: Path) -> str:
+    """The name of the experiment that a folder, its own or that of one of its folds, belongs to: its folder's.
+
+    Links are not followed: an experiment is called what the path given calls it, in predictions, weights of a scoring
+    rule and bundles alike.
+    """
+    return _own_name(experiment_folder(run))
+
+
+def fold_name(folder: Path) -> str:
+    """`<experiment>/fold<k>` of a fold's folder, the experiment named as by `experiment_name`."""
+    return f"{_own_name(folder.parent)}/{folder.name}"
+
+
+def _own_name(folder: Path) -> str:
+    """The last part of the path, or what the folder is called on the disk where that part is no name."""
+    return folder.resolve().name if folder.name in ("", "..") else folder.name
