@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from time import process_time
 
 import numpy as np
@@ -13,7 +14,9 @@ from made_predictions import Simulation, predictions, random_predictions
 from scipy.special import expit, logit
 
 from multiattn.__main__ import main
+from multiattn.scoring import aggregators
 from multiattn.scoring.aggregators import (
+    DEFAULT_CLIP,
     RECIPES,
     Aggregator,
     aggregate_frames,
@@ -348,6 +351,14 @@ def test_every_rule_is_in_a_recipe_and_no_aggregator_twice():
     assert RECIPES["mean"] == Aggregator()
 
 
+def test_the_readme_lists_every_recipe_and_the_default_clip():
+    text = (Path(aggregators.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines() if line.count("|") == 6]
+    expected = [[name, of.frames, of.tracks, f"{of.clip:g}"] for name, of in RECIPES.items()]
+    assert rows[2:] == expected  # after the head and its rule
+    assert f"`DEFAULT_CLIP = {DEFAULT_CLIP}`" in text and f"all {len(RECIPES)} aggregators" in text
+
+
 @every_recipe
 def test_a_recipe_goes_into_scoring_json_and_comes_back(recipe):
     rule = ScoringRule(aggregator=recipe)
@@ -500,7 +511,7 @@ def test_all_recipes_keep_within_its_time_at_a_sixth_of_dfdc():
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """Remove after the test whatever it registered."""
     before = [(registry, dict(registry)) for registry in (RECIPES, FRAME_RULES, TRACK_RULES)]
     yield
     for registry, entries in before:

@@ -67,7 +67,7 @@ def test_order_is_kept_results_stay_in_the_unit_interval_and_nan_stays(method):
 
 @pytest.mark.parametrize("method", FITTED)
 def test_beyond_the_steps_nothing_is_certain(method):
-    """Not even after videos that are told apart perfectly: log loss of the opposite stays finite."""
+    """Not even after videos that are separated perfectly: log loss of the opposite stays finite."""
     probabilities, labels = np.repeat([0.001, 0.999], 20), np.repeat([0, 1], 20)
     ends = fit_calibration(method, labels, probabilities).apply(np.array([0.0, 1.0]))
     assert ends.min() > 0

@@ -234,11 +234,11 @@ def test_overconfident_logits_do_not_force_weights_to_be_equal():
     """The better experiment keeps its weight however sharp all of them are."""
     values, labels = answers(20_000, [0.4, 1.5], sharpness=0.5)
     sharp = expit(3 * logit(values))
-    calm, loud = (
+    given, sharper = (
         fit_ensemble("weighted", "logit", of, labels, ("a", "b"), np.zeros(20_000)).weights for of in (values, sharp)
     )
-    assert calm["a"] > 0.8
-    assert loud["a"] == pytest.approx(calm["a"], abs=0.05)
+    assert given["a"] > 0.8
+    assert sharper["a"] == pytest.approx(given["a"], abs=0.05)
 
 
 def test_weights_are_fitted_on_the_videos_that_every_experiment_saw():

@@ -1,4 +1,4 @@
-"""How far a log loss, an AUC or the difference of two submissions may be trusted: the bootstrap over groups.
+"""Bootstrap over groups: intervals of a log loss, of an AUC, and of the difference of two submissions.
 
 Videos of one original, or of one part, are alike; drawing single videos would take them for independent and find
 intervals that are too narrow. So whole groups are drawn, with replacement, as many as there are (Field and Welsh 2007,
@@ -80,7 +80,7 @@ def compare_log_loss(
     seed: int = 0,
     level: float = 0.95,
 ) -> Comparison:
-    """Whether the answers `a` have a lower log loss than the answers `b`, both judged on the same resamples.
+    """Compare the log losses of the answers `a` and `b` on the same resamples.
 
     Arguments and errors as `bootstrap_log_loss`.
     """
@@ -103,7 +103,6 @@ def bootstrap_auc(
     """The interval of the area under the ROC curve; resamples with one class only are left out.
 
     Arguments and errors as `bootstrap_log_loss`.
-
     """
     labels, probabilities = check_predictions(labels, probabilities)
     codes, num_groups = _codes(groups, len(labels))

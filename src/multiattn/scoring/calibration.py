@@ -210,7 +210,7 @@ class PriorShift:
         The odds are multiplied by those of the test prior over those of the training prior: Eq. (2.4) of Saerens,
         Latinne and Decaestecker, "Adjusting the outputs of a classifier to new a priori probabilities", Neural
         Computation 14 (2002). Right for probabilities that are calibrated at the training prior, and where fakes and
-        reals look alike in both sets. Departures: the test prior is stated, not estimated from the test set.
+        reals are alike in both sets. Departures: the test prior is stated, not estimated from the test set.
         """
         p = np.asarray(probabilities, dtype=np.float64)
         fake, real = p * self.test / self.training, (1 - p) * (1 - self.test) / (1 - self.training)

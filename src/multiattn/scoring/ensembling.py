@@ -85,12 +85,12 @@ def score_experiments(predictions: pd.DataFrame | FrameGroups, aggregator: Aggre
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """How experiments are blended; the default is their plain mean."""
+    """A blend of experiments; the default is their plain mean."""
 
     method: str = "mean"
     """One of `METHODS`."""
     space: str = "probability"
-    """What is averaged, `probability` or `logit`. A mean of logits is sharper than a mean of probabilities."""
+    """The averaged quantity, `probability` or `logit`. A mean of logits is sharper than a mean of probabilities."""
     weights: dict[str, float] = field(default_factory=dict)
     """Experiment -> weight; empty for methods without a fit: all count alike."""
     intercept: float = 0.0
@@ -132,7 +132,7 @@ class Ensemble:
         for column, name in enumerate(experiments):
             values[:, names.index(name)] = given[:, column]
         weights = np.array([self.weights.get(name, 1.0) for name in names])
-        with np.errstate(invalid="ignore"):  # a video that nobody saw
+        with np.errstate(invalid="ignore"):  # a video that no experiment saw
             return METHODS[self.method].blend(values, weights, self)
 
     @classmethod
@@ -320,7 +320,7 @@ class EnsembleMethod:
     on_simplex: bool = False
     """The weights are at least 0 and sum to 1."""
     candidates: Mapping[str, str]
-    """What tuning compares: name -> space."""
+    """Candidates of tuning: name -> space."""
 
 
 METHODS: dict[str, EnsembleMethod] = {

@@ -1,4 +1,4 @@
-"""What probabilities are worth, of videos or of frames: log loss and all else in float64, with an explicit clip."""
+"""Metrics of probabilities, of videos or frames: log loss and the field's others in float64, with an explicit clip."""
 
 import math
 from dataclasses import asdict, dataclass

@@ -1,10 +1,8 @@
-"""Whether a fitted choice replaces the simple one: only if its gain on held-out videos is beyond its own error.
-
-Every choice and every number of a scoring rule, fitted on some folds and judged on the others.
+"""Nested tuning: every choice and number of a scoring rule, fitted on some folds and evaluated on the others.
 
 Four stages, one after the other: aggregator, ensemble, calibration, clip. In each, candidates are fitted on some parts
 of the videos and scored on the others (inner loop), and the simple one (mean, equal mean, none, 0.01) stays unless
-choosing gains more than its error (`selection.py`). The first two are compared after a Platt calibration. All of that
+choosing gains more than its error (`decide`). The first two are compared after a Platt calibration. All of that
 is done once for every fold, without it (outer loop): the rule so found answers for the fold's videos, and these answers
 together are the honest out-of-fold figure. The rule delivered is the one found on all folds.
 
@@ -35,7 +33,7 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One way to do a stage, and what it scored on videos that were held out of its fit."""
+    """One way to do a stage, and its score on videos that were held out of its fit."""
 
     name: str
     log_loss: float
@@ -45,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was chosen in one stage of tuning, and why."""
+    """The choice of one stage of tuning, and its reason."""
 
     stage: str
     candidates: tuple[Candidate, ...]
@@ -73,7 +71,7 @@ def decide(
 ) -> Decision:
     """Keep the simple candidate, or take the best one.
 
-    The best of many candidates looks better than it is. So what is compared with the simple one is not a candidate but
+    The best of many candidates seems better than it is. So what is compared with the simple one is not a candidate but
     the act of choosing: in every part stands the candidate that was best in the other parts. That is taken as better
     where the whole 95 % interval of the paired bootstrap over groups lies below 0, and, because a bootstrap of few
     groups is too sure of itself, also t * sqrt(G / (G - 1)) standard errors below 0, t being Student's 97.5 % point
@@ -113,7 +111,7 @@ def decide(
 
 
 def gain_is_certain(comparison: Comparison, num_groups: int) -> bool:
-    """Whether the first of two compared is better beyond the error of the comparison, as `decide` says."""
+    """True where the first of two compared is better beyond the error of the comparison, as `decide` says."""
     if num_groups < 2:
         return False
     margin = student_t.ppf(0.975, num_groups - 1) * np.sqrt(num_groups / (num_groups - 1)) * comparison.standard_error
@@ -136,7 +134,7 @@ def _standard_error(losses: np.ndarray, groups: np.ndarray) -> float:
 
 SIMPLE = "mean"
 """Among the recipes."""
-JUDGE = "platt"
+COMPARED_AFTER = "platt"
 """Aggregators and ensembles are compared after this calibration, fitted on other parts: the one that knows more is to
 win, not the one that happens to be as sharp as these networks need, which is the calibration's part."""
 MAX_PARTS = 5
@@ -183,9 +181,9 @@ class Nested:
     """The `folds` table given, and columns without_face, untuned, tuned, tuned_shifted, in_sample, and one
     `only <experiment>` each: P(fake), clipped."""
     choices: dict[int, Choice]
-    """Fold -> what was chosen without it."""
+    """Fold -> the rule found without it."""
     final: Choice
-    """What was chosen on all folds."""
+    """Found on all folds."""
 
 
 def gather_evidence(
@@ -288,7 +286,7 @@ def shift_rule(rule: ScoringRule, labels: pd.Series, test_prior: float | None) -
 
 
 def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None] = lambda: None) -> Choice:
-    """The rule for videos like these, stage by stage; every candidate is judged on parts held out of its fit."""
+    """The rule for videos like these, stage by stage; every candidate is scored on parts held out of its fit."""
     parts = inner_parts(evidence.folds, evidence.groups)
     if parts is None or len(np.unique(evidence.labels)) < 2:
         for _ in range(STAGES):
@@ -312,7 +310,7 @@ def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None
         return decision.chosen
 
     def calibrated(candidates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: _calibrate_held_out(JUDGE, of, labels, parts) for name, of in candidates.items()}
+        return {name: _calibrate_held_out(COMPARED_AFTER, of, labels, parts) for name, of in candidates.items()}
 
     names = evidence.experiments
     blended = {name: Ensemble().blend(values, names) for name, values in evidence.values.items()}

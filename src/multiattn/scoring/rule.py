@@ -1,7 +1,7 @@
-"""The one rule from frame predictions to a video's probability, as `scoring.json` keeps it.
+"""The scoring rule: frame predictions -> a video's probability, as `scoring.json` keeps it.
 
-Frames -> tracks -> video of one model (`aggregation.py`), mean over the folds of an experiment, experiments blended
-(`ensembling.py`), calibrated (`calibration.py`), moved to the test set's prior where asked (`prior_shift.py`), clipped.
+Frames -> tracks -> video of one model (`aggregators.py`), mean over the folds of an experiment, experiments blended
+(`ensembling.py`), calibrated, moved to the test set's prior where asked, clipped (`calibration.py`).
 Out-of-fold scores, submissions, evaluation and single files all go through `ScoringRule.score`.
 """
 
@@ -20,7 +20,7 @@ from multiattn.scoring.frame_groups import FrameGroups
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringRule:
-    """How frame predictions become probabilities; the default is what was never tuned."""
+    """The way from frame predictions to probabilities; the default is the untuned rule."""
 
     aggregator: Aggregator = field(default_factory=Aggregator)
     """Frames -> video of one model; its clip and prior are the rule's."""
@@ -33,8 +33,8 @@ class ScoringRule:
     experiments: tuple[str, ...] = ()
     """Names of the experiments it was tuned for; empty: any."""
     out_of_fold: dict[str, float] | None = None
-    """What tuning measured on videos that were held out of it: log_loss, auc; None where nothing was tuned. Always
-    at the share of fakes of those videos, before a prior shift."""
+    """log_loss and auc on videos that were held out of tuning, at their share of fakes, before a prior shift; None
+    where nothing was tuned."""
 
     @property
     def clip(self) -> float:
