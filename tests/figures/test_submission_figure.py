@@ -29,7 +29,7 @@ def videos(*statuses: str) -> pd.DataFrame:
         pytest.param(["new", "ok"], [("ok", 1, "50.0%"), ("new", 1, "50.0%")], id="a status without words of its own"),
     ],
 )
-def test_statuses_are_counted_those_judged_first(statuses, expected):
+def test_statuses_are_counted_predicted_ones_first(statuses, expected):
     table = status_table(videos(*statuses))
     assert [(row.Index, row.videos, row.share) for row in table.itertuples()] == expected
     assert table["videos"].sum() == len(statuses)
@@ -72,6 +72,6 @@ def test_every_video_is_drawn_with_its_name_and_its_own_face():
 
 def test_a_video_without_a_picture_and_no_video_at_all_are_said_so():
     words = [text.get_text() for axes in draw_least_certain(chosen(b"")).axes for text in axes.texts]
-    assert words == ["no picture kept"]
+    assert words == ["no picture"]
     words = [text.get_text() for axes in draw_least_certain(chosen()).axes for text in axes.texts]
-    assert words == ["no video was judged"]
+    assert words == ["no video was predicted"]

@@ -33,7 +33,8 @@ from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_id
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
 from multiattn.inference.scoring_file import choose_scoring
-from multiattn.inference.submit import KernelInputs, run_kernel
+from multiattn.inference.submit.inputs import SubmitInputs
+from multiattn.inference.submit.run import run_submit
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import make_network
 from multiattn.model.predict import predict_logits
@@ -134,7 +135,7 @@ class KernelBench:
             *table(sides, count),
         ]
 
-    def _inputs(self, folder: Path, paths: list[Path]) -> KernelInputs:
+    def _inputs(self, folder: Path, paths: list[Path]) -> SubmitInputs:
         """The videos under names of their own, and a sample that asks for them."""
         (folder / "videos").mkdir()
         names = [f"{number:05d}{path.suffix.lower()}" for number, path in enumerate(paths)]
@@ -146,7 +147,7 @@ class KernelBench:
             runs = (untrained_run(folder / "runs", self.untrained, folds=self.untrained_folds),)
         if self.num_frames is not None:
             runs = tuple(_with_frames(run, folder / "resampled", self.num_frames) for run in runs)
-        return KernelInputs(
+        return SubmitInputs(
             runs=runs,
             videos_dir=folder / "videos",
             sample_submission=folder / "sample.csv",
@@ -236,7 +237,7 @@ def _with_frames(run: Path, folder: Path, num_frames: int) -> Path:
     return folder / find_models(run)[0].path.parent.name
 
 
-def _in_process(work: Callable[[KernelInputs], Side], inputs: KernelInputs) -> Side:
+def _in_process(work: Callable[[SubmitInputs], Side], inputs: SubmitInputs) -> Side:
     """What the work gives in a fresh process, with the most memory that it and its children held."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = pool.submit(work, inputs)
@@ -267,9 +268,9 @@ def _proportional_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-def run_ours(inputs: KernelInputs) -> Side:
+def run_ours(inputs: SubmitInputs) -> Side:
     """The kernel, in a process of its own."""
-    result = run_kernel(inputs)
+    result = run_submit(inputs)
     judged = result.videos[result.videos["status"] == "ok"]
     answers = dict(zip(judged["video_id"], judged["probability"], strict=True))
     return Side(
@@ -292,7 +293,7 @@ class OneByOne:
         return [faces for image in images for faces in self.detector([image], thorough=thorough)]
 
 
-def run_loop(inputs: KernelInputs) -> Side:
+def run_loop(inputs: SubmitInputs) -> Side:
     """The straightforward loop, in a process of its own."""
     started = time.perf_counter()
     device = pick_device(inputs.device)

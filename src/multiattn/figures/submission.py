@@ -1,4 +1,4 @@
-"""What a submission looks like at a glance: how many videos were judged, how surely, and which least so."""
+"""A submission at a glance: how many videos were predicted, how surely, and the least certain faces."""
 
 import cv2
 import numpy as np
@@ -13,14 +13,14 @@ ANSWERS = {
     "no_face": "prior: no usable face",
     "unreadable": "prior: not a readable video",
     "missing": "prior: not in the folder",
-    "failed": "prior: an error while it was judged",
+    "failed": "prior: an error while it was predicted",
     "late": "prior: no time was left",
 }
 
 
 def status_table(videos: pd.DataFrame) -> pd.DataFrame:
-    """How the rows of a submission came about: status, what it is answered by, videos, share, and for each but `ok`,
-    which comes first, a video with its message.
+    """Rows of a submission by status: the answer it gets, videos, share, and for each but `ok`, which comes first, a
+    video with its message.
 
     Args:
         videos: a `video_predictions` table; a status that none has is left out.
@@ -54,9 +54,9 @@ def draw_probabilities(videos: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7, 3), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    judged = videos["status"] == "ok"
-    series = [videos.loc[judged, "probability"], videos.loc[~judged, "probability"]]
-    names = [f"judged ({judged.sum()})", f"prior, not judged ({(~judged).sum()})"]
+    predicted = videos["status"] == "ok"
+    series = [videos.loc[predicted, "probability"], videos.loc[~predicted, "probability"]]
+    names = [f"predicted ({predicted.sum()})", f"prior ({(~predicted).sum()})"]
     axes.hist(series, bins=np.linspace(0, 1, NUM_BINS + 1), stacked=True, color=["#2f6db5", "#b5482f"], label=names)
     axes.set(xlabel="P(fake)", ylabel="videos", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
@@ -81,11 +81,11 @@ def draw_least_certain(chosen: pd.DataFrame) -> Figure:
         axes.set_title(f"{video.filename}\nP(fake) {video.probability:.3f}, {crops}", fontsize=9)
         image = _decoded(video.thumbnail)
         if image is None:
-            axes.text(0.5, 0.5, "no picture kept", ha="center", va="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "no picture", ha="center", va="center", transform=axes.transAxes)
         else:
             axes.imshow(image)
     if chosen.empty:
-        panels[0].text(0, 0.5, "no video was judged", va="center", transform=panels[0].transAxes)
+        panels[0].text(0, 0.5, "no video was predicted", va="center", transform=panels[0].transAxes)
     return figure
 
 

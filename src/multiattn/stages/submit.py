@@ -2,7 +2,7 @@
 
 submission.csv is complete from the start (the prior in each row) and gets better as videos are finished; whenever this
 is killed there is a submission, and the same command goes on from there: first with what has no answer yet, then with
-what was judged with fewer frames or models for want of time.
+what was answered from fewer frames or models for want of time.
 
     multiattn submit --runs runs/dfdc_b4 --videos-dir /data/test_videos \\
         --sample-submission /data/sample_submission.csv --out submissions/dfdc_b4
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.command_line import parse, results
-from multiattn.inference.submit.first_answer import write_first_answer
+from multiattn.inference.submit.inputs import SubmitInputs, write_first_answer
 from multiattn.runtime.layout import SUBMISSION_FILE
 
 
@@ -49,11 +49,11 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="submit", doc=__doc__)
     write_first_answer(options.sample_submission, options.out)
-    from multiattn.inference.scoring_file import choose_scoring
-    from multiattn.inference.submit import KernelInputs, run_kernel  # with torch, which takes seconds
+    from multiattn.inference.scoring_file import choose_scoring  # with torch, which takes seconds
+    from multiattn.inference.submit.run import run_submit
 
-    result = run_kernel(
-        KernelInputs(
+    result = run_submit(
+        SubmitInputs(
             runs=options.runs,
             videos_dir=options.videos_dir,
             sample_submission=options.sample_submission,
@@ -76,4 +76,8 @@ def main(argv: list[str]) -> None:
 
 
 def _reduced(count: int) -> list[str]:
-    return [f"{count} judged with fewer frames or models; the same command with time left mends that"] if count else []
+    return (
+        [f"{count} answered from fewer frames or models; the same command with time left improves them"]
+        if count
+        else []
+    )

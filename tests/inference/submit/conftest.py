@@ -1,23 +1,23 @@
-"""The case that all tests of the kernel begin with."""
+"""The case that the tests of submission runs begin with."""
 
 import shutil
 
 import pandas as pd
 import pytest
-from kernel_case import PRIOR, SAME, Case
+from submit_case import PRIOR, SAME, Case
 
-from multiattn.inference.submit import KernelInputs, run_kernel
-from multiattn.inference.submit.delivery import read_sample
+from multiattn.inference.submit.inputs import SubmitInputs
+from multiattn.inference.submit.run import run_submit
 from multiattn.tables import SUBMISSION
 
 
 @pytest.fixture(scope="session")
 def case(pipeline, tmp_path_factory) -> Case:
     """Ten videos: eight with faces, one without, one that is none; answered by an undisturbed run."""
-    folder = tmp_path_factory.mktemp("kernel")
+    folder = tmp_path_factory.mktemp("submit")
     (folder / "videos").mkdir()
-    first = run_kernel(
-        KernelInputs(
+    first = run_submit(
+        SubmitInputs(
             runs=(pipeline.experiment,), videos_dir=pipeline.dataset / "test_videos",
             sample_submission=pipeline.dataset / "sample_submission.csv", out=folder / "first", jobs=1,
         )
@@ -30,12 +30,12 @@ def case(pipeline, tmp_path_factory) -> Case:
             shutil.copy(pipeline.dataset / "test_videos" / name, folder / "videos" / names[-1])
     assert len(names) == 10 and sorted(set(status_of.values())) == ["no_face", "ok", "unreadable"]
     SUBMISSION.write(pd.DataFrame({"filename": sorted(names), "label": 0.0}), folder / "sample.csv")
-    inputs = KernelInputs(
+    inputs = SubmitInputs(
         runs=(pipeline.experiment,), videos_dir=folder / "videos", sample_submission=folder / "sample.csv",
         out=folder / "out", jobs=1, write_seconds=0.3,
     )  # fmt: skip
-    made = Case(folder, inputs, read_sample(folder / "sample.csv"))
-    run_kernel(inputs)
+    made = Case(folder, inputs, SUBMISSION.read(folder / "sample.csv"))
+    run_submit(inputs)
     made.answers = made.read()
     assert sum(label != PRIOR for label in made.answers.values()) == 8
     assert len({round(label / SAME / 3) for label in made.answers.values()}) == 3, "two videos are told apart"

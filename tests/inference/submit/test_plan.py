@@ -1,4 +1,4 @@
-"""The plan: everything when there is time, less when there is not, never past the budget; proven by simulation."""
+"""The plan: everything when there is time, less when there is not, never past the budget; shown by simulation."""
 
 import heapq
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class Machine:
     """A simulated machine: workers fill a bounded queue, threads empty it, each video costs what `costs` says.
 
     Args:
-        costs: (video, now) -> seconds to decode it, to search a frame, to judge a crop by one model.
+        costs: (video, now) -> seconds to decode it, to search a frame, to put a crop through one model.
     """
 
     def __init__(self, costs: Callable[[int, float], tuple[float, float, float]], *, crops: int = 1) -> None:
@@ -25,10 +25,10 @@ class Machine:
 
     def run(self, videos: int, budget: float | None) -> tuple[Plan, dict[int, Level]]:
         plan = Plan(
-            videos, frames=FRAMES, models=MODELS, workers=WORKERS, classifiers=THREADS, elapsed=lambda: self.now,
+            videos, levels_of(FRAMES, MODELS), workers=WORKERS, classifiers=THREADS, elapsed=lambda: self.now,
             budget=budget,
         )  # fmt: skip
-        judged: dict[int, Level] = {}
+        predicted: dict[int, Level] = {}
         events: list = []  # (time, number, what, video, level, extract costs)
         waiting: list = []
         state = {"workers": WORKERS, "threads": THREADS, "next": 0, "count": 0}
@@ -42,7 +42,7 @@ class Machine:
                 video, level, decode, search = waiting.pop(0)
                 state["threads"] -= 1
                 seconds = self.costs(video, self.now)[2] * level.frames * self.crops * level.models
-                push(seconds, "judged", video, level, (decode, search, seconds))
+                push(seconds, "predicted", video, level, (decode, search, seconds))
             while state["workers"] and len(waiting) < WAITING and state["next"] < videos:
                 level = plan.start()
                 if level is None:
@@ -65,7 +65,7 @@ class Machine:
                 waiting.append((video, level, *seconds))
             else:
                 state["threads"] += 1
-                judged[video] = level
+                predicted[video] = level
                 crops = level.frames * self.crops
                 plan.finish(
                     Costs(
@@ -74,11 +74,11 @@ class Machine:
                     )
                 )  # fmt: skip
             settle()
-        return plan, judged
+        return plan, predicted
 
 
 def steady(scale: float = 1.0) -> Callable[[int, float], tuple[float, float, float]]:
-    """A video takes 1 s to decode, 3.2 s to search, 8 s to judge by all models, times `scale`."""
+    """A video takes 1 s to decode, 3.2 s to search, 8 s to put through all models, times `scale`."""
     return lambda video, now: (scale, 0.1 * scale, 0.05 * scale)
 
 
@@ -110,8 +110,8 @@ def test_a_delivery_keeps_two_percent_of_the_budget_within_bounds(budget, expect
 
 
 def test_without_a_budget_nothing_is_given_up_however_slow_the_machine():
-    plan, judged = Machine(steady(1000)).run(40, None)
-    assert set(judged.values()) == {Level(FRAMES, MODELS)} and len(judged) == 40
+    plan, predicted = Machine(steady(1000)).run(40, None)
+    assert set(predicted.values()) == {Level(FRAMES, MODELS)} and len(predicted) == 40
     assert plan.changes == [] and plan.seconds_left is None
 
 
@@ -119,42 +119,42 @@ def test_without_a_budget_nothing_is_given_up_however_slow_the_machine():
 def test_where_there_is_time_every_video_gets_everything(scale):
     machine = Machine(steady(scale))
     budget = 1.3 * 300 * FULL_SECONDS * scale + 400
-    plan, judged = machine.run(300, budget)
-    assert set(judged.values()) == {Level(FRAMES, MODELS)} and len(judged) == 300
+    plan, predicted = machine.run(300, budget)
+    assert set(predicted.values()) == {Level(FRAMES, MODELS)} and len(predicted) == 300
     assert plan.changes == []
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3, 0.2])
-def test_a_machine_that_is_too_slow_still_judges_every_video_with_less(share):
+def test_a_machine_that_is_too_slow_still_answers_every_video_with_less(share):
     budget = share * 600 * FULL_SECONDS
     machine = Machine(steady())
-    plan, judged = machine.run(600, budget)
+    plan, predicted = machine.run(600, budget)
     assert machine.now <= budget
-    assert len(judged) == 600, "every video is judged, if by fewer frames"
+    assert len(predicted) == 600, "every video is predicted, if by fewer frames"
     assert plan.changes and all(change.what and change.why for change in plan.changes)
-    used = sum(level.frames * level.models for level in judged.values()) / (600 * FRAMES * MODELS)
+    used = sum(level.frames * level.models for level in predicted.values()) / (600 * FRAMES * MODELS)
     assert used > 0.6 * share, "and what time there is is used"
 
 
 def test_models_are_given_up_only_when_the_fewest_frames_are_too_slow():
-    plan, judged = Machine(steady()).run(600, 0.13 * 600 * FULL_SECONDS)
-    assert all(level.models == MODELS or level.frames == 4 for level in judged.values())
+    plan, predicted = Machine(steady()).run(600, 0.13 * 600 * FULL_SECONDS)
+    assert all(level.models == MODELS or level.frames == 4 for level in predicted.values())
     levels = [str(change) for change in plan.changes]
     assert any("models instead" in line or "model instead" in line for line in levels)
 
 
 def test_a_hopeless_machine_stops_beginning_videos_and_says_how_many_get_the_prior():
     machine = Machine(steady(10))
-    plan, judged = machine.run(600, 600)
-    assert machine.now <= 600 and 0 < len(judged) < 600
+    plan, predicted = machine.run(600, 600)
+    assert machine.now <= 600 and 0 < len(predicted) < 600
     assert "no more videos are begun" in plan.changes[-1].what
-    assert "get the prior" in plan.changes[-1].what
+    assert "or the prior" in plan.changes[-1].what
 
 
 def test_not_one_video_in_time_ends_at_the_stop():
     machine = Machine(steady(1000))
-    _, judged = machine.run(10, 100)
-    assert judged == {} and machine.now <= 100
+    _, predicted = machine.run(10, 100)
+    assert predicted == {} and machine.now <= 100
 
 
 @pytest.mark.parametrize("factor", [0.25, 4.0])
@@ -162,9 +162,9 @@ def test_a_machine_that_changes_midway_is_noticed(factor):
     seconds = 400 * FULL_SECONDS
     machine = Machine(lambda video, now: steady(factor if now > seconds / 2 else 1)(video, now))
     budget = 1.1 * seconds
-    plan, judged = machine.run(400, budget)
-    assert machine.now <= budget and len(judged) == 400
-    late = [judged[video] for video in range(330, 380)]
+    plan, predicted = machine.run(400, budget)
+    assert machine.now <= budget and len(predicted) == 400
+    late = [predicted[video] for video in range(330, 380)]
     if factor > 1:
         assert plan.changes and all(level.frames < FRAMES for level in late)
     else:
@@ -174,10 +174,10 @@ def test_a_machine_that_changes_midway_is_noticed(factor):
 def test_a_plan_that_gave_up_too_much_goes_back_up():
     machine = Machine(lambda video, now: steady(8 if video < 20 else 0.5)(video, now))
     budget = 400 * FULL_SECONDS
-    plan, judged = machine.run(400, budget)
-    assert len(judged) == 400 and machine.now <= budget
-    assert min(level.frames for level in judged.values()) < FRAMES
-    assert judged[399] == Level(FRAMES, MODELS), [str(change) for change in plan.changes]
+    plan, predicted = machine.run(400, budget)
+    assert len(predicted) == 400 and machine.now <= budget
+    assert min(level.frames for level in predicted.values()) < FRAMES
+    assert predicted[399] == Level(FRAMES, MODELS), [str(change) for change in plan.changes]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -186,8 +186,8 @@ def test_a_few_huge_videos_do_not_break_the_budget(seed):
     costs = lambda video, now: (60.0, 1.0, 0.05) if video in huge else steady()(video, now)  # noqa: E731
     budget = 0.8 * 300 * FULL_SECONDS
     machine = Machine(costs)
-    _, judged = machine.run(300, budget)
-    assert machine.now <= budget and len(judged) >= 297
+    _, predicted = machine.run(300, budget)
+    assert machine.now <= budget and len(predicted) >= 297
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -203,8 +203,8 @@ def test_no_machine_runs_past_its_budget(seed):
 def test_more_time_never_means_fewer_frames():
     used = []
     for share in (0.15, 0.3, 0.5, 0.7, 0.9, 1.2):
-        _, judged = Machine(steady()).run(300, share * 300 * FULL_SECONDS)
-        used.append(sum(level.frames * level.models for level in judged.values()))
+        _, predicted = Machine(steady()).run(300, share * 300 * FULL_SECONDS)
+        used.append(sum(level.frames * level.models for level in predicted.values()))
     assert used == sorted(used)
 
 
@@ -229,14 +229,14 @@ def test_videos_without_faces_cost_the_classifier_nothing():
 
 
 def test_no_videos_at_all_are_no_plan_to_change():
-    plan, judged = Machine(steady()).run(0, 100)
-    assert judged == {} and plan.changes == []
+    plan, predicted = Machine(steady()).run(0, 100)
+    assert predicted == {} and plan.changes == []
 
 
-def second_look(num_videos: int, elapsed: float, rates: Rates | None = None, budget: float | None = 1000) -> Plan:
+def second_pass(num_videos: int, elapsed: float, rates: Rates | None = None, budget: float | None = 1000) -> Plan:
     return Plan(
-        num_videos, frames=FRAMES, models=MODELS, workers=1, classifiers=1, elapsed=lambda: elapsed, budget=budget,
-        second_look=True, rates=rates,
+        num_videos, [Level(FRAMES, MODELS)], workers=1, classifiers=1, elapsed=lambda: elapsed, budget=budget,
+        rates=rates,
     )  # fmt: skip
 
 
@@ -250,17 +250,17 @@ def second_look(num_videos: int, elapsed: float, rates: Rates | None = None, bud
         pytest.param(1001, 1000, False, id="over"),
     ],
 )
-def test_a_second_look_is_as_thorough_as_can_be_or_not_begun(elapsed, budget, expected):
+def test_a_second_pass_is_as_thorough_as_can_be_or_not_begun(elapsed, budget, expected):
     """A video takes 10 s, and the last 20 s are the delivery's."""
     rates = Rates()
     for _ in range(5):
         rates.add(Costs(frames=32, crops=32, decode_seconds=1, search_seconds=4, crop_models=160, classify_seconds=5))
-    plan = second_look(3, elapsed, rates, budget)
+    plan = second_pass(3, elapsed, rates, budget)
     assert plan.has_time == expected
     assert plan.start() == (Level(FRAMES, MODELS) if expected else None)
     if not expected:
         assert "3 keep the answer they have" in str(plan.changes[-1])
 
 
-def test_a_second_look_goes_on_from_what_was_measured_and_knows_nothing_without():
-    assert second_look(3, 0).projected_seconds() is None and second_look(3, 0).has_time
+def test_a_second_pass_starts_from_the_rates_of_the_first():
+    assert second_pass(3, 0).projected_seconds() is None and second_pass(3, 0).has_time

@@ -1,39 +1,42 @@
-"""Video probabilities -> submission.csv in the sample's rows and order, card.json beside it, both checked.
-
-The submission folder while a kernel runs: always a complete valid submission.csv, better with every writing.
-
-What a kernel run gives back: the submission, how each row came about, and what was given up to be in time.
-"""
+"""The submission folder: submission.csv in the sample's rows and order, always complete; card.json and tables."""
 
 import logging
+import queue
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 
 from multiattn.datasets.manifest import video_id
+from multiattn.inference.submit.extraction import Extraction, Work
 from multiattn.inference.submit.plan import PlanChange
-from multiattn.inference.submit.store import VideoResult
+from multiattn.inference.submit.results import VideoResult
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import write_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
 from multiattn.scoring.aggregators import complete_videos, sigmoid
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS
+from multiattn.video.extraction.isolation import end_processes
 
 logger = logging.getLogger(__name__)
 
 STATUSES = ("ok", "no_face", "unreadable", "missing", "failed", "late")
 NOT_THERE = "not in the folder of videos"
+THUMBNAIL_PIXELS = 96
+THUMBNAIL_SECONDS = 120.0
+"""For all pictures together. A notebook shows them after the delivery, for which 300 s of its nine hours are kept."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a submission folder holds."""
+    """The answers to one sample submission."""
 
     submission: pd.DataFrame
     """`submission.csv`."""
@@ -43,8 +46,8 @@ class Submission:
 
     @property
     def coverage(self) -> dict[str, int]:
-        """Videos of each status; all but `ok` were answered with the prior. `failed` and `late`, which only a kernel
-        knows, are named where there are some."""
+        """Videos of each status; all but `ok` were answered with the prior. `failed` and `late` are named where there
+        are some."""
         counts = self.videos["status"].value_counts()
         return {
             status: int(counts.get(status, 0))
@@ -54,27 +57,16 @@ class Submission:
 
 
 def build_submission(
-    predictions: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule
+    scored: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule
 ) -> Submission:
     """One probability for each row of the sample.
 
     Args:
-        predictions: a `frame_predictions` table of videos of dataset `folder`.
-        statuses: their `video_status` table, or video_id, status and message of it, where a status may also be
-            `failed` (an error while it was judged) or `late` (no time was left); a sample row without a status is
-            `missing`.
+        scored: rows of `ScoringRule.score`, of any number of calls: no video's score depends on another's.
+        statuses: video_id, status and message of these videos, where a status may be `failed` (an error while it was
+            predicted) or `late` (no time was left) beside those of a `video_status` table; a sample row without a
+            status is `missing`.
         sample: the sample submission; only its filenames and their order matter.
-    """
-    return complete_submission(rule.score(predictions), statuses, sample, rule)
-
-
-def complete_submission(
-    scored: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule
-) -> Submission:
-    """`build_submission` of videos that are scored already.
-
-    Args:
-        scored: what `ScoringRule.score` made, of any number of calls: no video's score depends on another's.
     """
     ids = sample["filename"].map(lambda name: video_id("folder", name))
     videos = complete_videos(ids, scored, rule.prior)
@@ -117,7 +109,7 @@ def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, car
     """Write video_predictions.csv, card.json and, last, submission.csv, read back and checked.
 
     Args:
-        card: what the card says beside commit, scoring rule and coverage: the runs, the out-of-fold log loss.
+        card: entries of the card beside commit, scoring rule and coverage: the runs, the out-of-fold log loss.
     """
     path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
@@ -126,16 +118,6 @@ def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, car
     write_json(folder / CARD_FILE, card)
     SUBMISSION.write(result.submission, path)
     check_submission(SUBMISSION.read(path), sample, result.rule, path)
-
-
-def read_sample(path: Path) -> pd.DataFrame:
-    """A sample submission: `filename,label`, any labels.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: other columns, no rows, or a filename twice.
-    """
-    return SUBMISSION.read(path)
 
 
 Statuses = dict[str, tuple[str, str]]
@@ -158,7 +140,7 @@ class Delivery:
 
     @property
     def is_there(self) -> bool:
-        """Whether a complete valid submission for this sample lies in the folder."""
+        """True when a complete valid submission for this sample lies in the folder."""
         try:
             check_submission(SUBMISSION.read(self.path), self.sample, self.rule, self.path)
         except (FileNotFoundError, ValueError):
@@ -190,20 +172,12 @@ class Delivery:
             columns=["video_id", "probability", "num_crops"],
         )
         statuses = {**others, **{result.video_id: (result.status, result.message) for result in results}}
-        return complete_submission(scored, _status_table(statuses), self.sample, self.rule)
-
-    def write(self, submission: Submission, card: dict[str, Any]) -> None:
-        """Replace what is in the folder.
-
-        Raises:
-            OSError: the disk is full, say; the former submission is still there.
-        """
-        write_submission(submission, self.sample, self.folder, card)
+        return build_submission(scored, _status_table(statuses), self.sample, self.rule)
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
-        """`write` on the way, where a full disk is no reason to end."""
+        """Replace what is in the folder; a full disk is no reason to end."""
         try:
-            self.write(submission, card)
+            write_submission(submission, self.sample, self.folder, card)
         except OSError as error:
             logger.warning("%s could not be replaced (%s); the former one is still there", self.path, error)
 
@@ -214,7 +188,7 @@ def _status_table(statuses: Statuses) -> pd.DataFrame:
 
 
 def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None) -> pd.DataFrame:
-    """The `frame_predictions` table of judged videos, models in the order of `folds`, videos by name within each.
+    """The `frame_predictions` table of results with logits, models in the order of `folds`, videos by name within each.
 
     Args:
         folds: model -> its fold; None where only scores are wanted.
@@ -248,14 +222,14 @@ def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None)
 
 
 def reasons(videos: pd.DataFrame) -> dict[str, int]:
-    """Why videos were not judged, the most frequent reason first."""
+    """Why videos got the prior: reason -> videos, the most frequent first, at most 50."""
     messages = videos.loc[videos["status"] != "ok", ["status", "message"]]
     counts = Counter(f"{row.status}: {row.message}" if row.message else row.status for row in messages.itertuples())
     return dict(counts.most_common(50))
 
 
 @dataclass(frozen=True)
-class KernelResult(Submission):
+class SubmitResult(Submission):
     """A submission and how it was made.
 
     `videos` says for each row of the sample its status, probability, number of crops and, in `message`, the reason of
@@ -263,7 +237,7 @@ class KernelResult(Submission):
     """
 
     plan_changes: tuple[PlanChange, ...] = ()
-    """What this run gave up to be in time, in order; empty where nothing was."""
+    """Given up by this run to be in time, in order."""
     reduced: int = 0
     """Videos whose answer comes from fewer frames or models than there are, in this run or one before it."""
     rate: float = 0.0
@@ -275,21 +249,72 @@ class KernelResult(Submission):
     first video's start to the last one's end."""
     workers: int = 0
     threads: int = 0
-    thumbnails: dict[str, bytes] = field(default_factory=dict)
-    """video_id -> JPEG, at most 96 pixels, of the crop that the models are surest of; judged videos only."""
+    crops: dict[str, "SurestCrop"] = field(default_factory=dict)
+    """video_id -> the crop that the models are surest of; `ok` videos only."""
 
     def least_certain(self, count: int) -> pd.DataFrame:
-        """The `count` judged videos whose P(fake) is nearest to 0.5, the nearest first.
+        """The `count` videos with faces whose P(fake) is nearest to 0.5, the nearest first.
 
         Returns:
-            Columns filename, probability, num_crops, message and thumbnail (JPEG bytes); equals in the order of the
-            file names.
+            Columns filename, probability, num_crops, message and thumbnail (of `cut_thumbnails`); equals in the order
+            of the file names.
         """
         table = self.videos.assign(filename=self.submission["filename"].to_numpy())
         table = table[table["status"] == "ok"]
-        table = table.assign(
-            thumbnail=[self.thumbnails.get(video, b"") for video in table["video_id"]],
-            distance=(table["probability"] - 0.5).abs(),
-        )
+        table = table.assign(distance=(table["probability"] - 0.5).abs())
         table = table.sort_values(["distance", "filename"], ignore_index=True).head(count)
+        chosen = [self.crops[video] for video in table["video_id"] if video in self.crops]
+        pictures = cut_thumbnails(chosen, workers=max(1, self.workers))
+        table["thumbnail"] = [pictures.get(video, b"") for video in table["video_id"]]
         return table[["filename", "probability", "num_crops", "message", "thumbnail"]]
+
+
+@dataclass(frozen=True)
+class SurestCrop:
+    """Where to find a crop again."""
+
+    work: Work
+    """As its video was extracted."""
+    frame_index: int
+    track: int
+
+    @classmethod
+    def of(cls, result: VideoResult, work: Work) -> "SurestCrop":
+        """The crop whose mean logit is farthest from 0."""
+        return cls(work, *result.crops[int(np.abs(np.mean(result.logits, axis=0)).argmax())])
+
+
+def cut_thumbnails(crops: Sequence[SurestCrop], *, workers: int) -> dict[str, bytes]:
+    """Cut crops from their videos again, in isolated processes and at most `THUMBNAIL_SECONDS`.
+
+    Returns:
+        video_id -> JPEG of at most 96 pixels a side; without videos that could not be read again in time.
+    """
+    places = {crop.work.task.video_id: crop for crop in crops}
+    works = iter([crop.work for crop in crops])
+    extraction = Extraction(
+        lambda: next(works, None), workers=workers, time_limit=THUMBNAIL_SECONDS, lost=lambda work, how: None
+    )
+    deadline = time.monotonic() + THUMBNAIL_SECONDS
+    pictures = {}
+    extraction.start()
+    try:
+        while (found := extraction.results.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
+            video = found.work.task.video_id
+            place = (places[video].frame_index, places[video].track)
+            for crop in found.crops.crops if found.crops is not None else ():
+                if (crop.frame_index, crop.track) == place:
+                    pictures[video] = _thumbnail(crop.jpeg)
+    except queue.Empty:
+        logger.warning("%d of %d pictures were not cut in time", len(places) - len(pictures), len(places))
+        end_processes()
+    finally:
+        extraction.stop()
+    return pictures
+
+
+def _thumbnail(jpeg: bytes) -> bytes:
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if image.shape[0] > THUMBNAIL_PIXELS:
+        image = cv2.resize(image, (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()

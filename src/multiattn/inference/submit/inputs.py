@@ -1,16 +1,23 @@
-"""Where everything is that a submission needs, as it is named or as the notebook finds it."""
+"""Inputs of a submission run, given by name or found by the notebook; the first answer, before torch is imported."""
 
+import csv
+import io
 import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from multiattn.inference.scoring_file import choose_scoring, default_scoring_path
-from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE
-from multiattn.scoring.rule import ScoringRule
+from multiattn.runtime.files import write_text
+from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, SUBMISSION_FILE
+
+if TYPE_CHECKING:
+    from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)
 
+PRIOR = 0.5
+"""The first answer of every row."""
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
 KAGGLE_HOURS = 9.0
@@ -18,9 +25,15 @@ KAGGLE_HOURS = 9.0
 SEARCH_DEPTH = 6
 
 
+def _plain_means() -> "ScoringRule":
+    from multiattn.scoring.rule import ScoringRule  # with libraries that take a second
+
+    return ScoringRule()
+
+
 @dataclass(frozen=True, kw_only=True)
-class KernelInputs:
-    """Where everything is that a submission needs."""
+class SubmitInputs:
+    """What a submission is made from, where it goes and within what time."""
 
     runs: tuple[Path, ...]
     """Experiments' folders with fold0, fold1, ..., or single folds of them; their crops are made alike."""
@@ -29,9 +42,9 @@ class KernelInputs:
     sample_submission: Path
     """The competition's sample: its rows, in its order, are answered."""
     out: Path
-    """The submission folder, the only place that is written. What is finished is kept here, so a killed kernel goes
-    on where it was."""
-    rule: ScoringRule = field(default_factory=ScoringRule)
+    """The submission folder, the only place that is written. Finished videos are kept here, so that the same run
+    continues after it was killed."""
+    rule: "ScoringRule" = field(default_factory=_plain_means)
     """Frame predictions -> probabilities."""
     device: str = "auto"
     precision: str = "auto"
@@ -53,8 +66,33 @@ class KernelInputs:
             raise ValueError(f"--jobs: expected at least 1, found {self.jobs}.")
 
 
-def find_inputs(root: Path | None = None) -> KernelInputs:
-    """What the notebook needs, found below `/kaggle/input` or, elsewhere, in the repository's `runs` and `data`.
+def write_first_answer(sample: Path, out: Path) -> None:
+    """Write a submission that answers each row of the sample with the prior 0.5, where no submission lies yet.
+
+    Importing torch takes seconds; a process killed in them leaves a submission already. A sample that cannot be read
+    or is none is left to `run_submit`, which says what is wrong with it.
+
+    Args:
+        sample: the competition's sample submission, `filename,label`.
+        out: the submission folder.
+    """
+    path = out / SUBMISSION_FILE
+    try:
+        if path.exists():
+            return
+        with sample.open(newline="", encoding="utf-8") as file:
+            names = [row["filename"] for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError):
+        return
+    if not names or not all(names) or len(set(names)) < len(names):
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("filename", "label"), *((name, PRIOR) for name in names)])
+    write_text(path, text.getvalue())
+
+
+def find_inputs(root: Path | None = None) -> SubmitInputs:
+    """Inputs of the notebook, found below `/kaggle/input` or, elsewhere, in the repository's `runs` and `data`.
 
     Each of the environment variables MULTIATTN_RUNS, MULTIATTN_VIDEOS_DIR, MULTIATTN_SAMPLE_SUBMISSION and
     MULTIATTN_OUT decides its path instead of the search; MULTIATTN_RUNS may name several, with colons between. Without
@@ -67,35 +105,35 @@ def find_inputs(root: Path | None = None) -> KernelInputs:
         root: the repository; by default the working directory.
 
     Raises:
-        FileNotFoundError: something was not found; says what and where it was looked for.
+        FileNotFoundError: something was not found; says what, and where it was searched for.
     """
+    from multiattn.inference.scoring_file import choose_scoring  # with torch
+
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
-    runs = _named_runs() or _find_runs(root, on_kaggle)
+    named = tuple(Path(name) for name in (os.environ.get("MULTIATTN_RUNS") or "").split(os.pathsep) if name)
+    runs = named or _find_runs(root, on_kaggle)
     videos = _from_environment("VIDEOS_DIR") or _first(
         _search(root / "data", "test_videos", on_kaggle), "folder test_videos", root / "data"
     )
     samples = _search(root / "data", "sample_submission.csv", on_kaggle)
     samples = [path for path in samples if path.parent == videos.parent] or samples
     sample = _from_environment("SAMPLE_SUBMISSION") or _first(samples, "sample_submission.csv", root / "data")
-    budget = os.environ.get("MULTIATTN_BUDGET_HOURS") or str(KAGGLE_HOURS)
-    return KernelInputs(
+    return SubmitInputs(
         runs=runs,
         videos_dir=videos,
         sample_submission=sample,
         out=_from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs[0].name),
         rule=choose_scoring(runs, os.environ.get("MULTIATTN_SCORING") or None),
         weights=_from_environment("WEIGHTS") or _bundled_weights(runs[0]),
-        budget_hours=_hours(budget),
+        budget_hours=_budget_hours(),
     )
-
-
-def _named_runs() -> tuple[Path, ...]:
-    return tuple(Path(name) for name in (os.environ.get("MULTIATTN_RUNS") or "").split(os.pathsep) if name)
 
 
 def _find_runs(root: Path, on_kaggle: bool) -> tuple[Path, ...]:
     """The first experiment; of a bundle all of them, the one that brings the scoring rule first."""
+    from multiattn.inference.scoring_file import default_scoring_path
+
     found = sorted({path.parent.parent for path in _search(root / "runs", f"{ANY_FOLD}/{BEST_WEIGHTS}", on_kaggle)})
     bundled = [run for run in found if (run.parent.parent / BUNDLE_FILE).is_file()]
     together = [run for run in bundled if run.parent == bundled[0].parent]
@@ -110,7 +148,8 @@ def _bundled_weights(run: Path) -> Path | None:
     return next(iter(sorted((bundle / "weights").glob("*"))), None) if (bundle / BUNDLE_FILE).is_file() else None
 
 
-def _hours(text: str) -> float:
+def _budget_hours() -> float:
+    text = os.environ.get("MULTIATTN_BUDGET_HOURS") or str(KAGGLE_HOURS)
     try:
         return float(text)
     except ValueError as error:

@@ -1,15 +1,15 @@
-"""How many frames and models the next video gets, so that all are judged in time: logic alone, no clock, no disk.
+"""The time budget: frames and models of the next video, so that all are answered in time; no clock, no disk.
 
 A level is a number of frames and of models. The plan starts with all of both. From each finished video it learns what
 decoding costs (the same at any level), what a frame costs to search for faces, and what a crop costs in a model, and
 projects the end: the slower of extraction and classification, over the videos that are left. When that is late it takes
 the first level that is in time, fewer frames first, then fewer models (the last ones of the order it is given). When a
 higher level would be in time with some slack again, it goes back up. When even one more video would not be finished by
-the stop, no more are started. The stop lies before the budget's end by what a delivery may take.
+the stop, no more are started. The stop lies before the budget's end by the time a delivery may take.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
@@ -21,15 +21,15 @@ MEMORY_VIDEOS = 30
 """Older videos fade: a machine may become slower midway."""
 SLACK = 0.85
 """Going up again needs this much of the time that is left, and no more."""
-CALM_VIDEOS = 10
+SETTLING_VIDEOS = 10
 """Finished videos between a change and going up again."""
 RESERVE_SHARE, LEAST_RESERVE, MOST_RESERVE, MOST_RESERVE_SHARE = 0.02, 20.0, 300.0, 0.1
-"""What is kept for the delivery: 2 % of the budget, 20 to 300 s, never more than a tenth."""
+"""Kept for the delivery: 2 % of the budget, 20 to 300 s, never more than a tenth."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """How thoroughly a video is looked at."""
+    """How thoroughly a video is examined."""
 
     frames: int
     models: int
@@ -40,7 +40,7 @@ class Level:
 
 @dataclass(frozen=True)
 class PlanChange:
-    """A change of the plan, for people."""
+    """A change of the plan, in words."""
 
     minutes: float
     """Since the process started."""
@@ -53,10 +53,10 @@ class PlanChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a finished video took."""
+    """Time and work that a finished video took."""
 
     frames: int
-    """That were asked of it."""
+    """Asked of it."""
     crops: int
     decode_seconds: float
     search_seconds: float
@@ -75,12 +75,12 @@ def levels_of(frames: int, models: int) -> tuple[Level, ...]:
 
 
 def reserve_seconds(budget: float) -> float:
-    """What is kept of a budget for the delivery."""
+    """Seconds of a budget that are kept for the delivery."""
     return min(MOST_RESERVE_SHARE * budget, max(LEAST_RESERVE, min(MOST_RESERVE, RESERVE_SHARE * budget)))
 
 
 class Rates:
-    """What videos cost, the latest ones counting most."""
+    """Mean costs of videos, the latest ones counting most."""
 
     def __init__(self) -> None:
         self.observed = 0
@@ -94,13 +94,17 @@ class Rates:
             self._sums[name] = self._sums[name] * (1 - 1 / MEMORY_VIDEOS) + value
 
     def extract_seconds(self, level: Level) -> float:
-        """Of one worker for one video."""
+        """Seconds of one worker for one video."""
         return self._mean("decode", "videos") + self._mean("search", "frames") * level.frames
 
     def classify_seconds(self, level: Level) -> float:
-        """Of one thread of the classifier for one video."""
+        """Seconds of one thread of the classifier for one video."""
         crops = self._mean("crops", "frames") * level.frames
         return self._mean("classify", "crop_models") * crops * level.models
+
+    def latency(self, level: Level) -> float:
+        """Seconds of one video through both stages."""
+        return self.extract_seconds(level) + self.classify_seconds(level)
 
     def _mean(self, what: str, of: str) -> float:
         return self._sums[what] / self._sums[of] if self._sums[of] else 0.0
@@ -110,43 +114,37 @@ class Plan:
     """Decides the level of each video. Safe for threads.
 
     Args:
-        num_videos: that are to be judged.
-        frames: of each video, when there is time.
-        models: likewise.
+        num_videos: to be answered.
+        levels: to choose from, the most thorough first.
         workers: processes that extract.
         classifiers: threads that classify.
         elapsed: seconds since the budget began.
         budget: seconds; None is no limit.
-        second_look: the videos have an answer already, so none is looked at less thoroughly than the most thoroughly,
-            and those that are not begun keep it.
-        rates: what is known of the costs; None: nothing.
+        rates: costs that are known already.
 
     Attributes:
-        changes: what was changed so far.
+        changes: so far.
         reserve: seconds between the stop and the budget's end; None without a budget.
-        rates: what is known of the costs by now.
+        rates: the costs known by now.
     """
 
     def __init__(
         self,
         num_videos: int,
+        levels: Sequence[Level],
         *,
-        frames: int,
-        models: int,
         workers: int,
         classifiers: int,
         elapsed: Callable[[], float],
         budget: float | None,
-        second_look: bool = False,
         rates: Rates | None = None,
     ) -> None:
-        self.levels = levels_of(frames, models)[: 1 if second_look else None]
+        self.levels = levels
         self.changes: list[PlanChange] = []
         self.workers, self.classifiers = workers, classifiers
         self._elapsed = elapsed
         self.reserve = None if budget is None else reserve_seconds(budget)
         self._stop_at = None if budget is None else budget - self.reserve
-        self._second_look = second_look
         self.rates = rates or Rates()
         self._index = 0
         self._unstarted, self._in_flight = num_videos, 0
@@ -156,27 +154,27 @@ class Plan:
 
     @property
     def level(self) -> Level:
-        """Of the next video."""
+        """Level of the next video."""
         return self.levels[self._index]
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the stop; None without a budget."""
+        """Seconds until the stop; None without a budget."""
         return None if self._stop_at is None else self._stop_at - self._elapsed()
 
     @property
     def out_of_time(self) -> bool:
-        """Whether what is not finished has to be left."""
+        """True when whatever is not finished has to be left."""
         return self._stop_at is not None and self._elapsed() >= self._stop_at
 
     @property
     def has_time(self) -> bool:
-        """Whether at least one video can be finished, as far as is known."""
+        """True when at least one video can be finished, as far as the costs are known."""
         left = self.seconds_left
-        return left is None or left > self.rates.extract_seconds(self.level) + self.rates.classify_seconds(self.level)
+        return left is None or left > self.rates.latency(self.level)
 
     def start(self) -> Level | None:
-        """The level of a video that is started now; None: start no more."""
+        """Count a video as started and return its level; None: start no more."""
         with self._lock:
             if self._stopped:
                 return None
@@ -189,25 +187,25 @@ class Plan:
             return self.level
 
     def finish(self, costs: Costs | None) -> None:
-        """A started video is done; None where it says nothing of the costs, as after a crash."""
+        """Count a started video as done; without costs where they are not known, as after a crash."""
         with self._lock:
             self._in_flight -= 1
             if costs is not None:
                 self.rates.add(costs)
 
     def projected_seconds(self, level: Level | None = None) -> float | None:
-        """Until all videos are judged at a level, by default the current one; None as long as nothing is known."""
+        """Seconds until all videos are answered at a level, by default the current one; None while nothing is known."""
         with self._lock:
             if self.rates.observed < MIN_OBSERVED:
                 return None
             level = level or self.level
             a_video = self.seconds_a_video(level)
-            latency = self.rates.extract_seconds(level) + self.rates.classify_seconds(level)
+            latency = self.rates.latency(level)
             # Those in flight are half done on average. What is started last goes through both stages one by one.
             return a_video * (self._unstarted + self._in_flight / 2) + (latency if self._unstarted else latency / 2)
 
     def seconds_a_video(self, level: Level) -> float:
-        """Between one finished video and the next."""
+        """Seconds between one finished video and the next."""
         return max(
             self.rates.extract_seconds(level) / self.workers, self.rates.classify_seconds(level) / self.classifiers
         )
@@ -222,12 +220,11 @@ class Plan:
         if projected > left:
             fitting = (index for index in range(self._index, len(self.levels)) if self._fits(index, left))
             self._change(next(fitting, len(self.levels) - 1), projected, left)
-        elif self._index and self.rates.observed - self._changed_at >= CALM_VIDEOS:
+        elif self._index and self.rates.observed - self._changed_at >= SETTLING_VIDEOS:
             fitting = (index for index in range(self._index) if self._fits(index, SLACK * left))
             self._change(next(fitting, self._index), projected, left)
         waiting = self._in_flight * self.seconds_a_video(self.level)
-        alone = self.rates.extract_seconds(self.level) + self.rates.classify_seconds(self.level)
-        if max(waiting, alone) > left and not self._fits(self._index, left):
+        if max(waiting, self.rates.latency(self.level)) > left and not self._fits(self._index, left):
             self._stop("another would not be finished in time", left)
 
     def _fits(self, index: int, left: float) -> bool:
@@ -247,8 +244,7 @@ class Plan:
     def _stop(self, why: str, left: float) -> None:
         self._stopped = True
         why = f"{why}: {_duration(max(0.0, left))} are left"
-        what = "keep the answer they have" if self._second_look else "get the prior"
-        self._note(f"no more videos are begun; {self._unstarted} {what}", why)
+        self._note(f"no more videos are begun; {self._unstarted} keep the answer they have, or the prior", why)
 
     def _note(self, what: str, why: str) -> None:
         self.changes.append(PlanChange(round(self._elapsed() / 60, 2), what, why))

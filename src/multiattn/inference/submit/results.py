@@ -1,4 +1,4 @@
-"""What is finished, one line of JSON a video, so that a killed kernel goes on where it was.
+"""Results of finished videos, one line of JSON a video, so that a run that was killed continues.
 
     OUT/kernel_results.jsonl    first line: what the results belong to; then one line a video
 
@@ -8,50 +8,86 @@ to other work (runs, crops, precision) is set aside under another name and never
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from multiattn.inference.submit.plan import Level
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 logger = logging.getLogger(__name__)
 
-TRIED_AGAIN = ("failed",)
-"""Statuses that the next start gives another chance: the machine's fault and not the video's."""
+ANSWERED = ("ok", "no_face")
+"""Statuses of videos that were decoded and searched."""
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """A video's file as it was when it was read."""
+
+    file_bytes: int
+    """-1: it could not be asked."""
+    file_modified: int
+    """Nanoseconds."""
+
+    @classmethod
+    def of(cls, path: Path) -> "FileStamp":
+        """The stamp of a file now."""
+        try:
+            facts = path.stat()
+        except OSError:
+            return cls(-1, 0)
+        return cls(facts.st_size, facts.st_mtime_ns)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoResult:
-    """What one video gave; plain types only."""
+    """Logits of one video, or why there are none; plain types only."""
 
     video_id: str
     file_bytes: int
-    """Size of the video's file; another size is another video. -1: it could not be asked."""
+    """As of `FileStamp`; another size is another video."""
     file_modified: int = 0
-    """When the file was last changed, in nanoseconds; an unreadable file that was changed since is tried again."""
+    """Likewise; an unreadable file that was changed since is tried again."""
     status: str
     message: str = ""
     frames: int = 0
-    """That were asked of it."""
+    """Asked of it."""
     crops: list[list[int]] = field(default_factory=list)
     """[frame_index, track] of each crop."""
     models: list[str] = field(default_factory=list)
-    """The models that judged it."""
+    """Those that predicted it."""
     logits: list[list[float]] = field(default_factory=list)
     """One list a model, a value a crop."""
-    thumbnail: str = ""
-    """Base64 of a JPEG."""
     again: bool = False
-    """Whether the next start tries once more, because an unreadable file may be the machine's fault."""
+    """True where the file is unreadable by what may have been the machine's fault."""
+
+    def is_of(self, stamp: FileStamp) -> bool:
+        """True where the next run need not answer the video first: it is the same file, and the machine did not fail
+        at it."""
+        return self.file_bytes == stamp.file_bytes and self.status != "failed"
+
+    def is_reduced(self, everything: Level) -> bool:
+        """True where fewer frames or models were used than there are."""
+        few_models = self.status == "ok" and len(self.models) < everything.models
+        return few_models or (self.status in ANSWERED and self.frames < everything.frames)
+
+    def may_be_readable(self, stamp: FileStamp) -> bool:
+        """True where the file could not be read, and another try might."""
+        return self.status == "unreadable" and (self.again or self.file_modified != stamp.file_modified)
+
+
+FIELDS = {each.name for each in dataclasses.fields(VideoResult)}
 
 
 def results_of(path: Path) -> tuple[dict[str, Any] | None, dict[str, VideoResult]]:
-    """What a file's results belong to, and the results; None and nothing where there is no whole first line.
+    """Read what a file's results belong to, and the results; None and nothing where there is no whole first line.
 
-    A line that is not whole is skipped: its video is judged again.
+    A line that is not whole is skipped: its video is answered again. Keys of older versions are left out.
     """
     if not path.is_file():
         return None, {}
@@ -65,15 +101,15 @@ def results_of(path: Path) -> tuple[dict[str, Any] | None, dict[str, VideoResult
                 if number == 0:
                     fingerprint = values["work"]
                     continue
-                result = VideoResult(**values)
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):
+                result = VideoResult(**{name: value for name, value in values.items() if name in FIELDS})
+            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
                 damaged += 1
                 if number == 0:
                     return None, {}
                 continue
             results[result.video_id] = result
     if damaged:
-        logger.warning("%s: %d lines are not whole; their videos are judged again", path, damaged)
+        logger.warning("%s: %d lines are not whole; their videos are answered again", path, damaged)
     return fingerprint, results
 
 
@@ -106,7 +142,7 @@ class ResultStore:
         """Keep a result. A disk without room costs the restart, not the submission."""
         self.results[result.video_id] = result
         try:
-            self._write(asdict(result))
+            self._write(dataclasses.asdict(result))
         except OSError as error:
             if self._complains:
                 logger.warning("%s: results cannot be kept (%s); a restart would do them again", self.path, error)

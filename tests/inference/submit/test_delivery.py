@@ -8,12 +8,17 @@ import pandas as pd
 import pytest
 
 from multiattn.figures.submission import draw_probabilities
-from multiattn.inference.submit.delivery import build_submission, check_submission, read_sample, write_submission
+from multiattn.inference.submit.delivery import (
+    Submission,
+    build_submission,
+    check_submission,
+    write_submission,
+)
 from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+SHARED = Path(__file__).resolve().parents[4] / "shared"
 STATUS_OF = {"good": "ok", "empty": "no_face", "broken": "unreadable"}
 
 
@@ -35,11 +40,15 @@ def make_predictions(**probability_of: float) -> pd.DataFrame:
     return FRAME_PREDICTIONS.validate(pd.DataFrame(rows, columns=list(FRAME_PREDICTIONS.columns)), "predictions")
 
 
+def build(predictions: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule) -> Submission:
+    return build_submission(rule.score(predictions), statuses, sample, rule)
+
+
 @pytest.fixture
 def four():
     """A sample whose four videos have the four statuses, and the submission for it."""
     sample = make_sample("missing.mp4", "good.mp4", "broken.mp4", "empty.mp4")
-    return sample, build_submission(make_predictions(good=0.9), make_statuses(**STATUS_OF), sample, ScoringRule())
+    return sample, build(make_predictions(good=0.9), make_statuses(**STATUS_OF), sample, ScoringRule())
 
 
 def test_the_rows_are_the_samples_in_its_order_with_the_prior_where_nothing_was_seen(four):
@@ -58,35 +67,33 @@ def test_every_status_is_counted(four):
 def test_another_prior_is_the_answer_and_what_was_seen_is_not():
     sample = make_sample("a.mp4", "b.mp4")
     rule = ScoringRule(aggregator=Aggregator(prior=0.3))
-    result = build_submission(make_predictions(a=0.9), make_statuses(a="ok"), sample, rule)
+    result = build(make_predictions(a=0.9), make_statuses(a="ok"), sample, rule)
     assert result.submission["label"].tolist() == [0.9, 0.3]
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0.01), (1.0, 0.99), (0.01, 0.01), (0.5, 0.5)])
 def test_probabilities_are_clipped(probability, expected):
     sample = make_sample("a.mp4")
-    result = build_submission(make_predictions(a=probability), make_statuses(a="ok"), sample, ScoringRule())
+    result = build(make_predictions(a=probability), make_statuses(a="ok"), sample, ScoringRule())
     assert result.submission["label"].tolist() == [expected]
     check_submission(result.submission, sample, ScoringRule(), Path("s.csv"))
 
 
 def test_nothing_seen_at_all_is_the_prior_everywhere():
     sample = make_sample("a.mp4", "b.mp4")
-    result = build_submission(FRAME_PREDICTIONS.empty(), VIDEO_STATUS.empty(), sample, ScoringRule())
+    result = build(FRAME_PREDICTIONS.empty(), VIDEO_STATUS.empty(), sample, ScoringRule())
     assert result.submission["label"].tolist() == [0.5, 0.5]
     assert result.coverage == {"ok": 0, "no_face": 0, "unreadable": 0, "missing": 2}
 
 
 def test_videos_that_the_sample_does_not_ask_for_are_left_out():
-    result = build_submission(
-        make_predictions(a=0.9, z=0.1), make_statuses(a="ok", z="ok"), make_sample("a.mp4"), ScoringRule()
-    )
+    result = build(make_predictions(a=0.9, z=0.1), make_statuses(a="ok", z="ok"), make_sample("a.mp4"), ScoringRule())
     assert result.submission["filename"].tolist() == ["a.mp4"]
 
 
 def test_two_names_that_differ_in_extension_only_are_refused():
     with pytest.raises(ValueError, match="share theirs"):
-        build_submission(make_predictions(a=0.9), make_statuses(a="ok"), make_sample("a.mp4", "a.mov"), ScoringRule())
+        build(make_predictions(a=0.9), make_statuses(a="ok"), make_sample("a.mp4", "a.mov"), ScoringRule())
 
 
 @pytest.mark.parametrize(
@@ -166,13 +173,13 @@ def test_a_submission_that_is_refused_is_not_written(four, tmp_path):
 def test_a_file_that_is_no_sample_is_refused(content, expected, tmp_path):
     (tmp_path / "sample.csv").write_text(content)
     with pytest.raises(ValueError, match=expected):
-        read_sample(tmp_path / "sample.csv")
+        SUBMISSION.read(tmp_path / "sample.csv")
 
 
 @pytest.mark.parametrize("label", ["0", "0.5", "1"])
 def test_any_label_of_the_sample_is_fine(label, tmp_path):
     (tmp_path / "sample.csv").write_text(f"filename,label\na.mp4,{label}\n")
-    assert read_sample(tmp_path / "sample.csv")["filename"].tolist() == ["a.mp4"]
+    assert SUBMISSION.read(tmp_path / "sample.csv")["filename"].tolist() == ["a.mp4"]
 
 
 @pytest.mark.shared
@@ -180,7 +187,7 @@ def test_kaggles_own_sample_is_answered_row_by_row(tmp_path):
     path = SHARED / "data" / "lists" / "kaggle_sample_submission.csv"
     if not path.is_file():
         pytest.skip("needs ../shared/data/lists/kaggle_sample_submission.csv")
-    sample = read_sample(path)
+    sample = SUBMISSION.read(path)
     assert len(sample) == 400
     stems = [Path(name).stem for name in sample["filename"]]
     rng = np.random.default_rng(0)
@@ -194,7 +201,7 @@ def test_kaggles_own_sample_is_answered_row_by_row(tmp_path):
         ],
         ignore_index=True,
     )
-    result = build_submission(predictions, make_statuses(**dict.fromkeys(stems[:390], "ok")), sample, ScoringRule())
+    result = build(predictions, make_statuses(**dict.fromkeys(stems[:390], "ok")), sample, ScoringRule())
     write_submission(result, sample, tmp_path, {})
     assert result.coverage == {"ok": 390, "no_face": 0, "unreadable": 0, "missing": 10}
     theirs, ours = path.read_text().splitlines(), (tmp_path / "submission.csv").read_text().splitlines()

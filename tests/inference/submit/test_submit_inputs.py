@@ -1,13 +1,13 @@
 """A submission of priors before anything is imported that takes seconds."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from multiattn.inference.submit.delivery import read_sample
-from multiattn.inference.submit.first_answer import write_first_answer
+from multiattn.inference.submit.inputs import write_first_answer
 from multiattn.tables import SUBMISSION
 
 
@@ -16,7 +16,7 @@ def test_it_is_a_complete_submission_in_the_samples_order(tmp_path):
     sample.write_text('filename,label\nb.mp4,0\n"a, b.mp4",1\nc.mp4,0.2\n')
     write_first_answer(sample, tmp_path / "out")
     table = SUBMISSION.read(tmp_path / "out" / "submission.csv")
-    assert table["filename"].tolist() == read_sample(sample)["filename"].tolist() == ["b.mp4", "a, b.mp4", "c.mp4"]
+    assert table["filename"].tolist() == SUBMISSION.read(sample)["filename"].tolist() == ["b.mp4", "a, b.mp4", "c.mp4"]
     assert table["label"].tolist() == [0.5] * 3
 
 
@@ -32,7 +32,7 @@ def test_it_is_a_complete_submission_in_the_samples_order(tmp_path):
         pytest.param(b"\xff\xfe\x00", id="not text"),
     ],
 )
-def test_what_is_no_sample_is_left_to_the_kernel(content, tmp_path):
+def test_what_is_no_sample_is_left_to_the_run(content, tmp_path):
     if content is not None:
         (tmp_path / "sample.csv").write_bytes(content)
     write_first_answer(tmp_path / "sample.csv", tmp_path / "out")
@@ -63,3 +63,8 @@ main("--runs x --videos-dir x --sample-submission sample.csv --out out".split())
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ended.returncode and "takes seconds" in ended.stderr
     assert Path(tmp_path / "out" / "submission.csv").read_text() == "filename,label\na.mp4,0.5\n"
+
+
+def test_a_notebook_older_than_the_code_says_how_to_make_it_anew():
+    with pytest.raises(ImportError, match="make the bundle anew with `multiattn bundle`"):
+        importlib.import_module("multiattn.inference.kernel")

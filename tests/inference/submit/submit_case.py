@@ -1,28 +1,29 @@
-"""A folder of test videos that the kernel's tests run on, undisturbed, disturbed and in a process of its own."""
+"""A folder of test videos for submission runs, here or in processes of their own: python submit_case.py ORDER.json"""
 
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from multiattn.inference.submit import KernelInputs, run_kernel
 from multiattn.inference.submit import run as run_module
 from multiattn.inference.submit.classifier import LoadedModels
-from multiattn.inference.submit.delivery import check_submission
+from multiattn.inference.submit.delivery import SubmitResult, check_submission
+from multiattn.inference.submit.inputs import SubmitInputs
+from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION
 
-DRIVER = Path(__file__).with_name("driver.py")
 PRIOR = 0.5
 SAME = 1e-6
 """The miniature's models hardly tell its videos apart: their answers differ by 5e-6."""
@@ -42,7 +43,7 @@ class Case:
     """A folder of test videos, its sample, and what an undisturbed run answers."""
 
     folder: Path
-    inputs: KernelInputs
+    inputs: SubmitInputs
     sample: pd.DataFrame
     answers: dict[str, float] = field(default_factory=dict)
 
@@ -71,8 +72,8 @@ class Case:
         return json.loads((self.inputs.out / "card.json").read_text())
 
     @contextlib.contextmanager
-    def driver(self, **order: object) -> Iterator[subprocess.Popen]:
-        """The kernel in a process of its own, without a network; killed at the end, if it still runs."""
+    def process(self, **order: object) -> Iterator[subprocess.Popen]:
+        """A submission run in a process of its own, without a network; killed at the end, if it still runs."""
         (self.folder / "site").mkdir(exist_ok=True)
         (self.folder / "site" / "sitecustomize.py").write_text(BLOCK_NETWORK)
         order = {
@@ -85,7 +86,7 @@ class Case:
         path = os.pathsep.join(map(str, [self.folder / "site", source]))
         with (self.folder / "log.txt").open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, str(DRIVER), str(self.folder / "order.json")],
+                [sys.executable, __file__, str(self.folder / "order.json")],
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stderr=log, stdout=log,
             )  # fmt: skip
             try:
@@ -106,15 +107,39 @@ class Case:
         return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
 
-def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -> run_module.KernelResult:
-    """Run the kernel here, its budget counted from now, each batch slowed down."""
+def slower(seconds: float) -> Callable:
+    """`LoadedModels.logits` that takes so much longer."""
     logits = LoadedModels.logits
 
     def slow_logits(self, *arguments, **named):
-        time.sleep(delay)
+        time.sleep(seconds)
         return logits(self, *arguments, **named)
 
+    return slow_logits
+
+
+def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -> SubmitResult:
+    """Run it here, its budget counted from now, each batch slowed down."""
     started = time.monotonic()
-    monkeypatch.setattr(LoadedModels, "logits", slow_logits)
+    monkeypatch.setattr(LoadedModels, "logits", slower(delay))
     monkeypatch.setattr(run_module, "process_seconds", lambda: time.monotonic() - started)
-    return run_kernel(dataclasses.replace(case.inputs, **changes))
+    return run_submit(dataclasses.replace(case.inputs, **changes))
+
+
+def main() -> None:
+    """Run as the order says, which holds the fields of `SubmitInputs` as text and numbers, `delay`: seconds that each
+    batch takes longer, and `idle`: seconds before the run begins, as slow imports take them."""
+    logging.basicConfig(level=logging.INFO)
+    order = json.loads(Path(sys.argv[1]).read_text())
+    LoadedModels.logits = slower(order.pop("delay", 0.0))
+    time.sleep(order.pop("idle", 0.0))
+    paths = ("videos_dir", "sample_submission", "out")
+    order = {name: Path(value) if name in paths else value for name, value in order.items()}
+    result = run_submit(SubmitInputs(**{**order, "runs": tuple(map(Path, order["runs"]))}))
+    logging.info("delivered after %.1f s: %s", result.seconds, result.coverage)
+    logging.shutdown()
+    os._exit(0)  # as `multiattn submit` ends where threads are still in torch
+
+
+if __name__ == "__main__":
+    main()

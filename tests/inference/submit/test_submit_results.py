@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from multiattn.inference.submit.store import ResultStore, VideoResult, results_of
+from multiattn.inference.submit.results import ResultStore, VideoResult, results_of
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 WORK = {"models": {"m/fold0": "abc"}, "crops": {"size": 64}, "precision": "fp32"}
@@ -13,7 +13,7 @@ WORK = {"models": {"m/fold0": "abc"}, "crops": {"size": 64}, "precision": "fp32"
 def result(name: str, logit: float = 0.5) -> VideoResult:
     return VideoResult(
         video_id=f"folder/{name}", file_bytes=10, status="ok", frames=4, crops=[[0, 0], [7, 1]],
-        models=["m/fold0"], logits=[[logit, -1e-17]], thumbnail="",
+        models=["m/fold0"], logits=[[logit, -1e-17]],
     )  # fmt: skip
 
 
@@ -30,6 +30,13 @@ def filled(folder, *names: str) -> list[VideoResult]:
 def test_results_come_back_bit_by_bit(tmp_path):
     made = filled(tmp_path, "a", "b")
     assert ResultStore(tmp_path, WORK).results == {each.video_id: each for each in made}
+
+
+def test_results_of_a_version_that_also_kept_pictures_are_read(tmp_path):
+    made = filled(tmp_path, "a")
+    path = tmp_path / SUBMISSION_JOURNAL
+    path.write_text(path.read_text().replace('"again":', '"thumbnail":"/9j/","again":'))
+    assert ResultStore(tmp_path, WORK).results == {"folder/a": made[0]}
 
 
 def test_a_new_folder_has_no_results(tmp_path):

@@ -1,4 +1,4 @@
-"""Whatever happens to the kernel, a complete valid submission lies there, and no row in it is wrong."""
+"""Whatever happens to a submission run, a complete valid submission lies there, and no row in it is wrong."""
 
 import contextlib
 import dataclasses
@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kernel_case import PRIOR, Case, in_this_process
+import torch
+from submit_case import PRIOR, SAME, Case, in_this_process
 
 from multiattn.inference.submit import classifier as classifier_module
 from multiattn.inference.submit import extraction as extraction_module
 from multiattn.inference.submit import run as run_module
-from multiattn.inference.submit import run_kernel
 from multiattn.inference.submit.classifier import LoadedModels
+from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan
+from multiattn.inference.submit.run import run_submit
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.extraction.isolation import end_processes
+from walk import Pipeline
 
 
 @contextlib.contextmanager
@@ -52,14 +55,14 @@ def always_valid(case: Case) -> Iterator[list[int]]:
 
 
 def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
-    """Kill the kernel again and again, break two files under it, then let it end."""
+    """Kill the run again and again, break two files under it, then let it end."""
     rng = np.random.default_rng(seed)
     names = case.sample["filename"].tolist()
     broken = tuple(rng.choice([name for name in names if case.answers[name] != PRIOR], 2, replace=False))
     with always_valid(case):
         for number in range(kills):
             kept = case.kept()
-            with case.driver(delay=0.1):
+            with case.process(delay=0.1):
                 if rng.random() < 0.7 and kept < len(names) - 1:
                     case.wait_for(kept + 1)
                 time.sleep(float(rng.uniform(0, 0.5)))
@@ -71,31 +74,31 @@ def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
             if number == 1:
                 with (case.inputs.videos_dir / broken[1]).open("r+b") as file:
                     file.truncate(2000)
-        with case.driver() as process:
+        with case.process() as process:
             assert process.wait(timeout=120) == 0, (case.folder / "log.txt").read_text()
-    assert case.require_no_wrong_row(broken=broken) == 6, "every unbroken video is judged in the end"
+    assert case.require_no_wrong_row(broken=broken) == 6, "every unbroken video is answered in the end"
     assert case.card()["kernel"]["complete"] is True
 
 
-def test_a_kernel_that_is_killed_again_and_again_delivers(case, tmp_path):
+def test_a_run_that_is_killed_again_and_again_delivers(case, tmp_path):
     walk_through_kills(case.copy(tmp_path), kills=2, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_a_kernel_that_is_killed_many_times_delivers(case, tmp_path, seed):
+def test_a_run_that_is_killed_many_times_delivers(case, tmp_path, seed):
     walk_through_kills(case.copy(tmp_path), kills=8, seed=seed)
 
 
 def test_asked_to_end_it_writes_what_it_knows_first(case, tmp_path):
     case = case.copy(tmp_path)
-    with case.driver(delay=2, write_seconds=1000) as process:
+    with case.process(delay=2, write_seconds=1000) as process:
         case.wait_for(4)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=90) == 128 + signal.SIGTERM
     assert 1 <= case.require_no_wrong_row() < 8
     assert case.card()["kernel"]["complete"] is False
-    assert "not judged yet" in str(case.card()["kernel"]["not_judged"])
+    assert "not answered yet" in str(case.card()["kernel"]["not_judged"])
 
 
 def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gave_up(case, tmp_path, monkeypatch):
@@ -112,7 +115,7 @@ def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gav
 
 
 @pytest.mark.slow
-def test_what_was_given_up_for_want_of_time_is_judged_by_the_next_run(case, tmp_path, monkeypatch):
+def test_what_was_given_up_for_want_of_time_is_answered_by_the_next_run(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
     assert in_this_process(case, monkeypatch, delay=1.0, budget_hours=8 / 3600).coverage["late"] > 0
     in_this_process(case, monkeypatch)
@@ -121,10 +124,10 @@ def test_what_was_given_up_for_want_of_time_is_judged_by_the_next_run(case, tmp_
 
 @pytest.mark.slow
 def test_the_budget_counts_from_the_start_of_the_process(case, tmp_path):
-    """Counted from the kernel's own start it would be 33 seconds; the file's time counts, since a busy machine takes
+    """Counted from the run's own start it would be 33 seconds; the file's time counts, since a busy machine takes
     seconds to end a process."""
     case, started = case.copy(tmp_path), time.time()
-    with case.driver(delay=4, idle=8, budget_hours=25 / 3600) as process:
+    with case.process(delay=4, idle=8, budget_hours=25 / 3600) as process:
         assert process.wait(timeout=120) == 0
     assert (case.inputs.out / "submission.csv").stat().st_mtime - started < 25 + 4
     assert set(case.read()) == set(case.answers) and case.card()["kernel"]["complete"] is True
@@ -147,19 +150,19 @@ def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch
     assert case.require_no_wrong_row() == 8
 
 
-def test_fewer_frames_and_models_are_told_of_each_video(case, tmp_path, monkeypatch):
+def test_fewer_frames_and_models_are_reported_of_each_video(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
     monkeypatch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
     monkeypatch.setattr(Plan, "has_time", False)
     result = in_this_process(case, monkeypatch, budget_hours=1)
-    judged = result.videos[result.videos["status"] == "ok"]
-    assert (judged["message"] == "4 frames x 1 model instead of 4 frames x 2 models").all() and len(judged) == 8
+    answered = result.videos[result.videos["status"] == "ok"]
+    assert (answered["message"] == "4 frames x 1 model instead of 4 frames x 2 models").all() and len(answered) == 8
     table = FRAME_PREDICTIONS.read(case.inputs.out / "frame_predictions.parquet")
     assert set(table["model"]) == {"demo_tiny/fold0"}
     assert case.read() != case.answers
     assert result.reduced == case.card()["kernel"]["reduced"] == 8
 
-    monkeypatch.undo()  # now there is time: the next run looks again, and says that nothing is reduced
+    monkeypatch.undo()  # now there is time: the next run completes them, and says that nothing is reduced
     result = in_this_process(case, monkeypatch)
     assert case.require_no_wrong_row() == 8 and result.reduced == case.card()["kernel"]["reduced"] == 0
     assert not result.videos["message"].str.contains("instead of").any()
@@ -170,8 +173,10 @@ def test_without_a_face_in_any_video_it_stops_loudly(case, tmp_path):
     case = case.copy(tmp_path)
     names = [name for name, label in case.answers.items() if label == PRIOR]
     SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.0}), tmp_path / "sample.csv")
-    with pytest.raises(RuntimeError, match=r"not one video was judged \(1 no_face, 1 unreadable\).*do not hand it in"):
-        run_kernel(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+    with pytest.raises(
+        RuntimeError, match=r"not one video was answered \(1 no_face, 1 unreadable\).*do not hand it in"
+    ):
+        run_submit(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
     assert set(SUBMISSION.read(case.inputs.out / "submission.csv")["label"]) == {PRIOR}
 
 
@@ -182,7 +187,7 @@ def test_two_videos_that_differ_in_their_ending_are_refused_by_their_names(case,
     shutil.copy(case.inputs.videos_dir / name, case.inputs.videos_dir / other)
     SUBMISSION.write(pd.DataFrame({"filename": [name, other], "label": 0.0}), tmp_path / "sample.csv")
     with pytest.raises(ValueError, match=f"found {name} and {other}. Rename one"):
-        run_kernel(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+        run_submit(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
 
 
 def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, tmp_path, monkeypatch):
@@ -218,34 +223,31 @@ def test_networks_that_fail_on_everything_stop_it_loudly_too(case, tmp_path, mon
     case = case.copy(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(LoadedModels, "logits", lambda *_, **__: np.full(1, np.nan))
-        judged = [name for name in case.answers if case.answers[name] != PRIOR]
-        SUBMISSION.write(pd.DataFrame({"filename": judged, "label": 0.0}), tmp_path / "sample.csv")
+        answered = [name for name in case.answers if case.answers[name] != PRIOR]
+        SUBMISSION.write(pd.DataFrame({"filename": answered, "label": 0.0}), tmp_path / "sample.csv")
         with pytest.raises(RuntimeError, match="8 videos failed"):
-            run_kernel(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+            run_submit(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
     in_this_process(case, monkeypatch)
     assert case.require_no_wrong_row() == 8, "what the machine failed at is tried again"
 
 
-def test_a_finished_kernel_does_nothing_again(case, monkeypatch):
+def test_a_finished_run_does_nothing_again(case, monkeypatch):
     content = (case.inputs.out / "submission.csv").read_bytes()
-    monkeypatch.setattr(run_module.Judging, "run", lambda self: pytest.fail("it was all done"))
-    result = run_kernel(case.inputs)
+    monkeypatch.setattr(run_module.PredictionPass, "run", lambda self: pytest.fail("it was all done"))
+    result = run_submit(case.inputs)
     assert (case.inputs.out / "submission.csv").read_bytes() == content
-    assert len(result.thumbnails) == 8 and all(
-        picture.startswith(b"\xff\xd8") for picture in result.thumbnails.values()
-    )
     worst = result.least_certain(3)
     assert (worst["probability"] - 0.5).abs().is_monotonic_increasing and len(worst) == 3
-    assert all(worst["thumbnail"])
+    assert all(picture.startswith(b"\xff\xd8") for picture in worst["thumbnail"])
 
 
 @pytest.mark.slow
 def test_results_of_other_runs_are_not_taken_over(case, tmp_path, monkeypatch):
     case = case.copy(tmp_path)
-    run_kernel(dataclasses.replace(case.inputs, runs=(case.inputs.runs[0] / "fold0",)))
+    run_submit(dataclasses.replace(case.inputs, runs=(case.inputs.runs[0] / "fold0",)))
     of_one_fold = case.read()
     assert of_one_fold != case.answers
-    run_kernel(case.inputs)
+    run_submit(case.inputs)
     assert case.require_no_wrong_row() == 8
     assert (case.inputs.out / "kernel_results.1.jsonl").is_file()
 
@@ -253,8 +255,86 @@ def test_results_of_other_runs_are_not_taken_over(case, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_processes_are_gone_when_it_is_over(case, tmp_path):
     case = case.copy(tmp_path)
-    run_kernel(case.inputs)
+    run_submit(case.inputs)
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     end_processes()
     names = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()]
     assert not any(b"multiattn.video.extraction.isolation" in name for name in names)
+
+
+@pytest.mark.parametrize("time_left", [False, True], ids=["no time", "time"])
+def test_with_time_left_a_second_pass_completes_what_was_reduced(case, tmp_path, monkeypatch, time_left):
+    case, adapt = case.copy(tmp_path), Plan._adapt
+
+    def hasty(self) -> None:
+        adapt(self) if len(self.levels) == 1 else setattr(self, "_index", len(self.levels) - 1)
+
+    monkeypatch.setattr(Plan, "_adapt", hasty)
+    if not time_left:
+        monkeypatch.setattr(Plan, "has_time", False)
+    result = in_this_process(case, monkeypatch, budget_hours=1)
+    assert result.reduced == (0 if time_left else 8)
+    assert (case.read() == pytest.approx(case.answers, abs=SAME)) == time_left
+
+
+def test_a_second_pass_that_fails_takes_no_answer_away(case, tmp_path, monkeypatch):
+    case, logits = case.copy(tmp_path), LoadedModels.logits
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
+        patch.setattr(Plan, "has_time", False)
+        in_this_process(case, patch, budget_hours=1)
+    first = case.read()
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModels, "logits", lambda *_, **__: np.full(1, np.nan))
+        assert in_this_process(case, patch).reduced == 8
+    assert case.read() == first
+    assert LoadedModels.logits is logits
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("how", [missing, cut_off], ids=lambda how: how.__name__)
+def test_a_file_that_is_whole_again_is_answered_by_the_next_run(case, tmp_path, monkeypatch, how):
+    """Missing for a while, as on a network's disk; or still being copied when the run came by."""
+    case, name = case.copy(tmp_path), min(name for name, label in case.answers.items() if label != PRIOR)
+    path, start = case.inputs.videos_dir / name, Plan.start
+    content = path.read_bytes()
+
+    def broken_first(self):
+        if path.is_file() and path.read_bytes() == content:
+            how(path)
+        return start(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "start", broken_first)
+        in_this_process(case, patch)
+    assert case.card()["coverage"]["unreadable"] == 2 and case.read()[name] == PRIOR
+    path.write_bytes(content)
+    in_this_process(case, monkeypatch)
+    assert case.card()["coverage"]["unreadable"] == 1
+    assert case.require_no_wrong_row() == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("auto", 2e-2)])
+def test_a_gpu_answers_as_the_cpu(pipeline: Pipeline, tmp_path, precision, tolerance):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    answers = []
+    for device in ("cuda", "cpu"):
+        inputs = SubmitInputs(
+            runs=(pipeline.experiment,),
+            videos_dir=pipeline.dataset / "test_videos",
+            sample_submission=pipeline.dataset / "sample_submission.csv",
+            out=tmp_path / device,
+            device=device,
+            precision=precision if device == "cuda" else "fp32",
+        )
+        answers.append(run_submit(inputs).submission["label"].to_numpy())
+    assert answers[0] == pytest.approx(answers[1], abs=tolerance)

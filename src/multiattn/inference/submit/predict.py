@@ -1,0 +1,274 @@
+"""The pass over videos: extraction, classifier and plan together until all are done, time is over or a signal comes.
+
+Each video is handled here from the moment it is begun until its result is handed on. Nothing is read from or written to
+the disk but the videos.
+"""
+
+import builtins
+import logging
+import queue
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from multiattn.inference.runs import TrainedModel
+from multiattn.inference.submit.classifier import (
+    Classified,
+    Classifier,
+    LoadedModels,
+    num_threads,
+    one_memory_for_all_threads,
+)
+from multiattn.inference.submit.extraction import Extraction, Work
+from multiattn.inference.submit.interruption import Interruption
+from multiattn.inference.submit.plan import Costs, Level, Plan
+from multiattn.inference.submit.results import FileStamp, VideoResult
+from multiattn.runtime.processor import tune_cpu
+from multiattn.runtime.progress import progress_bar
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.isolation import end_processes
+
+logger = logging.getLogger(__name__)
+
+FIRST_VIDEOS = 20
+"""When all of so many videos fail and none before them was answered, it is not the videos."""
+TIME_LIMIT_SECONDS = 600.0
+"""A video, in its worker. A 10 s clip takes seconds; a decoder that hangs must not cost a notebook its nine hours."""
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 10.0
+"""For batches that are at work when the time is over; at most half of what the plan keeps for the delivery."""
+STAGES = ("decode", "search", "classify", "wall")
+FAILURES = ("unreadable", "failed")
+OS_ERRORS = tuple(name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError))
+"""How the reason of an unreadable file begins when it is the disk's: the file may be well."""
+
+
+class SystematicFailureError(RuntimeError):
+    """No answer is of use: the first videos all failed, or not one was answered in the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Videos, models and machine of a submission run."""
+
+    paths: dict[str, Path]
+    """video_id -> file, of the videos that are there."""
+    stamps: dict[str, FileStamp]
+    """Of the same files, when the run began."""
+    models: tuple[TrainedModel, ...]
+    """In the order in which they are kept."""
+    settings: ExtractionSettings
+    device: torch.device
+    precision: str
+    workers: int
+    """Processes that extract, at most."""
+    cores: int
+
+    @property
+    def threads(self) -> int:
+        """Of the classifier."""
+        return num_threads(self.device, self.cores)
+
+    @property
+    def everything(self) -> Level:
+        """Frames and models of a video when there is time."""
+        return Level(self.settings.recipe.num_frames, len(self.models))
+
+    def work(self, video: str, level: Level) -> Work:
+        """One video at a level, for the extraction."""
+        settings = self.settings
+        if level.frames != settings.recipe.num_frames:
+            settings = replace(settings, recipe=replace(settings.recipe, num_frames=level.frames))
+        return Work(VideoTask(video_id=video, path=self.paths[video]), settings, level.models)
+
+
+class PredictionPass:
+    """One pass over some videos.
+
+    Args:
+        plan: of these videos and of `setup`'s machine; its workers are started.
+        machine_works: videos were answered before, so that failures of the first ones prove nothing.
+        label: before the progress bar.
+        keep: called with each result, by the thread that calls `run`.
+        tick: called every few tenths of a second by the same thread.
+
+    Attributes:
+        begun: video_ids handed to a worker so far.
+        done: videos finished so far.
+        stages: seconds of `decode`, `search` and `classify`, summed over workers and threads, and of the `wall`.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        videos: Sequence[str],
+        plan: Plan,
+        *,
+        machine_works: bool,
+        label: str,
+        keep: Callable[[VideoResult], None],
+        tick: Callable[[], None],
+        interruption: Interruption,
+    ) -> None:
+        self.setup, self.plan, self.label = setup, plan, label
+        self.begun: set[str] = set()
+        self.done = 0
+        self.stages = dict.fromkeys(STAGES, 0.0)
+        self._keep, self._tick, self._interruption = keep, tick, interruption
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._count, self._videos = len(videos), iter(videos)
+        self._failures: dict[str, str] | None = None if machine_works else {}
+        self._reported_changes = 0
+
+    def run(self) -> None:
+        """Answer the videos as far as the time goes.
+
+        Raises:
+            SystematicFailureError: the first videos all failed; results of them were kept.
+        """
+        setup, plan = self.setup, self.plan
+        on_cpu = setup.device.type == "cpu"
+        if on_cpu:
+            tune_cpu()
+            one_memory_for_all_threads()
+        threads_before = torch.get_num_threads()
+        started = time.monotonic()
+        extraction = Extraction(
+            self._next_work,
+            workers=plan.workers,
+            time_limit=TIME_LIMIT_SECONDS,
+            lost=lambda work, how: self._events.put((work, how)),
+        )
+        classifier: Classifier | None = None
+        try:
+            extraction.start()  # its processes import for seconds; meanwhile the networks are loaded
+            loaded = LoadedModels(list(setup.models), setup.device, setup.precision)
+            if on_cpu:
+                torch.set_num_threads(1)
+            put = self._events.put
+            classifier = Classifier(loaded, extraction.results, put, put, threads=plan.classifiers)
+            classifier.start()
+            with progress_bar(self._count, self.label, "videos") as bar:
+                self._loop(classifier, bar)
+        finally:
+            extraction.stop()
+            if classifier is None or not classifier.finished:
+                end_processes()  # at work on what nobody waits for; idle ones serve a second pass, or end by themselves
+            if classifier is not None:
+                reserve = plan.reserve
+                classifier.stop(PATIENCE_SECONDS if reserve is None else min(PATIENCE_SECONDS, reserve / 2))
+            torch.set_num_threads(threads_before)
+            self.stages["wall"] = time.monotonic() - started
+
+    def _next_work(self) -> Work | None:
+        """By the extraction's threads, one at a time."""
+        video = next(self._videos, None)
+        level = None if video is None else self.plan.start()
+        if level is None:
+            return None
+        self.begun.add(video)
+        return self.setup.work(video, level)
+
+    def _loop(self, classifier: Classifier, bar: tqdm) -> None:
+        while not self.plan.out_of_time and self._interruption.signal is None:
+            finished = classifier.finished  # before the events: its last ones are among them then
+            try:
+                event = self._events.get(timeout=0 if finished else POLL_SECONDS)
+            except queue.Empty:
+                if finished:
+                    self._require_some_success(at_the_end=True)
+                    return
+            else:
+                self._handle(event, bar)
+            for change in self.plan.changes[self._reported_changes :]:
+                logger.warning("plan %s", change)
+                self._reported_changes += 1
+            self._tick()
+
+    def _handle(self, event: Any, bar: tqdm) -> None:
+        if isinstance(event, BaseException):
+            raise event
+        if isinstance(event, tuple):
+            work, how = event
+            logger.warning("%s: its worker process died (%s); it is tried again at the end", work.task.video_id, how)
+            self._notice_failure(work.task.video_id, "failed", f"worker process died: {how}")
+            return
+        result, costs = self._result(event), _costs(event)
+        self.plan.finish(costs)
+        self.done += 1
+        if costs is not None:
+            self.stages["decode"] += costs.decode_seconds
+            self.stages["search"] += costs.search_seconds
+            self.stages["classify"] += costs.classify_seconds
+        self._keep(result)
+        projected = self.plan.projected_seconds()
+        end = "" if projected is None else f", done in {projected / 60:.1f} min"
+        bar.set_postfix_str(f"{self.plan.level}{end}", refresh=False)
+        bar.update()
+        self._notice_failure(result.video_id, result.status, result.message)
+
+    def _result(self, classified: Classified) -> VideoResult:
+        """The result to keep."""
+        work, crops = classified.extracted.work, classified.extracted.crops
+        level, everything = Level(work.settings.recipe.num_frames, work.models), self.setup.everything
+        video = work.task.video_id
+        common = {"video_id": video, **asdict(self.setup.stamps[video]), "frames": level.frames}
+        if crops is None:  # it ended its process again and again, or took too long; short memory does the same
+            failed = classified.extracted
+            return VideoResult(**common, status=failed.status, message=failed.message, again=True)
+        if classified.error:
+            return VideoResult(**common, status="failed", message=classified.error)
+        few_frames = level.frames < everything.frames and crops.status != "unreadable"
+        is_less = few_frames or (bool(crops.crops) and level.models < everything.models)
+        message = "; ".join(filter(None, (crops.message, f"{level} instead of {everything}" if is_less else "")))
+        if not crops.crops:
+            again = crops.status == "unreadable" and message.startswith(OS_ERRORS)
+            return VideoResult(**common, status=crops.status, message=message, again=again)
+        return VideoResult(
+            **common,
+            status="ok",
+            message=message,
+            crops=[[crop.frame_index, crop.track] for crop in crops.crops],
+            models=[model.name for model in self.setup.models[: len(classified.logits)]],
+            logits=classified.logits.tolist(),
+        )
+
+    def _notice_failure(self, video: str, status: str, message: str) -> None:
+        """Stop when the first videos all fail. A video without a face is none of them: it was decoded and searched, so
+        the machine works."""
+        if self._failures is None:
+            return
+        if status not in FAILURES:
+            self._failures = None
+            return
+        self._failures[video] = message or status
+        self._require_some_success()
+
+    def _require_some_success(self, *, at_the_end: bool = False) -> None:
+        if not self._failures or (len(self._failures) < FIRST_VIDEOS and not at_the_end):
+            return
+        reasons = Counter(self._failures.values()).most_common(5)
+        words = "; ".join(f"{number} x {message}" for message, number in reasons)
+        raise SystematicFailureError(
+            f"each of the first {len(self._failures)} videos failed, so it is not the videos: {words}."
+        )
+
+
+def _costs(classified: Classified) -> Costs | None:
+    crops = classified.extracted.crops
+    if crops is None or classified.error:
+        return None
+    return Costs(
+        frames=classified.extracted.work.settings.recipe.num_frames,
+        crops=len(crops.crops),
+        decode_seconds=crops.decode_seconds,
+        search_seconds=crops.search_seconds,
+        crop_models=classified.logits.size,
+        classify_seconds=classified.seconds,
+    )
