@@ -14,7 +14,7 @@ from multiattn.inference.attention_maps import (
     attention_model,
     faces_of,
     held_out_faces,
-    look_at,
+    predict_maps,
     representative_crops,
     spread_crops,
     video_types,
@@ -137,7 +137,7 @@ def test_maps_and_probabilities_are_the_networks_own(pipeline: Pipeline):
     model = attention_model(pipeline.experiment)
     rows = held_out_faces([model], pipeline.faces)
     shown = representative_crops(rows, per_type=1)
-    faces, statistics = look_at(model, pipeline.faces, shown, rows, device=CPU)
+    faces, statistics = predict_maps(model, pipeline.faces, shown, rows, device=CPU)
 
     predictions = predict_faces([model], pipeline.faces, device=CPU, precision="fp32").set_index(
         ["video_id", "frame_index", "track"]
@@ -155,5 +155,5 @@ def test_maps_and_probabilities_are_the_networks_own(pipeline: Pipeline):
     alone = AttentionStatistics()
     alone.update(grid)
     assert statistics["map_cosine"] != pytest.approx(alone.compute()["map_cosine"]), "measured over all rows"
-    again = look_at(model, pipeline.faces, shown, shown, device=CPU)[1]
+    again = predict_maps(model, pipeline.faces, shown, shown, device=CPU)[1]
     assert again == pytest.approx(alone.compute(), abs=1e-5)

@@ -11,7 +11,19 @@ import torch
 
 from multiattn.inference.kit import bundle as bundle_module
 from multiattn.inference.kit import half_weights
-from multiattn.inference.kit.bundle import BundleInputs, build_bundle, dataset_metadata, is_bundle
+from multiattn.inference.kit.bundle import (
+    KAGGLE_HAS,
+    BundleInputs,
+    build_bundle,
+    collect_wheels,
+    dataset_metadata,
+    default_packages,
+    download_wheels,
+    is_bundle,
+    package_name,
+    read_requirements,
+    with_bounds,
+)
 from multiattn.inference.kit.half_weights import (
     SMALL,
     crops_to_compare,
@@ -19,15 +31,6 @@ from multiattn.inference.kit.half_weights import (
     half_state,
     largest_difference,
     store_weights,
-)
-from multiattn.inference.kit.wheels import (
-    KAGGLE_HAS,
-    collect_wheels,
-    default_packages,
-    download_wheels,
-    package_name,
-    read_requirements,
-    with_bounds,
 )
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.inference.runs import find_models, trained_on
@@ -37,7 +40,7 @@ from multiattn.inference.scoring_file import (
     read_scoring_file,
     require_rule_fits,
 )
-from multiattn.inference.submit import find_inputs
+from multiattn.inference.submit.inputs import find_inputs
 from multiattn.model.checkpoints import load_weights, read_metadata, read_state, save_weights
 from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.scoring.ensembling import Ensemble
@@ -165,9 +168,15 @@ def test_drawn_pictures_are_the_same_every_time_and_all_different():
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_holds_what_the_kernel_needs_and_nothing_of_the_training(pipeline, tmp_path):
-    made = bundle(pipeline, tmp_path / "kit", check_faces=pipeline.faces)
-    files = set(tree(tmp_path / "kit"))
+@pytest.fixture(scope="module")
+def made(pipeline, tmp_path_factory) -> bundle_module.Bundle:
+    """A bundle of the miniature's runs, in a folder of its own; to be read only."""
+    return bundle(pipeline, tmp_path_factory.mktemp("bundle") / "kit", check_faces=pipeline.faces)
+
+
+def test_a_bundle_holds_what_a_submission_needs_and_nothing_of_the_training(made):
+    content = tree(made.folder)
+    files = set(content)
     others = {name for name in files if not name.startswith("src/multiattn/")}
     assert others == {
         *("bundle.json", "README.txt", "dataset-metadata.json", "inference.ipynb", "pyproject.toml", "LICENSE"),
@@ -179,19 +188,17 @@ def test_a_bundle_holds_what_the_kernel_needs_and_nothing_of_the_training(pipeli
         ),
     }
     assert {Path(name).suffix for name in files - others} == {".py"} and "src/multiattn/__main__.py" in files
-    assert sum(made.sizes.values()) == sum(map(len, tree(tmp_path / "kit").values())) - len(
-        (tmp_path / "kit" / "bundle.json").read_bytes()
-    ), "every byte but the manifest's, which tells the sizes, is counted"
-    assert list(tmp_path.iterdir()) == [tmp_path / "kit"], "nothing is left beside it"
+    every_byte = sum(map(len, content.values()))
+    assert sum(made.sizes.values()) == every_byte - len(content["bundle.json"]), "all but the manifest with the sizes"
+    assert list(made.folder.parent.iterdir()) == [made.folder], "nothing is left beside it"
 
 
-def test_the_runs_of_a_bundle_are_the_runs_they_were_made_of(pipeline, tmp_path):
-    bundle(pipeline, tmp_path / "kit", check_faces=pipeline.faces)
-    run = tmp_path / "kit" / "runs" / "demo_tiny"
+def test_the_runs_of_a_bundle_are_the_runs_they_were_made_of(pipeline, made):
+    run = made.folder / "runs" / "demo_tiny"
     assert [model.name for model in find_models(run)] == [model.name for model in find_models(pipeline.experiment)]
     assert trained_on(run) == trained_on(pipeline.experiment) != set()
-    inputs = find_inputs_of(tmp_path / "kit", pipeline)
-    assert [Path(path) for path in inputs.runs] == [run]
+    inputs = find_inputs_of(made.folder, pipeline)
+    assert inputs.runs == (run,)
     overall = score_out_of_fold(pipeline.experiment).overall
     assert inputs.rule.out_of_fold == {"log_loss": overall.log_loss, "auc": overall.auc}
     assert dataclasses.replace(inputs.rule, out_of_fold=None, experiments=()) == ScoringRule()
@@ -270,20 +277,15 @@ def test_a_kit_that_could_not_run_is_not_put_in_place(pipeline, tmp_path, monkey
     assert tree(tmp_path) == before
 
 
-def test_what_the_rule_was_tuned_on_stays_with_it_and_is_not_asked_for(pipeline, tmp_path, caplog):
-    tuned_on = held_out_digests([pipeline.experiment])
-    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), tuned_on=tuned_on, precision="float32")
+def test_what_the_rule_was_tuned_on_stays_with_it_and_the_same_bundle_has_the_same_bytes(pipeline, tmp_path, caplog):
+    options = {"rule": weighted(demo_tiny=1.0), "tuned_on": held_out_digests([pipeline.experiment])}
+    bundle(pipeline, tmp_path / "kit", **options, precision="float32")
     run = tmp_path / "kit" / "runs" / "demo_tiny"
-    assert read_scoring_file(run / "scoring.json").tuned_on == tuned_on != {}
+    assert read_scoring_file(run / "scoring.json").tuned_on == options["tuned_on"] != {}
     choose_scoring([run], None)
     assert "not those it was tuned on" not in caplog.text
-
-
-def test_the_same_bundle_has_the_same_bytes(pipeline, tmp_path):
-    options = {"tuned_on": held_out_digests([pipeline.experiment]), "precision": "float32"}
-    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), **options)
     first = tree(tmp_path)
-    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), **options)
+    bundle(pipeline, tmp_path / "kit", **options, precision="float32")
     assert tree(tmp_path) == first
 
 
@@ -315,8 +317,10 @@ def test_folds_tables_that_differ_are_kept_apart(pipeline, tmp_path):
     assert trained_on(tmp_path / "kit" / "runs" / "demo_tiny") == trained_on(tmp_path / "demo_tiny")
 
 
-def test_a_bundle_is_replaced_by_the_next_one(pipeline, tmp_path):
+def test_an_empty_folder_is_filled_and_a_bundle_replaced_by_the_next_one(pipeline, tmp_path):
+    (tmp_path / "kit").mkdir()
     bundle(pipeline, tmp_path / "kit", precision="float32")
+    assert is_bundle(tmp_path / "kit")
     (tmp_path / "kit" / "wheels").mkdir()
     (tmp_path / ".kit.building" / "half").mkdir(parents=True)  # as a killed run leaves
     bundle(pipeline, tmp_path / "kit", runs=(pipeline.experiment / "fold0",), precision="float32")
@@ -339,12 +343,6 @@ def test_a_folder_that_is_no_bundle_is_left_alone(pipeline, tmp_path, content):
     with pytest.raises(ValueError, match="expected a bundle to replace or a new folder"):
         bundle(pipeline, tmp_path / "kit")
     assert tree(tmp_path) == before and not is_bundle(tmp_path / "kit")
-
-
-def test_an_empty_folder_is_filled(pipeline, tmp_path):
-    (tmp_path / "kit").mkdir()
-    bundle(pipeline, tmp_path / "kit", precision="float32")
-    assert is_bundle(tmp_path / "kit")
 
 
 def test_a_bundle_over_the_limit_is_refused_with_its_parts_and_nothing_is_left(pipeline, tmp_path):
@@ -438,7 +436,7 @@ def test_a_bundle_lists_what_is_to_be_installed_beside_the_wheels(pipeline, tmp_
     assert made.sizes["wheels"] == len(requirement) + 1 + len(b"wheel")
 
 
-def test_a_failed_download_tells_pips_own_words(tmp_path, monkeypatch):
+def test_a_failed_download_shows_pips_own_words(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ValueError, match=r"could not fetch av for Python 3\.11: .*No matching distribution"):

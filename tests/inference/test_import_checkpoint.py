@@ -7,7 +7,6 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -19,13 +18,12 @@ from multiattn.__main__ import main
 from multiattn.config import ModelConfig
 from multiattn.evaluation.leaderboard import score_submissions
 from multiattn.inference.import_checkpoint import import_checkpoint
-from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models, load_run
-from multiattn.inference.submit import KernelInputs, find_inputs, run_kernel
+from multiattn.inference.submit.inputs import SubmitInputs, find_inputs
+from multiattn.inference.submit.run import run_submit
 from multiattn.model.network import MultiAttentionNet
 from multiattn.model.official import EFFICIENTNETS, convert_state, read_layout, without_wrapper
-from multiattn.tables import FACES, FRAME_PREDICTIONS, SUBMISSION
-from multiattn.video.crops.images import read_crop
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from walk import Pipeline, run
 
 CPU = torch.device("cpu")
@@ -328,7 +326,7 @@ def test_the_notebook_finds_an_imported_run(imported, pipeline: Pipeline, tmp_pa
 
 def test_a_trained_run_without_its_out_of_fold_predictions_stays_an_error(imported, pipeline: Pipeline, tmp_path):
     shutil.copytree(pipeline.experiment, tmp_path / "runs")
-    inputs = KernelInputs(
+    inputs = SubmitInputs(
         runs=(tmp_path / "runs",),
         videos_dir=pipeline.dataset / "test_videos",
         sample_submission=pipeline.dataset / "sample_submission.csv",
@@ -336,70 +334,10 @@ def test_a_trained_run_without_its_out_of_fold_predictions_stays_an_error(import
     )
     (tmp_path / "runs" / "fold1" / "oof.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"oof\.parquet"):
-        run_kernel(inputs)
+        run_submit(inputs)
     shutil.copytree(imported / "fold0", tmp_path / "runs" / "fold2")
     with pytest.raises(ValueError, match="runs/fold2 imported, the other runs trained here"):
-        run_kernel(inputs)
-
-
-# --- load_run -----------------------------------------------------------------------------------------------------
-
-
-def test_a_loaded_run_gives_the_probabilities_that_predict_writes(pipeline: Pipeline):
-    loaded = load_run(pipeline.experiment / "fold1")
-    faces = FACES.read(pipeline.faces / "faces.parquet")
-    crops = np.stack([read_crop(pipeline.faces / crop, 64) for crop in faces["crop"]])
-    models = find_models(pipeline.experiment / "fold1")
-    expected = predict_faces(models, pipeline.faces, device=CPU, precision="fp32")["probability"].to_numpy()
-    assert len(crops) > 32, "one batch would do"
-    found = loaded.predict(crops)
-    assert found.dtype == np.float64 and found.shape == (len(crops),)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(loaded.predict(torch.from_numpy(crops[:3])), found[:3], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(loaded.predict(crops[0]), found[:1], rtol=0, atol=1e-6)
-    assert loaded.predict(crops[:0]).shape == (0,)
-    assert not loaded.training and not loaded.network.training
-    assert loaded.experiment == models[0].experiment and loaded.recipe == models[0].recipe
-
-
-def test_a_loaded_run_is_a_module_whose_forward_takes_crops(imported):
-    loaded = load_run(imported)
-    crops = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    with torch.no_grad():
-        output = loaded(crops)
-    expected = output.logits.double().softmax(dim=1)[:, 1].numpy()
-    np.testing.assert_allclose(loaded.predict(crops), expected, rtol=0, atol=1e-6)
-
-
-def test_larger_crops_are_averaged_down_and_smaller_ones_enlarged(imported):
-    loaded = load_run(imported)
-    small = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    doubled = small.repeat(2, axis=1).repeat(2, axis=2)  # each block of four averages to its pixel
-    assert np.array_equal(loaded.sized(doubled).numpy(), small)
-    assert loaded.predict(doubled) == loaded.predict(small)
-    assert loaded.sized(np.full((32, 32, 3), 7, np.uint8)).unique().tolist() == [7]
-    assert loaded.sized(np.zeros((0, 99, 99, 3), np.uint8)).shape == (0, 64, 64, 3)
-
-
-@pytest.mark.parametrize(
-    ("crops", "message"),
-    [
-        pytest.param(np.zeros((4, 64, 64, 3), np.float32), "expected RGB uint8", id="float"),
-        pytest.param(np.zeros((64, 64), np.uint8), "expected RGB uint8", id="grey"),
-        pytest.param(np.zeros((1, 3, 64, 64), np.uint8), "expected RGB uint8", id="channels first"),
-        pytest.param(np.zeros((64, 48, 3), np.uint8), "square crops.*48x64", id="not square"),
-    ],
-)
-def test_what_is_no_batch_of_crops_is_refused(imported, crops, message):
-    with pytest.raises(ValueError, match=message):
-        load_run(imported).predict(crops)
-
-
-def test_an_experiment_with_several_folds_names_them(pipeline: Pipeline, tmp_path):
-    with pytest.raises(ValueError, match="fold0, fold1"):
-        load_run(pipeline.experiment)
-    with pytest.raises(FileNotFoundError, match="multiattn train"):
-        load_run(tmp_path)
+        run_submit(inputs)
 
 
 def test_the_leaderboard_lists_a_submission_of_an_imported_run(tmp_path):

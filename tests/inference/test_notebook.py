@@ -14,7 +14,7 @@ from bare_machine import EXECUTE, kaggle_command, make_bare_environment, package
 
 from multiattn.__main__ import main
 from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
-from multiattn.inference.submit import find_inputs
+from multiattn.inference.submit.inputs import find_inputs
 from multiattn.tables import SUBMISSION
 from walk import Pipeline, run
 

@@ -1,20 +1,17 @@
 """Prediction refuses crops the models do not know, and half precision stays close to single."""
 
 import dataclasses
-import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import find_models, trained_on
-from multiattn.inference.score_files import extract_folder_faces
+from multiattn.inference.runs import find_models
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FACES, FRAME_PREDICTIONS
-from walk import Pipeline, run
+from walk import Pipeline
 
 CPU = torch.device("cpu")
 
@@ -59,28 +56,3 @@ def test_the_networks_mode_is_given_back(pipeline: Pipeline):
 
 def test_sigmoid_does_not_overflow():
     assert sigmoid(np.array([-1e4, 0.0, 1e4])).tolist() == [0.0, 0.5, 1.0]
-
-
-def test_an_unfinished_fold_and_a_mixed_experiment_are_refused(pipeline: Pipeline, tmp_path):
-    shutil.copytree(pipeline.experiment, tmp_path / "runs")
-    recipe = json.loads((tmp_path / "runs/fold1/faces.json").read_text())
-    (tmp_path / "runs/fold1/faces.json").write_text(json.dumps({**recipe, "size": 96}))
-    with pytest.raises(ValueError, match="other crops"):
-        find_models(tmp_path / "runs")
-    (tmp_path / "runs/fold1/best.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="multiattn train"):
-        find_models(tmp_path / "runs")
-
-
-def test_names_of_training_videos_are_known(pipeline: Pipeline):
-    names = trained_on(pipeline.experiment)
-    assert len(names) == 12 and all(len(name) == 10 for name in names)
-
-
-def test_a_faces_folder_belongs_to_one_folder_of_videos(pipeline: Pipeline, tmp_path):
-    recipe = find_models(pipeline.experiment)[0].recipe
-    shutil.copytree(pipeline.dataset / "test_videos", tmp_path / "other")
-    words = ["predict", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos"]
-    run(*words, "--faces", tmp_path / "faces", "--out", tmp_path / "p.parquet", "--jobs", 1)
-    with pytest.raises(ValueError, match="Choose another --faces folder"):
-        extract_folder_faces(tmp_path / "other", tmp_path / "faces", recipe, jobs=1, device=CPU)

@@ -1,5 +1,6 @@
-"""Files by name: what is found, and what is said of each, down to the crops."""
+"""Files by name: what is found, and the scores of each, down to the crops."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -8,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from multiattn.inference.attention_maps import deciding_crops, extreme_crops, look_at_extremes, model_with_maps
+from multiattn.inference.attention_maps import deciding_crops, extreme_crops, model_with_maps, predict_maps
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
 from multiattn.inference.score_files import FEW, extract_folder_faces, find_files, score_files
 from multiattn.scoring.rule import ScoringRule
+from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameReader
-from walk import Pipeline
+from walk import Pipeline, run
 
 CPU = torch.device("cpu")
 
@@ -48,7 +50,7 @@ def test_what_is_not_there_is_an_error_before_any_work(tmp_path):
 
 
 def test_a_clip_scores_as_in_a_submission(pipeline: Pipeline, tmp_path):
-    """The kernel's way: a folder of videos, its faces, predictions, the rule."""
+    """As `predict` does: a folder of videos, its faces, predictions, the rule."""
     files = clips(pipeline)
     assert len(files) > FEW
     models = find_models(pipeline.experiment)
@@ -131,7 +133,7 @@ def test_the_frames_that_decided_are_the_most_fake_and_the_most_real(probabiliti
         assert deciding_crops(order, each_side=2)["frame_index"].tolist() == shown
 
 
-def test_each_file_gives_its_two_extremes_to_look_at():
+def test_each_file_gives_its_two_extremes():
     crops = pd.concat([made_crops(0.2, 0.9, 0.4), made_crops(0.5, video="file/00001")])
     extremes = extreme_crops(crops)
     assert list(zip(extremes["video_id"], extremes["probability"], strict=True)) == [
@@ -141,16 +143,39 @@ def test_each_file_gives_its_two_extremes_to_look_at():
     ]
 
 
-def test_maps_lie_over_the_crops_that_were_judged(pipeline: Pipeline, tmp_path):
+def test_maps_lie_over_the_crops_that_were_predicted(pipeline: Pipeline, tmp_path):
     scored = score(clips(pipeline)[:1], pipeline, tmp_path)
     models = find_models(pipeline.experiment)
     model = model_with_maps(models)
     shown = extreme_crops(scored.crops)
-    looked = look_at_extremes(model, tmp_path / "faces", shown, device=CPU)
+    maps, _ = predict_maps(model, tmp_path / "faces", shown, device=CPU)
     alone = predict_faces([model], tmp_path / "faces", device=CPU, precision="fp32")
     alone = alone.set_index(["video_id", "track", "frame_index"])["probability"]
     keys = shown[["video_id", "track", "frame_index"]].itertuples(index=False, name=None)
-    np.testing.assert_allclose([face.probability for face in looked], [alone[key] for key in keys], atol=1e-5)
-    assert looked[0].maps.shape == (model.experiment.model.num_maps, 64, 64)
-    assert look_at_extremes(model, tmp_path / "faces", shown.head(0), device=CPU) == []
+    np.testing.assert_allclose([face.probability for face in maps], [alone[key] for key in keys], atol=1e-5)
+    assert maps[0].maps.shape == (model.experiment.model.num_maps, 64, 64)
+    assert predict_maps(model, tmp_path / "faces", shown.head(0), device=CPU) == ([], {})
     assert model_with_maps([]) is None
+
+
+def test_a_faces_folder_belongs_to_one_folder_of_videos(pipeline: Pipeline, tmp_path):
+    recipe = find_models(pipeline.experiment)[0].recipe
+    shutil.copytree(pipeline.dataset / "test_videos", tmp_path / "other")
+    words = ["predict", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos"]
+    run(*words, "--faces", tmp_path / "faces", "--out", tmp_path / "p.parquet", "--jobs", 1)
+    with pytest.raises(ValueError, match="Choose another --faces folder"):
+        extract_folder_faces(tmp_path / "other", tmp_path / "faces", recipe, jobs=1, device=CPU)
+
+
+def test_faces_of_a_folder_are_not_made_after_a_recipe_of_another_program(tmp_path):
+    foreign = CropRecipe(detector="dlib", template="deepfakebench, dlib 81 points, margin 1.3", size=256)
+    with pytest.raises(ValueError, match="cut by another program"):
+        extract_folder_faces(tmp_path, tmp_path / "faces", foreign, jobs=1, device=CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_retinaface_asks_for_its_weights_before_anything_is_written(tmp_path):
+    recipe = CropRecipe(detector="retinaface", weights="0123456789abcdef")
+    with pytest.raises(ValueError, match=r"retinaface needs its weights file .* Pass --weights FILE"):
+        extract_folder_faces(tmp_path, tmp_path / "faces", recipe, jobs=1, device=CPU)
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,4 @@
-"""A run + a faces folder -> chosen crops with their attention maps and P(fake), as in the paper's Figures 1, 4-6.
-
-Which crops of a file say most: those shown in a report, and those whose attention is looked at.
-"""
+"""Crops that say most of a run or a file, and their attention maps and P(fake), as in the paper's Figures 1, 4-6."""
 
 import difflib
 import logging
@@ -16,7 +13,6 @@ from torch.utils.data import DataLoader
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.model.attention import resize_maps
 from multiattn.model.diagnostics import AttentionStatistics
-from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.layout import FOLDS_FILE, fold_folders
@@ -29,11 +25,12 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
+EACH_SIDE = 4
 
 
 @dataclass(frozen=True)
 class FaceMaps:
-    """What a network sees in one crop."""
+    """One crop with its attention maps."""
 
     crop: np.ndarray
     """(H, W, 3) uint8 RGB, as the network got it."""
@@ -106,7 +103,7 @@ def faces_of(videos: list[str], models: list[TrainedModel], folder: Path) -> pd.
 
 
 def video_types(videos: pd.DataFrame) -> pd.Series:
-    """What the paper's figures call a row: `real`, the manipulation method, or `fake` where the method is not told."""
+    """Row names of the paper's figures: `real`, the manipulation method, or `fake` where the method is not known."""
     types = videos["method"].where(videos["method"] != "", "fake").where(videos["label"] == FAKE, "unknown")
     return types.where(videos["label"] != REAL, "real")
 
@@ -140,39 +137,38 @@ def spread_crops(faces: pd.DataFrame, number: int) -> pd.DataFrame:
     return faces.iloc[kept].reset_index(drop=True)
 
 
-def look_at(
+def predict_maps(
     model: TrainedModel,
     folder: Path,
     shown: pd.DataFrame,
-    measured: pd.DataFrame,
+    measured: pd.DataFrame | None = None,
     *,
     device: torch.device,
-    precision: str = "auto",
 ) -> tuple[list[FaceMaps], dict[str, float]]:
-    """A model's maps of the crops that are shown, and the figures of `AttentionStatistics` over those measured.
+    """Predict a model's maps of the crops shown, and the figures of `AttentionStatistics` over those measured.
 
     Args:
         folder: the faces folder.
-        shown: rows of its `faces` table.
-        measured: the same, for the statistics; no picture of these is kept.
+        shown: rows of its `faces` table; without rows no network is loaded.
+        measured: the same, for the statistics; no picture of these is kept. None: no statistics.
 
     Raises:
         ValueError: a crop that cannot be read.
     """
+    if shown.empty:
+        return [], {}
     network, size = model.load(device), model.experiment.data.image_size
-    precision = resolve_precision(precision, device)
+    precision = resolve_precision("auto", device)
     grids: list[torch.Tensor] = []
     statistics = AttentionStatistics()
 
-    def run(rows: pd.DataFrame, watch) -> np.ndarray:
+    def predict(rows: pd.DataFrame, watch) -> np.ndarray:
         loader = DataLoader(CropImages(folder, rows["crop"], size), batch_size=BATCH_SIZE)
         return predict_logits(network, loader, device=device, precision=precision, watch=watch)
 
-    def keep(output: NetworkOutput) -> None:
-        grids.extend(output.attention.float().cpu())
-
-    logits = run(shown, keep)
-    run(measured, lambda output: statistics.update(output.attention))
+    logits = predict(shown, lambda output: grids.extend(output.attention.float().cpu()))
+    if measured is not None:
+        predict(measured, lambda output: statistics.update(output.attention))
     align_corners = model.experiment.model.align_corners
     faces = [
         FaceMaps(
@@ -182,7 +178,7 @@ def look_at(
         )
         for name, grid, probability in zip(shown["crop"], grids, sigmoid(logits), strict=True)
     ]
-    return faces, statistics.compute()
+    return faces, {} if measured is None else statistics.compute()
 
 
 def _typed_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
@@ -195,15 +191,12 @@ def _typed_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
 
 
 def _trained_videos(model: TrainedModel) -> set[str]:
-    """Empty for a run that tells nothing of its folds: an imported checkpoint."""
+    """Empty for a run without a folds table: an imported checkpoint."""
     path = model.path / FOLDS_FILE
     if not path.is_file():
         return set()
     folds = FOLDS.read(path)
     return set(folds.loc[folds["fold"] != model.fold, "video_id"])
-
-
-EACH_SIDE = 4
 
 
 def deciding_crops(crops: pd.DataFrame, each_side: int = EACH_SIDE) -> pd.DataFrame:
@@ -222,7 +215,7 @@ def deciding_crops(crops: pd.DataFrame, each_side: int = EACH_SIDE) -> pd.DataFr
 
 
 def extreme_crops(crops: pd.DataFrame) -> pd.DataFrame:
-    """Of every file the crop with the highest P(fake) and the one with the lowest; one where there is one."""
+    """Per file, the crop with the highest P(fake) and the one with the lowest; one where there is one."""
     of_files = [deciding_crops(rows, each_side=1) for _, rows in crops.groupby("video_id", sort=True)]
     return pd.concat(of_files, ignore_index=True) if of_files else crops.head(0)
 
@@ -230,12 +223,3 @@ def extreme_crops(crops: pd.DataFrame) -> pd.DataFrame:
 def model_with_maps(models: list[TrainedModel]) -> TrainedModel | None:
     """The first that has attention maps; None where all are baselines."""
     return next((model for model in models if model.experiment.model.network != "baseline"), None)
-
-
-def look_at_extremes(
-    model: TrainedModel, faces: Path, shown: pd.DataFrame, *, device: torch.device, precision: str = "auto"
-) -> list[FaceMaps]:
-    """The maps of a model over some crops, in their order; [] for none."""
-    if shown.empty:
-        return []
-    return look_at(model, faces, shown, shown.head(1), device=device, precision=precision)[0]

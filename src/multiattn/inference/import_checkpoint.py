@@ -32,12 +32,12 @@ from multiattn.video.crops.recipe import CropRecipe, write_recipe
 logger = logging.getLogger(__name__)
 
 OLD_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""How the files of torch.save began before PyTorch 1.6; since then they are zip archives."""
+"""First bytes of torch.save's files before PyTorch 1.6; since then they are zip archives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedCheckpoint:
-    """What an import wrote.
+    """A run folder that an import wrote.
 
     Attributes:
         path: the run folder, OUT/fold0.
@@ -54,7 +54,7 @@ class ImportedCheckpoint:
     unused: dict[str, str]
 
     def describe(self) -> str:
-        """Where the run is, which network and grid it has, and every tensor it left out."""
+        """Lines on where the run is, its network and grid, and every tensor it left out."""
         model = self.experiment.model
         lines = [
             f"{self.path}: {model.backbone}, M = {model.num_maps}, texture {model.texture_stage}, attention "
@@ -169,7 +169,7 @@ def _experiment(
 
 
 def _loss(loss: LossConfig, state: Mapping[str, Tensor]) -> LossConfig:
-    """Margins and alpha of the checkpoint's loss, where it has them, rounded to the digits float32 can tell."""
+    """Margins and alpha of the checkpoint's loss, where it has them, rounded to the digits of float32."""
     margins, rate = state.get("auxiliary_loss.inner_margin"), state.get("auxiliary_loss.alpha")
     if margins is not None and margins.numel() == 2:
         real, fake = (float(f"{value:.6g}") for value in margins.flatten().tolist())

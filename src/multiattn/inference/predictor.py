@@ -1,7 +1,4 @@
-"""Runs + faces folder -> frame predictions: every fold's best checkpoint on every crop.
-
-Out-of-fold scoring: every video judged by the one model that never saw it.
-"""
+"""Frame predictions of a faces folder by every fold's best checkpoint, and the out-of-fold score of runs."""
 
 import logging
 import os
@@ -178,7 +175,7 @@ def _folders(runs: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
 def out_of_fold_figures(
     models: Sequence[TrainedModel], runs: Sequence[Path], rule: ScoringRule
 ) -> dict[str, float | None] | None:
-    """log_loss and auc of videos that neither the models nor the rule have seen, as a submission's card tells them.
+    """log_loss and auc of videos that neither the models nor the rule have seen, for a submission's card.
 
     Those of the tuning where there was one, else of the held-out videos; None for imported checkpoints, which bring no
     held-out predictions.

@@ -1,4 +1,4 @@
-"""Which trained (or imported) models a folder holds, and one of them as a network with its own preprocessing."""
+"""Trained (or imported) models of a folder, and one of them as a network with its own preprocessing."""
 
 import dataclasses
 import logging
@@ -43,9 +43,9 @@ class TrainedModel:
     fold: int
     experiment: Experiment
     recipe: CropRecipe
-    """How the crops it was trained on were made; it must be given such crops."""
+    """Of the crops it was trained on; it must be given such crops."""
     any_crops: bool = False
-    """Whether it takes crops that were made another way, with a warning."""
+    """Take crops that were made another way, with a warning."""
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class TrainedModel:
 
     @property
     def imported(self) -> bool:
-        """Whether it came from somebody else's checkpoint: which videos it was trained on is not known."""
+        """True for somebody else's checkpoint, of which the training videos are not known."""
         return (self.path / IMPORT_FILE).is_file()
 
     def taking_any_crops(self) -> "TrainedModel":
@@ -157,7 +157,7 @@ class LoadedRun(nn.Module):
         self.eval()
 
     def forward(self, crops: np.ndarray | Tensor) -> NetworkOutput:
-        """What the network says of crops: logits, attention maps, part vectors, with gradient where it is on.
+        """Logits, attention maps and part vectors of crops, with gradient where it is on.
 
         Args:
             crops: RGB uint8, (H, W, 3) or (B, H, W, 3), square, of any size (see `predict`).

@@ -1,6 +1,4 @@
-"""Faces of a plain folder of videos, kept in a faces folder so that a killed run continues.
-
-Videos and pictures by name -> P(fake) of each and of their crops, by way of a faces folder that is thrown away.
+"""Plain folders and files of videos or pictures -> faces and P(fake), without tables of labels or folds.
 
 A file or two are read in this process, which saves starting another and loading torch there; with more, each is read in
 a process of its own, and one that makes the decoder crash costs its own row only.
@@ -40,7 +38,7 @@ def extract_folder_faces(
     filenames: Iterable[str] | None = None,
     weights: Path | None = None,
 ) -> pd.DataFrame:
-    """Extract what is not extracted yet.
+    """Extract the faces of a folder's videos into a faces folder, but for those that are in it already.
 
     Args:
         recipe: how a model's crops were made; here without what takes labels, masks or originals
@@ -79,7 +77,7 @@ FEW = 2
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """What models say of some files."""
+    """Scores of some files and of their crops."""
 
     files: pd.DataFrame
     """file (as it was named), video_id, probability (NaN without a face), faces (tracks), frames (decoded), crops,

@@ -1,8 +1,6 @@
-"""`scoring.json`: where the tuned rule lies, and which rule a command uses.
+"""`scoring.json`: the scoring rule of some runs, tuned on their out-of-fold predictions, kept, and chosen by commands.
 
 The file holds `rule` and `tuned_on`, which are read back, and `report`, which is for people.
-
-Runs -> the tuned scoring rule: reads their out-of-fold predictions and shows how far tuning has come.
 """
 
 import logging
@@ -35,12 +33,12 @@ from multiattn.scoring.tuning import Tuned, num_steps, tune
 logger = logging.getLogger(__name__)
 
 UNTUNED = "none"
-"""As `--scoring`: the rule that was never tuned."""
+"""As `--scoring`: the untuned rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringFile:
-    """What is read back of a `scoring.json`; the default is what was never tuned."""
+    """The part of a `scoring.json` that is read back; the default is the untuned rule."""
 
     rule: ScoringRule = field(default_factory=ScoringRule)
     tuned_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -48,7 +46,7 @@ class ScoringFile:
 
 
 def default_scoring_path(runs: Sequence[Path]) -> Path:
-    """Where `multiattn tune` writes without `--out`: in the folder of the first experiment, also when given a fold."""
+    """The path `multiattn tune` writes to without `--out`: in the first experiment's folder, also when given a fold."""
     return experiment_folder(runs[0]) / SCORING_FILE
 
 
@@ -254,7 +252,7 @@ def _held_out_files(folder: Path) -> list[Path]:
 
 
 def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringRule | None = None) -> str:
-    """What tunes a rule for these runs, into `path` and for the share of fakes that `rule` was shifted to."""
+    """The command that tunes a rule for these runs, into `path` and for the share of fakes `rule` was shifted to."""
     folders = _experiment_folders(runs)
     words = ["multiattn", "tune", "--runs", *map(str, folders)]
     if rule is not None and rule.prior_shift is not None:
@@ -280,7 +278,7 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
     if twice := [name for name, number in names.items() if number > 1]:
         raise ValueError(
             f"--runs: expected experiments of different names, found {', '.join(twice)} more than once; their weights "
-            "could not be told apart. Name each experiment's folder once, not its folds; rename one of two."
+            "could not be kept apart. Name each experiment's folder once, not its folds; rename one of two."
         )
     held_out = read_out_of_fold(*map(Path, runs))
     with progress_bar(num_steps(held_out.videos), "tune", "steps") as progress:

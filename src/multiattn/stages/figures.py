@@ -25,7 +25,7 @@ from multiattn.inference.attention_maps import (
     attention_model,
     faces_of,
     held_out_faces,
-    look_at,
+    predict_maps,
     representative_crops,
     spread_crops,
 )
@@ -119,7 +119,7 @@ def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[s
         faces = held_out_faces(models, options.faces)
     shown = representative_crops(faces, per_type=None if options.videos else options.per_type)
     measured = spread_crops(faces, options.crops)
-    runs = [_look(options, model, label, shown, measured) for model, label in zip(models, labels, strict=True)]
+    runs = [_maps(options, model, label, shown, measured) for model, label in zip(models, labels, strict=True)]
     rows = [Row(face.type, face.video_id, face.frame_index) for face in shown.itertuples()]
     which = "shown" if options.videos else "not trained on"
     note = f"Statistics over {len(measured)} crops of {measured['video_id'].nunique()} videos {which}."
@@ -131,10 +131,10 @@ def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[s
     return [picture, page]
 
 
-def _look(
+def _maps(
     options: FaceOptions, model: TrainedModel, label: str, shown: pd.DataFrame, measured: pd.DataFrame
 ) -> RunMaps:
-    faces, statistics = look_at(model, options.faces, shown, measured, device=pick_device(options.device))
+    faces, statistics = predict_maps(model, options.faces, shown, measured, device=pick_device(options.device))
     return RunMaps(
         label,
         [face.crop for face in faces],

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from multiattn.command_line import Positional, parse, results
-from multiattn.inference.attention_maps import deciding_crops, extreme_crops, look_at_extremes, model_with_maps
+from multiattn.inference.attention_maps import deciding_crops, extreme_crops, model_with_maps, predict_maps
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.score_files import ScoredFiles, find_files, score_files
 from multiattn.inference.scoring_file import choose_scoring
@@ -66,14 +66,14 @@ def _page(scored: ScoredFiles, models: list[TrainedModel], faces: Path, device: 
 
     model = model_with_maps(models)
     shown = extreme_crops(scored.crops) if model is not None else scored.crops.head(0)
-    looked = look_at_extremes(model, faces, shown, device=device) if model is not None else []
+    with_maps = predict_maps(model, faces, shown, device=device)[0] if model is not None else []
     maps = None
-    if looked:
+    if with_maps:
         maps = RunMaps(
             model.name,
-            [face.crop for face in looked],
-            [face.maps for face in looked],
-            [face.probability for face in looked],
+            [face.crop for face in with_maps],
+            [face.maps for face in with_maps],
+            [face.probability for face in with_maps],
             {},
         )
     sections = []

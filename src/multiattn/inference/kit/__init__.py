@@ -1,6 +1,1 @@
-"""What a machine without network needs, in one folder.
-
-bundle.py        code, weights, scoring rule, wheels and notebook, put together
-half_weights.py  checkpoints in float16, and what that changes
-wheels.py        wheels of what an image lacks
-"""
+"""The offline kit of a Kaggle notebook; the files are listed in inference/README.md."""

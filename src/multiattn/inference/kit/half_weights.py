@@ -39,7 +39,7 @@ Precision = Literal["auto", "float16", "float32"]
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """How the weights of one fold were stored."""
+    """The stored form of one fold's weights."""
 
     model: str
     """`<experiment>/fold<k>`."""
@@ -48,7 +48,7 @@ class StoredWeights:
     """The largest |change of P(fake)| that float16 makes on the crops compared; None where it was not tried, infinite
     where it does not give finite numbers."""
     crops: int
-    """How many were compared."""
+    """Compared."""
 
 
 def half_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ def drawn_crops(count: int, size: int, *, seed: int = 0) -> np.ndarray:
     Skin-coloured ovals with dark eyes and a mouth over smooth backgrounds, under noise of growing strength, so that a
     network's responses cover more than one kind of picture; never without noise, since perfectly flat areas, which no
     camera makes, moved one network by 0.37 where the next largest change was 5e-4. They are no faces: what float16
-    changes on them tells its size, not its last digit.
+    changes on them is right in its size, not in its last digit.
     """
     generator = np.random.default_rng(seed)
     images = []

@@ -13,11 +13,11 @@ NOTEBOOK = Path(__file__).resolve().parents[4] / "notebooks" / "inference.ipynb"
 
 
 def execute_notebook(out: Path, environment: dict[str, str], *, notebook: Path = NOTEBOOK) -> None:
-    """Execute a notebook in a fresh kernel and save it with its outputs, also when a cell fails.
+    """Execute a notebook in a fresh process and save it with its outputs, also when a cell fails.
 
     Args:
         out: where the executed copy goes.
-        environment: environment variables of the kernel, beside those of this process.
+        environment: environment variables of its process, beside those of this process.
 
     Raises:
         FileNotFoundError: no such notebook.
@@ -31,7 +31,7 @@ def execute_notebook(out: Path, environment: dict[str, str], *, notebook: Path =
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(notebook.parent)}},
-        extra_arguments=["--log-level=ERROR"],  # the kernel warns at each start that it listens on localhost
+        extra_arguments=["--log-level=ERROR"],  # Jupyter warns at each start that it listens on localhost
     )
     try:
         client.execute(env={**os.environ, **environment})
