@@ -18,6 +18,7 @@ from multiattn.config import (
     from_json,
     to_json,
 )
+from multiattn.config.settings import choices, registry
 from multiattn.experiments import EXPERIMENTS, get_experiment
 
 
@@ -281,3 +282,11 @@ def test_phases_take_the_place_of_optimiser_and_epochs():
 def test_phases_and_intervals_that_cannot_be_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_registry_has_an_entry_for_each_name_of_its_setting():
+    assert choices(ModelConfig, "attention") == ("relu", "masked-elu")
+    assert registry(ModelConfig, "attention", {"masked-elu": 2, "relu": 1})["relu"] == 1
+    for entries in ({"relu": 1}, {"relu": 1, "masked-elu": 2, "gelu": 3}):
+        with pytest.raises(TypeError, match=r"ModelConfig\.attention lists relu, masked-elu; its entries are relu"):
+            registry(ModelConfig, "attention", entries)

@@ -9,7 +9,8 @@ from multiattn.config import AgdaConfig
 from multiattn.model.agda import (
     AttentionGuidedAugmentation,
     degrade,
-    draw_maps,
+    draw_by_mass,
+    draw_uniform,
     gate_maps,
     gaussian_blur,
     mask_hard,
@@ -115,15 +116,15 @@ def test_each_map_is_scaled_to_a_maximum_of_one():
 def test_the_drawn_map_is_uniform_over_the_maps_and_differs_between_samples():
     generator = torch.Generator().manual_seed(11)
     attention = torch.arange(4.0).view(1, 4, 1, 1).expand(4000, 4, 1, 1)
-    drawn = draw_maps(attention, generator=generator)
+    drawn = draw_uniform(attention, generator=generator)
     counts = torch.bincount(drawn, minlength=4).double()
     assert ((counts - 1000) ** 2 / 1000).sum() < 16.27  # chi-square, 3 degrees of freedom, p = 0.001
-    assert torch.equal(draw_maps(attention, generator=torch.Generator().manual_seed(11)), drawn)
+    assert torch.equal(draw_uniform(attention, generator=torch.Generator().manual_seed(11)), drawn)
 
 
 def test_a_map_drawn_by_mass_follows_the_root_of_its_sum():
     attention = torch.tensor([0.0, 3.0, 8.0]).view(1, 3, 1, 1).expand(6000, 3, 1, 1)
-    drawn = draw_maps(attention, "mass", torch.Generator().manual_seed(3))
+    drawn = draw_by_mass(attention, torch.Generator().manual_seed(3))
     counts = torch.bincount(drawn, minlength=3).double()
     expected = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) * 1000
     assert ((counts - expected) ** 2 / expected).sum() < 13.82  # chi-square, 2 degrees of freedom, p = 0.001

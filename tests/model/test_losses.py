@@ -10,8 +10,6 @@ from multiattn.model.losses import (
     ClassificationLoss,
     JointIndependenceLoss,
     RegionalIndependenceLoss,
-    inter_class_term,
-    intra_class_terms,
     make_auxiliary,
     match_loss,
 )
@@ -69,7 +67,7 @@ def test_mean_and_sum_differ_in_the_first_term_only():
         reduction: RegionalIndependenceLoss(4, 6, LossConfig(reduction=reduction))(parts, labels).item()
         for reduction in ("mean", "sum")
     }
-    inter = inter_class_term(0.05 * parts.mean(0), 0.2).item()
+    inter = RegionalIndependenceLoss(4, 6, LossConfig()).inter_term(0.05 * parts.mean(0)).item()
     assert values["sum"] - inter == pytest.approx(5 * (values["mean"] - inter), rel=1e-5)
 
 
@@ -116,7 +114,8 @@ def test_a_negative_margin_pushes_and_a_positive_one_pulls(margin, distance, los
     parts, centers, fake = torch.zeros(1, 1, 2), torch.zeros(1, 2), torch.tensor([1])
     parts[..., 0] = distance**0.5
     config = LossConfig(intra_margin_fake=margin)
-    assert intra_class_terms(parts, centers, fake, config).item() == pytest.approx(loss, abs=1e-6)
+    per_part = RegionalIndependenceLoss(1, 2, config)
+    assert per_part.intra_terms(parts, centers, fake).item() == pytest.approx(loss, abs=1e-6)
     parts[..., 0] = distance
     joint = JointIndependenceLoss(1, 2, config).eval()
     assert joint(parts, fake).item() == pytest.approx(loss, abs=1e-6)
@@ -191,7 +190,7 @@ def test_the_settings_name_the_auxiliary_loss(config, kind):
 
 def test_each_class_has_its_own_margin():
     parts, centers = torch.tensor([[[0.3, 0.0]], [[0.3, 0.0]]]), torch.zeros(1, 2)
-    terms = intra_class_terms(parts, centers, torch.tensor([0, 1]), LossConfig())
+    terms = RegionalIndependenceLoss(1, 2, LossConfig()).intra_terms(parts, centers, torch.tensor([0, 1]))
     torch.testing.assert_close(terms, torch.tensor([[0.09 - 0.05], [0.0]]))
 
 

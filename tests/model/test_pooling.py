@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.model.attention import global_vector, normalized_average_pool, part_vectors, standardize, weighted_mean
+from multiattn.model.attention import global_vector, normalized_average_pool, standardize, weighted_mean
 
 
 def pool_by_loops(features: np.ndarray, attention: np.ndarray) -> np.ndarray:
@@ -84,12 +84,6 @@ def test_the_global_vector_pools_with_the_sum_of_all_maps():
     last, attention = torch.randn(2, 6, 3, 3), torch.rand(2, 4, 3, 3)
     expected = pool_by_loops(last.double().numpy(), attention.double().numpy().sum(axis=1, keepdims=True))[:, 0]
     np.testing.assert_allclose(global_vector(last, attention).numpy(), expected, atol=1e-5)
-
-
-def test_part_vectors_pool_the_averaged_features():
-    pooled, attention = torch.randn(2, 6, 3, 3), torch.rand(2, 4, 3, 3)
-    expected = pool_by_loops(pooled.double().numpy(), attention.double().numpy())
-    np.testing.assert_allclose(part_vectors(pooled, attention).numpy(), expected, atol=1e-5)
 
 
 def test_a_texture_a_map_is_pooled_under_its_own_map():

@@ -1,7 +1,4 @@
-"""Settings of the network.
-
-Settings of the losses and of the attention-guided augmentation.
-"""
+"""Settings of the network, of the losses and of the attention-guided augmentation."""
 
 import re
 from dataclasses import dataclass
@@ -41,7 +38,7 @@ class ModelConfig:
     attention_stage: str = "L5"
     """SL_a, the stage the attention maps come from."""
     attention: Literal["relu", "masked-elu"] = "relu"
-    """`relu` is the paper's module; `masked-elu` the released one, which never looks at the border."""
+    """`relu` is the paper's module; `masked-elu` the released one, which is zero on the border."""
     texture: Literal["dense", "grouped"] = "dense"
     """`dense` enhances one texture for all maps (the paper); `grouped` one for each map (the release)."""
     global_pool: Literal["unit", "mean"] = "unit"

@@ -9,6 +9,9 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
+Config = TypeVar("Config")
+Entry = TypeVar("Entry")
+
 
 def require_choices(owner: Any) -> None:
     """Refuse a value that a `Literal` field does not list; Python itself does not look."""
@@ -18,14 +21,28 @@ def require_choices(owner: Any) -> None:
             require(getattr(owner, name) in options, owner, name, f"one of {', '.join(options)}")
 
 
+def choices(owner: type, name: str) -> tuple[str, ...]:
+    """The names that the `Literal` field `name` of a settings dataclass lists."""
+    return typing.get_args(typing.get_type_hints(owner)[name])
+
+
+def registry(owner: type, name: str, entries: dict[str, Entry]) -> dict[str, Entry]:
+    """`entries`, checked when its module is imported: one for each name that the `Literal` field lists, and no other.
+
+    The field is the list of names, from which options, help, checks and messages derive; the entries are what the
+    names stand for, in the package that implements them. A new one is a name there and an entry here.
+    """
+    if set(entries) != set(choices(owner, name)):
+        listed, found = ", ".join(choices(owner, name)), ", ".join(entries)
+        raise TypeError(f"{owner.__name__}.{name} lists {listed}; its entries are {found}.")
+    return entries
+
+
 def require(condition: bool, owner: object, name: str, expected: str) -> None:
     """Raise `ValueError` with the setting, what was expected and what was found, unless the condition holds."""
     if not condition:
         found = getattr(owner, name)
         raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}, found {found!r}.")
-
-
-Config = TypeVar("Config")
 
 
 def to_json(config: Any) -> dict[str, Any]:

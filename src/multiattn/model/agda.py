@@ -1,6 +1,7 @@
-"""Attention-guided data augmentation (AGDA): a part the network relied on is degraded, so that it looks elsewhere."""
+"""Attention-guided data augmentation (AGDA), section 3.4: copies of the images with an attended part degraded."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from multiattn.config import AgdaConfig
+from multiattn.config.settings import registry
 from multiattn.model.attention import resize_maps
 
 KERNEL_SIGMAS = 3.0
@@ -15,7 +17,7 @@ KERNEL_SIGMAS = 3.0
 
 
 class DegradedCopies(NamedTuple):
-    """What AGDA hands out.
+    """Result of AGDA.
 
     Attributes:
         images: (B, 3, H, W) of the images' dtype.
@@ -56,12 +58,13 @@ class AttentionGuidedAugmentation(nn.Module):
         config = self.config
         if config.mode == "none":
             raise ValueError("AGDA: expected mode soft or hard, found none; leave the AGDA pass out instead.")
-        index = draw_maps(attention, config.map_choice, generator)
+        index = MAP_CHOICES[config.map_choice](attention, generator)
         maps = attention[torch.arange(len(index), device=index.device), index].unsqueeze(1)
         aligned = config.resample == "align-corners"
         a_star = unit_maps(maps, images.shape[-2:], align_corners=aligned)
         if config.gate:
-            a_star = gate_maps(a_star, *(self._draw(bounds, maps, generator) for bounds in self._gate_bounds()))
+            bounds = (config.gate_threshold, config.gate_slope)
+            a_star = gate_maps(a_star, *(_draw_between(*pair, maps, generator) for pair in bounds))
         if config.mode == "hard":
             return DegradedCopies(mask_hard(images, a_star, config.threshold), index)
         degraded = degrade(
@@ -72,46 +75,39 @@ class AttentionGuidedAugmentation(nn.Module):
             degraded = degraded + config.noise * noise
         return DegradedCopies(mix_soft(images, degraded, a_star), index)
 
-    def _gate_bounds(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        return self.config.gate_threshold, self.config.gate_slope
 
-    @staticmethod
-    def _draw(bounds: tuple[float, float], maps: Tensor, generator: Generator | None) -> Tensor:
-        first, last = bounds
-        return first + (last - first) * torch.rand((len(maps), 1, 1, 1), generator=generator, device=maps.device)
-
-
-def draw_maps(attention: Tensor, choice: str = "uniform", generator: Generator | None = None) -> Tensor:
-    """One of its M maps for each sample.
-
-    Args:
-        attention: (B, M, h, w), non-negative.
-        choice: `uniform`, each with probability 1 / M (the paper), or `mass`, in proportion to sqrt(sum A_k + 1)
-            (the release).
-        generator: on the same device; None for the default one.
-
-    Returns:
-        (B,) int64 index of the map.
-    """
+def draw_uniform(attention: Tensor, generator: Generator | None = None) -> Tensor:
+    """(B,) int64, one of the M maps of each sample of A (B, M, h, w), with probability 1 / M: the paper's choice."""
     batch, num_maps = attention.shape[:2]
-    if choice == "uniform":
-        return torch.randint(num_maps, (batch,), generator=generator, device=attention.device)
+    return torch.randint(num_maps, (batch,), generator=generator, device=attention.device)
+
+
+def draw_by_mass(attention: Tensor, generator: Generator | None = None) -> Tensor:
+    """(B,) int64, one of the M maps of each sample, in proportion to sqrt(sum A_k + 1): the release's choice."""
     weights = (attention.float().sum(dim=(-2, -1)) + 1.0).sqrt()
     return torch.multinomial(weights, 1, generator=generator).squeeze(1)
+
+
+MAP_CHOICES: dict[str, Callable[[Tensor, Generator | None], Tensor]] = registry(
+    AgdaConfig, "map_choice", {"uniform": draw_uniform, "mass": draw_by_mass}
+)
+
+
+def unit_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
+    """A* (B, 1, H, W) float32: maps (B, 1, h, w) >= 0 resized bilinearly to (H, W), then divided by their maximum.
+
+    In [0, 1] with maximum 1; all zero where the map is all zero.
+    """
+    resized = resize_maps(maps.float(), size, align_corners=align_corners)
+    largest = resized.amax(dim=(-2, -1), keepdim=True)
+    return resized / largest.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def gate_maps(a_star: Tensor, threshold: Tensor | float, slope: Tensor | float) -> Tensor:
     """A* through a sigmoid, shifted so that 0 stays 0 and divided by the range that is left: a part of the release.
 
-    (s(A*) - s(0)) / (1 - s(0)), with s(a) = sigmoid(slope (a - threshold)).
-
-    Args:
-        a_star: (B, 1, H, W) in [0, 1].
-        threshold: a scalar, or one a sample as (B, 1, 1, 1).
-        slope: likewise, positive.
-
-    Returns:
-        (B, 1, H, W) in [0, 1), 0 where A* = 0.
+    (s(A*) - s(0)) / (1 - s(0)), with s(a) = sigmoid(slope (a - threshold)): (B, 1, H, W) in [0, 1). Threshold and
+    (positive) slope are scalars, or one a sample as (B, 1, 1, 1).
     """
     threshold, slope = (
         torch.as_tensor(value, dtype=a_star.dtype, device=a_star.device) for value in (threshold, slope)
@@ -120,52 +116,25 @@ def gate_maps(a_star: Tensor, threshold: Tensor | float, slope: Tensor | float) 
     return (torch.sigmoid(slope * (a_star - threshold)) - zero) / (1.0 - zero)
 
 
-def unit_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
-    """A*: maps resized bilinearly to the image, then divided by their own maximum.
-
-    Args:
-        maps: (B, 1, h, w), non-negative.
-        size: (H, W) of the images.
-
-    Returns:
-        (B, 1, H, W) float32 in [0, 1], maximum 1; all zero where the map is all zero.
-    """
-    resized = resize_maps(maps.float(), size, align_corners=align_corners)
-    largest = resized.amax(dim=(-2, -1), keepdim=True)
-    return resized / largest.clamp_min(torch.finfo(torch.float32).tiny)
+def _draw_between(first: float, last: float, maps: Tensor, generator: Generator | None) -> Tensor:
+    return first + (last - first) * torch.rand((len(maps), 1, 1, 1), generator=generator, device=maps.device)
 
 
 def mix_soft(images: Tensor, degraded: Tensor, a_star: Tensor) -> Tensor:
-    """I' = I (1 - A*) + I_d A*, Eq. (6) of arXiv:2103.02406.
+    """I' = I (1 - A*) + I_d A*, Eq. (6) of arXiv:2103.02406: I where A* = 0, I_d where A* = 1.
 
-    Args:
-        images: I (B, 3, H, W).
-        degraded: I_d (B, 3, H, W).
-        a_star: A* (B, 1, H, W) in [0, 1].
-
-    Returns:
-        I' (B, 3, H, W) of the images' dtype: I where A* = 0, I_d where A* = 1.
-
-    Departures: none.
+    I and I_d (B, 3, H, W), A* (B, 1, H, W) in [0, 1]; I' (B, 3, H, W) has the images' dtype. Departures: none.
     """
-    mixed = images.float() * (1.0 - a_star) + degraded.float() * a_star
+    mixed = images.float() * (1.0 - a_star) + degraded.float() * a_star  # Eq. (6)
     return mixed.to(images.dtype)
 
 
 def mask_hard(images: Tensor, a_star: Tensor, threshold: float) -> Tensor:
-    """The image times a mask that is 0 where A* > threshold, else 1: Eq. (7) of arXiv:2103.02406.
-
-    Args:
-        images: (B, 3, H, W).
-        a_star: (B, 1, H, W) in [0, 1].
-        threshold: theta_d.
-
-    Returns:
-        (B, 3, H, W) of the images' dtype.
+    """I times a mask that is 0 where A* > theta_d (`threshold`), else 1: Eq. (7), shapes as in Eq. (6).
 
     Departures: none.
     """
-    return images * (a_star <= threshold).to(images.dtype)
+    return images * (a_star <= threshold).to(images.dtype)  # Eq. (7)
 
 
 def degrade(
@@ -195,15 +164,12 @@ def degrade(
 
 
 def gaussian_blur(images: Tensor, sigma: float, kernel_size: int | None = None) -> Tensor:
-    """Separable Gaussian blur with reflected borders.
+    """Separable Gaussian blur of (B, C, H, W) float32 with reflected borders; the kernel sums to 1.
 
     Args:
-        images: (B, C, H, W) float32, of any size: the kernel shrinks to what reflection allows (size - 1).
+        images: of any size: the kernel shrinks to the radius that reflection allows (size - 1).
         sigma: standard deviation in pixels.
         kernel_size: odd side of the kernel; None for `KERNEL_SIGMAS` to each side.
-
-    Returns:
-        (B, C, H, W), same mean level (the kernel sums to 1).
     """
     planes = images.reshape(-1, 1, *images.shape[-2:])  # (B*C, 1, H, W)
     wanted = math.ceil(KERNEL_SIGMAS * sigma) if kernel_size is None else kernel_size // 2

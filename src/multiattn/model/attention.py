@@ -1,11 +1,11 @@
-"""Attention maps: where the network looks.
-
-Bilinear attention pooling (BAP): features summed under each attention map, as unit vectors.
-"""
+"""Attention maps of one stage, and bilinear attention pooling (BAP): features summed under each map, as unit rows."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from multiattn.config import ModelConfig
+from multiattn.config.settings import registry
 
 BORDER_MASK_SIZE, BORDER_CELLS = 24, 2
 
@@ -22,14 +22,7 @@ class AttentionModule(nn.Module):
         self.norm = nn.BatchNorm2d(num_maps)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Attention maps of a stage's features.
-
-        Args:
-            features: (B, C, h, w) of the attention stage.
-
-        Returns:
-            (B, M, h, w), non-negative; a map may be all zero.
-        """
+        """f (B, C, h, w) of the attention stage -> A (B, M, h, w), non-negative; a map may be all zero."""
         return F.relu(self.norm(self.conv(features)))
 
 
@@ -56,21 +49,13 @@ class MaskedAttentionModule(nn.Module):
         self.norm = nn.BatchNorm2d(num_maps)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Attention maps of a stage's features.
-
-        Args:
-            features: (B, C, h, w) of the attention stage.
-
-        Returns:
-            (B, M, h, w), positive inside, zero on the border.
-        """
+        """f (B, C, h, w) of the attention stage -> A (B, M, h, w), positive inside, zero on the border."""
         extracted = F.relu(self.extract_norm(self.extract(features)))
         maps = F.elu(self.norm(self.conv(extracted))) + 1.0
         return maps * F.interpolate(self.mask.to(maps.dtype), size=maps.shape[-2:], mode="nearest")
 
 
-ATTENTION_MODULES = {"relu": AttentionModule, "masked-elu": MaskedAttentionModule}
-"""By the names of `ModelConfig.attention`."""
+ATTENTION_MODULES = registry(ModelConfig, "attention", {"relu": AttentionModule, "masked-elu": MaskedAttentionModule})
 
 
 ZERO_NORM = 1e-6
@@ -132,14 +117,9 @@ def normalized_average_pool(features: Tensor, attention: Tensor, *, align_corner
 
 
 def weighted_mean(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Mean of the features under each attention map: the pooling the release uses for G.
+    """Mean (B, M, C) float32 of the features (B, C, H, W) under each map A (B, M, h, w): the release's pooling for G.
 
-    Args:
-        features: (B, C, H, W).
-        attention: (B, M, h, w), non-negative; where it is all zero, every position counts alike.
-
-    Returns:
-        (B, M, C) float32.
+    Where a map is all zero, every position counts alike.
     """
     resized = resize_maps(attention.float(), features.shape[-2:], align_corners=align_corners) + MEAN_FLOOR
     return attention_sums(features, resized / resized.sum(dim=(-2, -1), keepdim=True))
@@ -153,19 +133,7 @@ def standardize(maps: Tensor) -> Tensor:
         return (maps - mean) / (std + MEAN_FLOOR)
 
 
-def part_vectors(pooled: Tensor, attention: Tensor) -> Tensor:
-    """V, the "semantic feature vectors" of section 3.3: BAP of D with A.
-
-    Args:
-        pooled: D (B, N, h, w), the texture stage averaged down to the attention grid.
-        attention: A (B, M, h, w).
-
-    Returns:
-        V (B, M, N) float32, unit rows.
-
-    Departures: none.
-    """
-    return normalized_average_pool(pooled, attention)
+GLOBAL_POOLS = registry(ModelConfig, "global_pool", {"unit": normalized_average_pool, "mean": weighted_mean})
 
 
 def global_vector(last: Tensor, attention: Tensor, kind: str = "unit", *, align_corners: bool = False) -> Tensor:
@@ -181,6 +149,5 @@ def global_vector(last: Tensor, attention: Tensor, kind: str = "unit", *, align_
 
     Departures: none with `unit`.
     """
-    pool = {"unit": normalized_average_pool, "mean": weighted_mean}[kind]
     total = attention.float().sum(dim=1, keepdim=True)  # A_sum (B, 1, h, w)
-    return pool(last, total, align_corners=align_corners).squeeze(1)
+    return GLOBAL_POOLS[kind](last, total, align_corners=align_corners).squeeze(1)

@@ -1,7 +1,4 @@
-"""The regional independence loss (RIL), Eqs. (3) and (4): parts near their centre, centres apart.
-
-Cross entropy, and the smaller terms of the training objective: additive margin softmax, match loss.
-"""
+"""Terms of the training objective: cross entropy, the regional independence loss (RIL), its alternative, match loss."""
 
 import torch
 import torch.distributed as dist
@@ -9,6 +6,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multiattn.config import LossConfig
+from multiattn.config.settings import registry
+
+
+class ClassificationLoss(nn.Module):
+    """Cross entropy of the two classes (natural log), averaged over the batch, in float32 under autocast too.
+
+    Args:
+        label_smoothing: share of the target spread over both classes: 0.1 asks for 0.95 and 0.05.
+        class_weights: weights of a real and a fake sample. The sum is divided by the number of samples, not of weights
+            (as torch would): a sample's gradient then does not depend on which others are in its batch.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0, class_weights: tuple[float, float] | None = None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        weights = torch.tensor(class_weights) if class_weights is not None else None
+        self.register_buffer("weights", weights, persistent=False)  # the data's, not the network's
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss of logits (B, 2) and labels (B,) int64 with 0 = real, 1 = fake."""
+        with torch.autocast(device_type=logits.device.type, enabled=False):
+            if self.weights is None:
+                return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+            losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing, reduction="none")
+            return (losses * self.weights[labels]).mean()
 
 
 class RegionalIndependenceLoss(nn.Module):
@@ -23,7 +45,7 @@ class RegionalIndependenceLoss(nn.Module):
     Attributes:
         centers: buffer (M, N) float32, c of Eq. (4).
         center_rate: buffer, scalar float32, alpha of Eq. (4).
-        share: what a batch counts in a step: 1 / n where a step accumulates n batches.
+        share: weight of a batch in a step: 1 / n where a step accumulates n batches.
 
     Departures: with `reduction="mean"` the first sum of Eq. (3) is a mean over the batch (a sum would tie the loss's
     weight to the batch size); `reduction="sum"` is the equation to the letter.
@@ -64,12 +86,12 @@ class RegionalIndependenceLoss(nn.Module):
             if self.training:
                 shares = self.counted_samples(labels).to(parts.dtype)
                 step, total, ranks = mean_step(parts, centers, shares)
-                centers = centers + self.share * self.center_rate.to(parts.dtype) * step
+                centers = centers + self.share * self.center_rate.to(parts.dtype) * step  # Eq. (4)
                 self.centers.copy_(centers.detach())
             intra = self.intra_terms(parts, centers, labels).sum() * ranks
             if self.config.reduction == "mean":
                 intra = intra / total
-            return intra + self.inter_term(centers)
+            return intra + self.inter_term(centers)  # Eq. (3)
 
     @torch.no_grad()
     def follow(self, parts: Tensor, labels: Tensor) -> None:
@@ -83,12 +105,22 @@ class RegionalIndependenceLoss(nn.Module):
         return torch.ones_like(labels)
 
     def intra_terms(self, parts: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-        """Summands of the first sum of Eq. (3)."""
-        return intra_class_terms(parts, centers, labels, self.config)
+        """max(||V^i_j - c_j||^2 - m_in(y_i), 0), (B, M), the summands of the first sum of Eq. (3).
+
+        Departures: none for margins from 0 up; a negative one is the release's idea.
+        """
+        distance = (parts - centers).square().sum(dim=-1)  # (B, M), squared
+        return margin_excess(distance, sample_margins(labels, self.config).to(parts.dtype)[:, None])
 
     def inter_term(self, centers: Tensor) -> Tensor:
-        """The second sum of Eq. (3)."""
-        return inter_class_term(centers, self.config.inter_margin)
+        """Sum over ordered pairs i != j of max(m_out - ||c_i - c_j||^2, 0), the second sum of Eq. (3).
+
+        Scalar; 0 for one centre. Departures: none.
+        """
+        distance = (centers[:, None] - centers[None]).square().sum(dim=-1)  # (M, M), squared
+        others = 1 - torch.eye(len(centers), dtype=centers.dtype, device=centers.device)
+        # Picking by a mask would wait for the GPU to count it.
+        return (F.relu(self.config.inter_margin - distance) * others).sum()
 
     def end_epoch(self) -> None:
         """Decay alpha ("we decay alpha after each training epoch", section 3.3)."""
@@ -112,7 +144,7 @@ class JointIndependenceLoss(RegionalIndependenceLoss):
     L = mean_i relu(d_i sign(m_i) - m_i) + sum_{j<k} relu(m_out - ||c_j - c_k||) / (M alpha), where
     d_i = ||V^i - c^t|| is one un-squared norm over parts and features (Frobenius), in [0, 2 sqrt(M)].
 
-    Departures from Eqs. (3) and (4): all of the above; it is what the released checkpoints were trained with.
+    Departures from Eqs. (3) and (4): all of the above; it is the loss the released checkpoints were trained with.
     """
 
     def counted_samples(self, labels: Tensor) -> Tensor:
@@ -120,17 +152,14 @@ class JointIndependenceLoss(RegionalIndependenceLoss):
         return (labels != 1).to(torch.int64)
 
     def intra_terms(self, parts: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-        """(B,) one term a face."""
-        squared = (parts - centers).square().sum(dim=(-2, -1))
-        # A face exactly on its centres has distance 0; the norm's gradient there is 0 / 0.
-        distance = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+        """relu(d_i sign(m_i) - m_i), (B,), one term a face."""
+        distance = root((parts - centers).square().sum(dim=(-2, -1)))  # d_i; 0 for a face exactly on its centres
         return margin_excess(distance, sample_margins(labels, self.config).to(parts.dtype))
 
     def inter_term(self, centers: Tensor) -> Tensor:
         """Sum over unordered pairs, divided by M alpha: the gradient through alpha / B is of order 1 then."""
         first, second = torch.triu_indices(len(centers), len(centers), offset=1, device=centers.device)
-        squared = (centers[first] - centers[second]).square().sum(dim=-1)
-        distance = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+        distance = root((centers[first] - centers[second]).square().sum(dim=-1))
         total = F.relu(self.config.inter_margin - distance).sum()
         return total / (len(centers) * self.center_rate.to(centers.dtype))
 
@@ -145,38 +174,9 @@ def margin_excess(distance: Tensor, margin: Tensor) -> Tensor:
     return F.relu(torch.where(margin < 0, -distance, distance) - margin)
 
 
-def intra_class_terms(parts: Tensor, centers: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """max(||V^i_j - c_j||^2 - m_in(y_i), 0), the summands of the first sum of Eq. (3).
-
-    Args:
-        parts: (B, M, N).
-        centers: (M, N).
-        labels: (B,); 1 takes the margin of fake faces, all else that of real ones.
-
-    Returns:
-        (B, M), non-negative.
-
-    Departures: none for margins from 0 up; a negative one is the release's idea.
-    """
-    distance = (parts - centers).square().sum(dim=-1)  # (B, M), squared
-    return margin_excess(distance, sample_margins(labels, config).to(parts.dtype)[:, None])
-
-
-def inter_class_term(centers: Tensor, margin: float) -> Tensor:
-    """Sum over ordered pairs i != j of max(m_out - ||c_i - c_j||^2, 0), the second sum of Eq. (3).
-
-    Args:
-        centers: (M, N).
-        margin: m_out, a squared distance.
-
-    Returns:
-        Scalar; 0 for one centre.
-
-    Departures: none.
-    """
-    distance = (centers[:, None] - centers[None]).square().sum(dim=-1)  # (M, M), squared
-    others = 1 - torch.eye(len(centers), dtype=centers.dtype, device=centers.device)
-    return (F.relu(margin - distance) * others).sum()  # picking by a mask would wait for the GPU to count it
+def root(squared: Tensor) -> Tensor:
+    """Square roots of sums of squares, with gradient 0 where they are 0: that of the root itself is 0 / 0 there."""
+    return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
 
 
 def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -185,10 +185,7 @@ def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, T
     "We optimize c by calculating the gradient for V in each batch": without this gradient the second sum of Eq. (3)
     would train nothing.
 
-    Args:
-        parts: V (B, M, N), this rank's share of the batch.
-        centers: c (M, N).
-        shares: s (B,), 1 for the samples that count and 0 for the others.
+    V (B, M, N) and s (B,), 1 for the samples that count and else 0, are this rank's share of the batch; c is (M, N).
 
     Returns:
         The step (M, N), the number of samples of all ranks (scalar tensor), the number of ranks.
@@ -213,35 +210,7 @@ class _SumOverRanks(torch.autograd.Function):
         dist.all_reduce(tensor)
         return tensor
 
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient
-
-
-class ClassificationLoss(nn.Module):
-    """Cross entropy of the two classes (natural log), averaged over the batch, in float32 under autocast too.
-
-    Args:
-        label_smoothing: share of the target spread over both classes: 0.1 asks for 0.95 and 0.05.
-        class_weights: what a real and a fake sample count. The sum is divided by the number of samples, not of weights
-            (as torch would): a sample's gradient then does not depend on which others are in its batch.
-    """
-
-    def __init__(self, *, label_smoothing: float = 0.0, class_weights: tuple[float, float] | None = None) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-        weights = torch.tensor(class_weights) if class_weights is not None else None
-        self.register_buffer("weights", weights, persistent=False)  # the data's, not the network's
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss of logits (B, 2) and labels (B,) int64 with 0 = real, 1 = fake."""
-        with torch.autocast(device_type=logits.device.type, enabled=False):
-            if self.weights is None:
-                return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-            losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing, reduction="none")
-            return (losses * self.weights[labels]).mean()
+    backward = forward  # the gradients are summed likewise
 
 
 class AdditiveMarginLoss(nn.Module):
@@ -271,31 +240,32 @@ class AdditiveMarginLoss(nn.Module):
             return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
     def end_epoch(self) -> None:
-        """Nothing decays here."""
+        """Do nothing: no setting of this loss decays."""
 
 
-def match_loss(parts: Tensor, degraded_parts: Tensor, dropped: Tensor) -> Tensor:
-    """Mean over samples and parts of ||V(I') - V(I)||, the degraded part counting 0: a term of the release.
-
-    Args:
-        parts: V(I) (B, M, N).
-        degraded_parts: V(I') (B, M, N).
-        dropped: (B,) int64, the map that AGDA degraded.
-
-    Returns:
-        Scalar; its gradient is 0, not undefined, where the two are equal.
-    """
-    kept = 1.0 - F.one_hot(dropped, parts.shape[1]).to(parts.dtype)  # (B, M)
-    squared = (degraded_parts - parts).square().sum(dim=-1)
-    distance = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
-    return (distance * kept).mean()
+RIL_FORMS = registry(LossConfig, "ril", {"per-part": RegionalIndependenceLoss, "joint": JointIndependenceLoss})
+AUXILIARY_LOSSES = registry(
+    LossConfig,
+    "auxiliary",
+    {
+        "ril": lambda num_maps, num_features, config: RIL_FORMS[config.ril](num_maps, num_features, config),
+        "ams": AdditiveMarginLoss,
+        "none": lambda *_: None,
+    },
+)
 
 
 def make_auxiliary(num_maps: int, num_features: int, config: LossConfig) -> nn.Module | None:
     """The auxiliary loss the settings name: a module of (parts, labels), with `end_epoch`; None for none."""
-    if config.auxiliary == "none" or config.auxiliary_weight == 0:
+    if config.auxiliary_weight == 0:
         return None
-    if config.auxiliary == "ams":
-        return AdditiveMarginLoss(num_maps, num_features, config)
-    kind = {"per-part": RegionalIndependenceLoss, "joint": JointIndependenceLoss}[config.ril]
-    return kind(num_maps, num_features, config)
+    return AUXILIARY_LOSSES[config.auxiliary](num_maps, num_features, config)
+
+
+def match_loss(parts: Tensor, degraded_parts: Tensor, dropped: Tensor) -> Tensor:
+    """Mean over samples and parts of ||V(I') - V(I)||, the part AGDA `dropped` (B,) counting 0: the release's term.
+
+    V (B, M, N) of the images and of their degraded copies; the gradient is 0, not undefined, where they are equal.
+    """
+    kept = 1.0 - F.one_hot(dropped, parts.shape[1]).to(parts.dtype)  # (B, M)
+    return (root((degraded_parts - parts).square().sum(dim=-1)) * kept).mean()

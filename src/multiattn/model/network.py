@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from multiattn.config import ModelConfig
+from multiattn.config.settings import registry
 from multiattn.model.attention import (
     ATTENTION_MODULES,
     global_vector,
     normalized_average_pool,
-    part_vectors,
     standardize,
 )
 from multiattn.model.backbone import Backbone
@@ -21,7 +21,7 @@ NUM_CLASSES = 2  # 0 = real, 1 = fake
 
 
 class NetworkOutput(NamedTuple):
-    """What one forward pass hands out.
+    """Outputs of one forward pass.
 
     Attributes:
         logits: (B, 2) float32, column 0 real, column 1 fake.
@@ -46,9 +46,7 @@ def fake_logit(logits: Tensor) -> Tensor:
 class Classifier(nn.Module):
     """Logits of the textural matrix P and the global vector G.
 
-    The paper says only that both are "fed into the classifier"; the layers are those of `method.md`, section 1.5.
-
-    Departures: none the paper could tell.
+    Departures: none (the paper says only that both are "fed into the classifier"; the layers are the release's).
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class Classifier(nn.Module):
 
 
 class BaselineHead(nn.Module):
-    """Global average pooling, dropout and one linear layer: what stands behind a backbone without attention."""
+    """Global average pooling, dropout and one linear layer, behind a backbone without attention."""
 
     def __init__(self, num_features: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -117,7 +115,7 @@ class MultiAttentionNet(nn.Module):
 
     Attributes:
         num_maps: M.
-        num_part_features: N, the width of the rows of V (what the auxiliary loss must be built with).
+        num_part_features: N, the width of the rows of V, which the auxiliary loss must be built with.
 
     Departures: none with the paper's forms (the defaults of `ModelConfig`).
     """
@@ -152,39 +150,32 @@ class MultiAttentionNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """Look at a batch.
-
-        Args:
-            images: (B, 3, H, W) float in [-1, 1], of any size.
-
-        Returns:
-            Logits, attention maps and part vectors.
-        """
+        """Logits, attention maps and part vectors of images (B, 3, H, W), float in [-1, 1], of any size."""
         config = self.config
         stages, last = self.backbone(images)
         attention = self.attention(stages[config.attention_stage])  # A (B, M, h, w)
         # F (B, C_F, H_s, W_s), or (B, M, C_F, H_s, W_s) with a texture a map; D (B, N, h, w)
         textural, pooled = self.texture(stages[config.texture_stage], attention)
-        matrix = normalized_average_pool(textural, attention, align_corners=config.align_corners)  # P (B, M, C_F)
+        # Eq. (2): P (B, M, C_F)
+        matrix = normalized_average_pool(textural, attention, align_corners=config.align_corners)
         kept = self.part_dropout(attention.new_ones(*attention.shape[:2], 1))  # (B, M, 1), whole maps left out
-        vector = global_vector(
-            last, attention * kept[..., None], config.global_pool, align_corners=config.align_corners
-        )
-        parts = part_vectors(standardize(pooled) if config.standardize_parts else pooled, attention)
+        seen = attention * kept[..., None]
+        vector = global_vector(last, seen, config.global_pool, align_corners=config.align_corners)  # G (B, C_last)
+        # Section 3.3: V (B, M, N), BAP of D with A
+        parts = normalized_average_pool(standardize(pooled) if config.standardize_parts else pooled, attention)
         return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts)
 
 
-NETWORKS = {"multi-attention": MultiAttentionNet, "baseline": BaselineNet}
-"""By the names of `ModelConfig.network`."""
+NETWORKS = registry(ModelConfig, "network", {"multi-attention": MultiAttentionNet, "baseline": BaselineNet})
 
 
 def make_network(config: ModelConfig, *, load_weights: bool = True) -> MultiAttentionNet | BaselineNet:
-    """The network an experiment names."""
+    """The network that the settings name; arguments and errors as `MultiAttentionNet`."""
     return NETWORKS[config.network](config, load_weights=load_weights)
 
 
 def make_backbone(config: ModelConfig, stages: tuple[str, ...], *, load_weights: bool) -> Backbone:
-    """The backbone a network stands on."""
+    """The backbone that the settings name, with its weights unless `load_weights` is False."""
     return Backbone(
         config.backbone,
         stages=stages,

@@ -1,9 +1,11 @@
-"""Textural feature enhancement: what local averaging removes from an early stage, made stronger."""
+"""Textural feature enhancement, Eq. (1): the high frequencies of an early stage, made stronger."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multiattn.config import ModelConfig
+from multiattn.config.settings import registry
 from multiattn.model.attention import resize_maps
 
 
@@ -13,18 +15,13 @@ def texture_residual(features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, T
     The way back up is bilinear: a linear ramp then leaves no residue (away from the border), so that T holds high
     frequencies only. Nearest upsampling turns the same ramp into a sawtooth with the period of the pooling grid.
 
-    Args:
-        features: (B, N, H, W) of the texture stage.
-        grid: (h, w) of the attention maps, h <= H and w <= W.
-
-    Returns:
-        T (B, N, H, W) and D (B, N, h, w).
+    f (B, N, H, W) of the texture stage and the grid (h, w) of A -> T (B, N, H, W) and D (B, N, h, w).
 
     Departures: none (the paper does not name the interpolation).
     """
     pooled = F.adaptive_avg_pool2d(features, grid)  # D (B, N, h, w)
     smooth = F.interpolate(pooled, size=features.shape[-2:], mode="bilinear", align_corners=False)
-    return features - smooth, pooled
+    return features - smooth, pooled  # Eq. (1)
 
 
 class DenseLayer(nn.Module):
@@ -45,10 +42,7 @@ class TextureEnhancement(nn.Module):
 
     Layer i sees the concatenation of T and of everything made before it, so its input has i * N channels; every layer
     makes N. F is the output of the last layer, hence C_F = N: the paper writes the pooled v_k as vectors in R^N
-    (section 3.2).
-
-    Attributes:
-        out_channels: C_F = N.
+    (section 3.2). One texture serves all maps.
 
     Departures: none (the paper does not give the block's widths).
     """
@@ -56,21 +50,12 @@ class TextureEnhancement(nn.Module):
     num_layers = 3
 
     def __init__(self, in_channels: int, num_maps: int) -> None:
-        """`num_maps` is not needed: one texture serves all maps."""
         super().__init__()
         self.layers = nn.ModuleList(DenseLayer((i + 1) * in_channels, in_channels) for i in range(self.num_layers))
         self.out_channels = in_channels
 
     def forward(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """F and D of a stage's features.
-
-        Args:
-            features: (B, N, H, W) of the texture stage.
-            attention: A (B, M, h, w); only its grid matters here.
-
-        Returns:
-            F (B, C_F, H, W) and D (B, N, h, w).
-        """
+        """f (B, N, H, W) of the texture stage and the grid of A (B, M, h, w) -> F (B, C_F, H, W) and D (B, N, h, w)."""
         residual, pooled = texture_residual(features, attention.shape[-2:])
         made = [residual]
         for layer in self.layers:
@@ -83,10 +68,7 @@ class GroupedTextureEnhancement(nn.Module):
 
     f' = Conv3x3(f); D = adaptive average of f' on the attention grid; T = f' - nearest(D); T_k = T tanh(A_k), with A
     detached and resized. Each T_k goes through a dense block of its own: Conv5x5, three steps BN-ReLU-Conv3x3
-    that each see everything before them, and BN-ReLU-Conv1x1-BN-ReLU over all.
-
-    Attributes:
-        out_channels: C_F = N, for each map.
+    that each see everything before them, and BN-ReLU-Conv1x1-BN-ReLU over all. C_F = N for each map.
 
     Departures from Eq. (1) and section 3.2: all of it; this is the release's form.
     """
@@ -109,14 +91,9 @@ class GroupedTextureEnhancement(nn.Module):
         self.out_norm = nn.BatchNorm2d(width)
 
     def forward(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """F and D of a stage's features.
+        """f (B, N, H, W) of the texture stage and A (B, M, h, w), non-negative -> F and D.
 
-        Args:
-            features: (B, N, H, W) of the texture stage.
-            attention: A (B, M, h, w), non-negative.
-
-        Returns:
-            F (B, M, N, H, W), one texture a map, and D (B, N, h, w).
+        F (B, M, N, H, W) is one texture a map, D (B, N, h, w).
         """
         extracted = self.extract(features)
         pooled = F.adaptive_avg_pool2d(extracted, attention.shape[-2:])  # D
@@ -134,5 +111,4 @@ class GroupedTextureEnhancement(nn.Module):
         return torch.cat(groups, dim=2).flatten(1, 2)
 
 
-TEXTURE_BLOCKS = {"dense": TextureEnhancement, "grouped": GroupedTextureEnhancement}
-"""By the names of `ModelConfig.texture`."""
+TEXTURE_BLOCKS = registry(ModelConfig, "texture", {"dense": TextureEnhancement, "grouped": GroupedTextureEnhancement})
