@@ -18,7 +18,7 @@ from multiattn.evaluation.ablations import (
     seeded,
 )
 from multiattn.experiments import demo, ffpp_b4, ffpp_b4_baseline
-from multiattn.model.backbone_stages import read_stages
+from multiattn.model.backbone import read_stages
 
 
 def cells_by_label(table: str) -> dict[str, Experiment]:

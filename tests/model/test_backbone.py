@@ -1,18 +1,25 @@
 """The backbone: stages, padding, and errors that say what to do."""
 
 import http.server
+import importlib.util
+import re
+import sys
 import threading
 import time
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import nn
 
-from multiattn.model.backbone import Backbone
-from multiattn.model.backbone_stages import read_stages
+from multiattn.config import Experiment, ModelConfig
+from multiattn.model.backbone import Backbone, read_stages
 from multiattn.model.rewrites import NOMINAL_SIZES, same_padding
+from multiattn.stages.describe import main as describe
+from multiattn.training.engine.step import TrainingStep, backward_passes
 
 ALL = ("L1", "L2", "L3", "L4", "L5", "L6", "L7")
 STARTS_FROM = "tinynet_e"
@@ -86,11 +93,11 @@ def test_the_stages_of_a_family_are_what_its_modules_put_out_and_the_last_map_is
     assert torch.equal(last, whole)
 
 
-class InPlaceOpening(torch.nn.Sequential):
+class InPlaceOpening(nn.Sequential):
     """A stage that opens with an in-place activation, as those of pre-activation networks may."""
 
     def __init__(self, stage):
-        super().__init__(torch.nn.ReLU(inplace=True), stage)
+        super().__init__(nn.ReLU(inplace=True), stage)
 
 
 def test_an_in_place_activation_that_opens_the_next_stage_leaves_the_map_alone(monkeypatch):
@@ -99,7 +106,7 @@ def test_an_in_place_activation_that_opens_the_next_stage_leaves_the_map_alone(m
     def hazardous(name, **options):
         net = create(name, **options)
         net.layer3 = InPlaceOpening(net.layer3)
-        net.layer2[-1].act2 = torch.nn.Identity()  # else the map has no negative value to lose
+        net.layer2[-1].act2 = nn.Identity()  # else the map has no negative value to lose
         return net
 
     monkeypatch.setattr(timm, "create_model", hazardous)
@@ -175,7 +182,7 @@ def test_static_padding_of_a_network_without_same_padding_is_refused(name):
 
 
 def test_an_unknown_padding_is_refused():
-    with pytest.raises(ValueError, match="expected padding 'dynamic' or 'static', found 'same'"):
+    with pytest.raises(ValueError, match="expected padding dynamic or static, found 'same'"):
         Backbone("tinynet_e", stages=(), padding="same")
 
 
@@ -269,6 +276,47 @@ def test_a_hub_that_answers_but_fails_gives_the_same_advice(no_hub, monkeypatch)
     server.server_close()
 
 
-def test_a_model_without_imagenet_weights_says_so():
-    with pytest.raises(ValueError, match=r"No pretrained weights exist.*--model\.no-pretrained"):
-        Backbone("mnasnet_050", stages=(), pretrained=True)
+@pytest.mark.parametrize("name", ["mnasnet_050", "tricorn"])
+def test_a_model_without_imagenet_weights_says_so(name):
+    with pytest.raises(ValueError, match=rf"{name}: timm knows no ImageNet weights.*--model\.no-pretrained"):
+        Backbone(name, stages=(), pretrained=True)
+
+
+# --- a network that timm lacks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(tmp_path_factory):
+    """The example of the package's README.md, as a module from outside the package."""
+    readme = Path(sys.modules[Backbone.__module__].__file__).with_name("README.md").read_text(encoding="utf-8")
+    file = tmp_path_factory.mktemp("outside") / "my_backbones.py"
+    file.write_text(next(code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Tricorn" in code))
+    spec = importlib.util.spec_from_file_location("my_backbones", file)
+    sys.modules["my_backbones"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["my_backbones"])
+
+
+TOY = ["--model.backbone", "tricorn", "--model.texture-stage", "L1", "--model.attention-stage", "L3"]
+
+
+def test_a_registered_backbone_has_its_stages_and_is_described(capsys):
+    assert str(read_stages("tricorn")) == "L1 8ch /2, L2 12ch /4, L3 16ch /8"
+    describe(["demo", "--tiny", *TOY])
+    lines = capsys.readouterr().out.splitlines()
+    assert "multi-attention on tricorn" in lines[0]
+    assert next(line for line in lines if line.startswith("f_3 = SL_a")).endswith("8")
+
+
+def test_a_registered_backbone_is_trained():
+    torch.manual_seed(0)
+    model = ModelConfig(backbone="tricorn", texture_stage="L1", attention_stage="L3", pretrained=False)
+    step = TrainingStep(Experiment(name="toy", model=model))
+    crops = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    terms = backward_passes(step, step, crops, torch.arange(4) % 2, scaler=torch.amp.GradScaler("cpu", enabled=False))
+    assert torch.isfinite(terms["loss"])
+    assert all(parameter.grad.abs().sum() > 0 for parameter in step.network.backbone.parameters())
+
+
+def test_a_misspelt_name_of_a_registered_backbone_is_answered_with_it():
+    with pytest.raises(ValueError, match=r"'tricron': timm .* no such model\. Did you mean tricorn\?"):
+        Backbone("tricron", stages=())

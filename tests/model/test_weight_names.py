@@ -8,7 +8,7 @@ import timm
 import torch
 from reference_backbones import efficientnet_state, xception_state
 
-from multiattn.model.backbone_stages import create_network
+from multiattn.model.backbone import create_network
 from multiattn.model.backbone_weights import rename_to_timm
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"

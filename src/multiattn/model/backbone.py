@@ -1,16 +1,55 @@
-"""The backbone: a timm network that hands out its stages L1, L2, ... and its last map."""
+"""The backbone: a timm network that hands out the maps of its stages L1, L2, ... and its last map.
 
+Any network that timm can build serves, also one registered from outside by `timm.models.register_model`: see
+"Another backbone" in README.md.
+"""
+
+import difflib
 import logging
+import os
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import timm
+import torch
+from timm.models.efficientnet import EfficientNet
+from timm.models.xception import Xception
 from torch import Tensor, nn
 
-from multiattn.model.backbone_stages import create_network, forbid_in_place, read_stages, run_any
-from multiattn.model.backbone_weights import create_from_hub, load_backbone_file
+from multiattn.config import ModelConfig
+from multiattn.config.settings import choices
+from multiattn.model.backbone_weights import WAYS_OUT, first_line, load_backbone_file
 from multiattn.model.rewrites import checkpoint_blocks, use_static_padding
 
 logger = logging.getLogger(__name__)
+
+HUB_TIMEOUT_SECONDS = 5.0
+Maps = tuple[dict[str, Tensor], Tensor]
+XCEPTION_STRIDES = (4, 8, 16, 16, 16, 16, 16, 16, 16, 16, 16, 32)
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """Stages of a network.
+
+    Attributes:
+        channels: stage name L1, L2, ... -> channels of its map, finest stage first.
+        strides: stage name -> input pixels a cell of its map.
+        num_features: channels of the last map.
+        run: (network, images, stages) -> maps of those stages and the last map.
+    """
+
+    channels: dict[str, int]
+    strides: dict[str, int]
+    num_features: int
+    run: Callable[[nn.Module, Tensor, tuple[str, ...]], Maps]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{stage} {self.channels[stage]}ch /{self.strides[stage]}" for stage in self.channels)
 
 
 class Backbone(nn.Module):
@@ -24,7 +63,6 @@ class Backbone(nn.Module):
         strides: stage name -> input pixels a cell of its map (nominal: static padding and Xception's unpadded stem
             give slightly smaller grids than ceil(size / stride)).
         num_features: channels of the last map (after the trunk's last normalisation and activation, before pooling).
-        nominal_size: pixels a side that static padding is computed for; None with dynamic padding.
         net: timm's network, without classifier and pooling.
 
     Departures: the paper names EfficientNet-B4 and Xception; the others are ours.
@@ -38,7 +76,7 @@ class Backbone(nn.Module):
         drop_path_rate: float = 0.0,
         pretrained: bool = False,
         weights: str | Path | None = None,
-        padding: Literal["dynamic", "static"] = "dynamic",
+        padding: str = "dynamic",
         checkpoint_activations: bool = False,
     ) -> None:
         """Build the network and load its weights.
@@ -51,9 +89,8 @@ class Backbone(nn.Module):
             weights: a local safetensors or .pth file in the naming of timm, efficientnet_pytorch or Cadene's
                 Xception; used whenever it is given.
             padding: `dynamic` pads from the size at run time (TensorFlow's SAME where the network has it); `static`
-                for the network's nominal image size, as the authors' code did (see `static_padding.py`).
-            checkpoint_activations: let its blocks compute their activations again in backward (see
-                `activation_checkpointing.py`).
+                for the network's nominal image size, as the authors' code did (`StaticSameConv2d`).
+            checkpoint_activations: let its blocks compute their activations again in backward (`checkpoint_blocks`).
 
         Raises:
             ValueError: unknown name or stage, a network without stages of maps, static padding of a network without
@@ -66,8 +103,9 @@ class Backbone(nn.Module):
         unknown = [stage for stage in stages if stage not in self.names]
         if unknown:
             raise ValueError(f"{name}: no stage {unknown[0]!r}; expected one of {table}.")
-        if padding not in ("dynamic", "static"):
-            raise ValueError(f"{name}: expected padding 'dynamic' or 'static', found {padding!r}.")
+        if padding not in choices(ModelConfig, "padding"):
+            expected = " or ".join(choices(ModelConfig, "padding"))
+            raise ValueError(f"{name}: expected padding {expected}, found {padding!r}.")
         self.stages = tuple(stages)
         self.channels, self.strides, self.num_features = table.channels, table.strides, table.num_features
         self._run = table.run
@@ -75,7 +113,8 @@ class Backbone(nn.Module):
             self.net = create_from_hub(name, drop_path_rate)
         else:
             self.net = create_network(name, drop_path_rate=drop_path_rate)
-        self.nominal_size = use_static_padding(self.net, name) if padding == "static" else None
+        if padding == "static":
+            use_static_padding(self.net, name)
         if self._run is run_any:
             forbid_in_place(self.net)  # the other two open no stage with an in-place layer
         if weights is not None:
@@ -93,3 +132,209 @@ class Backbone(nn.Module):
             {stage: (B, C_t, H_t, W_t)} of the stages asked for, finest first, and (B, num_features, H_last, W_last).
         """
         return self._run(self.net, images, self.stages)
+
+
+def read_stages(name: str) -> StageTable:
+    """The stages of a timm model, read from a copy on the `meta` device: layers without memory.
+
+    EfficientNets and their kin have one stage a group of blocks (L1..L7 in B0 to B7), Xception one a block (L1..L12,
+    each before the ReLU that opens the next block), any other network those of timm's `feature_info`.
+
+    Args:
+        name: timm model, with or without a weights tag.
+
+    Raises:
+        ValueError: unknown name or tag, or a network that has no stages of spatial maps.
+    """
+    net = _plan(name)
+    if isinstance(net, EfficientNet):
+        channels = [stage[-1].feature_info("bottleneck")["num_chs"] for stage in net.blocks]
+        return _table(channels, _efficientnet_strides(net), net.num_features, run_efficientnet)
+    if isinstance(net, Xception):
+        blocks = [getattr(net, f"block{number}") for number, _ in enumerate(XCEPTION_STRIDES, start=1)]
+        channels = [[m for m in block.rep if isinstance(m, nn.BatchNorm2d)][-1].num_features for block in blocks]
+        return _table(channels, XCEPTION_STRIDES, net.num_features, run_xception)
+    maps, last = _trial(net, name)
+    strides = [info["reduction"] for info in net.feature_info]
+    return _table([features.shape[1] for features in maps], strides, last.shape[1], run_any)
+
+
+def _plan(name: str) -> nn.Module:
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"{name!r}: timm {timm.__version__} has no such model.{hint}")
+    try:
+        with torch.device("meta"):
+            return create_network(name).eval()
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{architecture}.*")
+        if "tag" not in str(error):
+            raise
+        raise ValueError(f"{name!r}: {error} Weights of {architecture}: {', '.join(known) or 'none'}.") from error
+    except (TypeError, AssertionError, ValueError) as error:  # families that cannot do without pooling
+        raise _no_stages(name, f"timm cannot build it without pooling: {error}") from error
+
+
+def _trial(net: nn.Module, name: str) -> Maps:
+    """One image through a planned network, which must come out as maps; its stages as a list, and the last map."""
+    if not hasattr(net, "forward_intermediates") or not getattr(net, "feature_info", None):
+        raise _no_stages(name, "timm offers no intermediate maps of it")
+    size = (getattr(net, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    image = torch.zeros(1, *size, device="meta")
+    try:
+        with torch.no_grad():
+            features, maps = net.forward_intermediates(image)
+            last = _unpooled(net, features)
+    except (RuntimeError, AssertionError, TypeError, AttributeError) as error:  # of any family
+        raise _no_stages(name, f"a trial run failed: {error}") from error
+    if not isinstance(last, Tensor) or last.ndim != 4:
+        found = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
+        raise _no_stages(name, f"its output is {found}, tokens instead of one map")
+    expected = [info["num_chs"] for info in net.feature_info]
+    found = [features.shape[1] if features.ndim == 4 else None for features in maps]
+    if found != expected:
+        raise _no_stages(name, f"its intermediate maps have {found} channels instead of {expected}")
+    if last.shape[1] not in (net.num_features, getattr(net, "head_hidden_size", None)):
+        raise _no_stages(name, f"its last map is {tuple(last.shape)}, channels not second")
+    return maps, last
+
+
+def _no_stages(name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"{name!r} cannot serve as a backbone: expected a convolutional network with stages of maps "
+        f"(B, channels, H, W), such as tf_efficientnet_b4, legacy_xception, resnet50 or convnext_tiny; {reason}."
+    )
+
+
+def _table(channels: list[int], strides: list[int] | tuple[int, ...], num_features: int, run: Callable) -> StageTable:
+    names = [f"L{number}" for number, _ in enumerate(channels, start=1)]
+    return StageTable(
+        dict(zip(names, channels, strict=True)), dict(zip(names, strides, strict=True)), num_features, run
+    )
+
+
+def _efficientnet_strides(net: EfficientNet) -> list[int]:
+    # timm's feature_info names only the last stage of each stride, numbered from 1.
+    ends = {info["stage"]: info["reduction"] for info in net.feature_info}
+    return [min(ends[end] for end in ends if end >= number) for number, _ in enumerate(net.blocks, start=1)]
+
+
+def run_efficientnet(net: EfficientNet, images: Tensor, stages: tuple[str, ...]) -> Maps:
+    """Maps after the groups of blocks asked for; the last after head convolution, normalisation and activation."""
+    features = net.bn1(net.conv_stem(images))
+    maps = {}
+    for number, blocks in enumerate(net.blocks, start=1):
+        features = blocks(features)
+        if f"L{number}" in stages:
+            maps[f"L{number}"] = features
+    return maps, net.bn2(net.conv_head(features))
+
+
+def run_xception(net: Xception, images: Tensor, stages: tuple[str, ...]) -> Maps:
+    """Maps after the blocks asked for, before the next ReLU (which is not in place); the last after `act4`."""
+    features = net.act1(net.bn1(net.conv1(images)))
+    features = net.act2(net.bn2(net.conv2(features)))
+    maps = {}
+    for number, _ in enumerate(XCEPTION_STRIDES, start=1):
+        features = getattr(net, f"block{number}")(features)
+        if f"L{number}" in stages:
+            maps[f"L{number}"] = features
+    features = net.act3(net.bn3(net.conv3(features)))
+    return maps, net.act4(net.bn4(net.conv4(features)))
+
+
+def run_any(net: nn.Module, images: Tensor, stages: tuple[str, ...]) -> Maps:
+    """timm's intermediate maps, and what the network puts out without pooling.
+
+    The unpooled output includes a normalisation that timm applies after pooling (ConvNeXt): here it acts on each
+    cell, so that the last map is normalised and no parameter of the network goes unused.
+    """
+    wanted = sorted({int(stage[1:]) - 1 for stage in stages})
+    if wanted:
+        features, maps = net.forward_intermediates(images, indices=wanted)
+    else:
+        features, maps = net.forward_features(images), []
+    return {f"L{index + 1}": found for index, found in zip(wanted, maps, strict=True)}, _unpooled(net, features)
+
+
+def _unpooled(net: nn.Module, features: Tensor) -> Tensor:
+    last = net.forward_head(features)
+    return last.permute(0, 3, 1, 2) if getattr(net, "output_fmt", None) == "NHWC" else last  # Swin and kin
+
+
+def forbid_in_place(net: nn.Module) -> None:
+    """Turn off in-place activations: one that opens the next stage would alter the map that was handed out."""
+    for module in net.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+
+
+def create_network(name: str, *, drop_path_rate: float = 0.0, **options: object) -> nn.Module:
+    """A timm network without pooling and, unless `options` say otherwise, without classifier.
+
+    A family without stochastic depth (Xception, VGG, ...) is built without it, and the log says so.
+    """
+    options = {"num_classes": 0, "global_pool": "", **options}
+    if drop_path_rate == 0:
+        return timm.create_model(name, **options)
+    try:
+        return timm.create_model(name, drop_path_rate=drop_path_rate, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        logger.warning("%s has no stochastic depth; drop_path_rate %g is not used.", name, drop_path_rate)
+        return timm.create_model(name, **options)
+
+
+def create_from_hub(name: str, drop_path_rate: float) -> nn.Module:
+    """The pretrained network without its classifier: from the hub's local cache when it is there, else downloaded.
+
+    Raises:
+        ValueError: no such weights, or out of reach.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ValueError(f"{name}: timm knows no ImageNet weights of it. {WAYS_OUT}")
+    hub_id = config.hf_hub_id
+    cached = _cached_file(hub_id) if hub_id else None
+    if hub_id and cached is None:
+        _require_hub(name)
+    # Built with the classifier of the weights: timm loads strictly then, and with strict=False into a net without one.
+    options = {"pretrained": True, "num_classes": None, "global_pool": None}  # None: the model's own
+    try:
+        overlay = {"file": cached} if cached else None
+        net = create_network(name, drop_path_rate=drop_path_rate, pretrained_cfg_overlay=overlay, **options)
+    except (OSError, RuntimeError) as error:  # of the hub and of a file that does not fit
+        raise ValueError(f"{name}: cannot load ImageNet weights ({first_line(error)}). {WAYS_OUT}") from error
+    total = len(net.state_dict())
+    net.reset_classifier(0, "")
+    matched = len(net.state_dict())
+    logger.info(
+        "Backbone starts from timm's %s: %d tensors matched, %d left out (classifier).", name, matched, total - matched
+    )
+    return net
+
+
+def _cached_file(hub_id: str) -> str | None:
+    # Asking the cache first makes a machine without network start at once; the hub client would retry for 25 s.
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "model.safetensors")
+    return found if isinstance(found, str) else None
+
+
+def _require_hub(name: str) -> None:
+    """One quick request before timm's download, whose client tries twice six times (measured: 47 s without DNS)."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS):
+            return
+    except urllib.error.HTTPError:
+        return  # it answered
+    except OSError as error:
+        # A certificate this Python does not know may be known to the hub's own client: let it try.
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):
+            return
+        raise ValueError(f"{name}: {endpoint} cannot be reached for ImageNet weights ({error}). {WAYS_OUT}") from error

@@ -1,4 +1,4 @@
-"""Weights to and from safetensors files; what does not fit exactly is an error that says what."""
+"""Weights to and from safetensors files; a tensor that is missing, unexpected or of another shape is an error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +63,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: truncated, or no safetensors file at all.
     """
-    _require_file(path)
+    require_file(path)
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except SafetensorError as error:
@@ -72,7 +72,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The notes `save_weights` left in the file's header; empty when it has none. Raises as `read_state`."""
-    _require_file(path)
+    require_file(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return file.metadata() or {}
@@ -80,14 +80,16 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise _unreadable(path, error) from error
 
 
-def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `found` from filling `expected`, one phrase a kind of problem; empty when all fits.
+def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, counters: bool = True) -> list[str]:
+    """Reasons why `found` does not fill `expected`, one phrase a kind of problem; empty when all fits.
 
     Args:
         expected: the module's state dict.
         found: the file's.
+        counters: False if `num_batches_tracked` may be missing: it changes nothing in eval mode, and files of old
+            PyTorch versions do not have it.
     """
-    missing = [name for name in expected if name not in found]
+    missing = [n for n in expected if n not in found and (counters or not n.endswith("num_batches_tracked"))]
     unexpected = [name for name in found if name not in expected]
     different = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
@@ -102,7 +104,8 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _require_file(path: str | Path) -> None:
+def require_file(path: str | Path) -> None:
+    """Raise `FileNotFoundError` unless there is such a weights file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file.")
 

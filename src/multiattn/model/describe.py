@@ -1,4 +1,4 @@
-"""What a network consists of: the shapes of its layers, its parameters, its arithmetic. Measured, not written down."""
+"""Shapes of a network's layers, its parameters and its FLOPs, measured by a forward pass on shapes alone."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from multiattn.model.network import BaselineNet, MultiAttentionNet
 from multiattn.model.texture import GroupedTextureEnhancement, TextureEnhancement
 
 BATCH = 2
-"""Images in the measured forward; every shape begins with it, and is told without it."""
+"""Images in the measured forward: the first axis of every tensor, left out of the shapes."""
 POOLING = "pooling"
 """The part without parameters: what the network computes between its modules (P, G and V)."""
 
@@ -35,7 +35,7 @@ class Layer:
     """A tensor of the forward pass.
 
     Attributes:
-        symbols: its names in section 1 of method.md: `f_2` and, where the stage has a part to play, `SL_t`.
+        symbols: its names in the paper: `f_2` and, where the stage has a part to play, `SL_t`.
         meaning: in words.
         shape: without the batch, which comes first.
         stride: input pixels a cell, of the backbone's stages (nominal); None elsewhere.
@@ -126,14 +126,14 @@ def _watched(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
     hooks: list[RemovableHandle] = []
 
-    def look(module: nn.Module, names: Callable[[tuple, object], dict[str, Tensor]]) -> None:
+    def watch(module: nn.Module, names: Callable[[tuple, object], dict[str, Tensor]]) -> None:
         hooks.append(module.register_forward_hook(lambda _, inputs, output: seen.update(names(inputs, output))))
 
-    look(network.backbone, lambda _, output: {**output[0], "f_last": output[1]})
+    watch(network.backbone, lambda _, output: {**output[0], "f_last": output[1]})
     if isinstance(network, MultiAttentionNet):
-        look(RESIDUAL_TAKERS[type(network.texture)](network.texture), lambda inputs, _: {"T": inputs[0]})
-        look(network.texture, lambda _, output: {"F": output[0], "D": output[1]})
-        look(network.classifier, lambda inputs, _: {"P": inputs[0], "G": inputs[1]})
+        watch(RESIDUAL_TAKERS[type(network.texture)](network.texture), lambda inputs, _: {"T": inputs[0]})
+        watch(network.texture, lambda _, output: {"F": output[0], "D": output[1]})
+        watch(network.classifier, lambda inputs, _: {"P": inputs[0], "G": inputs[1]})
     try:
         yield seen
     finally:
@@ -178,19 +178,13 @@ def _layers(network: MultiAttentionNet | BaselineNet, shapes: dict[str, tuple[in
 def _parts(network: nn.Module, counter: FlopCounterMode) -> tuple[tuple[Part, ...], Part]:
     flops = {path: sum(kinds.values()) // BATCH for path, kinds in counter.get_flop_counts().items()}
     top = type(network).__name__
-    parts = [
-        Part(name, _parameters(module), _bytes(module), flops.get(f"{top}.{name}", 0))
-        for name, module in network.named_children()
-    ]
-    total = Part("total", _parameters(network), _bytes(network), counter.get_total_flops() // BATCH)
+    parts = [_part(name, module, flops.get(f"{top}.{name}", 0)) for name, module in network.named_children()]
+    total = _part("total", network, counter.get_total_flops() // BATCH)
     between = total.flops - sum(part.flops for part in parts)
     parts.append(Part(POOLING, 0, 0, between))
     return tuple(part for part in parts if part.parameters or part.flops), total
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))
+def _part(name: str, module: nn.Module, flops: int) -> Part:
+    weight_bytes = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
+    return Part(name, sum(parameter.numel() for parameter in module.parameters()), weight_bytes, flops)

@@ -1,4 +1,4 @@
-"""What the attention maps do, in four numbers: whether they differ, take turns, spread, or have died."""
+"""Statistics of attention maps: how alike they are, which is the strongest, their spread, how many are zero."""
 
 import math
 
@@ -12,7 +12,7 @@ networks lie well below (`tests/model/test_diagnostics.py`): independent values 
 COLLAPSED_SHARE = 0.98
 """Share of faces on which one and the same map is the strongest, above which the others hardly count."""
 DEAD_SHARE = 0.5
-"""Share of maps that are zero everywhere, above which the network no longer sees through attention."""
+"""Share of maps that are zero everywhere, above which attention no longer carries the network."""
 
 
 class AttentionStatistics:
@@ -73,11 +73,7 @@ def center_distance(centers: Tensor) -> float:
 
 
 def collapse_warning(figures: dict[str, float]) -> str | None:
-    """Why the maps of these figures have collapsed; None when they have not, or there are none.
-
-    Args:
-        figures: what `AttentionStatistics.compute` returns.
-    """
+    """The reason why maps with these figures (of `AttentionStatistics.compute`) count as collapsed, else None."""
     if figures.get("map_dead_share", 0.0) > DEAD_SHARE:
         return (
             f"{figures['map_dead_share']:.0%} of the attention maps are zero everywhere (more than {DEAD_SHARE:.0%}). "

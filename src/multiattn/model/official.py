@@ -1,4 +1,4 @@
-"""The authors' released checkpoints: which network their tensors describe, and their names in ours."""
+"""The authors' released checkpoints: the network that their tensors describe, and their names in ours."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multiattn.config import ModelConfig
-from multiattn.model.backbone_stages import StageTable, read_stages
+from multiattn.model.backbone import StageTable, read_stages
 from multiattn.model.backbone_weights import rename_to_timm
 from multiattn.model.checkpoints import state_problems
 from multiattn.model.network import MultiAttentionNet
@@ -44,8 +44,8 @@ LAYERS = {
     "ensemble_classifier_fc.0": "classifier.joint.0",
     "ensemble_classifier_fc.2": "classifier.joint.2",
 }
-"""Layers of the release -> layers of `MultiAttentionNet` with the official parts; the backbone's are in `weight_names`.
-"""
+"""Layers of the release -> layers of `MultiAttentionNet` with the official parts; `backbone_weights.py` has the
+backbone's."""
 
 BACKBONE_CLASSIFIER = "the backbone's own classifier, which the network does not use"
 UNKNOWN = "no part of this network has a tensor of that name"
@@ -61,13 +61,7 @@ LOSS_TENSORS = {
 class OfficialLayout:
     """The network a released checkpoint holds, as far as its names and shapes tell.
 
-    Attributes:
-        backbone: timm's name.
-        num_maps: M.
-        hidden_size: width of the classifier's layers.
-        texture_stage: SL_t.
-        attention_stage: SL_a.
-        notes: sentences on what the shapes leave open and how it was decided.
+    `backbone` is timm's name; `notes` are sentences on what the shapes leave open and how it was decided.
     """
 
     backbone: str
@@ -165,9 +159,7 @@ def convert_state(state: Mapping[str, Tensor], network: MultiAttentionNet) -> Co
         elif source not in used and source not in unused:
             other = AUXILIARY if source.startswith("auxiliary_loss.") else UNKNOWN
             unused[source] = LOSS_TENSORS.get(source, other)
-    # Counters of batches change nothing in eval mode, and files of old PyTorch versions do not have them.
-    needed = {n: t for n, t in expected.items() if n in converted or not n.endswith("num_batches_tracked")}
-    if problems := state_problems(needed, converted):
+    if problems := state_problems(expected, converted, counters=False):
         raise ValueError(
             f"not a complete released checkpoint of {network.config.backbone}: {'; '.join(problems)} (in this "
             f"program's names). Of its {len(state)} tensors, {_unknown(unused)}."

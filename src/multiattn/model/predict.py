@@ -1,7 +1,4 @@
-"""From crops as they lie on disk to the network's input.
-
-Batches of crops -> logits, for validation and for submission alike.
-"""
+"""uint8 crops -> the network's input -> logits, for validation, prediction and submission alike."""
 
 from collections.abc import Callable, Iterable
 
@@ -16,12 +13,8 @@ from multiattn.runtime.devices import autocast
 def normalize_crops(crops: Tensor) -> Tensor:
     """Network input of RGB crops: mean 0.5 and standard deviation 0.5 per channel (section 4 of arXiv:2103.02406).
 
-    Args:
-        crops: (B, H, W, 3) uint8, RGB, on any device.
-
-    Returns:
-        (B, 3, H, W) float32 in [-1, 1], 0 -> -1 and 255 -> 1, on the same device. Its memory stays channels-last
-        (a permuted view's result), the layout that convolutions on tensor cores and oneDNN prefer.
+    (B, H, W, 3) uint8 on any device -> (B, 3, H, W) float32 in [-1, 1] on the same, 0 -> -1 and 255 -> 1. Its memory
+    stays channels-last (of a permuted view), the layout that convolutions on tensor cores and oneDNN prefer.
 
     Raises:
         ValueError: another dtype or shape.
@@ -46,11 +39,11 @@ def predict_logits(
     """The logit of P(fake) of each crop.
 
     Args:
-        network: put into eval mode here, and back into its former mode afterwards.
+        network: in eval mode during the call, then in its former mode again.
         batches: (B, H, W, 3) uint8 RGB.
         precision: `bf16`, `fp16` or `fp32`; the sigmoid is left to the caller, in float64.
         forward: called instead of the network itself.
-        watch: sees every batch's output.
+        watch: called with every batch's output.
 
     Returns:
         (N,) float64.

@@ -1,9 +1,4 @@
-"""Zero padding as the authors' code had it: fixed by the network's nominal image size, whatever the image.
-
-Blocks of a backbone that compute their activations again in backward instead of keeping them.
-
-A network for inference, with each batch normalisation folded into the convolution before it.
-"""
+"""Rewrites of a network that is built: static padding, activation checkpointing, folded batch normalisation."""
 
 import contextlib
 import copy
@@ -45,23 +40,10 @@ class StaticSameConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, nominal_size: int) -> None:
-        """Take over the parameters of `conv`.
-
-        Args:
-            conv: the layer to replace; without padding of its own.
-            nominal_size: n, pixels a side.
-        """
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            0,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            device="meta",  # no memory and no random numbers for weights that are replaced at once
-        )
+        """Take over the parameters of `conv`, which has no padding of its own; `nominal_size` is n in pixels."""
+        sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups)
+        # On `meta`: no memory and no random numbers for weights that are replaced at once.
+        super().__init__(*sizes, bias=conv.bias is not None, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         height, width = (
             same_padding(nominal_size, (kernel - 1) * dilation + 1, stride)
@@ -81,7 +63,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def use_static_padding(net: nn.Module, name: str) -> int:
+def use_static_padding(net: nn.Module, name: str) -> None:
     """Replace every run-time SAME convolution of a timm network by one padded for its nominal size.
 
     Convolutions of stride 1 need no replacement: both rules pad them by (k - 1) / 2 on each side.
@@ -89,9 +71,6 @@ def use_static_padding(net: nn.Module, name: str) -> int:
     Args:
         net: changed in place; keeps its parameters and their names.
         name: its timm name, with or without a weights tag.
-
-    Returns:
-        The nominal size in pixels.
 
     Raises:
         ValueError: a network without SAME padding.
@@ -106,28 +85,24 @@ def use_static_padding(net: nn.Module, name: str) -> int:
     for path in found:
         parent, _, child = path.rpartition(".")
         setattr(net.get_submodule(parent), child, StaticSameConv2d(net.get_submodule(path), nominal_size))
-    return nominal_size
 
 
-def checkpoint_blocks(net: nn.Module, name: str) -> int:
-    """Let every block of a timm network keep its inputs alone while training, and run again in backward.
+def checkpoint_blocks(net: nn.Module, name: str) -> None:
+    """Make every block of a timm network keep its inputs alone while training, and run again in backward.
 
     In place, through the blocks' `forward` attributes: classes, parameters, state dict and hooks stay as they are, and
     the layers inside may change their classes later. Eval mode and forward passes without gradients are untouched. A
     block then refers to itself: a network that is dropped is freed by Python's garbage collector, not at once.
 
-    Outputs, gradients, running statistics and random numbers are those without it, to the bit where the kernels give
-    the same bits twice: the second run draws what the first drew (stochastic depth), and normalises by the batch again
-    without counting it again.
+    Outputs, gradients, running statistics and random numbers are those without it, to the bit where the device
+    computes the same bits twice: the second run draws what the first drew (stochastic depth), and normalises by the
+    batch again without counting it again.
 
     Args:
         net: a network that timm tells the layers of (`group_matcher`). Its blocks are the innermost modules that the
             patterns name: one each of EfficientNet's, Xception's, ResNet's and ConvNeXt's blocks. Stem and last
             convolution keep their activations.
         name: for the message.
-
-    Returns:
-        The number of blocks.
 
     Raises:
         ValueError: a network without such blocks.
@@ -142,7 +117,6 @@ def checkpoint_blocks(net: nn.Module, name: str) -> int:
     for path in blocks:
         block = net.get_submodule(path)
         block.forward = functools.partial(_forward, block)
-    return len(blocks)
 
 
 def find_blocks(net: nn.Module) -> list[str]:
@@ -171,10 +145,8 @@ def _patterns(matcher: dict[str, Any]) -> Iterator[str]:
 
 
 def _is_block(module: nn.Module | None) -> bool:
-    """Whether it is a module with layers in it that is called as one, unlike a `ModuleList`."""
-    if module is None or type(module).forward is nn.Module.forward:
-        return False
-    return next(module.children(), None) is not None
+    """True where it is a module with layers in it that is called as one, unlike a `ModuleList`."""
+    return module is not None and type(module).forward is not nn.Module.forward and any(True for _ in module.children())
 
 
 def _forward(block: nn.Module, *args: Any, **options: Any) -> Any:
@@ -192,20 +164,19 @@ def _forward(block: nn.Module, *args: Any, **options: Any) -> Any:
     if torch.compiler.is_compiling():
         # It takes no contexts and needs none: its graph moves the statistics once, however often it computes a value.
         return checkpoint(run, *leaves, use_reentrant=False)
-    return checkpoint(run, *leaves, use_reentrant=False, context_fn=lambda: _contexts(block))
 
+    def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+        return contextlib.nullcontext(), untouched_statistics(block)  # of the first run and of the second
 
-def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    """For the first run and for the second."""
-    return contextlib.nullcontext(), untouched_statistics(block)
+    return checkpoint(run, *leaves, use_reentrant=False, context_fn=contexts)
 
 
 @contextlib.contextmanager
 def untouched_statistics(block: nn.Module) -> Iterator[None]:
     """Batch normalisation in training mode neither moves its running statistics nor counts the batch.
 
-    The statistics are still handed to the kernel, with momentum 0: without them autograd would save fewer tensors than
-    in the first run, which checkpointing refuses. What `momentum` was in the first run does not matter to its output.
+    The layers still get their statistics, with momentum 0: without them autograd would save fewer tensors than in the
+    first run, which checkpointing refuses. The momentum of the first run does not matter to its output.
     """
     layers = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     kept: list[tuple[float | None, Tensor | None]] = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
@@ -234,7 +205,7 @@ PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """A copy whose eval output is the same to rounding, without the passes over memory that normalising takes.
+    """A copy for inference with the same eval output to rounding, without the memory passes that normalising takes.
 
     y = gamma (W x - mu) / sigma + beta is a convolution with weight gamma W / sigma and bias beta - gamma mu / sigma.
     timm's normalisation holds the activation, which stays in its place.
