@@ -1,15 +1,27 @@
-"""Contact sheets of augmentation: what the network is shown of a few crops, draw by draw."""
+"""Contact sheets of augmentation: crops of a faces folder, and what the network is shown of them, draw by draw."""
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from multiattn.runtime.files import atomic_path
+from multiattn.tables import FAKE, LANDMARKS, REAL
+from multiattn.training.data.augment.faces import crop_landmarks, face_outline
+from multiattn.training.data.augment.presets import Augmentation
+from multiattn.training.data.augment.self_blend import blend_target, self_blend
+from multiattn.training.data.augment.steps import EARLIER_CROPS, CropContext
+from multiattn.video.crops.images import read_crop
+from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
 
 DPI = 150
 CELL, GAP, LABEL, MARGIN = 1.5, 0.04, 1.15, 0.12
@@ -26,6 +38,7 @@ class SheetRow:
     """One crop and its draws."""
 
     kind: str
+    """`real`, or the manipulation method."""
     video: str
     frame: int
     crop: np.ndarray
@@ -33,11 +46,110 @@ class SheetRow:
     draws: list[np.ndarray]
     """(H, W, 3) uint8 RGB each."""
     differences: list[np.ndarray]
-    """(H, W) float, one a draw, shown below them; empty shows none."""
+    """(H, W) float32, one a draw, shown below them: of a self-blended image to the real crop it was blended onto, mean
+    of the colours; empty for a preset."""
     landmarks: np.ndarray | None = None
-    """(5, 2) pixels, marked in the first column."""
+    """(5, 2) pixels of the crop, where they are known; marked in the first column."""
     outline: np.ndarray | None = None
-    """(K, 2) pixels, marked there too."""
+    """(K, 2) pixels, the outline estimated from them; marked there too."""
+
+
+@dataclass(frozen=True)
+class FolderCrops:
+    """The crops a sheet shows: from the middle of different videos, real and fake ones in turn."""
+
+    folder: Path
+    size: int
+    rows: pd.DataFrame
+    """Rows of `faces`, with the column `kind`."""
+    faces: pd.DataFrame
+    """The whole `faces` table."""
+    aligned: bool
+    """True where the crops were cut to our template, so that landmarks of the frame can be carried into them."""
+
+    @classmethod
+    def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":
+        """Choose crops.
+
+        Args:
+            count: how many, from as many videos; fewer where the folder has fewer.
+            size: side in pixels; None is the folder's own.
+            real_only: real ones only.
+
+        Raises:
+            FileNotFoundError: not a finished faces folder.
+            ValueError: no crop of a labelled video in it.
+        """
+        recipe = read_recipe(folder)
+        faces, _, videos = read_faces_folder(folder)
+        known = videos[videos["label"] == REAL] if real_only else videos[videos["label"].isin((REAL, FAKE))]
+        known = known[known["video_id"].isin(faces["video_id"])].sort_values("video_id", ignore_index=True)
+        if known.empty:
+            what = "real" if real_only else "labelled"
+            raise ValueError(f"{folder}: expected crops of {what} videos, found none among {len(faces)} crops.")
+        turn = known.groupby("label").cumcount()
+        chosen = known.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(count)
+        rows = pd.concat([_middle_row(faces, video) for video in chosen["video_id"]])
+        kinds = chosen["method"].where(chosen["method"] != "", "fake").where(chosen["label"] == FAKE, "real")
+        rows = rows.assign(kind=kinds.to_numpy()).sort_values(["kind"], key=lambda kind: kind != "real", kind="stable")
+        return cls(Path(folder), size or recipe.size, rows, faces, not recipe.foreign)
+
+    def through_preset(self, preset: str, *, draws: int, seed: int = 0) -> list[SheetRow]:
+        """Rows with draws of a preset."""
+        augmentation = Augmentation(preset, self.size)
+        return [
+            self._sheet_row(row, partial(augmentation, context=self._context(row)), draws, seed)
+            for row in self.rows.itertuples()
+        ]
+
+    def self_blended(self, *, draws: int, seed: int = 0) -> list[SheetRow]:
+        """Rows with self-blended images.
+
+        Raises:
+            ValueError: the folder's landmarks are not known in its crops.
+        """
+        shown = []
+        for row in self.rows.itertuples():
+            landmarks = self._landmarks(row)
+            if landmarks is None:
+                raise ValueError(f"{self.folder}: self-blending needs landmarks, which {row.crop} does not have.")
+            blend = partial(self_blend, landmarks=landmarks)
+            shown.append(self._sheet_row(row, blend, draws, seed, target=blend_target))
+        return shown
+
+    def _sheet_row(
+        self, row: Any, draw: Callable[..., np.ndarray], draws: int, seed: int, target: Callable | None = None
+    ) -> SheetRow:
+        crop = read_crop(self.folder / row.crop, self.size)
+        seeds = np.random.default_rng((seed, row.Index)).integers(0, 2**31 - 1, draws).tolist()
+        pictures = [draw(crop, seed=each) for each in seeds]
+        differences = []
+        if target is not None:
+            pairs = [(picture, target(crop, each)) for picture, each in zip(pictures, seeds, strict=True)]
+            differences = [np.abs(a.astype(np.float32) - b).mean(axis=2) for a, b in pairs]
+        landmarks = self._landmarks(row)
+        outline = None if landmarks is None else face_outline(landmarks)
+        return SheetRow(row.kind, row.video_id, row.frame_index, crop, pictures, differences, landmarks, outline)
+
+    def _landmarks(self, row: Any) -> np.ndarray | None:
+        points = np.array([getattr(row, name) for name in LANDMARKS]).reshape(5, 2)
+        return crop_landmarks(points, self.size) if self.aligned and np.ptp(points) > 0 else None
+
+    def _context(self, row: Any) -> CropContext:
+        track = self.faces[(self.faces["video_id"] == row.video_id) & (self.faces["track"] == row.track)]
+        before = track[track["frame_index"] < row.frame_index].sort_values("frame_index")["crop"].tail(EARLIER_CROPS)
+        return CropContext(
+            landmarks=self._landmarks(row),
+            clip=lambda: [read_crop(self.folder / name, self.size) for name in before],
+        )
+
+
+def _middle_row(faces: pd.DataFrame, video: str) -> pd.DataFrame:
+    """The row in the middle of the video's longest track."""
+    rows = faces[faces["video_id"] == video]
+    track = rows["track"].value_counts(sort=False).sort_index().idxmax()
+    rows = rows[rows["track"] == track].sort_values("frame_index")
+    return rows.iloc[[len(rows) // 2]]
 
 
 def draw_augmentations(rows: list[SheetRow], title: str, path: Path, *, note: str = "") -> None:
@@ -48,7 +160,7 @@ def draw_augmentations(rows: list[SheetRow], title: str, path: Path, *, note: st
 
 
 def augmentations_figure(rows: list[SheetRow], title: str, *, note: str = "") -> Figure:
-    """A row for each crop: the original, then its draws; below them what each differs in, where that is told.
+    """Draw a row for each crop: the original, then its draws; below them their differences, where there are any.
 
     Args:
         note: a paragraph under the title.

@@ -18,7 +18,7 @@ import tyro
 
 from multiattn.command_line import parse, results
 from multiattn.figures.attention import FaceOptions, Row, RunMaps, attention_page, draw_attention
-from multiattn.figures.augment import SheetRow, draw_augmentations
+from multiattn.figures.augment import FolderCrops, draw_augmentations
 from multiattn.figures.curves import Curves
 from multiattn.figures.faces import ContactSheet
 from multiattn.inference.attention_maps import (
@@ -33,7 +33,6 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_text
 from multiattn.training.data.augment import PRESETS, self_blend
-from multiattn.training.data.augment.examples import FolderCrops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +88,8 @@ class Augment:
         for preset in self.presets:
             blended = preset == "sbi"
             chosen = FolderCrops.of(self.faces, count=self.crops, size=self.size, real_only=blended)
-            examples = chosen.self_blended if blended else partial(chosen.through_preset, preset)
-            rows = [SheetRow(**vars(example)) for example in examples(draws=self.draws, seed=self.seed)]
+            draw = chosen.self_blended if blended else partial(chosen.through_preset, preset)
+            rows = draw(draws=self.draws, seed=self.seed)
             note = (self_blend if blended else PRESETS[preset]).__doc__
             draw_augmentations(rows, preset, self.out / f"{preset}.png", note=inspect.cleandoc(note).split("\n\n")[0])
         return [self.out / f"{preset}.png" for preset in self.presets]
