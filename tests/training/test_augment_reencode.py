@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext
-from multiattn.training.data.augment.steps import CRF, FPS, SCALE, TUNES, Draws, Encoding, reencode
+from multiattn.training.data.augment.reencode import CRF, FPS, SCALE, TUNES, Encoding, reencode
+from multiattn.training.data.augment.steps import Draws
 
 
 def frame(seed: int, size: int = 96) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The crops of a fold on their way into batches; mapped in the README above."""

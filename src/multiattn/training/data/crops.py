@@ -1,8 +1,6 @@
-"""What a visit of a crop shows: the crop, or a fake made of it, augmented by what is known about the face.
+"""The crops one fold trains on and is validated on, and the loaders over them."""
 
-The training table of one fold: crops with labels, from a faces folder and folds; and the loaders over it.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import pandas as pd
 from torch.utils.data import DataLoader
 
 from multiattn.config import DataConfig
+from multiattn.config.settings import covering
+from multiattn.config.training import SamplingName
 from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment import (
     EARLIER_CROPS,
@@ -36,114 +36,8 @@ from multiattn.video.crops.cache import CropCache, open_cache
 from multiattn.video.crops.images import CropImages, names_digest
 from multiattn.video.crops.recipe import read_recipe
 
-BLEND_STREAM = 20
-"""Of a visit's random numbers: whether it shows the crop blended with itself."""
-
-
-class TrainingCrops(CropImages):
-    """Crops with labels and augmentation, by visit.
-
-    With `config.sbi` a visit of a real crop shows it blended with itself instead, with that probability, and its label
-    is fake; all other crops are then changed as a whole as often as self-blended ones are. Everything follows from the
-    visit alone.
-
-    Args:
-        folder: the faces folder.
-        table: `FoldCrops.training`.
-        faces: the whole `faces` table, where the preset or SBI needs landmarks.
-
-    Raises:
-        ValueError: landmarks are needed, and these crops have none or were cut by another program.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        table: pd.DataFrame,
-        faces: pd.DataFrame | None,
-        config: DataConfig,
-        *,
-        cache: CropCache | None = None,
-    ) -> None:
-        rows = table["face"].to_numpy() if cache is not None else None
-        super().__init__(folder, table["crop"], config.image_size, cache=cache, cache_rows=rows)
-        self.labels = table["label"].to_numpy().astype(np.int8)
-        self.augmentation = Augmentation(config.augmentation, config.image_size)
-        self.blended = config.sbi
-        self.landmarks = self.stored_size = None
-        if self.augmentation.needs_landmarks or self.blended > 0:
-            option = f"--sbi {config.sbi}" if self.blended > 0 else f"--data.augmentation {config.augmentation}"
-            self.stored_size = _stored_size(folder, option)
-            self.landmarks = _landmarks(folder, table, faces, option)  # (N, 5, 2) float32, pixels of the full frame
-        if self.augmentation.needs_clip:
-            self.video = pd.factorize(table["video_id"])[0].astype(np.int32)
-            self.track = table["track"].to_numpy().astype(np.int32)
-
-    def fill(self, visit: Visit, out: np.ndarray) -> int:
-        """Write what a visit shows into `out`, (size, size, 3) uint8 RGB; returns its label."""
-        row, seed, geometry_seed = visit
-        crop, label = self.read(row), int(self.labels[row])
-        landmarks = None if self.landmarks is None else self._landmarks_of_crop(row)
-        if label == REAL and self.blended > 0 and _draw(seed) < self.blended:
-            crop, label = self_blend(crop, landmarks, seed), FAKE
-        elif self.blended > 0:
-            crop = blend_target(crop, seed)  # or whole-crop changes would be a mark of self-blended images alone
-        clip = (lambda: [self.read(other) for other in self._earlier(row)]) if self.augmentation.needs_clip else None
-        out[...] = self.augmentation(crop, seed, CropContext(landmarks, clip), geometry_seed=geometry_seed)
-        return label
-
-    def _landmarks_of_crop(self, row: int) -> np.ndarray:
-        """(5, 2) float32 pixels of the crop at the size that is read."""
-        stored = crop_landmarks(self.landmarks[row], self.stored_size)
-        # Pixel centres: x + 0.5 grows with the side.
-        return ((stored + 0.5) * (self.size / self.stored_size) - 0.5).astype(np.float32)
-
-    def _earlier(self, row: int) -> list[int]:
-        """Rows of the same face before this one, oldest first, as many as a clip may have."""
-        rows, other = [], row - 1
-        while other >= 0 and self.video[other] == self.video[row] and len(rows) < EARLIER_CROPS:
-            if self.track[other] == self.track[row]:
-                rows.insert(0, other)
-            other -= 1
-        return rows
-
-
-def _draw(seed: int) -> float:
-    return float(np.random.default_rng((seed, BLEND_STREAM)).random())
-
-
-def _stored_size(folder: Path, option: str) -> int:
-    """The side of the stored crops, if it is known where landmarks lie in them."""
-    recipe = read_recipe(folder)
-    if recipe.foreign:
-        raise ValueError(
-            f"{folder}: {option} needs the landmarks of every crop, and where they lie in crops that another program "
-            f"cut is not known ({recipe.foreign}). Cut the faces with `multiattn faces`, or leave the option out."
-        )
-    return recipe.size
-
-
-def _landmarks(folder: Path, table: pd.DataFrame, faces: pd.DataFrame | None, option: str) -> np.ndarray:
-    """(N, 5, 2) float32 pixels of the full frame, of the table's rows."""
-    if faces is None:
-        raise ValueError(f"{folder}: {option} needs the landmarks of every crop, and the faces table was not given.")
-    rows = table["face"].to_numpy()
-    points = np.empty((len(rows), len(LANDMARKS)), dtype=np.float32)
-    for place, name in enumerate(LANDMARKS):
-        points[:, place] = faces[name].to_numpy()[rows]
-    points = points.reshape(-1, 5, 2)
-    missing = ~np.isfinite(points).all(axis=(1, 2)) | (points == points[:, :1]).all(axis=(1, 2))
-    if missing.any():
-        raise ValueError(
-            f"{folder}: {option} needs the landmarks of every crop, and {missing.sum()} of {len(table)} have none; the "
-            f"first: {table['crop'].iloc[int(missing.argmax())]}. Cut the faces with `multiattn faces`, or leave the "
-            "option out."
-        )
-    return points
-
-
 FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)
-"""What training asks of `faces.parquet`."""
+"""The columns of `faces.parquet` that training needs."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +54,12 @@ class FoldCrops:
     held_out: pd.DataFrame
     """Rows of the folds table of the held-out fold, those without a face included."""
     faces: pd.DataFrame | None = None
-    """The whole table: where boxes and landmarks are taken from when something needs them."""
+    """The whole `faces` table: boxes and landmarks, for pairs, presets and self-blending."""
     videos: pd.DataFrame | None = None
     """The `videos` table, which knows the originals of fakes."""
 
     def fingerprint(self) -> str:
-        """Changes when a crop is added, removed or moved between training and validation."""
+        """Digest that changes when a crop is added, removed or moved between training and validation."""
         return names_digest(self.training["crop"], ["|"], self.validation["crop"])
 
 
@@ -229,6 +123,148 @@ def _spread_frames(table: pd.DataFrame, num_frames: int) -> pd.DataFrame:
     return table[kept].reset_index(drop=True)
 
 
+# --- the data set -----------------------------------------------------------------------------------------------------
+
+BLEND_STREAM = 20
+"""Stream of a visit's seed that decides if the crop is shown blended with itself."""
+
+
+class TrainingCrops(CropImages):
+    """Crops with labels and augmentation, by visit; what a visit shows follows from the visit alone.
+
+    With `config.sbi` a visit of a real crop shows it blended with itself instead, with that probability, and its label
+    is fake; all other crops are then changed as a whole as often as self-blended ones are.
+
+    Args:
+        folder: the faces folder.
+        table: `FoldCrops.training`.
+        faces: the whole `faces` table, where the preset or SBI needs landmarks.
+
+    Raises:
+        ValueError: landmarks are needed, and these crops have none or were cut by another program.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        table: pd.DataFrame,
+        faces: pd.DataFrame | None,
+        config: DataConfig,
+        *,
+        cache: CropCache | None = None,
+    ) -> None:
+        rows = table["face"].to_numpy() if cache is not None else None
+        super().__init__(folder, table["crop"], config.image_size, cache=cache, cache_rows=rows)
+        self.labels = table["label"].to_numpy().astype(np.int8)
+        self.augmentation = Augmentation(config.augmentation, config.image_size)
+        self.blended = config.sbi
+        self.landmarks = self.stored_size = None
+        if self.augmentation.needs_landmarks or self.blended > 0:
+            option = f"--sbi {config.sbi}" if self.blended > 0 else f"--data.augmentation {config.augmentation}"
+            self.stored_size = _stored_size(folder, option)
+            self.landmarks = _landmarks(folder, table, faces, option)  # (N, 5, 2) float32, pixels of the full frame
+        if self.augmentation.needs_clip:
+            self.video = pd.factorize(table["video_id"])[0].astype(np.int32)
+            self.track = table["track"].to_numpy().astype(np.int32)
+
+    def fill(self, visit: Visit, out: np.ndarray) -> int:
+        """Write the crop that a visit shows into `out`, (size, size, 3) uint8 RGB; return its label."""
+        row, seed, geometry_seed = visit
+        crop, label = self.read(row), int(self.labels[row])
+        landmarks = None if self.landmarks is None else self._landmarks_of_crop(row)
+        if label == REAL and self.blended > 0 and np.random.default_rng((seed, BLEND_STREAM)).random() < self.blended:
+            crop, label = self_blend(crop, landmarks, seed), FAKE
+        elif self.blended > 0:
+            crop = blend_target(crop, seed)  # or whole-crop changes would be a mark of self-blended images alone
+        clip = (lambda: [self.read(other) for other in self._earlier(row)]) if self.augmentation.needs_clip else None
+        out[...] = self.augmentation(crop, seed, CropContext(landmarks, clip), geometry_seed=geometry_seed)
+        return label
+
+    def _landmarks_of_crop(self, row: int) -> np.ndarray:
+        """(5, 2) float32 pixels of the crop at the size that is read."""
+        stored = crop_landmarks(self.landmarks[row], self.stored_size)
+        # Pixel centres: x + 0.5 grows with the side.
+        return ((stored + 0.5) * (self.size / self.stored_size) - 0.5).astype(np.float32)
+
+    def _earlier(self, row: int) -> list[int]:
+        """Rows of the same face before this one, oldest first, as many as a clip may have."""
+        rows, other = [], row - 1
+        while other >= 0 and self.video[other] == self.video[row] and len(rows) < EARLIER_CROPS:
+            if self.track[other] == self.track[row]:
+                rows.insert(0, other)
+            other -= 1
+        return rows
+
+
+def _stored_size(folder: Path, option: str) -> int:
+    """The side of the stored crops; an error where landmarks cannot be carried into them."""
+    recipe = read_recipe(folder)
+    if recipe.foreign:
+        raise ValueError(
+            f"{folder}: {option} needs the landmarks of every crop, and where they lie in crops that another program "
+            f"cut is not known ({recipe.foreign}). Cut the faces with `multiattn faces`, or leave the option out."
+        )
+    return recipe.size
+
+
+def _landmarks(folder: Path, table: pd.DataFrame, faces: pd.DataFrame | None, option: str) -> np.ndarray:
+    """(N, 5, 2) float32 pixels of the full frame, of the table's rows."""
+    if faces is None:
+        raise ValueError(f"{folder}: {option} needs the landmarks of every crop, and the faces table was not given.")
+    rows = table["face"].to_numpy()
+    points = np.stack([faces[name].to_numpy(dtype=np.float32)[rows] for name in LANDMARKS], axis=1).reshape(-1, 5, 2)
+    missing = ~np.isfinite(points).all(axis=(1, 2)) | (points == points[:, :1]).all(axis=(1, 2))
+    if missing.any():
+        raise ValueError(
+            f"{folder}: {option} needs the landmarks of every crop, and {missing.sum()} of {len(table)} have none; the "
+            f"first: {table['crop'].iloc[int(missing.argmax())]}. Cut the faces with `multiattn faces`, or leave the "
+            "option out."
+        )
+    return points
+
+
+# --- sampling and loaders ---------------------------------------------------------------------------------------------
+
+
+def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's video, (N,), and the label of each video, (V,)."""
+    video_of_row, names = pd.factorize(table["video_id"])
+    labels = np.empty(len(names), dtype=np.int64)
+    labels[video_of_row] = table["label"].to_numpy()
+    return video_of_row, labels
+
+
+def _balanced(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
+    """As many visits of real videos as of fake ones."""
+    video_of_row, labels = _videos(crops.training)
+    visits = balanced_visits(labels, config.videos_per_class, blended=config.sbi)
+    return EpochSampler(video_of_row, labels, frames_per_video=config.frames_per_video, visits=visits, seed=seed)
+
+
+def _paired(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
+    """A real crop and the same frame and face of one of its fakes side by side."""
+    return PairSampler(
+        find_pairs(crops.folder, crops.training, crops.faces, crops.videos),
+        _videos(crops.training)[0],
+        frames_per_video=config.frames_per_video,
+        visits=config.videos_per_class,
+        seed=seed,
+    )
+
+
+def _weighted(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
+    """Every video once; `class_weights` make up for what the classes lack."""
+    video_of_row, labels = _videos(crops.training)
+    visits = natural_visits(labels)
+    return EpochSampler(video_of_row, labels, frames_per_video=config.frames_per_video, visits=visits, seed=seed)
+
+
+SAMPLINGS: dict[str, Callable[[FoldCrops, DataConfig, int], Sampler]] = covering(
+    SamplingName, {"balanced": _balanced, "paired": _paired, "weighted": _weighted}
+)
+"""Name -> the sampler of a fold's epochs. The names stand in `config.training.SamplingName`."""
+
+
 def class_weights(crops: FoldCrops, config: DataConfig) -> tuple[float, float] | None:
     """Weights of real and of fake visits in the cross entropy; None unless the sampling is `weighted`.
 
@@ -243,45 +279,16 @@ def class_weights(crops: FoldCrops, config: DataConfig) -> tuple[float, float] |
     return 1 / (2 * real), 1 / (2 * (1 - real))
 
 
-def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each row's video, (N,), and the label of each video, (V,)."""
-    video_of_row, names = pd.factorize(table["video_id"])
-    labels = np.empty(len(names), dtype=np.int64)
-    labels[video_of_row] = table["label"].to_numpy()
-    return video_of_row, labels
-
-
-def _sampler(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
-    video_of_row, labels = _videos(crops.training)
-    if config.sampling == "paired":
-        return PairSampler(
-            find_pairs(crops.folder, crops.training, crops.faces, crops.videos),
-            video_of_row,
-            frames_per_video=config.frames_per_video,
-            visits=config.videos_per_class,
-            seed=seed,
-        )
-    return EpochSampler(
-        video_of_row,
-        labels,
-        frames_per_video=config.frames_per_video,
-        visits=balanced_visits(labels, config.videos_per_class, blended=config.sbi)
-        if config.sampling == "balanced"
-        else natural_visits(labels),
-        seed=seed,
-    )
-
-
 def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: int, world_size: int) -> DataLoader:
     """Batches of one rank: (B, H, W, 3) uint8 and (B,) int64 labels.
 
     Set `loader.batch_sampler.epoch` before each epoch, and `loader.batch_sampler.first_batch` to begin inside of it.
 
     Raises:
-        ValueError: crops that the sampling, the preset or SBI cannot work with, or no room for the cache.
+        ValueError: crops that the sampling, the preset or SBI cannot work with, or no space for the cache.
     """
     dataset = TrainingCrops(crops.folder, crops.training, crops.faces, config, cache=_cache(crops, config))
-    sampler = _sampler(crops, config, seed)
+    sampler = SAMPLINGS[config.sampling](crops, config, seed)
     batches = RankBatches(sampler, batch_size=config.batch_size, rank=rank, world_size=world_size)
     return crop_loader(dataset, batch_sampler=batches, num_workers=config.num_workers)
 

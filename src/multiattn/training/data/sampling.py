@@ -1,9 +1,7 @@
-"""Which crops an epoch visits: every video's frames fresh, deterministic in (seed, epoch), the same for any ranks.
+"""Epochs of crops: each video's frames fresh, deterministic in (seed, epoch), the same for any number of ranks.
 
-`balanced` takes as many visits of real videos as of fake ones, `weighted` every video once, `paired` (`PairSampler`) a
-real crop and the same face and frame of one of its fakes side by side.
-
-Which fake crop shows the same face and frame as which real one, for paired sampling.
+`EpochSampler` visits videos of both classes, `PairSampler` real crops beside the same face and frame of one of their
+fakes (`find_pairs`); `RankBatches` cuts an epoch into the batches of each rank.
 """
 
 import logging
@@ -48,7 +46,7 @@ class EpochDraw:
 
 
 class Sampler(Protocol):
-    """Draws epochs."""
+    """A source of epochs."""
 
     samples_per_epoch: int
     """Crops visited in one epoch, before padding to whole batches."""
@@ -89,7 +87,7 @@ class FreshRows:
         # The words default_rng((seed, FRAMES, video, number)) would make of them, one by one and slower.
         words = np.array([*_words(self.seed), FRAMES, 0, 0], dtype=np.uint32)
         for place, video in enumerate(videos.tolist()):
-            rows = self._order[self._starts[video] : self._starts[video + 1]]
+            rows = self.of_video(video)
             first, end = cycle * k, (cycle + 1) * k
             while first < end:
                 number, position = divmod(first, len(rows))
@@ -246,49 +244,9 @@ class PairSampler:
         return EpochDraw(shuffled.reshape(-1), generator.integers(0, MAX_SEED, shuffled.size), geometry_seeds)
 
 
-class RankBatches:
-    """One rank's batches of an epoch, as a torch batch sampler of visits.
-
-    The epoch is cut into global batches of world_size * batch_size; rank r takes the r-th slice of each. The last
-    global batch is filled up from the epoch's beginning, so no crop is dropped, all ranks take as many steps, and what
-    is repeated is less than a global batch. Set `epoch` before an epoch, and `first_batch` to leave out those that a
-    run has seen already: they are not read, and the others stay what they were.
-
-    Raises:
-        ValueError: a batch size that would part visits that belong together.
-    """
-
-    def __init__(self, sampler: Sampler, *, batch_size: int, rank: int, world_size: int) -> None:
-        if batch_size % sampler.together:
-            raise ValueError(
-                f"--data.batch-size: expected an even number with --sampling paired, found {batch_size}: a pair "
-                "belongs into one batch."
-            )
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.first_batch = 0
-
-    def __len__(self) -> int:
-        """Of the whole epoch."""
-        return -(-self.sampler.samples_per_epoch // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[list[Visit]]:
-        draw = self.sampler.draw(self.epoch)
-        size = len(self) * self.batch_size * self.world_size
-        visits = np.resize(np.arange(len(draw.rows)), size).reshape(len(self), self.world_size, self.batch_size)
-        for positions in visits[self.first_batch :, self.rank]:
-            columns = [draw.rows[positions].tolist(), draw.seeds[positions].tolist()]
-            if draw.geometry_seeds is not None:
-                columns.append(draw.geometry_seeds[positions].tolist())
-            yield [Visit(*values) for values in zip(*columns, strict=True)]
-
-
 BOX_TOLERANCE = 0.01
-"""Of the longer side of the real face's box: how far a side of the fake's may lie from it. Boxes that were found anew
-in fakes lay 2 to 5 % off (embedded clips, MTCNN); reused ones do not differ at all."""
+"""Largest distance of a side of the fake's box from the real one's, as a share of the latter's longer side. Boxes that
+were found anew in fakes lay 2 to 5 % off (embedded clips, MTCNN); reused ones do not differ at all."""
 
 
 def find_pairs(
@@ -368,9 +326,49 @@ def _match(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _same_place(pairs: np.ndarray, training: pd.DataFrame, faces: pd.DataFrame) -> np.ndarray:
-    """(P,) whether the boxes of a pair agree."""
+    """(P,) bool, True where the boxes of a pair agree."""
     boxes = faces[list(BOX)].to_numpy(dtype=np.float32)
     face = training["face"].to_numpy()
     real, fake = boxes[face[pairs[:, 0]]], boxes[face[pairs[:, 1]]]
     side = np.maximum(real[:, 2] - real[:, 0], real[:, 3] - real[:, 1])
     return np.abs(real - fake).max(axis=1, initial=0) <= BOX_TOLERANCE * side
+
+
+class RankBatches:
+    """One rank's batches of an epoch, as a torch batch sampler of visits.
+
+    The epoch is cut into global batches of world_size * batch_size; rank r takes the r-th slice of each. The last
+    global batch is filled up from the epoch's beginning, so no crop is dropped, all ranks take as many steps, and what
+    is repeated is less than a global batch. Set `epoch` before an epoch, and `first_batch` to leave out those that a
+    run has seen already: they are not read, and the others stay what they were.
+
+    Raises:
+        ValueError: a batch size that would part visits that belong together.
+    """
+
+    def __init__(self, sampler: Sampler, *, batch_size: int, rank: int, world_size: int) -> None:
+        if batch_size % sampler.together:
+            raise ValueError(
+                f"--data.batch-size: expected an even number with --sampling paired, found {batch_size}: a pair "
+                "belongs into one batch."
+            )
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        """Batches of the whole epoch."""
+        return -(-self.sampler.samples_per_epoch // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        draw = self.sampler.draw(self.epoch)
+        size = len(self) * self.batch_size * self.world_size
+        visits = np.resize(np.arange(len(draw.rows)), size).reshape(len(self), self.world_size, self.batch_size)
+        for positions in visits[self.first_batch :, self.rank]:
+            columns = [draw.rows[positions].tolist(), draw.seeds[positions].tolist()]
+            if draw.geometry_seeds is not None:
+                columns.append(draw.geometry_seeds[positions].tolist())
+            yield [Visit(*values) for values in zip(*columns, strict=True)]

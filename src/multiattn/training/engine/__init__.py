@@ -1,0 +1,1 @@
+"""The training of one fold; mapped in the README above."""

@@ -1,16 +1,8 @@
-"""What happens to a crop before the network sees it: presets, and fakes made of real crops.
+"""Changes of a crop before the network sees it: presets, and fakes made of real crops (self-blending)."""
 
-library.py      albumentations, offline and in a known version
-steps.py        what a preset is made of, and where its random numbers come from
-presets.py      the presets, each with its source
-pipeline.py     a preset as a function of crop and seeds
-auto_policy.py  AutoAugment's policy for ImageNet
-blackout.py     features and halves of the face made black
-reencode.py     the clip around a crop through H.264
-face_shape.py   the face's outline from five landmarks
-self_blend.py   self-blended images
-examples.py     crops of a faces folder through a preset, to be looked at
-"""
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for a newer version
 
 from multiattn.training.data.augment.faces import crop_landmarks
 from multiattn.training.data.augment.presets import PRESETS, Augmentation

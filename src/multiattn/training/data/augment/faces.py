@@ -1,14 +1,12 @@
-"""Where a face lies in its crop, from five landmarks: the outline with or without the forehead, and masks of it.
+"""Parts of a face in its crop, from five landmarks: its outline, and bands and halves of it, which can be made black.
 
 Five points say nothing about jaw and brow. The outline is that of an average upright face, drawn in the frame of the
 alignment template and carried to the landmarks by the similarity that carries the template there. It is an estimate:
 good to about a twentieth of the crop's side for faces that look ahead, and narrowed on the far side, by where the nose
 lies between the eyes, for faces that turn.
 
-Parts of the face made black: the bands of its features and its halves, from five landmarks.
-
-Source: the first place of DFDC (github.com/selimsef/dfdc_deepfake_challenge, classifier_dataset.py). A network that
-cannot lean on one feature must look for traces in the others.
+Source of the blackouts: the first place of DFDC (github.com/selimsef/dfdc_deepfake_challenge, classifier_dataset.py).
+A network that cannot rely on one feature must use traces in the others.
 """
 
 import cv2
@@ -32,11 +30,11 @@ _TURN = 0.55
 
 
 def crop_landmarks(landmarks: np.ndarray, size: int) -> np.ndarray:
-    """Where landmarks of a frame come to lie in its aligned crop.
+    """Carry landmarks of a frame into its aligned crop.
 
     Args:
         landmarks: (5, 2) pixels (x, y) of the frame, `lm0x` to `lm4y` of faces.parquet.
-        size: side of the crop, as `video.align.align_crop` was given it.
+        size: side of the crop, as `align_crop` was given it.
 
     Returns:
         (5, 2) float32 pixels of the crop.

@@ -12,13 +12,12 @@ crops it is shown beside them should be targets too: `blend_target`.
 
 from functools import cache
 
+import albumentations as A
 import cv2
 import numpy as np
 
 from multiattn.training.data.augment.faces import face_outline, polygon_mask
-from multiattn.training.data.augment.library import albumentations as A
-from multiattn.training.data.augment.library import require_albumentations
-from multiattn.training.data.augment.steps import Draws
+from multiattn.training.data.augment.steps import Draws, require_albumentations
 
 COPY_STREAM, MASK_STREAM = 2, 3
 FOREHEAD_PROBABILITY = 0.75
