@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from multiattn.model.backbone import Backbone
 from multiattn.model.rewrites import checkpoint_blocks
-from multiattn.training.engine import ranks as sync_norm
-from multiattn.training.engine.ranks import SynchronisedBatchNormAct2d, synchronise_norms
+from multiattn.training.engine import sync_norm
 from multiattn.training.engine.step import frozen_statistics
+from multiattn.training.engine.sync_norm import SynchronisedBatchNormAct2d, synchronise_norms
 
 CPU, BATCH, STEPS = torch.device("cpu"), 8, 2
 SHARES = {

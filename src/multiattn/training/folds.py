@@ -1,9 +1,4 @@
-"""Train the folds of one experiment: what `train` does for one, and `ablation` for many.
-
-The folds of an experiment at a glance: how each ended, and its best validation.
-
-Several folds at once, one on each GPU: a process for each fold, started as soon as a GPU is free.
-"""
+"""The folds of one experiment: trained in turn, or each in a process on a GPU of its own; a summary of their ends."""
 
 import contextlib
 import logging
@@ -80,11 +75,11 @@ def read_training_data(faces: Path, folds: Path) -> TrainingData:
 
 @dataclass(frozen=True)
 class FoldOutcome:
-    """How the training of one fold ended."""
+    """End of one fold's training."""
 
     fold: int
     error: str = ""
-    """Why it failed; empty where it did not."""
+    """Reason of a failure; empty where there was none."""
 
 
 def train_folds(
@@ -113,7 +108,7 @@ def train_folds(
 def try_folds(
     experiment: Experiment, data: TrainingData, numbers: list[int], runs: Path, **options: Any
 ) -> list[FoldOutcome]:
-    """The same, but a fold that fails does not take the others with it.
+    """Train folds one after the other; one that fails does not take the others with it.
 
     For one process: among several ranks, the others would wait for the one that failed. Options as `train_folds`.
     """
@@ -122,7 +117,7 @@ def try_folds(
         try:
             train_one(experiment, data, number, runs, **options)
         except (OSError, RuntimeError, ValueError) as error:
-            # What a user can mend needs no traceback; anything else does.
+            # A mistake that a user can correct needs no traceback.
             logger.error("fold %d failed: %s", number, error, exc_info=isinstance(error, RuntimeError))
             outcomes.append(FoldOutcome(number, str(error)))
         else:
@@ -166,7 +161,7 @@ def train_one(
 
 
 def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> None:
-    """Refuse to start from runs that were trained on what is held out here, at another compression.
+    """Refuse to start from runs that were trained on the videos held out here, at another compression.
 
     Args:
         start: the folder of the experiment that is started from.
@@ -200,11 +195,11 @@ def _at_any_compression(video_ids: pd.Series) -> pd.Series:
 
 
 def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutcome]) -> str:
-    """A table for a terminal, a line a fold.
+    """A table of the folds for a terminal, a line each: how it ended, and its best validation.
 
     Args:
         folder: `runs/<experiment>`.
-        outcomes: how the folds of this command ended; those not among them are left out.
+        outcomes: ends of the folds of this command; other folds are left out.
     """
     metric = experiment.validation.metric
     rows = [
@@ -246,7 +241,7 @@ POLL_SECONDS = 0.2
 
 
 def parse_slots(text: str) -> list[str]:
-    """The places that `--gpus` names: `0,1,2,3`, or `cpu` once for each process on a CPU.
+    """Parse `--gpus` into the places of processes: `0,1,2,3`, or `cpu` once for each process on a CPU.
 
     Raises:
         ValueError: something else, or a GPU twice.
@@ -274,16 +269,19 @@ def train_in_processes(argv: list[str], numbers: list[int], slots: list[str], ex
     for slot in slots:
         free.put(slot)
     with listening() as interruption, ThreadPoolExecutor(len(slots)) as pool:
-        # This thread hears the signals; the pool's threads look at what it heard.
-        jobs = [pool.submit(_train_one, argv, number, free, len(slots), experiment, interruption) for number in numbers]
+        # Signals reach this thread alone; the pool's threads read what it noted.
+        jobs = [
+            pool.submit(_train_process, argv, number, free, len(slots), experiment, interruption) for number in numbers
+        ]
         outcomes = [job.result() for job in jobs]
         interruption.exit_if_asked()
     return outcomes
 
 
-def _train_one(
+def _train_process(
     argv: list[str], number: int, free: "queue.Queue[str]", places: int, experiment: Path, interruption: Interruption
 ) -> FoldOutcome:
+    """Train one fold in a process of its own, in the next place that is free."""
     slot = free.get()
     try:
         if interruption.asked:
@@ -291,8 +289,11 @@ def _train_one(
         log = fold_folder(experiment, number) / TRAIN_LOG
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        logger.info("fold %d: begins on %s; its output goes to %s", number, _name(slot), log)
-        code = _run(_command(argv, number, slot), _environment(slot, places), log, number, interruption)
+        place = "the CPU" if slot == "cpu" else f"GPU {slot}"
+        logger.info("fold %d: begins on %s; its output goes to %s", number, place, log)
+        device = "cpu" if slot == "cpu" else "cuda"
+        command = [sys.executable, "-m", "multiattn", "train", *argv, "--fold", str(number), "--device", device]
+        code = _run(command, _environment(slot, places), log, number, interruption)
         minutes = (time.monotonic() - started) / 60
         if code == 0:
             logger.info("fold %d: done after %.1f minutes", number, minutes)
@@ -305,42 +306,28 @@ def _train_one(
 
 
 def _run(command: list[str], environment: dict[str, str], log: Path, number: int, interruption: Interruption) -> int:
-    """The exit code of a child; reports its last line now and then."""
+    """The exit code of a child; logs its last line now and then, and hands SIGTERM on."""
     with log.open("a") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    reported, told = time.monotonic(), False
+    last_report, stop_sent = time.monotonic(), False
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
-        if interruption.asked and not told:
+        if interruption.asked and not stop_sent:
             process.send_signal(signal.SIGTERM)
-            told = True
-        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+            stop_sent = True
+        if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
             logger.info("fold %d: %s", number, _last_line(log))
-            reported = time.monotonic()
+            last_report = time.monotonic()
     return process.returncode
 
 
-def _command(argv: list[str], number: int, slot: str) -> list[str]:
-    device = "cpu" if slot == "cpu" else "cuda"
-    return [sys.executable, "-m", "multiattn", "train", *argv, "--fold", str(number), "--device", device]
-
-
 def _environment(slot: str, places: int) -> dict[str, str]:
-    """A GPU's process sees that one alone; processes on a CPU share its cores."""
-    if slot != "cpu":
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": _visible(slot)}
-    threads = max(1, (os.cpu_count() or 1) // places)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
-
-
-def _visible(slot: str) -> str:
-    """The GPU of that number among those this process may use."""
+    """Environment of a child: a GPU's process sees that one alone; processes on a CPU share its cores."""
+    if slot == "cpu":
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ}
+    # The number counts the GPUs that this process may use.
     allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return allowed[int(slot)] if int(slot) < len(allowed) else slot
-
-
-def _name(slot: str) -> str:
-    return "the CPU" if slot == "cpu" else f"GPU {slot}"
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": allowed[int(slot)] if int(slot) < len(allowed) else slot}
 
 
 def _last_line(log: Path) -> str:

@@ -1,12 +1,10 @@
-"""NVIDIA's apex: which of the packages of that name is installed, and what of it a run can use.
+"""NVIDIA's apex: detect which package of that name is installed, and use its mixed precision and fused optimisers.
 
 Nothing of apex is needed: torch's own mixed precision and fused optimisers do the same work, and are the default.
 timm imports whatever apex it finds and passes over an ImportError, which PyPI's raises; one that raises something else
-stops every import of timm, and this program with it.
-
-Not run by us: training with a real apex (there was no GPU to build it on). What is tested is the detection, with
-folders laid out like each kind of package, the messages, and the calls to `apex.amp` against a stand-in that keeps to
-its documented protocol.
+stops every import of timm, and this program with it. Not run by us: training with a real apex (there was no GPU to
+build it on). Tests cover the detection, the messages, and the calls to `apex.amp` against a stand-in that keeps to its
+documented protocol.
 """
 
 import importlib.metadata
@@ -45,12 +43,12 @@ IMPORT_FAILURES = (
     TypeError,
     ValueError,
 )
-"""What code written for another version of Python or torch raises when it is imported."""
+"""Errors that code written for another version of Python or torch raises when it is imported."""
 
 
 @dataclass(frozen=True)
 class ApexFinding:
-    """Which apex is installed.
+    """The installed apex.
 
     Attributes:
         kind: `none`; `other-project`, a package of that name that is not NVIDIA's, such as PyPI's; `no-extensions`,
@@ -68,7 +66,7 @@ class ApexFinding:
 
     @property
     def message(self) -> str:
-        """What was found, as half a sentence."""
+        """The finding, as half a sentence."""
         if self.kind == "none":
             return "no apex is installed"
         found = f"the installed apex{f' {self.version}' if self.version else ''} ({self.location})"
@@ -82,7 +80,7 @@ class ApexFinding:
 
 
 def find_apex() -> ApexFinding:
-    """Which apex is installed. Only a package with NVIDIA's optimisers in it is imported, and that may fail."""
+    """Detect the installed apex. Only a package with NVIDIA's optimisers in it is imported, and that may fail."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return ApexFinding("none")
@@ -103,13 +101,13 @@ def require_fused(name: str, device: torch.device) -> None:
     """Refuse one of apex's optimisers where it cannot run.
 
     Raises:
-        ValueError: not on a GPU, or no apex with its CUDA extensions; says what was found and what to do.
+        ValueError: not on a GPU, or no apex with its CUDA extensions; names the finding and the remedy.
     """
     finding = find_apex()
     instead = f"use `--optim.name {name.lower().replace(FUSED_PREFIX, '')}`, which needs no apex"
     if device.type != "cuda":
         raise ValueError(
-            f"--optim.name {name}: expected a run on a GPU, where apex's optimisers have their kernels; this one is on "
+            f"--optim.name {name}: expected a run on a GPU, which apex's optimisers need; this one is on "
             f"the {device.type}, and {finding.message}. Here, {instead}."
         )
     if finding.kind not in ("optimizers", "amp"):
@@ -124,7 +122,7 @@ def require_amp(device: torch.device) -> None:
     """Refuse `--precision apex-O1` where it cannot run.
 
     Raises:
-        ValueError: not on a GPU, or no apex that still has `amp`; says what was found and what to do.
+        ValueError: not on a GPU, or no apex that still has `amp`; names the finding and the remedy.
     """
     finding = find_apex()
     instead = "use torch's own mixed precision: `--precision bf16`, or `fp16` on a GPU without bf16"
@@ -163,7 +161,7 @@ class ApexScaler:
             return scaled
 
     def unscale_(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the scale, look for overflow, and set the next step's scale."""
+        """Divide the gradients by the scale, check for overflow, and set the next step's scale."""
         with self._amp.scale_loss(torch.zeros((), device=self._device), optimizer):
             pass  # leaving it does the work
         self._is_unscaled = True

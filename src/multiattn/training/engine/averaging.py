@@ -1,7 +1,4 @@
-"""Averages of a network's weights: the moving one that training keeps, and the mean of saved ones.
-
-Both are candidates. Validation decides whether one of them is better than the weights it was made from.
-"""
+"""Averages of a network's weights as candidates for validation: the moving one, and the mean of saved weights."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Loss terms of an epoch, kept on the device: their means, and the step at which one of them stopped being a number.
-
-What the training of one fold consists of, where it stands, and how both are saved and taken up again.
-"""
+"""State of one fold's training: network, optimiser, data and progress, prepared anew or restored from a saved state."""
 
 import random
 import warnings
@@ -16,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from multiattn.config import Experiment
+from multiattn.config import Experiment, Phase
 from multiattn.runtime.devices import resolve_precision, seed_everything
 from multiattn.runtime.layout import STATE_FILE
 from multiattn.runtime.processor import tune_cpu
@@ -24,16 +21,79 @@ from multiattn.training.data.crops import FoldCrops, class_weights, training_loa
 from multiattn.training.engine.apex import ApexScaler, initialize_apex_o1, require_amp
 from multiattn.training.engine.averaging import MovingAverage
 from multiattn.training.engine.optimizer import make_optimizer, make_schedule
-from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows, synchronise_norms
+from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows
 from multiattn.training.engine.run_folder import RunFolder, start_from
-from multiattn.training.engine.step import PhaseSpan, TrainingStep, phase_spans, set_trainable, span_at
+from multiattn.training.engine.step import TrainingStep, set_trainable
+from multiattn.training.engine.sync_norm import synchronise_norms
+
+
+@dataclass(frozen=True)
+class PhaseSpan:
+    """A phase and the epochs of the run it covers."""
+
+    phase: Phase
+    first: int
+    """Its first epoch, counted from the run's beginning."""
+
+    @property
+    def end(self) -> int:
+        """The epoch after its last."""
+        return self.first + self.phase.epochs
+
+
+def phase_spans(experiment: Experiment) -> list[PhaseSpan]:
+    """The phases of an experiment, one after the other."""
+    spans, first = [], 0
+    for phase in experiment.schedule:
+        spans.append(PhaseSpan(phase, first))
+        first += phase.epochs
+    return spans
+
+
+def span_at(experiment: Experiment, epoch: int) -> PhaseSpan:
+    """The phase an epoch of the run belongs to.
+
+    Raises:
+        ValueError: the run has no such epoch.
+    """
+    for span in phase_spans(experiment):
+        if span.first <= epoch < span.end:
+            return span
+    raise ValueError(f"epoch {epoch}: expected 0 to {experiment.num_epochs - 1}.")
+
+
+@dataclass
+class Progress:
+    """Where a fold's training stands.
+
+    Attributes:
+        epoch: the epoch that is trained or comes next.
+        batch: its batches that are done, by every rank.
+        is_validated: True where the held-out videos have been validated on since the last update.
+        seconds, waited: time of the epoch so far, and the part of it that went into waiting for data.
+        history: a record for each validation.
+        best: value and candidate of the best validation so far; empty before the first.
+        since_best: validations after that one.
+        top: the validations whose weights are kept for an average: value and step, the best first.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    is_validated: bool = True
+    seconds: float = 0.0
+    waited: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    since_best: int = 0
+    top: list[dict[str, Any]] = field(default_factory=list)
+
 
 NEVER = 2**53
-"""A step no epoch reaches, exact as float64."""
+"""A step that no epoch reaches, exact as float64."""
 
 
 class LossMeter:
-    """Sums of the terms over the steps of an epoch. Adding never waits for the device; looking does.
+    """Sums of the loss terms over the steps of an epoch, on the device. Adding never waits for it; `means` does.
 
     Attributes:
         names: the terms, in order; empty before the first step.
@@ -62,7 +122,7 @@ class LossMeter:
         self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp(max=self.count))
         self.count += 1
 
-    def look(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, int]]:
+    def means(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, int]]:
         """Mean of each term over steps and ranks, and the first step (from 0) at which a term was not finite.
 
         Every rank gets the same answer, so when one diverges all stop and none waits for the others.
@@ -74,7 +134,7 @@ class LossMeter:
         return dict(zip(self.names, means, strict=True)), bad
 
     def state(self, ranks: Ranks) -> dict[str, object]:
-        """What a continued epoch needs: every rank's sums."""
+        """Every rank's sums, for a continued epoch."""
         return {"names": list(self.names), "count": self.count, "sums": gather_rows(self._sums.cpu(), ranks)}
 
     def restore(self, state: dict, ranks: Ranks) -> None:
@@ -84,32 +144,6 @@ class LossMeter:
         own = sums[ranks.rank] if len(sums) == ranks.world_size else sums.mean(dim=0)
         self._sums = own.to(self.device, copy=True)
         self._first_bad = torch.full_like(self._sums, NEVER)
-
-
-@dataclass
-class Progress:
-    """Where a fold's training stands.
-
-    Attributes:
-        epoch: the epoch that is trained or comes next.
-        batch: its batches that are done, by every rank.
-        is_judged: whether the held-out videos have been looked at since the last update.
-        seconds, waited: what the epoch took so far, and how much of it went into waiting for data.
-        history: a record for each validation.
-        best: value and candidate of the best validation so far; empty before the first.
-        since_best: validations after that one.
-        top: the validations whose weights are kept for an average: value and step, the best first.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    is_judged: bool = True
-    seconds: float = 0.0
-    waited: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] = field(default_factory=dict)
-    since_best: int = 0
-    top: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -137,7 +171,7 @@ class FoldTraining:
     schedule: Scheduler = field(init=False)
 
     def begin_phase(self, span: PhaseSpan) -> None:
-        """What a phase has of its own: trainable weights, optimiser and schedule."""
+        """Set up trainable weights, optimiser and schedule of a phase."""
         self.span = span
         set_trainable(self.step, span.phase)
         self.optimizer = make_optimizer(self.step, span.phase.optim)
@@ -206,7 +240,7 @@ class FoldTraining:
 
     @property
     def trains_backbone_alone(self) -> bool:
-        """Whether the present phase leaves the attention network out."""
+        """True where the present phase leaves the attention network out."""
         return self.span.phase.objective == "backbone"
 
     def end_epoch(self) -> None:
@@ -216,7 +250,7 @@ class FoldTraining:
         self.meter.clear()
 
     def state(self) -> dict[str, Any]:
-        """All that training needs to go on, as tensors and plain types; every rank must ask for it."""
+        """All that training needs to go on, as tensors and plain types; a collective call of all ranks."""
         return {
             "step": self.step.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
@@ -271,13 +305,16 @@ def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
         ValueError: the state of something else, or of an earlier version of this code.
     """
     try:
-        return Progress(**state["progress"])
+        values = dict(state["progress"])
+        if "is_judged" in values:  # its name in states of earlier versions
+            values["is_validated"] = values.pop("is_judged")
+        return Progress(**values)
     except (KeyError, TypeError) as error:
         raise not_this_state(run, error) from error
 
 
 def not_this_state(run: RunFolder, error: Exception) -> ValueError:
-    """What to tell a user whose resume file does not fit."""
+    """The error for a resume file that does not fit."""
     return ValueError(
         f"{run.path / STATE_FILE}: not the state of this experiment: {error}. Is it the file of another run, or of an "
         "earlier version of the code? Delete it to train this fold from its beginning."
@@ -293,7 +330,7 @@ def prepare(
     ranks: Ranks,
     state: dict[str, Any] | None,
 ) -> FoldTraining:
-    """Everything one fold's training needs, at its beginning or where `state` left it.
+    """Build one fold's training, at its beginning or where `state` left it.
 
     Raises:
         ValueError: settings that do not fit the data, the machine or the state.
@@ -343,8 +380,8 @@ def prepare(
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of this process's generators, as plain types. What the loader's workers draw follows from the visit
-    alone, so they have none to keep."""
+    """States of this process's generators, as plain types. What the loader's workers draw follows from the visit alone,
+    so theirs need not be kept."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (libraries underneath draw from it)
     return {

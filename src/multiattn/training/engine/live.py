@@ -1,4 +1,4 @@
-"""What a person sees of a training: one live line, and TensorBoard's scalars and pictures."""
+"""Progress of a training on the screen: one live line, and TensorBoard's scalars and pictures."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ TERM_NAMES = {
     "cross_entropy_agda": "ce_agda",
     "match": "match",
 }
-"""The loss terms as the line has room for them."""
+"""Short names of the loss terms on the line."""
 
 
 class Live:
@@ -45,13 +45,13 @@ class Live:
         self.crops: Tensor | None = None
 
     def advance(self, samples: int, crops: Tensor) -> None:
-        """So many crops more are done; the first batch of an epoch stays for its picture."""
+        """Count so many crops more as done; keep the first batch of an epoch for its picture."""
         self.bar.update(samples)
         if self.is_main and self.crops is None:
             self.crops = crops[:PICTURED].clone()
 
-    def look(self, training: FoldTraining, means: dict[str, float]) -> None:
-        """Show the epoch's mean terms so far, the rates and what the process takes."""
+    def show(self, training: FoldTraining, means: dict[str, float]) -> None:
+        """Show the epoch's mean terms so far, the rates and the memory in use."""
         if not self.is_main:
             return
         figures = {
@@ -78,7 +78,7 @@ class Live:
         self._scalars("validation", figures, record["step"])
 
     def picture(self, training: FoldTraining) -> None:
-        """Write what the epoch's first crops look like to the network, and where its maps look."""
+        """Write the epoch's first crops as the network sees them, with its attention maps."""
         if self.writer is None or self.crops is None or training.trains_backbone_alone:
             self.crops = None
             return

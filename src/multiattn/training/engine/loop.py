@@ -1,11 +1,8 @@
-"""The steps of one epoch: batches in, updates done, looked at now and then, saved when it is time.
-
-One fold from its first epoch, or from where it was, to its last: train, validate, keep the best, save.
-"""
+"""One fold from its first epoch, or from where it was, to its last: train, validate, keep the best, save."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,34 +12,85 @@ from multiattn.config import Experiment
 from multiattn.runtime.devices import autocast, seed_everything
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.apex import ApexScaler
-from multiattn.training.engine.fold_training import FoldTraining, Progress, prepare, progress_of, set_random_state
+from multiattn.training.engine.fold_training import (
+    FoldTraining,
+    Progress,
+    prepare,
+    progress_of,
+    set_random_state,
+    span_at,
+)
 from multiattn.training.engine.interruption import Interruption, listening
 from multiattn.training.engine.live import Live
-from multiattn.training.engine.ranks import CARRY_ON, SAVE, STOP, Ranks, SharedDecision, wait_for_all
+from multiattn.training.engine.ranks import CONTINUE, SAVE, STOP, Ranks, SharedDecision, wait_for_all
 from multiattn.training.engine.run_folder import RunFolder, load_state, save_state
-from multiattn.training.engine.step import backward_passes, set_train_mode, span_at
+from multiattn.training.engine.step import backward_passes, set_train_mode
 from multiattn.training.engine.validation import PREFIXES, is_best, validate
 
 logger = logging.getLogger(__name__)
 
-UPDATES_BETWEEN_LOOKS = 20
-"""Reading the loss waits for the device, so it is looked at now and then only."""
+UPDATES_BETWEEN_REPORTS = 20
+"""Reading the loss waits for the device, so it is read now and then only."""
 
 
-def train_epoch(
-    training: FoldTraining,
-    live: Live,
-    interruption: Interruption,
-    *,
-    save: Callable[[], None],
-    judge: Callable[[], None],
-) -> None:
-    """Train what is left of the present epoch.
+def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks) -> None:
+    """Train one fold to its end; does nothing when it is there already.
 
-    Args:
-        save: writes the state; called on every rank after the same update.
-        judge: looks at the held-out videos and writes the state, inside an epoch where `validation.every_steps` says
-            so.
+    Validates after every epoch, and inside it every `validation.every_steps` updates. The best checkpoint is the
+    candidate with the best `validation.metric` over the held-out videos.
+
+    The state is saved every `save_minutes`, before and after a validation, and when the process is asked to end
+    (SIGTERM): whatever moment it ends at, the same command continues from the last saved state and, on a CPU, comes to
+    the same weights bit for bit.
+
+    Raises:
+        ValueError: settings that do not fit the data, or a loss that is not finite.
+        SystemExit: the process was asked to end; the state has been saved.
+    """
+    state = load_state(run.path)
+    if state is not None and _is_over(progress_of(state, run), experiment):
+        logger.info("%s: finished already", run.model_name)
+        return
+    with listening() as interruption:
+        training = prepare(experiment, crops, run, device=device, ranks=ranks, state=state)
+        if state is not None:
+            progress = training.progress
+            logger.info("%s: continues in epoch %d, batch %d", run.model_name, progress.epoch, progress.batch)
+        live = Live(training)
+        try:
+            _train(training, live, interruption)
+        finally:
+            live.close()
+
+
+def _is_over(progress: Progress, experiment: Experiment) -> bool:
+    """True where the last epoch is done, or patience worn out."""
+    patience = experiment.validation.patience
+    return progress.epoch >= experiment.num_epochs or (patience is not None and progress.since_best >= patience)
+
+
+def _train(training: FoldTraining, live: Live, interruption: Interruption) -> None:
+    experiment, progress, name = training.experiment, training.progress, training.run.model_name
+    while not _is_over(progress, experiment):
+        if progress.epoch == training.span.end:
+            training.begin_phase(span_at(experiment, progress.epoch))
+            phase = training.span.phase
+            logger.info("%s: phase %s begins, %d epochs", name, phase.name, phase.epochs)
+        if progress.batch < len(training.loader):
+            _train_epoch(training, live, interruption)
+            training.step.end_epoch()
+            _save(training)
+        _validate(training, live, interruption)
+        live.picture(training)
+        training.end_epoch()
+        _save(training, validated=True)
+        interruption.exit_if_asked()
+    if progress.epoch < experiment.num_epochs:
+        logger.info("%s: ends here, after %d validations that were no better", name, progress.since_best)
+
+
+def _train_epoch(training: FoldTraining, live: Live, interruption: Interruption) -> None:
+    """Train what is left of the present epoch, save when it is time, validate where `validation.every_steps` says so.
 
     Raises:
         ValueError: a loss that is not finite.
@@ -50,33 +98,31 @@ def train_epoch(
     """
     progress, decision, saved = training.progress, SharedDecision(training.ranks), time.monotonic()
     batches = _begin(training)
-    if _is_due(training):  # it was stopped before it had looked
-        judge()
-        set_train_mode(training.module, training.step, training.span.phase)
+    if _is_due(training):  # it was stopped before it had validated
+        _validate_inside(training, live, interruption)
     for number in range(progress.batch, len(training.loader)):
         started = time.monotonic()
         crops, labels = next(batches)
         progress.waited += time.monotonic() - started
         is_update = _train_batch(training, number, crops, labels)
         live.advance(len(labels) * training.ranks.world_size, crops)
-        progress.batch, progress.is_judged = number + 1, False
+        progress.batch, progress.is_validated = number + 1, False
         progress.seconds += time.monotonic() - started
         if not is_update:
             continue
         is_last = progress.batch == len(training.loader)
-        answer = decision.settle() if is_last else decision.after_step(_wish(training, interruption, saved))
+        answer = decision.settle() if is_last else decision.agree(_request(training, interruption, saved))
         is_due = _is_due(training)
-        if answer != CARRY_ON or is_last or is_due or training.updates_of_epoch % UPDATES_BETWEEN_LOOKS == 1:
-            live.look(training, require_finite(training))
-        if is_due or (answer != CARRY_ON and not is_last):
-            save()  # before a validation too: it may be asked to end, and then has nothing to save
+        if answer != CONTINUE or is_last or is_due or training.updates_of_epoch % UPDATES_BETWEEN_REPORTS == 1:
+            live.show(training, require_finite(training))
+        if is_due or (answer != CONTINUE and not is_last):
+            _save(training)  # before a validation too: it may be asked to end, and then has nothing to save
             saved = time.monotonic()
         if answer == STOP and not is_last:
-            interruption.asked = True  # on every rank, whichever was told
+            interruption.asked = True  # on every rank, whichever got the signal
             interruption.exit_if_asked()
         if is_due:
-            judge()
-            set_train_mode(training.module, training.step, training.span.phase)
+            _validate_inside(training, live, interruption)
 
 
 def _begin(training: FoldTraining) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,15 +141,8 @@ def _begin(training: FoldTraining) -> Iterator[tuple[Tensor, Tensor]]:
     return batches
 
 
-def _is_due(training: FoldTraining) -> bool:
-    """Whether the held-out videos are to be looked at now, inside the epoch."""
-    every, progress = training.experiment.validation.every_steps, training.progress
-    inside = 0 < progress.batch < len(training.loader) and not progress.is_judged
-    return inside and every is not None and training.updates_of_epoch % every == 0
-
-
 def _train_batch(training: FoldTraining, number: int, crops: Tensor, labels: Tensor) -> bool:
-    """Forward and backward of one batch, and the update when it is the last of its group; returns whether it was."""
+    """Forward and backward of one batch, and the update after the last of its group; True where there was one."""
     optim, device = training.span.phase.optim, training.device
     first = number // optim.accumulate * optim.accumulate
     group = min(optim.accumulate, len(training.loader) - first)
@@ -146,11 +185,29 @@ def update(
     scaler.update()
 
 
-def _wish(training: FoldTraining, interruption: Interruption, saved: float) -> int:
+def _is_due(training: FoldTraining) -> bool:
+    """True where a validation is due now, inside the epoch."""
+    every, progress = training.experiment.validation.every_steps, training.progress
+    inside = 0 < progress.batch < len(training.loader) and not progress.is_validated
+    return inside and every is not None and training.updates_of_epoch % every == 0
+
+
+def _request(training: FoldTraining, interruption: Interruption, saved: float) -> int:
+    """This rank's request after a step."""
     if interruption.asked:
         return STOP
     is_time = time.monotonic() - saved > 60 * training.experiment.save_minutes
-    return SAVE if is_time and training.ranks.is_main else CARRY_ON
+    return SAVE if is_time and training.ranks.is_main else CONTINUE
+
+
+def _save(training: FoldTraining, *, validated: bool = False) -> None:
+    """Write the state; after a validation also the table of validations and the latest weights."""
+    state = training.state()
+    if training.ranks.is_main:
+        if validated:
+            training.run.save_validation(training.step.network, training.progress.history)
+        save_state(training.run.path, state)
+    wait_for_all(training.ranks)
 
 
 def require_finite(training: FoldTraining) -> dict[str, float]:
@@ -159,7 +216,7 @@ def require_finite(training: FoldTraining) -> dict[str, float]:
     Raises:
         ValueError: a term stopped being a number; names the first step and terms. Nothing was saved since.
     """
-    means, bad = training.meter.look(training.ranks)
+    means, bad = training.meter.means(training.ranks)
     if not bad:
         return means
     step = min(bad.values())
@@ -174,73 +231,15 @@ def require_finite(training: FoldTraining) -> dict[str, float]:
     )
 
 
-def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks) -> None:
-    """Train one fold to its end; does nothing when it is there already.
-
-    Validates after every epoch, and inside it every `validation.every_steps` updates. The best checkpoint is the
-    candidate with the best `validation.metric` over the held-out videos, by the aggregator that also makes submissions;
-    a held-out video without a face counts with the prior.
-
-    The state is saved every `save_minutes`, before and after a validation, and when the process is asked to end
-    (SIGTERM): whatever moment it ends at, the same command continues from the last saved state and, on a CPU, comes to
-    the same weights bit for bit.
-
-    Raises:
-        ValueError: settings that do not fit the data, or a loss that is not finite.
-        SystemExit: the process was asked to end; the state has been saved.
-    """
-    state = load_state(run.path)
-    if state is not None and _is_over(progress_of(state, run), experiment):
-        logger.info("%s: finished already", run.model_name)
-        return
-    with listening() as interruption:
-        training = prepare(experiment, crops, run, device=device, ranks=ranks, state=state)
-        if state is not None:
-            progress = training.progress
-            logger.info("%s: continues in epoch %d, batch %d", run.model_name, progress.epoch, progress.batch)
-        live = Live(training)
-        try:
-            _train(training, live, interruption)
-        finally:
-            live.close()
-
-
-def _is_over(progress: Progress, experiment: Experiment) -> bool:
-    """Whether the last epoch is done, or patience worn out."""
-    patience = experiment.validation.patience
-    return progress.epoch >= experiment.num_epochs or (patience is not None and progress.since_best >= patience)
-
-
-def _train(training: FoldTraining, live: Live, interruption: Interruption) -> None:
-    experiment, progress, name = training.experiment, training.progress, training.run.model_name
-
-    def save() -> None:
-        _save(training)
-
-    def judge() -> None:
-        _validate(training, live, interruption)
-        _save(training, judged=True)
-
-    while not _is_over(progress, experiment):
-        if progress.epoch == training.span.end:
-            training.begin_phase(span_at(experiment, progress.epoch))
-            phase = training.span.phase
-            logger.info("%s: phase %s begins, %d epochs", name, phase.name, phase.epochs)
-        if progress.batch < len(training.loader):
-            train_epoch(training, live, interruption, save=save, judge=judge)
-            training.step.end_epoch()
-            _save(training)
-        _validate(training, live, interruption)
-        live.picture(training)
-        training.end_epoch()
-        _save(training, judged=True)
-        interruption.exit_if_asked()
-    if progress.epoch < experiment.num_epochs:
-        logger.info("%s: ends here, after %d validations that were no better", name, progress.since_best)
+def _validate_inside(training: FoldTraining, live: Live, interruption: Interruption) -> None:
+    """Validate inside an epoch, which goes on afterwards."""
+    _validate(training, live, interruption)
+    _save(training, validated=True)
+    set_train_mode(training.module, training.step, training.span.phase)
 
 
 def _validate(training: FoldTraining, live: Live, interruption: Interruption) -> None:
-    """Look at the held-out videos, keep the best candidate, add a record."""
+    """Validate on the held-out videos, keep the best candidate, add a record."""
     means, progress = require_finite(training), training.progress
     best, figures = validate(training, interruption)
     record = {
@@ -258,7 +257,7 @@ def _validate(training: FoldTraining, live: Live, interruption: Interruption) ->
     if is_best(training, best) and training.ranks.is_main:
         training.run.save_best(best.network, best.predictions, record)
     progress.history.append(record)
-    progress.is_judged = True
+    progress.is_validated = True
     if training.ranks.is_main:
         live.validated(record)
         _log(training.run.model_name, record)
@@ -278,13 +277,3 @@ def _log(name: str, record: dict[str, Any]) -> None:
         "".join(f", {column} {record[column]:.4f}" for column in averages if column in record),
         record["samples_per_second"],
     )
-
-
-def _save(training: FoldTraining, *, judged: bool = False) -> None:
-    """Write the state; after a validation also the table and the weights that people look at."""
-    state = training.state()
-    if training.ranks.is_main:
-        if judged:
-            training.run.save_validation(training.step.network, training.progress.history)
-        save_state(training.run.path, state)
-    wait_for_all(training.ranks)

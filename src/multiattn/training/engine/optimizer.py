@@ -3,6 +3,8 @@
 import difflib
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 from timm.models._manipulate import group_with_matcher
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
@@ -12,6 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from multiattn.config import OptimConfig
+from multiattn.config.settings import covering
+from multiattn.config.training import ScheduleName
 from multiattn.training.engine.apex import FUSED_PREFIX, require_fused
 
 FUSED = ("adam", "adamw")
@@ -22,10 +26,10 @@ CYCLE_RISE, CYCLE_START, CYCLE_END = 0.3, 1 / 25, 1 / 25e4
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool = True) -> Optimizer:
-    """timm's optimiser of that name over what is to be trained.
+    """timm's optimiser of that name over the parameters that are to be trained.
 
     Biases and normalisations are not decayed; frozen parameters are left out. Each group has an `lr_scale`, which
-    timm's schedules multiply the rate by: 1 outside the backbone, and what `rate_scales` says inside it.
+    timm's schedules multiply the rate by: 1 outside the backbone, `rate_scales` inside it.
 
     Args:
         module: a `TrainingStep`; anything else will do where the backbone has no rates of its own.
@@ -70,7 +74,7 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict]:
 
 
 def rate_scales(module: nn.Module, config: OptimConfig) -> dict[nn.Parameter, float]:
-    """What the rate of each of the backbone's parameters is multiplied by; empty where it is 1 for all.
+    """Factor on the rate of each of the backbone's parameters; empty where it is 1 for all.
 
     scale = backbone_lr_factor * layer_decay ** depth. Layers are those of timm's `group_matcher` (a block of an
     EfficientNet or an Xception is one, the stem another, the last convolution belongs to the last block). What stands
@@ -101,15 +105,9 @@ def rate_scales(module: nn.Module, config: OptimConfig) -> dict[nn.Parameter, fl
 def make_schedule(optimizer: Optimizer, config: OptimConfig, *, steps_per_epoch: int, epochs: int) -> Scheduler:
     """The learning rate as a function of the update: call `step_update(number of updates done)`, in any order.
 
-    Nothing is kept from one call to the next, so a run that continues needs no state of it. Every rate below is
-    multiplied by its group's `lr_scale`, `lr_min` and the warm-up's start included.
+    Nothing is kept from one call to the next, so a run that continues needs no state of it. Every rate of `SCHEDULES`
+    is multiplied by its group's `lr_scale`, `lr_min` and the warm-up's start included.
 
-    With T = epochs * steps_per_epoch and t updates done:
-        constant: lr.
-        cosine: lr_min + (lr - lr_min) (1 + cos(pi t / T)) / 2 (arXiv:1608.03983).
-        poly: lr_min + (lr - lr_min) (1 - t / T) ** poly_power.
-        step: lr * step_factor ** floor(epochs done / step_epochs).
-        one-cycle: see `OneCycleScheduler`.
     The warm-up is a line from lr / 100 to lr. As timm has it, `cosine` and `poly` go on underneath it: where it ends,
     the rate falls from lr to their curve, which has left lr by then. `step` counts from the warm-up's end.
 
@@ -117,22 +115,12 @@ def make_schedule(optimizer: Optimizer, config: OptimConfig, *, steps_per_epoch:
         steps_per_epoch: optimiser updates, not batches, where gradients are accumulated.
         epochs: of the phase.
     """
-    total = epochs * steps_per_epoch
     options = {
         "warmup_t": round(config.warmup_epochs * steps_per_epoch),
         "warmup_lr_init": config.lr / 100,
         "t_in_epochs": False,
     }
-    if config.schedule == "one-cycle":
-        return OneCycleScheduler(optimizer, total)
-    if config.schedule == "step":
-        decay_t = config.step_epochs * steps_per_epoch
-        return StepLRScheduler(optimizer, decay_t=decay_t, decay_rate=config.step_factor, **options)
-    if config.schedule == "poly":
-        return PolyLRScheduler(optimizer, t_initial=total, power=config.poly_power, lr_min=config.lr_min, **options)
-    # `constant` is the cosine whose lowest value is its highest.
-    lr_min = config.lr if config.schedule == "constant" else config.lr_min
-    return CosineLRScheduler(optimizer, t_initial=total, lr_min=lr_min, **options)
+    return SCHEDULES[config.schedule](optimizer, config, epochs * steps_per_epoch, steps_per_epoch, options)
 
 
 class OneCycleScheduler(Scheduler):
@@ -147,7 +135,7 @@ class OneCycleScheduler(Scheduler):
     """
 
     def __init__(self, optimizer: Optimizer, total: int) -> None:
-        """Prepare it.
+        """Prepare the cycle.
 
         Args:
             total: updates of the whole cycle; later ones get the last one's rate.
@@ -168,3 +156,29 @@ class OneCycleScheduler(Scheduler):
 
 def _along_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int, dict[str, Any]], Scheduler]] = covering(
+    ScheduleName,
+    {
+        # The cosine whose lowest value is its highest.
+        "constant": lambda optimizer, config, total, _, options: CosineLRScheduler(
+            optimizer, t_initial=total, lr_min=config.lr, **options
+        ),
+        # arXiv:1608.03983: lr_min + (lr - lr_min) (1 + cos(pi t / T)) / 2.
+        "cosine": lambda optimizer, config, total, _, options: CosineLRScheduler(
+            optimizer, t_initial=total, lr_min=config.lr_min, **options
+        ),
+        # By steps: lr * step_factor ** floor(epochs done / step_epochs).
+        "step": lambda optimizer, config, _, epoch, options: StepLRScheduler(
+            optimizer, decay_t=config.step_epochs * epoch, decay_rate=config.step_factor, **options
+        ),
+        # Polynomial: lr_min + (lr - lr_min) (1 - t / T) ** poly_power.
+        "poly": lambda optimizer, config, total, _, options: PolyLRScheduler(
+            optimizer, t_initial=total, power=config.poly_power, lr_min=config.lr_min, **options
+        ),
+        "one-cycle": lambda optimizer, config, total, *_: OneCycleScheduler(optimizer, total),
+    },
+)
+"""Name -> (optimiser, settings, T updates of the phase, updates an epoch, timm's options of the warm-up) -> schedule,
+with t updates done. The names stand in `config.training.ScheduleName`."""

@@ -119,7 +119,7 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def _fault(file: IO[bytes]) -> str | None:
-    """What is wrong with a file of `torch.save`, which is a zip archive with a checksum for every entry."""
+    """Describe the fault of a file of `torch.save`, a zip archive with a checksum for every entry."""
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()

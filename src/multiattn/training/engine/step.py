@@ -1,7 +1,4 @@
-"""One training step: the network on the crops and on their AGDA copies, and the losses of both.
-
-The staged schedule: which phase an epoch belongs to, and what a phase trains.
-"""
+"""One training step: the network on the crops and on their AGDA copies, and the losses of both passes."""
 
 import contextlib
 import logging
@@ -24,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CleanPass:
-    """What the first pass leaves for the AGDA pass.
+    """Results of the clean pass, for the AGDA pass.
 
     Attributes:
         terms: `loss` and its unweighted terms, scalars in float32.
@@ -38,12 +35,12 @@ class CleanPass:
 
 
 class TrainingStep(nn.Module):
-    """Everything a step computes.
+    """Network and losses of a step.
 
     L = lambda_1 CE(I) + lambda_2 auxiliary(I) + agda_weight CE(I') + match_weight match(I, I'), with I' the
     attention-guided degraded copy of I (Eq. (5) and section 3.4 of arXiv:2103.02406; the match loss is the release's).
 
-    `forward` is one pass: the clean one without `before`, the AGDA one with what the clean one left. Where no loss
+    `forward` is one pass: the clean one without `before`, the AGDA one with the results of the clean one. Where no loss
     spans both (`separable`), the first is back-propagated before the second begins, so that only one pass's activations
     are ever kept. The gradients are the same sum.
 
@@ -62,7 +59,7 @@ class TrainingStep(nn.Module):
 
         Args:
             load_weights: False leaves the backbone random, for a state that is loaded next.
-            class_weights: what a real and a fake sample count in the cross entropy; None counts all alike.
+            class_weights: weights of a real and of a fake sample in the cross entropy; None counts all alike.
         """
         super().__init__()
         self.config = experiment.loss
@@ -85,7 +82,7 @@ class TrainingStep(nn.Module):
 
     @property
     def separable(self) -> bool:
-        """Whether the clean pass can be back-propagated on its own."""
+        """True where the clean pass can be back-propagated on its own."""
         # DistributedDataParallel wants the parameters of the margin loss in its last backward.
         return self.config.match_weight == 0 and self.config.auxiliary != "ams"
 
@@ -133,7 +130,7 @@ class TrainingStep(nn.Module):
         return CleanPass({"loss": loss, **terms}, None, None)
 
     def backbone_logits(self, images: Tensor) -> NetworkOutput:
-        """What validation looks at while the backbone is trained alone."""
+        """The outputs that are validated while the backbone is trained alone."""
         return NetworkOutput(self.backbone_head(self.network.backbone(images)[1]), None, None)
 
     def count_batches_as(self, share: float) -> None:
@@ -145,7 +142,7 @@ class TrainingStep(nn.Module):
             self.auxiliary.share = share
 
     def end_epoch(self) -> None:
-        """What changes between epochs: the rate of the moving centres decays."""
+        """Let the rate of the moving centres decay."""
         if self.auxiliary is not None:
             self.auxiliary.end_epoch()
 
@@ -172,7 +169,7 @@ def backward_passes(
         context: the autocast context of each forward pass.
         objective: as for `TrainingStep.forward`.
         degrade: False leaves the AGDA pass out.
-        share: what this batch counts in the update: 1 / n where the gradients of n batches are accumulated.
+        share: weight of this batch in the update: 1 / n where the gradients of n batches are accumulated.
         is_update: False where more batches follow before the update: the ranks need not exchange gradients yet.
 
     Returns:
@@ -199,13 +196,13 @@ def backward_passes(
 
 
 def _gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
-    """Forward and backward inside leave the gradients on their rank, where there are several."""
+    """A context in which forward and backward leave the gradients on their rank, where there are several."""
     return module.no_sync() if stay and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch normalisation goes on normalising by the batch, but its running statistics stay as they are."""
+    """Let batch normalisation go on normalising by the batch, but keep its running statistics as they are."""
     layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
@@ -217,43 +214,8 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             layer.momentum = momentum
 
 
-@dataclass(frozen=True)
-class PhaseSpan:
-    """A phase and the epochs of the run it covers."""
-
-    phase: Phase
-    first: int
-    """Its first epoch, counted from the run's beginning."""
-
-    @property
-    def end(self) -> int:
-        """The epoch after its last."""
-        return self.first + self.phase.epochs
-
-
-def phase_spans(experiment: Experiment) -> list[PhaseSpan]:
-    """The phases one after the other."""
-    spans, first = [], 0
-    for phase in experiment.schedule:
-        spans.append(PhaseSpan(phase, first))
-        first += phase.epochs
-    return spans
-
-
-def span_at(experiment: Experiment, epoch: int) -> PhaseSpan:
-    """The phase an epoch of the run belongs to.
-
-    Raises:
-        ValueError: the run has no such epoch.
-    """
-    for span in phase_spans(experiment):
-        if span.first <= epoch < span.end:
-            return span
-    raise ValueError(f"epoch {epoch}: expected 0 to {experiment.num_epochs - 1}.")
-
-
 def set_trainable(step: TrainingStep, phase: Phase) -> None:
-    """Freeze the backbone, or thaw it."""
+    """Freeze the backbone in phases that say so, and thaw it in others."""
     step.network.backbone.requires_grad_(not phase.freeze_backbone)
 
 

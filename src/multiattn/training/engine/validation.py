@@ -1,4 +1,4 @@
-"""The held-out videos, looked at: the latest weights and their averages as candidates, the best one kept."""
+"""Validation on the held-out videos: the latest weights and their averages are candidates, the best one is kept."""
 
 import copy
 import logging
@@ -30,17 +30,17 @@ from multiattn.training.engine.ranks import gather_strided, wait_for_all
 logger = logging.getLogger(__name__)
 
 PREFIXES = {"last": "validation_", "ema": "ema_", "average": "average_"}
-"""Candidate -> what its figures' names begin with in epochs.csv: the latest weights, their moving average, and the
-average of the best validations' weights."""
+"""Candidate -> prefix of its figures in epochs.csv: the latest weights, their moving average, and the average of the
+best validations' weights."""
 TOP_FOLDER = "candidates"
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One candidate and what the held-out videos say of it.
+class Candidate:
+    """A network that may become the best checkpoint, and its predictions of the held-out videos.
 
     Attributes:
-        network: the candidate itself.
+        name: a key of `PREFIXES`.
         predictions: its frame predictions, on every rank.
         figures: `scores` of them.
     """
@@ -51,33 +51,33 @@ class Judgement:
     figures: dict[str, float]
 
 
-def validate(training: FoldTraining, interruption: Interruption) -> tuple[Judgement, dict[str, Any]]:
-    """Look at every candidate; every rank must, and each gets the same answer.
+def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candidate, dict[str, Any]]:
+    """Validate every candidate; a collective call of all ranks, which get the same answer.
 
-    The figures of the record belong to `training.progress`, which is brought up to date, but for the history.
+    Brings `training.progress` up to date, but for the history.
 
     Returns:
-        The best candidate, and the record's figures of all of them.
+        The best candidate, and the figures of all of them for the record.
 
     Raises:
         SystemExit: the process was asked to end; the state saved before the validation holds.
     """
     settings, statistics = training.experiment.validation, AttentionStatistics()
-    judged = [_judge(training, "last", training.step.network, interruption, statistics)]
+    candidates = [_evaluate(training, "last", training.step.network, interruption, statistics)]
     if not training.trains_backbone_alone:
         if training.average is not None:
-            judged.append(_judge(training, "ema", training.average.network, interruption))
-        if training.experiment.average.best and (network := _average_of_top(training, judged[0])) is not None:
-            judged.append(_judge(training, "average", network, interruption))
-    best = max(judged, key=lambda candidate: _value(candidate, settings))  # the earlier one of equals
+            candidates.append(_evaluate(training, "ema", training.average.network, interruption))
+        if training.experiment.average.best and (network := _average_of_top(training, candidates[0])) is not None:
+            candidates.append(_evaluate(training, "average", network, interruption))
+    best = max(candidates, key=lambda candidate: _value(candidate, settings))  # the earlier one of equals
     record: dict[str, Any] = {"candidate": best.name}
-    for candidate in judged:
+    for candidate in candidates:
         record |= {f"{PREFIXES[candidate.name]}{name}": value for name, value in candidate.figures.items()}
     return best, record | _attention_figures(training, statistics)
 
 
-def is_best(training: FoldTraining, candidate: Judgement) -> bool:
-    """Whether a candidate beats every validation before it; progress is brought up to date.
+def is_best(training: FoldTraining, candidate: Candidate) -> bool:
+    """True where a candidate beats every validation before it; brings progress up to date.
 
     Epochs that train the backbone alone have no network to keep, and do not wear out patience.
     """
@@ -117,20 +117,20 @@ def _scores(labels: np.ndarray, probabilities: np.ndarray, clip: float, prefix: 
     }
 
 
-def _value(candidate: Judgement, settings: ValidationConfig) -> float:
+def _value(candidate: Candidate, settings: ValidationConfig) -> float:
     """The larger the better."""
     value = candidate.figures[settings.metric]
     return value if settings.higher_is_better else -value
 
 
-def _judge(
+def _evaluate(
     training: FoldTraining,
     name: str,
     network: nn.Module,
     interruption: Interruption,
     statistics: AttentionStatistics | None = None,
-) -> Judgement:
-    """Predictions of every rank's share, gathered; `statistics` takes in this rank's attention maps."""
+) -> Candidate:
+    """Predict every rank's share of the held-out crops, and gather; `statistics` takes in this rank's maps."""
 
     def watch(output: NetworkOutput) -> None:
         interruption.exit_if_asked()
@@ -149,10 +149,10 @@ def _judge(
     logits = gather_strided(logits, len(rows), training.ranks)
     predictions = frame_predictions(rows, logits, model=training.run.model_name, fold=training.run.fold)
     predictions = FRAME_PREDICTIONS.validate(predictions, training.run.path / HELD_OUT_FILE)
-    return Judgement(name, network, predictions, scores(training.crops, predictions))
+    return Candidate(name, network, predictions, scores(training.crops, predictions))
 
 
-def _average_of_top(training: FoldTraining, latest: Judgement) -> nn.Module | None:
+def _average_of_top(training: FoldTraining, latest: Candidate) -> nn.Module | None:
     """The network whose weights are the mean of the best validations' so far; None where they did not change, or there
     is only one."""
     progress = training.progress
@@ -163,7 +163,7 @@ def _average_of_top(training: FoldTraining, latest: Judgement) -> nn.Module | No
         return None
     if training.ranks.is_main:
         save_weights(training.step.network, _top_path(training, entry), {"step": str(entry["step"])})
-        # What only the state before the last one still names goes; the last one may have to be taken up again.
+        # The state before this one may have to be taken up again, so the files it names stay too.
         named = [_top_path(training, one) for one in (*kept, *progress.top)]
         for path in (training.run.path / TOP_FOLDER).glob("*.safetensors"):
             if path not in named:
@@ -182,7 +182,7 @@ def _top_path(training: FoldTraining, entry: dict[str, Any]) -> Path:
 
 
 def _attention_figures(training: FoldTraining, statistics: AttentionStatistics) -> dict[str, float]:
-    """How different the maps are, for the record; a warning when they have collapsed."""
+    """Measures of how different the maps are, for the record; warns when they have collapsed."""
     figures = statistics.compute()
     if training.experiment.model.num_maps > 1 and training.ranks.is_main and (warning := collapse_warning(figures)):
         logger.warning("%s: %s", training.run.model_name, warning)

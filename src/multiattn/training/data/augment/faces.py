@@ -2,8 +2,8 @@
 
 Five points say nothing about jaw and brow. The outline is that of an average upright face, drawn in the frame of the
 alignment template and carried to the landmarks by the similarity that carries the template there. It is an estimate:
-good to about a twentieth of the crop's side for faces that look ahead, and narrowed on the far side, by where the nose
-lies between the eyes, for faces that turn.
+good to about a twentieth of the crop's side for faces seen from the front, and narrowed on the far side, by where the
+nose lies between the eyes, for faces that turn.
 
 Source of the blackouts: the first place of DFDC (github.com/selimsef/dfdc_deepfake_challenge, classifier_dataset.py).
 A network that cannot rely on one feature must use traces in the others.
@@ -26,7 +26,7 @@ _BROW = [(1.04, -0.30), (0.72, -0.47), (0.30, -0.46), (0.0, -0.42)]
 _FOREHEAD = [(1.02, -0.38), (0.88, -0.72), (0.52, -1.00), (0.0, -1.10)]
 _EYES = TEMPLATE[:2]
 _TURN = 0.55
-"""How much of its width the far half loses when the nose's tip comes to lie under the far eye."""
+"""Share of its width that the far half loses when the nose's tip comes to lie under the far eye."""
 
 
 def crop_landmarks(landmarks: np.ndarray, size: int) -> np.ndarray:

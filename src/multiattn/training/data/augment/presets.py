@@ -51,12 +51,12 @@ class Augmentation:
 
     @property
     def needs_landmarks(self) -> bool:
-        """Whether it does less without `CropContext.landmarks`."""
+        """True where it does less without `CropContext.landmarks`."""
         return any(step.needs_landmarks for step in self.steps)
 
     @property
     def needs_clip(self) -> bool:
-        """Whether it does less without `CropContext.clip`."""
+        """True where it does less without `CropContext.clip`."""
         return any(step.needs_clip for step in self.steps)
 
     def __call__(

@@ -38,7 +38,7 @@ class Draws:
         seed = int(seed)
         self.generator = np.random.default_rng((seed, stream) if stream else seed)
         self.python = random.Random(f"{seed}/{stream}" if stream else seed)
-        # A Compose spends one number on its own probability. Ours are told to run, so that a preset in two of them
+        # A Compose spends one number on its own probability. Ours always run, so that a preset in two of them
         # draws what it drew in one.
         self.python.random()
 

@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from multiattn.experiments import get_experiment
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.engine.ranks import (
-    CARRY_ON,
+    CONTINUE,
     SAVE,
     STOP,
     Ranks,
@@ -132,12 +132,12 @@ def test_a_killed_rank_ends_the_job_and_a_restart_continues(pipeline, tmp_path):
 
 
 def decide(rank: int, folder: str) -> None:
-    """Only rank 1 wishes anything; both must learn of it after the same step."""
+    """Only rank 1 requests anything; both must learn of it after the same step."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     ranks = Ranks(rank, 2)
     decision = SharedDecision(ranks)
-    wishes = {2: SAVE, 4: STOP} if rank == 1 else {}
-    answers = [decision.after_step(wishes.get(step, CARRY_ON)) for step in range(6)]
+    requests = {2: SAVE, 4: STOP} if rank == 1 else {}
+    answers = [decision.agree(requests.get(step, CONTINUE)) for step in range(6)]
     answers.append(decision.settle())
     gathered = {
         "answers": answers,
@@ -156,7 +156,7 @@ def test_ranks_decide_and_gather_together(tmp_path):
     mp.spawn(decide, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first == second
-    assert first["answers"] == [CARRY_ON, CARRY_ON, CARRY_ON, SAVE, CARRY_ON, STOP, CARRY_ON]
+    assert first["answers"] == [CONTINUE, CONTINUE, CONTINUE, SAVE, CONTINUE, STOP, CONTINUE]
     assert first["objects"] == [{"rank": 0}, {"rank": 1}]
     assert first["rows"] == [[0.0, 0.0], [1.0, 10.0]]
     assert first["strided"] == list(range(7))
@@ -164,7 +164,7 @@ def test_ranks_decide_and_gather_together(tmp_path):
 
 def test_one_process_decides_at_once_and_gathers_itself():
     decision = SharedDecision(Ranks())
-    assert [decision.after_step(wish) for wish in (CARRY_ON, STOP, SAVE)] == [CARRY_ON, STOP, SAVE]
-    assert decision.settle() == CARRY_ON
+    assert [decision.agree(request) for request in (CONTINUE, STOP, SAVE)] == [CONTINUE, STOP, SAVE]
+    assert decision.settle() == CONTINUE
     assert gather_objects("x", Ranks()) == ["x"]
     assert gather_rows(torch.tensor([1.0]), Ranks()).tolist() == [[1.0]]

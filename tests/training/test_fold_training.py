@@ -1,12 +1,14 @@
-"""Means of the loss terms, and the step at which one stopped being a number."""
+"""Means of the loss terms, the step at which one stopped being a number, and states of earlier versions."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from multiattn.training.engine.fold_training import LossMeter
+from multiattn.training.engine.fold_training import LossMeter, progress_of
 from multiattn.training.engine.ranks import Ranks
+from multiattn.training.engine.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 
@@ -27,7 +29,7 @@ def filled(*steps: tuple[float, float]) -> LossMeter:
     ],
 )
 def test_means_are_over_the_steps(steps, means):
-    assert filled(*steps).look(Ranks()) == (means, {})
+    assert filled(*steps).means(Ranks()) == (means, {})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_means_are_over_the_steps(steps, means):
     ],
 )
 def test_the_first_step_of_each_term_that_is_no_number_is_known(steps, bad):
-    assert filled(*steps).look(Ranks())[1] == bad
+    assert filled(*steps).means(Ranks())[1] == bad
 
 
 def test_a_continued_epoch_has_the_means_of_an_undisturbed_one():
@@ -48,7 +50,7 @@ def test_a_continued_epoch_has_the_means_of_an_undisturbed_one():
     meter.restore(filled(*steps[:3]).state(Ranks()), Ranks())
     for first, second in steps[3:]:
         meter.add({"loss": torch.tensor(first), "cross_entropy": torch.tensor(second)})
-    assert meter.look(Ranks()) == filled(*steps).look(Ranks())
+    assert meter.means(Ranks()) == filled(*steps).means(Ranks())
     assert meter.count == 7
 
 
@@ -56,11 +58,18 @@ def test_a_cleared_meter_takes_other_terms():
     meter = filled((1.0, 2.0))
     meter.clear()
     meter.add({"loss": torch.tensor(3.0), "match": torch.tensor(4.0)})
-    assert meter.look(Ranks()) == ({"loss": 3.0, "match": 4.0}, {})
+    assert meter.means(Ranks()) == ({"loss": 3.0, "match": 4.0}, {})
 
 
 def test_sums_of_many_small_terms_keep_their_digits():
     meter = LossMeter(CPU)
     for _ in range(20_000):
         meter.add({"loss": torch.tensor(0.1)})
-    assert meter.look(Ranks())[0]["loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+    assert meter.means(Ranks())[0]["loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_a_state_that_names_its_progress_as_earlier_versions_did_is_taken_up():
+    run = RunFolder(Path("runs/x/fold0"), 0)
+    assert progress_of({"progress": {"epoch": 3, "is_judged": False}}, run).is_validated is False
+    with pytest.raises(ValueError, match="not the state of this experiment"):
+        progress_of({"progress": {"epoch": 3, "unknown": 1}}, run)
