@@ -93,11 +93,6 @@ class Live:
         self.writer.add_image("crops and attention maps", grid, training.updates, dataformats="HWC")
         self.crops = None
 
-    def flush(self) -> None:
-        """Bring everything to the disk."""
-        if self.writer is not None:
-            self.writer.flush()
-
     def close(self) -> None:
         """End the line and the files."""
         self.bar.close()

@@ -85,14 +85,6 @@ class Augmentation:
             crop = step.change(crop, geometry if step.moves else others, context)
         return crop
 
-    def move(self, picture: np.ndarray, geometry_seed: int) -> np.ndarray:
-        """Another picture of the same size, such as a mask (H, W) uint8 or a crop, moved as `geometry_seed` moves."""
-        geometry = Draws(geometry_seed)
-        for step in self.steps:
-            if step.moves:
-                picture = step.change(picture, geometry, NOTHING_KNOWN)
-        return picture
-
 
 SHIFT_PIXELS = 8
 OLD_GAUSS_NOISE = (0.0124, 0.0277)
