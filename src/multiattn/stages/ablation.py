@@ -120,7 +120,7 @@ def _command(options: Options) -> str:
 
 
 def _fill(table: AblationTable, cell: Cell, repetition: int, options: Options, inputs: _Inputs, ranks: Ranks) -> None:
-    """Train and measure one seed of a cell. What a user could mend is noted in the table, and the others go on."""
+    """Train and measure one seed of a cell. A user's mistake is noted in the table, and the others go on."""
     try:
         experiment = seeded(cell.experiment, repetition)
         if table.held_out == LQ:  # the paper starts its models of LQ from those of HQ
@@ -128,7 +128,8 @@ def _fill(table: AblationTable, cell: Cell, repetition: int, options: Options, i
             experiment = seeded(cell.experiment, repetition, suffix="_c40", start_from=start)
             if start is not None:
                 require_same_folds(start, inputs.numbers, inputs.data.folds)
-        runs = train_folds(experiment, inputs.data, inputs.numbers, options.runs, device=inputs.device, ranks=ranks)
+        train_folds(experiment, inputs.data, inputs.numbers, options.runs, device=inputs.device, ranks=ranks)
+        runs = options.runs / experiment.name
         if not ranks.is_main:
             return
         figures = measure_out_of_fold(runs, inputs.numbers)

@@ -19,13 +19,11 @@ from multiattn.inference.predictor import score_out_of_fold
 from multiattn.runtime.devices import pick_device
 from multiattn.training.engine.ranks import distributed
 from multiattn.training.folds import (
-    FoldOutcome,
     describe_folds,
     parse_slots,
     read_training_data,
     train_folds,
     train_in_processes,
-    try_folds,
     without_options,
 )
 
@@ -79,13 +77,17 @@ def main(argv: list[str]) -> None:
         outcomes = train_in_processes(words, numbers, parse_slots(options.gpus), folder)
     else:
         device = pick_device(options.device)
-        how = {"device": device, "allow_changes": options.allow_changes}
         with distributed(device) as ranks:
-            if len(numbers) == 1 or ranks.world_size > 1:
-                train_folds(experiment, data, numbers, options.runs, ranks=ranks, **how)
-                outcomes = [FoldOutcome(number) for number in numbers]
-            else:
-                outcomes = try_folds(experiment, data, numbers, options.runs, ranks=ranks, **how)
+            outcomes = train_folds(
+                experiment,
+                data,
+                numbers,
+                options.runs,
+                device=device,
+                ranks=ranks,
+                allow_changes=options.allow_changes,
+                keep_going=len(numbers) > 1 and ranks.world_size == 1,
+            )
         if not ranks.is_main:
             return
     results(describe_folds(experiment, folder, outcomes))

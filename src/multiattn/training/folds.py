@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -91,37 +90,29 @@ def train_folds(
     device: torch.device,
     ranks: Ranks,
     allow_changes: bool = False,
-) -> Path:
+    keep_going: bool = False,
+) -> list[FoldOutcome]:
     """Train folds one after the other; a finished one is skipped, a killed one continued.
 
-    Returns:
-        The experiment's folder, `runs/<experiment>`.
+    Args:
+        keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
+            would wait for the one that failed.
 
     Raises:
         ValueError: a folder holds a run with other settings, or settings do not fit the data.
     """
-    for number in numbers:
-        train_one(experiment, data, number, runs, device=device, ranks=ranks, allow_changes=allow_changes)
-    return runs / experiment.name
-
-
-def try_folds(
-    experiment: Experiment, data: TrainingData, numbers: list[int], runs: Path, **options: Any
-) -> list[FoldOutcome]:
-    """Train folds one after the other; one that fails does not take the others with it.
-
-    For one process: among several ranks, the others would wait for the one that failed. Options as `train_folds`.
-    """
     outcomes = []
     for number in numbers:
+        reason = ""
         try:
-            train_one(experiment, data, number, runs, **options)
+            train_one(experiment, data, number, runs, device=device, ranks=ranks, allow_changes=allow_changes)
         except (OSError, RuntimeError, ValueError) as error:
+            if not keep_going:
+                raise
             # A mistake that a user can correct needs no traceback.
             logger.error("fold %d failed: %s", number, error, exc_info=isinstance(error, RuntimeError))
-            outcomes.append(FoldOutcome(number, str(error)))
-        else:
-            outcomes.append(FoldOutcome(number))
+            reason = str(error)
+        outcomes.append(FoldOutcome(number, reason))
     return outcomes
 
 
