@@ -8,15 +8,6 @@ import tyro
 from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
 from multiattn.config.settings import require, require_choices
 
-# The one list of each kind of names: options, help and errors are made of them, and the code behind each name stands in
-# a table that is checked to cover the list (`settings.covering`).
-AugmentationName = Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"]
-"""Presets of `training/data/augment/presets.py`."""
-SamplingName = Literal["balanced", "paired", "weighted"]
-"""Samplings of `training/data/crops.py`."""
-ScheduleName = Literal["constant", "cosine", "step", "poly", "one-cycle"]
-"""Learning rate schedules of `training/engine/optimizer.py`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -24,12 +15,12 @@ class DataConfig:
 
     image_size: int = 380
     """Side of the square crops in pixels; the faces folder must have been made with the same `--size`."""
-    augmentation: AugmentationName = "standard"
-    """Preset; `multiattn figures augment` draws what each does."""
+    augmentation: Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"] = "standard"
+    """Preset of `training/data/augment`; `multiattn figures augment` draws what each does."""
     sbi: Annotated[float, tyro.conf.arg(aliases=("--sbi",))] = 0.0
     """Probability that a visit of a real crop shows it blended with itself instead (self-blended image), as a fake.
     An epoch stays as long and, up to 0.5, as balanced: so many fewer forged videos are visited, none at 0.5."""
-    sampling: Annotated[SamplingName, tyro.conf.arg(aliases=("--sampling",))] = "balanced"
+    sampling: Annotated[Literal["balanced", "paired", "weighted"], tyro.conf.arg(aliases=("--sampling",))] = "balanced"
     """`balanced`: as many visits of real videos as of fake ones. `paired`: a real crop and the same frame and face of
     one of its fakes side by side, with one geometric augmentation. `weighted`: every video once, and a cross entropy
     that weighs the classes by what they lack."""
@@ -77,7 +68,7 @@ class OptimConfig:
     """What `lr` is multiplied by for the backbone."""
     layer_decay: float | None = None
     """Layer-wise rates: what `lr` is multiplied by once more for each layer of the backbone nearer to the input."""
-    schedule: ScheduleName = "constant"
+    schedule: Literal["constant", "cosine", "step", "poly", "one-cycle"] = "constant"
     """`one-cycle` rises to `lr` over the first 30 % and falls to nearly nothing, both along a cosine."""
     lr_min: float = 0.0
     """Where `cosine` and `poly` end."""

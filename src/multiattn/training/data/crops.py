@@ -9,8 +9,7 @@ import pandas as pd
 from torch.utils.data import DataLoader
 
 from multiattn.config import DataConfig
-from multiattn.config.settings import covering
-from multiattn.config.training import SamplingName
+from multiattn.config.settings import registry
 from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment import (
     EARLIER_CROPS,
@@ -259,10 +258,10 @@ def _weighted(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
     return EpochSampler(video_of_row, labels, frames_per_video=config.frames_per_video, visits=visits, seed=seed)
 
 
-SAMPLINGS: dict[str, Callable[[FoldCrops, DataConfig, int], Sampler]] = covering(
-    SamplingName, {"balanced": _balanced, "paired": _paired, "weighted": _weighted}
+SAMPLINGS: dict[str, Callable[[FoldCrops, DataConfig, int], Sampler]] = registry(
+    DataConfig, "sampling", {"balanced": _balanced, "paired": _paired, "weighted": _weighted}
 )
-"""Name -> the sampler of a fold's epochs. The names stand in `config.training.SamplingName`."""
+"""Name -> the sampler of a fold's epochs. The names stand in `DataConfig.sampling`."""
 
 
 def class_weights(crops: FoldCrops, config: DataConfig) -> tuple[float, float] | None:

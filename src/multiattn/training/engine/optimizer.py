@@ -14,8 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from multiattn.config import OptimConfig
-from multiattn.config.settings import covering
-from multiattn.config.training import ScheduleName
+from multiattn.config.settings import registry
 from multiattn.training.engine.apex import FUSED_PREFIX, require_fused
 
 FUSED = ("adam", "adamw")
@@ -158,8 +157,9 @@ def _along_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int, dict[str, Any]], Scheduler]] = covering(
-    ScheduleName,
+SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int, dict[str, Any]], Scheduler]] = registry(
+    OptimConfig,
+    "schedule",
     {
         # The cosine whose lowest value is its highest.
         "constant": lambda optimizer, config, total, _, options: CosineLRScheduler(
@@ -181,4 +181,4 @@ SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int, dict[str, Any]]
     },
 )
 """Name -> (optimiser, settings, T updates of the phase, updates an epoch, timm's options of the warm-up) -> schedule,
-with t updates done. The names stand in `config.training.ScheduleName`."""
+with t updates done. The names stand in `OptimConfig.schedule`."""

@@ -10,8 +10,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from multiattn.config.settings import covering
-from multiattn.config.training import AugmentationName
+from multiattn.config import DataConfig
+from multiattn.config.settings import registry
 from multiattn.training.data.augment.faces import black_out
 from multiattn.training.data.augment.reencode import reencoding, reencoding_alone
 from multiattn.training.data.augment.steps import (
@@ -349,8 +349,9 @@ def _pixel_transform(name: str, probability: float, magnitude: int) -> A.BasicTr
     return transforms[name](probability)
 
 
-PRESETS: dict[str, Callable[[int], list[Step]]] = covering(
-    AugmentationName,
+PRESETS: dict[str, Callable[[int], list[Step]]] = registry(
+    DataConfig,
+    "augmentation",
     {
         "none": _none,
         "paper": _paper,
@@ -362,4 +363,4 @@ PRESETS: dict[str, Callable[[int], list[Step]]] = covering(
         "strong": _strong,
     },
 )
-"""Name -> the steps for crops of a size. The names stand in `config.training.AugmentationName`."""
+"""Name -> the steps for crops of a size. The names stand in `DataConfig.augmentation`."""
