@@ -6,7 +6,7 @@ from pathlib import Path
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from multiattn.model.checkpoints import read_state, state_problems
+from multiattn.model.checkpoints import load_weights, read_state, state_problems
 
 
 class MovingAverage:
@@ -106,9 +106,5 @@ def load_average(network: nn.Module, paths: Sequence[Path]) -> None:
         ValueError: as `average_of`, or the weights of another network.
     """
     state = average_of(paths)
-    problems = state_problems(network.state_dict(), state)
-    if problems:
-        raise ValueError(
-            f"{paths[0]}: these are not the weights of this {type(network).__name__}: {'; '.join(problems)}."
-        )
+    load_weights(network, paths[0])  # refuses the weights of another network
     network.load_state_dict(state)
