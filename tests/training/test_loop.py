@@ -1,8 +1,9 @@
-"""When training validates, what it keeps, when it ends, and what it says of settings that changed."""
+"""One fold from first to last: validations, best weights, settings that change, phases, continuing to the same bits."""
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,8 +126,18 @@ def test_averages_are_candidates_and_the_kept_weights_are_those_of_the_best(pipe
     np.testing.assert_allclose(FRAME_PREDICTIONS.read(folder / "oof.parquet")["logit"], logits, atol=1e-4)
 
 
-def begun(pipeline: Pipeline, runs: Path) -> Path:
-    return train_fold_zero(pipeline, runs, dataclasses.replace(STILL, epochs=1))
+@pytest.fixture(scope="module")
+def trained_once(pipeline: Pipeline, tmp_path_factory) -> Path:
+    """Runs with an epoch of fold 0."""
+    runs = tmp_path_factory.mktemp("begun")
+    train_fold_zero(pipeline, runs, dataclasses.replace(STILL, epochs=1))
+    return runs
+
+
+@pytest.fixture
+def begun(trained_once: Path, tmp_path: Path) -> Path:
+    """Folder of fold 0 below `tmp_path`, its one epoch trained."""
+    return shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True) / STILL.name / "fold0"
 
 
 @pytest.mark.parametrize(
@@ -137,38 +148,34 @@ def begun(pipeline: Pipeline, runs: Path) -> Path:
         pytest.param({"save_minutes": 3.0}, id="when it saves"),
     ],
 )
-def test_what_a_run_does_not_learn_from_may_change(pipeline, tmp_path, changes):
-    folder = begun(pipeline, tmp_path)
+def test_what_a_run_does_not_learn_from_may_change(pipeline, begun, tmp_path, changes):
     train_fold_zero(pipeline, tmp_path, dataclasses.replace(STILL, epochs=1, **changes))
-    assert not (folder / "changes.json").exists()
+    assert not (begun / "changes.json").exists()
 
 
-def test_other_settings_are_refused_unless_told_and_then_noted(pipeline, tmp_path):
-    folder = begun(pipeline, tmp_path)
+def test_other_settings_are_refused_unless_allowed_and_then_noted(pipeline, begun, tmp_path):
     longer = dataclasses.replace(STILL, epochs=2, loss=dataclasses.replace(STILL.loss, label_smoothing=0.1))
     with pytest.raises(
         ValueError, match=r"loss.label_smoothing: 0.0 there, 0.1 asked; epochs: 1 there, 2 asked.*--allow"
     ):
         train_fold_zero(pipeline, tmp_path, longer)
-    assert history(folder)["epoch"].tolist() == [0]
+    assert history(begun)["epoch"].tolist() == [0]
     train_fold_zero(pipeline, tmp_path, longer, allow_changes=True)
-    assert history(folder)["epoch"].tolist() == [0, 1]
-    (noted,) = json.loads((folder / "changes.json").read_text())
+    assert history(begun)["epoch"].tolist() == [0, 1]
+    (noted,) = json.loads((begun / "changes.json").read_text())
     assert noted["changes"] == ["loss.label_smoothing: 0.0 there, 0.1 asked", "epochs: 1 there, 2 asked"]
     train_fold_zero(pipeline, tmp_path, longer)  # these are its settings now
 
 
-def test_an_average_and_gradient_scaling_may_begin_on_the_way(pipeline, tmp_path):
-    folder = begun(pipeline, tmp_path)
+def test_an_average_and_gradient_scaling_may_begin_on_the_way(pipeline, begun, tmp_path):
     changed = dataclasses.replace(STILL, epochs=2, average=AverageConfig(ema_decay=0.5), precision="fp16")
     train_fold_zero(pipeline, tmp_path, changed, allow_changes=True)
-    table = history(folder)
+    table = history(begun)
     assert table["ema_log_loss"].notna().tolist() == [False, True]
-    assert load_state(folder)["scaler"]["scale"] > 0
+    assert load_state(begun)["scaler"]["scale"] > 0
 
 
-def test_other_folds_are_never_allowed(pipeline, tmp_path):
-    begun(pipeline, tmp_path)
+def test_other_folds_are_never_allowed(pipeline, begun, tmp_path):
     folds = FOLDS.read(pipeline.folds)
     FOLDS.write(folds.assign(fold=1 - folds["fold"]), tmp_path / "folds.csv")
     other = dataclasses.replace(pipeline, folds=tmp_path / "folds.csv")
@@ -188,8 +195,8 @@ def test_a_run_that_goes_on_with_another_batch_goes_on_at_the_same_place_of_the_
     assert seen[0] == 7, "3 batches of 4 are 6 of 2"
 
 
-def test_the_state_of_a_finished_run_can_be_read(pipeline, tmp_path):
-    state = load_state(begun(pipeline, tmp_path))
+def test_the_state_of_a_finished_run_can_be_read(trained_once):
+    state = load_state(trained_once / STILL.name / "fold0")
     assert (state["progress"]["epoch"], state["progress"]["batch"]) == (1, 0)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from multiattn.config import Experiment, ModelConfig, OptimConfig, Phase
-from multiattn.training.engine.optimizer import make_optimizer, make_schedule, rate_scales
+from multiattn.training.engine.optimizer import SCHEDULES, make_optimizer, make_schedule, rate_scales
 from multiattn.training.engine.step import TrainingStep, set_trainable
 
 STEPS_PER_EPOCH, EPOCHS = 10, 4
@@ -258,7 +258,7 @@ def test_the_learning_rate_is_that_of_torchs_scheduler(config, make):
     assert found == pytest.approx(torch_rates(make, TOTAL - 1), rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "poly", "one-cycle"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_learning_rate_is_a_function_of_the_update_alone(schedule):
     config = OptimConfig(lr=0.1, schedule=schedule, step_epochs=1, warmup_epochs=0 if schedule == "one-cycle" else 1)
     order = torch.randperm(TOTAL, generator=torch.Generator().manual_seed(0)).tolist()

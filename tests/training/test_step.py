@@ -16,6 +16,7 @@ TINY = Experiment(
     model=ModelConfig(backbone="tinynet_e", pretrained=False, drop_path_rate=0.0),
     data=DataConfig(image_size=64, batch_size=4),
 )
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 ALL_TERMS = {"loss", "cross_entropy", "auxiliary", "cross_entropy_agda"}
 
 
@@ -27,8 +28,7 @@ def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 def passes(step: TrainingStep, *, degrade: bool = True, objective: str = "network") -> dict[str, torch.Tensor]:
     """The terms of one step; the gradients lie in its parameters."""
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return backward_passes(step, step, *batch(), scaler=scaler, degrade=degrade, objective=objective)
+    return backward_passes(step, step, *batch(), scaler=UNSCALED, degrade=degrade, objective=objective)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,7 @@ def test_the_backbone_phase_trains_the_backbone_alone():
     phases = (Phase(name="backbone", epochs=1, objective="backbone"), Phase(name="full", epochs=1))
     step = TrainingStep(dataclasses.replace(TINY, phases=phases))
     assert set(passes(step, objective="backbone")) == {"loss", "cross_entropy"}
-    trained = {
-        name.split(".")[0] + "." + name.split(".")[1] for name, p in step.named_parameters() if p.grad is not None
-    }
+    trained = {".".join(name.split(".")[:2]) for name, p in step.named_parameters() if p.grad is not None}
     assert trained == {"network.backbone", "backbone_head.linear"}
 
 
@@ -149,10 +147,9 @@ def test_sixteen_crops_can_be_learnt_by_heart():
     step = TrainingStep(dataclasses.replace(TINY, model=model))
     crops, labels = batch(16)
     optimizer = make_optimizer(step, OptimConfig(lr=3e-3))
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     for _ in range(60):
         optimizer.zero_grad()
-        terms = backward_passes(step, step, crops, labels, scaler=scaler)
+        terms = backward_passes(step, step, crops, labels, scaler=UNSCALED)
         optimizer.step()
     assert terms["cross_entropy"] < 0.05
 
@@ -171,18 +168,6 @@ def test_centres_move_once_a_step_and_alpha_decays_once_an_epoch():
     assert after_one.norm() > 0
     step.end_epoch()
     assert step.auxiliary.center_rate.item() == pytest.approx(0.05 * 0.9)
-
-
-def test_a_few_steps_lower_the_loss_of_a_batch():
-    torch.manual_seed(0)
-    step = TrainingStep(dataclasses.replace(TINY, agda=AgdaConfig(mode="none")))
-    optimizer = make_optimizer(step, OptimConfig(lr=2e-3))
-    losses = []
-    for _ in range(8):
-        optimizer.zero_grad()
-        losses.append(passes(step)["cross_entropy"].item())
-        optimizer.step()
-    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
@@ -212,9 +197,8 @@ def test_two_halves_of_an_update_give_the_gradients_of_one():
     for shares in ((1.0,), (0.5, 0.5)):
         torch.manual_seed(0)
         step = TrainingStep(plain)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
         for number, share in enumerate(shares, start=1):
-            found = backward_passes(step, step, *batch(), scaler=scaler, share=share, is_update=number == len(shares))
+            found = backward_passes(step, step, *batch(), scaler=UNSCALED, share=share, is_update=number == len(shares))
         gradients.append({name: p.grad for name, p in step.named_parameters()})
         assert found["loss"].item() == pytest.approx(found["cross_entropy"].item())
     for name, gradient in gradients[0].items():
@@ -226,7 +210,7 @@ def test_the_centres_of_accumulated_batches_move_as_in_one_step():
         torch.manual_seed(0)
         step = TrainingStep(dataclasses.replace(TINY, agda=AgdaConfig(mode="none")))
         for _ in range(times):
-            backward_passes(step, step, *batch(), scaler=torch.amp.GradScaler("cpu", enabled=False), share=share)
+            backward_passes(step, step, *batch(), scaler=UNSCALED, share=share)
         return step.auxiliary.centers
 
     once, twice = centers(1.0, 1), centers(0.5, 2)
