@@ -83,7 +83,7 @@ def test_validations_come_when_they_are_asked_for(pipeline, tmp_path, every, epo
 
 def test_patience_ends_a_run_that_gets_no_better_and_it_stays_ended(pipeline, tmp_path, caplog):
     caplog.set_level("INFO")
-    # Running statistics move even where weights do not: AUC, which only looks at the order, has ties then.
+    # Running statistics move even where weights do not: AUC, which knows the order alone, has ties then.
     settings = ValidationConfig(patience=2, metric="accuracy")
     experiment = dataclasses.replace(STILL, epochs=9, validation=settings)
     folder = train_fold_zero(pipeline, tmp_path, experiment)

@@ -82,7 +82,7 @@ def test_several_processes_train_as_one_with_the_same_global_batch(pipeline, alo
     assert states[0]["auxiliary.centers"].norm() > 1e-2
     oof, wanted = (FRAME_PREDICTIONS.read(path / "oof.parquet") for path in (folder, alone))
     key = ["video_id", "frame_index", "track"]
-    pd.testing.assert_frame_equal(oof[key], wanted[key])  # each held-out crop once, whichever rank looked at it
+    pd.testing.assert_frame_equal(oof[key], wanted[key])  # each held-out crop once, whichever rank predicted it
 
 
 def children(process: subprocess.Popen) -> list[int]:

@@ -78,7 +78,7 @@ def no_links(source: Path, link: Path) -> None:
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
 def test_a_reader_finds_a_whole_state_before_and_after_every_rename(folder, monkeypatch, links):
-    """A reader that looked between the two renames met a name without a file."""
+    """A reader between the two renames met a name without a file."""
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     seen, replace = [], Path.replace
