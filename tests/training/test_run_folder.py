@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from multiattn.runtime.layout import PREVIOUS_STATE_FILE, STATE_FILE
-from multiattn.training.engine import run_folder as state_file
+from multiattn.training.engine import run_folder
 from multiattn.training.engine.run_folder import load_state, save_state
 
 
@@ -124,7 +124,7 @@ def test_a_state_that_may_not_be_opened_is_not_called_damaged(folder, monkeypatc
 
 
 def test_a_write_that_cannot_be_read_back_changes_nothing(folder, monkeypatch):
-    monkeypatch.setattr(state_file, "_fault", lambda file: "a bad sector")
+    monkeypatch.setattr(run_folder, "_fault", lambda file: "a bad sector")
     with pytest.raises(OSError, match="cannot be read back"):
         save_state(folder, state(3))
     monkeypatch.undo()

@@ -122,8 +122,6 @@ def _spread_frames(table: pd.DataFrame, num_frames: int) -> pd.DataFrame:
     return table[kept].reset_index(drop=True)
 
 
-# --- the data set -----------------------------------------------------------------------------------------------------
-
 BLEND_STREAM = 20
 """Stream of a visit's seed that decides if the crop is shown blended with itself."""
 
@@ -220,9 +218,6 @@ def _landmarks(folder: Path, table: pd.DataFrame, faces: pd.DataFrame | None, op
             "option out."
         )
     return points
-
-
-# --- sampling and loaders ---------------------------------------------------------------------------------------------
 
 
 def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -1,21 +1,9 @@
-"""resume.pt: everything training needs to go on, on disk in such a way that a good copy is always there.
+"""A run folder: everything one fold of an experiment leaves behind (README.md), and its saved states.
 
-A new state is written beside the old one, synced, read back and compared, and only then takes its name; the old one is
-kept as `resume.previous.pt`. Whoever reads meanwhile finds one of the two whole. A file that was cut off or altered is
-noticed by its checksums when it is read, and the previous one takes its place.
-
-A run folder: everything one fold of an experiment leaves behind, and how a killed run continues.
-
-    experiment.json, inputs.json, environment.json, faces.json, folds.csv   how it was made
-    epochs.csv, tensorboard/         how it went
-    best.safetensors, oof.parquet    the best validation: weights, and frame predictions of the held-out fold
-    last.safetensors                 the weights of the latest validation
-    resume.pt, resume.previous.pt    all that training needs to go on, and the state before it
-    candidates/                      the best validations' weights, where an average of them is asked for
-    changes.json                     settings that were changed on the way, if any were
-
-The state is written last and whole (`state_file.py`), so whatever moment a run is killed at, the next one continues
-from the last state and writes the same files again.
+The state is written last and whole, so whatever moment a run is killed at, the next one continues from the last state
+and writes the same files again. A new state is written beside the old one, synced, read back and compared, and only
+then takes its name; the old one is kept as `resume.previous.pt`. Whoever reads meanwhile finds one of the two whole. A
+file that was cut off or altered is noticed by its checksums when it is read, and the previous one takes its place.
 """
 
 import logging
@@ -48,6 +36,7 @@ from multiattn.runtime.layout import (
     PREVIOUS_STATE_FILE,
     STATE_FILE,
     fold_folder,
+    fold_name,
 )
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
@@ -55,83 +44,8 @@ from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_r
 
 logger = logging.getLogger(__name__)
 
-
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors and plain types.
-
-    Raises:
-        OSError: the disk does not take it, or gives back something else; the state before it is left as it was.
-    """
-    path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-            fault = _fault(file)
-        if fault:
-            raise OSError(f"{path}: the state that was just written cannot be read back ({fault}). Is the disk sound?")
-        if path.is_file():
-            _keep(path, previous)
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The latest state that can be read; None where there is none. Loads tensors and plain types only.
-
-    Raises:
-        ValueError: there are states, and all of them are damaged.
-        OSError: a state is there and cannot be opened, by its permissions for example.
-    """
-    faults = []
-    for path in (folder / STATE_FILE, folder / PREVIOUS_STATE_FILE):
-        try:
-            file = path.open("rb")  # once, so that what was checked is what is loaded, whatever is renamed meanwhile
-        except FileNotFoundError:
-            continue
-        with file:
-            fault = _fault(file)
-            if fault is None:
-                file.seek(0)
-                try:
-                    state = torch.load(file, map_location="cpu", weights_only=True)
-                except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-                    fault = str(error).splitlines()[0]
-                else:
-                    if faults:
-                        logger.warning("%s; going on from the state before it, %s.", "; ".join(faults), path.name)
-                    return state
-        faults.append(f"{path}: damaged ({fault})")
-    if faults:
-        raise ValueError(f"{'; '.join(faults)}. Delete both to train this fold from its beginning.")
-    return None
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Give the state a second name, so that the first one is never without a file."""
-    link = previous.with_name(f".{previous.name}.link")
-    link.unlink(missing_ok=True)  # of a write that was killed here
-    try:
-        os.link(path, link)
-        link.replace(previous)
-    except OSError:  # a disk without links (exFAT): the name is free for a moment, and a reader takes the other state
-        path.replace(previous)
-    finally:
-        link.unlink(missing_ok=True)  # a rename onto the same file's other name leaves both
-
-
-def _fault(file: IO[bytes]) -> str | None:
-    """Describe the fault of a file of `torch.save`, a zip archive with a checksum for every entry."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    # What zipfile says of altered bytes: no archive, an entry cut off, an unknown compression, a place before the file.
-    # OSError is also a disk that cannot read them; whether the file may be opened was settled before.
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
-        return str(error) or type(error).__name__
-    return f"entry {damaged} does not match its checksum" if damaged else None
-
-
 SETTINGS_FREE_TO_CHANGE = ("data.num_workers", "data.cache", "data.cache_gb", "save_minutes")
-"""They change how fast a run is, not what it learns."""
+"""Settings that change how fast a run is, not what it learns."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +58,7 @@ class RunFolder:
     @property
     def model_name(self) -> str:
         """`<experiment>/fold<k>`, the model's name in tables of predictions."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        return fold_name(self.path)
 
     def begin(
         self,
@@ -219,6 +133,23 @@ class RunFolder:
         save_weights(network, self.path / LAST_WEIGHTS, _metadata(history[-1]))
 
 
+def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, as `name: value there, value asked`; those that are free to change are left out."""
+    found = []
+    for name in kept:
+        path = f"{prefix}{name}"
+        if isinstance(kept[name], dict):
+            found += _differences(kept[name], asked[name], f"{path}.")
+        elif kept[name] != asked[name] and path not in SETTINGS_FREE_TO_CHANGE:
+            found.append(f"{path}: {kept[name]!r} there, {asked[name]!r} asked")
+    return found
+
+
+def _metadata(record: dict[str, Any]) -> dict[str, str]:
+    names = ("epoch", "step", "candidate")
+    return {name: str(record[name]) for name in names} | {"validation_log_loss": repr(record["validation_log_loss"])}
+
+
 def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
     """Fill a network with the best weights of another run.
 
@@ -242,17 +173,75 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
     logger.info("The network starts from %s.", path)
 
 
-def _metadata(record: dict[str, Any]) -> dict[str, str]:
-    names = ("epoch", "step", "candidate")
-    return {name: str(record[name]) for name in names} | {"validation_log_loss": repr(record["validation_log_loss"])}
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write a state of tensors and plain types.
+
+    Raises:
+        OSError: the disk does not take it, or gives back something else; the state before it is left as it was.
+    """
+    path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+            fault = _fault(file)
+        if fault:
+            raise OSError(f"{path}: the state that was just written cannot be read back ({fault}). Is the disk sound?")
+        if path.is_file():
+            _keep(path, previous)
 
 
-def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for name in kept:
-        path = f"{prefix}{name}"
-        if isinstance(kept[name], dict):
-            found += _differences(kept[name], asked[name], f"{path}.")
-        elif kept[name] != asked[name] and path not in SETTINGS_FREE_TO_CHANGE:
-            found.append(f"{path}: {kept[name]!r} there, {asked[name]!r} asked")
-    return found
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The latest state that can be read; None where there is none. Loads tensors and plain types only.
+
+    Raises:
+        ValueError: there are states, and all of them are damaged.
+        OSError: a state is there and cannot be opened, by its permissions for example.
+    """
+    faults = []
+    for path in (folder / STATE_FILE, folder / PREVIOUS_STATE_FILE):
+        try:
+            file = path.open("rb")  # once, so that what was checked is what is loaded, whatever is renamed meanwhile
+        except FileNotFoundError:
+            continue
+        with file:
+            fault = _fault(file)
+            if fault is None:
+                file.seek(0)
+                try:
+                    state = torch.load(file, map_location="cpu", weights_only=True)
+                except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+                    fault = str(error).splitlines()[0]
+                else:
+                    if faults:
+                        logger.warning("%s; going on from the state before it, %s.", "; ".join(faults), path.name)
+                    return state
+        faults.append(f"{path}: damaged ({fault})")
+    if faults:
+        raise ValueError(f"{'; '.join(faults)}. Delete both to train this fold from its beginning.")
+    return None
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give the state a second name, so that the first one is never without a file."""
+    link = previous.with_name(f".{previous.name}.link")
+    link.unlink(missing_ok=True)  # of a write that was killed here
+    try:
+        os.link(path, link)
+        link.replace(previous)
+    except OSError:  # a disk without links (exFAT): the name is free for a moment, and a reader takes the other state
+        path.replace(previous)
+    finally:
+        link.unlink(missing_ok=True)  # a rename onto the same file's other name leaves both
+
+
+def _fault(file: IO[bytes]) -> str | None:
+    """Describe the fault of a file of `torch.save`, a zip archive with a checksum for every entry."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    # What zipfile says of altered bytes: no archive, an entry cut off, an unknown compression, a place before the file.
+    # OSError is also a disk that cannot read them; whether the file may be opened was settled before.
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+        return str(error) or type(error).__name__
+    return f"entry {damaged} does not match its checksum" if damaged else None
