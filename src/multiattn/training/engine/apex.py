@@ -32,17 +32,9 @@ BUILD_COMMAND_WITH_AMP = (
 LAST_TAG_WITH_AMP = "25.05"
 """`apex.amp` was removed in May 2025; the next tag, 25.07, is without it."""
 IMPORT_FAILURES = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+    AssertionError, AttributeError, ImportError, LookupError, NameError,
+    OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
 """Errors that code written for another version of Python or torch raises when it is imported."""
 
 
@@ -103,19 +95,14 @@ def require_fused(name: str, device: torch.device) -> None:
     Raises:
         ValueError: not on a GPU, or no apex with its CUDA extensions; names the finding and the remedy.
     """
-    finding = find_apex()
-    instead = f"use `--optim.name {name.lower().replace(FUSED_PREFIX, '')}`, which needs no apex"
-    if device.type != "cuda":
-        raise ValueError(
-            f"--optim.name {name}: expected a run on a GPU, which apex's optimisers need; this one is on "
-            f"the {device.type}, and {finding.message}. Here, {instead}."
-        )
-    if finding.kind not in ("optimizers", "amp"):
-        build = BUILD.format(tag="", command=BUILD_COMMAND)
-        raise ValueError(
-            f"--optim.name {name}: expected NVIDIA's apex with its CUDA extensions; {finding.message}. To get it, "
-            f"{build}. Or {instead}."
-        )
+    _require(
+        f"--optim.name {name}",
+        device,
+        kinds=("optimizers", "amp"),
+        expected="NVIDIA's apex with its CUDA extensions",
+        build=BUILD.format(tag="", command=BUILD_COMMAND),
+        instead=f"use `--optim.name {name.lower().replace(FUSED_PREFIX, '')}`, which needs no apex",
+    )
 
 
 def require_amp(device: torch.device) -> None:
@@ -124,19 +111,27 @@ def require_amp(device: torch.device) -> None:
     Raises:
         ValueError: not on a GPU, or no apex that still has `amp`; names the finding and the remedy.
     """
+    _require(
+        "--precision apex-O1",
+        device,
+        kinds=("amp",),
+        expected="an NVIDIA apex that has apex.amp and its CUDA extensions",
+        build=BUILD.format(tag=f" at its tag {LAST_TAG_WITH_AMP} or before", command=BUILD_COMMAND_WITH_AMP),
+        instead="use torch's own mixed precision: `--precision bf16`, or `fp16` on a GPU without bf16",
+    )
+
+
+def _require(
+    option: str, device: torch.device, *, kinds: tuple[str, ...], expected: str, build: str, instead: str
+) -> None:
     finding = find_apex()
-    instead = "use torch's own mixed precision: `--precision bf16`, or `fp16` on a GPU without bf16"
     if device.type != "cuda":
         raise ValueError(
-            f"--precision apex-O1: expected a run on a GPU, which apex.amp is made for; this one is on the "
-            f"{device.type}, and {finding.message}. Here, use `--precision fp32`, or `bf16`."
+            f"{option}: expected a run on a GPU, which apex needs; this one is on the {device.type}, and "
+            f"{finding.message}. Instead, {instead}."
         )
-    if finding.kind != "amp":
-        build = BUILD.format(tag=f" at its tag {LAST_TAG_WITH_AMP} or before", command=BUILD_COMMAND_WITH_AMP)
-        raise ValueError(
-            f"--precision apex-O1: expected an NVIDIA apex that has apex.amp and its CUDA extensions; "
-            f"{finding.message}. To get it, {build}. Or {instead}."
-        )
+    if finding.kind not in kinds:
+        raise ValueError(f"{option}: expected {expected}; {finding.message}. To get it, {build}. Or {instead}.")
 
 
 class ApexScaler:
