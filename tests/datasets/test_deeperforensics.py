@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_trees import make_files, rows_by_id
 
 from multiattn.datasets.deeperforensics import TYPES, read_deeperforensics, read_splits
 from multiattn.datasets.ffpp import read_ffpp
@@ -13,13 +14,6 @@ from walk import run
 
 SPLITS = {"train": ["480_W133.mp4"], "val": ["000_W138.mp4"], "test": ["902_M004.mp4"]}
 NAMES = tuple(name for names in SPLITS.values() for name in names)
-
-
-def make_files(root: Path, *paths: str) -> Path:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-    return root
 
 
 def make_splits(folder: Path, **changes: list[str] | None) -> Path:
@@ -35,13 +29,6 @@ def make_tree(root: Path, *types: str) -> Path:
     make_files(root, *(f"manipulated_videos/{kind}/{name}" for kind in types for name in NAMES))
     make_splits(root / "lists" / "splits")
     return root
-
-
-def rows_by_id(listing) -> dict[str, dict]:
-    if not listing.rows:
-        return {}
-    table = VIDEOS.validate(pd.DataFrame(listing.rows), "listing")
-    return {row["video_id"]: row for row in table.to_dict("records")}
 
 
 def test_fakes_become_rows_with_method_split_people_and_the_original_of_faceforensics(tmp_path):
@@ -137,10 +124,6 @@ def test_split_lists_can_lie_elsewhere(tmp_path):
     assert [row["split"] for row in listing.rows] == ["test"]
 
 
-def test_an_empty_root_gives_no_rows(tmp_path):
-    assert read_deeperforensics(tmp_path).rows == []
-
-
 @pytest.mark.parametrize("name", ["480.mp4", "480_515.mp4", "48_W133.mp4", "480_W133_1.mp4", "480_X133.mp4"])
 def test_a_name_that_is_not_the_official_one_is_refused_with_its_path(name, tmp_path):
     make_files(tmp_path, f"manipulated_videos/end_to_end/{name}")
@@ -181,8 +164,3 @@ def test_lists_that_are_not_what_they_should_be_are_refused(names, expected, tmp
 def test_a_missing_list_is_named(split, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{split}\.txt.*--splits"):
         read_splits(make_splits(tmp_path / "splits", **{split: None}))
-
-
-def test_a_root_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--root"):
-        read_deeperforensics(tmp_path / "nothing")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
+from made_trees import rows_by_id
 
 from multiattn.datasets.deepfakebench import CROP_POINTS, LABELS, read_deepfakebench
 from multiattn.datasets.manifest import write_manifest
-from multiattn.tables import LANDMARKS, VIDEOS
+from multiattn.tables import LANDMARKS
 from multiattn.video.crops.images import CropImages
 from multiattn.video.crops.recipe import TEMPLATE, read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
@@ -50,12 +50,10 @@ class Tree:
 
     def read(self, **options):
         self.json_file.write_text(json.dumps(self.content))
-        return read_deepfakebench(self.root, json_file=self.json_file, faces=self.faces, **options)
+        return read_deepfakebench(self.root, json=self.json_file, faces=self.faces, **options)
 
     def rows(self) -> dict[str, dict]:
-        listing = self.read()
-        table = VIDEOS.validate(pd.DataFrame(listing.rows), "listing") if listing.rows else VIDEOS.empty()
-        return {row["path"]: row for row in table.to_dict("records")}
+        return rows_by_id(self.read(), "path")
 
 
 def dlib_points(frame: int) -> np.ndarray:
@@ -425,4 +423,4 @@ def test_crops_that_are_not_theirs_are_refused(make, expected, ffpp):
 
 def test_a_root_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="--root"):
-        read_deepfakebench(tmp_path / "nothing", json_file=tmp_path / "x.json", faces=tmp_path / "faces")
+        read_deepfakebench(tmp_path / "nothing", json=tmp_path / "x.json", faces=tmp_path / "faces")

@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from made_trees import make_files, rows_by_id
 
 from multiattn.datasets.dfdc_preview import read_dfdc_preview
-from multiattn.tables import VIDEOS
 
 REAL = "original_videos/1003254/1003254_A_001.mp4"
 FAKE_A = "method_A/1003254/1003254_A/1255229_1003254_A_001.mp4"
@@ -32,27 +31,16 @@ def real(**changes) -> dict:
 
 def make_tree(root: Path, entries: dict, *, absent=(), extra=(), videos_level: bool = False) -> Path:
     """`dataset.json` and an empty file a clip."""
-    root.mkdir(exist_ok=True)
+    present = {*entries, *extra} - set(absent)
+    make_files(root, *(key.replace("/", "/videos/", 1) if videos_level else key for key in present))
     (root / "dataset.json").write_text(json.dumps(entries))
-    for key in {*entries, *extra} - set(absent):
-        top, rest = key.split("/", 1)
-        path = root / top / ("videos" if videos_level else "") / rest
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
     return root
-
-
-def rows_by_path(listing) -> dict[str, dict]:
-    if not listing.rows:
-        return {}
-    table = VIDEOS.validate(pd.DataFrame(listing.rows), "listing")
-    return {row["path"]: row for row in table.to_dict("records")}
 
 
 def test_the_tree_becomes_rows_with_method_split_people_and_original(tmp_path):
     method_b = fake(set="test", target_id="1260311", source_video="original_videos/1260311/1260311_C_001.mp4")
     listing = read_dfdc_preview(make_tree(tmp_path, {REAL: real(), FAKE_A: fake(), FAKE_B: method_b}))
-    rows = rows_by_path(listing)
+    rows = rows_by_id(listing, "path")
     assert rows[FAKE_A] == {
         "video_id": "dfdc-preview/method_A/1003254/1003254_A/1255229_1003254_A_001",
         "path": FAKE_A,
@@ -72,7 +60,7 @@ def test_the_tree_becomes_rows_with_method_split_people_and_original(tmp_path):
 
 
 def test_clips_moved_into_a_videos_folder_are_found(tmp_path):
-    rows = rows_by_path(read_dfdc_preview(make_tree(tmp_path, {REAL: real(), FAKE_A: fake()}, videos_level=True)))
+    rows = rows_by_id(read_dfdc_preview(make_tree(tmp_path, {REAL: real(), FAKE_A: fake()}, videos_level=True)), "path")
     moved = FAKE_A.replace("method_A/", "method_A/videos/")
     assert set(rows) == {moved, REAL.replace("original_videos/", "original_videos/videos/")}
     assert rows[moved]["original"] == "dfdc-preview/original_videos/videos/1003254/1003254_A_001"
@@ -95,12 +83,14 @@ def test_the_original_is_a_listed_clip_of_the_target(changes, original, tmp_path
     entries = {REAL: real(), REAL.replace("001", "002"): real(), other: real(target_id="1255229")}
     listing = read_dfdc_preview(make_tree(tmp_path, {**entries, FAKE_A: fake(**changes)}))
     expected = f"dfdc-preview/{original.removesuffix('.mp4')}" if original else ""
-    assert rows_by_path(listing)[FAKE_A]["original"] == expected
+    assert rows_by_id(listing, "path")[FAKE_A]["original"] == expected
 
 
 def test_people_come_from_the_name_where_the_entry_says_none(tmp_path):
     bare = {"label": "fake", "set": "test"}
-    rows = rows_by_path(read_dfdc_preview(make_tree(tmp_path, {REAL: {"label": "real", "set": "test"}, FAKE_A: bare})))
+    rows = rows_by_id(
+        read_dfdc_preview(make_tree(tmp_path, {REAL: {"label": "real", "set": "test"}, FAKE_A: bare})), "path"
+    )
     assert (rows[FAKE_A]["target_id"], rows[FAKE_A]["source_id"]) == ("1003254", "1255229")
     assert rows[FAKE_A]["original"] == rows[REAL]["video_id"]
     assert rows[REAL]["target_id"] == "1003254"
@@ -110,7 +100,7 @@ def test_after_a_partial_download_what_is_missing_is_counted_and_not_invented(tm
     stray = "method_A/1/1_A/2_1_A_000.mp4"
     entries = {REAL: real(), FAKE_A: fake(), FAKE_B: fake(target_id="1260311")}
     listing = read_dfdc_preview(make_tree(tmp_path, entries, absent=(REAL, FAKE_B), extra=(stray,)))
-    rows = rows_by_path(listing)
+    rows = rows_by_id(listing, "path")
     assert list(rows) == [FAKE_A]
     assert rows[FAKE_A]["original"] == "dfdc-preview/original_videos/1003254/1003254_A_001"
     assert (listing.absent, listing.unlisted) == ([FAKE_B, REAL], [stray])

@@ -206,7 +206,7 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         make_forger("faceswop", actor, actor, (9,), num_frames=1)
 
 
-def test_growing_by_a_bump_looks_nearer_to_the_centre() -> None:
+def test_growing_by_a_bump_takes_pixels_nearer_to_the_centre() -> None:
     x, y = np.array([[0.0, 10.0]]), np.array([[0.0, 0.0]])
     dx, dy = displacement(x, y, [Bump(centre=(0, 0), width=(1e6, 1e6), grow=(0.1, 0.1))])
     np.testing.assert_allclose(dx, [[0.0, -1.0]], atol=1e-9)

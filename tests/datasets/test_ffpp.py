@@ -1,22 +1,22 @@
-"""FaceForensics++ trees in their official form, and the official splits."""
+"""FaceForensics++ trees in their official form, the official splits, and the masks."""
 
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_trees import make_files, rows_by_id
 
-from multiattn.datasets.ffpp import METHODS, read_ffpp, read_splits
-from multiattn.tables import VIDEOS
+from multiattn.datasets.dfd import read_dfd
+from multiattn.datasets.ffpp import METHODS, mask_of, read_ffpp, read_splits
 
+MANIPULATED = "manipulated_sequences"
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SPLITS = {"train": [["071", "054"]], "val": [["720", "672"]], "test": [["953", "974"]]}
 
 
 def make_clip(root: Path, sequence: str, name: str, compression: str = "c23") -> None:
-    folder = root / sequence / compression / "videos"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).touch()
+    make_files(root, f"{sequence}/{compression}/videos/{name}")
 
 
 def make_tree(root: Path, compression: str = "c23") -> Path:
@@ -35,13 +35,6 @@ def make_splits(folder: Path, **changes) -> Path:
         if pairs is not None:
             (folder / f"{split}.json").write_text(pairs if isinstance(pairs, str) else json.dumps(pairs))
     return folder
-
-
-def rows_by_id(listing) -> dict[str, dict]:
-    if not listing.rows:
-        return {}
-    table = VIDEOS.validate(pd.DataFrame(listing.rows), "listing")
-    return {row["video_id"]: row for row in table.to_dict("records")}
 
 
 def test_the_whole_tree_becomes_rows_with_method_target_source_and_original(tmp_path):
@@ -101,10 +94,6 @@ def test_whatever_of_the_tree_is_there_is_listed(tmp_path):
     (tmp_path / "manipulated_sequences/FaceShifter/masks/videos").mkdir(parents=True)
     rows = rows_by_id(read_ffpp(tmp_path))
     assert list(rows) == ["ffpp/manipulated_sequences/FaceShifter/c23/videos/999_000"]
-
-
-def test_an_empty_root_gives_no_rows(tmp_path):
-    assert read_ffpp(tmp_path).rows == []
 
 
 @pytest.mark.parametrize(
@@ -204,15 +193,46 @@ def test_empty_splits_hold_no_ids(tmp_path):
     assert read_splits(make_splits(tmp_path / "splits", train=[], val=[], test=[])) == {}
 
 
-@pytest.mark.parametrize("compression", ["C23", "", "high"])
-def test_an_unknown_compression_is_refused(compression, tmp_path):
-    with pytest.raises(ValueError, match="--compression: expected one of raw, c0, c23, c40"):
-        read_ffpp(tmp_path, compression=compression)
+@pytest.mark.parametrize("level", ["raw", "c0", "c23", "c40"])
+@pytest.mark.parametrize(
+    ("dataset", "method", "name"),
+    [
+        *(("ffpp", method, "519_515.mp4") for method in ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")),
+        ("dfd", "DeepFakeDetection", "24_23__outside_talking_still_laughing__YR5OVD4S.mp4"),
+    ],
+)
+def test_a_manipulated_clip_of_any_level_has_the_one_mask_of_its_method(dataset, method, name, level):
+    assert mask_of(dataset, f"{MANIPULATED}/{method}/{level}/videos/{name}") == (
+        f"{MANIPULATED}/{method}/masks/videos/{name}"
+    )
 
 
-def test_a_root_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--root"):
-        read_ffpp(tmp_path / "nothing")
+@pytest.mark.parametrize(
+    ("dataset", "path"),
+    [
+        pytest.param("ffpp", "original_sequences/youtube/c23/videos/519.mp4", id="pristine"),
+        pytest.param("dfd", "original_sequences/actors/c23/videos/24__kitchen_pan.mp4", id="an actor's clip"),
+        pytest.param("ffpp", f"{MANIPULATED}/FaceShifter/c23/videos/519_515.mp4", id="FaceShifter has none"),
+        pytest.param("dfd", f"{MANIPULATED}/Deepfakes/c23/videos/519_515.mp4", id="a method of the other data set"),
+        pytest.param("dfdc", "dfdc_train_part_0/a.mp4", id="a data set without masks"),
+        pytest.param("folder", f"{MANIPULATED}/Deepfakes/c23/videos/519_515.mp4", id="a folder of the same form"),
+        pytest.param("ffpp", f"{MANIPULATED}/Deepfakes/masks/videos/519_515.mp4", id="a mask itself"),
+        pytest.param("ffpp", f"{MANIPULATED}/Deepfakes/c23/images/519_515.mp4", id="another folder"),
+        pytest.param("ffpp", "", id="empty"),
+    ],
+)
+def test_other_clips_have_no_mask(dataset, path):
+    assert mask_of(dataset, path) is None
+
+
+def test_the_rows_of_a_tree_lead_to_the_masks_beside_them(tmp_path):
+    """With masks downloaded, every manipulated clip listed has its mask on disk, and no mask is listed as a clip."""
+    for method, name in (("Deepfakes", "519_515.mp4"), ("DeepFakeDetection", "24_23__kitchen_pan__YR5OVD4S.mp4")):
+        for folder in ("c23", "masks"):
+            make_clip(tmp_path, f"{MANIPULATED}/{method}", name, folder)
+    rows = read_ffpp(tmp_path).rows + read_dfd(tmp_path).rows
+    assert [row["dataset"] for row in rows] == ["ffpp", "dfd"]
+    assert all((tmp_path / mask_of(row["dataset"], row["path"])).is_file() for row in rows)
 
 
 @pytest.mark.shared

@@ -55,7 +55,7 @@ def random_videos(seed: int) -> pd.DataFrame:
 
 
 def links(row, *, with_part: bool) -> list[tuple]:
-    """What a video may not be parted from, said independently of the code under test."""
+    """Keys of everything a video may not be parted from, independent of the code under test."""
     found = [("video", row.video_id)] + [("video", row.original)] * bool(row.original)
     found += [("person", row.dataset, name) for name in (row.target_id, row.source_id) if name]
     return found + [("part", row.dataset, row.part)] * bool(with_part and row.part)

@@ -284,7 +284,7 @@ def test_deeperforensics_against_the_splits_of_faceforensics(label, ff_split, df
 
 
 @pytest.mark.parametrize("with_ffpp", [False, True], ids=["alone", "with FF++ without splits"])
-def test_deeperforensics_without_the_splits_of_faceforensics_cannot_be_told(with_ffpp):
+def test_deeperforensics_without_the_splits_of_faceforensics_cannot_be_checked(with_ffpp):
     rows = [{"video_id": f"{FF}/480", "target_id": "480", "split": ""}] if with_ffpp else []
     table = videos(*rows, {"video_id": "deeperforensics/480_W133", "label": 1, "target_id": "480"})
     assert ("note", "DeeperForensics without FaceForensics++") in found(table)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_predictions import Simulated, Simulation
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from multiattn.scoring.aggregators import Aggregator
@@ -26,7 +26,6 @@ from multiattn.scoring.nested_tuning import (
 )
 from multiattn.scoring.rule import ScoringRule
 from multiattn.scoring.tuning import describe_tuning, num_steps, tune
-from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 
 SMALL = {"num_videos": 400, "num_frames": 4, "num_groups": 20}
 
@@ -376,43 +375,7 @@ def test_the_tuned_rule_wins_where_there_is_something_to_win(setting):
     assert figures["tuned, nested"] - best < (figures["equal mean, untuned"] - best) / 2
 
 
-# --- the generator ------------------------------------------------------------------------------------------------
-
-
-def test_tables_keep_their_contracts_and_a_seed_fixes_them():
-    drawn, again, other = simulate(seed=5), simulate(seed=5), simulate(seed=6)
-    text = drawn.predictions.astype({"model": str, "video_id": str})
-    FRAME_PREDICTIONS.validate(text, "simulated")
-    FOLDS.validate(drawn.videos, "simulated")
-    assert drawn.predictions.equals(again.predictions)
-    assert drawn.videos.equals(again.videos)
-    assert not drawn.predictions.equals(other.predictions)
-
-
-def test_every_video_is_scored_by_each_experiments_model_of_its_fold():
-    drawn = simulate(faceless_share=0.1)
-    fold = drawn.videos.set_index("video_id")["fold"]
-    of_row = drawn.predictions["video_id"].astype(str).map(fold).to_numpy()
-    assert (drawn.predictions["fold"].to_numpy() == of_row).all()
-    named = drawn.predictions["model"].astype(str).str.rpartition("/fold")[2].astype(int)
-    assert (named.to_numpy() == of_row).all()
-    counts = drawn.predictions.groupby("video_id", observed=True).size()
-    assert (counts == 3 * 6).all()
-    assert len(drawn.videos) - len(counts) == pytest.approx(60, abs=25)
-    assert (drawn.videos.groupby("group")["fold"].nunique() == 1).all()
-
-
-@pytest.mark.parametrize(("sharpness", "prior"), [(1.0, 0.8), (3.0, 0.8), (1 / 3, 0.8), (1.0, 0.5)])
-def test_sharpness_and_prior_are_what_platt_finds(sharpness, prior):
-    """Without noise of frames and models a single experiment is calibrated up to them."""
-    drawn = simulate(
-        num_videos=20_000, num_frames=1, fake_share=0.8, training_prior=prior, sharpness=sharpness, frame_sd=0.0,
-        offset_sd=0.0, group_sd=0.0, faceless_share=0.0, experiment_sd=(0.6,),
-    )  # fmt: skip
-    values = score_experiments(drawn.predictions, Aggregator()).values[:, 0]
-    slope, intercept = fit_calibration("platt", drawn.videos["label"].to_numpy(), values).parameters
-    assert slope * sharpness == pytest.approx(1, abs=0.06)
-    assert intercept == pytest.approx(logit(0.8) - logit(prior), abs=0.1)
+# --- the simulation itself ------------------------------------------------------------------------------------------
 
 
 def test_the_best_answer_is_calibrated_and_better_than_every_experiment():

@@ -7,9 +7,19 @@ validation split, and the same people are in training and test.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from multiattn.datasets.manifest import Listing, video_files, video_id, video_row
+from multiattn.datasets.manifest import (
+    IndexOptions,
+    Listing,
+    match_name,
+    require_root,
+    video_files,
+    video_id,
+    video_row,
+)
 from multiattn.tables import FAKE, REAL
 
 REAL_FOLDER, FAKE_FOLDER, YOUTUBE_FOLDER = "Celeb-real", "Celeb-synthesis", "YouTube-real"
@@ -41,11 +51,10 @@ def read_celebdf(root: Path, *, version: str = "v2", test_list: Path | None = No
         FileNotFoundError: no such folder, or no test list.
         ValueError: a clip whose name is not the official one, or a list that is not the official one.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds {REAL_FOLDER} as --root.")
+    require_root(root, REAL_FOLDER)
     dataset = f"celebdf-{version}"
     test = read_test_list(test_list or root / TEST_LIST, version=version)
-    listing = Listing(dataset=dataset, root=root, rows=[])
+    listing = Listing(dataset=dataset, root=root)
     folders = {folder.casefold(): folder for folder in NAMES}
     path_of: dict[str, str] = {}
     for entry in sorted(root.iterdir()):
@@ -66,13 +75,20 @@ def read_celebdf(root: Path, *, version: str = "v2", test_list: Path | None = No
     return listing
 
 
+@dataclass(frozen=True, kw_only=True)
+class Celebdf(IndexOptions):
+    """Celeb-DF v1 or v2: the clips of the test list are the test split, all others the training split."""
+
+    reader = staticmethod(read_celebdf)
+    version: Literal["v1", "v2"] = "v2"
+    test_list: Path | None = None
+    """List_of_testing_videos.txt, where it is not in the root."""
+
+
 def _row(root: Path, dataset: str, listed: str, path: str, path_of: dict[str, str], split: str) -> dict:
     folder, name = listed.split("/")
     pattern, form = NAMES[folder]
-    match = pattern.match(Path(name).stem)
-    if match is None:
-        raise ValueError(f"{root / path}: expected a name of the form {form}.")
-    people = match.groupdict()
+    people = match_name(pattern, root / path, form).groupdict()
     original = ""
     if folder == FAKE_FOLDER:
         target_clip = f"{people['target']}_{people['clip']}.mp4"

@@ -6,10 +6,19 @@ FaceForensics++ c23 with the same ids, indexed as `ffpp`; the actors' own record
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.datasets.ffpp import original_id
-from multiattn.datasets.manifest import Listing, video_files, video_files_below, video_row
+from multiattn.datasets.manifest import (
+    IndexOptions,
+    Listing,
+    match_name,
+    require_root,
+    video_files,
+    video_files_below,
+    video_row,
+)
 from multiattn.tables import FAKE
 
 DATASET = "deeperforensics"
@@ -44,12 +53,11 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     unknown = sorted(set(types) - set(TYPES))
     if unknown:
         raise ValueError(f"--types: expected some of {', '.join(TYPES)}, found {', '.join(unknown)}.")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds manipulated_videos as --root.")
+    require_root(root, "manipulated_videos")
     if splits is None and (root / SPLITS).is_dir():
         splits = root / SPLITS
     split_of = read_splits(splits) if splits is not None else None
-    listing = Listing(dataset=DATASET, root=root, rows=[])
+    listing = Listing(dataset=DATASET, root=root)
     manipulated = root / "manipulated_videos"
     for folder in sorted(entry for entry in manipulated.iterdir() if entry.is_dir()) if manipulated.is_dir() else []:
         if folder.name not in TYPES:
@@ -66,13 +74,22 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     return listing
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeeperForensics(IndexOptions):
+    """DeeperForensics-1.0's fakes; index FaceForensics++ c23 into the same table for the real class."""
+
+    reader = staticmethod(read_deeperforensics)
+    types: tuple[str, ...] = ()
+    """Only these folders of manipulated_videos, such as end_to_end; none named means all."""
+    splits: Path | None = None
+    """The folder of the official train.txt, val.txt, test.txt, where it is not lists/splits below the root."""
+
+
 def _list_type(root: Path, kind: str, split_of: dict[str, str] | None, listing: Listing) -> None:
     prefix = f"manipulated_videos/{kind}/"
     present = video_files(root / prefix)
     for name in present:
-        match = _NAME.match(Path(name).stem)
-        if match is None:
-            raise ValueError(f"{root / prefix / name}: expected a name of the form <FF++ id>_<actor>, as 480_W133.")
+        match = match_name(_NAME, root / prefix / name, "<FF++ id>_<actor>, as 480_W133")
         if split_of is not None and Path(name).stem not in split_of:
             listing.unlisted.append(prefix + name)
             continue

@@ -11,7 +11,7 @@ what is made of them here:
         videos in `train`): one row each; `test` wins over `train`, `train` over `val`
     Celeb-DF's first real folder missing from `train`: its videos are `unlisted`
     DFDC's `val` a single entry in place of videos, or both at once: read as the video it is
-    paths of the machine that wrote them, with either slash: looked up below the root by their tail
+    paths of the machine that wrote them, with either slash: found below the root by their tail
 """
 
 import os
@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.datasets.ffpp import compression_of
-from multiattn.datasets.manifest import Listing, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_row
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.layout import FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.tables import FACES, FAKE, LANDMARKS, REAL, VIDEO_STATUS, VIDEOS
@@ -89,7 +89,7 @@ RULES = tuple(
         (r"source_videos/(?P<target>[MW]\d{3})/frames/.+", ""),
     )
 )
-"""What a path below the root tells; a fake's original is the folder of its frames."""
+"""Form of a path below the root -> the folder of frames of a fake's original."""
 _TEMPLATE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
@@ -112,7 +112,7 @@ class _Video:
     """File names."""
 
 
-def read_deepfakebench(root: Path, *, json_file: Path, faces: Path) -> Listing:
+def read_deepfakebench(root: Path, *, json: Path, faces: Path) -> Listing:
     """List the videos of one of their JSON files, and make a faces folder of their frames.
 
     A row's `path` is the folder of its frames. The faces folder links to the root and copies nothing. What their
@@ -123,7 +123,7 @@ def read_deepfakebench(root: Path, *, json_file: Path, faces: Path) -> Listing:
 
     Args:
         root: the folder their data sets lie in, `datasets/rgb`.
-        json_file: one of `preprocessing/dataset_json`.
+        json: one of `preprocessing/dataset_json`.
         faces: the faces folder to write or to add to.
 
     Returns:
@@ -134,10 +134,9 @@ def read_deepfakebench(root: Path, *, json_file: Path, faces: Path) -> Listing:
         ValueError: a JSON of another form, a video both real and fake, crops of different sizes, or a faces folder
             that belongs to something else.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Pass DeepfakeBench's datasets/rgb as --root.")
-    listing = Listing(dataset=DATASET, root=root, rows=[])
-    videos = _read_videos(root, json_file, listing)
+    require_root(root, "DeepfakeBench's data sets, datasets/rgb,")
+    listing = Listing(dataset=DATASET, root=root)
+    videos = _read_videos(root, json, listing)
     present: dict[str, list[str]] = {}
     num_gone = 0
     for folder, video in videos.items():
@@ -150,7 +149,7 @@ def read_deepfakebench(root: Path, *, json_file: Path, faces: Path) -> Listing:
         listing.rows.append(_row(video))
     listing.unlisted.extend(_unlisted(root, videos))
     if num_gone:
-        listing.notes.append(f"{json_file}: {num_gone} frames are listed but absent.")
+        listing.notes.append(f"{json}: {num_gone} frames are listed but absent.")
     if any(video.label == "DF_real" for video in videos.values()):
         listing.notes.append(
             "DF_real are the actors' own recordings; the real class of DeeperForensics is FaceForensics++ c23."
@@ -158,6 +157,17 @@ def read_deepfakebench(root: Path, *, json_file: Path, faces: Path) -> Listing:
     if present:
         _write_faces_folder(root, present, listing, faces)
     return listing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepfakeBench(IndexOptions):
+    """DeepfakeBench's preprocessed frames: also writes a faces folder of them, without decoding anything again."""
+
+    reader = staticmethod(read_deepfakebench)
+    json: Path
+    """Their JSON of data set, label, split, video and frames."""
+    faces: Path
+    """The faces folder to write."""
 
 
 def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, _Video]:
@@ -316,7 +326,7 @@ def _keep_link(root: Path, faces: Path) -> None:
 
 
 def _keep_recipe(faces: Path, size: int, num_frames: int) -> None:
-    """Write `faces.json`: a crop recipe (`video/recipe.py`) that this code can train on and cannot make."""
+    """Write `faces.json`: a crop recipe (`video/crops/recipe.py`) that this code can train on and cannot make."""
     recipe = {
         "version": 2,
         "num_frames": num_frames,

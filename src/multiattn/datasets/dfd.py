@@ -2,15 +2,24 @@
 
 Source of the layout: the FaceForensics++ download script. An original is named `<actor>__<scene>`; a manipulated clip
 `<target>_<source>__<scene>__<id>`: the face of `source` on the target's clip of that scene. There is no official split,
-so `split` stays empty. Most clips show several faces of which one is forged: `masks.mask_of` says where.
+so `split` stays empty. Most clips show several faces of which one is forged: `ffpp.mask_of` says where.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiattn.datasets.ffpp import compression_of, level_folders
-from multiattn.datasets.manifest import Listing, video_files, video_id, video_row
+from multiattn.datasets.ffpp import Compression, compression_of, level_folders
+from multiattn.datasets.manifest import (
+    IndexOptions,
+    Listing,
+    match_name,
+    require_root,
+    video_files,
+    video_id,
+    video_row,
+)
 from multiattn.tables import FAKE, REAL
 
 DATASET = "dfd"
@@ -37,9 +46,8 @@ def read_dfd(root: Path, *, compression: str = "c23") -> Listing:
         ValueError: a clip whose name is not the official one.
     """
     levels = level_folders(compression)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds original_sequences as --root.")
-    listing = Listing(dataset=DATASET, root=root, rows=[])
+    require_root(root, "original_sequences")
+    listing = Listing(dataset=DATASET, root=root)
     originals: dict[tuple[str, str], str] = {}
     for level in levels:
         for path, match in _clips(root, f"{ORIGINALS}/{level}/videos", _REAL_NAME, "<actor>__<scene>"):
@@ -54,16 +62,20 @@ def read_dfd(root: Path, *, compression: str = "c23") -> Listing:
     return listing
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dfd(IndexOptions):
+    """Google's DeepFakeDetection in the FaceForensics++ tree, at one compression level; it has no official split."""
+
+    reader = staticmethod(read_dfd)
+    compression: Compression = "c23"
+
+
 def _clips(root: Path, folder: str, pattern: re.Pattern[str], form: str) -> list[tuple[str, re.Match[str]]]:
     if not (root / folder).is_dir():
         return []
-    clips = []
-    for name in video_files(root / folder):
-        match = pattern.match(Path(name).stem)
-        if match is None:
-            raise ValueError(f"{root / folder / name}: expected a name of the form {form}.")
-        clips.append((f"{folder}/{name}", match))
-    return clips
+    return [
+        (f"{folder}/{name}", match_name(pattern, root / folder / name, form)) for name in video_files(root / folder)
+    ]
 
 
 def _row(path: str, match: re.Match[str], level: str, *, label: int) -> dict[str, Any]:

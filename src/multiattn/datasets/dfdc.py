@@ -2,15 +2,16 @@
 
 Source of the layout: the competition's download page; every training part is a folder that holds its clips and a
 `metadata.json` of {file name: {label, split, original}}; `original` stands on FAKE rows only. The released validation
-and test sets hold their clips and a `labels.csv` of `filename,label` (1 = fake). Parts are looked for in the root, in
+and test sets hold their clips and a `labels.csv` of `filename,label` (1 = fake). Parts are found in the root, in
 its folders and in theirs, since an archive may be unpacked into a folder of its own.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiattn.datasets.manifest import Listing, video_files, video_id, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files, video_id, video_row
 from multiattn.runtime.files import read_json
 from multiattn.tables import FAKE, LABELS, REAL, UNKNOWN
 
@@ -41,9 +42,8 @@ def read_dfdc(root: Path) -> Listing:
         FileNotFoundError: no such folder.
         ValueError: a `metadata.json` that is not what it should be, an unknown label, a file name used twice.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds dfdc_train_part_* as --root.")
-    listing = Listing(dataset=DATASET, root=root, rows=[])
+    require_root(root, "dfdc_train_part_*")
+    listing = Listing(dataset=DATASET, root=root)
     metadata: dict[str, dict[str, dict[str, Any]]] = {}
     held_out = []
     for prefix in _folders(root):
@@ -59,6 +59,13 @@ def read_dfdc(root: Path) -> Listing:
     for prefix in held_out:
         _list_held_out(root, prefix, listing)
     return listing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dfdc(IndexOptions):
+    """DFDC: training parts, validation and test folders, Kaggle's folders; whatever of them is there."""
+
+    reader = staticmethod(read_dfdc)
 
 
 def _folders(root: Path) -> list[str]:

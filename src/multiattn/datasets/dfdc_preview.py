@@ -7,10 +7,11 @@ Source of the layout: the readers of the release, there being no document of its
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiattn.datasets.manifest import Listing, video_files_below, video_id, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, video_files_below, video_id, video_row
 from multiattn.runtime.files import read_json
 from multiattn.tables import FAKE, REAL
 
@@ -45,7 +46,7 @@ def read_dfdc_preview(root: Path) -> Listing:
     present = {f"{top}/{name}" for top in TOP_FOLDERS for name in video_files_below(root / top)}
     place = {key: _place(key, present) for key in entries}
     reals = {Path(key).stem: key for key, entry in entries.items() if LABEL_NAMES[entry["label"]] == REAL}
-    listing = Listing(dataset=DATASET, root=root, rows=[])
+    listing = Listing(dataset=DATASET, root=root)
     for key, entry in sorted(entries.items()):
         if place[key] not in present:
             listing.absent.append(key)
@@ -68,6 +69,13 @@ def read_dfdc_preview(root: Path) -> Listing:
     return listing
 
 
+@dataclass(frozen=True, kw_only=True)
+class DfdcPreview(IndexOptions):
+    """The DFDC preview set: dataset.json, method_A, method_B, original_videos."""
+
+    reader = staticmethod(read_dfdc_preview)
+
+
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     entries = read_json(path)
     if not isinstance(entries, dict):
@@ -83,7 +91,7 @@ def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _place(key: str, present: set[str]) -> str:
-    """Where the clip of a key lies: there, or below `videos` in its top folder when it is there."""
+    """Path of the clip of a key: the key itself, or below `videos` in its top folder when the clip is there."""
     top, _, rest = key.partition("/")
     moved = f"{top}/videos/{rest}"
     return moved if key not in present and moved in present else key

@@ -1,13 +1,23 @@
-"""The FaceForensics++ tree and its official splits.
+"""The FaceForensics++ tree, its official splits and its masks.
 
 Source of the layout: the FaceForensics++ download script and `dataset/README.md`. A manipulated clip is named
 `<target>_<source>`: the face of `source` on the video of `target`.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from multiattn.datasets.manifest import Listing, video_files, video_id, video_row
+from multiattn.datasets.manifest import (
+    IndexOptions,
+    Listing,
+    match_name,
+    require_root,
+    video_files,
+    video_id,
+    video_row,
+)
 from multiattn.runtime.files import read_json
 from multiattn.tables import FAKE, REAL
 
@@ -15,6 +25,9 @@ DATASET = "ffpp"
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
 LEVEL_FOLDERS = {"raw": ("raw", "c0"), "c0": ("raw", "c0"), "c23": ("c23",), "c40": ("c40",)}
 """Compression level -> its folders: the script writes `raw` for what the README and the extraction script call `c0`."""
+Compression = Literal[tuple(LEVEL_FOLDERS)]
+MASKED_METHODS = {DATASET: METHODS[:-1], "dfd": ("DeepFakeDetection",)}
+"""Data set -> methods whose masks were released; FaceShifter has none."""
 ORIGINALS = "original_sequences/youtube"
 _REAL_NAME = re.compile(r"(\d{3})$")
 _FAKE_NAME = re.compile(r"(\d{3})_(\d{3})$")
@@ -37,11 +50,10 @@ def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = Non
         ValueError: a clip whose name is not the official one, or an id no split holds.
     """
     levels = level_folders(compression)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds original_sequences as --root.")
+    require_root(root, "original_sequences")
     pairs = read_pairs(splits) if splits is not None else None
     split_of = split_of_ids(pairs) if pairs is not None else None
-    listing = Listing(dataset=DATASET, root=root, rows=[])
+    listing = Listing(dataset=DATASET, root=root)
     for method in ("", *METHODS):
         sequence = f"manipulated_sequences/{method}" if method else ORIGINALS
         present = {}
@@ -57,6 +69,16 @@ def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = Non
     return listing
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ffpp(IndexOptions):
+    """FaceForensics++: pristine clips and the five manipulation methods at one compression level."""
+
+    reader = staticmethod(read_ffpp)
+    compression: Compression = "c23"
+    splits: Path | None = None
+    """The folder of the official train.json, val.json, test.json; without it the split stays empty."""
+
+
 def level_folders(compression: str) -> tuple[str, ...]:
     """The folders of a compression level.
 
@@ -69,7 +91,7 @@ def level_folders(compression: str) -> tuple[str, ...]:
 
 
 def compression_of(level: str) -> str:
-    """What the table calls the level of a folder: `raw` for `c0`, else its own name."""
+    """Name in the table of a folder's level: `raw` for `c0`, else its own."""
     return "raw" if level == "c0" else level
 
 
@@ -79,10 +101,8 @@ def original_id(target: str, level: str) -> str:
 
 
 def _row(root: Path, path: str, method: str, level: str, split_of: dict[str, str] | None) -> dict:
-    match = (_FAKE_NAME if method else _REAL_NAME).match(Path(path).stem)
-    if match is None:
-        expected = "<target>_<source>, as 519_515" if method else "three digits, as 519"
-        raise ValueError(f"{root / path}: expected a name of the form {expected}.")
+    pattern, form = (_FAKE_NAME, "<target>_<source>, as 519_515") if method else (_REAL_NAME, "three digits, as 519")
+    match = match_name(pattern, root / path, form)
     target, source = (match[1], match[2]) if method else (match[1], "")
     if split_of is not None and target not in split_of:
         raise ValueError(f"{root / path}: id {target} is in none of train.json, val.json, test.json.")
@@ -142,3 +162,27 @@ def split_of_ids(pairs_of: dict[str, list[tuple[str, str]]]) -> dict[str, str]:
 def read_splits(folder: Path) -> dict[str, str]:
     """id -> split, from the official files; raises as `read_pairs` does."""
     return split_of_ids(read_pairs(folder))
+
+
+def mask_of(dataset: str, path: str) -> str | None:
+    """Path of a clip's mask video, as long as the clip and bright where the face was changed.
+
+    It is `manipulated_sequences/<method>/masks/videos/<name>` for all compression levels.
+
+    Source: the FaceForensics++ download script.
+
+    Args:
+        dataset: the row's `dataset`.
+        path: the row's `path`, below the data set's root.
+
+    Returns:
+        The mask's path below the same root, whether or not it was downloaded; None where none was released: pristine
+        clips, FaceShifter, and data sets other than `ffpp` and `dfd`.
+    """
+    match path.split("/"):
+        case ["manipulated_sequences", method, level, "videos", name] if any(
+            level in folders for folders in LEVEL_FOLDERS.values()
+        ):
+            if method in MASKED_METHODS.get(dataset, ()):
+                return f"manipulated_sequences/{method}/masks/videos/{name}"
+    return None

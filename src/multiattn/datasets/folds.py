@@ -36,7 +36,7 @@ def group_videos(videos: pd.DataFrame, grouping: Grouping) -> pd.Series:
     for columns in families:
         names = pd.concat([videos[column] for column in columns], ignore_index=True)
         number, unique = pd.factorize(names)
-        if columns[0] != "video_id":  # a video_id holds its data set's name, others are told apart by it
+        if columns[0] != "video_id":  # a video_id holds its data set's name, other names are prefixed with it
             number = number + np.tile(dataset, len(columns)) * len(unique)
         named = np.flatnonzero(names != "")
         number, unique = pd.factorize(number[named])
@@ -151,7 +151,7 @@ def read_folds(path: Path, *, videos: pd.DataFrame | None = None) -> pd.DataFram
 
 
 def read_grouping(path: Path) -> Grouping:
-    """What the recipe beside a folds CSV says it was grouped by; `original` where there is none."""
+    """Grouping that the recipe beside a folds CSV names; `original` where there is none."""
     recipe_path = Path(path).with_suffix(".json")
     recipe = read_json(recipe_path).get("recipe", {}) if recipe_path.is_file() else {}
     return recipe.get("group", "original")

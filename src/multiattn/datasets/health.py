@@ -1,28 +1,54 @@
-"""The health report of a videos table: counts, leaks, and files that are not where the table says.
+"""The health report of a videos table and its folds: counts, leaks, and files that are not where the table says.
 
 Three severities. A `leak` makes a score wrong: something seen in training is tested or validated on. A `warning` is
-most likely a mistake. A `note` is worth knowing.
+most likely a mistake. A `note` is worth knowing. With folds, what the folds hold is what is trained on; without, all
+labelled videos outside the test split are, as `multiattn folds` would have it.
 """
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
+from multiattn.datasets import deeperforensics, dfdc, ffpp
 from multiattn.datasets.folds import Grouping
-from multiattn.datasets.leaks import Finding, Severity, find_leaks, places
 from multiattn.datasets.manifest import is_video_name
 from multiattn.tables import FAKE, REAL, UNKNOWN
 
+Severity = Literal["leak", "warning", "note"]
+KAGGLE_PUBLIC_TEST = "test_videos"
+KAGGLE_PARTS = re.compile(rf"{dfdc.PART_NAME}0?[012]")
+"""Training parts that hold the 400 public test videos of the Kaggle competition."""
+SPLIT_AGAIN = (
+    "Leave the training side out when you test on the others. If you only test on this data set, pass --folds: then "
+    "only what the folds hold counts as trained on."
+)
+FOLD_AGAIN = "Make the folds again with `multiattn folds`."
 LABEL_NAMES = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
 INDEX_AGAIN = "Run `multiattn index` again."
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One thing found, its cases, and what to do about it."""
+
+    severity: Severity
+    name: str
+    text: str
+    """One sentence without the cases."""
+    advice: str
+    cases: list[str] = field(default_factory=list)
+    """All of them, one short line each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HealthReport:
-    """What `check_health` found."""
+    """Result of `check_health`."""
 
     counts: pd.DataFrame
     """Columns dataset, split, method, real, fake, unknown; a row each combination."""
@@ -30,7 +56,7 @@ class HealthReport:
     """The worst first."""
 
     def count(self, severity: Severity) -> int:
-        """How many findings of a severity there are."""
+        """Number of findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
 
@@ -42,21 +68,27 @@ def check_health(
     manifest: dict[str, Any] | None = None,
     roots: dict[str, Path] | None = None,
 ) -> HealthReport:
-    """Look for leaks between splits and folds, copies, and files that are not where the table says.
+    """Find leaks between splits and folds, copies, and files that are not where the table says.
 
     Args:
         videos: a `videos` table.
         folds: the `folds` table made of it.
         grouping: what the folds were grouped by; `part` says that parts must not span folds.
         manifest: what `videos.json` beside the table holds; None where there is none.
-        roots: data set -> folder; the files of each are looked up there, one listing a folder.
+        roots: data set -> folder; the files of each are compared with those there, one listing a folder.
 
     Raises:
         FileNotFoundError: a root that is not a folder.
     """
+    place = _places(videos, folds)
     findings = [
-        *find_leaks(videos, folds, grouping),
-        *_without_split(videos, places(videos, folds)),
+        *_across_splits(videos, place),
+        *_across_data_sets(videos, place),
+        *_kaggle_copies(videos, place),
+        *_duplicates(videos, place),
+        *(_across_folds(videos, folds, grouping) if folds is not None else []),
+        *(_folds_against_videos(videos, folds) if folds is not None else []),
+        *_without_split(videos, place),
         *_listing(videos, manifest),
     ]
     for dataset, root in (roots or {}).items():
@@ -73,48 +105,271 @@ def count_videos(videos: pd.DataFrame) -> pd.DataFrame:
     return counts.reindex(columns=list(LABEL_NAMES), fill_value=0).rename(columns=LABEL_NAMES).reset_index()
 
 
-def _without_split(videos: pd.DataFrame, place: pd.Series) -> list[Finding]:
+def _places(videos: pd.DataFrame, folds: pd.DataFrame | None) -> pd.Series:
+    """`test`, `val` or `train`, and empty for what is neither trained nor tested on."""
+    tested = videos["split"] == "test"
+    if folds is not None:
+        trained = _is_among(videos["video_id"], folds["video_id"])
+        place = np.where(trained, "train", "")
+    else:
+        trained = videos["label"] != UNKNOWN
+        place = np.where(trained, np.where(videos["split"] == "val", "val", "train"), "")
+    return pd.Series(np.where(tested, "test", place), index=videos.index, dtype="str")
+
+
+def _is_among(values: pd.Series, names: pd.Series) -> np.ndarray:
+    """`isin`, which takes a second for all of DFDC: it turns Arrow's strings into Python's."""
+    return pd.Index(names.unique()).get_indexer(values) >= 0
+
+
+def _linked(videos: pd.DataFrame, columns: Iterable[str], prefix: pd.Series | None = None) -> pd.DataFrame:
+    """(row, key) of every non-empty cell of the columns; the key starts with `prefix`, which says whose name it is."""
+    tables = []
+    for column in columns:
+        named = videos.index[videos[column] != ""]
+        keys = videos.loc[named, column]
+        tables.append(pd.DataFrame({"row": named, "key": keys if prefix is None else prefix[named] + " " + keys}))
+    return pd.concat(tables, ignore_index=True).drop_duplicates()
+
+
+def _originals(videos: pd.DataFrame) -> pd.DataFrame:
+    """A fake with its original, and with the other fakes of it, whether or not the original itself is in the table."""
+    links = _linked(videos, ["video_id", "original"])
+    return links[_is_among(links["key"], videos["original"])]
+
+
+def _people(videos: pd.DataFrame) -> pd.DataFrame:
+    return _linked(videos, ["target_id", "source_id"], videos["dataset"])
+
+
+def _spread(videos: pd.DataFrame, links: pd.DataFrame, place: pd.Series) -> pd.DataFrame:
+    """The links whose key stands in more than one place: columns row, key, place."""
+    links = links.assign(place=place.loc[links["row"]].to_numpy())
+    links = links[links["place"] != ""]
+    return links[links.groupby("key")["place"].transform("nunique") > 1]
+
+
+def _cases(videos: pd.DataFrame, spread: pd.DataFrame, *, show_key: bool) -> list[str]:
+    """A line a key: one video of every place."""
+    first = spread.sort_values(["key", "row"]).drop_duplicates(["key", "place"])
+    lines: dict[str, list[str]] = {}
+    for key, place, video in zip(
+        first["key"], first["place"], videos["video_id"].loc[first["row"]].to_numpy(), strict=True
+    ):
+        lines.setdefault(key, []).append(f"{video} ({place})")
+    return [f"{key}: {', '.join(found)}" if show_key else ", ".join(found) for key, found in lines.items()]
+
+
+def _across_splits(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
+    own_split = videos[videos["dataset"] != deeperforensics.DATASET]  # these: see `_across_data_sets`
+    spread = _spread(own_split, _originals(own_split), place)
+    if len(spread):
+        fakes = (videos["label"].loc[spread["row"].unique()] == FAKE).sum()
+        yield Finding(
+            "leak",
+            "originals across splits",
+            f"{spread['key'].nunique()} originals and their {fakes} fakes stand in more than one split.",
+            SPLIT_AGAIN,
+            _cases(videos, spread, show_key=False),
+        )
+    spread = _spread(videos, _people(videos), place)
+    tested = pd.Series(_is_among(spread["key"], spread.loc[spread["place"] == "test", "key"]), index=spread.index)
+    for severity, found, splits in (("leak", tested, "training and test"), ("warning", ~tested, "training and val")):
+        if found.any():
+            yield Finding(
+                severity,
+                "people across splits",
+                f"{spread.loc[found, 'key'].nunique()} people (target_id, source_id) are in {splits}: "
+                f"{spread.loc[found, 'row'].nunique()} videos.",
+                SPLIT_AGAIN,
+                _cases(videos, spread[found], show_key=True),
+            )
+
+
+def _across_data_sets(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
+    """DeeperForensics is made on FaceForensics++ clips, and has splits of its own."""
+    fakes = videos["dataset"] == deeperforensics.DATASET
+    pristine = videos["dataset"] == ffpp.DATASET
+    if not fakes.any():
+        return
+    if not (pristine & (videos["split"] != "")).any():
+        yield Finding(
+            "note",
+            "DeeperForensics without FaceForensics++",
+            "DeeperForensics clips are made on FaceForensics++ clips, and this table does not say which of "
+            "those are test clips.",
+            "Index FaceForensics++ c23 into the table: `multiattn index ffpp --splits DIR --append`.",
+        )
+        return
+    trained = place.isin(["train", "val"])
+    for one, other, text in (
+        (trained, place == "test", "are trained on, and their FaceForensics++ ids are test ids"),
+        (place == "test", trained, "are test clips, and their FaceForensics++ ids are trained on"),
+    ):
+        ids = set(videos.loc[pristine & other, "target_id"]) - {""}
+        found = fakes & one & videos["target_id"].isin(ids)
+        if found.any():
+            yield Finding(
+                "leak",
+                "DeeperForensics and FaceForensics++",
+                f"{found.sum()} DeeperForensics clips {text}.",
+                "Let FaceForensics++ decide: keep the DeeperForensics clips whose id is of the same split "
+                "there, and leave these out.",
+                videos.loc[found, "video_id"].tolist(),
+            )
+
+
+def _names(videos: pd.DataFrame) -> pd.Series:
+    return videos["path"].str.rsplit("/", n=1).str[-1]
+
+
+def _kaggle_copies(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
+    clips = videos[(videos["dataset"] == dfdc.DATASET) & (videos["part"] != "")]
+    trained = place.loc[clips.index].isin(["train", "val"])
+    is_part = clips["part"].str.startswith(dfdc.PART_NAME)
+    public = set(_names(clips[clips["part"] == KAGGLE_PUBLIC_TEST]))
+    parts = clips[is_part & trained]
+    copies = parts[_names(parts).isin(public)] if public else parts.iloc[:0]
+    if len(copies):
+        yield Finding(
+            "leak",
+            "Kaggle's public test videos",
+            f"{len(copies)} of {len(public)} clips of {KAGGLE_PUBLIC_TEST} are also in "
+            f"{', '.join(sorted(copies['part'].unique()))}, which are trained on.",
+            f"Take the rows of these parts out of videos.csv and make the folds again, or do not score on "
+            f"{KAGGLE_PUBLIC_TEST}.",
+            copies["video_id"].tolist(),
+        )
+        return
+    seen = sorted(part for part in parts["part"].unique() if KAGGLE_PARTS.fullmatch(part))
+    if not seen:
+        return
+    yield Finding(
+        "note",
+        "Kaggle's public test videos",
+        f"{', '.join(seen)} are trained on; parts 0 to 2 hold the 400 public test videos of the competition.",
+        f"Do not score such a model on {KAGGLE_PUBLIC_TEST}: it has seen them.",
+    )
+
+
+def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
+    repeated = videos.duplicated(["dataset", "path"], keep=False)
+    if repeated.any():
+        yield Finding(
+            "warning",
+            "paths listed twice",
+            f"{repeated.sum()} rows share their path with another row of their data set.",
+            "Keep one row a file: run `multiattn index` again.",
+            videos.loc[repeated, "video_id"].tolist(),
+        )
+    keys = ["dataset", "method", "compression", "label"]
+    named = videos[keys].assign(name=_names(videos), place=place)
+    # Every method and level of FaceForensics++ uses the same names; Kaggle's copies are found above.
+    named = named[~(repeated | ((videos["dataset"] == dfdc.DATASET) & (videos["part"] == KAGGLE_PUBLIC_TEST)))]
+    same = named[named.duplicated([*keys, "name"], keep=False)]
+    sides = [same["place"].isin(side) for side in (["train", "val"], ["test"])]
+    names = [same[column] for column in [*keys, "name"]]
+    on_both = sides[0].groupby(names).transform("any") & sides[1].groupby(names).transform("any")
+    tested = on_both & (same["dataset"] == dfdc.DATASET)  # its names are unique, so these are copies
+    for severity, rows in (("leak", same[tested]), ("warning", same[~tested])):
+        if len(rows):
+            where = ", in training and in test" if severity == "leak" else ""
+            yield Finding(
+                severity,
+                "file names used twice",
+                f"{len(rows)} clips share their file name with another of their data set and method{where}.",
+                "If they are copies, delete one of each and index again.",
+                videos.loc[rows.sort_values("name", kind="stable").index, "video_id"].tolist(),
+            )
+
+
+def _across_folds(videos: pd.DataFrame, folds: pd.DataFrame, grouping: Grouping) -> Iterator[Finding]:
+    fold_of = folds.set_index("video_id")["fold"].map(lambda fold: f"fold {fold}" if fold >= 0 else "no fold")
+    place = videos["video_id"].map(fold_of).fillna("")
+    links = {"originals": _originals(videos), "people": _people(videos)}
+    if grouping == "part":
+        links["parts"] = _linked(videos, ["part"], videos["dataset"])
+    for name, table in links.items():
+        spread = _spread(videos, table, place)
+        if len(spread):
+            yield Finding(
+                "leak",
+                f"{name} across folds",
+                f"{spread['key'].nunique()} {name} span folds: {spread['row'].nunique()} videos.",
+                FOLD_AGAIN,
+                _cases(videos, spread, show_key=name != "originals"),
+            )
+    spread = folds[folds.groupby("group")["fold"].transform("nunique") > 1]
+    if len(spread):
+        text = f"{spread['group'].nunique()} groups of the folds table span folds: {len(spread)} videos."
+        cases = spread["video_id"].tolist()
+        yield Finding("leak", "groups across folds", text, FOLD_AGAIN, cases)
+
+
+def _folds_against_videos(videos: pd.DataFrame, folds: pd.DataFrame) -> Iterator[Finding]:
+    joined = folds.merge(videos[["video_id", "split", "label"]], on="video_id", how="left", suffixes=("", "_video"))
+    known = joined["label_video"].notna()
+    is_usable = (videos["split"] != "test") & (videos["label"] != UNKNOWN)
+    left_out = videos.loc[is_usable & ~_is_among(videos["video_id"], folds["video_id"]), "video_id"]
+    tested = joined.loc[joined["split"] == "test", "video_id"]
+    relabelled = joined.loc[known & (joined["label"] != joined["label_video"]), "video_id"]
+    unknown = joined.loc[~known, "video_id"]
+    remake = "Pass the table the folds were made of, or make them again."
+    never = "They are never trained on. If they should be, make the folds again."
+    for severity, name, rows, text, advice in (
+        ("leak", "test videos in folds", tested, "videos of a test split are in the folds.", FOLD_AGAIN),
+        ("warning", "labels", relabelled, "labels of the folds differ from those of the videos table.", FOLD_AGAIN),
+        ("warning", "unknown videos in folds", unknown, "videos of the folds are not in the videos table.", remake),
+        ("note", "videos in no fold", left_out, "labelled videos outside the test split are in no fold.", never),
+    ):
+        if len(rows):
+            yield Finding(severity, name, f"{len(rows)} {text}", advice, rows.tolist())
+    classes = folds[folds["fold"] >= 0].groupby("fold")["label"].nunique()
+    if (classes < 2).any():
+        numbers = ", ".join(map(str, classes.index[classes < 2]))
+        text = f"Fold {numbers} holds real or fake videos only, so it cannot be scored."
+        yield Finding("warning", "one class", text, "Use fewer folds.")
+
+
+def _without_split(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     rows = videos[(videos["split"] == "") & (place == "train")]
     if rows.empty:
-        return []
+        return
     counts = rows["dataset"].value_counts().sort_index()
-    return [
-        Finding(
-            severity="note",
-            name="no split",
-            text=f"{len(rows)} videos are of no split and count as training videos: "
-            + ", ".join(f"{count} of {dataset}" for dataset, count in counts.items())
-            + ".",
-            advice="To test on them, set their split to test in videos.csv before making folds.",
-        )
-    ]
+    yield Finding(
+        "note",
+        "no split",
+        f"{len(rows)} videos are of no split and count as training videos: "
+        + ", ".join(f"{count} of {dataset}" for dataset, count in counts.items())
+        + ".",
+        "To test on them, set their split to test in videos.csv before making folds.",
+    )
 
 
-def _listing(videos: pd.DataFrame, manifest: dict[str, Any] | None) -> list[Finding]:
-    """What `multiattn index` saw and kept in videos.json."""
+def _listing(videos: pd.DataFrame, manifest: dict[str, Any] | None) -> Iterator[Finding]:
+    """Findings of `multiattn index`, kept in videos.json."""
     if manifest is None:
         text = "there is no videos.json beside the table, so absent and unlisted clips are not known."
-        return [Finding(severity="note", name="no videos.json", text=text, advice=INDEX_AGAIN)]
-    findings = []
+        yield Finding("note", "no videos.json", text, INDEX_AGAIN)
+        return
     counts = videos["dataset"].value_counts()
     for dataset, kept in manifest.items():
         absent, unlisted = kept.get("absent", []), kept.get("unlisted", [])
         if absent:
             text = f"{dataset}: {len(absent)} clips are listed but were absent when it was indexed."
             advice = "Finish the download and index again, or go on without them."
-            findings.append(Finding(severity="warning", name="absent", text=text, advice=advice, cases=absent))
+            yield Finding("warning", "absent", text, advice, absent)
         if unlisted:
             text = f"{dataset}: {len(unlisted)} clips were present but no list names them; they are not in the table."
             advice = "See where they come from; a metadata.json or labels.csv may be missing."
-            findings.append(Finding(severity="warning", name="unlisted", text=text, advice=advice, cases=unlisted))
+            yield Finding("warning", "unlisted", text, advice, unlisted)
         if kept.get("videos", counts.get(dataset, 0)) != counts.get(dataset, 0):
             text = f"{dataset}: {kept['videos']} videos were indexed, {counts.get(dataset, 0)} are in the table now."
             advice = "Fine if you took rows out on purpose; otherwise index again."
-            findings.append(Finding(severity="note", name="table changed", text=text, advice=advice))
-    return findings
+            yield Finding("note", "table changed", text, advice)
 
 
-def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) -> list[Finding]:
+def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) -> Iterator[Finding]:
     """Compare the table with the folders it names, one listing each: a `stat` for each of DFDC's clips takes minutes
     on a network disk."""
     if not root.is_dir():
@@ -127,12 +382,10 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
             present.update(prefix + name for name in os.listdir(root / folder))  # noqa: PTH208 (a Path each is slow)
     vanished = sorted(listed - present)
     appeared = sorted(path for path in present - listed - set(unlisted) if is_video_name(path.rpartition("/")[2]))
-    findings = []
     if vanished:
         text = f"{dataset}: {len(vanished)} of {len(listed)} files of the table are not below {root}."
         advice = f"If the data moved, pass --root {dataset}=DIR; if files were deleted, index again."
-        findings.append(Finding(severity="warning", name="vanished", text=text, advice=advice, cases=vanished))
+        yield Finding("warning", "vanished", text, advice, vanished)
     if appeared:
         text = f"{dataset}: {len(appeared)} video files lie beside those of the table and are not in it."
-        findings.append(Finding(severity="warning", name="appeared", text=text, advice=INDEX_AGAIN, cases=appeared))
-    return findings
+        yield Finding("warning", "appeared", text, INDEX_AGAIN, appeared)

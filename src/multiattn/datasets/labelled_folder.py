@@ -1,11 +1,12 @@
 """A folder of one's own: clips in `real` and `fake`, or anywhere below the root with a CSV of `path,label`."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pandera.pandas as pa
 
-from multiattn.datasets.manifest import Listing, video_files_below, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files_below, video_row
 from multiattn.tables import FAKE, LABELS, REAL, Table
 
 DATASET = "folder"
@@ -37,9 +38,8 @@ def read_labelled_folder(root: Path, *, labels: Path | None = None, name: str = 
     """
     if _NAME.match(name) is None:
         raise ValueError(f"--name: expected small letters, digits and dashes, found {name!r}.")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds real and fake as --root.")
-    listing = Listing(dataset=name, root=root, rows=[])
+    require_root(root, "real and fake")
+    listing = Listing(dataset=name, root=root)
     if labels is None:
         label_of = _class_folders(root)
     else:
@@ -50,6 +50,17 @@ def read_labelled_folder(root: Path, *, labels: Path | None = None, name: str = 
         listing.unlisted.extend(sorted(present - set(listed)))
     listing.rows.extend(video_row(name, path, label=label) for path, label in label_of.items())
     return listing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(IndexOptions):
+    """A folder of your own: clips in real/ and fake/, or a CSV of path and label."""
+
+    reader = staticmethod(read_labelled_folder)
+    labels: Path | None = None
+    """A CSV of `path,label`: paths below the root, 1 = fake, 0 = real."""
+    name: str = DATASET
+    """The data set's name in the table."""
 
 
 def _class_folders(root: Path) -> dict[str, int]:

@@ -1,9 +1,10 @@
-"""`videos.csv` and the `videos.json` beside it: which clips there are, and where each data set's root lies."""
+"""`videos.csv` and the `videos.json` beside it: the clips of each data set, and the folder it lies in."""
 
 import logging
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,36 @@ NUM_LISTED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What reading one official tree found."""
+    """Clips of one official tree, as its reader found them."""
 
     dataset: str
     root: Path
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = field(default_factory=list)
     """One row of `videos.csv` each."""
     absent: list[str] = field(default_factory=list)
     """Paths below the root that a list names and the disk lacks: normal after a partial download."""
     unlisted: list[str] = field(default_factory=list)
     """Paths below the root that no list names; they are left out of the table."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know about this tree, one line each; logged when the table is written."""
+    """Remarks on this tree for the user, one line each; logged when the table is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions:
+    """Options of `multiattn index` for every data set; a subclass a data set names its reader and adds its own."""
+
+    root: Path
+    """The folder that holds the data set's own folders, as src/multiattn/datasets/README.md shows them."""
+    out: Path
+    """The videos.csv to write."""
+    append: bool = False
+    """Keep the other data sets already in the table."""
+
+    def read(self) -> Listing:
+        """Call `reader(root, **own options)` of the subclass."""
+        shared = {option.name for option in fields(IndexOptions)}
+        own = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in shared}
+        return type(self).reader(self.root, **own)
 
 
 _EMPTY_ROW = dict.fromkeys(VIDEOS.columns, "")
@@ -47,6 +66,28 @@ def video_id(dataset: str, path: str) -> str:
     return f"{dataset}/{os.path.splitext(path)[0]}"  # noqa: PTH122 (a Path each takes 4 of 10 s for all of DFDC)
 
 
+def require_root(root: Path, contents: str) -> None:
+    """Refuse a root that is no folder; `contents` says what it should hold.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds {contents} as --root.")
+
+
+def match_name(pattern: re.Pattern[str], path: Path, form: str) -> re.Match[str]:
+    """Match a clip's name without extension.
+
+    Raises:
+        ValueError: a name of another form, with the path and the form in words.
+    """
+    match = pattern.match(path.stem)
+    if match is None:
+        raise ValueError(f"{path}: expected a name of the form {form}.")
+    return match
+
+
 def video_files(folder: Path) -> list[str]:
     """Names of the video files directly in a folder, sorted."""
     with os.scandir(folder) as entries:  # says what is a file without a stat each
@@ -54,7 +95,7 @@ def video_files(folder: Path) -> list[str]:
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file of this name is a video: by its extension, in any case; hidden files are none."""
+    """True for the name of a video: by its extension, in any case; hidden files are none."""
     stem, _, suffix = name.rpartition(".")
     return f".{suffix.lower()}" in VIDEO_SUFFIXES and stem != "" and not name.startswith(".")
 
@@ -116,8 +157,8 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.Da
     if not listing.rows:
         hint = f"; {len(listing.absent)} clips are listed but absent" if listing.absent else ""
         raise ValueError(
-            f"{listing.root}: expected a {listing.dataset} tree, found no clip of one{hint}. Check --root against "
-            "the layouts in the README."
+            f"{listing.root}: expected a {listing.dataset} tree, found no clip of one{hint}. Compare --root with the "
+            "trees in src/multiattn/datasets/README.md."
         )
     table = pd.DataFrame(listing.rows)
     roots: dict[str, Any] = {}

@@ -11,8 +11,8 @@ from typing import Literal
 import pandas as pd
 
 from multiattn.command_line import parse, results
+from multiattn.datasets.ffpp import mask_of
 from multiattn.datasets.manifest import locate_videos, named_roots
-from multiattn.datasets.masks import mask_of
 from multiattn.runtime.devices import pick_device
 from multiattn.tables import FAKE, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, FacePolicy

@@ -4,142 +4,22 @@ multiattn index dfdc --root /data/dfdc --out data/videos.csv
 multiattn index ffpp --root /data/ffpp --compression c23 --splits /data/splits --out data/videos.csv --append
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from functools import reduce
+from operator import or_
+from typing import Annotated
 
 from tyro.conf import subcommand
 
 from multiattn.command_line import parse, results
-from multiattn.datasets.celebdf import read_celebdf
-from multiattn.datasets.deeperforensics import read_deeperforensics
-from multiattn.datasets.dfd import read_dfd
-from multiattn.datasets.dfdc import read_dfdc
-from multiattn.datasets.dfdc_preview import read_dfdc_preview
-from multiattn.datasets.ffpp import read_ffpp
-from multiattn.datasets.labelled_folder import read_labelled_folder
-from multiattn.datasets.manifest import Listing, write_manifest
-
-Compression = Literal["raw", "c0", "c23", "c40"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Index:
-    root: Path
-    """The folder that holds the data set's own folders, as the README shows them."""
-    out: Path
-    """The videos.csv to write."""
-    append: bool = False
-    """Keep the other data sets already in the table."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dfdc(_Index):
-    """DFDC: training parts, validation and test folders, Kaggle's folders; whatever of them is there."""
-
-    def list(self) -> Listing:
-        return read_dfdc(self.root)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DfdcPreview(_Index):
-    """The DFDC preview set: dataset.json, method_A, method_B, original_videos."""
-
-    def list(self) -> Listing:
-        return read_dfdc_preview(self.root)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ffpp(_Index):
-    """FaceForensics++: pristine clips and the five manipulation methods at one compression level."""
-
-    compression: Compression = "c23"
-    splits: Path | None = None
-    """The folder of the official train.json, val.json, test.json; without it the split stays empty."""
-
-    def list(self) -> Listing:
-        return read_ffpp(self.root, compression=self.compression, splits=self.splits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dfd(_Index):
-    """Google's DeepFakeDetection in the FaceForensics++ tree, at one compression level; it has no official split."""
-
-    compression: Compression = "c23"
-
-    def list(self) -> Listing:
-        return read_dfd(self.root, compression=self.compression)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Celebdf(_Index):
-    """Celeb-DF v1 or v2: the clips of the test list are the test split, all others the training split."""
-
-    version: Literal["v1", "v2"] = "v2"
-    test_list: Path | None = None
-    """List_of_testing_videos.txt, where it is not in the root."""
-
-    def list(self) -> Listing:
-        return read_celebdf(self.root, version=self.version, test_list=self.test_list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeeperForensics(_Index):
-    """DeeperForensics-1.0's fakes; index FaceForensics++ c23 into the same table for the real class."""
-
-    types: tuple[str, ...] = ()
-    """Only these folders of manipulated_videos, such as end_to_end; none named means all."""
-    splits: Path | None = None
-    """The folder of the official train.txt, val.txt, test.txt, where it is not lists/splits below the root."""
-
-    def list(self) -> Listing:
-        return read_deeperforensics(self.root, types=self.types, splits=self.splits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeepfakeBench(_Index):
-    """DeepfakeBench's preprocessed frames: also writes a faces folder of them, without decoding anything again."""
-
-    json: Path
-    """Their JSON of data set, label, split, video and frames."""
-    faces: Path
-    """The faces folder to write."""
-
-    def list(self) -> Listing:
-        from multiattn.datasets.deepfakebench import read_deepfakebench
-
-        return read_deepfakebench(self.root, json_file=self.json, faces=self.faces)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folder(_Index):
-    """A folder of your own: clips in real/ and fake/, or a CSV of path and label."""
-
-    labels: Path | None = None
-    """A CSV of `path,label`: paths below the root, 1 = fake, 0 = real."""
-    name: str = "folder"
-    """The data set's name in the table."""
-
-    def list(self) -> Listing:
-        return read_labelled_folder(self.root, labels=self.labels, name=self.name)
-
-
-Options = (
-    Annotated[Dfdc, subcommand("dfdc")]
-    | Annotated[DfdcPreview, subcommand("dfdc-preview")]
-    | Annotated[Ffpp, subcommand("ffpp")]
-    | Annotated[Dfd, subcommand("dfd")]
-    | Annotated[Celebdf, subcommand("celebdf")]
-    | Annotated[DeeperForensics, subcommand("deeperforensics")]
-    | Annotated[DeepfakeBench, subcommand("deepfakebench")]
-    | Annotated[Folder, subcommand("folder")]
-)
+from multiattn.datasets.manifest import write_manifest
+from multiattn.datasets.readers import READERS
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    options = parse(Options, argv, stage="index", doc=__doc__)
-    listing = options.list()
+    choices = reduce(or_, (Annotated[options, subcommand(name)] for name, options in READERS.items()))
+    options = parse(choices, argv, stage="index", doc=__doc__)
+    listing = options.read()
     table = write_manifest(listing, options.out, append=options.append)
     counts = table.assign(label=table["label"].map({0: "real", 1: "fake", -1: "unknown"}))
     counts = counts.groupby(["dataset", "split", "label"]).size().unstack(fill_value=0)

@@ -1,12 +1,8 @@
 """The embedded data set: an official DFDC tree made on the spot from one public-domain portrait.
 
-    portrait.py   the photograph, its landmarks and masks
-    warps.py      smooth changes of shape
-    actors.py     people made from the portrait
-    clips.py      movement, light, background, camera noise
-    forgery.py    four ways to swap a face, with their traces
-    plan.py       who plays in which clip
-    tree.py       the files on disk
+    actors.py  people made from the portrait
+    clips.py   movement, light, background, camera noise; four ways to swap a face, with their traces
+    tree.py    who plays in which clip, and the files on disk
 
 It lets anyone run the whole pipeline without 470 GB of videos. Its scores say that the code works, and nothing about
 real deepfakes.

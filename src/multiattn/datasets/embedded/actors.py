@@ -1,15 +1,11 @@
-"""The one photograph every actor is made of, with its landmarks, outlines and soft masks.
+"""People who do not exist, made from one photograph by changing shape, skin, hair and clothes.
 
 The portrait is `skimage.data.astronaut()`: Eileen Collins, NASA, public domain, 512 x 512 RGB, inside the scikit-image
-wheel. All coordinates below are normalised by 512, so (1, 1) is the lower right corner.
+wheel. Its landmarks and outlines below are normalised by 512, so (1, 1) is the lower right corner.
 
-Smooth changes of shape: sums of Gaussian bumps, written as backward displacements for `cv2.remap`.
-
-A displacement field says where a pixel of the new picture looks in the old one, relative to itself. Scaling around a
-centre by a factor > 1 therefore has a negative sign here. Amplitudes stay well below the bumps' widths, so no field
-folds over itself.
-
-Actors: people who do not exist, made from the portrait by changing shape, skin, hair and clothes.
+Changes of shape are sums of Gaussian bumps, written as backward displacements for `cv2.remap`: a field says which pixel
+of the old picture a pixel of the new one takes, relative to itself. Scaling around a centre by a factor > 1 therefore
+has a negative sign here. Amplitudes stay well below the bumps' widths, so no field folds over itself.
 
 An actor is a picture on a canvas larger than any frame, with the head at a fixed place, so that a clip only has to
 move the canvas. Everything about an actor follows from its seed.
@@ -24,6 +20,11 @@ import numpy as np
 import skimage.data
 
 PORTRAIT_SIZE = 512
+CANVAS_WH = (400, 384)
+CANVAS_FACE = (200.0, 170.0)  # where the portrait's FACE_CENTRE lies on the canvas
+FACE_CENTRE = (224.0, 124.0)  # portrait pixels
+ZOOM = 1.0  # canvas pixels a portrait pixel
+_MIRRORED_ORDER = [1, 0, 2, 4, 3]
 
 # Left eye, right eye (as seen in the picture), nose tip, left and right mouth corner: the output of
 # facenet_pytorch.MTCNN(keep_all=True).detect(portrait, landmarks=True), the one box found, score 1.0000.
@@ -34,63 +35,25 @@ LANDMARKS = np.array(
 # Drawn by hand over a 4x enlargement of the portrait with a 20 pixel grid.
 FACE_OVAL = np.array([[184, 89], [198, 85], [226, 87], [252, 92], [264, 97], [267, 118], [262, 146], [252, 164]], float)
 FACE_OVAL = np.vstack([FACE_OVAL, [[238, 175], [224, 178], [210, 174], [196, 164], [186, 146], [182, 118]]]) / 512
-SKIN = [
-    [184, 80],
-    [198, 77],
-    [216, 83],
-    [240, 82],
-    [256, 88],
-    [266, 96],
-    [269, 120],
-    [276, 126],
-    [276, 136],
-    [268, 138],
-]
-SKIN += [[264, 148], [258, 160], [255, 188], [226, 190], [188, 186], [185, 152], [180, 134], [170, 122], [172, 112]]
-SKIN += [[181, 114], [182, 96]]
-SKIN = np.array(SKIN, float) / 512
+# fmt: off
+SKIN = np.array([
+    [184, 80], [198, 77], [216, 83], [240, 82], [256, 88], [266, 96], [269, 120], [276, 126], [276, 136], [268, 138],
+    [264, 148], [258, 160], [255, 188], [226, 190], [188, 186], [185, 152], [180, 134], [170, 122], [172, 112],
+    [181, 114], [182, 96]
+]) / 512
 EYES_AND_TEETH = np.array([[204, 101], [246, 103], [223, 145]]) / 512
 EYES_AND_TEETH_HALF_SIZE = np.array([[9, 4], [9, 4], [17, 5]]) / 512
-HEAD = [
-    [186, 192],
-    [184, 150],
-    [177, 132],
-    [172, 119],
-    [160, 108],
-    [155, 90],
-    [154, 70],
-    [160, 56],
-    [174, 42],
-    [192, 31],
-]
-HEAD += [
-    [214, 18],
-    [236, 16],
-    [262, 22],
-    [280, 36],
-    [293, 60],
-    [299, 85],
-    [296, 102],
-    [286, 120],
-    [276, 133],
-    [268, 136],
-]
-HEAD += [[264, 146], [258, 160], [255, 172], [255, 192]]
-HEAD = np.array(HEAD, float) / 512
-BODY = [
-    [30, 512],
-    [36, 330],
-    [43, 286],
-    [64, 257],
-    [96, 234],
-    [110, 212],
-    [114, 190],
-    [126, 167],
-    [150, 154],
-    [184, 150],
-]
-BODY += [[254, 170], [274, 184], [291, 206], [303, 236], [314, 241], [334, 256], [349, 282], [357, 320], [362, 512]]
-BODY = np.array(BODY, float) / 512
+HEAD = np.array([
+    [186, 192], [184, 150], [177, 132], [172, 119], [160, 108], [155, 90], [154, 70], [160, 56], [174, 42],
+    [192, 31], [214, 18], [236, 16], [262, 22], [280, 36], [293, 60], [299, 85], [296, 102], [286, 120], [276, 133],
+    [268, 136], [264, 146], [258, 160], [255, 172], [255, 192]
+]) / 512
+BODY = np.array([
+    [30, 512], [36, 330], [43, 286], [64, 257], [96, 234], [110, 212], [114, 190], [126, 167], [150, 154],
+    [184, 150], [254, 170], [274, 184], [291, 206], [303, 236], [314, 241], [334, 256], [349, 282], [357, 320],
+    [362, 512]
+]) / 512
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,13 +157,6 @@ def fit_affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(design, target, rcond=None)[0].T
 
 
-CANVAS_WH = (400, 384)
-CANVAS_FACE = (200.0, 170.0)  # where the portrait's FACE_CENTRE lies on the canvas
-FACE_CENTRE = (224.0, 124.0)  # portrait pixels
-ZOOM = 1.0  # canvas pixels a portrait pixel
-_MIRRORED_ORDER = [1, 0, 2, 4, 3]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Actor:
     """A person on a canvas of (384, 400) pixels.
@@ -280,10 +236,10 @@ def make_actor(actor_id: str, actor_seed: tuple[int, ...]) -> Actor:
     rng = np.random.default_rng(actor_seed)
     backward, mirrored = _canvas_map(rng)
     portrait = load_portrait()
-    look = np.dstack([_recoloured(rng), np.round(portrait.person * 255).astype(np.uint8)])
+    picture = np.dstack([_recoloured(rng), np.round(portrait.person * 255).astype(np.uint8)])
     masks = np.round(portrait.face * 255).astype(np.uint8)
     map_x, map_y = np.ascontiguousarray(backward[..., 0]), np.ascontiguousarray(backward[..., 1])
-    rgba = cv2.remap(look, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    rgba = cv2.remap(picture, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     face = cv2.remap(masks, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     rgba[..., 3][map_y < 2] = 0
     old = LANDMARKS * PORTRAIT_SIZE

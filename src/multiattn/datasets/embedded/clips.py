@@ -1,11 +1,9 @@
-"""Clips: an actor before a background, moving, lit and filmed by a noisy camera.
+"""Clips: an actor before a background, moving, lit and filmed by a noisy camera; for fakes with another actor's face.
 
 A `Take` holds everything about a clip but who is in it and whether the face is forged; it follows from the clip's
 seed. A fake uses the take of its original, so both show the same movement, background, light and sensor noise.
 
-Forgeries: another actor's face over the target's, with the traces that real methods leave.
-
-Each recipe first makes the pasted face once, on the target's canvas, then places it frame by frame with the target's
+A forgery recipe makes the pasted face once, on the target's canvas; it is then placed frame by frame with the target's
 own movement. The camera's noise lies in the frame already, so the pasted region lacks it, as in a real forgery.
 """
 
@@ -52,7 +50,7 @@ class Take:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What one frame shows, handed to a forger: where every frame pixel looks on the canvas, and the light on it."""
+    """One frame for a forger: the canvas coordinates of every frame pixel, the light on it, and the noise in it."""
 
     map_x: np.ndarray  # (H, W) float32 canvas coordinates
     map_y: np.ndarray
@@ -72,7 +70,7 @@ def _smooth_path(rng: np.random.Generator, num_frames: int, amplitude: float) ->
 
 
 def _background(rng: np.random.Generator, size_wh: tuple[int, int]) -> np.ndarray:
-    """A blurred wall or room: a gradient of two colours, soft blotches, sometimes bars; (H, W, 3) float32."""
+    """A blurred background: a gradient of two colours, soft blotches, sometimes bars; (H, W, 3) float32."""
     width, height = size_wh
     colours = rng.uniform(40, 215, (2, 3)) * 0.6 + rng.uniform(40, 215, (2, 1)) * 0.4
     angle = rng.uniform(0, 2 * np.pi)
@@ -114,7 +112,7 @@ def make_take(take_seed: tuple[int, ...], num_frames: int) -> Take:
 
 
 def _canvas_coordinates(take: Take, actor: Actor, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where every pixel of a frame looks on the actor's canvas: two (H, W) float32 maps."""
+    """Coordinates on the actor's canvas of every pixel of a frame: two (H, W) float32 maps."""
     width, height = take.size_wh
     shift_x, shift_y, angle, scale = take.poses[index]
     x = np.arange(width, dtype=np.float32)[None] - np.float32(width / 2 + shift_x)
@@ -185,9 +183,6 @@ def render_frames(take: Take, actor: Actor | None, forger: Forger | None = None)
         yield np.round(np.clip(frame, 0, 255)).astype(np.uint8)
 
 
-RECIPES = ("autoencoder", "graphics", "reenact", "gan")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Paste:
     """A forged face on the target's canvas and how carelessly it is placed."""
@@ -217,8 +212,8 @@ def _colour_matched(face: np.ndarray, target: Actor, strength: float) -> np.ndar
 
 def _mask(target: Actor, feather: float, shrink: int) -> np.ndarray:
     """The target's face oval with soft edges, (384, 400) float32; shrunk so that the edge fades inside it."""
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * shrink + 1, 2 * shrink + 1))
-    return cv2.GaussianBlur(cv2.erode(target.face, kernel).astype(np.float32) / 255, (0, 0), feather)
+    ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * shrink + 1, 2 * shrink + 1))
+    return cv2.GaussianBlur(cv2.erode(target.face, ellipse).astype(np.float32) / 255, (0, 0), feather)
 
 
 def _through_low_resolution(face: np.ndarray, target: Actor, side: int) -> np.ndarray:
@@ -278,18 +273,19 @@ def _gan(rng: np.random.Generator, source: Actor, target: Actor) -> Paste:
     return _paste(face, mask, jitter=0.2, flicker=0.6, kept_noise=rng.uniform(0.0, 0.15))
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, Actor, Actor], Paste]] = {
+def _paste(face: np.ndarray, mask: np.ndarray, *, jitter: float, flicker: float, kept_noise: float) -> Paste:
+    rgba = np.dstack([face, mask * 255])
+    rgba = np.round(np.clip(rgba, 0, 255)).astype(np.uint8)
+    return Paste(rgba=rgba, jitter=jitter, flicker=flicker, kept_noise=float(kept_noise))
+
+
+RECIPES: dict[str, Callable[[np.random.Generator, Actor, Actor], Paste]] = {
     "autoencoder": _autoencoder,
     "graphics": _graphics,
     "reenact": _reenact,
     "gan": _gan,
 }
-
-
-def _paste(face: np.ndarray, mask: np.ndarray, *, jitter: float, flicker: float, kept_noise: float) -> Paste:
-    rgba = np.dstack([face, mask * 255])
-    rgba = np.round(np.clip(rgba, 0, 255)).astype(np.uint8)
-    return Paste(rgba=rgba, jitter=jitter, flicker=flicker, kept_noise=float(kept_noise))
+"""Name -> maker of the pasted face of a source and a target."""
 
 
 def make_forger(recipe: str, source: Actor, target: Actor, forgery_seed: tuple[int, ...], num_frames: int) -> Forger:
@@ -298,10 +294,10 @@ def make_forger(recipe: str, source: Actor, target: Actor, forgery_seed: tuple[i
     Raises:
         ValueError: the recipe is not one of `RECIPES`.
     """
-    if recipe not in _MAKERS:
+    if recipe not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, found {recipe!r}.")
     rng = np.random.default_rng(forgery_seed)
-    paste = _MAKERS[recipe](rng, source, target)
+    paste = RECIPES[recipe](rng, source, target)
     shifts = rng.normal(0, paste.jitter, (num_frames, 2)).astype(np.float32)
     offsets = rng.normal(0, paste.flicker, num_frames).astype(np.float32)
     left, top, width, height = cv2.boundingRect((paste.rgba[..., 3] > 0).astype(np.uint8))

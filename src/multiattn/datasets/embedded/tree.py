@@ -1,7 +1,4 @@
-"""Who plays in which clip: the embedded data set before a single pixel is drawn.
-
-The embedded data set on disk: an official DFDC tree, made once and recognised afterwards.
-"""
+"""The embedded data set: a plan of who plays in which clip, and the official DFDC tree of its files on disk."""
 
 import json
 import logging
@@ -26,8 +23,15 @@ from multiattn.runtime.files import write_text
 
 logger = logging.getLogger(__name__)
 
+RECIPE_VERSION = 1
+"""Raise it whenever the same seed would give other pictures."""
+
+_PARTIAL_MARK = ".unfinished"
 _TEST_GROUP = 1000
 _ACTORS, _NAMES, _TAKES, _FILES = range(4)  # independent random streams of one seed
+# With a lookahead (macroblock tree, B-frames) libx264's assembly gave other bytes at every call for frames 288 wide,
+# from identical input: it reads past the rows of its half-size pictures. Without one it repeats itself exactly.
+_REPRODUCIBLE = {"x264-params": "bframes=0:rc-lookahead=0:mbtree=0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,7 @@ class _Writer:
     def add(
         self, part: int, take_seed: tuple[int, ...], target: str, source: str = "", original: str = "", recipe: str = ""
     ) -> str:
-        """Appends a clip and returns its file name; the length follows from the take, so a fake is as long."""
+        """Append a clip and return its file name; the length follows from the take, so a fake is as long."""
         seconds = np.random.default_rng((*take_seed, 2)).uniform(*self.sizes.seconds)
         own_seed = (self.seed, _FILES, len(self.clips))
         self.clips.append(
@@ -131,7 +135,7 @@ def _plan_group(writer: _Writer, part: int, actors: list[str], takes: int, fakes
             for step in range(fakes_a_take):
                 others = len(actors) - 1
                 source = actors[(place + 1 + (take + step) % others) % len(actors)]
-                writer.add(part, take_seed, target, source, original, RECIPES[turn % len(RECIPES)])
+                writer.add(part, take_seed, target, source, original, list(RECIPES)[turn % len(RECIPES)])
                 turn += 1
 
 
@@ -171,14 +175,8 @@ def _with_defects(clips: list[PlannedClip]) -> list[PlannedClip]:
     return out
 
 
-RECIPE_VERSION = 1
-"""Raise it whenever the same seed would give other pictures."""
-
-_PARTIAL_MARK = ".unfinished"
-
-
 def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool = False) -> None:
-    """Writes the embedded data set: the official DFDC training and test tree, made from one portrait.
+    """Write the embedded data set: the official DFDC training and test tree, made from one portrait.
 
     Args:
         root: the folder to make. A finished one of the same recipe, seed and size is left as it is, but for a missing
@@ -233,7 +231,7 @@ def _already_there(root: Path, mark: dict[str, int | bool]) -> bool:
 
 
 def _clear_partial(partial: Path) -> None:
-    """Removes what an earlier, interrupted call left, and nothing else."""
+    """Remove what an earlier, interrupted call left, and nothing else."""
     if not partial.exists():
         return
     if not (partial / _PARTIAL_MARK).is_file() and any(partial.iterdir()):
@@ -256,7 +254,7 @@ def _write_videos(plan: DemoPlan, root: Path, jobs: int) -> None:
 
 
 def write_clip(clip: PlannedClip, actor_seeds: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Draws and encodes one clip; the file depends on the clip alone, not on the process that writes it."""
+    """Draw and encode one clip; the file depends on the clip alone, not on the process that writes it."""
     cv2.setNumThreads(1)
     take = make_take(clip.take_seed, clip.num_frames)
     target = None if clip.defect == "faceless" else make_actor(clip.target_id, actor_seeds[clip.target_id])
@@ -269,13 +267,8 @@ def write_clip(clip: PlannedClip, actor_seeds: dict[str, tuple[int, ...]], path:
         os.truncate(path, path.stat().st_size * 2 // 3)  # the index (moov box) is at the end, so nothing can be read
 
 
-# With a lookahead (macroblock tree, B-frames) libx264's assembly gave other bytes at every call for frames 288 wide,
-# from identical input: it reads past the rows of its half-size pictures. Without one it repeats itself exactly.
-_REPRODUCIBLE = {"x264-params": "bframes=0:rc-lookahead=0:mbtree=0"}
-
-
 def _encode(path: Path, frames: Iterable[np.ndarray], size_wh: tuple[int, int], crf: int) -> None:
-    """Writes (H, W, 3) uint8 RGB frames as H.264, yuv420p, 15 frames a second; one thread, so always the same bytes."""
+    """Write (H, W, 3) uint8 RGB frames as H.264, yuv420p; one thread, so always the same bytes."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE)
         stream.width, stream.height = size_wh
@@ -289,7 +282,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], size_wh: tuple[int, int], 
 
 
 def _metadata_row(clip: PlannedClip) -> dict[str, str]:
-    """The official entry of metadata.json; like the official files it does not tell the method."""
+    """The official entry of metadata.json; like the official files it does not name the method."""
     if clip.label:
         return {"label": "FAKE", "split": "train", "original": clip.original}
     return {"label": "REAL", "split": "train"}

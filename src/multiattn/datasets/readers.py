@@ -1,0 +1,22 @@
+"""The registry of data sets: name -> options and reader; `multiattn index` takes its subcommands and help from it."""
+
+from multiattn.datasets.celebdf import Celebdf
+from multiattn.datasets.deeperforensics import DeeperForensics
+from multiattn.datasets.deepfakebench import DeepfakeBench
+from multiattn.datasets.dfd import Dfd
+from multiattn.datasets.dfdc import Dfdc
+from multiattn.datasets.dfdc_preview import DfdcPreview
+from multiattn.datasets.ffpp import Ffpp
+from multiattn.datasets.labelled_folder import Folder
+from multiattn.datasets.manifest import IndexOptions
+
+READERS: dict[str, type[IndexOptions]] = {
+    "dfdc": Dfdc,
+    "dfdc-preview": DfdcPreview,
+    "ffpp": Ffpp,
+    "dfd": Dfd,
+    "celebdf": Celebdf,
+    "deeperforensics": DeeperForensics,
+    "deepfakebench": DeepfakeBench,
+    "folder": Folder,
+}
