@@ -77,8 +77,8 @@ def _lines(report: HealthReport, options: Options, num_videos: int, unlocated: l
         f"{report.count(severity)} {severity}{'s' * (report.count(severity) != 1)}"
         for severity in ("leak", "warning", "note")
     ]
-    not_looked = f" Files were not looked at: {', '.join(unlocated)} (no root here; pass --root)." if unlocated else ""
-    return [*lines, ", ".join(numbers) + "." + not_looked]
+    unchecked = f" Files were not checked: {', '.join(unlocated)} (no root here; pass --root)." if unlocated else ""
+    return [*lines, ", ".join(numbers) + "." + unchecked]
 
 
 def _finding(finding: Finding, examples: int) -> list[str]:
