@@ -3,6 +3,7 @@
 The report is plain types for `scoring.json` and Markdown tables for a terminal.
 """
 
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -227,7 +228,8 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
 def describe_candidates() -> str:
     """Names of everything that tuning compares, for `multiattn tune --help`."""
     compared = {"aggregators": RECIPES, "ensembles": ensemble_candidates(), "calibrations": CALIBRATORS}
-    return "\n".join(f"Compared {kind}: {', '.join(names)}." for kind, names in compared.items())
+    lines = [textwrap.wrap(f"{kind}: {', '.join(names)}", 96) for kind, names in compared.items()]
+    return "\n    ".join(["Compared are", *(line for wrapped in lines for line in wrapped)])
 
 
 def describe_rule(rule: ScoringRule) -> str:
