@@ -102,7 +102,7 @@ def test_a_run_without_folds_has_seen_nothing_we_know_of(pipeline: Pipeline, tmp
     assert set(faces["video_id"]) == set(FOLDS.read(pipeline.folds)["video_id"])
 
 
-def test_named_videos_come_in_their_order_and_training_videos_are_told(pipeline: Pipeline, caplog):
+def test_named_videos_come_in_their_order_and_training_videos_are_named(pipeline: Pipeline, caplog):
     model = attention_model(pipeline.experiment)
     folds = FOLDS.read(pipeline.folds)
     seen, unseen = (folds.loc[folds["fold"] == fold, "video_id"].iloc[0] for fold in (1, 0))

@@ -13,7 +13,7 @@ from multiattn.inference.kit import bundle as bundle_module
 from multiattn.inference.kit import half_weights
 from multiattn.inference.kit.bundle import (
     KAGGLE_HAS,
-    BundleInputs,
+    BundleOptions,
     build_bundle,
     collect_wheels,
     dataset_metadata,
@@ -35,6 +35,7 @@ from multiattn.inference.kit.half_weights import (
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.inference.runs import find_models, trained_on
 from multiattn.inference.scoring_file import (
+    ScoringFile,
     choose_scoring,
     held_out_digests,
     read_scoring_file,
@@ -52,9 +53,9 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 CPU = torch.device("cpu")
 
 
-def bundle(pipeline, out: Path, **options) -> bundle_module.Bundle:
-    options = {"runs": (pipeline.experiment,), "rule": ScoringRule(), "check_crops": 4, **options}
-    return build_bundle(BundleInputs(**options), out)
+def bundle(pipeline, out: Path, *, rule: ScoringRule | None = None, tuned_on=None, **options) -> bundle_module.Bundle:
+    options = {"runs": (pipeline.experiment,), "out": out, "check_crops": 4, **options}
+    return build_bundle(BundleOptions(**options), ScoringFile(rule=rule or ScoringRule(), tuned_on=tuned_on or {}))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -359,13 +360,13 @@ def test_a_bundle_over_the_limit_is_refused_with_its_parts_and_nothing_is_left(p
 
 def test_an_error_on_the_way_leaves_nothing(pipeline, tmp_path):
     with pytest.raises(FileNotFoundError, match="weights file of a detector"):
-        bundle(pipeline, tmp_path / "kit", detector_weights=tmp_path / "none.pth")
+        bundle(pipeline, tmp_path / "kit", weights=tmp_path / "none.pth")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_detectors_weights_come_along(pipeline, tmp_path):
     (tmp_path / "retina.pth").write_bytes(b"weights")
-    made = bundle(pipeline, tmp_path / "kit", detector_weights=tmp_path / "retina.pth", precision="float32")
+    made = bundle(pipeline, tmp_path / "kit", weights=tmp_path / "retina.pth", precision="float32")
     assert (tmp_path / "kit" / "weights" / "retina.pth").read_bytes() == b"weights"
     assert made.sizes["detector"] == 7
     assert find_inputs_of(tmp_path / "kit", pipeline).weights == tmp_path / "kit" / "weights" / "retina.pth"

@@ -101,7 +101,7 @@ def test_two_files_of_one_rule_are_one(runs, caplog):
     assert levels(caplog) == ["INFO"]
 
 
-def test_what_is_no_rule_is_told_where_another_fits_and_refused_where_none_does(runs, caplog):
+def test_what_is_no_rule_is_reported_where_another_fits_and_refused_where_none_does(runs, caplog):
     (runs[1] / "scoring.json").write_text("{}")
     assert choose_scoring(runs[::-1], None) == TUNED
     assert levels(caplog) == ["WARNING", "INFO"] and str(runs[1] / "scoring.json") in caplog.text
@@ -120,7 +120,7 @@ def test_no_file_and_none_are_the_untuned_rule(runs, caplog):
     ]
 
 
-def test_what_is_not_tuned_but_could_be_is_told_how(trained, caplog):
+def test_what_is_not_tuned_but_could_be_says_how(trained, caplog):
     (trained[0] / "scoring.json").unlink()
     assert choose_scoring_file([trained[1] / "fold0", trained[0]], None) == ScoringFile()
     assert caplog.records[0].getMessage() == (

@@ -32,7 +32,7 @@ from multiattn.config import to_json
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_id
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
-from multiattn.inference.scoring_file import choose_scoring
+from multiattn.inference.scoring_file import UNTUNED
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.run import run_submit
 from multiattn.model.checkpoints import save_weights
@@ -152,7 +152,7 @@ class KernelBench:
             videos_dir=folder / "videos",
             sample_submission=folder / "sample.csv",
             out=folder / "out",
-            rule=ScoringRule() if self.untrained else choose_scoring(runs, None),
+            scoring=UNTUNED if self.untrained else None,
             device=self.device,
             precision=self.precision,
             jobs=self.jobs,

@@ -5,89 +5,19 @@
 Weights are stored in float16 where that changes no prediction by more than 1e-3: the same crops go through both forms.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from multiattn.command_line import parse, results
-from multiattn.inference.kit.bundle import Bundle, BundleInputs, build_bundle
-from multiattn.inference.kit.half_weights import Precision
+from multiattn.inference.kit.bundle import Bundle, BundleOptions, build_bundle
 from multiattn.inference.scoring_file import choose_scoring_file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of `multiattn bundle`."""
-
-    runs: tuple[Path, ...]
-    """runs/<experiment>, several, or single folds of them: runs/<experiment>/fold0."""
-    out: Path
-    """The folder to make; an older bundle there is replaced, anything else is left alone."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
-    max_gb: float = 1.0
-    """Refuse to make a larger one (10^9 bytes)."""
-    wheels: Path | None = None
-    """A folder of wheels; those of --packages are copied."""
-    download_wheels: bool = False
-    """Fetch the wheels of --packages with pip instead."""
-    packages: tuple[str, ...] = ()
-    """What the image lacks, with all it depends on and lacks too (default: what inference needs of requirements.txt and
-    Kaggle's image does not have: av, facenet-pytorch, tyro, pandera, and their small dependencies)."""
-    python: str = "3.11"
-    """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
-    weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
-    precision: Precision = "auto"
-    """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
-    largest_change: float = 1e-3
-    """Of P(fake), by float16."""
-    check_faces: Path | None = None
-    """A faces folder, made as the runs' own, to compare both forms on (default: drawn pictures, which are no faces)."""
-    check_crops: int = 128
-    """Crops each fold is compared on."""
-    device: str = "auto"
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    options = parse(Options, argv, stage="bundle", doc=__doc__)
-    _check(options)
-    scoring = choose_scoring_file(options.runs, options.scoring)
-    bundle = build_bundle(
-        BundleInputs(
-            runs=options.runs,
-            rule=scoring.rule,
-            tuned_on=scoring.tuned_on,
-            max_gb=options.max_gb,
-            wheels=options.wheels,
-            download=options.download_wheels,
-            packages=options.packages,
-            python=options.python,
-            detector_weights=options.weights,
-            precision=options.precision,
-            largest_change=options.largest_change,
-            check_faces=options.check_faces,
-            check_crops=options.check_crops,
-            device=options.device,
-        ),
-        options.out,
-    )
+    options = parse(BundleOptions, argv, stage="bundle", doc=__doc__)
+    bundle = build_bundle(options, choose_scoring_file(options.runs, options.scoring))
     results(*_lines(bundle, options))
 
 
-def _check(options: Options) -> None:
-    if options.wheels is not None and options.download_wheels:
-        raise ValueError("expected --wheels DIR or --download-wheels, found both.")
-    if options.packages and options.wheels is None and not options.download_wheels:
-        raise ValueError("--packages: expected --wheels DIR or --download-wheels beside it, found neither.")
-    if options.wheels is not None and not options.wheels.is_dir():
-        raise FileNotFoundError(f"--wheels {options.wheels}: expected a folder of wheels, found none.")
-    if options.check_crops < 1:
-        raise ValueError(f"--check-crops: expected at least 1, found {options.check_crops}.")
-
-
-def _lines(bundle: Bundle, options: Options) -> list[str]:
+def _lines(bundle: Bundle, options: BundleOptions) -> list[str]:
     lines = []
     for one in bundle.weights:
         if one.difference is None:

@@ -8,76 +8,21 @@ what was answered from fewer frames or models for want of time.
         --sample-submission /data/sample_submission.csv --out submissions/dfdc_b4
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
 from multiattn.command_line import parse, results
 from multiattn.inference.submit.inputs import SubmitInputs, write_first_answer
 from multiattn.runtime.layout import SUBMISSION_FILE
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of `multiattn submit`."""
-
-    runs: tuple[Path, ...]
-    """runs/<experiment>, or several; their predictions are blended."""
-    videos_dir: Path
-    """The folder of test videos."""
-    sample_submission: Path
-    """The competition's sample: its rows, in its order, are answered."""
-    out: Path
-    """The submission folder, submissions/NAME."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    jobs: int | None = None
-    """Processes that decode and detect (default: one a core)."""
-    budget_hours: float | None = None
-    """Deliver within so many hours of this process's start: with fewer frames, then fewer models, then priors, as the
-    time goes (default: no limit)."""
-    write_seconds: float = 30.0
-    """Between two writings of the submission."""
-    weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
-
-
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    options = parse(Options, argv, stage="submit", doc=__doc__)
-    write_first_answer(options.sample_submission, options.out)
-    from multiattn.inference.scoring_file import choose_scoring  # with torch, which takes seconds
-    from multiattn.inference.submit.run import run_submit
+    inputs = parse(SubmitInputs, argv, stage="submit", doc=__doc__)
+    write_first_answer(inputs.sample_submission, inputs.out)
+    from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
 
-    result = run_submit(
-        SubmitInputs(
-            runs=options.runs,
-            videos_dir=options.videos_dir,
-            sample_submission=options.sample_submission,
-            out=options.out,
-            rule=choose_scoring(options.runs, options.scoring),
-            device=options.device,
-            precision=options.precision,
-            jobs=options.jobs,
-            weights=options.weights,
-            budget_hours=options.budget_hours,
-            write_seconds=options.write_seconds,
-        )
-    )
+    result = run_submit(inputs)
     coverage = ", ".join(f"{count} {status}" for status, count in result.coverage.items())
-    results(
-        f"{len(result.submission)} rows in {options.out / SUBMISSION_FILE}: {coverage}",
-        *(str(change) for change in result.plan_changes),
-        *_reduced(result.reduced),
-    )
-
-
-def _reduced(count: int) -> list[str]:
-    return (
-        [f"{count} answered from fewer frames or models; the same command with time left improves them"]
-        if count
-        else []
-    )
+    lines = [f"{len(result.submission)} rows in {inputs.out / SUBMISSION_FILE}: {coverage}"]
+    lines += map(str, result.plan_changes)
+    if result.reduced:
+        lines.append(f"{result.reduced} from fewer frames or models; the same command with time left improves them")
+    results(*lines)

@@ -33,7 +33,7 @@ def always_valid(case: Case) -> Iterator[list[int]]:
     """Read the submission over and over: as soon as there is one, there is a complete valid one ever after."""
     seen, problems, ending = [0], [], threading.Event()
 
-    def look() -> None:
+    def read_often() -> None:
         while not ending.is_set():
             if seen[0] or (case.inputs.out / "submission.csv").is_file():
                 try:
@@ -43,7 +43,7 @@ def always_valid(case: Case) -> Iterator[list[int]]:
                     problems.append(error)
             time.sleep(0.01)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=read_often)
     thread.start()
     try:
         yield seen

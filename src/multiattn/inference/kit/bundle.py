@@ -17,20 +17,25 @@ table that all folds of an experiment share is there once: of DFDC it has 119,15
 """
 
 import dataclasses
-import logging
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from multiattn.inference.kit.half_weights import Precision, StoredWeights, crops_to_compare, store_weights
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models
-from multiattn.inference.scoring_file import default_scoring_path, find_scoring, require_rule_fits, write_scoring
+from multiattn.inference.scoring_file import (
+    ScoringFile,
+    default_scoring_path,
+    find_scoring,
+    require_rule_fits,
+    write_scoring,
+)
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import exclusive_folder, read_json, write_json, write_text
@@ -46,13 +51,10 @@ from multiattn.runtime.layout import (
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.rule import ScoringRule
 
-logger = logging.getLogger(__name__)
-
 KIND = "multiattn bundle"
 PACKAGE = Path(__file__).resolve().parents[2]
 REPOSITORY = PACKAGE.parents[1]
 NOTEBOOK = Path("notebooks") / "inference.ipynb"
-GIGABYTE = 1e9
 TITLE_LENGTHS = (6, 50)
 """Characters Kaggle takes in a data set's title."""
 LOCK = ".lock"
@@ -72,29 +74,48 @@ GLIBC_MINORS = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BundleInputs:
-    """Parts of a bundle, and how they are stored."""
+class BundleOptions:
+    """Options of `multiattn bundle`."""
 
     runs: tuple[Path, ...]
-    """Experiments' folders, or single folds."""
-    rule: ScoringRule
-    tuned_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Beside the rule in its `ScoringFile`."""
+    """runs/<experiment>, several, or single folds of them: runs/<experiment>/fold0."""
+    out: Path
+    """The folder to make; an older bundle there is replaced, anything else is left alone."""
+    scoring: str | None = None
+    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
+    for these runs)."""
     max_gb: float = 1.0
+    """Refuse to make a larger one (10^9 bytes)."""
     wheels: Path | None = None
-    """A folder of wheels to choose from."""
-    download: bool = False
-    """Fetch the wheels instead."""
+    """A folder of wheels; those of --packages are copied."""
+    download_wheels: bool = False
+    """Fetch the wheels of --packages with pip instead."""
     packages: tuple[str, ...] = ()
-    """Those the image lacks; empty: `default_packages`."""
+    """What the image lacks, with all it depends on and lacks too (default: what inference needs of requirements.txt and
+    Kaggle's image does not have: av, facenet-pytorch, tyro, pandera, and their small dependencies)."""
     python: str = "3.11"
-    """Of the image, for the download."""
-    detector_weights: Path | None = None
+    """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
+    weights: Path | None = None
+    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
     precision: Precision = "auto"
+    """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
     largest_change: float = 1e-3
+    """Of P(fake), by float16."""
     check_faces: Path | None = None
+    """A faces folder, made as the runs' own, to compare both forms on (default: drawn pictures, which are no faces)."""
     check_crops: int = 128
+    """Crops each fold is compared on."""
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.wheels is not None and self.download_wheels:
+            raise ValueError("expected --wheels DIR or --download-wheels, found both.")
+        if self.packages and self.wheels is None and not self.download_wheels:
+            raise ValueError("--packages: expected --wheels DIR or --download-wheels beside it, found neither.")
+        if self.wheels is not None and not self.wheels.is_dir():
+            raise FileNotFoundError(f"--wheels {self.wheels}: expected a folder of wheels, found none.")
+        if self.check_crops < 1:
+            raise ValueError(f"--check-crops: expected at least 1, found {self.check_crops}.")
 
 
 @dataclass(frozen=True)
@@ -107,29 +128,34 @@ class Bundle:
     """Bytes by part: code, weights, tables, wheels, detector, notebook and notes."""
 
 
-def build_bundle(inputs: BundleInputs, out: Path) -> Bundle:
+def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     """Build beside `out` and put the finished folder in its place; a bundle that was there before is replaced.
+
+    Args:
+        scoring: the rule that the bundle's submissions follow, and what it was tuned on.
 
     Raises:
         FileNotFoundError: no runs, a fold without a checkpoint, no such weights file, a package without a wheel.
         ValueError: `out` holds something else than a bundle, the rule does not fit the runs, the bundle would be larger
             than `max_gb`, or float16 was asked for and changes too much. `out` is as it was.
     """
-    out = Path(out).resolve()
+    out = options.out.resolve()
     _require_own(out)
-    models = find_models(*inputs.runs)
-    require_rule_fits(inputs.rule, models)
-    rule = _with_figures(inputs, models)
+    models = find_models(*options.runs)
+    require_rule_fits(scoring.rule, models)
+    figures = out_of_fold_figures(models, options.runs, scoring.rule)
+    rule = dataclasses.replace(scoring.rule, experiments=tuple(_experiments(models)), out_of_fold=figures)
+    scoring = dataclasses.replace(scoring, rule=rule)  # for exactly these experiments
     building = out.parent / f".{out.name}.building"
     with exclusive_folder(building):
         try:
             for leftover in building.iterdir():  # of a run that was killed
                 if leftover.name != LOCK:
                     _remove(leftover)
-            weights = _fill(building, inputs, models, rule)
+            weights = _fill(building, options, models, scoring)
             sizes = _sizes(building)
-            _require_fits(sizes, inputs, weights)
-            write_json(building / BUNDLE_FILE, _manifest(inputs, models, weights, sizes))
+            _require_fits(sizes, options, weights)
+            write_json(building / BUNDLE_FILE, _manifest(options, models, weights, sizes))
             _require_runs(building, rule)
             (building / LOCK).unlink()
             _replace(building, out)
@@ -141,12 +167,9 @@ def build_bundle(inputs: BundleInputs, out: Path) -> Bundle:
 
 def is_bundle(folder: Path) -> bool:
     """True for a folder that `build_bundle` wrote."""
-    path = folder / BUNDLE_FILE
-    if not path.is_file():
-        return False
     try:
-        values = read_json(path)
-    except ValueError:
+        values = read_json(folder / BUNDLE_FILE)
+    except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("kind") == KIND
 
@@ -154,12 +177,6 @@ def is_bundle(folder: Path) -> bool:
 def _require_own(out: Path) -> None:
     if out.exists() and not (out.is_dir() and (is_bundle(out) or not any(out.iterdir()))):
         raise ValueError(f"{out}: expected a bundle to replace or a new folder, found something else. Choose another.")
-
-
-def _with_figures(inputs: BundleInputs, models: list[TrainedModel]) -> ScoringRule:
-    """The rule, for exactly these experiments, with the out-of-fold figures for a submission's card."""
-    figures = out_of_fold_figures(models, inputs.runs, inputs.rule)
-    return dataclasses.replace(inputs.rule, experiments=tuple(_experiments(models)), out_of_fold=figures)
 
 
 def _experiments(models: list[TrainedModel]) -> list[str]:
@@ -185,18 +202,20 @@ def _require_runs(building: Path, rule: ScoringRule) -> None:
     out_of_fold_figures(models, runs, found[1].rule)
 
 
-def _fill(building: Path, inputs: BundleInputs, models: list[TrainedModel], rule: ScoringRule) -> list[StoredWeights]:
+def _fill(
+    building: Path, options: BundleOptions, models: list[TrainedModel], scoring: ScoringFile
+) -> list[StoredWeights]:
     """Everything but the manifest; returns how the weights were stored."""
     _copy_code(building)
-    _collect_wheels(inputs, building / "wheels")  # before the minutes of comparing: this fails when it does
-    if inputs.detector_weights is not None:
-        if not inputs.detector_weights.is_file():
-            raise FileNotFoundError(f"{inputs.detector_weights}: no such weights file of a detector.")
+    _collect_wheels(options, building / "wheels")  # before the minutes of comparing: this fails when it does
+    if options.weights is not None:
+        if not options.weights.is_file():
+            raise FileNotFoundError(f"{options.weights}: no such weights file of a detector.")
         (building / "weights").mkdir()
-        shutil.copyfile(inputs.detector_weights, building / "weights" / inputs.detector_weights.name)
-    weights = _store_runs(building / "runs", inputs, models)
+        shutil.copyfile(options.weights, building / "weights" / options.weights.name)
+    weights = _store_runs(building / "runs", options, models)
     first = building / "runs" / _experiments(models)[0]
-    write_scoring(rule, default_scoring_path([first]), {"made_by": "multiattn bundle"}, inputs.tuned_on)
+    write_scoring(scoring.rule, default_scoring_path([first]), {"made_by": "multiattn bundle"}, scoring.tuned_on)
     write_json(building / "dataset-metadata.json", dataset_metadata(_experiments(models)))
     write_text(building / "README.txt", _readme(models, has_wheels=(building / "wheels").is_dir()))
     return weights
@@ -213,8 +232,8 @@ def _copy_code(building: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _store_runs(runs: Path, inputs: BundleInputs, models: list[TrainedModel]) -> list[StoredWeights]:
-    device = pick_device(inputs.device)
+def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) -> list[StoredWeights]:
+    device = pick_device(options.device)
     weights = []
     with progress_bar(len(models), "weights", "folds") as bar:
         for model in models:
@@ -224,14 +243,14 @@ def _store_runs(runs: Path, inputs: BundleInputs, models: list[TrainedModel]) ->
                 if (model.path / name).is_file():
                     shutil.copyfile(model.path / name, folder / name)
             _copy_folds(model.path / FOLDS_FILE, folder)
-            tried = inputs.precision != "float32"
+            tried = options.precision != "float32"
             weights.append(
                 store_weights(
                     model,
                     folder,
-                    crops_to_compare(model, inputs.check_faces, inputs.check_crops if tried else 1),
-                    precision=inputs.precision,
-                    largest_change=inputs.largest_change,
+                    crops_to_compare(model, options.check_faces, options.check_crops if tried else 1),
+                    precision=options.precision,
+                    largest_change=options.largest_change,
                     device=device,
                 )
             )
@@ -297,9 +316,9 @@ def _part(path: Path) -> str:
     return {"wheels": "wheels", "src": "code", "weights": "detector"}.get(path.parts[0], "notebook and notes")
 
 
-def _require_fits(sizes: dict[str, int], inputs: BundleInputs, weights: list[StoredWeights]) -> None:
+def _require_fits(sizes: dict[str, int], options: BundleOptions, weights: list[StoredWeights]) -> None:
     total = sum(sizes.values())
-    if total <= inputs.max_gb * GIGABYTE:
+    if total <= options.max_gb * 1e9:
         return
     parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
     ways = ["bundle fewer runs or folds (--runs runs/a/fold0 runs/a/fold1)"]
@@ -308,13 +327,13 @@ def _require_fits(sizes: dict[str, int], inputs: BundleInputs, weights: list[Sto
     if "wheels" in sizes:
         ways.append("name only the packages that the image lacks (--packages)")
     raise ValueError(
-        f"the bundle would take {total / GIGABYTE:.3f} GB, more than --max-gb {inputs.max_gb:g}: {parts}. Nothing was "
+        f"the bundle would take {total / 1e9:.3f} GB, more than --max-gb {options.max_gb:g}: {parts}. Nothing was "
         f"written. To make it smaller: {'; '.join(ways)}; or allow more with --max-gb."
     )
 
 
 def _manifest(
-    inputs: BundleInputs, models: list[TrainedModel], weights: list[StoredWeights], sizes: dict[str, int]
+    options: BundleOptions, models: list[TrainedModel], weights: list[StoredWeights], sizes: dict[str, int]
 ) -> dict[str, Any]:
     stored = [
         {**dataclasses.asdict(one), "difference": None if one.difference == float("inf") else one.difference}
@@ -325,8 +344,8 @@ def _manifest(
         "commit": git_commit(),
         "runs": _experiments(models),
         "weights": stored,
-        "compared_on": inputs.check_faces.resolve().name if inputs.check_faces else "drawn pictures",
-        "detector_weights": inputs.detector_weights and inputs.detector_weights.name,
+        "compared_on": options.check_faces.resolve().name if options.check_faces else "drawn pictures",
+        "detector_weights": options.weights and options.weights.name,
         "bytes": sizes,
     }
 
@@ -348,15 +367,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _collect_wheels(inputs: BundleInputs, folder: Path) -> None:
-    if inputs.wheels is None and not inputs.download:
+def _collect_wheels(options: BundleOptions, folder: Path) -> None:
+    if options.wheels is None and not options.download_wheels:
         return
     requirements = read_requirements(REPOSITORY / REQUIREMENTS_FILE)
-    packages = with_bounds(inputs.packages, requirements) or default_packages(requirements)
-    if inputs.download:
-        download_wheels(packages, folder, python=inputs.python)
+    packages = with_bounds(options.packages, requirements) or default_packages(requirements)
+    if options.download_wheels:
+        download_wheels(packages, folder, python=options.python)
     else:
-        collect_wheels(packages, inputs.wheels, folder)
+        collect_wheels(packages, options.wheels, folder)
     write_text(folder / REQUIREMENTS_FILE, "".join(f"{word}\n" for word in packages))
 
 

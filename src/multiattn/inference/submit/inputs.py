@@ -1,12 +1,13 @@
 """Inputs of a submission run, given by name or found by the notebook; the first answer, before torch is imported."""
 
 import csv
+import functools
 import io
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from multiattn.runtime.files import write_text
 from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, SUBMISSION_FILE
@@ -25,37 +26,32 @@ KAGGLE_HOURS = 9.0
 SEARCH_DEPTH = 6
 
 
-def _plain_means() -> "ScoringRule":
-    from multiattn.scoring.rule import ScoringRule  # with libraries that take a second
-
-    return ScoringRule()
-
-
 @dataclass(frozen=True, kw_only=True)
 class SubmitInputs:
-    """What a submission is made from, where it goes and within what time."""
+    """Options of `multiattn submit`, and of the notebook: sources of a submission, where it goes, in what time."""
 
     runs: tuple[Path, ...]
-    """Experiments' folders with fold0, fold1, ..., or single folds of them; their crops are made alike."""
+    """runs/<experiment>, or several, or single folds of them; their predictions are blended."""
     videos_dir: Path
-    """The test videos, directly in this folder."""
+    """The folder of test videos."""
     sample_submission: Path
     """The competition's sample: its rows, in its order, are answered."""
     out: Path
-    """The submission folder, the only place that is written. Finished videos are kept here, so that the same run
-    continues after it was killed."""
-    rule: "ScoringRule" = field(default_factory=_plain_means)
-    """Frame predictions -> probabilities."""
+    """The submission folder, submissions/NAME."""
+    scoring: str | None = None
+    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
+    for these runs)."""
     device: str = "auto"
-    precision: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     jobs: int | None = None
-    """Processes that decode and detect; None is one a core."""
-    weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with; mtcnn needs none."""
+    """Processes that decode and detect (default: one a core)."""
     budget_hours: float | None = None
-    """From the start of this process until the submission is delivered; None is no limit."""
+    """Deliver within so many hours of this process's start: with fewer frames, then fewer models, then priors, as the
+    time goes (default: no limit)."""
     write_seconds: float = 30.0
     """Between two writings of the submission."""
+    weights: Path | None = None
+    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
 
     def __post_init__(self) -> None:
         if self.budget_hours is not None and not self.budget_hours > 0:
@@ -64,6 +60,13 @@ class SubmitInputs:
             raise ValueError(f"--write-seconds: expected seconds above 0, found {self.write_seconds}.")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"--jobs: expected at least 1, found {self.jobs}.")
+
+    @functools.cached_property
+    def rule(self) -> "ScoringRule":
+        """Frame predictions -> probabilities, as `choose_scoring` finds it."""
+        from multiattn.inference.scoring_file import choose_scoring  # with torch, which takes seconds
+
+        return choose_scoring(self.runs, self.scoring)
 
 
 def write_first_answer(sample: Path, out: Path) -> None:
@@ -107,8 +110,6 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     Raises:
         FileNotFoundError: something was not found; says what, and where it was searched for.
     """
-    from multiattn.inference.scoring_file import choose_scoring  # with torch
-
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
     named = tuple(Path(name) for name in (os.environ.get("MULTIATTN_RUNS") or "").split(os.pathsep) if name)
@@ -124,7 +125,7 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
         videos_dir=videos,
         sample_submission=sample,
         out=_from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs[0].name),
-        rule=choose_scoring(runs, os.environ.get("MULTIATTN_SCORING") or None),
+        scoring=os.environ.get("MULTIATTN_SCORING") or None,
         weights=_from_environment("WEIGHTS") or _bundled_weights(runs[0]),
         budget_hours=_budget_hours(),
     )
