@@ -2,14 +2,10 @@
 
 import logging
 import sys
-import warnings
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
-
-# Libraries underneath ask tqdm for its notebook widget and warn where Jupyter lacks it; our bars are plain text.
-warnings.filterwarnings("ignore", message="IProgress not found")
 
 LOG_INTERVAL_SECONDS = 15.0
 
