@@ -1,4 +1,4 @@
-"""What `describe_network` measures, against the paper's shapes and arithmetic by hand."""
+"""`describe_network` against the paper's shapes and arithmetic by hand."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ B4_SHAPES = {
     "V": (4, 32),
     "logits": (2,),
 }
-"""Section 1 of method.md."""
+"""Sections 3.1 to 3.3 of the paper, with an EfficientNet-B4 of 380 px."""
 
 
 def test_b4_at_380_has_the_shapes_and_strides_of_the_paper():
@@ -48,9 +48,15 @@ def test_b4_at_380_has_the_shapes_and_strides_of_the_paper():
     assert backbone.flops / 2 == pytest.approx(4.2e9, rel=0.06)
 
 
-def test_the_released_form_of_b4_has_the_static_grid_and_a_texture_for_each_map():
-    found = planned(get_experiment("dfdc_b4_official").model, 380)
-    assert found.shape("A") == (4, 23, 23)
+@pytest.mark.parametrize(("padding", "grid", "last"), [("static", 23, 11), ("dynamic", 24, 12)])
+def test_the_released_form_of_b4_has_a_texture_for_each_map_and_either_grid(padding, grid, last):
+    config = get_experiment("dfdc_b4_official").model
+    assert config.padding == "static"
+    found = planned(dataclasses.replace(config, padding=padding), 380)
+    assert found.shape("A") == (4, grid, grid)
+    assert found.shape("f_last") == (1792, last, last)
+    # 18.83 million with the running statistics, the backbone's classifier (2 x 1793) and the loss's buffers.
+    assert found.total.parameters == pytest.approx(18.83e6 - 0.13e6, abs=0.2e6)
     assert found.shape("T") == (4 * 32, 95, 95)
     assert found.shape("F") == (4, 32, 95, 95)
     assert found.shape("P") == found.shape("V") == (4, 32)

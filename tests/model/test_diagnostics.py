@@ -119,7 +119,7 @@ def test_a_warning_comes_above_its_threshold_and_not_at_it(name, threshold, word
     assert words in collapse_warning({**HEALTHY, name: np.nextafter(threshold, 1)})
 
 
-def test_a_map_that_always_wins_is_reported_where_the_others_look_elsewhere():
+def test_a_map_that_is_always_the_strongest_is_reported_though_the_others_differ():
     attention = cells([0, 9, 0, 0], [1, 0, 0, 0]).expand(100, -1, -1, -1)
     assert "strongest on 100% of the faces" in collapse_warning(figures(attention))
 

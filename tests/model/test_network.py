@@ -1,51 +1,23 @@
-"""The whole network: shapes, gradients, precision, determinism."""
+"""The whole network: shapes, gradients, determinism; exported, compiled, under autocast, saved and loaded."""
 
 import dataclasses
+import io
 
 import pytest
 import torch
+from torch import Tensor
 
-from multiattn.config import LossConfig, ModelConfig
-from multiattn.experiments import get_experiment
-from multiattn.model.attention import global_vector, normalized_average_pool
+from multiattn.bench.train_sides import settle_statistics
+from multiattn.config import Experiment, LossConfig, ModelConfig
+from multiattn.experiments import get_experiment, official
+from multiattn.model.attention import global_vector
+from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss
-from multiattn.model.network import BaselineNet, MultiAttentionNet, fake_logit, make_network
+from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, fake_logit, make_network
 
 
 def small(**settings) -> MultiAttentionNet:
     return MultiAttentionNet(ModelConfig(backbone="tinynet_e", pretrained=False, **settings))
-
-
-def test_b4_at_380_has_the_shapes_of_the_paper():
-    network = MultiAttentionNet(ModelConfig(), load_weights=False).eval()
-    seen = {}
-    network.texture.register_forward_hook(lambda module, inputs, output: seen.update(L2=inputs[0], F=output[0]))
-    network.attention.register_forward_hook(lambda module, inputs, output: seen.update(L5=inputs[0]))
-    network.backbone.register_forward_hook(lambda module, inputs, output: seen.update(last=output[1]))
-    with torch.no_grad():
-        output = network(torch.zeros(1, 3, 380, 380))
-    shapes = {name: tuple(tensor.shape) for name, tensor in seen.items()}
-    assert shapes == {"L2": (1, 32, 95, 95), "F": (1, 32, 95, 95), "L5": (1, 160, 24, 24), "last": (1, 1792, 12, 12)}
-    assert output.logits.shape == (1, 2)
-    assert output.attention.shape == (1, 4, 24, 24)
-    assert output.parts.shape == (1, 4, 32)
-    assert (network.num_maps, network.num_part_features) == (4, 32)
-
-
-@pytest.mark.parametrize(("padding", "grid", "last"), [("static", 23, 11), ("dynamic", 24, 12)])
-def test_the_release_has_one_texture_a_map_and_either_grid(padding, grid, last):
-    config = dataclasses.replace(get_experiment("dfdc_b4_official").model, padding=padding, pretrained=False)
-    network = MultiAttentionNet(config, load_weights=False).eval()
-    seen = {}
-    network.texture.register_forward_hook(lambda module, inputs, output: seen.update(F=output[0]))
-    network.backbone.register_forward_hook(lambda module, inputs, output: seen.update(last=output[1]))
-    with torch.no_grad():
-        output = network(torch.zeros(1, 3, 380, 380))
-    assert output.attention.shape == (1, 4, grid, grid)
-    assert seen["F"].shape == (1, 4, 32, 95, 95)
-    assert seen["last"].shape == (1, 1792, last, last)
-    # 18.83 million with the running statistics, the backbone's classifier (2 x 1793) and the loss's buffers.
-    assert sum(p.numel() for p in network.parameters()) == pytest.approx(18.83e6 - 0.13e6, abs=0.2e6)
 
 
 def test_part_dropout_leaves_whole_maps_out_of_both_branches_and_of_nothing_else():
@@ -63,13 +35,6 @@ def test_part_dropout_leaves_whole_maps_out_of_both_branches_and_of_nothing_else
     expected = global_vector(seen["last"], total, "mean")
     torch.testing.assert_close(seen["G"], expected, atol=1e-5, rtol=1e-4)
     assert (output.parts.norm(dim=-1) > 0.99).all()
-
-
-def test_permuting_the_maps_permutes_the_textural_matrix():
-    features, attention = torch.randn(2, 5, 8, 8), torch.rand(2, 4, 4, 4)
-    order = torch.tensor([2, 0, 3, 1])
-    before, after = (normalized_average_pool(features, maps) for maps in (attention, attention[:, order]))
-    torch.testing.assert_close(after, before[:, order])
 
 
 def test_the_twin_is_the_same_backbone_with_a_mean_and_one_layer():
@@ -124,18 +89,6 @@ def test_gradients_reach_every_parameter(num_maps):
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 
 
-def test_autocast_keeps_unit_rows_and_gives_float32_logits():
-    network = small().eval()
-    images = torch.randn(2, 3, 96, 96)
-    with torch.no_grad():
-        exact = network(images)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = network(images)
-    assert output.logits.dtype == output.parts.dtype == torch.float32
-    torch.testing.assert_close(output.parts.norm(dim=-1), torch.ones(2, 4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(output.logits, exact.logits, atol=0.05, rtol=0)
-
-
 def test_training_under_autocast_gives_finite_gradients():
     network = small().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -178,3 +131,96 @@ def test_weights_are_not_looked_for_when_a_checkpoint_comes_next():
     assert MultiAttentionNet(config, load_weights=False).num_maps == 4
     with pytest.raises(FileNotFoundError, match=r"/nowhere\.safetensors"):
         MultiAttentionNet(config)
+
+
+# --- outside of eager float32 -----------------------------------------------------------------------------------------
+
+
+PAPER = ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3")
+OFFICIAL = dataclasses.replace(
+    official(Experiment(name="x", model=ModelConfig(backbone="tinynet_e", pretrained=False))).model, padding="dynamic"
+)
+BASELINE = dataclasses.replace(PAPER, network="baseline")
+PROFILES = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(PAPER, id="paper, test_efficientnet"),
+        pytest.param(OFFICIAL, id="official, tinynet_e"),
+        pytest.param(BASELINE, id="baseline"),
+    ],
+)
+
+
+def images(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
+
+
+def settled(config: ModelConfig) -> torch.nn.Module:
+    """A network whose activations have the scale of a trained one's."""
+    network = make_network(config, load_weights=False)
+    settle_statistics(network, images(16))
+    return network
+
+
+@PROFILES
+def test_the_exported_network_gives_the_same_logits_also_from_a_file_and_for_other_batches(config):
+    network = settled(config)
+    program = torch.export.export(
+        network, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},), strict=False
+    )
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    with torch.no_grad():
+        for batch in (1, 2, 5):
+            expected = network(images(batch))
+            for module in (program.module(), loaded):
+                found = module(images(batch))
+                assert isinstance(found, NetworkOutput)
+                torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(PAPER, id="paper"),
+        pytest.param(
+            dataclasses.replace(OFFICIAL, backbone="test_efficientnet", attention_stage="L3"),
+            id="official, fewer layers",
+        ),
+    ],
+)
+def test_the_compiled_network_gives_the_same_logits_without_a_break_in_its_graph(config):
+    network = settled(config)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images(2)).logits, network(images(2)).logits, atol=1e-5, rtol=0)
+
+
+@PROFILES
+def test_bf16_autocast_stays_within_two_hundredths_of_float32_and_keeps_unit_rows(config):
+    network = settled(config)
+    with torch.no_grad():
+        exact = network(images(8))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = network(images(8))
+    assert rounded.logits.dtype == torch.float32
+    assert not torch.equal(exact.logits, rounded.logits)
+    torch.testing.assert_close(rounded.logits, exact.logits, atol=2e-2, rtol=0)
+    if rounded.parts is not None:
+        assert rounded.parts.dtype == torch.float32
+        torch.testing.assert_close(rounded.parts.norm(dim=-1), torch.ones(8, 4), atol=1e-5, rtol=0)
+
+
+@PROFILES
+def test_a_network_saved_and_loaded_gives_equal_logits(config, tmp_path):
+    network = settled(config)
+    save_weights(network, tmp_path / "best.safetensors", {})
+    torch.manual_seed(1)
+    other = make_network(config, load_weights=False).eval()
+    with torch.no_grad():
+        expected = network(images(3)).logits
+        assert not torch.equal(other(images(3)).logits, expected)
+        load_weights(other, tmp_path / "best.safetensors")
+        assert torch.equal(other(images(3)).logits, expected)

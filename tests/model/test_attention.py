@@ -1,10 +1,17 @@
-"""Bilinear attention pooling against loops in float64."""
+"""Attention maps; bilinear attention pooling against loops in float64."""
 
 import numpy as np
 import pytest
 import torch
 
-from multiattn.model.attention import global_vector, normalized_average_pool, standardize, weighted_mean
+from multiattn.model.attention import (
+    AttentionModule,
+    MaskedAttentionModule,
+    global_vector,
+    normalized_average_pool,
+    standardize,
+    weighted_mean,
+)
 
 
 def pool_by_loops(features: np.ndarray, attention: np.ndarray) -> np.ndarray:
@@ -52,13 +59,6 @@ def test_rows_are_unit_vectors_in_float32_under_autocast():
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.norm(dim=-1), torch.ones(2, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(result, normalized_average_pool(features.float(), attention.float()))
-
-
-def test_the_strength_of_a_map_does_not_matter():
-    features, attention = torch.randn(2, 3, 4, 4), torch.rand(2, 2, 4, 4)
-    torch.testing.assert_close(
-        normalized_average_pool(features, attention), normalized_average_pool(features, 7 * attention)
-    )
 
 
 def test_an_all_zero_map_gives_a_zero_row_and_zero_gradient():
@@ -113,3 +113,20 @@ def test_standardised_channels_have_mean_zero_and_deviation_one():
     np.testing.assert_allclose(found.mean(axis=(2, 3)), 0, atol=1e-12)
     np.testing.assert_allclose(found.std(axis=(2, 3), ddof=1), 1, atol=1e-6)
     assert standardize(torch.full((1, 1, 4, 4), 2.0)).abs().max() == 0
+
+
+@pytest.mark.parametrize("num_maps", [1, 4])
+def test_attention_maps_are_non_negative_and_keep_the_grid(num_maps):
+    maps = AttentionModule(6, num_maps)(torch.randn(3, 6, 5, 7))
+    assert maps.shape == (3, num_maps, 5, 7)
+    assert maps.min() == 0 and maps.max() > 0
+
+
+@pytest.mark.parametrize(("grid", "silent"), [(24, {0, 1, 22, 23}), (23, {0, 1, 22}), (16, {0, 1, 15})])
+def test_the_released_attention_is_zero_at_the_border(grid, silent):
+    maps = MaskedAttentionModule(6, 3)(torch.randn(2, 6, grid, grid))
+    dark = (maps == 0).all(dim=1).all(dim=0)
+    assert set(torch.nonzero(dark.all(dim=1)).flatten().tolist()) == silent
+    assert set(torch.nonzero(dark.all(dim=0)).flatten().tolist()) == silent
+    inside = [i for i in range(grid) if i not in silent]
+    assert maps[:, :, inside][..., inside].min() > 0

@@ -1,4 +1,4 @@
-"""Checkpoints: what was written comes back, what does not fit is named."""
+"""Checkpoints: a written file comes back, a tensor that does not fit is named."""
 
 import pytest
 import torch
