@@ -1,7 +1,7 @@
 """The released network's eval forward written a second time: `torch.nn.functional` on tensors in their original names.
 
-Written from the table of the released checkpoints in `../shared/method.md`, section 5; nothing here comes from
-`multiattn`. The backbones are those of `reference_backbones.py`.
+Written from the layers of the released checkpoints (`multiattn/model/README.md`, profile `official`); nothing here
+comes from `multiattn`. The backbones are those of `reference_backbones.py`.
 """
 
 import functools

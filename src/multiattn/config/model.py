@@ -22,7 +22,8 @@ class ModelConfig:
     network: Literal["multi-attention", "baseline"] = "multi-attention"
     """`baseline` is the twin of every claim: the same backbone, global average pooling, one linear layer."""
     backbone: str = "tf_efficientnet_b4.ap_in1k"
-    """Any timm model with feature stages; `ap_in1k` weights were trained with the mean and std 0.5 the paper uses."""
+    """Any timm model with feature stages, also one registered by `timm.models.register_model` (model/README.md).
+    `ap_in1k` weights were trained with the mean and std 0.5 the paper uses."""
     padding: Literal["dynamic", "static"] = "dynamic"
     """How an EfficientNet pads its strided convolutions: `static` for the nominal image size, as the released
     checkpoints were trained (attention grid 23x23 in B4 at 380 px, against 24x24)."""
