@@ -6,7 +6,6 @@ import json
 import pytest
 
 from multiattn.runtime.layout import RECIPE_FILE
-from multiattn.video.crops import recipe
 from multiattn.video.crops.recipe import (
     INTERPOLATION_NAME,
     TEMPLATE_NAME,
@@ -16,7 +15,6 @@ from multiattn.video.crops.recipe import (
     read_recipe,
     write_recipe,
 )
-from multiattn.video.detectors import registry as detect
 
 VERSION_1 = {
     "num_frames": 16,
@@ -72,8 +70,8 @@ def test_a_recipe_comes_back_as_it_was_stored(recipe, tmp_path):
         ({"detect_every": 0}, "--detect-every: expected 1 to 16, found 0"),
         ({"detect_every": 17}, "--detect-every"),
         ({"policy": "smallest"}, "--policy: expected one of all-tracks, largest, forged-mask, found 'smallest'"),
-        ({"weights": "0123456789abcdef"}, "--weights: mtcnn brings its own"),
-        ({"detector": "retinaface"}, "--weights: retinaface needs a weights file"),
+        ({"weights": "0123456789abcdef"}, "--weights: --detector mtcnn needs no weights file, found 0123456789abcdef"),
+        ({"detector": "retinaface"}, "--weights: --detector retinaface needs its weights file"),
         ({"version": 1}, "version: expected 2, found 1"),
     ],
     ids=repr,
@@ -172,7 +170,3 @@ def test_a_foreign_recipe_can_be_read_and_compared_but_not_followed(tmp_path):
 )
 def test_prediction_knows_no_masks_and_no_originals(trained, predicted):
     assert CropRecipe(**trained).for_prediction() == CropRecipe(**predicted)
-
-
-def test_the_recipe_knows_the_detectors_there_are():
-    assert tuple(recipe.DETECTORS) == tuple(detect.DEFAULT_THRESHOLDS)

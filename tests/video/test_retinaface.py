@@ -16,8 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from multiattn.video.decoding.frames import FrameReader
-from multiattn.video.detectors.registry import MtcnnDetector, RetinaFaceDetector, load_detector
-from multiattn.video.detectors.retinaface import anchors, decode_boxes, decode_landmarks, load_retinaface, select_faces
+from multiattn.video.detectors.mtcnn import MtcnnDetector
+from multiattn.video.detectors.retinaface import (
+    RetinaFaceDetector,
+    anchors,
+    decode_boxes,
+    decode_landmarks,
+    load_retinaface,
+    select_faces,
+)
 from multiattn.video.extraction.scan import pairwise_iou
 
 State = dict[str, Tensor]
@@ -320,7 +327,7 @@ def test_faces_are_selected(faces, found):
 @pytest.mark.parametrize("thorough", [False, True])
 def test_odd_frames_go_through_both_layouts(state, saved, thorough):
     """With weights that know nothing: what counts is shapes and order."""
-    detector = RetinaFaceDetector(saved(state), threshold=0.001)
+    detector = RetinaFaceDetector(weights=saved(state), threshold=0.001)
     assert detector([], thorough=thorough) == []
     for shape in [(1, 1, 3), (37, 53, 3)]:
         found = detector([np.full(shape, 99, np.uint8)] * 3, thorough=thorough)
@@ -351,7 +358,7 @@ def test_every_frame_of_the_real_clips_shows_a_face_where_mtcnn_finds_one(shared
     In one clip the woman's face blurs behind her hands, where MTCNN finds nothing but a portrait on the wall behind her
     (of 32 frames in one, of these 8 in another one).
     """
-    retinaface, mtcnn = RetinaFaceDetector(weights), MtcnnDetector()
+    retinaface, mtcnn = RetinaFaceDetector(weights=weights), MtcnnDetector()
     disagreements = []
     clips = sorted((shared / "videos").rglob("*.mp4"))
     assert len(clips) == 7
@@ -371,7 +378,7 @@ def test_every_frame_of_the_real_clips_shows_a_face_where_mtcnn_finds_one(shared
 
 @pytest.mark.shared
 def test_a_real_face_is_found_at_any_size_and_by_the_second_pass_where_it_is_tiny(shared, weights):
-    detector = load_detector("retinaface", threshold=0.9, device="cpu", weights=weights)
+    detector = RetinaFaceDetector(threshold=0.9, weights=weights)
     clip = shared / "videos/ffpp/original_sequences/youtube/c23/videos/519.mp4"
     frame, _ = FrameReader(clip, 2)
     (whole,) = detector([frame.image])
@@ -388,7 +395,7 @@ def test_half_precision_finds_the_same_faces(shared, weights):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     frame, _ = FrameReader(shared / "videos/ffpp/original_sequences/youtube/c23/videos/634.mp4", 2)
-    for load in (functools.partial(RetinaFaceDetector, weights), MtcnnDetector):
+    for load in (functools.partial(RetinaFaceDetector, weights=weights), MtcnnDetector):
         (there,), (here,) = load(device="cuda")([frame.image]), load(device="cpu")([frame.image])
         assert len(there) == len(here) > 0
         assert pairwise_iou(there.boxes_xyxy, here.boxes_xyxy).max(axis=1).min() > 0.9

@@ -34,9 +34,7 @@ from multiattn.video.decoding.frames import (
     evenly_spaced_indices,
     probe_video,
 )
-from multiattn.video.detectors.mtcnn import FIRST_PASS
-from multiattn.video.detectors.registry import Detector, MtcnnDetector, RetinaFaceDetector, load_detector
-from multiattn.video.detectors.search import LONGEST_SIDE
+from multiattn.video.detectors.registry import LONGEST_SIDE, SMALLEST_FACE, Detector
 from multiattn.video.extraction import extract
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
 from multiattn.video.extraction.faces_folder import extract_faces
@@ -47,7 +45,7 @@ FULL_HD = 1920
 """Longest side of the frames that the loop's detector sees, in pixels."""
 DFDC_VIDEOS = 119_154
 """Training clips of DFDC."""
-SMALLEST_SHARE = FIRST_PASS.min_face_pixels / LONGEST_SIDE
+SMALLEST_SHARE = SMALLEST_FACE / LONGEST_SIDE
 """The smallest faces our first pass looks for, over the frame's longer side; the loop's full-size pass finds posters on
 the wall too."""
 MIN_IOU = 0.5
@@ -216,7 +214,9 @@ def _boxes(faces: pd.DataFrame) -> Boxes:
 def _run_loop(tasks: list[VideoTask], settings: ExtractionSettings) -> Boxes:
     """What one writes first: OpenCV reads every frame, the detector sees one at a time, crops are written as found."""
     boxes: Boxes = {}
-    detector = _full_size_detector(settings)
+    detector = settings.detector(
+        threshold=settings.recipe.threshold, weights=settings.weights, longest_side=FULL_HD, device=settings.device
+    )
     with tempfile.TemporaryDirectory() as folder:
         for task in tasks:
             capture = cv2.VideoCapture(str(task.path))
@@ -234,13 +234,6 @@ def _run_loop(tasks: list[VideoTask], settings: ExtractionSettings) -> Boxes:
     return boxes
 
 
-def _full_size_detector(settings: ExtractionSettings) -> Detector:
-    limits = {"threshold": settings.recipe.threshold, "longest_side": FULL_HD, "device": settings.device}
-    if settings.weights is not None:
-        return RetinaFaceDetector(settings.weights, **limits)
-    return MtcnnDetector(**limits)
-
-
 def _write_crops(image: np.ndarray, detector: Detector, recipe: CropRecipe, folder: Path, index: int) -> np.ndarray:
     faces = detector([image])[0]
     for number, landmarks in enumerate(faces.landmarks):
@@ -252,10 +245,7 @@ def _write_crops(image: np.ndarray, detector: Detector, recipe: CropRecipe, fold
 def _take_apart(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[dict[str, float], float]:
     """Seconds of each stage of our extraction, by Python's profiler, which costs such long calls next to nothing; and
     CPU seconds of it all."""
-    recipe = settings.recipe
-    detector = load_detector(
-        recipe.detector, threshold=recipe.threshold, device=settings.device, weights=settings.weights
-    )
+    detector = settings.load_detector()
     profile = cProfile.Profile()
     folder = Path(tempfile.mkdtemp())
     try:
@@ -287,9 +277,7 @@ def _cumulative(spent: pstats.Stats, function: FunctionType) -> float:
 def _run_parts(tasks: list[VideoTask], settings: ExtractionSettings) -> float:
     """CPU seconds of decoding every frame up to the last wanted one, and of detection in the wanted ones."""
     recipe = settings.recipe
-    detector = load_detector(
-        recipe.detector, threshold=recipe.threshold, device=settings.device, weights=settings.weights
-    )
+    detector = settings.load_detector()
     spent = 0.0
     with extract.single_threaded():
         for task in tasks:

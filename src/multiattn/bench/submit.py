@@ -48,7 +48,7 @@ from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.crops.images import decode_crop
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
 from multiattn.video.decoding.frames import Frame, UnreadableVideoError, evenly_spaced_indices, to_image
-from multiattn.video.detectors.registry import Detector, Faces, load_detector
+from multiattn.video.detectors.registry import Detector, Faces
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 from multiattn.video.extraction.in_memory import EncodedCrop, encode_crops
 from multiattn.video.extraction.policy import choose_faces
@@ -300,7 +300,8 @@ def run_loop(inputs: SubmitInputs) -> Side:
     models = find_models(*inputs.runs)
     networks = [model.load(device) for model in models]
     recipe = models[0].recipe.for_prediction()
-    found = load_detector(recipe.detector, threshold=recipe.threshold, device=str(device), weights=inputs.weights)
+    settings = ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights)
+    detector = OneByOne(settings.load_detector())
     tables = [FRAME_PREDICTIONS.empty()]
     paths = sorted(inputs.videos_dir.iterdir())
 
@@ -315,12 +316,11 @@ def run_loop(inputs: SubmitInputs) -> Side:
 
     for path in paths:
         try:
-            crops = _loop_crops(path, OneByOne(found), recipe)
+            crops = _loop_crops(path, detector, recipe)
         except (UnreadableVideoError, av.FFmpegError):
             continue
         tables += predict(path, crops)
     seconds = time.perf_counter() - started
-    settings = ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights)
     same = [FRAME_PREDICTIONS.empty()]
     for path in paths[:COMPARED_VIDEOS]:
         same += predict(path, encode_crops(VideoTask(video_id=path.name, path=path), settings).crops)

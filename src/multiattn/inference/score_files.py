@@ -44,7 +44,7 @@ def extract_folder_faces(
         recipe: how a model's crops were made; here without what takes labels, masks or originals
             (`CropRecipe.for_prediction`).
         filenames: the videos to take; None takes all of the folder.
-        weights: the weights file of the recipe's detector; mtcnn needs none.
+        weights: the weights file of the recipe's detector, where it needs one.
 
     Returns:
         The `videos` table (dataset `folder`).
@@ -150,7 +150,7 @@ def score_files(
     Args:
         files: at least one.
         faces: a folder to extract to, empty or not there yet; the report reads crops from it.
-        weights: the weights file of the detector the models' faces were found with; mtcnn needs none.
+        weights: the weights file of the detector the models' faces were found with, where it needs one.
         jobs: processes where there are more than `FEW` files; None is one a core.
 
     Raises:

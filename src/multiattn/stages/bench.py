@@ -16,7 +16,7 @@ extraction is a loop: OpenCV decodes every frame, the detector looks at one fram
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 import torch
@@ -25,13 +25,14 @@ from multiattn.bench.data import DataBench
 from multiattn.bench.faces import compare_extraction
 from multiattn.bench.submit import KernelBench
 from multiattn.bench.train import compare, comparison_lines
-from multiattn.command_line import Inline, Positional, parse, results
+from multiattn.command_line import Inline, NameOf, Positional, parse, results
 from multiattn.config import Experiment
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
 from multiattn.experiments import get_experiment
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.tables import UNKNOWN, VIDEOS
+from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.extract import VideoTask, extraction_settings
 
 DEFAULT = "dfdc_b4"
@@ -73,9 +74,9 @@ class FacesOptions:
     """A folder of videos, those of its subfolders too."""
     num_frames: int = 32
     size: int = 380
-    detector: Literal["mtcnn", "retinaface"] = "mtcnn"
+    detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
     weights: Path | None = None
-    """RetinaFace's weights file."""
+    """The detector's weights file, where it needs one."""
     jobs: int | None = None
     """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
     device: str = "cpu"

@@ -6,16 +6,17 @@ multiattn faces --videos data/videos.csv --out data/faces/dfdc --backend dask --
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import NameOf, parse, results
 from multiattn.datasets.ffpp import mask_of
 from multiattn.datasets.manifest import locate_videos, named_roots
 from multiattn.runtime.devices import pick_device
 from multiattn.tables import FAKE, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, FacePolicy
+from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.engine import Backend
 from multiattn.video.extraction.extract import VideoTask, extraction_settings
 from multiattn.video.extraction.faces_folder import extract_faces
@@ -37,11 +38,11 @@ class Options:
     """Evenly spaced frames of each video."""
     size: int = 380
     """Side of the square crops in pixels."""
-    detector: Literal["mtcnn", "retinaface"] = "mtcnn"
+    detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
     weights: Path | None = None
-    """The weights file of retinaface; mtcnn brings its own."""
+    """The detector's weights file, where it needs one."""
     threshold: float | None = None
-    """Every face with at least this detection score is kept (default: 0.9 with mtcnn, 0.7 with retinaface)."""
+    """Every face with at least this detection score is kept (default: the detector's own)."""
     detect_every: int = 1
     """Detect in every k-th sampled frame only; boxes and landmarks between are interpolated along tracks."""
     policy: FacePolicy = "all-tracks"

@@ -29,7 +29,7 @@ class Options:
     videos_dir: Path | None = None
     """A folder of videos, whose faces are extracted first."""
     weights: Path | None = None
-    """With --videos-dir, the weights file of the detector the run's faces were found with (mtcnn needs none)."""
+    """With --videos-dir, the weights file of the detector the run's faces were found with, where it needs one."""
     any_recipe: bool = False
     """Predict crops that were made another way than the run's; the difference becomes a warning."""
     device: str = "auto"

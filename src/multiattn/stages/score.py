@@ -35,7 +35,7 @@ class Options:
     """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
     for these runs)."""
     weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
+    """The weights file of the detector the runs' faces were found with, where it needs one."""
     device: str = "auto"
     jobs: int | None = None
     """Processes that read files, where there are more than two (default: one a core)."""

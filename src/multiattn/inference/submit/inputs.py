@@ -51,7 +51,7 @@ class SubmitInputs:
     write_seconds: float = 30.0
     """Between two writings of the submission."""
     weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
+    """The weights file of the detector the runs' faces were found with, where it needs one."""
 
     def __post_init__(self) -> None:
         if self.budget_hours is not None and not self.budget_hours > 0:

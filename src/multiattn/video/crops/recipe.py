@@ -18,6 +18,7 @@ import numpy as np
 from multiattn.config import from_json, to_json
 from multiattn.runtime.files import read_json, write_json
 from multiattn.runtime.layout import RECIPE_FILE
+from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names, get_detector, require_weights
 
 # ArcFace's five points on 112 x 112 pixels (Deng et al. 2019), the template most face recognisers align to.
 _ARCFACE_112 = np.array(
@@ -85,7 +86,6 @@ def align_crop(image: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarra
 
 
 VERSION = 2
-DETECTORS = ("mtcnn", "retinaface")
 MAX_DETECT_EVERY = 16
 """So many full frames wait for the next detection: 100 MB of 1080p."""
 
@@ -104,16 +104,16 @@ class CropRecipe:
     """Evenly spaced frames of each video; a shorter video gives all of its frames once."""
     size: int = 380
     """Side of the square crops in pixels."""
-    detector: str = "mtcnn"
-    """`mtcnn` or `retinaface`; anything else is foreign."""
+    detector: str = DEFAULT_DETECTOR
+    """A name of `video/detectors`; any other is foreign."""
     weights: str = ""
-    """The first 16 hex digits of the SHA-256 of the detector's weights file; empty for mtcnn, whose come with it."""
+    """The first 16 hex digits of the SHA-256 of the detector's weights file; empty for one that needs none."""
     threshold: float = 0.9
-    """Faces with a lower detection score are left out. Only where a video shows no face at all does the detector look
-    again, thoroughly, with a lower threshold of its own."""
+    """Faces with a lower detection score are left out. Only where a video shows no face at all, a second pass has a
+    lower threshold of its own."""
     detect_every: int = 1
-    """The detector looks at every k-th sampled frame, the first and the last; boxes and landmarks between are linear
-    in time along a track."""
+    """Faces are detected in every k-th sampled frame, the first and the last; boxes and landmarks between are linear in
+    time along a track."""
     policy: FacePolicy = "all-tracks"
     """Which faces of a video are kept; see `policy.py`."""
     reuse_original: bool = False
@@ -142,18 +142,13 @@ class CropRecipe:
             raise ValueError(f"--policy: expected one of {', '.join(get_args(FacePolicy))}, found {self.policy!r}.")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"--jpeg-quality: expected 1 to 100, found {self.jpeg_quality}.")
-        if self.detector == "mtcnn" and self.weights:
-            raise ValueError(f"--weights: mtcnn brings its own, found weights {self.weights}.")
-        if self.detector == "retinaface" and not self.weights:
-            raise ValueError(
-                "--weights: retinaface needs a weights file, found none. Pass --weights FILE with a state dict of "
-                "RetinaFace (MobileNet-0.25 or ResNet-50), or take --detector mtcnn, which brings its own."
-            )
+        if self.detector in detector_names():
+            require_weights(get_detector(self.detector), self.weights)
 
     @property
     def foreign(self) -> str:
         """What of it this code cannot follow, in words; empty for a recipe that `multiattn faces` can make."""
-        known = {"detector": DETECTORS, "template": (TEMPLATE_NAME,), "interpolation": (INTERPOLATION_NAME,)}
+        known = {"detector": detector_names(), "template": (TEMPLATE_NAME,), "interpolation": (INTERPOLATION_NAME,)}
         return "; ".join(
             f"{name}: expected {' or '.join(map(repr, names))}, found {getattr(self, name)!r}"
             for name, names in known.items()

@@ -1,0 +1,5 @@
+"""Face detectors, a file each; the imports below register them."""
+
+from multiattn.video.detectors import mtcnn, retinaface
+
+__all__ = ["mtcnn", "retinaface"]

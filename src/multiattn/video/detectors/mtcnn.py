@@ -1,25 +1,23 @@
-"""The three networks of MTCNN, with facenet-pytorch's weights, so arranged that an answer depends on its image alone.
-
-A library of linear algebra sums in another order for one row than for many, and for some shapes with two threads than
-with one. MTCNN cuts its boxes to whole pixels between the networks, and a crop is sampled at thirty-seconds of a pixel:
-such last bits moved logits by up to 0.1. With the shapes below the order stays the same, as measured with one to four
-threads and 1 to 512 images on an AMD EPYC with AVX-512. The tests ask for the same bits on that kind of processor, and
-for answers within 1e-4 on others, whose libraries choose other loops.
-
-Pooling is the maximum of slices; torch's takes 1.2 to 10 times as long.
-
-MTCNN (Zhang et al. 2016, arXiv:1604.02878): three small networks, each of which looks closer at fewer candidates.
+"""MTCNN (Zhang et al. 2016, arXiv:1604.02878): three small networks, each of which sees fewer candidates more closely.
 
 The networks and their weights are facenet-pytorch's; the cascade around them is our own, with the package's thresholds,
 pyramid and rounding. Measured on one core, 640 pixels, eight frames of five real clips: 30 ms of CPU a frame against
 the package's 73, and the same faces. It also survives candidates outside the image, over which the package stumbles.
 Departures from the package: images are averaged by OpenCV instead of torch's adaptive pooling, and small pyramid levels
 are made of larger ones.
+
+The networks are arranged so that an answer depends on its image alone. A library of linear algebra sums in another
+order for one row than for many, and for some shapes with two threads than with one. MTCNN cuts its boxes to whole
+pixels between the networks, and a crop is sampled at thirty-seconds of a pixel: such last bits moved logits by up to
+0.1. With the shapes below the order stays the same, as measured with one to four threads and 1 to 512 images on an AMD
+EPYC with AVX-512. The tests ask for the same bits on that kind of processor, and for answers within 1e-4 on others,
+whose libraries choose other loops. Pooling is the maximum of slices; torch's takes 1.2 to 10 times as long.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
-from multiattn.video.detectors.search import LONGEST_SIDE, Faces, search_copies, search_size
+from multiattn.video.detectors.registry import SMALLEST_FACE, Detector, Faces, register_detector
 
 FILLED_CHANNELS = 16
 ANSWERS = 5
@@ -143,7 +141,7 @@ def _filled(rows: Tensor, count: int) -> Tensor:
 
 
 CELL_PIXELS, CELL_STRIDE = 12, 2
-"""What the first network sees of a face, and its step, in pixels of a pyramid level."""
+"""Side of the first network's view of a face, and its step, in pixels of a pyramid level."""
 PYRAMID_FACTOR = 0.709
 """Halves the area from level to level."""
 REFINE_PIXELS, OUTPUT_PIXELS = 24, 48
@@ -152,56 +150,41 @@ PATCHES_A_PASS = 512
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard one pass of the detector looks."""
+    """Settings of one pass of the cascade."""
 
     min_face_pixels: int
     """Smallest face, in pixels of the searched copy."""
     proposal_threshold: float
     refine_threshold: float
     """Candidates with a lower score do not reach the second and the third network."""
-    threshold: float
-    """Lowest score of a face."""
 
 
-FIRST_PASS = Effort(min_face_pixels=32, proposal_threshold=0.6, refine_threshold=0.7, threshold=0.9)
-THOROUGH_PASS = Effort(min_face_pixels=20, proposal_threshold=0.5, refine_threshold=0.6, threshold=0.8)
-"""Measured on 56 real frames without their heads: 18 false faces, of them 10 portraits on a wall; 0.7 gives 30."""
+FIRST_PASS = Effort(min_face_pixels=SMALLEST_FACE, proposal_threshold=0.6, refine_threshold=0.7)
+THOROUGH_PASS = Effort(min_face_pixels=20, proposal_threshold=0.5, refine_threshold=0.6)
 
 
-class MtcnnDetector:
-    """Faces by MTCNN, in batches, on copies of bounded size.
+@register_detector
+class MtcnnDetector(Detector):
+    """Faces by MTCNN, in batches, on copies of bounded size; arguments as `Detector`."""
 
-    Args:
-        threshold: faces below this score are left out, in (0, 1); the thorough pass also takes those from 0.8.
-        longest_side: bound on the copy that is searched, in pixels; smaller frames are not enlarged.
-        device: where the three networks run.
-    """
+    name = "mtcnn"
+    default_threshold = 0.9
+    thorough_threshold = 0.8
+    """Measured on 56 real frames without their heads: 18 false faces, of them 10 portraits on a wall; 0.7 gives 30."""
 
-    def __init__(
-        self, *, threshold: float = FIRST_PASS.threshold, longest_side: int = LONGEST_SIDE, device: str = "cpu"
-    ) -> None:
-        self.longest_side = longest_side
-        self.device = torch.device(device)
-        self.first_pass = replace(FIRST_PASS, threshold=threshold)
-        self.thorough_pass = replace(THOROUGH_PASS, threshold=min(threshold, THOROUGH_PASS.threshold))
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         # Channels innermost in memory: measured on a CPU, up to three times as fast.
         self.proposal_network, self.refine_network, self.output_network = (
             network.eval().to(self.device, memory_format=torch.channels_last)
             for network in (ProposalNetwork(PNet()), PatchNetwork(RNet()), PatchNetwork(ONet()))
         )
 
-    def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
-        if not images:
-            return []
-        size_wh = search_size(images[0].shape[1::-1], thorough=thorough, longest_side=self.longest_side)
-        effort = self.thorough_pass if thorough else self.first_pass
-        with torch.inference_mode():
-            return search_copies(images, size_wh, lambda copies: self._search(copies, effort), self.device)
-
-    def _search(self, copies: list[np.ndarray], effort: Effort) -> list[Faces]:
-        candidates = self._propose(copies, effort)
-        candidates = self._refine(copies, candidates, effort)
-        candidates, landmarks = self._decide(copies, candidates, effort)
+    def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
+        """Run the cascade; as `Detector.search`."""
+        effort = THOROUGH_PASS if thorough else FIRST_PASS
+        candidates = self._refine(copies, self._propose(copies, effort), effort)
+        candidates, landmarks = self._decide(copies, candidates, threshold)
         found = []
         for index in range(len(copies)):
             mine = np.flatnonzero(candidates.image_index == index)
@@ -210,7 +193,7 @@ class MtcnnDetector:
         return found
 
     def _propose(self, copies: list[np.ndarray], effort: Effort) -> "Candidates":
-        """Every cell of every pyramid level that may be a face."""
+        """Propose every cell of every pyramid level that may be a face."""
         logit_threshold = math.log(effort.proposal_threshold / (1 - effort.proposal_threshold))
         levels, offsets = [], []
         for scale, level in pyramid(copies, effort.min_face_pixels):
@@ -244,13 +227,13 @@ class MtcnnDetector:
         return candidates.moved(candidates.boxes_xyxy + offsets * np.tile(candidates.sides(), 2)).squared()
 
     def _decide(
-        self, copies: list[np.ndarray], candidates: "Candidates", effort: Effort
+        self, copies: list[np.ndarray], candidates: "Candidates", threshold: float
     ) -> tuple["Candidates", np.ndarray]:
         candidates, patches = cut_patches(copies, candidates, OUTPUT_PIXELS)
         if not len(candidates):
             return candidates, np.zeros((0, 5, 2), dtype=np.float32)
         scores, offsets, points = self._run(self.output_network, patches)
-        keep = scores >= effort.threshold
+        keep = scores >= threshold
         candidates, offsets, points = candidates.rescored(scores)[keep], offsets[keep], points[keep]
         # The network gives five x, then five y, in fractions of its patch.
         landmarks = points.reshape(-1, 2, 5).transpose(0, 2, 1) * candidates.sides()[:, None]
@@ -278,7 +261,7 @@ class Candidates:
     boxes_xyxy: np.ndarray
     """(N, 4) float32, pixels of the searched copy; as in the package, right and bottom count as inside."""
     scores: np.ndarray
-    """(N,) float32, of the last network that looked."""
+    """(N,) float32, of the last network that saw them."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -340,7 +323,7 @@ def pyramid(copies: Sequence[np.ndarray], min_face_pixels: int) -> Iterator[tupl
 
 
 def cut_patches(copies: Sequence[np.ndarray], candidates: Candidates, side: int) -> tuple[Candidates, np.ndarray]:
-    """What the candidates show, clipped to their image and resized to (N, side, side, 3) uint8.
+    """The pixels of the candidates, clipped to their image and resized to (N, side, side, 3) uint8.
 
     Candidates without a pixel inside their image are dropped (the package stumbles over them).
     """

@@ -1,127 +1,209 @@
-"""Faces in frames: boxes, scores and five landmarks in pixels of the full frame."""
+"""Face detectors: their base class, the bounded copies of frames they search, and the registry of those there are."""
 
 import functools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, TypeVar
 
 import cv2
 import numpy as np
 import torch
 
 from multiattn.runtime.files import file_digest
-from multiattn.video.detectors.mtcnn import FIRST_PASS, MtcnnDetector
-from multiattn.video.detectors.retinaface import load_retinaface, select_faces
-from multiattn.video.detectors.search import LONGEST_SIDE, Faces, search_copies, search_size
 
-__all__ = [
-    "DEFAULT_THRESHOLDS",
-    "Detector",
-    "Faces",
-    "MtcnnDetector",
-    "RetinaFaceDetector",
-    "load_detector",
-    "weights_digest",
-]
+DEFAULT_DETECTOR = "mtcnn"
+LONGEST_SIDE = 640
+"""Bound on the copy that the first pass searches, in pixels; smaller frames are not enlarged."""
+SMALLEST_FACE = 32
+"""Side of the smallest faces that the first pass is meant to find, in pixels of that copy."""
+THOROUGH_LONGEST_SIDE = 1920
+"""Bound on the copy that the second pass searches, in pixels."""
+ENLARGED_LONGEST_SIDE = 1280
+"""The second pass enlarges frames below this, to at most twice their size."""
+PIXELS_A_PASS = {"cpu": 2 * 640 * 640, "cuda": 16 * 640 * 640}
+"""Bounds the memory of one pass through a network, whatever the size of the frames and the length of the batch.
 
-RETINAFACE_THRESHOLD = 0.7
-"""Measured with MobileNet-0.25 on 224 real frames: the lowest true face, a blurred one, scores 0.75, the next 0.90; the
-best of the rest 0.51."""
-RETINAFACE_THOROUGH_THRESHOLD = 0.5
-DEFAULT_THRESHOLDS = {"mtcnn": FIRST_PASS.threshold, "retinaface": RETINAFACE_THRESHOLD}
-"""Detector -> the score from which a face is one, unless told otherwise."""
+On a CPU few frames at a time are faster: with 8 the first layers' results leave the cache, and malloc asks the system
+for new pages each time (measured on MTCNN's first network: 7.6 ms a frame against 3.0).
+"""
 DIGEST_DIGITS = 16
-MEAN_BGR = (104.0, 117.0, 123.0)
-"""What RetinaFace's weights were trained to see as zero."""
 
 
-class Detector(Protocol):
-    """What extraction needs of a face detector."""
+@dataclass(frozen=True)
+class Faces:
+    """The N faces of one frame, best score first."""
 
-    def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
-        """The faces of each of a video's frames, their true scores with them.
+    boxes_xyxy: np.ndarray
+    """(N, 4) float64, pixels of the full frame, exclusive right and bottom."""
+    scores: np.ndarray
+    """(N,) float64 in [0, 1]."""
+    landmarks: np.ndarray
+    """(N, 5, 2) float64 (x, y): the eye on the image's left, the other eye, nose, mouth corners left and right."""
 
-        Args:
-            images: (H, W, 3) uint8 RGB of one size.
-            thorough: the cascade's second pass, for a video in which the first found nothing: a larger copy and a
-                lower threshold (`face_search.search_size`; each detector says its threshold).
-        """
-        ...
+    def __len__(self) -> int:
+        return len(self.scores)
 
 
-class RetinaFaceDetector:
-    """Faces by RetinaFace (Deng et al. 2020), in batches, on copies of bounded size; half precision on a GPU.
+class Detector(ABC):
+    """Base class of face detectors, each of which implements `search`.
 
     Args:
-        weights: a state dict, MobileNet-0.25 or ResNet-50 (`retinaface.load_retinaface`, which also says what raises).
-        threshold: faces below this score are left out, in (0, 1); the thorough pass also takes those from 0.5.
-        longest_side: bound on the copy that is searched, in pixels; smaller frames are not enlarged.
-        device: where the network runs.
+        threshold: faces below this score are left out, in (0, 1); None is the detector's default.
+        weights: the weights file, of a detector that needs one.
+        longest_side: bound on the copy that the first pass searches, in pixels; smaller frames are not enlarged.
+        device: where it runs, in torch's words.
     """
+
+    name: ClassVar[str]
+    """As `--detector` and the crop recipe name it."""
+    default_threshold: ClassVar[float]
+    thorough_threshold: ClassVar[float]
+    """The second pass also takes faces from this score on."""
+    weights_file: ClassVar[str] = ""
+    """Contents of the weights file it needs, in words; empty for a detector that needs none."""
 
     def __init__(
         self,
-        weights: Path,
         *,
-        threshold: float = RETINAFACE_THRESHOLD,
+        threshold: float | None = None,
+        weights: Path | None = None,
         longest_side: int = LONGEST_SIDE,
         device: str = "cpu",
     ) -> None:
-        self.threshold = threshold
-        self.longest_side = longest_side
-        self.device = torch.device(device)
-        self.network = load_retinaface(weights).to(self.device, memory_format=torch.channels_last)
-        self.mean = torch.tensor(MEAN_BGR, device=self.device)
+        self.threshold = self.default_threshold if threshold is None else threshold
+        self.weights, self.longest_side, self.device = weights, longest_side, torch.device(device)
 
     def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
+        """Detect the faces of each of a video's frames, with their true scores, in pixels of the full frame.
+
+        Args:
+            images: (H, W, 3) uint8 RGB of one size.
+            thorough: the second pass, for a video in which the first found nothing: a larger copy (`search_size`) and
+                a lower threshold.
+        """
         if not images:
             return []
         size_wh = search_size(images[0].shape[1::-1], thorough=thorough, longest_side=self.longest_side)
-        threshold = min(self.threshold, RETINAFACE_THOROUGH_THRESHOLD) if thorough else self.threshold
+        width, height = size_wh
+        a_pass = max(1, PIXELS_A_PASS.get(self.device.type, PIXELS_A_PASS["cpu"]) // (width * height))
+        threshold = min(self.threshold, self.thorough_threshold) if thorough else self.threshold
+        found: list[Faces] = []
         with torch.inference_mode():
-            return search_copies(images, size_wh, lambda copies: self._search(copies, threshold), self.device)
+            for start in range(0, len(images), a_pass):
+                copies = [resized(image, size_wh) for image in images[start : start + a_pass]]
+                found += self.search(copies, threshold, thorough=thorough)
+        scale = np.array(images[0].shape[1::-1], dtype=np.float64) / np.array(size_wh)
+        return [_enlarge(faces, scale) for faces in found]
 
-    def _search(self, copies: list[np.ndarray], threshold: float) -> list[Faces]:
-        height, width = copies[0].shape[:2]
-        bgr = torch.from_numpy(np.stack([cv2.cvtColor(copy, cv2.COLOR_RGB2BGR) for copy in copies])).to(self.device)
-        # A row at a time, which is twice as fast as subtracting three numbers at a time.
-        pixels = bgr.flatten(2).float().sub_(self.mean.repeat(width)).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
-        with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.device.type == "cuda"):
-            answers = self.network(pixels)
-        found = [values.cpu().numpy() for values in select_faces(*answers, (width, height), threshold)]
-        image_index, boxes, scores, landmarks = found
-        mine = [image_index == index for index in range(len(copies))]
-        return [Faces(boxes[rows], scores[rows], landmarks[rows]) for rows in mine]
+    @abstractmethod
+    def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
+        """Find the faces of each copy, in pixels of the copy, in any order.
+
+        Args:
+            copies: (H, W, 3) uint8 RGB of one size.
+            threshold: lowest score of a face.
+            thorough: the second pass.
+        """
+
+
+def search_size(size_wh: tuple[int, int], *, thorough: bool, longest_side: int = LONGEST_SIDE) -> tuple[int, int]:
+    """The size of the copy that is searched, (width, height) in whole pixels, at least 1 each.
+
+    The first pass bounds the longest side by `longest_side`. The thorough pass takes frames of 1280 pixels and more
+    as they are, up to 1920; it enlarges smaller ones, twofold where that stays within 1280.
+
+    Args:
+        size_wh: of the full frame.
+    """
+    longest = max(size_wh)
+    if thorough:
+        side = max(min(longest, THOROUGH_LONGEST_SIDE), min(2 * longest, ENLARGED_LONGEST_SIDE))
+    else:
+        side = min(longest, longest_side)
+    return max(1, round(size_wh[0] * side / longest)), max(1, round(size_wh[1] * side / longest))
+
+
+def resized(image: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
+    """The image at another size: averaged over areas when it shrinks, bilinear when it grows."""
+    if image.shape[1::-1] == tuple(size_wh):
+        return image
+    shrinks = size_wh[0] < image.shape[1] or size_wh[1] < image.shape[0]
+    return cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _enlarge(faces: Faces, scale_xy: np.ndarray) -> Faces:
+    order = np.argsort(-faces.scores, kind="stable")
+    return Faces(
+        boxes_xyxy=faces.boxes_xyxy[order].astype(np.float64) * np.tile(scale_xy, 2),
+        scores=np.clip(faces.scores[order].astype(np.float64), 0, 1),
+        landmarks=faces.landmarks[order].astype(np.float64) * scale_xy,
+    )
+
+
+_detectors: dict[str, type[Detector]] = {}
+DetectorClass = TypeVar("DetectorClass", bound=type[Detector])
+
+
+def register_detector(detector: DetectorClass) -> DetectorClass:
+    """Make a detector known by its `name` to the options, the crop recipe and the extraction; usable as a decorator.
+
+    Raises:
+        ValueError: another detector has this name, or worker processes could not import the class.
+    """
+    if _detectors.setdefault(detector.name, detector) is not detector:
+        raise ValueError(f"detector {detector.name!r}: expected a new name, found that of {_detectors[detector.name]}.")
+    if detector.__module__ == "__main__":
+        del _detectors[detector.name]
+        raise ValueError(
+            f"detector {detector.name!r}: expected a class of a module that worker processes can import, found one of "
+            "__main__. Move it into a file of its own, and import that."
+        )
+    return detector
+
+
+def detector_names() -> tuple[str, ...]:
+    """The names of all detectors there are."""
+    return tuple(_detectors)
+
+
+def get_detector(name: str) -> type[Detector]:
+    """The detector's class.
+
+    Raises:
+        ValueError: no detector of that name.
+    """
+    if name not in _detectors:
+        raise ValueError(f"--detector: expected one of {', '.join(_detectors)}, found {name!r}.")
+    return _detectors[name]
+
+
+def require_weights(detector: type[Detector], weights: object) -> None:
+    """Refuse a weights file (or its digest) where none belongs, and none where one does.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if weights and not detector.weights_file:
+        raise ValueError(f"--weights: --detector {detector.name} needs no weights file, found {weights}. Leave it out.")
+    if detector.weights_file and not weights:
+        others = [other.name for other in _detectors.values() if not other.weights_file]
+        raise ValueError(
+            f"--weights: --detector {detector.name} needs its weights file, found none. Pass --weights FILE with "
+            f"{detector.weights_file}, or take a detector without one ({', '.join(others)})."
+        )
 
 
 @functools.lru_cache(maxsize=2)
-def load_detector(name: str, *, threshold: float, device: str, weights: Path | None = None) -> Detector:
+def load_detector(detector: type[Detector], *, threshold: float, device: str, weights: Path | None = None) -> Detector:
     """The detector of this process, loaded once.
-
-    Args:
-        name: "mtcnn", whose weights come with its package, or "retinaface".
-        threshold: lowest score of a face in the first pass.
-        device: where it runs, in torch's words.
-        weights: RetinaFace's state dict.
 
     Raises:
         FileNotFoundError: no such weights file.
-        ValueError: no detector of that name; weights where none belong, or none where some do, or not RetinaFace's.
+        ValueError: not the weights of this detector; weights where none belong, or none where some do.
     """
-    if name not in DEFAULT_THRESHOLDS:
-        raise ValueError(f"--detector: expected one of {', '.join(DEFAULT_THRESHOLDS)}, found {name!r}.")
-    if name == "retinaface":
-        if weights is None:
-            raise ValueError(
-                "--detector retinaface: expected its weights, found none. Pass --weights FILE with a state dict of "
-                "RetinaFace (MobileNet-0.25 or ResNet-50, .pth or .safetensors), or take --detector mtcnn, which "
-                "brings its own."
-            )
-        return RetinaFaceDetector(Path(weights), threshold=threshold, device=device)
-    if weights is not None:
-        raise ValueError(
-            f"--weights: --detector {name} brings its own, found {weights}. Leave it out, or add --detector retinaface."
-        )
-    return MtcnnDetector(threshold=threshold, device=device)
+    require_weights(detector, weights)
+    return detector(threshold=threshold, device=device, weights=weights)
 
 
 def weights_digest(path: Path) -> str:

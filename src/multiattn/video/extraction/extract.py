@@ -5,7 +5,7 @@ One video -> aligned crops on disk, the rows of `faces.parquet` and the row of `
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from multiattn.runtime.layout import CROPS_FOLDER
 from multiattn.tables import FACES, UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import MAX_PIXELS, Frame, FrameReader, UnreadableVideoError
-from multiattn.video.detectors.registry import DEFAULT_THRESHOLDS, load_detector, weights_digest
+from multiattn.video.detectors.registry import Detector, get_detector, load_detector, require_weights, weights_digest
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
 from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
 
@@ -83,23 +83,27 @@ class ExtractionSettings:
     device: str = "cpu"
     """`cpu` or `cuda`, for the detector."""
     weights: Path | None = None
-    """The detector's weights file; mtcnn needs none."""
+    """The detector's weights file, where it needs one."""
+    detector: type[Detector] = field(init=False)
+    """The recipe's. It goes to worker processes with these settings, so they know one that was registered here."""
 
     def __post_init__(self) -> None:
         self.recipe.require_makeable()
-        if self.recipe.detector == "mtcnn":
-            if self.weights is not None:
-                raise ValueError(f"--weights: mtcnn brings its own, found {self.weights}.")
-            return
-        if self.weights is None:
+        object.__setattr__(self, "detector", get_detector(self.recipe.detector))
+        if self.recipe.weights and self.weights is None:
             raise ValueError(
                 f"--weights: {self.recipe.detector} needs its weights file (SHA-256 {self.recipe.weights}...), found "
                 "none. Pass --weights FILE."
             )
-        if (found := weights_digest(self.weights)) != self.recipe.weights:
+        require_weights(self.detector, self.weights)
+        if self.weights is not None and (found := weights_digest(self.weights)) != self.recipe.weights:
             raise ValueError(
                 f"{self.weights}: expected the weights whose SHA-256 begins with {self.recipe.weights}, found {found}."
             )
+
+    def load_detector(self) -> Detector:
+        """The detector of this process, loaded once."""
+        return load_detector(self.detector, threshold=self.recipe.threshold, device=self.device, weights=self.weights)
 
 
 def extraction_settings(
@@ -108,8 +112,8 @@ def extraction_settings(
     """Settings out of what a user names.
 
     Args:
-        detector: of `recipe.DETECTORS`.
-        weights: its weights file; mtcnn needs none.
+        detector: a name of `video/detectors`.
+        weights: its weights file, where it needs one.
         threshold: lowest score of a face; None is the detector's own.
         device: `cpu` or `cuda`.
         recipe: further fields of `CropRecipe`.
@@ -121,7 +125,7 @@ def extraction_settings(
     made = CropRecipe(
         detector=detector,
         weights=weights_digest(weights) if weights is not None else "",
-        threshold=DEFAULT_THRESHOLDS[detector] if threshold is None else threshold,
+        threshold=get_detector(detector).default_threshold if threshold is None else threshold,
         **recipe,
     )
     return ExtractionSettings(recipe=made, device=device, weights=weights.resolve() if weights is not None else None)
@@ -231,9 +235,7 @@ def find_crops(
 def _search(reader: FrameReader, settings: ExtractionSettings) -> tuple[Scan, str]:
     """The detector's pass, and where it finds nothing at all, the thorough one; with what there is to say of it."""
     recipe = settings.recipe
-    detector = load_detector(
-        recipe.detector, threshold=recipe.threshold, device=settings.device, weights=settings.weights
-    )
+    detector = settings.load_detector()
     first = scan_faces(reader, detector, recipe)
     if first.crops:
         return first, ""

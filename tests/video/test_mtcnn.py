@@ -1,6 +1,4 @@
-"""Face detectors: MTCNN against its package on a real portrait, the second pass, coordinates, clear errors."""
-
-import hashlib
+"""MTCNN against its package: on a real portrait, the second pass, and the same bits whatever batch and threads."""
 
 import cv2
 import numpy as np
@@ -8,15 +6,22 @@ import pytest
 import skimage.data
 import torch
 from facenet_pytorch import MTCNN
+from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+from torch import nn
 
-from multiattn.video.detectors import search as face_search
-from multiattn.video.detectors.mtcnn import Candidates, cut_patches
-from multiattn.video.detectors.registry import DEFAULT_THRESHOLDS, MtcnnDetector, load_detector, weights_digest
-from multiattn.video.detectors.search import Faces, search_copies, search_size
+from multiattn.video.detectors.mtcnn import (
+    Candidates,
+    LargestPixel,
+    MtcnnDetector,
+    PatchNetwork,
+    ProposalNetwork,
+    cut_patches,
+)
 from multiattn.video.extraction.scan import pairwise_iou
 from sums import machine_was_measured
 
-CPU = torch.device("cpu")
+BATCHES = [1, 2, 3, 5, 7, 8, 9, 20]
+PATCH_NETWORKS = [pytest.param(RNet, 24, id="refine"), pytest.param(ONet, 48, id="output")]
 LANDMARKS = np.array([[203.5, 101], [246.5, 103.5], [225, 128], [204, 139.5], [243, 141]])
 """Of the portrait, read off the enlarged picture."""
 
@@ -149,44 +154,6 @@ def test_the_thorough_pass_asks_for_less_and_tells_the_true_score(portrait):
     assert len(faces) == 1 and 0.8 <= faces.scores[0] < 0.9999
 
 
-@pytest.mark.parametrize(
-    ("size_wh", "first", "thorough"),
-    [
-        pytest.param((1920, 1080), (640, 360), (1920, 1080), id="full HD as it is"),
-        pytest.param((1080, 1920), (360, 640), (1080, 1920), id="portrait"),
-        pytest.param((3840, 2160), (640, 360), (1920, 1080), id="4K is bounded"),
-        pytest.param((1280, 720), (640, 360), (1280, 720), id="not enlarged"),
-        pytest.param((1000, 500), (640, 320), (1280, 640), id="enlarged to 1280"),
-        pytest.param((640, 480), (640, 480), (1280, 960), id="twice"),
-        pytest.param((320, 240), (320, 240), (640, 480), id="twice at most"),
-        pytest.param((1, 1), (1, 1), (2, 2), id="one pixel"),
-        pytest.param((9000, 1), (640, 1), (1920, 1), id="a line keeps its pixel"),
-    ],
-)
-def test_the_searched_copy_has_the_documented_size(size_wh, first, thorough):
-    assert search_size(size_wh, thorough=False) == first
-    assert search_size(size_wh, thorough=True) == thorough
-
-
-def test_copies_go_in_bounded_passes_and_come_back_in_order(monkeypatch):
-    """Each frame's "face" is its mark; it is found at (1, 2) of the half-size copy."""
-    monkeypatch.setattr(face_search, "PIXELS_A_PASS", {"cpu": 250})
-    passes = []
-
-    def search(copies: list[np.ndarray]) -> list[Faces]:
-        passes.append([copy.shape for copy in copies])
-        points = np.tile([1.0, 2.0], (1, 5, 1))
-        return [Faces(np.array([[1.0, 2.0, 3.0, 4.0]]), copy[:1, 0, 0] / 100, points) for copy in copies]
-
-    images = [np.full((20, 20, 3), mark, np.uint8) for mark in range(5)]
-    found = search_copies(images, (10, 10), search, CPU)
-    assert passes == [[(10, 10, 3)] * 2, [(10, 10, 3)] * 2, [(10, 10, 3)]]
-    assert [faces.scores[0] for faces in found] == [0, 0.01, 0.02, 0.03, 0.04]
-    assert all(faces.boxes_xyxy.tolist() == [[2, 4, 6, 8]] for faces in found)
-    assert all((faces.landmarks == [2, 4]).all() for faces in found)
-    assert search_copies([], (10, 10), search, CPU) == []
-
-
 def test_candidates_outside_their_image_are_dropped():
     """The package counts pixels from 1 and includes the last: (1, 1, 4, 3) are columns 0 to 3 and rows 0 to 2."""
     image = np.arange(10 * 8, dtype=np.uint8).reshape(8, 10, 1).repeat(3, axis=2)
@@ -199,35 +166,78 @@ def test_candidates_outside_their_image_are_dropped():
     assert (patches[1, 0, 0, 0], patches[1, -1, -1, 0]) == (50, 70)
 
 
-def test_a_detector_is_loaded_once():
-    assert load_detector("mtcnn", threshold=0.9, device="cpu") is load_detector("mtcnn", threshold=0.9, device="cpu")
-    assert load_detector("mtcnn", threshold=0.95, device="cpu").first_pass.threshold == 0.95
+# --- the networks -----------------------------------------------------------------------------------------------------
 
 
-def test_every_detector_has_a_default_threshold():
-    assert DEFAULT_THRESHOLDS == {"mtcnn": 0.9, "retinaface": 0.7}
+def images(*shape: int) -> torch.Tensor:
+    drawn = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def ours(network: nn.Module) -> nn.Module:
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def answers_of(network: nn.Module, frames: torch.Tensor) -> list[torch.Tensor]:
+    answers = network(frames)
+    return [answers] if isinstance(answers, torch.Tensor) else answers
+
+
+@pytest.mark.parametrize("size_hw", [(12, 12), (12, 14), (46, 90)])
+def test_the_proposal_network_is_the_packages(size_hw):
+    frames = images(2, 3, *size_hw)
+    with torch.inference_mode():
+        offsets, probabilities = PNet().eval()(frames)
+        answers = ours(ProposalNetwork(PNet()))(frames)
+    torch.testing.assert_close(answers[:, 1:], offsets, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.sigmoid(answers[:, 0]), probabilities[:, 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize(("package", "side"), PATCH_NETWORKS)
+def test_the_patch_networks_are_the_packages(package, side, batch):
+    patches = images(batch, 3, side, side)
+    with torch.inference_mode():
+        *expected, probabilities = package().eval()(patches)
+        scores, *answers = ours(PatchNetwork(package()))(patches)
+    torch.testing.assert_close(scores, probabilities[:, 1], atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(answers, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "error", "message"),
+    ("side", "size_hw"),
     [
-        pytest.param("retina", None, ValueError, "expected one of mtcnn, retinaface, found 'retina'", id="unknown"),
-        pytest.param("retinaface", None, ValueError, "--detector retinaface.*Pass --weights FILE", id="no weights"),
-        pytest.param("mtcnn", "some.pth", ValueError, "--weights.*brings its own, found some.pth", id="too many"),
-        pytest.param("retinaface", "absent.pth", FileNotFoundError, "absent.pth: no such weights file", id="absent"),
+        pytest.param(3, (22, 22), id="the last window cut off"),
+        pytest.param(3, (23, 9), id="all windows whole"),
+        pytest.param(3, (3, 4), id="one window"),
+        pytest.param(2, (8, 8), id="pairs"),
     ],
 )
-def test_what_cannot_be_loaded_says_what_to_do(name, weights, error, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=message):
-        load_detector(name, threshold=0.9, device="cpu", weights=weights)
+def test_pooling_is_torchs(side, size_hw):
+    features = images(2, 5, *size_hw)
+    expected = nn.MaxPool2d(side, stride=2, ceil_mode=True)(features)
+    assert torch.equal(LargestPixel(side)(features), expected)
 
 
-def test_the_digest_is_the_beginning_of_sha256(tmp_path):
-    """Of "abc": FIPS 180-2, example B.1."""
-    (tmp_path / "weights").write_bytes(b"abc")
-    assert weights_digest(tmp_path / "weights") == "ba7816bf8f01cfea"
-    (tmp_path / "weights").write_bytes(bytes(3_000_000))
-    assert weights_digest(tmp_path / "weights") == hashlib.sha256(bytes(3_000_000)).hexdigest()[:16]
-    with pytest.raises(FileNotFoundError, match="no such weights file"):
-        weights_digest(tmp_path / "absent")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("network", "size_hw"),
+    [
+        pytest.param(lambda: ProposalNetwork(PNet()), (12, 12), id="smallest proposals"),
+        pytest.param(lambda: ProposalNetwork(PNet()), (12, 22), id="a wide film's smallest proposals"),
+        pytest.param(lambda: ProposalNetwork(PNet()), (90, 70), id="proposals"),
+        pytest.param(lambda: PatchNetwork(RNet()), (24, 24), id="refine"),
+        pytest.param(lambda: PatchNetwork(ONet()), (48, 48), id="output"),
+    ],
+)
+def test_an_answer_depends_on_its_image_alone(network, size_hw, thread_setter, threads):
+    network, frames = ours(network()), images(max(BATCHES), 3, *size_hw)
+    thread_setter(1)
+    expected = answers_of(network, frames)
+    thread_setter(threads)
+    atol = 0.0 if machine_was_measured() else 1e-4
+    for batch in BATCHES:
+        for mine, all_of_them in zip(answers_of(network, frames[-batch:]), expected, strict=True):
+            torch.testing.assert_close(mine, all_of_them[-batch:], rtol=0, atol=atol)
