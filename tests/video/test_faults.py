@@ -4,7 +4,7 @@ Most are made of the first frames of each clip, cut out without encoding anythin
 of their own that may crash without ending the test run; a few are whole clips, and a few go through extraction.
 """
 
-import json
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,10 +147,10 @@ NAMES = [
 
 def status_of(path: Path, num_frames: int, *, fast_frames: bool = False) -> str:
     """Decode in a process of its own; `ok`, `partly` or `unreadable`, after checks that hold for each."""
-    arguments = json.dumps({"path": str(path), "num_frames": num_frames, "fast_frames": fast_frames}).encode()
-    _, outcome, value = call_isolated("", "faulty_decoding:decode", arguments, TIME_LIMIT)
+    arguments = pickle.dumps((path, num_frames, fast_frames))
+    _, outcome, value = call_isolated("", "misbehaving:decode", arguments, TIME_LIMIT)
     assert outcome == "done", f"{outcome}: {value}"
-    found = json.loads(value)
+    found = pickle.loads(value)
     assert found["num_frames"] == len(found["frames"]) <= num_frames
     indices = [index for index, _, _ in found["frames"]]
     assert indices == sorted(set(indices))

@@ -1,13 +1,14 @@
 """Crops in memory are those that extraction writes, byte by byte."""
 
-import pickle
+import dataclasses
 
 import pytest
 
 from multiattn.video.crops.images import decode_crop, read_crop
 from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction import in_memory
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
-from multiattn.video.extraction.in_memory import encode_crops, encode_pickled
+from multiattn.video.extraction.in_memory import encode_crops
 
 SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
 
@@ -27,11 +28,19 @@ def test_they_are_the_crops_that_extraction_writes(small_dataset, tmp_path):
     assert statuses == {"ok", "no_face", "unreadable"}
 
 
-def test_they_travel_between_processes(small_dataset):
-    path = sorted((small_dataset / "test_videos").iterdir())[0]
-    task = VideoTask(video_id="folder/x", path=path)
-    again = pickle.loads(encode_pickled(pickle.dumps((task, SETTINGS))))
-    assert again.crops == encode_crops(task, SETTINGS).crops
+def test_without_memory_on_the_gpu_faces_are_detected_on_the_cpu(small_dataset, monkeypatch):
+    task = VideoTask(video_id="folder/x", path=min((small_dataset / "test_videos").iterdir()))
+    find, devices = in_memory.find_crops, []
+
+    def short_of_memory(task, settings, **options):
+        devices.append(settings.device)
+        if settings.device == "cuda":
+            raise RuntimeError("CUDA error: out of memory")
+        return find(task, settings, **options)
+
+    monkeypatch.setattr(in_memory, "find_crops", short_of_memory)
+    assert encode_crops(task, dataclasses.replace(SETTINGS, device="cuda")).crops == encode_crops(task, SETTINGS).crops
+    assert devices == ["cuda", "cpu", "cpu"]
 
 
 def test_an_error_of_a_crop_names_where_it_came_from():

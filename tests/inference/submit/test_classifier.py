@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from multiattn.inference.submit.classifier import Classified, Classifier, crops_a_batch
-from multiattn.inference.submit.extraction import Extracted, Work, is_out_of_memory
+from multiattn.inference.submit.extraction import Extracted, Work
 from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 from multiattn.video.extraction.in_memory import EncodedCrop, EncodedCrops
 

@@ -17,13 +17,13 @@ import torch
 from submit_case import PRIOR, SAME, Case, in_this_process
 
 from multiattn.inference.submit import classifier as classifier_module
-from multiattn.inference.submit import extraction as extraction_module
 from multiattn.inference.submit import run as run_module
 from multiattn.inference.submit.classifier import LoadedModels
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan
 from multiattn.inference.submit.run import run_submit
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.video.extraction import engine
 from multiattn.video.extraction.isolation import end_processes
 from walk import Pipeline
 
@@ -191,16 +191,16 @@ def test_two_videos_that_differ_in_their_ending_are_refused_by_their_names(case,
 
 
 def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, tmp_path, monkeypatch):
-    case, call = case.copy(tmp_path), extraction_module.call_isolated
+    case, call = case.copy(tmp_path), engine.call_isolated
     name = min(name for name, label in case.answers.items() if label != PRIOR)
 
-    def faulty(video, *words):
-        if video.endswith(Path(name).stem):
+    def faulty(key, target, arguments, *words):
+        if Path(name).stem.encode() in arguments:
             raise ValueError("35 is not a valid Signals")
-        return call(video, *words)
+        return call(key, target, arguments, *words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction_module, "call_isolated", faulty)
+        patch.setattr(engine, "call_isolated", faulty)
         result = in_this_process(case, patch)
     assert result.coverage["failed"] == 1 and case.require_no_wrong_row() == 7
     assert result.videos["message"].str.contains("35 is not a valid").sum() == 1

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from multiattn.inference.runs import TrainedModel
-from multiattn.inference.submit.extraction import Extracted, describe_error, is_out_of_memory
+from multiattn.inference.submit.extraction import Extracted
 from multiattn.model.network import fake_logit
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import fold_batch_norms
@@ -29,6 +29,7 @@ from multiattn.runtime.processor import TORCH_THREAD
 from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
 from multiattn.video.crops.images import decode_crop
+from multiattn.video.extraction.engine import describe_error, is_out_of_memory
 from multiattn.video.extraction.in_memory import EncodedCrops
 
 logger = logging.getLogger(__name__)

@@ -1,37 +1,195 @@
-"""Where calls run: on this machine, or on a Dask or Ray cluster, through joblib.
+"""The engine that runs work on videos: each task in an isolated process, here or on a cluster, results as they come.
 
-A place only carries calls out and results back; the work itself happens in isolated processes that whoever receives a
-call starts beside himself (`isolation.py`). So joblib uses threads on this machine, and a cluster's own workers there.
+A place only carries calls out and results back; the work itself happens in processes of their own that whoever receives
+a call starts beside himself (`isolation.py`). So this machine needs threads that wait, and a Dask or Ray cluster, used
+through joblib, its own workers.
 
-Many videos through `extract_video`, each in an isolated process: whatever one of them does, the others go on.
-
-A video whose process dies (the decoder crashed, memory ran out, somebody killed it) waits until all others are through
-and is then tried again, alone, so that a shortage that others caused is not held against it. One that ends its process
-each time is `unreadable`, and so is one that takes longer than the time limit, which is not tried again.
+A task whose process dies (the decoder crashed, memory ran out, somebody killed it) waits until all others are through
+and is then tried again, alone, so that a shortage that others caused is not held against it. One that takes longer than
+the time limit is not tried again.
 """
 
 import contextlib
+import functools
 import importlib.util
 import itertools
+import logging
 import pickle
-import shutil
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import joblib
-
-from multiattn.runtime.layout import CROPS_FOLDER
-from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
 from multiattn.video.extraction.isolation import call_isolated
 
+logger = logging.getLogger(__name__)
+
 Backend = Literal["local", "dask", "ray"]
-Run = Callable[[Iterable[tuple]], Iterator[Any]]
-"""Takes (function, *arguments) tuples lazily, gives what they return as it comes, in any order."""
+Run = Callable[[Iterable[tuple]], Iterator[tuple]]
+"""Takes (function, key, *arguments) lazily and gives (key, kind, value) as it comes, in any order."""
+ATTEMPTS = 3
+"""For a task whose process dies."""
+POLL_SECONDS = 0.1
 CONNECT_SECONDS = 30
 RAY_CALLS_AT_ONCE = 16
 """A worker. Ray's joblib backend hands out results only when all of a list are there."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """End of an attempt at a task."""
+
+    task: Any
+    kind: Literal["done", "raised", "late", "lost", "again"]
+    """`lost`: its process died in each attempt. `again`: it died, or memory ran out, and it is tried again later."""
+    value: Any
+    """What the function returned, or the exception it raised; otherwise the reason in words."""
+
+
+class Engine:
+    """Runs one function on many tasks.
+
+    Args:
+        run: where; of `open_backend`, or `in_threads`.
+        target: the function, `module:function`.
+        time_limit: seconds a task may take; None is no limit.
+        most_deaths: after so many deaths one after the other it is the machine and not the tasks; None is any number.
+    """
+
+    def __init__(
+        self, run: Run, target: str, *, time_limit: float | None = None, most_deaths: int | None = None
+    ) -> None:
+        self._run, self._target, self._time_limit, self._most_deaths = run, target, time_limit, most_deaths
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no further task. Whoever stops early also ends the processes (`isolation.end_processes`)."""
+        self._stopping.set()
+
+    def outcomes(self, calls: Iterable[tuple[Any, tuple]]) -> Iterator[Outcome]:
+        """The outcome of every task as they finish; before the last attempts at those that died, one of kind `again`.
+
+        Args:
+            calls: a task and the function's arguments each; taken as they are needed.
+
+        Raises:
+            RuntimeError: one process after the other died.
+        """
+        died: list[tuple[Any, tuple]] = []
+        deaths_in_a_row = 0
+        for call, kind, value in self._attempt(calls):
+            if kind != "lost" and not (kind == "raised" and is_out_of_memory(value)):
+                deaths_in_a_row = 0
+                yield Outcome(call[0], kind, value)
+                continue
+            died.append(call)
+            deaths_in_a_row += 1
+            how = value if kind == "lost" else describe_error(value)
+            if deaths_in_a_row == self._most_deaths:
+                raise RuntimeError(
+                    f"{deaths_in_a_row} worker processes died one after the other, the last by {how}: expected that "
+                    "of a few videos at most. Find what ends them (dmesg says when memory ran out), pass fewer --jobs, "
+                    "and run the same command again."
+                )
+            yield Outcome(call[0], "again", how)
+        for call in died:
+            yield from self._alone(call)
+
+    def _alone(self, call: tuple[Any, tuple]) -> Iterator[Outcome]:
+        for attempt in range(2, ATTEMPTS + 1):
+            for _, kind, value in self._attempt([call]):
+                if kind != "lost":
+                    yield Outcome(call[0], kind, value)
+                    return
+                if attempt == ATTEMPTS:
+                    words = f"its worker process died in each of {ATTEMPTS} attempts, the last by {value}"
+                    yield Outcome(call[0], "lost", words)
+
+    def _attempt(self, calls: Iterable[tuple[Any, tuple]]) -> Iterator[tuple[tuple[Any, tuple], str, Any]]:
+        in_flight: dict[int, tuple[Any, tuple]] = {}
+
+        def outgoing() -> Iterator[tuple]:
+            for key, call in enumerate(calls):
+                if self._stopping.is_set():
+                    return
+                in_flight[key] = call
+                # As bytes, so that a cluster's workers need not import torch to pass it on.
+                yield call_isolated, key, self._target, pickle.dumps(call[1]), self._time_limit
+
+        with contextlib.closing(self._run(outgoing())) as results:
+            for key, kind, value in results:
+                yield in_flight.pop(key), kind, pickle.loads(value) if isinstance(value, bytes) else value
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on a GPU or here; torch's CPU allocator says so in words only."""
+    words = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ in ("OutOfMemoryError", "CudaOutOfMemoryError")
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words))
+    )
+
+
+def describe_error(error: BaseException) -> str:
+    """Its kind and its first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def in_threads(calls: Iterable[tuple], *, jobs: int) -> Iterator[tuple]:
+    """Run calls in threads of this process; few results wait, so the work never runs far ahead of who takes them."""
+    calls, taking, leaving = iter(calls), threading.Lock(), threading.Event()
+    results: queue.Queue[Any] = queue.Queue(jobs)
+
+    def work() -> None:
+        try:
+            while not leaving.is_set():
+                with taking:
+                    call = next(calls, None)
+                if call is None:
+                    break
+                put_until(leaving, results, _guarded(*call))
+        except BaseException as error:  # of whoever gives the calls; who takes the results raises it
+            put_until(leaving, results, error)
+        put_until(
+            leaving, results, None
+        )  # a thread that ended without this word would leave the taker waiting for ever
+
+    for _ in range(jobs):
+        threading.Thread(target=work, daemon=True, name="extraction").start()
+    try:
+        left = jobs
+        while left:
+            result = results.get()
+            if isinstance(result, BaseException):
+                raise result
+            if result is None:
+                left -= 1
+            else:
+                yield result
+    finally:
+        leaving.set()
+
+
+def put_until(leaving: threading.Event, results: queue.Queue, result: Any) -> None:
+    """Put a result where somebody takes it, unless nobody does any more."""
+    while not leaving.is_set():
+        try:
+            results.put(result, timeout=POLL_SECONDS)
+        except queue.Full:
+            continue
+        break
+
+
+def _guarded(function: Callable[..., tuple], key: Any, *arguments: Any) -> tuple:
+    """Make a call whose own failure, a process that cannot start for example, is an outcome like others."""
+    try:
+        return function(key, *arguments)
+    except Exception as error:
+        logger.debug("a call failed before it reached its process", exc_info=True)
+        return key, "raised", error
 
 
 @contextlib.contextmanager
@@ -50,30 +208,29 @@ def open_backend(name: Backend, *, jobs: int, scheduler: str | None) -> Iterator
     if name == "local":
         if scheduler is not None:
             raise ValueError(f"--scheduler {scheduler}: --backend local has none. Add --backend dask or ray.")
-        yield lambda calls: _run(calls, n_jobs=jobs, backend="threading")
+        yield functools.partial(in_threads, jobs=jobs)
     elif name == "dask":
         with _dask_client(scheduler) as client:
-            yield lambda calls: _run(calls, n_jobs=-1, backend="dask", client=client)
+            yield lambda calls: _in_parallel(calls, return_as="generator_unordered", backend="dask", client=client)
     elif name == "ray":
         with _ray_connection(scheduler) as workers:
-            yield lambda calls: _run_in_lists(calls, RAY_CALLS_AT_ONCE * workers)
+            yield lambda calls: _in_lists(calls, RAY_CALLS_AT_ONCE * workers)
     else:
         raise ValueError(f"--backend: expected local, dask or ray, found {name!r}.")
 
 
-def _run(calls: Iterable[tuple], *, n_jobs: int, **backend: Any) -> Iterator[Any]:
-    with joblib.parallel_config(**backend, n_jobs=n_jobs):
-        # One call a batch: each takes seconds.
-        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+def _in_parallel(calls: Iterable[tuple], *, return_as: str, **backend: Any) -> Iterator[tuple]:
+    import joblib
+
+    with joblib.parallel_config(**backend, n_jobs=-1):
+        parallel = joblib.Parallel(return_as=return_as, batch_size=1)  # one call a batch: each takes seconds
     yield from parallel(joblib.delayed(function)(*arguments) for function, *arguments in calls)
 
 
-def _run_in_lists(calls: Iterable[tuple], at_once: int) -> Iterator[Any]:
+def _in_lists(calls: Iterable[tuple], at_once: int) -> Iterator[tuple]:
     calls = iter(calls)
     while some := list(itertools.islice(calls, at_once)):
-        with joblib.parallel_config(backend="ray", n_jobs=-1):
-            parallel = joblib.Parallel(batch_size=1)
-        yield from parallel(joblib.delayed(function)(*arguments) for function, *arguments in some)
+        yield from _in_parallel(some, return_as="list", backend="ray")
 
 
 @contextlib.contextmanager
@@ -118,92 +275,3 @@ def _ray_connection(address: str | None) -> Iterator[int]:
 def _require(module: str, backend: str, command: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ValueError(f"--backend {backend}: expected the package {module}, which is not installed. Run: {command}")
-
-
-ATTEMPTS = 3
-"""For a video whose process dies."""
-MAX_DEATHS_IN_A_ROW = 20
-"""Then it is the machine and not the videos."""
-
-Call = tuple[VideoTask, list[list[Any]] | None]
-"""A task and the rows of its original, if they are wanted and there are any."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Runs tasks of one faces folder."""
-
-    run: Run
-    folder: Path
-    settings: ExtractionSettings
-    time_limit: float | None
-    """Seconds a video may take; None is no limit."""
-    target: str = f"{__name__}:extract_anew"
-    """What the isolated processes run."""
-
-    def extract(self, calls: Iterable[Call]) -> Iterator[VideoFaces]:
-        """The result of every video, as they finish. The calls are taken as they are needed.
-
-        Raises:
-            RuntimeError: one process after the other died, so something is wrong with the machine.
-        """
-        in_flight: dict[str, Call] = {}
-        lost: list[Call] = []
-        deaths_in_a_row = 0
-        for video_id, outcome, value in self.run(self._outgoing(calls, in_flight)):
-            call = in_flight.pop(video_id)
-            if outcome != "lost":
-                deaths_in_a_row = 0
-                yield self._result(call, outcome, value)
-                continue
-            lost.append(call)
-            deaths_in_a_row += 1
-            if deaths_in_a_row >= MAX_DEATHS_IN_A_ROW:
-                raise RuntimeError(
-                    f"{deaths_in_a_row} worker processes died one after the other, the last by {value}: expected that "
-                    "of a few videos at most. Look for what ends them (dmesg says when memory ran out), pass fewer "
-                    "--jobs, and run the same command again."
-                )
-        for call in lost:
-            yield self._try_alone(call)
-
-    def _outgoing(self, calls: Iterable[Call], in_flight: dict[str, Call]) -> Iterator[tuple]:
-        for task, original_rows in calls:
-            in_flight[task.video_id] = (task, original_rows)
-            # As bytes, so that a cluster's workers need not import torch to pass it on.
-            arguments = pickle.dumps((task, self.folder, self.settings, original_rows))
-            yield call_isolated, task.video_id, self.target, arguments, self.time_limit
-
-    def _try_alone(self, call: Call) -> VideoFaces:
-        for _ in range(ATTEMPTS - 1):
-            ((_, outcome, value),) = self.run(self._outgoing([call], {}))
-            if outcome != "lost":
-                return self._result(call, outcome, value)
-        return self._given_up(call[0], f"its worker process died in each of {ATTEMPTS} attempts, the last by {value}")
-
-    def _result(self, call: Call, outcome: str, value: bytes | str) -> VideoFaces:
-        if outcome == "late":
-            return self._given_up(call[0], f"took longer than --time-limit {self.time_limit:g} s")
-        result = pickle.loads(value)
-        if outcome == "raised":
-            raise result
-        return result
-
-    def _given_up(self, task: VideoTask, message: str) -> VideoFaces:
-        shutil.rmtree(_crops_folder(self.folder, task), ignore_errors=True)
-        return VideoFaces(task.video_id, "unreadable", 0, message, [])
-
-
-def extract_anew(arguments: bytes) -> bytes:
-    """`extract_video` in the isolated process, after what an attempt that was killed left there."""
-    task, folder, settings, original_rows = pickle.loads(arguments)
-    crops = _crops_folder(folder, task)
-    if crops.is_dir():
-        for leftover in crops.glob(".*"):
-            with contextlib.suppress(FileNotFoundError):
-                leftover.unlink()
-    return pickle.dumps(extract_video(task, folder, settings, original_rows))
-
-
-def _crops_folder(folder: Path, task: VideoTask) -> Path:
-    return folder / CROPS_FOLDER / task.video_id

@@ -192,6 +192,15 @@ def extract_video(
     )
 
 
+def extract_anew(
+    task: VideoTask, folder: Path, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
+) -> VideoFaces:
+    """`extract_video` in an isolated process, after what an attempt that was killed left there."""
+    for leftover in (folder / "crops" / task.video_id).glob(".*"):
+        leftover.unlink(missing_ok=True)
+    return extract_video(task, folder, settings, original_rows)
+
+
 def find_crops(
     task: VideoTask,
     settings: ExtractionSettings,

@@ -11,8 +11,9 @@ loses the videos in flight; the next run does those only, and its tables equal t
 
 import contextlib
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,17 @@ from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, RECIPE_FILE, STAT
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
-from multiattn.video.extraction.engine import Backend, Call, Engine, open_backend
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.engine import Backend, Engine, Outcome, open_backend
+from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
 from multiattn.video.extraction.isolation import end_processes
 from multiattn.video.extraction.journal import Journal
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 200_000
+TARGET = "multiattn.video.extraction.extract:extract_anew"
+MAX_DEATHS_IN_A_ROW = 20
+"""Then it is the machine and not the videos."""
 
 
 def extract_faces(
@@ -88,7 +92,10 @@ def extract_faces(
             originals = _originals(tasks) if settings.recipe.reuse_original else {}
             rows = _OriginalRows(folder, journal, in_journal, originals, done)
             with open_backend(backend, jobs=min(jobs, len(todo)), scheduler=scheduler) as run:
-                _extract(todo, Engine(run, folder, settings, time_limit), journal, rows)
+                engine = Engine(run, TARGET, time_limit=time_limit, most_deaths=MAX_DEATHS_IN_A_ROW)
+                _extract(todo, engine, settings, journal, rows)
+            if settings.device != "cpu":
+                end_processes()  # each holds a part of the GPU's memory
         _write_videos(videos, folder)
         if journal.path.is_file() or not (folder / STATUS_FILE).is_file():
             statuses = _finish(statuses, folder, settings.recipe)
@@ -137,21 +144,22 @@ class _OriginalRows:
         return []
 
 
-def _extract(todo: list[VideoTask], engine: Engine, journal: Journal, rows: _OriginalRows) -> None:
+def _extract(
+    todo: list[VideoTask], engine: Engine, settings: ExtractionSettings, journal: Journal, rows: _OriginalRows
+) -> None:
     """Run the tasks, originals first, and keep each result in the journal as soon as it is there."""
     counts: Counter[str] = Counter()
     first = [task for task in todo if task.video_id not in rows.originals]
     second = [task for task in todo if task.video_id in rows.originals]
-
-    def calls(tasks: list[VideoTask]) -> Iterator[Call]:
-        for task in tasks:
-            yield task, rows.of(task)
-
     try:
         with progress_bar(len(todo), "faces", "videos") as bar, journal:
             for tasks in (first, second):
-                with contextlib.closing(engine.extract(calls(tasks))) as results:
-                    for result in results:
+                calls = ((task, (task, rows.folder, settings, rows.of(task))) for task in tasks)
+                with contextlib.closing(engine.outcomes(calls)) as outcomes:
+                    for outcome in outcomes:
+                        if outcome.kind == "again":
+                            continue
+                        result = _result(outcome, rows.folder)
                         rows.places[result.video_id] = journal.append(result)
                         counts[result.status] += 1
                         bar.set_postfix(counts, refresh=False)
@@ -159,8 +167,21 @@ def _extract(todo: list[VideoTask], engine: Engine, journal: Journal, rows: _Ori
     except BaseException:
         end_processes()
         raise
-    if engine.settings.device != "cpu":
-        end_processes()  # each holds a part of the GPU's memory
+
+
+def _result(outcome: Outcome, folder: Path) -> VideoFaces:
+    """The outcome of a video; of one that ended its process or took too long, the row that says so.
+
+    Raises:
+        Exception: an error of the machine, as the process raised it.
+    """
+    if outcome.kind == "raised":
+        raise outcome.value
+    if outcome.kind == "done":
+        return outcome.value
+    video_id = outcome.task.video_id
+    shutil.rmtree(folder / "crops" / video_id, ignore_errors=True)
+    return VideoFaces(video_id, "unreadable", 0, outcome.value, [])
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:

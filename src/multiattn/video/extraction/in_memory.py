@@ -1,11 +1,11 @@
-"""One video -> its encoded crops in memory, for whoever judges them at once: what the kernel's worker processes run."""
+"""One video -> its encoded crops in memory: what the worker processes of a submission run."""
 
-import pickle
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from multiattn.video.decoding.frames import Frame, FrameReader
+from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, find_crops
 
 
@@ -59,7 +59,19 @@ class TimedReader(FrameReader):
 
 
 def encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
-    """The crops that `extract_video` would write, byte by byte, and what they took. Errors of the machine raise."""
+    """The crops that `extract_video` would write, byte by byte, and what they took.
+
+    Where a GPU has no memory left, faces are detected on the CPU; other errors of the machine raise.
+    """
+    try:
+        return _encode_crops(task, settings)
+    except Exception as error:
+        if settings.device == "cpu" or not is_out_of_memory(error):
+            raise
+        return _encode_crops(task, replace(settings, device="cpu"))
+
+
+def _encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
     started = time.perf_counter()
     reader = TimedReader(task.path, settings.recipe.num_frames, fast_frames=settings.recipe.fast_frames)
     found = find_crops(task, settings, reader=reader)
@@ -72,8 +84,3 @@ def encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
         decode_seconds=reader.seconds,
         search_seconds=max(0.0, time.perf_counter() - started - reader.seconds),
     )
-
-
-def encode_pickled(arguments: bytes) -> bytes:
-    """`encode_crops` in an isolated process."""
-    return pickle.dumps(encode_crops(*pickle.loads(arguments)))

@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 START_SECONDS = 300.0
 """To import torch from a cold network disk."""
@@ -66,8 +66,7 @@ class IsolatedProcess:
     """One process that answers calls of one function, one at a time.
 
     Args:
-        target: `module:function`, bytes -> bytes. The module is imported before the first call, so that a call's
-            time is its own.
+        target: `module:function`. The module is imported before the first call, so that a call's time is its own.
 
     Raises:
         RuntimeError: it could not start, which is no call's fault.
@@ -95,10 +94,14 @@ class IsolatedProcess:
             raise RuntimeError(f"a worker process could not start: {error}. Its own words stand above.") from error
 
     def call(self, argument: bytes, seconds: float | None) -> bytes:
-        """What the function returns there.
+        """Call the function there.
 
         Args:
+            argument: its arguments, pickled; as bytes, so that this end need not import what they are.
             seconds: kill the process when it has not answered by then.
+
+        Returns:
+            What it returned, pickled.
 
         Raises:
             ProcessLostError: the process ended instead.
@@ -148,7 +151,7 @@ class IsolatedProcess:
             while len(received) < count:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not selector.select(left):
-                    raise TimeLimitError(f"took longer than {seconds:g} s")
+                    raise TimeLimitError(f"took longer than the time limit of {seconds:g} s")
                 some = os.read(handle, count - len(received))
                 if not some:
                     raise ProcessLostError(self._how_it_ended())
@@ -230,12 +233,12 @@ _pools: dict[str, ProcessPool] = {}
 _pools_lock = threading.Lock()
 
 
-def call_isolated(key: str, target: str, argument: bytes, seconds: float | None) -> tuple[str, str, bytes | str]:
+def call_isolated(key: Any, target: str, argument: bytes, seconds: float | None) -> tuple[Any, str, bytes | str]:
     """Call `target` in a process of this machine, kept for later calls.
 
     Returns:
-        The key, what happened, and what there is to say of it: `done` and what the function returned, `raised` and its
-        pickled exception, `lost` and how the process ended, `late` and the time limit.
+        The key, the kind of outcome and its value: `done` and what the function returned, pickled; `raised` and its
+        pickled exception; `lost` and how the process ended; `late` and the time limit, both in words.
 
     Raises:
         RuntimeError: no process could be started.
@@ -284,9 +287,9 @@ def serve(target: str) -> None:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _answer(function: Callable[[bytes], bytes], argument: bytes) -> tuple[bool, bytes]:
+def _answer(function: Callable, argument: bytes) -> tuple[bool, bytes]:
     try:
-        return True, function(argument)
+        return True, pickle.dumps(function(*pickle.loads(argument)))
     except Exception as error:  # whatever it is, the caller raises it
         error.add_note("In the worker process:\n" + "".join(traceback.format_exception(error)))
         try:

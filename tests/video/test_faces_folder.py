@@ -1,0 +1,270 @@
+"""A faces folder: order, reuse, clusters, restarts, options. Real videos and processes."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multiattn.datasets.manifest import video_row
+from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.extraction import engine
+from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
+from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
+from multiattn.video.extraction.isolation import end_processes
+from multiattn.video.extraction.journal import Journal
+
+RECIPE = CropRecipe(num_frames=2, size=64)
+TABLES = ("faces.parquet", "video_status.csv", "videos.csv", "faces.json")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leave_no_process() -> Iterator[None]:
+    yield
+    end_processes()
+
+
+@pytest.fixture(scope="module")
+def clips(small_dataset: Path) -> dict[str, Path]:
+    """name -> clip: two originals and a fake of each."""
+    folder = small_dataset / "dfdc_train_part_0"
+    rows = json.loads((folder / "metadata.json").read_text())
+    fakes = {row["original"]: name for name, row in sorted(rows.items()) if row["label"] == "FAKE"}
+    assert len(fakes) == 2
+    names = [name for pair in sorted(fakes.items()) for name in pair]
+    return dict(zip(("real0", "fake0", "real1", "fake1"), (folder / name for name in names), strict=True))
+
+
+def table_of(files: dict[str, Path]) -> tuple[pd.DataFrame, list[VideoTask]]:
+    rows = [video_row("clips", f"{name}.mp4", label=int("fake" in name)) for name in files]
+    tasks = [VideoTask(video_id=f"clips/{name}", path=path) for name, path in files.items()]
+    return VIDEOS.validate(pd.DataFrame(rows), "clips"), tasks
+
+
+def with_originals(tasks: list[VideoTask]) -> list[VideoTask]:
+    paths = {task.video_id: task.path for task in tasks}
+    return [
+        dataclasses.replace(task, original=original, original_path=paths[original])
+        if (original := task.video_id.replace("fake", "real")) != task.video_id and original in paths
+        else task
+        for task in tasks
+    ]
+
+
+def extract(files: dict[str, Path], folder: Path, *, recipe: CropRecipe = RECIPE, **options) -> dict[str, tuple]:
+    """Extract and give name -> (status, crops, message)."""
+    videos, tasks = table_of(files)
+    tasks = with_originals(tasks) if recipe.reuse_original else tasks
+    statuses = extract_faces(videos, tasks, folder, ExtractionSettings(recipe=recipe), **{"jobs": 2, **options})
+    return {row.video_id[6:]: (row.status, row.num_crops, row.message) for row in statuses.itertuples()}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything a run leaves behind."""
+    files = [folder / name for name in TABLES] + [path for path in (folder / "crops").rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What extraction of the clips by one process leaves."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert extract(clips, folder, jobs=1) == dict.fromkeys(sorted(clips), ("ok", 2, ""))
+    return content(folder)
+
+
+def test_the_order_of_finishing_leaves_no_trace(clips, undisturbed, tmp_path):
+    extract(dict(reversed(clips.items())), tmp_path, jobs=2)
+    assert content(tmp_path) == undisturbed
+
+
+def test_one_by_one_gives_the_same_tables(clips, undisturbed, tmp_path):
+    for count in (1, 2, 4):
+        extract(dict(list(clips.items())[:count]), tmp_path)
+    assert content(tmp_path) == undisturbed
+
+
+def test_no_videos_give_empty_tables(tmp_path):
+    videos = VIDEOS.empty()
+    extract_faces(videos, [], tmp_path, ExtractionSettings(recipe=RECIPE), jobs=2)
+    assert FACES.read(tmp_path / "faces.parquet", allow_empty=True).empty
+    assert VIDEO_STATUS.read(tmp_path / "video_status.csv", allow_empty=True).empty
+
+
+def workers() -> list[int]:
+    """Worker processes of this process."""
+    found = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            command = Path(f"/proc/{pid}/cmdline")
+            if command.is_file() and b"multiattn.video.extraction.isolation" in command.read_bytes():
+                found.append(int(pid))
+    return found
+
+
+def test_fakes_are_cropped_where_their_originals_are(clips, tmp_path, caplog):
+    recipe = dataclasses.replace(RECIPE, reuse_original=True)
+    backwards = dict(reversed(clips.items()))
+    with caplog.at_level(logging.INFO, logger="multiattn"):
+        extract(backwards, tmp_path / "at once", recipe=recipe)
+    assert "2 of 4 videos were cropped where their originals are" in caplog.text
+    assert "the detector looked at 4 frames instead of 8, 50 % less" in caplog.text
+    faces = FACES.read(tmp_path / "at once/faces.parquet").drop(columns=["video_id", "crop"])
+    fakes, reals = faces[:4].reset_index(drop=True), faces[4:].reset_index(drop=True)  # sorted by video_id
+    pd.testing.assert_frame_equal(fakes, reals)
+    # The originals of an earlier run come from its table, and give the same.
+    originals = {name: path for name, path in clips.items() if "real" in name}
+    extract(originals, tmp_path / "in two", recipe=recipe)
+    extract(clips, tmp_path / "in two", recipe=recipe)
+    assert content(tmp_path / "in two") == content(tmp_path / "at once")
+
+
+def test_a_fake_without_its_original_in_the_run_or_of_a_broken_one_is_searched(clips, tmp_path):
+    recipe = dataclasses.replace(RECIPE, reuse_original=True)
+    shutil.copy(clips["fake1"], tmp_path / "fake1.mp4")
+    (tmp_path / "real1.mp4").write_bytes(b"")
+    files = {"fake0": clips["fake0"], "fake1": tmp_path / "fake1.mp4", "real1": tmp_path / "real1.mp4"}
+    found = extract(files, tmp_path / "faces", recipe=recipe)
+    assert found["fake0"] == ("ok", 2, "")
+    assert found["fake1"] == ("ok", 2, "not cropped like the original: the original shows no face")
+    assert found["real1"][0] == "unreadable"
+
+
+def test_a_cluster_of_dask_gives_the_same_tables(clips, undisturbed, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+    import dask
+
+    quiet = {"distributed.admin.log-length": 0, "distributed.worker.daemon": True}
+    with (
+        dask.config.set(quiet),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+    ):
+        extract(clips, tmp_path, backend="dask", scheduler=cluster.scheduler_address)
+    assert content(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param({"jobs": 0}, "--jobs: expected at least 1, found 0", id="no jobs"),
+        pytest.param({"time_limit": 0.0}, "--time-limit: expected seconds above 0", id="no time"),
+        pytest.param({"time_limit": float("nan")}, "--time-limit: expected seconds above 0", id="time is no number"),
+        pytest.param({"backend": "slurm"}, "--backend: expected local, dask or ray, found 'slurm'", id="no backend"),
+        pytest.param({"scheduler": "tcp://a:1"}, "--backend local has none", id="a scheduler of one machine"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(options, expected, clips, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        extract(clips, tmp_path, **options)
+
+
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_cluster_without_its_package_says_what_to_install(backend, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"--backend {backend}: .* pip install \"\.\[{backend}\]\""):
+        extract(clips, tmp_path, backend=backend)
+
+
+def test_dask_needs_an_address_that_answers(clips, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="needs the extra dask")
+    with pytest.raises(ValueError, match="--backend dask: expected --scheduler"):
+        extract(clips, tmp_path, backend="dask")
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 1)
+    with pytest.raises(ValueError, match="no Dask scheduler answers there"):
+        extract(clips, tmp_path, backend="dask", scheduler="tcp://127.0.0.1:9")
+
+
+def test_a_table_without_its_tasks_is_refused(clips, tmp_path):
+    videos, tasks = table_of(clips)
+    with pytest.raises(ValueError, match="one task for each row"):
+        extract_faces(videos, tasks[1:], tmp_path, ExtractionSettings(recipe=RECIPE), jobs=1)
+
+
+RESULTS = [
+    VideoFaces("a/ä b", "ok", 2, "", [["a/ä b", 0, 0.1, 0, 'crops/"x".jpg', 0.1 + 0.2]], 2, False),
+    VideoFaces('a/"quoted"\\', "no_face", 2, "line\nbreak", [], 2, True),
+    VideoFaces("c", "unreadable", 0, "", []),
+]
+
+
+def write_journal(folder: Path) -> dict[str, int]:
+    with Journal(folder) as journal:
+        return {result.video_id: journal.append(result) for result in RESULTS}
+
+
+def test_a_journal_gives_back_what_was_written(tmp_path):
+    places = write_journal(tmp_path)
+    journal = Journal(tmp_path)
+    assert list(journal) == RESULTS
+    assert journal.places() == places
+    assert [journal.read_at(place) for place in places.values()] == RESULTS
+    journal.mend()
+    assert list(journal) == RESULTS
+
+
+def test_a_journal_cut_off_anywhere_keeps_its_whole_lines(tmp_path):
+    write_journal(tmp_path)
+    path = Journal(tmp_path).path
+    whole = path.read_bytes()
+    ends = [position + 1 for position, byte in enumerate(whole) if byte == 10]
+    for length in range(0, len(whole) + 1, 7):
+        path.write_bytes(whole[:length])
+        journal = Journal(tmp_path)
+        journal.mend()
+        kept = sum(end <= length for end in ends)
+        assert list(journal) == RESULTS[:kept]
+        assert list(journal.places()) == [result.video_id for result in RESULTS[:kept]]
+        assert path.is_file() == (kept > 0)
+
+
+@pytest.mark.parametrize("damage", [b"{}\n", b"\n", b'{"video_id":\n', b"\xff\xfe\n"], ids=repr)
+def test_a_damaged_line_is_refused_with_its_number(damage, tmp_path):
+    write_journal(tmp_path)
+    path = Journal(tmp_path).path
+    path.write_bytes(path.read_bytes() + damage)
+    with pytest.raises(ValueError, match=r"journal.jsonl: line 4 is damaged"):
+        Journal(tmp_path).places()
+
+
+def test_a_folder_with_a_journal_is_not_finished(tmp_path, clips):
+    extract(clips, tmp_path)
+    assert len(read_faces_folder(tmp_path)[2]) == len(clips)
+    write_journal(tmp_path)
+    with pytest.raises(ValueError, match="the extraction was interrupted"):
+        read_faces_folder(tmp_path)
+
+
+def test_nothing_to_do_starts_no_process(clips, tmp_path):
+    extract(clips, tmp_path)
+    end_processes()
+    before = content(tmp_path)
+    extract(clips, tmp_path)
+    assert not workers()
+    assert content(tmp_path) == before
+
+
+def test_other_settings_are_refused_by_name_once_there_are_crops(clips, tmp_path):
+    name, path = next(iter(clips.items()))
+    other = dataclasses.replace(RECIPE, jpeg_quality=90)
+    with pytest.raises(ValueError, match="--backend dask: expected"):
+        extract({name: path}, tmp_path, recipe=other, backend="dask")  # ends before its first video
+    extract({name: path}, tmp_path)
+    with pytest.raises(ValueError, match=r"other settings: jpeg_quality: expected 95, found 90\. Choose another --out"):
+        extract({name: path}, tmp_path, recipe=other)
+
+
+def test_a_video_that_hangs_is_given_up_with_its_crops_and_the_others_are_not(clips, tmp_path):
+    crop = tmp_path / "faces/crops/clips/hangs/000001_0.jpg"
+    crop.parent.mkdir(parents=True)
+    crop.write_bytes(b"left by an attempt")
+    os.mkfifo(tmp_path / "hangs.mp4")  # whoever opens it waits for a writer
+    found = extract({"hangs": tmp_path / "hangs.mp4", **clips}, tmp_path / "faces", time_limit=20)
+    assert found.pop("hangs") == ("unreadable", 0, "took longer than the time limit of 20 s")
+    assert set(found.values()) == {("ok", 2, "")}
+    assert not crop.parent.exists()
