@@ -1,196 +1,26 @@
-"""One video to crops: what the detector looks at, what is interpolated, what every kind of video ends as."""
+"""One video to crops: how every kind of video ends, the settings, and crops in memory."""
 
 import dataclasses
 import json
-import weakref
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from drawn_faces import SquareDetector, draw, frames_of, landmarks_of, write_clip
+from drawn_faces import SquareDetector, draw, write_clip
 from multiattn.tables import FACES
-from multiattn.video.crops.recipe import CropRecipe, align_crop
-from multiattn.video.decoding.frames import Frame
-from multiattn.video.detectors.registry import Faces, weights_digest
+from multiattn.video.crops.images import decode_crop, read_crop
+from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.detectors.registry import weights_digest
 from multiattn.video.extraction import extract
-from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
-from multiattn.video.extraction.scan import BATCH_FRAMES, scan_faces
+from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, encode_crops, extract_video
 
 RECIPE = CropRecipe(num_frames=12, size=32)
 
 
 def recipe(**changes) -> CropRecipe:
     return dataclasses.replace(RECIPE, **changes)
-
-
-def scan(frames, every: int = 1, detector=None):
-    return scan_faces(frames, detector or SquareDetector(), recipe(detect_every=every))
-
-
-def places(found) -> list[tuple[int, int, list[float]]]:
-    return [(crop.frame_index, crop.track, crop.box_xyxy.tolist()) for crop in found.crops]
-
-
-# --- the pass over sampled frames -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("count", "every", "looked_at"),
-    [
-        pytest.param(0, 1, [], id="no frames"),
-        pytest.param(0, 4, [], id="no frames, every fourth"),
-        pytest.param(1, 1, [0], id="one frame"),
-        pytest.param(1, 4, [0], id="one frame, every fourth"),
-        pytest.param(2, 4, [0, 1], id="first and last only"),
-        pytest.param(5, 4, [0, 4], id="the last is a fourth"),
-        pytest.param(6, 4, [0, 4, 5], id="the last is none"),
-        pytest.param(20, 1, list(range(20)), id="all"),
-        pytest.param(20, 2, [*range(0, 20, 2), 19], id="over several batches"),
-        pytest.param(20, 16, [0, 16, 19], id="farther apart than a batch"),
-    ],
-)
-def test_the_detector_looks_at_every_kth_frame_and_at_the_last(count, every, looked_at):
-    detector = SquareDetector()
-    found = scan(frames_of(lambda n: [(20, 20, 40, 1.0)], count), every, detector)
-    assert detector.looked_at == {False: looked_at, True: []}
-    assert found.detected_frames == len(looked_at)
-    assert [crop.frame_index for crop in found.crops] == [10 * n for n in range(count)]
-    assert list(found.frame_sizes_wh) == [10 * n for n in range(count)]
-
-
-@pytest.mark.parametrize("every", [2, 3, 5])
-def test_a_face_that_moves_evenly_is_where_the_detector_would_have_found_it(every):
-    frames = frames_of(lambda n: [(2 * n, 3 + n, 40, 1.0)], 18)
-    for crop, expected in zip(scan(frames, every).crops, scan(frames).crops, strict=True):
-        assert (crop.frame_index, crop.track, crop.seconds) == (expected.frame_index, 0, expected.seconds)
-        np.testing.assert_allclose(crop.box_xyxy, expected.box_xyxy, atol=1e-9)
-        np.testing.assert_allclose(crop.landmarks, expected.landmarks, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "lefts"),
-    [
-        pytest.param([0, 1, 2, 6, 8], [0, 5, 10, 30, 40], id="by the frames' times, not by their numbers"),
-        pytest.param([0, 0, 0, 0, 0], [0, 10, 20, 30, 40], id="by number in a stream without times"),
-        pytest.param([3, 1, 0, 2, 4], [0, 10, 20, 30, 40], id="by number where times run backwards"),
-    ],
-)
-def test_places_between_are_linear_in_time(seconds, lefts):
-    frames = frames_of(lambda n: [(10 * n, 0, 80, 1.0)], 5, seconds=lambda n: float(seconds[n]))
-    assert [crop.box_xyxy[0] for crop in scan(frames, 4).crops] == pytest.approx(lefts)
-
-
-def test_the_score_between_is_linear_too():
-    scores = [1.0, 0.98, 0.98, 0.98, 0.92]
-    found = scan(frames_of(lambda n: [(20, 20, 40, scores[n])], 5), 4)
-    first, last = 255 / 255, round(255 * 0.92) / 255
-    assert [crop.score for crop in found.crops] == pytest.approx(np.linspace(first, last, 5))
-
-
-def test_nothing_is_added_beyond_the_ends_of_a_track():
-    """Frames 3 to 9 show the face; the detector looks at 0, 4, 8 and 12."""
-    found = scan(frames_of(lambda n: [(20, 20, 40, 1.0)] if 3 <= n <= 9 else [], 13), 4)
-    assert [crop.frame_index for crop in found.crops] == [40, 50, 60, 70, 80]
-
-
-@pytest.mark.parametrize(
-    ("hidden", "every", "rows", "tracks"),
-    [
-        pytest.param({2}, 1, [0, 1, 3, 4, 5, 6, 7, 8], 1, id="a gap of one keeps the track and gets no row"),
-        pytest.param({2, 3}, 1, [0, 1, 4, 5, 6, 7, 8], 1, id="a gap of two"),
-        pytest.param({2, 3, 4}, 1, [0, 1, 5, 6, 7, 8], 2, id="a gap of three ends the track"),
-        pytest.param({4}, 2, [0, 1, 2, 6, 7, 8], 1, id="nothing between a detection and a miss"),
-        pytest.param({3}, 2, list(range(9)), 1, id="what the detector does not look at it cannot miss"),
-    ],
-)
-def test_a_gap_is_bridged_by_number_and_not_filled(hidden, every, rows, tracks):
-    found = scan(frames_of(lambda n: [] if n in hidden else [(20, 20, 40, 1.0)], 9), every)
-    assert [crop.frame_index // 10 for crop in found.crops] == rows
-    assert {crop.track for crop in found.crops} == set(range(tracks))
-
-
-def test_two_people_are_interpolated_each_on_his_own():
-    def people(n: int) -> list:
-        return [(2 * n, 0, 40, 1.0), (110 - 2 * n, 50, 40, 0.99)]
-
-    frames = frames_of(people, 9)
-    for crop, expected in zip(scan(frames, 8).crops, scan(frames).crops, strict=True):
-        np.testing.assert_allclose(crop.box_xyxy, expected.box_xyxy, atol=1e-9)
-        assert crop.score == pytest.approx(expected.score)
-    assert [crop.track for crop in scan(frames, 8).crops] == [0, 1] * 9
-
-
-def test_nothing_is_interpolated_across_a_change_of_size():
-    images = [draw([(20, 20, 40, 1.0)], size_wh=(160, 96) if n < 3 else (200, 96)) for n in range(7)]
-    frames = [Frame(index=n, seconds=n / 25, image=image) for n, image in enumerate(images)]
-    found = scan(frames, 2)  # looked at: 0, 2, 4, 6
-    assert [crop.frame_index for crop in found.crops] == [0, 1, 2, 4, 5, 6]
-    assert found.frame_sizes_wh[2] == (160, 96) and found.frame_sizes_wh[3] == (200, 96)
-
-
-def test_a_crop_is_cut_from_its_own_frame_and_stored_without_chroma_subsampling():
-    frames = frames_of(lambda n: [(20 + n, 20, 40, 1.0)], 3)
-    for frame, crop in zip(frames, scan(frames, 2).crops, strict=True):
-        stored = cv2.imdecode(np.frombuffer(crop.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-        cut = align_crop(frame.image, landmarks_of(20 + frame.index // 10, 20, 40), 32)
-        assert np.abs(stored.astype(int) - cut).max() <= 3
-        header = crop.jpeg.index(b"\xff\xc0")  # baseline; 3 components, each sampled 1x1
-        assert [crop.jpeg[header + 11 + 3 * component] for component in range(3)] == [0x11] * 3
-
-
-def test_a_spurious_track_is_left_out_and_the_numbers_stay_without_a_gap():
-    def people(n: int) -> list:
-        ghost = [(110, 50, 30, 0.92)] if n == 0 else []
-        return [(20, 20, 40, 1.0), *ghost, *([(110, 10, 30, 1.0)] if n > 5 else [])]
-
-    found = scan(frames_of(people, 12))
-    assert [crop.track for crop in found.crops] == [0] * 6 + [0, 1] * 6
-    assert (found.crops[0].frame_index, found.crops[1].frame_index) == (0, 10)
-
-
-@pytest.mark.parametrize(
-    "landmarks",
-    [
-        pytest.param(np.full((5, 2), 20.0), id="in one place"),
-        pytest.param(np.full((5, 2), np.nan), id="not numbers"),
-        pytest.param(np.where(np.arange(10).reshape(5, 2) == 3, np.inf, landmarks_of(0, 0, 40)), id="infinite"),
-    ],
-)
-def test_a_face_that_cannot_be_aligned_is_left_out(landmarks):
-    class Broken(SquareDetector):
-        def _find(self, grey, threshold):
-            whole = super()._find(grey, threshold)
-            return Faces(
-                np.concatenate([[[0, 0, 9, 9]], whole.boxes_xyxy]),
-                np.concatenate([[1.0], whole.scores]),
-                np.concatenate([landmarks[None], whole.landmarks]),
-            )
-
-    found = scan(frames_of(lambda n: [(20, 20, 40, 1.0)], 3), detector=Broken())
-    assert places(found) == [(10 * n, 0, [20, 20, 60, 60]) for n in range(3)]
-
-
-@pytest.mark.parametrize("every", [1, 4, 16])
-def test_full_frames_are_held_for_one_batch_and_the_wait_for_a_detection_only(every):
-    alive, most = set(), 0
-
-    def stream():
-        nonlocal most
-        for n in range(60):
-            image = draw([(20, 20, 40, 1.0)], mark=n % 40)
-            alive.add(n)
-            weakref.finalize(image, alive.discard, n)
-            most = max(most, len(alive))
-            yield Frame(index=n, seconds=n / 25, image=image)
-
-    found = scan(stream(), every)
-    assert len(found.crops) == 60
-    assert most <= BATCH_FRAMES + every + 4, "a batch, who waits, and the few that are being looked at"
-
-
-# --- a whole video --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -311,3 +141,41 @@ def test_settings_refuse_a_recipe_of_another_program():
     foreign = recipe(detector="dlib", template="deepfakebench, dlib 81 points, margin 1.3")
     with pytest.raises(ValueError, match=r"cut by another program .*found 'dlib'.*found 'deepfakebench"):
         ExtractionSettings(recipe=foreign)
+
+
+SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
+
+
+def test_they_are_the_crops_that_extraction_writes(small_dataset, tmp_path):
+    statuses = set()
+    for path in sorted((small_dataset / "test_videos").iterdir()):
+        task = VideoTask(video_id=f"folder/{path.stem}", path=path)
+        written, kept = extract_video(task, tmp_path, SETTINGS), encode_crops(task, SETTINGS)
+        statuses.add(kept.status)
+        assert (kept.status, kept.num_frames, kept.message) == (written.status, written.num_frames, written.message)
+        assert [(row[1], row[3]) for row in written.rows] == [(crop.frame_index, crop.track) for crop in kept.crops]
+        for row, crop in zip(written.rows, kept.crops, strict=True):
+            assert (tmp_path / row[4]).read_bytes() == crop.jpeg
+            assert (read_crop(tmp_path / row[4], 32) == decode_crop(crop.jpeg, 32, "here")).all()
+        assert kept.search_seconds >= 0 and (kept.decode_seconds > 0 or kept.status == "unreadable")
+    assert statuses == {"ok", "no_face", "unreadable"}
+
+
+def test_without_memory_on_the_gpu_faces_are_detected_on_the_cpu(small_dataset, monkeypatch):
+    task = VideoTask(video_id="folder/x", path=min((small_dataset / "test_videos").iterdir()))
+    find, devices = extract.find_crops, []
+
+    def short_of_memory(task, settings, **options):
+        devices.append(settings.device)
+        if settings.device == "cuda":
+            raise RuntimeError("CUDA error: out of memory")
+        return find(task, settings, **options)
+
+    monkeypatch.setattr(extract, "find_crops", short_of_memory)
+    assert encode_crops(task, dataclasses.replace(SETTINGS, device="cuda")).crops == encode_crops(task, SETTINGS).crops
+    assert devices == ["cuda", "cpu", "cpu"]
+
+
+def test_an_error_of_a_crop_names_where_it_came_from():
+    with pytest.raises(ValueError, match="video x, frame 3: not a readable image"):
+        decode_crop(b"", 32, "video x, frame 3")

@@ -49,8 +49,7 @@ from multiattn.video.crops.images import decode_crop
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
 from multiattn.video.decoding.frames import Frame, UnreadableVideoError, evenly_spaced_indices, to_image
 from multiattn.video.detectors.registry import Detector, Faces
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
-from multiattn.video.extraction.in_memory import EncodedCrop, encode_crops
+from multiattn.video.extraction.extract import EncodedCrop, ExtractionSettings, VideoTask, encode_crops
 from multiattn.video.extraction.policy import choose_faces
 from multiattn.video.extraction.scan import FaceCrop, scan_faces
 

@@ -22,8 +22,7 @@ from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
-from multiattn.video.crops.batches import crop_loader
-from multiattn.video.crops.images import CropImages
+from multiattn.video.crops.images import CropImages, crop_loader
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 

@@ -15,8 +15,7 @@ from multiattn.inference.submit.classifier import Classified, Classifier, crops_
 from multiattn.inference.submit.extraction import Extracted, Work
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction.engine import is_out_of_memory
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
-from multiattn.video.extraction.in_memory import EncodedCrop, EncodedCrops
+from multiattn.video.extraction.extract import EncodedCrop, EncodedCrops, ExtractionSettings, VideoTask
 
 SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
 

@@ -30,7 +30,7 @@ from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
 from multiattn.video.crops.images import decode_crop
 from multiattn.video.extraction.engine import describe_error, is_out_of_memory
-from multiattn.video.extraction.in_memory import EncodedCrops
+from multiattn.video.extraction.extract import EncodedCrops
 
 logger = logging.getLogger(__name__)
 

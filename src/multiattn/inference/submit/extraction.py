@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from multiattn.video.extraction.engine import Engine, Outcome, describe_error, in_threads, put_until
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
-from multiattn.video.extraction.in_memory import EncodedCrops
+from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
 
-TARGET = "multiattn.video.extraction.in_memory:encode_crops"
+TARGET = "multiattn.video.extraction.extract:encode_crops"
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,8 @@ from multiattn.training.data.sampling import (
     natural_visits,
     require_both_classes,
 )
-from multiattn.video.crops.batches import crop_loader
 from multiattn.video.crops.cache import CropCache, open_cache
-from multiattn.video.crops.images import CropImages, names_digest
+from multiattn.video.crops.images import CropImages, crop_loader, names_digest
 from multiattn.video.crops.recipe import read_recipe
 
 FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)

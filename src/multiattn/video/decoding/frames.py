@@ -1,14 +1,16 @@
-"""Evenly spaced frames of a video, decoded with PyAV and only as far as needed."""
+"""Evenly spaced frames of a video, decoded only as far as needed; a picture as a video of one frame."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_decoding
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MAX_PIXELS = 1 << 26
 """Of one frame, 8192 x 8192: a damaged header may declare sizes that would take all memory."""
 
@@ -216,3 +218,51 @@ def _describe(error: Exception) -> str:
     if isinstance(error, av.FFmpegError):
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is a picture: by its extension, in any case; hidden files are none."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+class StillImage:
+    """Iterates over the one frame of a picture; the attributes are those of `FrameReader`.
+
+    Raises:
+        UnreadableVideoError: while iterating, when the picture cannot be decoded or is larger than `MAX_PIXELS`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.num_frames = 0
+        self.message = ""
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.num_frames = 0
+        image = read_image(self.path)
+        self.num_frames = 1
+        yield Frame(index=0, seconds=0.0, image=image)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight.
+
+    Raises:
+        UnreadableVideoError: no such file, not a picture OpenCV reads, or one of more than `MAX_PIXELS`.
+    """
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
+    except (OSError, cv2.error) as error:  # cv2: a header that declares more pixels than OpenCV's own bound
+        words = error.strerror if isinstance(error, OSError) else error.err
+        raise UnreadableVideoError(f"{type(error).__name__}: {words}") from error
+    if image is None:
+        raise UnreadableVideoError("not a readable picture")
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise UnreadableVideoError(f"a picture of {image.shape[1]}x{image.shape[0]}")
+    return image
+
+
+def open_frames(path: Path, num_frames: int, *, fast_frames: bool = False) -> FrameReader | StillImage:
+    """The reader of a file: of a picture's one frame, or of `num_frames` of a video."""
+    return StillImage(path) if is_image_name(path.name) else FrameReader(path, num_frames, fast_frames=fast_frames)

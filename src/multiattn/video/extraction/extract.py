@@ -1,78 +1,24 @@
-"""A picture as a video of one frame, so that everything after the decoder treats both alike.
+"""One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory."""
 
-One video -> aligned crops on disk, the rows of `faces.parquet` and the row of `video_status.csv`.
-"""
-
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 
 from multiattn.runtime.files import atomic_path
 from multiattn.runtime.layout import CROPS_FOLDER
 from multiattn.tables import FACES, UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.decoding.frames import MAX_PIXELS, Frame, FrameReader, UnreadableVideoError
+from multiattn.video.decoding.frames import Frame, FrameReader, StillImage, UnreadableVideoError, open_frames
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, require_weights, weights_digest
+from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
 from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is a picture: by its extension, in any case; hidden files are none."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-
-
-class StillImage:
-    """Iterates over the one frame of a picture; the attributes are those of `FrameReader`.
-
-    Raises:
-        UnreadableVideoError: while iterating, when the picture cannot be decoded or is larger than `MAX_PIXELS`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.num_frames = 0
-        self.message = ""
-
-    def __iter__(self) -> Iterator[Frame]:
-        self.num_frames = 0
-        image = read_image(self.path)
-        self.num_frames = 1
-        yield Frame(index=0, seconds=0.0, image=image)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight.
-
-    Raises:
-        UnreadableVideoError: no such file, not a picture OpenCV reads, or one of more than `MAX_PIXELS`.
-    """
-    try:
-        content = np.fromfile(path, dtype=np.uint8)
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
-    except (OSError, cv2.error) as error:  # cv2: a header that declares more pixels than OpenCV's own bound
-        words = error.strerror if isinstance(error, OSError) else error.err
-        raise UnreadableVideoError(f"{type(error).__name__}: {words}") from error
-    if image is None:
-        raise UnreadableVideoError("not a readable picture")
-    if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise UnreadableVideoError(f"a picture of {image.shape[1]}x{image.shape[0]}")
-    return image
-
-
-def open_frames(path: Path, recipe: CropRecipe) -> FrameReader | StillImage:
-    """What the frames of a file come from: the picture itself, or the recipe's frames of a video."""
-    if is_image_name(path.name):
-        return StillImage(path)
-    return FrameReader(path, recipe.num_frames, fast_frames=recipe.fast_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +121,98 @@ class FoundCrops:
     reused: bool = False
 
 
+@dataclass(frozen=True)
+class EncodedCrop:
+    """One face of one sampled frame."""
+
+    frame_index: int
+    track: int
+    jpeg: bytes
+    """As a faces folder has it on disk."""
+
+
+@dataclass(frozen=True)
+class EncodedCrops:
+    """What one video gave."""
+
+    video_id: str
+    status: str
+    """`ok`, `no_face` or `unreadable`."""
+    message: str
+    num_frames: int
+    """Decoded."""
+    crops: list[EncodedCrop]
+    """Sorted by frame and track."""
+    decode_seconds: float
+    search_seconds: float
+    """Detection, tracks, alignment, encoding."""
+
+
+def find_crops(
+    task: VideoTask,
+    settings: ExtractionSettings,
+    original_rows: list[list[Any]] | None = None,
+    *,
+    reader: FrameReader | StillImage | None = None,
+) -> FoundCrops:
+    """Decode, detect, align, track and encode the crops of one video; nothing is written.
+
+    With the original's rows a fake is cropped where its original is, if `reuse_faces` finds the two alike; else, and
+    without them, faces are detected. A video without a face in any frame the detector looked at is decoded again and
+    searched thoroughly.
+
+    Args:
+        original_rows: rows of `faces.parquet` of `task.original`, columns in order; None where they are not wanted or
+            there are none.
+        reader: of the video; by default one as the recipe has it.
+    """
+    recipe = settings.recipe
+    reader = reader or open_frames(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
+    notes: list[str] = []
+    with single_threaded():
+        try:
+            scan = None
+            if recipe.reuse_original and task.original_path is not None:
+                scan, reason = reuse_faces(reader, task.path, task.original_path, original_rows, recipe)
+                notes += [f"not cropped like the original: {reason}"] if reason else []
+            reused = scan is not None
+            if scan is None:
+                scan, note = _search(reader, settings)
+                notes += [note] if note else []
+        except UnreadableVideoError as error:
+            return FoundCrops("unreadable", 0, str(error), [])
+        num_frames, damage = reader.num_frames, reader.message
+        crops, note = choose_faces(scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames)
+    message = "; ".join(part for part in (damage, *notes, note) if part)
+    status = "ok" if crops else "no_face"
+    return FoundCrops(status, num_frames, message, crops, scan.detected_frames, reused)
+
+
+def _search(reader: FrameReader | StillImage, settings: ExtractionSettings) -> tuple[Scan, str]:
+    """The detector's pass, and where it finds nothing at all, the thorough one; with what there is to say of it."""
+    recipe = settings.recipe
+    detector = settings.load_detector()
+    first = scan_faces(reader, detector, recipe)
+    if first.crops:
+        return first, ""
+    second = scan_faces(reader, detector, recipe, thorough=True)
+    second.detected_frames += first.detected_frames
+    return second, "faces found by the thorough pass only" if second.crops else ""
+
+
+@contextmanager
+def single_threaded():
+    """One thread for torch and OpenCV: the work is parallel over videos, and sums do not depend on the cores."""
+    torch_threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(opencv_threads)
+
+
 def extract_video(
     task: VideoTask, folder: Path, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
 ) -> VideoFaces:
@@ -201,58 +239,6 @@ def extract_anew(
     return extract_video(task, folder, settings, original_rows)
 
 
-def find_crops(
-    task: VideoTask,
-    settings: ExtractionSettings,
-    original_rows: list[list[Any]] | None = None,
-    *,
-    reader: FrameReader | None = None,
-) -> FoundCrops:
-    """Decode, detect, align, track and encode the crops of one video; nothing is written.
-
-    With the original's rows a fake is cropped where its original is, if `reuse_faces` finds the two alike; else, and
-    without them, faces are detected. A video without a face in any frame the detector looked at is decoded again and
-    searched thoroughly.
-
-    Args:
-        original_rows: rows of `faces.parquet` of `task.original`, columns in order; None where they are not wanted or
-            there are none.
-        reader: of the video; by default one as the recipe has it.
-    """
-    recipe = settings.recipe
-    reader = reader or open_frames(task.path, recipe)
-    notes: list[str] = []
-    with single_threaded():
-        try:
-            scan = None
-            if recipe.reuse_original and task.original_path is not None:
-                scan, reason = reuse_faces(reader, task.path, task.original_path, original_rows, recipe)
-                notes += [f"not cropped like the original: {reason}"] if reason else []
-            reused = scan is not None
-            if scan is None:
-                scan, note = _search(reader, settings)
-                notes += [note] if note else []
-        except UnreadableVideoError as error:
-            return FoundCrops("unreadable", 0, str(error), [])
-        num_frames, damage = reader.num_frames, reader.message
-        crops, note = choose_faces(scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames)
-    message = "; ".join(part for part in (damage, *notes, note) if part)
-    status = "ok" if crops else "no_face"
-    return FoundCrops(status, num_frames, message, crops, scan.detected_frames, reused)
-
-
-def _search(reader: FrameReader, settings: ExtractionSettings) -> tuple[Scan, str]:
-    """The detector's pass, and where it finds nothing at all, the thorough one; with what there is to say of it."""
-    recipe = settings.recipe
-    detector = settings.load_detector()
-    first = scan_faces(reader, detector, recipe)
-    if first.crops:
-        return first, ""
-    second = scan_faces(reader, detector, recipe, thorough=True)
-    second.detected_frames += first.detected_frames
-    return second, "faces found by the thorough pass only" if second.crops else ""
-
-
 def write_crops(crops: list[FaceCrop], video_id: str, folder: Path) -> list[list[Any]]:
     """Write the crops below `folder/crops/<video_id>`; their rows of `faces.parquet`."""
     rows = []
@@ -272,14 +258,51 @@ def _row(video_id: str, crop: FaceCrop, name: str) -> list[Any]:
     return row
 
 
-@contextmanager
-def single_threaded():
-    """One thread for torch and OpenCV: the work is parallel over videos, and sums do not depend on the cores."""
-    torch_threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+def encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
+    """The crops that `extract_video` would write, byte by byte, and what they took.
+
+    Where a GPU has no memory left, faces are detected on the CPU; other errors of the machine raise.
+    """
     try:
-        yield
-    finally:
-        torch.set_num_threads(torch_threads)
-        cv2.setNumThreads(opencv_threads)
+        return _encode_crops(task, settings)
+    except Exception as error:
+        if settings.device == "cpu" or not is_out_of_memory(error):
+            raise
+        return _encode_crops(task, replace(settings, device="cpu"))
+
+
+def _encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
+    started = time.perf_counter()
+    reader = TimedReader(task.path, settings.recipe.num_frames, fast_frames=settings.recipe.fast_frames)
+    found = find_crops(task, settings, reader=reader)
+    return EncodedCrops(
+        video_id=task.video_id,
+        status=found.status,
+        message=found.message,
+        num_frames=found.num_frames,
+        crops=[EncodedCrop(crop.frame_index, crop.track, crop.jpeg) for crop in found.crops],
+        decode_seconds=reader.seconds,
+        search_seconds=max(0.0, time.perf_counter() - started - reader.seconds),
+    )
+
+
+class TimedReader(FrameReader):
+    """A reader that knows how long it took.
+
+    Attributes:
+        seconds: spent on reading and decoding so far, over all iterations.
+    """
+
+    seconds = 0.0
+
+    def __iter__(self) -> Iterator[Frame]:
+        frames = super().__iter__()
+        while True:
+            started = time.perf_counter()
+            try:
+                frame = next(frames, None)
+            finally:
+                self.seconds += time.perf_counter() - started
+            if frame is None:
+                return
+            yield frame
