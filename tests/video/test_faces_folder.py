@@ -114,7 +114,7 @@ def test_fakes_are_cropped_where_their_originals_are(clips, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="multiattn"):
         extract(backwards, tmp_path / "at once", recipe=recipe)
     assert "2 of 4 videos were cropped where their originals are" in caplog.text
-    assert "the detector looked at 4 frames instead of 8, 50 % less" in caplog.text
+    assert "the detector searched 4 frames instead of 8, 50 % less" in caplog.text
     faces = FACES.read(tmp_path / "at once/faces.parquet").drop(columns=["video_id", "crop"])
     fakes, reals = faces[:4].reset_index(drop=True), faces[4:].reset_index(drop=True)  # sorted by video_id
     pd.testing.assert_frame_equal(fakes, reals)

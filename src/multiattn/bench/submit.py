@@ -49,7 +49,7 @@ from multiattn.video.crops.images import decode_crop
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
 from multiattn.video.decoding.frames import Frame, UnreadableVideoError, evenly_spaced_indices, to_image
 from multiattn.video.detectors.registry import Detector, Faces
-from multiattn.video.extraction.extract import EncodedCrop, ExtractionSettings, VideoTask, encode_crops
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, encode_crops
 from multiattn.video.extraction.policy import choose_faces
 from multiattn.video.extraction.scan import FaceCrop, scan_faces
 
@@ -304,7 +304,7 @@ def run_loop(inputs: SubmitInputs) -> Side:
     tables = [FRAME_PREDICTIONS.empty()]
     paths = sorted(inputs.videos_dir.iterdir())
 
-    def predict(path: Path, crops: Sequence[FaceCrop | EncodedCrop]) -> Iterator[pd.DataFrame]:
+    def predict(path: Path, crops: Sequence[FaceCrop]) -> Iterator[pd.DataFrame]:
         places = [(video_id("folder", path.name), crop.frame_index, crop.track) for crop in crops]
         rows = pd.DataFrame(places, columns=["video_id", "frame_index", "track"])
         for model, network in zip(models, networks, strict=True) if crops else ():

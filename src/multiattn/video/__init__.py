@@ -1,0 +1,1 @@
+"""Videos to aligned face crops; README.md has the map."""

@@ -15,7 +15,8 @@ from multiattn.inference.submit.classifier import Classified, Classifier, crops_
 from multiattn.inference.submit.extraction import Extracted, Work
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction.engine import is_out_of_memory
-from multiattn.video.extraction.extract import EncodedCrop, EncodedCrops, ExtractionSettings, VideoTask
+from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
+from multiattn.video.extraction.scan import FaceCrop
 
 SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
 
@@ -26,7 +27,8 @@ def grey(level: int, size: int = 64) -> bytes:
 
 def video(name: str, *levels: int | bytes, models: int = 3) -> Extracted:
     """A video with a crop of each grey level, or of the bytes given."""
-    crops = [EncodedCrop(i, 0, grey(level) if isinstance(level, int) else level) for i, level in enumerate(levels)]
+    jpegs = [grey(level) if isinstance(level, int) else level for level in levels]
+    crops = [FaceCrop(i, 0.0, 0, np.zeros(4), 1.0, np.zeros((5, 2)), jpeg) for i, jpeg in enumerate(jpegs)]
     work = Work(VideoTask(video_id=name, path=Path(name)), SETTINGS, models)
     return Extracted(work, EncodedCrops(name, "ok" if crops else "no_face", "", 4, crops, 1.0, 1.0))
 

@@ -1,0 +1,1 @@
+"""Face crops: how they are cut, stored and read."""

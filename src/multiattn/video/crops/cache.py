@@ -6,7 +6,7 @@ half a crop. Records are read through a memory map and written with `pwrite`, wh
 where a memory map would end the process.
 
 In memory means a file in /dev/shm, which all training processes of a machine find by its name and the last of them
-removes. What a killed run left there serves the same command run again, and any other one removes it.
+removes. The file of a killed run serves the same command run again; any other run removes it.
 """
 
 import contextlib
@@ -35,15 +35,15 @@ DECODING = 1
 SHARED_MEMORY = Path("/dev/shm")
 _CHECK_BYTES = 4
 _CHECK_STRIDE = 509
-"""From one byte that the check looks at to the next: far below a page, so that no lost page goes unseen, and a
-hundredth of the time that a check of all bytes takes."""
+"""Distance of the bytes that are checked: far below a page, so that no lost page goes unseen, and a hundredth of the
+time that a check of all bytes takes."""
 GIGABYTE = 10**9
 _in_use: "weakref.WeakValueDictionary[Path, CropCache]" = weakref.WeakValueDictionary()
 """By this process, which holds one lock on each file: closing a second one would give up the first."""
 
 
 def record_bytes(size: int) -> int:
-    """What a crop of this side takes."""
+    """Bytes of a crop of this side."""
     return size * size * 3 + _CHECK_BYTES
 
 
@@ -102,7 +102,7 @@ def _check(pixels: np.ndarray) -> bytes:
 
 
 def _open_and_hold(path: Path) -> int:
-    """Open the file with a lock that says it is in use. The lock goes with the process, and forks do not inherit it."""
+    """Open the file with a lock that marks it as used. The lock goes with the process, and forks do not inherit it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600 if path.parent == SHARED_MEMORY else 0o666)
         fcntl.lockf(file, fcntl.LOCK_SH)

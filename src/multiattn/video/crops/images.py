@@ -27,7 +27,7 @@ from multiattn.runtime.signals import ending_signals_wait, leave_signals_to_pare
 from multiattn.video.crops.cache import SHARED_MEMORY, CropCache
 
 # A decoder asked for half the size skips the fine half of each block's frequencies. OpenCV takes the factor from these
-# flags and the colours from IMREAD_COLOR_RGB, whatever the names of the former say.
+# flags and the colours from IMREAD_COLOR_RGB, whatever the names of the former mean.
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 NAMES_AT_ONCE = 1 << 18
 PREFETCH = 3
@@ -55,7 +55,7 @@ def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
     Args:
         source: what an error names.
     """
-    # OpenCV fills what is missing of a JPEG that was cut off with grey, so its end marker is looked for first.
+    # OpenCV fills what is missing of a JPEG that was cut off with grey, so its end marker is checked first.
     whole = content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8")
     stored_wh = jpeg_size(content)
     is_square = stored_wh is not None and stored_wh[0] == stored_wh[1]
@@ -109,9 +109,9 @@ def names_digest(*names: pd.Series | list[str]) -> str:
     digest, is_first = hashlib.sha256(), True
     for part in names:
         for start in range(0, len(part), NAMES_AT_ONCE):
-            words = pa.array(part[start : start + NAMES_AT_ONCE], type=pa.string(), from_pandas=True)
-            words = words.combine_chunks() if isinstance(words, pa.ChunkedArray) else words
-            text = pc.binary_join(pa.ListArray.from_arrays([0, len(words)], words), "\n")[0].as_buffer()
+            lines = pa.array(part[start : start + NAMES_AT_ONCE], type=pa.string(), from_pandas=True)
+            lines = lines.combine_chunks() if isinstance(lines, pa.ChunkedArray) else lines
+            text = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")[0].as_buffer()
             digest.update(text if is_first else b"\n")
             if not is_first:
                 digest.update(text)
@@ -173,7 +173,7 @@ class CropImages(Dataset):
 
 
 class CropSource(Protocol):
-    """What a loader reads from: `CropImages`, or anything of the kind."""
+    """Source of a loader: `CropImages`, or anything of the kind."""
 
     size: int
 

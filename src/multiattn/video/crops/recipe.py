@@ -1,9 +1,7 @@
-"""Aligned face crops: a similarity transform from five landmarks to one template.
-
-How the crops of a faces folder were made; stored with them and copied into every run trained on them.
+"""How crops are made: the alignment to one template, and the recipe that is stored with them and with every run.
 
 `faces.json` holds one `CropRecipe`. Version 1 (no key `version`: num_frames, size, detector, threshold, jpeg_quality,
-template) was written when there were no other ways than today's defaults, so it is read as those. A recipe may be
+template) was written when there was nothing but today's defaults, so it is read as those. A recipe may be
 foreign: crops that another program cut, which one can train on and predict, but which `multiattn faces` cannot make.
 """
 
@@ -30,7 +28,7 @@ TEMPLATE_MARGIN = 1.3
 TEMPLATE = (_ARCFACE_112 / 112 - 0.5) / TEMPLATE_MARGIN + 0.5
 TEMPLATE_NAME = f"arcface-5-point, margin {TEMPLATE_MARGIN}"
 INTERPOLATION_NAME = "bilinear, averaged first below half size, border repeated"
-"""What `align_crop` does, for the crop recipe."""
+"""The sampling of `align_crop`, as the recipe names it."""
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -91,7 +89,7 @@ MAX_DETECT_EVERY = 16
 
 FacePolicy = Literal["all-tracks", "largest", "forged-mask"]
 COUNTED_APART = ("version", "num_frames", "reuse_original", "fast_frames")
-"""Settings that decide which frames there are and what the work costs, not what a crop of a frame looks like."""
+"""Settings that decide which frames there are and what the work costs, but no pixel of a crop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,7 @@ class CropRecipe:
     template: str = TEMPLATE_NAME
     """Where the landmarks come to lie in the crop, with the margin around the face."""
     interpolation: str = INTERPOLATION_NAME
-    """How the pixels of a crop are computed from those of the frame."""
+    """Sampling of a crop's pixels from the frame's."""
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -147,7 +145,7 @@ class CropRecipe:
 
     @property
     def foreign(self) -> str:
-        """What of it this code cannot follow, in words; empty for a recipe that `multiattn faces` can make."""
+        """The settings that this code cannot follow, as text; empty for a recipe that `multiattn faces` can make."""
         known = {"detector": detector_names(), "template": (TEMPLATE_NAME,), "interpolation": (INTERPOLATION_NAME,)}
         return "; ".join(
             f"{name}: expected {' or '.join(map(repr, names))}, found {getattr(self, name)!r}"
@@ -159,7 +157,7 @@ class CropRecipe:
         """Refuse to cut crops after a foreign recipe.
 
         Raises:
-            ValueError: it is foreign; says in what.
+            ValueError: it is foreign.
         """
         if self.foreign:
             raise ValueError(
@@ -168,7 +166,7 @@ class CropRecipe:
             )
 
     def for_prediction(self) -> "CropRecipe":
-        """The recipe for videos whose labels, masks and originals nobody knows: all tracks for `forged-mask`, which
+        """The recipe for videos of unknown labels, masks and originals: all tracks for `forged-mask`, which
         does that to every video that is not a known fake, and no reuse."""
         policy = "all-tracks" if self.policy == "forged-mask" else self.policy
         return dataclasses.replace(self, policy=policy, reuse_original=False)

@@ -1,5 +1,6 @@
 """Evenly spaced frames of a video, decoded only as far as needed; a picture as a video of one frame."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class VideoShape:
-    """What a video is before its frames are decoded."""
+    """Size and length of a video, without decoding it all."""
 
     width: int
     height: int
@@ -53,7 +54,7 @@ def evenly_spaced_indices(total_frames: int, num_frames: int) -> list[int]:
 
 
 def probe_video(path: Path) -> VideoShape:
-    """Size and number of frames; the first frame is decoded, since only it tells which way is up.
+    """Size and number of frames; the first frame is decoded, since only it has the rotation.
 
     Raises:
         UnreadableVideoError: no such file, no video, or its first frame cannot be decoded.
@@ -75,12 +76,11 @@ def probe_video(path: Path) -> VideoShape:
 class FrameReader:
     """Iterates over evenly spaced frames of one video, one in memory at a time.
 
-    Only wanted frames are converted to RGB. Of H.264 and HEVC streams whose packets tell it (`packets.py`), frames that
-    no wanted frame is predicted from are not decoded; which frames come out and their pixels are those of decoding
-    everything.
+    Only wanted frames are converted to RGB. Where the packets of an H.264 or HEVC stream allow it (`packets.py`),
+    frames that no wanted frame is predicted from are not decoded; the frames yielded and their pixels are those of
+    decoding everything.
 
-    After the iteration `message` says what went wrong on the way (empty when nothing did) and `num_frames` how many
-    frames were yielded. A file damaged in its middle yields the frames before the damage.
+    A file damaged in its middle yields the frames before the damage.
 
     Args:
         num_frames: how many.
@@ -88,6 +88,11 @@ class FrameReader:
             each once. Saves what the wanted frames themselves cost beside those they are predicted from (5 to 10 % of
             the packets at 32 of 300 frames). Streams that are decoded whole give the wanted frames as always.
         threads: of the decoder, 0 for one a core. The extraction is parallel over videos and leaves it at 1.
+
+    Attributes:
+        num_frames: frames yielded by the latest iteration.
+        message: the damage it met; empty when there was none.
+        seconds: spent on reading and decoding, over all iterations.
 
     Raises:
         UnreadableVideoError: while iterating, when not one wanted frame could be decoded.
@@ -98,15 +103,24 @@ class FrameReader:
         self.wanted = num_frames
         self.fast_frames = fast_frames
         self.threads = threads
+        self.seconds = 0.0
         self.num_frames = 0
         self.message = ""
 
     def __iter__(self) -> Iterator[Frame]:
         self.num_frames, self.message = 0, ""
-        try:
-            yield from self._read()
-        except (av.FFmpegError, OSError, ValueError) as error:
-            self.message = _describe(error)
+        frames, frame = self._read(), None
+        while True:
+            started = time.perf_counter()
+            try:
+                frame = next(frames, None)
+            except (av.FFmpegError, OSError, ValueError) as error:
+                self.message, frame = _describe(error), None
+            finally:
+                self.seconds += time.perf_counter() - started
+            if frame is None:
+                break
+            yield frame
         if self.num_frames == 0:
             raise UnreadableVideoError(self.message or "no frame could be decoded")
 
@@ -124,7 +138,7 @@ class FrameReader:
             yield from self._select(decoded, frames, total)
 
     def _plan(self) -> tuple[int, DecodingPlan | None]:
-        """The number of frames, by the header where it has one, and what of them to decode; None for everything."""
+        """The number of frames, by the header where it has one, and the plan to decode by; None for everything."""
         with _open(self.path) as container:
             stream = _video_stream(container)
             total = stream.frames
@@ -214,14 +228,14 @@ def _count_packets(path: Path) -> int:
 
 
 def _describe(error: Exception) -> str:
-    """FFmpeg's words without the path, which differs between machines and would make the tables differ."""
+    """FFmpeg's message without the path, which differs between machines and would make the tables differ."""
     if isinstance(error, av.FFmpegError):
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is a picture: by its extension, in any case; hidden files are none."""
+    """Return whether a file of this name is a picture: by its extension, in any case; hidden files are none."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
@@ -233,14 +247,12 @@ class StillImage:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.num_frames = 0
-        self.message = ""
+        self.path, self.num_frames, self.message, self.seconds = Path(path), 0, "", 0.0
 
     def __iter__(self) -> Iterator[Frame]:
-        self.num_frames = 0
+        self.num_frames, started = 0, time.perf_counter()
         image = read_image(self.path)
-        self.num_frames = 1
+        self.num_frames, self.seconds = 1, self.seconds + time.perf_counter() - started
         yield Frame(index=0, seconds=0.0, image=image)
 
 
@@ -254,8 +266,8 @@ def read_image(path: Path) -> np.ndarray:
         content = np.fromfile(path, dtype=np.uint8)
         image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
     except (OSError, cv2.error) as error:  # cv2: a header that declares more pixels than OpenCV's own bound
-        words = error.strerror if isinstance(error, OSError) else error.err
-        raise UnreadableVideoError(f"{type(error).__name__}: {words}") from error
+        reason = error.strerror if isinstance(error, OSError) else error.err
+        raise UnreadableVideoError(f"{type(error).__name__}: {reason}") from error
     if image is None:
         raise UnreadableVideoError("not a readable picture")
     if image.shape[0] * image.shape[1] > MAX_PIXELS:

@@ -1,6 +1,6 @@
-"""Which packets of an H.264 or HEVC stream must be decoded for a few wanted frames.
+"""The packets of an H.264 or HEVC stream that must be decoded for a few wanted frames.
 
-Decoding is the largest part of extraction, and most of it goes into frames nobody looks at. Two kinds of packets can be
+Decoding is the largest part of extraction, and most of it goes into frames nobody needs. Two kinds of packets can be
 left out without changing a pixel of any other frame: frames that the stream itself marks as referenced by no other
 (H.264: nal_ref_idc = 0, ITU-T H.264 7.4.1; HEVC: the `_N` types of a stream of one temporal layer, ITU-T H.265 Table
 7-1), about half of what x264 writes, and whatever follows the last wanted frame up to the next IDR frame, behind which
@@ -19,11 +19,11 @@ import av
 
 @dataclass(frozen=True)
 class PacketFacts:
-    """What a packet says about itself, without being decoded."""
+    """Properties of a packet, without decoding it."""
 
     pts: int | None
     sound: bool = True
-    """Whether the container neither calls it damaged nor hides it from view."""
+    """The container neither calls it damaged nor hides it from view."""
     starts_anew: bool = False
     """An IDR frame: nothing after it refers to anything before it."""
     droppable: bool = False
@@ -34,7 +34,7 @@ class PacketFacts:
 
 @dataclass(frozen=True)
 class DecodingPlan:
-    """What to send to the decoder, by position of the packet in the file."""
+    """Packets to send to the decoder, by position in the file."""
 
     send: list[bool]
     restarts: frozenset[int]
@@ -126,18 +126,18 @@ class UnitParser:
 def plan_decoding(
     packets: list[PacketFacts], wanted: Iterable[int], *, reorders: bool, fast_frames: bool
 ) -> DecodingPlan | None:
-    """What must be decoded to see the wanted frames.
+    """Plan the decoding of the wanted frames.
 
     Args:
         packets: of the whole stream, in the file's order.
         wanted: indices of frames in order of presentation; those beyond the stream's end are left out.
-        reorders: whether the decoder expects B-frames.
+        reorders: the decoder expects B-frames.
         fast_frames: take for each wanted frame the nearest one that is a reference frame (the earlier of two equally
             near), each once, and leave out all others. It is up to half the distance between two reference frames away,
             one or two frames in common videos, and fewer frames result where two wanted ones have the same nearest.
 
     Returns:
-        None where the stream does not say enough to leave anything out safely: time stamps that are missing, double,
+        None where the stream is not marked enough to leave anything out safely: time stamps that are missing, double,
         out of order, or of decoding instead of presentation (AVI has no others); or a start that is no IDR frame.
     """
     if not packets or not packets[0].starts_anew or not all(packet.sound for packet in packets):

@@ -52,7 +52,7 @@ class Detector(ABC):
         threshold: faces below this score are left out, in (0, 1); None is the detector's default.
         weights: the weights file, of a detector that needs one.
         longest_side: bound on the copy that the first pass searches, in pixels; smaller frames are not enlarged.
-        device: where it runs, in torch's words.
+        device: where it runs, as torch names it.
     """
 
     name: ClassVar[str]
@@ -61,7 +61,7 @@ class Detector(ABC):
     thorough_threshold: ClassVar[float]
     """The second pass also takes faces from this score on."""
     weights_file: ClassVar[str] = ""
-    """Contents of the weights file it needs, in words; empty for a detector that needs none."""
+    """Contents of the weights file it needs, as text; empty for a detector that needs none."""
 
     def __init__(
         self,

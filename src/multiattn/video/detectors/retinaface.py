@@ -45,7 +45,7 @@ MOST_LISTED = 8
 class RetinaFaceDetector(Detector):
     """Faces by RetinaFace, in batches, on copies of bounded size; half precision on a GPU.
 
-    Arguments as `Detector`; the weights as `load_retinaface`, which also says what raises.
+    Arguments as `Detector`; the weights, and what raises, as `load_retinaface`.
     """
 
     name = "retinaface"

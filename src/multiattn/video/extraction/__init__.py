@@ -1,0 +1,1 @@
+"""Videos to crops, one by one and by the thousand."""

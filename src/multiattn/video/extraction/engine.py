@@ -1,10 +1,10 @@
 """The engine that runs work on videos: each task in an isolated process, here or on a cluster, results as they come.
 
-A place only carries calls out and results back; the work itself happens in processes of their own that whoever receives
-a call starts beside himself (`isolation.py`). So this machine needs threads that wait, and a Dask or Ray cluster, used
-through joblib, its own workers.
+A backend only carries calls out and results back; the work itself happens in a process that the receiver of a call
+starts beside itself (`isolation.py`). So this machine needs threads that wait, and a Dask or Ray cluster, used through
+joblib, its own workers.
 
-A task whose process dies (the decoder crashed, memory ran out, somebody killed it) waits until all others are through
+A task whose process dies (the decoder crashed, memory ran out, it was killed) waits until all others are through
 and is then tried again, alone, so that a shortage that others caused is not held against it. One that takes longer than
 the time limit is not tried again.
 """
@@ -44,7 +44,7 @@ class Outcome:
     kind: Literal["done", "raised", "late", "lost", "again"]
     """`lost`: its process died in each attempt. `again`: it died, or memory ran out, and it is tried again later."""
     value: Any
-    """What the function returned, or the exception it raised; otherwise the reason in words."""
+    """What the function returned, or the exception it raised; otherwise the reason as text."""
 
 
 class Engine:
@@ -103,8 +103,8 @@ class Engine:
                     yield Outcome(call[0], kind, value)
                     return
                 if attempt == ATTEMPTS:
-                    words = f"its worker process died in each of {ATTEMPTS} attempts, the last by {value}"
-                    yield Outcome(call[0], "lost", words)
+                    message = f"its worker process died in each of {ATTEMPTS} attempts, the last by {value}"
+                    yield Outcome(call[0], "lost", message)
 
     def _attempt(self, calls: Iterable[tuple[Any, tuple]]) -> Iterator[tuple[tuple[Any, tuple], str, Any]]:
         in_flight: dict[int, tuple[Any, tuple]] = {}
@@ -123,12 +123,12 @@ class Engine:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, on a GPU or here; torch's CPU allocator says so in words only."""
-    words = str(error)
+    """Return whether memory ran out, on a GPU or here; torch's CPU allocator raises a plain RuntimeError."""
+    message = str(error)
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ in ("OutOfMemoryError", "CudaOutOfMemoryError")
-        or (isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words))
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in message or "out of memory" in message))
     )
 
 
@@ -139,7 +139,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def in_threads(calls: Iterable[tuple], *, jobs: int) -> Iterator[tuple]:
-    """Run calls in threads of this process; few results wait, so the work never runs far ahead of who takes them."""
+    """Run calls in threads of this process; few results wait, so the work never runs far ahead."""
     calls, taking, leaving = iter(calls), threading.Lock(), threading.Event()
     results: queue.Queue[Any] = queue.Queue(jobs)
 
@@ -151,11 +151,9 @@ def in_threads(calls: Iterable[tuple], *, jobs: int) -> Iterator[tuple]:
                 if call is None:
                     break
                 put_until(leaving, results, _guarded(*call))
-        except BaseException as error:  # of whoever gives the calls; who takes the results raises it
+        except BaseException as error:  # of the iterable of calls; raised where the results are taken
             put_until(leaving, results, error)
-        put_until(
-            leaving, results, None
-        )  # a thread that ended without this word would leave the taker waiting for ever
+        put_until(leaving, results, None)  # without it the results would be waited for for ever
 
     for _ in range(jobs):
         threading.Thread(target=work, daemon=True, name="extraction").start()
@@ -174,7 +172,7 @@ def in_threads(calls: Iterable[tuple], *, jobs: int) -> Iterator[tuple]:
 
 
 def put_until(leaving: threading.Event, results: queue.Queue, result: Any) -> None:
-    """Put a result where somebody takes it, unless nobody does any more."""
+    """Put a result into a bounded queue, unless its other end is leaving."""
     while not leaving.is_set():
         try:
             results.put(result, timeout=POLL_SECONDS)

@@ -1,7 +1,6 @@
 """One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory."""
 
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 
 from multiattn.runtime.files import atomic_path
 from multiattn.runtime.layout import CROPS_FOLDER
-from multiattn.tables import FACES, UNKNOWN
+from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.decoding.frames import Frame, FrameReader, StillImage, UnreadableVideoError, open_frames
+from multiattn.video.decoding.frames import FrameReader, StillImage, UnreadableVideoError, open_frames
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, require_weights, weights_digest
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
@@ -23,7 +22,7 @@ from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionSettings:
-    """How a run makes its crops, and where its detector lives."""
+    """The recipe of a run's crops, and what its detector needs."""
 
     recipe: CropRecipe
     device: str = "cpu"
@@ -55,7 +54,7 @@ class ExtractionSettings:
 def extraction_settings(
     *, detector: str, weights: Path | None, threshold: float | None, device: str, **recipe: Any
 ) -> ExtractionSettings:
-    """Settings out of what a user names.
+    """Make settings of options.
 
     Args:
         detector: a name of `video/detectors`.
@@ -84,7 +83,7 @@ class VideoTask:
     video_id: str
     path: Path
     label: int = UNKNOWN
-    """Of the `videos` table. The policy `forged-mask` leaves out a fake whose forged face it cannot tell."""
+    """Of the `videos` table. The policy `forged-mask` leaves out a fake whose forged face no mask shows."""
     mask: Path | None = None
     """A fake's mask video: as the video, forged pixels bright on black."""
     original: str = ""
@@ -94,7 +93,7 @@ class VideoTask:
 
 @dataclass(frozen=True)
 class VideoFaces:
-    """What one video gave; plain types only, so it can be kept as a line of JSON."""
+    """Result of one video in a faces folder; plain types only, so it can be kept as a line of JSON."""
 
     video_id: str
     status: str
@@ -103,37 +102,14 @@ class VideoFaces:
     rows: list[list[Any]]
     """Rows of `faces.parquet`, values in the order of its columns."""
     detected_frames: int = 0
-    """Frames the detector looked at, both passes of the cascade counted; 0 where tracks were reused."""
+    """Frames the detector searched, both passes counted; 0 where tracks were reused."""
     reused: bool = False
-    """Whether the crops lie where the original's do."""
-
-
-@dataclass(frozen=True)
-class FoundCrops:
-    """What one video gave, its crops still in memory."""
-
-    status: str
-    """`ok`, `no_face` or `unreadable`."""
-    num_frames: int
-    message: str
-    crops: list[FaceCrop]
-    detected_frames: int = 0
-    reused: bool = False
-
-
-@dataclass(frozen=True)
-class EncodedCrop:
-    """One face of one sampled frame."""
-
-    frame_index: int
-    track: int
-    jpeg: bytes
-    """As a faces folder has it on disk."""
+    """True where the crops lie where the original's do."""
 
 
 @dataclass(frozen=True)
 class EncodedCrops:
-    """What one video gave."""
+    """Result of one video, its crops in memory."""
 
     video_id: str
     status: str
@@ -141,37 +117,34 @@ class EncodedCrops:
     message: str
     num_frames: int
     """Decoded."""
-    crops: list[EncodedCrop]
+    crops: list[FaceCrop]
     """Sorted by frame and track."""
     decode_seconds: float
     search_seconds: float
     """Detection, tracks, alignment, encoding."""
+    detected_frames: int = 0
+    reused: bool = False
 
 
 def find_crops(
-    task: VideoTask,
-    settings: ExtractionSettings,
-    original_rows: list[list[Any]] | None = None,
-    *,
-    reader: FrameReader | StillImage | None = None,
-) -> FoundCrops:
+    task: VideoTask, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
+) -> EncodedCrops:
     """Decode, detect, align, track and encode the crops of one video; nothing is written.
 
     With the original's rows a fake is cropped where its original is, if `reuse_faces` finds the two alike; else, and
-    without them, faces are detected. A video without a face in any frame the detector looked at is decoded again and
-    searched thoroughly.
+    without them, faces are detected. A video without a face in any searched frame is decoded again for the detector's
+    second, thorough pass.
 
     Args:
         original_rows: rows of `faces.parquet` of `task.original`, columns in order; None where they are not wanted or
             there are none.
-        reader: of the video; by default one as the recipe has it.
     """
-    recipe = settings.recipe
-    reader = reader or open_frames(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
-    notes: list[str] = []
+    started = time.perf_counter()
+    recipe, scan, notes, crops = settings.recipe, None, [], []
+    reader = open_frames(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
+    reused = False
     with single_threaded():
         try:
-            scan = None
             if recipe.reuse_original and task.original_path is not None:
                 scan, reason = reuse_faces(reader, task.path, task.original_path, original_rows, recipe)
                 notes += [f"not cropped like the original: {reason}"] if reason else []
@@ -179,23 +152,35 @@ def find_crops(
             if scan is None:
                 scan, note = _search(reader, settings)
                 notes += [note] if note else []
+            notes.insert(0, reader.message)
+            num_frames = reader.num_frames  # the policy reads other files
+            crops, note = choose_faces(
+                scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames
+            )
+            notes.append(note)
+            status = "ok" if crops else "no_face"
         except UnreadableVideoError as error:
-            return FoundCrops("unreadable", 0, str(error), [])
-        num_frames, damage = reader.num_frames, reader.message
-        crops, note = choose_faces(scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames)
-    message = "; ".join(part for part in (damage, *notes, note) if part)
-    status = "ok" if crops else "no_face"
-    return FoundCrops(status, num_frames, message, crops, scan.detected_frames, reused)
+            scan, status, num_frames, notes = Scan(), "unreadable", 0, [str(error)]
+    return EncodedCrops(
+        task.video_id,
+        status,
+        "; ".join(filter(None, notes)),
+        num_frames,
+        crops,
+        decode_seconds=reader.seconds,
+        search_seconds=max(0.0, time.perf_counter() - started - reader.seconds),
+        detected_frames=scan.detected_frames,
+        reused=reused,
+    )
 
 
 def _search(reader: FrameReader | StillImage, settings: ExtractionSettings) -> tuple[Scan, str]:
-    """The detector's pass, and where it finds nothing at all, the thorough one; with what there is to say of it."""
-    recipe = settings.recipe
+    """The detector's pass, and where it finds nothing at all, the thorough one; and a note of the second."""
     detector = settings.load_detector()
-    first = scan_faces(reader, detector, recipe)
+    first = scan_faces(reader, detector, settings.recipe)
     if first.crops:
         return first, ""
-    second = scan_faces(reader, detector, recipe, thorough=True)
+    second = scan_faces(reader, detector, settings.recipe, thorough=True)
     second.detected_frames += first.detected_frames
     return second, "faces found by the thorough pass only" if second.crops else ""
 
@@ -213,30 +198,34 @@ def single_threaded():
         cv2.setNumThreads(opencv_threads)
 
 
+def encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
+    """`find_crops`, on the CPU where a GPU has no memory left; other errors of the machine raise."""
+    try:
+        return find_crops(task, settings)
+    except Exception as error:
+        if settings.device == "cpu" or not is_out_of_memory(error):
+            raise
+        return find_crops(task, replace(settings, device="cpu"))
+
+
 def extract_video(
     task: VideoTask, folder: Path, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
 ) -> VideoFaces:
     """Decode, detect, align, track and write the crops of one video below `folder/crops`.
 
     Any damage of the video ends in its status, never in an exception; errors of the machine (a full disk) do raise.
+    Unfinished files of an attempt that was killed are removed.
 
     Args:
         original_rows: as `find_crops`.
     """
+    for leftover in (folder / CROPS_FOLDER / task.video_id).glob(".*"):
+        leftover.unlink(missing_ok=True)
     found = find_crops(task, settings, original_rows)
     rows = write_crops(found.crops, task.video_id, folder)
     return VideoFaces(
         task.video_id, found.status, found.num_frames, found.message, rows, found.detected_frames, found.reused
     )
-
-
-def extract_anew(
-    task: VideoTask, folder: Path, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
-) -> VideoFaces:
-    """`extract_video` in an isolated process, after what an attempt that was killed left there."""
-    for leftover in (folder / "crops" / task.video_id).glob(".*"):
-        leftover.unlink(missing_ok=True)
-    return extract_video(task, folder, settings, original_rows)
 
 
 def write_crops(crops: list[FaceCrop], video_id: str, folder: Path) -> list[list[Any]]:
@@ -246,63 +235,6 @@ def write_crops(crops: list[FaceCrop], video_id: str, folder: Path) -> list[list
         name = f"{CROPS_FOLDER}/{video_id}/{crop.frame_index:06d}_{crop.track}.jpg"
         with atomic_path(folder / name, durable=False) as temporary:
             temporary.write_bytes(crop.jpeg)
-        rows.append(_row(video_id, crop, name))
+        place = [*crop.box_xyxy.tolist(), crop.score, *crop.landmarks.ravel().tolist()]
+        rows.append([video_id, crop.frame_index, crop.seconds, crop.track, name, *place])
     return rows
-
-
-def _row(video_id: str, crop: FaceCrop, name: str) -> list[Any]:
-    row = [video_id, crop.frame_index, crop.seconds, crop.track, name, *crop.box_xyxy.tolist(), crop.score]
-    row += crop.landmarks.ravel().tolist()
-    if len(row) != len(FACES.columns):
-        raise AssertionError(f"faces has {len(FACES.columns)} columns, this row {len(row)} values")
-    return row
-
-
-def encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
-    """The crops that `extract_video` would write, byte by byte, and what they took.
-
-    Where a GPU has no memory left, faces are detected on the CPU; other errors of the machine raise.
-    """
-    try:
-        return _encode_crops(task, settings)
-    except Exception as error:
-        if settings.device == "cpu" or not is_out_of_memory(error):
-            raise
-        return _encode_crops(task, replace(settings, device="cpu"))
-
-
-def _encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
-    started = time.perf_counter()
-    reader = TimedReader(task.path, settings.recipe.num_frames, fast_frames=settings.recipe.fast_frames)
-    found = find_crops(task, settings, reader=reader)
-    return EncodedCrops(
-        video_id=task.video_id,
-        status=found.status,
-        message=found.message,
-        num_frames=found.num_frames,
-        crops=[EncodedCrop(crop.frame_index, crop.track, crop.jpeg) for crop in found.crops],
-        decode_seconds=reader.seconds,
-        search_seconds=max(0.0, time.perf_counter() - started - reader.seconds),
-    )
-
-
-class TimedReader(FrameReader):
-    """A reader that knows how long it took.
-
-    Attributes:
-        seconds: spent on reading and decoding so far, over all iterations.
-    """
-
-    seconds = 0.0
-
-    def __iter__(self) -> Iterator[Frame]:
-        frames = super().__iter__()
-        while True:
-            started = time.perf_counter()
-            try:
-                frame = next(frames, None)
-            finally:
-                self.seconds += time.perf_counter() - started
-            if frame is None:
-                return
-            yield frame

@@ -34,7 +34,7 @@ from multiattn.video.extraction.journal import Journal
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 200_000
-TARGET = "multiattn.video.extraction.extract:extract_anew"
+TARGET = "multiattn.video.extraction.extract:extract_video"
 MAX_DEATHS_IN_A_ROW = 20
 """Then it is the machine and not the videos."""
 
@@ -53,7 +53,7 @@ def extract_faces(
     """Extract the faces of every video that is not done yet, then write the tables.
 
     With `reuse_original`, videos that are others' originals come first, and a fake is handed the rows of its original
-    where that is one of the tasks and itself no fake of another. What it saved is logged at the end.
+    where that is one of the tasks and itself no fake of another. The detections it saved are logged at the end.
 
     Args:
         videos: a `videos` table; rows of an earlier run that are not in it stay in the folder's tables.
@@ -170,7 +170,7 @@ def _extract(
 
 
 def _result(outcome: Outcome, folder: Path) -> VideoFaces:
-    """The outcome of a video; of one that ended its process or took too long, the row that says so.
+    """The outcome of a video; one that ended its process or took too long is unreadable.
 
     Raises:
         Exception: an error of the machine, as the process raised it.
@@ -180,7 +180,7 @@ def _result(outcome: Outcome, folder: Path) -> VideoFaces:
     if outcome.kind == "done":
         return outcome.value
     video_id = outcome.task.video_id
-    shutil.rmtree(folder / "crops" / video_id, ignore_errors=True)
+    shutil.rmtree(folder / CROPS_FOLDER / video_id, ignore_errors=True)
     return VideoFaces(video_id, "unreadable", 0, outcome.value, [])
 
 
@@ -224,8 +224,8 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
         rows += result.rows
         new.append((result.video_id, result.status, result.num_frames, len(result.rows), result.message))
         reuse["videos"] += result.reused
-        reuse["saved"] += _frames_looked_at(result.num_frames, recipe) if result.reused else 0
-        reuse["looked"] += result.detected_frames
+        reuse["saved"] += _frames_searched(result.num_frames, recipe) if result.reused else 0
+        reuse["searched"] += result.detected_frames
         if len(rows) > ROWS_AT_ONCE:  # typed columns take a tenth of what lists of Python objects take
             tables.append(pd.DataFrame(rows, columns=list(FACES.columns)))
             rows = []
@@ -242,17 +242,17 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
     VIDEO_STATUS.write(statuses, folder / STATUS_FILE)
     journal.remove()
     if recipe.reuse_original and new:
-        total = reuse["looked"] + reuse["saved"]
+        total = reuse["searched"] + reuse["saved"]
         logger.info(
-            "%d of %d videos were cropped where their originals are: the detector looked at %d frames instead of %d, "
+            "%d of %d videos were cropped where their originals are: the detector searched %d frames instead of %d, "
             "%.0f %% less",
-            reuse["videos"], len(new), reuse["looked"], total, 100 * reuse["saved"] / max(1, total),
+            reuse["videos"], len(new), reuse["searched"], total, 100 * reuse["saved"] / max(1, total),
         )  # fmt: skip
     return statuses
 
 
-def _frames_looked_at(num_frames: int, recipe: CropRecipe) -> int:
-    """Of so many sampled frames, how many the detector would look at: every k-th from the first on, and the last."""
+def _frames_searched(num_frames: int, recipe: CropRecipe) -> int:
+    """Number of searched frames of so many sampled ones: every k-th from the first on, and the last."""
     if num_frames == 0:
         return 0
     steps, left = divmod(num_frames - 1, recipe.detect_every)

@@ -1,8 +1,8 @@
 """Calls in processes of their own, which may crash, hang or run out of memory without harm to the caller.
 
-FFmpeg and the networks are C code: on a damaged file it may end its process or never come back. So whoever runs the
-videos (a thread here, a worker of Dask or Ray elsewhere) hands each to a process that does nothing else, waits for its
-answer, and knows which video it was that killed it. joblib's own processes cannot tell, and all go down with one.
+FFmpeg and the networks are C code: on a damaged file it may end its process or never come back. So a thread here, or a
+worker of Dask or Ray elsewhere, hands each video to a process that does nothing else, waits for its answer, and knows
+which video it was that killed it. With joblib's own processes that is not known, and all go down with one.
 
     python -m multiattn.video.extraction.isolation MODULE:FUNCTION   the other end: answers calls until its input closes
 
@@ -46,20 +46,7 @@ _LENGTH = struct.Struct(">Q")
 
 
 class ProcessLostError(Exception):
-    """The process ended before it answered; the message says how."""
-
-
-class TimeLimitError(Exception):
-    """The process did not answer in time, and was killed."""
-
-
-class RaisedThereError(Exception):
-    """The function raised an exception there."""
-
-    def __init__(self, pickled: bytes) -> None:
-        super().__init__("an exception in the worker process")
-        self.pickled = pickled
-        """That exception; unpickling may import much, so it is left to whoever can use it."""
+    """A process ended before it could take a call; the message says how."""
 
 
 class IsolatedProcess:
@@ -86,43 +73,30 @@ class IsolatedProcess:
         )
         try:
             self._receive(START_SECONDS)
-        except (ProcessLostError, TimeLimitError) as error:
+        except (EOFError, TimeoutError) as error:
             killed = (self.process.poll() or 0) < 0
             self.kill()
             if killed:
-                raise
-            raise RuntimeError(f"a worker process could not start: {error}. Its own words stand above.") from error
+                raise ProcessLostError(str(error)) from None
+            raise RuntimeError(f"a worker process could not start: {error}. Its own message stands above.") from error
 
-    def call(self, argument: bytes, seconds: float | None) -> bytes:
-        """Call the function there.
-
-        Args:
-            argument: its arguments, pickled; as bytes, so that this end need not import what they are.
-            seconds: kill the process when it has not answered by then.
-
-        Returns:
-            What it returned, pickled.
-
-        Raises:
-            ProcessLostError: the process ended instead.
-            TimeLimitError: it took longer; the process is killed.
-            RaisedThereError: the function raised.
-        """
+    def call(self, argument: bytes, seconds: float | None) -> tuple[str, bytes | str]:
+        """Call the function there; as `call_isolated`, without the key."""
         self.calls += 1
         self.at_work = True
         try:
             _write(self.process.stdin, pickle.dumps((seconds, argument)))
             returned, value = pickle.loads(self._receive(seconds))
         except BrokenPipeError:
-            raise ProcessLostError(self._how_it_ended()) from None
-        except TimeLimitError:
+            return "lost", self._how_it_ended()
+        except EOFError as error:
+            return "lost", str(error)
+        except TimeoutError as error:
             self.kill()
-            raise
+            return "late", str(error)
         self.at_work = False
         self.last_used = time.monotonic()
-        if not returned:
-            raise RaisedThereError(value)
-        return value
+        return "done" if returned else "raised", value
 
     def kill(self) -> None:
         """End it at once."""
@@ -134,7 +108,7 @@ class IsolatedProcess:
 
     @property
     def fresh(self) -> bool:
-        """Whether it may take another call."""
+        """True where it may take another call."""
         if self.at_work or self.process.poll() is not None:
             return False
         return time.monotonic() - self.last_used < IDLE_SECONDS / 2 and self.calls < CALLS_PER_PROCESS
@@ -151,10 +125,10 @@ class IsolatedProcess:
             while len(received) < count:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not selector.select(left):
-                    raise TimeLimitError(f"took longer than the time limit of {seconds:g} s")
+                    raise TimeoutError(f"took longer than the time limit of {seconds:g} s")
                 some = os.read(handle, count - len(received))
                 if not some:
-                    raise ProcessLostError(self._how_it_ended())
+                    raise EOFError(self._how_it_ended())
                 received += some
         return bytes(received)
 
@@ -185,9 +159,12 @@ class ProcessPool:
         self._all: set[IsolatedProcess] = set()
         self._closed = False
 
-    def call(self, argument: bytes, seconds: float | None) -> bytes:
+    def call(self, argument: bytes, seconds: float | None) -> tuple[str, bytes | str]:
         """As `IsolatedProcess.call`, in a process that is free, or a new one."""
-        process = self._take()
+        try:
+            process = self._take()
+        except ProcessLostError as error:
+            return "lost", str(error)
         try:
             return process.call(argument, seconds)
         finally:
@@ -198,12 +175,12 @@ class ProcessPool:
                 self._end(process)
 
     def close(self) -> None:
-        """End all processes, those that are at work too; their calls raise ProcessLostError, and so do later ones."""
+        """End all processes, those that are at work too; their calls are lost, and so are later ones."""
         with self._lock:
             self._closed = True
             processes, idle, self._idle = list(self._all), self._idle, []
         for process in processes:
-            process.process.kill()  # whoever waits for it cleans up
+            process.process.kill()  # the thread that waits for it cleans up
         for process in idle:
             self._end(process)
 
@@ -236,6 +213,10 @@ _pools_lock = threading.Lock()
 def call_isolated(key: Any, target: str, argument: bytes, seconds: float | None) -> tuple[Any, str, bytes | str]:
     """Call `target` in a process of this machine, kept for later calls.
 
+    Args:
+        argument: the arguments, pickled; as bytes, so that this end need not import what they are.
+        seconds: kill the process when it has not answered by then.
+
     Returns:
         The key, the kind of outcome and its value: `done` and what the function returned, pickled; `raised` and its
         pickled exception; `lost` and how the process ended; `late` and the time limit, both in words.
@@ -245,14 +226,7 @@ def call_isolated(key: Any, target: str, argument: bytes, seconds: float | None)
     """
     with _pools_lock:
         pool = _pools.setdefault(target, ProcessPool(target))
-    try:
-        return key, "done", pool.call(argument, seconds)
-    except ProcessLostError as error:
-        return key, "lost", str(error)
-    except TimeLimitError as error:
-        return key, "late", str(error)
-    except RaisedThereError as error:
-        return key, "raised", error.pickled
+    return key, *pool.call(argument, seconds)
 
 
 def end_processes() -> None:
@@ -312,7 +286,7 @@ def _write(file: BinaryIO, content: bytes) -> None:
 
 
 def _import_path() -> str:
-    """What this process can import, the other can: a notebook may have found the code by itself."""
+    """A PYTHONPATH with which the other process can import what this one can: a notebook may have extended its path."""
     here = str(Path(__file__).resolve().parents[3])
     return os.pathsep.join(dict.fromkeys([here, *(entry or str(Path.cwd()) for entry in sys.path)]))
 

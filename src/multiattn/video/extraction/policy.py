@@ -1,4 +1,4 @@
-"""Which faces of a video are kept: one option, the same at training and at inference.
+"""Choice of the faces of a video: by policy, the same at training and at inference, or as its original's.
 
 `all-tracks`   every track.
 `largest`      the track whose boxes have the largest median area, among those with at least half as many rows as the
@@ -7,11 +7,11 @@
 `forged-mask`  of a fake, the tracks that its mask video marks as forged; of any other video, every track. In Google's
                DFD several people share a picture and one of them is forged; the label is wrong for the others.
 
-A fake whose forged face cannot be told (no mask, a mask that cannot be read, is black, or marks no face) keeps no face
+A fake whose forged face is not known (no mask, a mask that cannot be read, is black, or marks no face) keeps no face
 under `forged-mask` and ends as `no_face` with a message: the label "fake" on a face that may be genuine is worse than a
 video less.
 
-A fake cropped where its original's faces are: no detection, and crops that align pixel by pixel.
+`reuse_faces` crops a fake where its original's faces are: no detection, and crops that align pixel by pixel.
 """
 
 from pathlib import Path
@@ -32,25 +32,29 @@ MIN_FORGED_SHARE = 0.05
 OF_THE_MOST_FORGED = 0.5
 """Several faces of one video may be forged: a track counts with this share of the most covered track's share."""
 MAX_FRAME_SHIFT = 5
-"""A mask of another length is sampled at other frames; one within so many of a sampled frame stands for it."""
+"""A mask of another length is sampled at other frames; one within so many of a sampled frame is taken for it."""
 
 
 def choose_faces(
     scan: Scan, policy: FacePolicy, *, label: int, mask: Path | None, num_frames: int
 ) -> tuple[list[FaceCrop], str]:
-    """The crops that a policy keeps, their track numbers unchanged, and what there is to say when it kept none.
+    """The crops that a policy keeps, their track numbers unchanged, and the reason when it kept none.
 
     Args:
         label: of the `videos` table; only a known fake is left out for want of a mask.
         mask: a fake's mask video.
         num_frames: how many frames of the video were asked for.
     """
+
+    def of_tracks(tracks: set[int]) -> list[FaceCrop]:
+        return [crop for crop in scan.crops if crop.track in tracks]
+
     if policy == "all-tracks" or not scan.crops:
         return scan.crops, ""
     if policy == "largest":
-        return _of_tracks(scan.crops, {largest_track(scan.crops)}), ""
+        return of_tracks({largest_track(scan.crops)}), ""
     if mask is None:
-        no_mask = "left out: a fake without a mask, so --policy forged-mask cannot tell its forged face"
+        no_mask = "left out: a fake without a mask, so --policy forged-mask does not know its forged face"
         return ([], no_mask) if label == FAKE else (scan.crops, "")
     try:
         shares = forged_shares(scan, mask, num_frames)
@@ -61,7 +65,7 @@ def choose_faces(
     most = max(shares.values())
     if most < MIN_FORGED_SHARE:
         return [], f"left out: its mask marks no face, at most {most:.1%} of one"
-    return _of_tracks(scan.crops, {track for track, share in shares.items() if share >= OF_THE_MOST_FORGED * most}), ""
+    return of_tracks({track for track, share in shares.items() if share >= OF_THE_MOST_FORGED * most}), ""
 
 
 def largest_track(crops: list[FaceCrop]) -> int:
@@ -112,17 +116,13 @@ def _pixels(box_xyxy: np.ndarray, size_wh: tuple[int, int], mask: Frame) -> tupl
     return slice(max(0, top), max(0, bottom)), slice(max(0, left), max(0, right))
 
 
-def _of_tracks(crops: list[FaceCrop], tracks: set[int]) -> list[FaceCrop]:
-    return [crop for crop in crops if crop.track in tracks]
-
-
 _COLUMN = {name: place for place, name in enumerate(FACES.columns)}
 
 
 def reuse_faces(
     reader: FrameReader, path: Path, original_path: Path, original_rows: list[list[Any]] | None, recipe: CropRecipe
 ) -> tuple[Scan | None, str]:
-    """The faces of a fake in the places, tracks and scores of its original's.
+    """Crop the faces of a fake in the places, tracks and scores of its original's.
 
     The two must have one upright size and one number of frames, and every frame in which the original shows a face
     must be among the fake's sampled frames (up to where a damaged fake ends). The landmarks are the original's, so the

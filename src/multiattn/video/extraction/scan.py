@@ -1,11 +1,9 @@
-"""Boxes of one person linked over the frames of a video that the detector looked at.
-
-One pass over a video's sampled frames: detect, link, interpolate, and cut crops while the frames are at hand.
+"""One pass over a video's sampled frames: detect, link boxes into tracks, interpolate, cut crops.
 
 Full frames are the only large thing here (6 MB each of 1080p), so a crop is cut and encoded as soon as its place is
-known. Between two frames the detector looks at, up to `detect_every` - 1 frames wait in memory for the second one.
-Decoding a video twice instead would need no window, but decoding costs more than detection on a GPU and about as much
-on a CPU, so it would eat what looking at fewer frames saves.
+known. Between two searched frames up to `detect_every` - 1 frames wait in memory for the second one. Decoding a video
+twice instead would need no window, but decoding costs more than detection on a GPU and about as much on a CPU, so it
+would cost what searching fewer frames saves.
 """
 
 import itertools
@@ -22,7 +20,7 @@ from multiattn.video.detectors.registry import Detector, Faces
 
 MIN_IOU = 0.3
 MAX_GAP_FRAMES = 2
-JUDGED_FRAMES = 5
+LEAST_FRAMES_WITH_FACES = 5
 SHORT_SHARE, SHORT_FRAMES = 0.1, 2
 
 
@@ -94,10 +92,10 @@ def rank_tracks(lengths: list[int]) -> np.ndarray:
 def spurious_tracks(
     scores_per_track: dict[int, list[float]], *, frames_with_faces: int, threshold: float
 ) -> frozenset[int]:
-    """The tracks that are most likely no face: seen seldom, and never with a good score.
+    """The tracks that are most likely no face: detected seldom, and never with a good score.
 
     A track is spurious when all of this holds:
-      - the detector found faces in at least 5 frames of the video (in fewer, being seen once says nothing);
+      - the detector found faces in at least 5 frames of the video (in fewer, being seen once means nothing);
       - the track has a box in fewer than max(2, 10 % of those frames);
       - its best score lies below the middle between the detector's threshold and 1;
       - it is not the longest track (the first of several), so a video with faces always keeps one.
@@ -109,7 +107,7 @@ def spurious_tracks(
         frames_with_faces: how many frames the detector found a face in.
         threshold: the score a detection needs.
     """
-    if frames_with_faces < JUDGED_FRAMES:
+    if frames_with_faces < LEAST_FRAMES_WITH_FACES:
         return frozenset()
     longest = max(scores_per_track, key=lambda track: (len(scores_per_track[track]), -track))
     least = max(SHORT_FRAMES, SHORT_SHARE * frames_with_faces)
@@ -143,18 +141,18 @@ class FaceCrop:
 
 @dataclass
 class Scan:
-    """What a pass over a video gave."""
+    """Result of a pass over a video."""
 
     crops: list[FaceCrop] = field(default_factory=list)
     frame_sizes_wh: dict[int, tuple[int, int]] = field(default_factory=dict)
     """frame_index -> upright width and height, of every sampled frame."""
     detected_frames: int = 0
-    """Frames the detector looked at."""
+    """Frames the detector searched."""
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A frame the detector looked at, without its pixels."""
+    """A searched frame, without its pixels."""
 
     index: int
     seconds: float
@@ -167,11 +165,11 @@ class _Seen:
 def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, *, thorough: bool = False) -> Scan:
     """The crops of every face of the sampled frames, with final track numbers and without spurious tracks.
 
-    The detector looks at the first frame, at every `detect_every`-th after it and at the last. Where it found a track
-    in two such frames in a row, the track has a row in each frame between them too: box, landmarks and score linear in
-    the frames' times. Nothing is added before a track's first or after its last detection, nor where the detector
-    looked and found nothing: a gap of at most 2 of its frames keeps the track's number, but gets no rows, since the
-    face was most likely hidden or turned away.
+    The detector searches the first frame, every `detect_every`-th after it and the last. Where it found a track in two
+    such frames in a row, the track has a row in each frame between them too: box, landmarks and score linear in the
+    frames' times. Nothing is added before a track's first or after its last detection, nor in a searched frame where
+    it was not found: a gap of at most 2 searched frames keeps the track's number, but gets no rows, since the face was
+    most likely hidden or turned away.
 
     Args:
         thorough: the detector's second, slower pass.
@@ -210,8 +208,8 @@ def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, 
 
 
 def _keyed(frames: Iterable[Frame], every: int) -> Iterator[tuple[Frame, bool]]:
-    """Each frame, and whether the detector looks at it. The last frame is known only when no other follows: a damaged
-    file ends early."""
+    """Each frame, and True where it is searched. Only when no other follows is it known as the last: a damaged file
+    ends early."""
     waiting: Frame | None = None
     position = -1
     for frame in frames:
@@ -245,9 +243,9 @@ def _pick(faces: Faces, rows: np.ndarray) -> Faces:
 
 
 def _interpolate(before: _Seen, after: _Seen, frame: Frame) -> tuple[Faces, list[int]]:
-    """The faces of a frame between two the detector looked at, and their tracks."""
+    """The faces of a frame between two searched ones, and their tracks."""
     tracks = [track for track in before.tracks if track in after.tracks]
-    if not before.shape == frame.image.shape == after.shape:  # pixels of one size mean nothing in another
+    if not before.shape == frame.image.shape == after.shape:  # pixels of one size are no places in another
         tracks = []
     first = _pick(before.faces, np.array([before.tracks.index(track) for track in tracks], dtype=np.int64))
     last = _pick(after.faces, np.array([after.tracks.index(track) for track in tracks], dtype=np.int64))
