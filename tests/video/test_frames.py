@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import drawn_faces
 from multiattn.video.decoding import frames
 from multiattn.video.decoding.frames import (
     FrameReader,
@@ -111,11 +112,7 @@ def test_colours_are_rgb(tmp_path):
     path = tmp_path / "red.mp4"
     image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     image[..., 0] = 200
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
+    drawn_faces.write_clip(path, [image])
     red, green, blue = next(iter(FrameReader(path, 1))).image.reshape(-1, 3).mean(axis=0)
     assert red > 180
     assert max(green, blue) < 20
@@ -156,11 +153,7 @@ def test_a_portrait_recorded_lying_down_comes_out_upright(turn, clockwise, tmp_p
     path = tmp_path / "clip.mp4"
     image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     image[: HEIGHT // 2, : WIDTH // 2] = 220  # the stored top left is bright
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
+    drawn_faces.write_clip(path, [image])
     content = bytearray(path.read_bytes())
     identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     at = content.index(identity, content.index(b"tkhd"))

@@ -122,13 +122,6 @@ def test_a_stream_without_facts_gives_the_wanted_frames_though_fast_ones_are_all
     assert [frame.index for frame in FrameReader(path, 4, fast_frames=True)] == [5, 15, 25, 35]
 
 
-def test_several_threads_give_the_same_frames(tmp_path):
-    path = write_motion(tmp_path / "a.mp4")
-    for one, many in zip(FrameReader(path, 7), FrameReader(path, 7, threads=3), strict=True):
-        assert (one.index, one.seconds) == (many.index, many.seconds)
-        np.testing.assert_array_equal(one.image, many.image)
-
-
 def test_a_variable_frame_rate_keeps_indices_and_times(tmp_path):
     pts = [40 * index + (300 if index > 20 else 0) + (7 if index % 3 == 0 else 0) for index in range(40)]
     path = write_motion(tmp_path / "a.mp4", pts=pts)

@@ -26,17 +26,22 @@ import pandas as pd
 from multiattn.runtime.layout import FACES_FILE
 from multiattn.tables import FACES
 from multiattn.video.crops.recipe import CropRecipe, align_crop
-from multiattn.video.decoding import frames as decode
 from multiattn.video.decoding.frames import (
     FrameReader,
     UnreadableVideoError,
     VideoShape,
     evenly_spaced_indices,
     probe_video,
+    to_image,
 )
 from multiattn.video.detectors.registry import LONGEST_SIDE, SMALLEST_FACE, Detector
-from multiattn.video.extraction import extract
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
+from multiattn.video.extraction.extract import (
+    ExtractionSettings,
+    VideoTask,
+    extract_video,
+    single_threaded,
+    write_crops,
+)
 from multiattn.video.extraction.faces_folder import extract_faces
 from multiattn.video.extraction.isolation import end_processes
 from multiattn.video.extraction.scan import BATCH_FRAMES, cut_face, pairwise_iou
@@ -256,14 +261,14 @@ def _take_apart(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[d
     finally:
         shutil.rmtree(folder)
     spent = pstats.Stats(profile)
-    convert, align = _cumulative(spent, decode.to_image), _cumulative(spent, align_crop)
+    convert, align = _cumulative(spent, to_image), _cumulative(spent, align_crop)
     stages = {
         "decode": _cumulative(spent, FrameReader.__iter__) - convert,
         "convert": convert,
         "detect": _cumulative(spent, type(detector).__call__),
         "align": align,
         "encode": _cumulative(spent, cut_face) - align,
-        "write": _cumulative(spent, extract.write_crops),
+        "write": _cumulative(spent, write_crops),
     }
     return {**stages, "rest": total - sum(stages.values())}, cpu
 
@@ -279,7 +284,7 @@ def _run_parts(tasks: list[VideoTask], settings: ExtractionSettings) -> float:
     recipe = settings.recipe
     detector = settings.load_detector()
     spent = 0.0
-    with extract.single_threaded():
+    with single_threaded():
         for task in tasks:
             frames = list(FrameReader(task.path, recipe.num_frames))
             images = [frame.image for frame in frames]

@@ -4,7 +4,7 @@ The loop is what one writes first: it decodes every frame up to the last wanted 
 time, the crops of a video go through each network as it was loaded, in float32, and the next video comes after that,
 all libraries with the threads they take by themselves. So that probabilities can be compared, it cuts crops by the same
 recipe: frames, size of the searched copy, tracks and JPEG. MTCNN answers with the same bits whatever the threads and
-batches, at least on the processor it was measured on (`video/mtcnn_networks.py`), so that nothing but the networks'
+batches, at least on the processor it was measured on (`video/detectors/mtcnn.py`), so that nothing but the networks'
 rounding is left; where another detector or processor moves a crop by a fraction of a pixel, a second figure tells what
 the networks alone differ by, on some videos' crops as the kernel cuts them.
 

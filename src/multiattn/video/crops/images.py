@@ -185,11 +185,7 @@ class CropSource(Protocol):
 
 
 def crop_loader(
-    source: CropSource,
-    *,
-    num_workers: int,
-    batch_size: int | None = None,
-    batch_sampler: BatchSampler | None = None,
+    source: CropSource, *, num_workers: int, batch_size: int | None = None, batch_sampler: BatchSampler | None = None
 ) -> DataLoader:
     """Batches (B, size, size, 3) uint8, and (B,) int64 labels where the source has them.
 

@@ -60,7 +60,7 @@ def probe_video(path: Path) -> VideoShape:
         UnreadableVideoError: no such file, no video, or its first frame cannot be decoded.
     """
     try:
-        with _open(path) as container:
+        with av.open(str(path)) as container:
             stream = _video_stream(container)
             first = next(container.decode(stream), None)
             if first is None:
@@ -87,7 +87,6 @@ class FrameReader:
         fast_frames: take the reference frame nearest to each wanted frame instead, the earlier of two equally near,
             each once. Saves what the wanted frames themselves cost beside those they are predicted from (5 to 10 % of
             the packets at 32 of 300 frames). Streams that are decoded whole give the wanted frames as always.
-        threads: of the decoder, 0 for one a core. The extraction is parallel over videos and leaves it at 1.
 
     Attributes:
         num_frames: frames yielded by the latest iteration.
@@ -98,11 +97,10 @@ class FrameReader:
         UnreadableVideoError: while iterating, when not one wanted frame could be decoded.
     """
 
-    def __init__(self, path: Path, num_frames: int, *, fast_frames: bool = False, threads: int = 1) -> None:
+    def __init__(self, path: Path, num_frames: int, *, fast_frames: bool = False) -> None:
         self.path = Path(path)
         self.wanted = num_frames
         self.fast_frames = fast_frames
-        self.threads = threads
         self.seconds = 0.0
         self.num_frames = 0
         self.message = ""
@@ -129,17 +127,17 @@ class FrameReader:
         frames = evenly_spaced_indices(total, self.wanted) if plan is None else plan.frames
         if not frames:
             raise UnreadableVideoError("no frames in the video stream")
-        with _open(self.path) as container:
+        with av.open(str(self.path)) as container:
             stream = _video_stream(container)
             codec = stream.codec_context
-            codec.thread_count = self.threads
+            codec.thread_count = 1  # the work is parallel over videos
             codec.options = {"max_pixels": str(MAX_PIXELS)}
             decoded = enumerate(container.decode(stream)) if plan is None else _decode(container, stream, plan)
             yield from self._select(decoded, frames, total)
 
     def _plan(self) -> tuple[int, DecodingPlan | None]:
         """The number of frames, by the header where it has one, and the plan to decode by; None for everything."""
-        with _open(self.path) as container:
+        with av.open(str(self.path)) as container:
             stream = _video_stream(container)
             total = stream.frames
             parser = UnitParser(stream.codec_context.name, stream.codec_context.extradata)
@@ -193,10 +191,6 @@ def _decode(
     yield from numbered(None)
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    return av.open(str(path), mode="r")
-
-
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if not container.streams.video:
         raise UnreadableVideoError("no video stream")
@@ -223,7 +217,7 @@ def to_image(frame: av.VideoFrame) -> np.ndarray:
 
 def _count_packets(path: Path) -> int:
     """Packets of the video stream, for containers whose header has no frame count; nothing is decoded."""
-    with _open(path) as container:
+    with av.open(str(path)) as container:
         return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
 
 
