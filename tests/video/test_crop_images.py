@@ -311,7 +311,7 @@ raise SystemExit(3)
 
 
 def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers():
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     ended = subprocess.run([sys.executable, "-c", LEFT_EARLY], env=environment, timeout=60, check=False)
     assert ended.returncode == 3
 
