@@ -96,7 +96,7 @@ class BundleOptions:
     python: str = "3.11"
     """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
     weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
+    """The weights file of the detector the runs' faces were found with, where it needs one."""
     precision: Precision = "auto"
     """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
     largest_change: float = 1e-3
