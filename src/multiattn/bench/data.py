@@ -1,9 +1,8 @@
-"""How many crops a second reach the training, beside a plainly written dataset and beside what the training takes.
+"""Crops a second that reach the training, beside a plainly written dataset and beside what the training takes.
 
 The plain dataset is the one most training scripts have: PIL opens and converts, torchvision resizes, makes a float
 tensor and normalises it, and the default collation puts the tensors together. It reads the same files in the same
-number of workers. The two sides take turns, so a machine that gets busier slows down both; batches that were made
-ahead while the other side had its turn are not counted.
+number of workers. Batches that were made ahead while the other side had its turn are not counted.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
+from multiattn.bench.harness import take_turns
 from multiattn.config import DataConfig, Experiment
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
@@ -154,8 +155,8 @@ def _compare(name: str, crops: FoldCrops, config: DataConfig, *, seconds: float)
     plain = _Turns(_plain_loader(crops, config))
     if config.cache != "none":
         ours.run(crops=4 * len(crops.training))  # fills it: each crop comes twice in so many, a few four times
-    rates = [(ours.run(seconds=seconds), plain.run(seconds=seconds)) for _ in range(TURNS)]
-    return _Side(name, *(statistics.median(side) for side in zip(*rates, strict=True)))
+    rates = take_turns([partial(side.run, seconds=seconds) for side in (ours, plain)], TURNS)
+    return _Side(name, *map(statistics.median, rates))
 
 
 class _Turns:

@@ -1,30 +1,32 @@
-"""Face extraction as `multiattn faces` does it, and as a straightforward loop does it, on the same clips.
+"""Face extraction as `multiattn faces` does it beside a straightforward loop: time, memory, and the faces found.
 
-Each side runs in a process of its own, started fresh and timed from start to end, imports included. Beside them, alone
-and in one thread: the stages of the extraction, and decoding plus detection by themselves.
+Both are timed from the start of their processes to the end, imports included. Beside them, alone and in one thread: the
+stages of the extraction, and decoding plus detection by themselves.
 """
 
 import cProfile
-import multiprocessing
 import pstats
-import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Annotated
 
 import av
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 
+from multiattn.bench.harness import Measured, find_videos, run_alone
+from multiattn.command_line import NameOf
+from multiattn.datasets.manifest import video_row
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import FACES_FILE
-from multiattn.tables import FACES
+from multiattn.tables import FACES, UNKNOWN, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, align_crop
 from multiattn.video.decoding.frames import (
     FrameReader,
@@ -34,11 +36,12 @@ from multiattn.video.decoding.frames import (
     probe_video,
     to_image,
 )
-from multiattn.video.detectors.registry import LONGEST_SIDE, SMALLEST_FACE, Detector
+from multiattn.video.detectors.registry import DEFAULT_DETECTOR, LONGEST_SIDE, SMALLEST_FACE, Detector, detector_names
 from multiattn.video.extraction.extract import (
     ExtractionSettings,
     VideoTask,
     extract_video,
+    extraction_settings,
     single_threaded,
     write_crops,
 )
@@ -51,8 +54,8 @@ FULL_HD = 1920
 DFDC_VIDEOS = 119_154
 """Training clips of DFDC."""
 SMALLEST_SHARE = SMALLEST_FACE / LONGEST_SIDE
-"""The smallest faces our first pass looks for, over the frame's longer side; the loop's full-size pass finds posters on
-the wall too."""
+"""The smallest faces our first pass searches for, over the frame's longer side; the loop's full-size pass finds posters
+on the wall too."""
 MIN_IOU = 0.5
 """From here on two boxes show the same face."""
 
@@ -60,28 +63,55 @@ Boxes = dict[tuple[str, int], np.ndarray]
 """(video_id, frame_index) -> (N, 4) boxes in pixels of the full frame."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FacesBench:
+    """Options of `multiattn bench faces`."""
+
+    videos_dir: Path
+    """A folder of videos, those of its subfolders too."""
+    num_frames: int = 32
+    size: int = 380
+    detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
+    weights: Path | None = None
+    """The detector's weights file, where it needs one."""
+    jobs: int | None = None
+    """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
+    device: str = "cpu"
+    """cpu, cuda or auto."""
+
+    def lines(self) -> list[str]:
+        """Measure, and put the figures into a table.
+
+        Raises:
+            ValueError: no videos, or one that cannot be read.
+        """
+        paths = find_videos(self.videos_dir)
+        names = [path.relative_to(self.videos_dir).as_posix() for path in paths]
+        videos = VIDEOS.validate(pd.DataFrame([video_row("folder", name, label=UNKNOWN) for name in names]), "videos")
+        settings = extraction_settings(
+            detector=self.detector,
+            weights=self.weights,
+            threshold=None,
+            device=str(pick_device(self.device)),
+            num_frames=self.num_frames,
+            size=self.size,
+        )
+        tasks = [VideoTask(video_id=name, path=path) for name, path in zip(videos["video_id"], paths, strict=True)]
+        return [
+            f"{len(tasks)} videos, {self.num_frames} frames each, {self.detector}",
+            describe_machine(torch.device(settings.device)),
+            "",
+            *compare_extraction(videos, tasks, settings, jobs=self.jobs).table(),
+        ]
+
+
 @dataclass(frozen=True)
-class Side:
-    """What one way of extracting took and gave."""
-
-    wall_seconds: float
-    cpu_seconds: float
-    """Of the process and its children."""
-    boxes: Boxes
-
-    @property
-    def num_faces(self) -> int:
-        """Crops written."""
-        return sum(map(len, self.boxes.values()))
-
-
-@dataclass(frozen=True)
-class ExtractionBench:
+class Comparison:
     """Both sides and what they are measured by."""
 
     num_videos: int
-    ours: Side
-    loop: Side
+    ours: Measured[Boxes]
+    loop: Measured[Boxes]
     stages: dict[str, float]
     """Stage -> seconds over all clips in one thread; `rest` is what no stage claims."""
     cpu_seconds: float
@@ -94,7 +124,7 @@ class ExtractionBench:
     @property
     def speed_ratio(self) -> float:
         """Our videos a second over the loop's."""
-        return self.loop.wall_seconds / self.ours.wall_seconds
+        return self.loop.seconds / self.ours.seconds
 
     @property
     def cpu_ratio(self) -> float:
@@ -108,10 +138,10 @@ class ExtractionBench:
             min_share: only faces whose longer side is at least this share of the frame's longer side.
         """
         reference = {}
-        for (video, index), boxes in self.loop.boxes.items():
+        for (video, index), boxes in self.loop.result.items():
             sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
             reference[video, index] = boxes[sides >= min_share * self.longest_sides[video]]
-        return shared_faces(reference, self.ours.boxes)
+        return shared_faces(reference, self.ours.result)
 
     def table(self) -> list[str]:
         """Lines for a terminal: stages, sides, and the three figures."""
@@ -120,13 +150,14 @@ class ExtractionBench:
         lines += [f"{name:<20}{spent:>10.2f}{spent / total:>8.0%}" for name, spent in self.stages.items()]
         lines += [
             "",
-            f"{'':<8}{'wall, s':>10}{'CPU, s':>10}{'videos/s':>10}{'faces/s':>10}{'faces':>8}{'hours for DFDC':>16}",
+            f"{'':<8}{'wall, s':>10}{'CPU, s':>10}{'videos/s':>10}{'faces/s':>10}{'peak, GB':>10}{'faces':>8}"
+            f"{'hours for DFDC':>16}",
         ]
         for name, side in (("ours", self.ours), ("loop", self.loop)):
-            rate = self.num_videos / side.wall_seconds
+            rate, num_faces = self.num_videos / side.seconds, sum(map(len, side.result.values()))
             lines.append(
-                f"{name:<8}{side.wall_seconds:>10.1f}{side.cpu_seconds:>10.1f}{rate:>10.2f}"
-                f"{side.num_faces / side.wall_seconds:>10.1f}{side.num_faces:>8}{DFDC_VIDEOS / rate / 3600:>16,.0f}"
+                f"{name:<8}{side.seconds:>10.1f}{side.cpu_seconds:>10.1f}{rate:>10.2f}{num_faces / side.seconds:>10.1f}"
+                f"{side.peak_bytes / 1e9:>10.2f}{num_faces:>8}{DFDC_VIDEOS / rate / 3600:>16,.0f}"
             )
         return [
             *lines,
@@ -140,7 +171,7 @@ class ExtractionBench:
 
 def compare_extraction(
     videos: pd.DataFrame, tasks: list[VideoTask], settings: ExtractionSettings, *, jobs: int | None
-) -> ExtractionBench:
+) -> Comparison:
     """Extract the faces of the clips both ways and take our way apart.
 
     Args:
@@ -153,11 +184,11 @@ def compare_extraction(
     """
     shapes = {task.video_id: _shape(task.path) for task in tasks}
     # The loop comes last, so that it, and not we, finds the clips in the system's memory.
-    ours = _alone(_run_ours, videos, tasks, settings, jobs)
-    stages, cpu = _in_process(_take_apart, tasks, settings)
-    parts = _in_process(_run_parts, tasks, settings)
-    loop = _alone(_run_loop, tasks, settings)
-    return ExtractionBench(
+    ours = run_alone("ours", _run_ours, videos, tasks, settings, jobs)
+    stages, cpu = run_alone("stages", _take_apart, tasks, settings).result
+    parts = run_alone("parts", _run_parts, tasks, settings).result
+    loop = run_alone("loop", _run_loop, tasks, settings)
+    return Comparison(
         num_videos=len(tasks),
         ours=ours,
         loop=loop,
@@ -187,24 +218,6 @@ def shared_faces(reference: Boxes, found: Boxes) -> float:
     return hits / total if total else 1.0
 
 
-def _in_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of the work in a fresh process: spawned, so that it shares no threads and no caches."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
-
-
-def _alone(work: Callable[..., Boxes], *arguments: Any) -> Side:
-    started, cpu = time.perf_counter(), _children_cpu_seconds()
-    boxes = _in_process(work, *arguments)
-    return Side(time.perf_counter() - started, _children_cpu_seconds() - cpu, boxes)
-
-
-def _children_cpu_seconds() -> float:
-    """Of the processes that have ended, and of theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def _run_ours(videos: pd.DataFrame, tasks: list[VideoTask], settings: ExtractionSettings, jobs: int | None) -> Boxes:
     with tempfile.TemporaryDirectory() as folder:
         extract_faces(videos, tasks, Path(folder), settings, jobs=jobs)
@@ -217,7 +230,7 @@ def _boxes(faces: pd.DataFrame) -> Boxes:
 
 
 def _run_loop(tasks: list[VideoTask], settings: ExtractionSettings) -> Boxes:
-    """What one writes first: OpenCV reads every frame, the detector sees one at a time, crops are written as found."""
+    """The loop: OpenCV reads every frame, the detector sees one at a time, crops are written as found."""
     boxes: Boxes = {}
     detector = settings.detector(
         threshold=settings.recipe.threshold, weights=settings.weights, longest_side=FULL_HD, device=settings.device

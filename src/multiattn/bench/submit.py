@@ -1,23 +1,21 @@
-"""The kernel beside the straightforward loop: the same videos and models, videos a second, memory, probabilities.
+"""`multiattn submit` beside a straightforward loop: the same videos and models, videos a second, memory, answers.
 
 The loop is what one writes first: it decodes every frame up to the last wanted one, the detector sees one frame at a
 time, the crops of a video go through each network as it was loaded, in float32, and the next video comes after that,
 all libraries with the threads they take by themselves. So that probabilities can be compared, it cuts crops by the same
 recipe: frames, size of the searched copy, tracks and JPEG. MTCNN answers with the same bits whatever the threads and
-batches, at least on the processor it was measured on (`video/detectors/mtcnn.py`), so that nothing but the networks'
-rounding is left; where another detector or processor moves a crop by a fraction of a pixel, a second figure tells what
-the networks alone differ by, on some videos' crops as the kernel cuts them.
+batches, at least on the processor it was measured on, so that nothing but the networks' rounding is left; where another
+detector or processor moves a crop by a fraction of a pixel, a second figure says what the networks alone differ by, on
+some videos' crops as `submit` cuts them.
 
-Each side runs in a process of its own, in turns, timed from the first video's start to the last one's end, the start of
-workers and the loading of networks included.
+Timed from the first video's start to the last one's end, the start of workers and the loading of networks included.
 """
 
 import dataclasses
-import multiprocessing
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,8 +26,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from multiattn.bench.harness import find_videos, run_alone, take_turns
 from multiattn.config import to_json
-from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_id
+from multiattn.datasets.manifest import video_id
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
 from multiattn.inference.scoring_file import UNTUNED
@@ -57,7 +56,6 @@ KAGGLE_VIDEOS = 4000
 """Of the competition's hidden test set."""
 LOOP_BATCH = 32
 COMPARED_VIDEOS = 8
-SAMPLE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,18 @@ class Side:
     seconds: float
     answers: dict[str, float]
     """video_id -> P(fake), of videos with faces."""
-    on_kernel_crops: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The loop's networks on the kernel's crops, of the first videos with faces; not timed."""
+    on_same_crops: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The loop's networks on the crops that `submit` cuts of the first videos; not timed."""
     peak_bytes: int = 0
-    """Of the process and its children together, shared pages counted once."""
+    """Of the process and its children."""
     stages: dict[str, float] = dataclasses.field(default_factory=dict)
     workers: int = 1
     threads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelBench:
-    """Options of `multiattn bench kernel`."""
+class SubmitBench:
+    """Options of `multiattn bench submit`."""
 
     videos_dir: Path
     """A folder of videos, those of its subfolders too."""
@@ -113,25 +111,26 @@ class KernelBench:
         Raises:
             FileNotFoundError, ValueError: no videos, or no runs.
         """
-        paths = sorted(path for path in self.videos_dir.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-        if not paths:
-            raise ValueError(f"--videos-dir {self.videos_dir}: expected videos, found none.")
+        paths = find_videos(self.videos_dir)
         count = self.videos or len(paths)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             inputs = self._inputs(folder, [paths[number % len(paths)] for number in range(count)])
             models = find_models(*inputs.runs)
-            sides: dict[str, list[Side]] = {"kernel": [], "loop": []}
-            for turn in range(self.turns):
-                ours = dataclasses.replace(inputs, out=folder / f"out{turn}")
-                sides["kernel"].append(_in_process(run_ours, ours))
-                sides["loop"].append(_in_process(run_loop, inputs))
+            outs = (folder / f"out{turn}" for turn in itertools.count())
+            ours, loop = take_turns(
+                [
+                    lambda: _measured("submit", run_ours, dataclasses.replace(inputs, out=next(outs))),
+                    lambda: _measured("loop", run_loop, inputs),
+                ],
+                self.turns,
+            )
         recipe = models[0].recipe
         return [
             f"{count} videos, {recipe.num_frames} frames each, {recipe.detector}, {len(models)} models",
-            f"{describe_machine(pick_device(self.device))}; kernel {self.precision}, loop float32",
+            f"{describe_machine(pick_device(self.device))}; submit {self.precision}, loop float32",
             "",
-            *table(sides, count),
+            *table(ours, loop, count),
         ]
 
     def _inputs(self, folder: Path, paths: list[Path]) -> SubmitInputs:
@@ -159,34 +158,32 @@ class KernelBench:
         )
 
 
-def table(sides: dict[str, list[Side]], count: int) -> list[str]:
+def table(ours: Sequence[Side], loop: Sequence[Side], count: int) -> list[str]:
     """Lines for a terminal.
 
     Args:
-        sides: `kernel` and `loop`, a run a turn.
+        ours, loop: a run a turn.
         count: videos of each run.
     """
     lines = [f"{'':<8}{'videos/s':>10}{'hours for 4,000':>17}{'peak memory':>13}"]
-    for name, runs in sides.items():
+    for name, runs in (("submit", ours), ("loop", loop)):
         rate = median(count / run.seconds for run in runs)
         peak = max(run.peak_bytes for run in runs)
         lines.append(f"{name:<8}{rate:>10.3f}{KAGGLE_VIDEOS / rate / 3600:>17.2f}{peak / 1e9:>10.2f} GB")
-    ratios = [loop.seconds / ours.seconds for ours, loop in zip(sides["kernel"], sides["loop"], strict=True)]
+    ratios = [theirs.seconds / mine.seconds for mine, theirs in zip(ours, loop, strict=True)]
     spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
-    ours, loop = sides["kernel"][-1], sides["loop"][-1]
-    common = ours.answers.keys() & loop.answers.keys()
-    alone = len(ours.answers.keys() ^ loop.answers.keys())
-    largest = _largest(ours.answers, loop.answers)
+    mine, theirs = ours[-1], loop[-1]
+    alone = len(mine.answers.keys() ^ theirs.answers.keys())
     return [
         *lines,
         "",
-        *busy_shares(ours),
+        *busy_shares(mine),
         "",
         f"{median(ratios):.2f} times the loop's videos/s{spread}",
-        f"probabilities of {len(common)} videos differ by at most {largest:.1e}"
-        + (f"; {alone} that only one side judged" if alone else ""),
-        f"on the same crops, those of {len(loop.on_kernel_crops)} videos differ by at most "
-        f"{_largest(ours.answers, loop.on_kernel_crops):.1e}",
+        f"probabilities of {len(mine.answers.keys() & theirs.answers.keys())} videos differ by at most "
+        f"{_largest(mine.answers, theirs.answers):.1e}" + (f"; {alone} that only one side answered" if alone else ""),
+        f"on the same crops, those of {len(theirs.on_same_crops)} videos differ by at most "
+        f"{_largest(mine.answers, theirs.on_same_crops):.1e}",
     ]
 
 
@@ -195,7 +192,7 @@ def _largest(first: dict[str, float], second: dict[str, float]) -> float:
 
 
 def busy_shares(side: Side) -> list[str]:
-    """How the kernel's workers and threads spent their time."""
+    """How the workers and threads of `submit` spent their time."""
     wall = side.stages["wall"]
     shares = {name: side.stages[name] / (side.workers * wall) for name in ("decode", "search")}
     classify = side.stages["classify"] / (side.threads * wall)
@@ -236,42 +233,17 @@ def _with_frames(run: Path, folder: Path, num_frames: int) -> Path:
     return folder / find_models(run)[0].path.parent.name
 
 
-def _in_process(work: Callable[[SubmitInputs], Side], inputs: SubmitInputs) -> Side:
-    """What the work gives in a fresh process, with the most memory that it and its children held."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = pool.submit(work, inputs)
-        peak, pids = 0, list(pool._processes)
-        while not running.done():
-            peak = max(peak, sum(_proportional_bytes(pid) for pid in _tree(pids)))
-            time.sleep(SAMPLE_SECONDS)
-        return dataclasses.replace(running.result(), peak_bytes=peak)
-
-
-def _tree(pids: list[int]) -> list[int]:
-    found = list(pids)
-    for pid in found:
-        for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                found += [int(child) for child in thread.read_text().split()]
-            except OSError:  # it ended meanwhile
-                continue
-    return found
-
-
-def _proportional_bytes(pid: int) -> int:
-    """Resident memory, pages that several processes share divided among them."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it ended meanwhile
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+def _measured(name: str, work: Callable[[SubmitInputs], Side], inputs: SubmitInputs) -> Side:
+    """One run of a side in a process of its own."""
+    measured = run_alone(name, work, inputs)
+    return dataclasses.replace(measured.result, peak_bytes=measured.peak_bytes)
 
 
 def run_ours(inputs: SubmitInputs) -> Side:
-    """The kernel, in a process of its own."""
+    """A submission run."""
     result = run_submit(inputs)
-    judged = result.videos[result.videos["status"] == "ok"]
-    answers = dict(zip(judged["video_id"], judged["probability"], strict=True))
+    predicted = result.videos[result.videos["status"] == "ok"]
+    answers = dict(zip(predicted["video_id"], predicted["probability"], strict=True))
     return Side(
         result.stage_seconds["wall"],
         answers,
@@ -282,7 +254,7 @@ def run_ours(inputs: SubmitInputs) -> Side:
 
 
 class OneByOne:
-    """A detector that is shown one frame at a time."""
+    """A detector that sees one frame at a time."""
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
@@ -293,7 +265,7 @@ class OneByOne:
 
 
 def run_loop(inputs: SubmitInputs) -> Side:
-    """The straightforward loop, in a process of its own."""
+    """The straightforward loop."""
     started = time.perf_counter()
     device = pick_device(inputs.device)
     models = find_models(*inputs.runs)

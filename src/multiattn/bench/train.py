@@ -1,43 +1,28 @@
-"""One training step, or one eval forward, as we run it and written plainly, side by side.
-
-Each side has a process of its own, started fresh, so that settings of the allocator stay apart and the peak memory is
-its own. They take turns (ours, plain, ours, plain, ...), so that a machine that gets busier slows down both.
-"""
+"""Time and memory of a training step, or of an eval forward: as we run it beside the same network written plainly."""
 
 import contextlib
-import multiprocessing
-import os
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from multiattn.bench.train_sides import (
-    PIECES,
-    SIDES,
-    Evaluation,
-    Task,
-    Training,
-    Work,
-    measured_ceiling,
-    network_flops,
-    wait_for,
-    write_weights,
-)
+from multiattn.bench.harness import SideProcess, take_turns
+from multiattn.bench.train_sides import PIECES, Side, Task, Work, write_weights
 from multiattn.config import Experiment
+from multiattn.model.describe import describe_network
+from multiattn.model.network import make_network
 from multiattn.runtime.environment import describe_machine
-from multiattn.runtime.processor import WAIT_POLICY
 
 SPLITS = 3
 """Extra repeats in which the pieces of a step are timed one by one."""
 RATE_REPEATS = 5
 FED_UPDATES = 20
+PASS_FORWARDS = 3
+"""What forward and backward of a product cost in forwards: the gradients of both its factors are products too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,30 +112,24 @@ def compare(
         raise ValueError(f"--repeats: expected at least 1, found {repeats}.")
     names = ["ours", *(["compiled"] if experiment.compile else []), "plain"]
     with _prepared(experiment, work, batch_size, device, faces) as task, contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(_process(name, task)) for name in names]
+        sides = [stack.enter_context(SideProcess(name, Side, name, task)) for name in names]
         firsts = [side.ask("run")[1] for side in sides]
-        rounds = [[side.ask("run")[0] for side in sides] for _ in range(repeats)]
-        splits = [
-            [side.ask("split") if work == "train" and side.name != "compiled" else {} for side in sides]
-            for _ in range(SPLITS)
-        ]
-        peaks = [side.ask("peak") for side in sides]
-        ceilings = [side.ask("ceiling") for side in sides]
-        fed = sides[0].ask("feed") if faces is not None else None
-    timings = tuple(
-        Timing(
-            name=name,
-            precision="fp32" if name == "plain" else task.precision,
-            seconds=seconds,
-            peak_bytes=peak,
-            first=first,
-            ceiling=ceiling,
-            pieces={piece: statistics.median(one[piece] for one in pieces) for piece in pieces[0]},
+        runs = take_turns([partial(side.ask, "run") for side in sides], repeats)
+        split = [side for side in sides if work == "train" and side.name != "compiled"]
+        splits = dict(zip(split, take_turns([partial(side.ask, "split") for side in split], SPLITS), strict=True))
+        timings = tuple(
+            Timing(
+                name=side.name,
+                seconds=tuple(seconds for seconds, _ in of_side),
+                first=first,
+                pieces={piece: statistics.median(one[piece] for one in splits[side]) for piece in PIECES}
+                if side in splits
+                else {},
+                **side.ask("facts"),
+            )
+            for side, first, of_side in zip(sides, firsts, runs, strict=True)
         )
-        for name, seconds, peak, first, ceiling, pieces in zip(
-            names, zip(*rounds, strict=True), peaks, firsts, ceilings, zip(*splits, strict=True), strict=True
-        )
-    )
+        fed = sides[0].ask("feed", FED_UPDATES) if faces is not None else None
     return Comparison(
         sides=timings, flops=network_flops(experiment, work, batch_size), machine=describe_machine(device), fed=fed
     )
@@ -162,7 +141,10 @@ def training_rate(experiment: Experiment, *, batch_size: int, device: torch.devi
     Raises:
         ValueError: as `compare`.
     """
-    with _prepared(experiment, "train", batch_size, device, None) as task, _process("ours", task) as side:
+    with (
+        _prepared(experiment, "train", batch_size, device, None) as task,
+        SideProcess("ours", Side, "ours", task) as side,
+    ):
         side.ask("run")
         return batch_size / statistics.median(side.ask("run")[0] for _ in range(RATE_REPEATS))
 
@@ -184,148 +166,22 @@ def _prepared(
         yield task
 
 
-# --- processes ----------------------------------------------------------------------------------------------------
+def network_flops(experiment: Experiment, work: str, batch_size: int) -> int:
+    """Floating point operations of the network's convolutions and matrix products; a multiply-add counts as two.
 
-
-@dataclass
-class _Side:
-    """The parent's end of a side's process."""
-
-    name: str
-    connection: Connection
-
-    def ask(self, what: str) -> Any:
-        """What a method of `_Server` returns there.
-
-        Raises:
-            ValueError: the process has ended; or what the method raised, a `ValueError` or `OSError`.
-        """
-        try:
-            self.connection.send(what)
-            answer = self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise ValueError(
-                f"bench: the process of the side `{self.name}` ended early, see its message above; "
-                "without one, memory ran out: take a smaller --batch-size."
-            ) from error
-        if isinstance(answer, ValueError | OSError):
-            raise answer
-        return answer
-
-
-@contextlib.contextmanager
-def _process(name: str, task: Task) -> Iterator[_Side]:
-    # Spawned, not forked: a fork would share its parent's threads, allocator settings and memory.
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, name, task), daemon=False)
-    with _waiting_threads(name):
-        process.start()
-    there.close()
-    try:
-        yield _Side(name, here)
-    finally:
-        here.close()
-        process.join(timeout=10)
-        if process.is_alive():
-            process.terminate()
-            process.join()
-
-
-@contextlib.contextmanager
-def _waiting_threads(name: str) -> Iterator[None]:
-    """OMP_WAIT_POLICY of a side that is started inside: none for the plain one, for ours what this process has.
-
-    Without a policy idle threads spin, the fastest on cores that nobody else wants (2.7 s a step of EfficientNet-B4
-    against 5.5 s with sleeping ones, on 2 quiet cores).
+    An eval forward counts them once. A training step does three times, and twice that with an AGDA pass: the forward
+    and the two products of its backward, of the experiment's last phase. Losses, normalisations, activations, AGDA's
+    blur and the optimiser are not counted. Nor does torch's own counter serve for a backward pass: it takes the
+    gradient of a depthwise convolution for that of a dense one.
     """
-    before = os.environ.get(WAIT_POLICY)
-    if name == "plain":
-        os.environ.pop(WAIT_POLICY, None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[WAIT_POLICY] = before
-
-
-def _serve(connection: Connection, name: str, task: Task) -> None:
-    """The life of a side's process."""
-    server = _Server(SIDES[name](task), task, checked=name != "plain")
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
-        while True:
-            method = getattr(server, connection.recv())
-            try:
-                answer = method()
-            except (ValueError, FileNotFoundError) as error:  # of a faces folder
-                answer = error
-            connection.send(answer)
-
-
-class _Server:
-    """What a side's process is asked for."""
-
-    def __init__(self, side: Training | Evaluation, task: Task, *, checked: bool) -> None:
-        self.side, self.task = side, task
-        self.precision = task.precision if checked else "fp32"
-        # The first run may wait; a gradient scaler reads from the device whether the gradients were finite.
-        self.checked = checked and self.precision != "fp16"
-        self.runs = 0
-
-    def run(self) -> tuple[float, tuple[float, ...]]:
-        """Seconds of one repeat, and what it computed. It is an error when ours waits for the GPU in the middle."""
-        device = self.task.device
-        started = time.perf_counter()
-        with never_waiting(device) if self.checked and self.runs else contextlib.nullcontext():
-            value = self.side.run()
-        wait_for(device)
-        seconds = time.perf_counter() - started
-        self.runs += 1
-        return seconds, tuple(value.float().flatten().tolist())
-
-    def split(self) -> dict[str, float]:
-        """Seconds of each of `PIECES`."""
-        return self.side.split()
-
-    def feed(self) -> tuple[float, float]:
-        """Crops a second, fed from crops and with a ready batch."""
-        return self.side.feed(FED_UPDATES)
-
-    def peak(self) -> int:
-        """Bytes of memory, at most so far."""
-        return peak_memory(self.task.device)
-
-    def ceiling(self) -> float:
-        """FLOP/s of a large matrix product in this side's precision."""
-        return measured_ceiling(self.task.device, self.precision)
-
-
-@contextlib.contextmanager
-def never_waiting(device: torch.device) -> Iterator[None]:
-    """Make it an error that the host waits for this GPU, or copies from pageable memory, inside."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes this process had at most: allocated on a GPU, else resident.
-
-    From Linux's process table: `getrusage` would hand a child its parent's peak.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
-# --- what is printed ----------------------------------------------------------------------------------------------
+    with torch.device("meta"):
+        network = make_network(experiment.model, load_weights=False)
+    forward = describe_network(network, experiment.data.image_size).total.flops * batch_size
+    if work == "infer":
+        return forward
+    several = experiment.model.network == "multi-attention" and experiment.model.num_maps > 1
+    twice = several and experiment.agda.mode != "none" and experiment.schedule[-1].agda
+    return PASS_FORWARDS * forward * (2 if twice else 1)
 
 
 def comparison_lines(comparison: Comparison, batch_size: int) -> list[str]:

@@ -1,24 +1,20 @@
-"""What a device can do at best, and how much of it a training step asks for: the two sides of a share of the peak.
+"""The sides of `multiattn bench train` and `infer`: the network as we run it, and as it is written plainly.
 
-A training step and its network written plainly: what `multiattn bench` measures ours against.
-
-Plainly is what one writes first from the paper: tensors as (B, C, H, W) lie in memory, bilinear attention pooling that
+What `multiattn train` and `predict` do to a network before they run it is done here too, and nothing else. Plainly is
+what one writes first from the paper: float32 tensors as (B, C, H, W) lie in memory, bilinear attention pooling that
 forms the products F_k = F (x) A_k and sums them, one backward for the losses of both passes. Layers, weights, losses,
-AGDA and optimiser are the very same objects, and so are the numbers, to rounding.
-
-The two sides of `multiattn bench`: the network as we run it, and as it is written plainly.
-
-What `multiattn train` and `predict` do to a network before they run it stands here too, and nothing else does. Of a
-training step, what is done beside it (moving average, meter of the losses, schedule) is left out on both sides.
+AGDA and optimiser are the very same objects, and so are the numbers, to rounding. Of a training step, what is done
+beside it (moving average, meter of the losses, schedule) is left out on both sides.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,12 +25,11 @@ from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
 from multiattn.model.attention import MEAN_FLOOR, standardize, unit_rows
-from multiattn.model.describe import describe_network
-from multiattn.model.network import MultiAttentionNet, NetworkOutput, make_network
+from multiattn.model.network import MultiAttentionNet, NetworkOutput
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import autocast, resolve_precision, seed_everything
-from multiattn.runtime.processor import tune_cpu
+from multiattn.runtime.processor import peak_memory, tune_cpu
 from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
 from multiattn.training.engine.loop import update
 from multiattn.training.engine.optimizer import make_optimizer
@@ -44,64 +39,247 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the square matrices: large enough to count, small enough to take a moment."""
-REPEATS = 5
-FORWARDS = 3
-"""What forward and backward of a product cost in forwards: the gradients of both its factors are products too."""
+PRODUCTS = 5
+
+Work = Literal["train", "infer"]
+Passes = Callable[..., dict[str, Tensor]]
+PIECES = ("data", "forward", "AGDA", "backward", "optimiser")
+"""Of a step. `data` is a ready batch on its way to the device, and its normalisation (for each pass); `forward` both
+passes and their losses; `AGDA` the making of the degraded copies."""
 
 
-def measured_ceiling(device: torch.device, precision: str) -> float:
-    """Floating point operations a second of a product of two large square matrices, the fastest of a few.
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What all sides do.
 
-    Taken as `torch.mm` and as a point-wise convolution, whichever is faster: on a CPU they are two libraries' work, and
-    on AMD's processors the first of them does without AVX-512 in float32.
-
-    Args:
-        precision: bf16, fp16 or fp32; float32 as torch computes it by default.
+    Attributes:
+        experiment: its last phase is the one that is timed.
+        weights: a state dict of its `TrainingStep`, written by `write_weights`.
+        faces: a faces folder whose crops our side is also fed from; None for none.
     """
-    side = MATRIX_SIDE[device.type]
-    left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
-    image = left.view(1, side // 32, 32, side).permute(0, 3, 1, 2)  # (1, C, H, W), channels last in memory
-    kernel = right[:, :, None, None].contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        seconds = min(
-            _fastest(lambda: left @ right, device),
-            _fastest(lambda: F.conv2d(image, kernel), device),
-        )
-    return 2 * side**3 / seconds
+
+    experiment: Experiment
+    work: Work
+    batch_size: int
+    device: torch.device
+    weights: Path
+    faces: Path | None = None
+
+    @property
+    def precision(self) -> str:
+        """Of our side: bf16, fp16 or fp32."""
+        return resolve_precision(self.experiment.precision, self.device)
+
+    def load(self) -> TrainingStep:
+        """The step with its weights, on the device."""
+        step = TrainingStep(self.experiment, load_weights=False)
+        step.load_state_dict(torch.load(self.weights, weights_only=True))
+        return step.to(self.device)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Random crops (B, H, W, 3) uint8, the same on all sides, and labels (B,), real and fake in turn.
+
+        In the host's memory, from which a GPU can fetch them while it computes.
+        """
+        generator = torch.Generator().manual_seed(self.experiment.seed)
+        size = self.experiment.data.image_size
+        crops = torch.randint(0, 256, (self.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(self.batch_size) % 2
+        return (crops.pin_memory(), labels.pin_memory()) if self.device.type == "cuda" else (crops, labels)
 
 
-def _fastest(product: Callable[[], Tensor], device: torch.device) -> float:
-    taken = []
-    for _ in range(REPEATS + 1):
+class Side:
+    """A side in its process: what the benchmark asks it for."""
+
+    def __init__(self, name: str, task: Task) -> None:
+        self.work, self.task = SIDES[name](task), task
+        self.precision = "fp32" if name == "plain" else task.precision
+        # The first run may wait; a gradient scaler reads from the device whether the gradients were finite.
+        self.checked = name != "plain" and self.precision != "fp16"
+        self.runs = 0
+
+    def run(self) -> tuple[float, tuple[float, ...]]:
+        """Seconds of one repeat, and what it computed.
+
+        Raises:
+            RuntimeError: our side waits for the GPU in the middle.
+        """
+        device = self.task.device
         started = time.perf_counter()
-        product()
+        with never_waiting(device) if self.checked and self.runs else contextlib.nullcontext():
+            value = self.work.run()
         wait_for(device)
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
+        seconds = time.perf_counter() - started
+        self.runs += 1
+        return seconds, tuple(value.float().flatten().tolist())
+
+    def split(self) -> dict[str, float]:
+        """Seconds of each of `PIECES`."""
+        return self.work.split()
+
+    def feed(self, updates: int) -> tuple[float, float]:
+        """Crops a second, fed from crops and with a ready batch."""
+        return self.work.feed(updates)
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of its `Timing` that it knows: precision, peak memory so far, and the ceiling."""
+        peak_bytes, ceiling = peak_memory(self.task.device), measured_ceiling(self.task.device, self.precision)
+        return {"precision": self.precision, "peak_bytes": peak_bytes, "ceiling": ceiling}
 
 
-def wait_for(device: torch.device) -> None:
-    """Until everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class Evaluation:
+    """An eval forward of one batch."""
+
+    def __init__(
+        self, network: nn.Module, task: Task, context: Callable[[], contextlib.AbstractContextManager]
+    ) -> None:
+        self.network, self.device, self.context = network.eval(), task.device, context
+        self.crops, _ = task.batch()
+
+    def run(self) -> Tensor:
+        """The logits."""
+        with torch.inference_mode(), self.context():
+            return self.network(normalize_crops(self.crops.to(self.device, non_blocking=True))).logits
 
 
-def network_flops(experiment: Experiment, work: str, batch_size: int) -> int:
-    """Floating point operations of the network's convolutions and matrix products; a multiply-add counts as two.
+class Training:
+    """Updates of the experiment's last phase, as `training.epoch` does them."""
 
-    An eval forward counts them once. A training step does three times, and twice that with an AGDA pass: the forward
-    and the two products of its backward, of the experiment's last phase. Losses, normalisations, activations, AGDA's
-    blur and the optimiser are not counted. Nor does torch's own counter serve for a backward pass: it takes the
-    gradient of a depthwise kernel for that of a dense one.
-    """
-    with torch.device("meta"):
-        network = make_network(experiment.model, load_weights=False)
-    forward = describe_network(network, experiment.data.image_size).total.flops * batch_size
-    if work == "infer":
-        return forward
-    several = experiment.model.network == "multi-attention" and experiment.model.num_maps > 1
-    twice = several and experiment.agda.mode != "none" and experiment.schedule[-1].agda
-    return FORWARDS * forward * (2 if twice else 1)
+    def __init__(
+        self, step: TrainingStep, task: Task, passes: Passes, scaler: torch.amp.GradScaler, *, fused: bool = True
+    ) -> None:
+        self.step, self.task, self.passes, self.scaler = step, task, passes, scaler
+        self.phase = task.experiment.schedule[-1]
+        set_trainable(step, self.phase)
+        set_train_mode(step, step, self.phase)
+        self.optimizer = make_optimizer(step, self.phase.optim, fused=fused)
+        self.batch = task.batch()
+        seed_everything(task.experiment.seed)  # all sides drop the same paths and draw the same maps
+
+    def run(self) -> Tensor:
+        """One update with the random batch; returns the loss."""
+        return self.update(*self.batch, watch=_Stopwatch(None))
+
+    def update(self, crops: Tensor, labels: Tensor, *, watch: "_Stopwatch") -> Tensor:
+        """One update with a batch from the host's memory; returns the loss, which may not be computed yet."""
+        device = self.task.device
+        watch.turn_to("data")
+        crops, labels = crops.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        watch.turn_to("optimiser")
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.passes(crops, labels, degrade=self.phase.agda)
+        watch.turn_to("optimiser")
+        update(self.step, self.optimizer, self.scaler, self.phase.optim.clip_grad_norm)
+        watch.turn_to(None)
+        return terms["loss"]
+
+    def split(self) -> dict[str, float]:
+        """Seconds of each of `PIECES` in one update, with a wait for the device between them."""
+        watch, step = _Stopwatch(self.task.device), self.step
+        hooks = [
+            step.register_forward_pre_hook(lambda *_: watch.turn_to("data")),
+            step.network.register_forward_pre_hook(lambda *_: watch.turn_to("forward")),
+            step.register_forward_hook(lambda *_: watch.turn_to("backward")),
+        ]
+        if step.augmentation is not None:
+            hooks.append(step.augmentation.register_forward_pre_hook(lambda *_: watch.turn_to("AGDA")))
+        try:
+            self.update(*self.batch, watch=watch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return watch.seconds
+
+    def feed(self, updates: int) -> tuple[float, float]:
+        """Crops a second when fed from the crops of the faces folder, and with the random batch, before and after."""
+        config = self.task.experiment.data
+        ahead = config.num_workers * 2  # batches that lie ready when nobody asks for them
+        fed = _endless(_loader(self.task))
+        before = self._rate(itertools.repeat(self.batch), updates)
+        self._rate(fed, ahead + 1)
+        found = self._rate(fed, updates)
+        return found, max(before, self._rate(itertools.repeat(self.batch), updates))
+
+    def _rate(self, batches: Iterator[tuple[Tensor, Tensor]], updates: int) -> float:
+        wait_for(self.task.device)
+        started, number = time.perf_counter(), 0
+        for _ in range(updates):
+            crops, labels = next(batches)
+            self.update(crops, labels, watch=_Stopwatch(None))
+            number += len(labels)
+        wait_for(self.task.device)
+        return number / (time.perf_counter() - started)
+
+
+class _Stopwatch:
+    """Seconds of each piece of a step; without a device it does nothing."""
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device, self.piece, self.since = device, None, 0.0
+        self.seconds = dict.fromkeys(PIECES, 0.0)
+
+    def turn_to(self, piece: str | None) -> None:
+        """From here on it is that piece's time."""
+        if self.device is None:
+            return
+        wait_for(self.device)
+        now = time.perf_counter()
+        if self.piece is not None:
+            self.seconds[self.piece] += now - self.since
+        self.piece, self.since = piece, now
+
+
+def _loader(task: Task) -> DataLoader:
+    """Our training's batches of the faces folder's crops, of all folds."""
+    faces, _, videos = read_faces_folder(task.faces, columns=FACE_COLUMNS)
+    place = pd.Index(videos["video_id"]).get_indexer(faces["video_id"])
+    table = faces[["video_id", "frame_index", "track", "crop"]].assign(
+        label=np.where(place >= 0, videos["label"].to_numpy()[place], -1), face=np.arange(len(faces))
+    )
+    table = table[table["label"] >= 0].reset_index(drop=True)
+    crops = FoldCrops(task.faces, table, table.iloc[:0], videos.iloc[:0], faces, videos)
+    return training_loader(crops, task.experiment.data, seed=task.experiment.seed, rank=0, world_size=1)
+
+
+def _endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    for epoch in itertools.count():
+        loader.batch_sampler.epoch = epoch
+        yield from loader
+
+
+def _ours(task: Task, *, compiled: bool = False) -> Training | Evaluation:
+    """As `multiattn train` and `predict` run it on this device."""
+    on_cpu = task.device.type == "cpu"
+    if on_cpu:
+        tune_cpu()  # before the first parallel work: threads that exist already would keep their denormals
+    step = task.load()
+    context = partial(autocast, task.precision, task.device)
+    if task.work == "infer":
+        network = fold_batch_norms(step.network) if on_cpu else step.network
+        if compiled:
+            network.compile()
+        return Evaluation(network, task, context)
+    if compiled:
+        step.network.compile()
+    scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "fp16")
+    passes = partial(backward_passes, step, step, scaler=scaler, context=context)
+    return Training(step, task, passes, scaler)
+
+
+def _plain(task: Task) -> Training | Evaluation:
+    """Float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process."""
+    step = make_plain(task.load())
+    if task.work == "infer":
+        return Evaluation(step.network, task, contextlib.nullcontext)
+    scaler = torch.amp.GradScaler(task.device.type, enabled=False)
+    return Training(step, task, partial(joint_backward, step), scaler, fused=False)
+
+
+SIDES: dict[str, Callable[[Task], Training | Evaluation]] = {
+    "ours": _ours,
+    "compiled": partial(_ours, compiled=True),
+    "plain": _plain,
+}
 
 
 def make_plain(step: TrainingStep) -> TrainingStep:
@@ -173,220 +351,6 @@ def resize(maps: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tenso
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether every parameter and buffer lies in memory in the order of its axes."""
-    values = (*module.parameters(), *module.buffers())
-    return all(value.stride() == torch.empty(value.shape, device="meta").stride() for value in values)
-
-
-Work = Literal["train", "infer"]
-Passes = Callable[..., dict[str, Tensor]]
-PIECES = ("data", "forward", "AGDA", "backward", "optimiser")
-"""Of a step. `data` is a ready batch on its way to the device, and its normalisation (for each pass); `forward` both
-passes and their losses; `AGDA` the making of the degraded copies."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What all sides do.
-
-    Attributes:
-        experiment: its last phase is the one that is timed.
-        weights: a state dict of its `TrainingStep`, written by `write_weights`.
-        faces: a faces folder whose crops our side is also fed from; None for none.
-    """
-
-    experiment: Experiment
-    work: Work
-    batch_size: int
-    device: torch.device
-    weights: Path
-    faces: Path | None = None
-
-    @property
-    def precision(self) -> str:
-        """Of our side: bf16, fp16 or fp32."""
-        return resolve_precision(self.experiment.precision, self.device)
-
-    def load(self) -> TrainingStep:
-        """The step with its weights, on the device."""
-        step = TrainingStep(self.experiment, load_weights=False)
-        step.load_state_dict(torch.load(self.weights, weights_only=True))
-        return step.to(self.device)
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Random crops (B, H, W, 3) uint8, the same on all sides, and labels (B,), real and fake in turn.
-
-        In the host's memory, from which a GPU can fetch them while it computes.
-        """
-        generator = torch.Generator().manual_seed(self.experiment.seed)
-        size = self.experiment.data.image_size
-        crops = torch.randint(0, 256, (self.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
-        labels = torch.arange(self.batch_size) % 2
-        return (crops.pin_memory(), labels.pin_memory()) if self.device.type == "cuda" else (crops, labels)
-
-
-class Evaluation:
-    """An eval forward of one batch."""
-
-    def __init__(
-        self, network: nn.Module, task: Task, context: Callable[[], contextlib.AbstractContextManager]
-    ) -> None:
-        self.network, self.device, self.context = network.eval(), task.device, context
-        self.crops, _ = task.batch()
-
-    def run(self) -> Tensor:
-        """The logits."""
-        with torch.inference_mode(), self.context():
-            return self.network(normalize_crops(self.crops.to(self.device, non_blocking=True))).logits
-
-
-class Training:
-    """Updates of the experiment's last phase, as `training.epoch` does them."""
-
-    def __init__(
-        self, step: TrainingStep, task: Task, passes: Passes, scaler: torch.amp.GradScaler, *, fused: bool = True
-    ) -> None:
-        self.step, self.task, self.passes, self.scaler = step, task, passes, scaler
-        self.phase = task.experiment.schedule[-1]
-        set_trainable(step, self.phase)
-        set_train_mode(step, step, self.phase)
-        self.optimizer = make_optimizer(step, self.phase.optim, fused=fused)
-        self.batch = task.batch()
-        seed_everything(task.experiment.seed)  # all sides drop the same paths and draw the same maps
-
-    def run(self) -> Tensor:
-        """One update with the random batch; returns the loss."""
-        return self.update(*self.batch, watch=_Stopwatch(None))
-
-    def update(self, crops: Tensor, labels: Tensor, *, watch: "_Stopwatch") -> Tensor:
-        """One update with a batch from the host's memory; returns the loss, which may not be computed yet."""
-        device = self.task.device
-        watch.turn_to("data")
-        crops, labels = crops.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        watch.turn_to("optimiser")
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self.passes(crops, labels, degrade=self.phase.agda)
-        watch.turn_to("optimiser")
-        update(self.step, self.optimizer, self.scaler, self.phase.optim.clip_grad_norm)
-        watch.turn_to(None)
-        return terms["loss"]
-
-    def split(self) -> dict[str, float]:
-        """Seconds of each of `PIECES` in one update, with a wait for the device between them."""
-        watch, step = _Stopwatch(self.task.device), self.step
-        hooks = [
-            step.register_forward_pre_hook(lambda *_: watch.turn_to("data")),
-            step.network.register_forward_pre_hook(lambda *_: watch.turn_to("forward")),
-            step.register_forward_hook(lambda *_: watch.turn_to("backward")),
-        ]
-        if step.augmentation is not None:
-            hooks.append(step.augmentation.register_forward_pre_hook(lambda *_: watch.turn_to("AGDA")))
-        try:
-            self.update(*self.batch, watch=watch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return watch.seconds
-
-    def feed(self, updates: int) -> tuple[float, float]:
-        """Crops a second when fed from the crops of the faces folder, and with the random batch, before and after."""
-        config = self.task.experiment.data
-        ahead = config.num_workers * 2  # batches that lie ready when nobody asks for them
-        fed = _endless(_loader(self.task))
-        before = self._rate(self._again(), updates)
-        self._rate(fed, ahead + 1)
-        found = self._rate(fed, updates)
-        return found, max(before, self._rate(self._again(), updates))
-
-    def _again(self) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield self.batch
-
-    def _rate(self, batches: Iterator[tuple[Tensor, Tensor]], updates: int) -> float:
-        wait_for(self.task.device)
-        started, number = time.perf_counter(), 0
-        for _ in range(updates):
-            crops, labels = next(batches)
-            self.update(crops, labels, watch=_Stopwatch(None))
-            number += len(labels)
-        wait_for(self.task.device)
-        return number / (time.perf_counter() - started)
-
-
-class _Stopwatch:
-    """Seconds of each piece of a step; without a device it does nothing."""
-
-    def __init__(self, device: torch.device | None) -> None:
-        self.device, self.piece, self.since = device, None, 0.0
-        self.seconds = dict.fromkeys(PIECES, 0.0)
-
-    def turn_to(self, piece: str | None) -> None:
-        """From here on it is that piece's time."""
-        if self.device is None:
-            return
-        wait_for(self.device)
-        now = time.perf_counter()
-        if self.piece is not None:
-            self.seconds[self.piece] += now - self.since
-        self.piece, self.since = piece, now
-
-
-def _loader(task: Task) -> DataLoader:
-    """Our training's batches of the faces folder's crops, of all folds."""
-    faces, _, videos = read_faces_folder(task.faces, columns=FACE_COLUMNS)
-    place = pd.Index(videos["video_id"]).get_indexer(faces["video_id"])
-    table = faces[["video_id", "frame_index", "track", "crop"]].assign(
-        label=np.where(place >= 0, videos["label"].to_numpy()[place], -1), face=np.arange(len(faces))
-    )
-    table = table[table["label"] >= 0].reset_index(drop=True)
-    crops = FoldCrops(task.faces, table, table.iloc[:0], videos.iloc[:0], faces, videos)
-    return training_loader(crops, task.experiment.data, seed=task.experiment.seed, rank=0, world_size=1)
-
-
-def _endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    epoch = 0
-    while True:
-        loader.batch_sampler.epoch = epoch
-        yield from loader
-        epoch += 1
-
-
-def _ours(task: Task, *, compiled: bool = False) -> Training | Evaluation:
-    """As `multiattn train` and `predict` run it on this device."""
-    on_cpu = task.device.type == "cpu"
-    if on_cpu:
-        tune_cpu()  # before the first parallel work: threads that exist already would keep their denormals
-    step = task.load()
-    context = partial(autocast, task.precision, task.device)
-    if task.work == "infer":
-        network = fold_batch_norms(step.network) if on_cpu else step.network
-        if compiled:
-            network.compile()
-        return Evaluation(network, task, context)
-    if compiled:
-        step.network.compile()
-    scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "fp16")
-    passes = partial(backward_passes, step, step, scaler=scaler, context=context)
-    return Training(step, task, passes, scaler)
-
-
-def _plain(task: Task) -> Training | Evaluation:
-    """Float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process."""
-    step = make_plain(task.load())
-    if task.work == "infer":
-        return Evaluation(step.network, task, contextlib.nullcontext)
-    scaler = torch.amp.GradScaler(task.device.type, enabled=False)
-    return Training(step, task, partial(joint_backward, step), scaler, fused=False)
-
-
-SIDES: dict[str, Callable[[Task], Training | Evaluation]] = {
-    "ours": _ours,
-    "compiled": partial(_ours, compiled=True),
-    "plain": _plain,
-}
-
-
 def write_weights(task: Task) -> None:
     """Draw the weights both sides start from; running statistics are those of the task's own crops.
 
@@ -412,3 +376,54 @@ def settle_statistics(network: nn.Module, images: Tensor) -> None:
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.eval()
         layer.momentum = momentum
+
+
+@contextlib.contextmanager
+def never_waiting(device: torch.device) -> Iterator[None]:
+    """Make it an error that the host waits for this GPU, or copies from pageable memory, inside."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def measured_ceiling(device: torch.device, precision: str) -> float:
+    """Floating point operations a second of a product of two large square matrices, the fastest of a few.
+
+    Taken as `torch.mm` and as a point-wise convolution, whichever is faster: on a CPU they are two libraries' work, and
+    on AMD's processors the first of them does without AVX-512 in float32.
+
+    Args:
+        precision: bf16, fp16 or fp32; float32 as torch computes it by default.
+    """
+    side = MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
+    image = left.view(1, side // 32, 32, side).permute(0, 3, 1, 2)  # (1, C, H, W), channels last in memory
+    kernel = right[:, :, None, None].contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        seconds = min(
+            _fastest(lambda: left @ right, device),
+            _fastest(lambda: F.conv2d(image, kernel), device),
+        )
+    return 2 * side**3 / seconds
+
+
+def _fastest(product: Callable[[], Tensor], device: torch.device) -> float:
+    taken = []
+    for _ in range(PRODUCTS + 1):
+        started = time.perf_counter()
+        product()
+        wait_for(device)
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -41,3 +41,16 @@ def memory_in_use(device: "torch.device") -> int:
         return torch.cuda.memory_allocated(device)
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Bytes this process had at most: allocated on a GPU, else resident.
+
+    From Linux's process table: `getrusage` would hand a child its parent's peak.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))

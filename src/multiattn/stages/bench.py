@@ -1,40 +1,34 @@
-"""Time and memory of a training step, an eval forward, crops, face extraction or the kernel, beside a plain version.
+"""Time and memory of a training step, an eval forward, crops, face extraction or submit, beside a plain version.
 
     multiattn bench train dfdc_b4 --batch-size 4 --precision bf16
     multiattn bench train dfdc_b4 --device cuda --batch-size 64 --fed-from data/faces --data.num-workers 14
     multiattn bench infer dfdc_b4 --batch-size 4 --repeats 10
     multiattn bench data --experiment dfdc_b4 --faces data/faces
     multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
-    multiattn bench kernel --videos-dir /data/dfdc/dfdc_train_part_0 --runs runs/dfdc_b4
+    multiattn bench submit --videos-dir /data/dfdc/dfdc_train_part_0 --runs runs/dfdc_b4
 
 A plain network means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
 passes, unfused Adam, and a process as Python starts it. Random crops, the same random weights and seed on both sides;
 each side in a process of its own, in turns, after one warm-up. --compile adds our side through torch.compile. Plain
-extraction is a loop: OpenCV decodes every frame, the detector looks at one frame at a time at up to 1080p.
+extraction is a loop: OpenCV decodes every frame, the detector sees one frame at a time at up to 1080p.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import pandas as pd
-import torch
+from typing import Literal
 
 from multiattn.bench.data import DataBench
-from multiattn.bench.faces import compare_extraction
-from multiattn.bench.submit import KernelBench
+from multiattn.bench.faces import FacesBench
+from multiattn.bench.submit import SubmitBench
 from multiattn.bench.train import compare, comparison_lines
-from multiattn.command_line import Inline, NameOf, Positional, parse, results
+from multiattn.command_line import Inline, Positional, parse, results
 from multiattn.config import Experiment
-from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_row
 from multiattn.experiments import get_experiment
 from multiattn.runtime.devices import pick_device
-from multiattn.runtime.environment import describe_machine
-from multiattn.tables import UNKNOWN, VIDEOS
-from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
-from multiattn.video.extraction.extract import VideoTask, extraction_settings
 
+BENCHES = {"data": DataBench, "faces": FacesBench, "submit": SubmitBench, "kernel": SubmitBench}
+"""Those with options of their own; `kernel` is the earlier name of `submit`."""
 DEFAULT = "dfdc_b4"
 WHAT = {"train": "training step (clean pass, AGDA pass, backward, optimiser)", "infer": "eval forward"}
 
@@ -66,57 +60,13 @@ def _options_class(default: Experiment) -> type:
     return Options
 
 
-@dataclass(frozen=True, kw_only=True)
-class FacesOptions:
-    """Options of `multiattn bench faces`."""
-
-    videos_dir: Path
-    """A folder of videos, those of its subfolders too."""
-    num_frames: int = 32
-    size: int = 380
-    detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
-    weights: Path | None = None
-    """The detector's weights file, where it needs one."""
-    jobs: int | None = None
-    """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
-    device: str = "cpu"
-    """cpu, cuda or auto."""
-
-
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    if argv[:1] == ["faces"]:
-        _bench_faces(parse(FacesOptions, argv[1:], stage="bench faces", doc=__doc__))
-    elif argv[:1] == ["data"]:
-        results(*parse(DataBench, argv[1:], stage="bench data", doc=__doc__).lines())
-    elif argv[:1] == ["kernel"]:
-        results(*parse(KernelBench, argv[1:], stage="bench kernel", doc=__doc__).lines())
+    name = argv[0] if argv else ""
+    if name in BENCHES:
+        results(*parse(BENCHES[name], argv[1:], stage=f"bench {name}", doc=__doc__).lines())
     else:
         _bench_network(argv)
-
-
-def _bench_faces(options: FacesOptions) -> None:
-    paths = sorted(path for path in options.videos_dir.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    if not paths:
-        raise ValueError(f"--videos-dir {options.videos_dir}: expected videos, found none.")
-    names = [path.relative_to(options.videos_dir).as_posix() for path in paths]
-    videos = VIDEOS.validate(pd.DataFrame([video_row("folder", name, label=UNKNOWN) for name in names]), "videos")
-    settings = extraction_settings(
-        detector=options.detector,
-        weights=options.weights,
-        threshold=None,
-        device=str(pick_device(options.device)),
-        num_frames=options.num_frames,
-        size=options.size,
-    )
-    tasks = [VideoTask(video_id=name, path=path) for name, path in zip(videos["video_id"], paths, strict=True)]
-    bench = compare_extraction(videos, tasks, settings, jobs=options.jobs)
-    results(
-        f"{len(tasks)} videos, {options.num_frames} frames each, {options.detector}",
-        describe_machine(torch.device(settings.device)),
-        "",
-        *bench.table(),
-    )
 
 
 def _bench_network(argv: list[str]) -> None:

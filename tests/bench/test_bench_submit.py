@@ -1,8 +1,8 @@
-"""The kernel's bench: what it prints of both sides, and that both judge alike."""
+"""`bench submit`: its table of both sides, and that both answer alike."""
 
 import pytest
 
-from multiattn.bench.submit import KernelBench, Side, table
+from multiattn.bench.submit import Side, SubmitBench, table, untrained_run
 from multiattn.inference.runs import find_models
 from sums import machine_was_measured
 
@@ -12,23 +12,23 @@ def side(seconds: float, **answers: float) -> Side:
     return Side(seconds, answers, answers, peak_bytes=2_000_000_000, stages=stages, workers=2, threads=2)
 
 
-def test_the_table_tells_rates_shares_ratio_and_the_largest_difference():
-    text = "\n".join(table({"kernel": [side(10, a=0.5, b=0.25)], "loop": [side(30, a=0.51, b=0.25, c=0.1)]}, 40))
+def test_the_table_shows_rates_shares_ratio_and_the_largest_difference():
+    text = "\n".join(table([side(10, a=0.5, b=0.25)], [side(30, a=0.51, b=0.25, c=0.1)], 40))
     assert "4.000" in text and "1.333" in text and "2.00 GB" in text
     assert "0.28" in text, "4,000 videos at 4 a second are 0.28 hours"
     assert "2 workers: decode 10%, detect 50%, waiting 40%" in text
     assert "2 threads: classify 25%, waiting 75%" in text
     assert "3.00 times the loop's videos/s" in text
-    assert "2 videos differ by at most 1.0e-02; 1 that only one side judged" in text
+    assert "2 videos differ by at most 1.0e-02; 1 that only one side answered" in text
 
 
-def test_turns_are_told_by_their_median_and_spread():
-    text = "\n".join(table({"kernel": [side(10), side(10), side(10)], "loop": [side(20), side(25), side(40)]}, 1))
+def test_turns_are_summed_up_by_their_median_and_spread():
+    text = "\n".join(table([side(10), side(10), side(10)], [side(20), side(25), side(40)], 1))
     assert "2.50 times the loop's videos/s (2.00 to 4.00)" in text
 
 
 def test_both_sides_answer_alike(pipeline):
-    bench = KernelBench(videos_dir=pipeline.dataset / "test_videos", runs=(pipeline.experiment,), jobs=1)
+    bench = SubmitBench(videos_dir=pipeline.dataset / "test_videos", runs=(pipeline.experiment,), jobs=1)
     text = "\n".join(bench.lines())
     assert "4 videos, 4 frames each, mtcnn, 2 models" in text
     different, same = (float(line.rpartition(" ")[2]) for line in text.splitlines()[-2:])
@@ -38,16 +38,14 @@ def test_both_sides_answer_alike(pipeline):
 @pytest.mark.parametrize("options", [{}, {"runs": ("a",), "untrained": "demo"}], ids=["neither", "both"])
 def test_one_kind_of_models_is_wanted(options, tmp_path):
     with pytest.raises(ValueError, match="one of --runs and --untrained"):
-        KernelBench(videos_dir=tmp_path, **options)
+        SubmitBench(videos_dir=tmp_path, **options)
 
 
 def test_a_folder_without_videos_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected videos, found none"):
-        KernelBench(videos_dir=tmp_path, untrained="demo").lines()
+        SubmitBench(videos_dir=tmp_path, untrained="demo").lines()
 
 
 def test_an_untrained_run_can_be_loaded(tmp_path):
-    from multiattn.bench.submit import untrained_run
-
     models = find_models(untrained_run(tmp_path, "demo", folds=2))
     assert [model.name for model in models] == ["demo/fold0", "demo/fold1"] and all(m.imported for m in models)

@@ -1,10 +1,7 @@
 """The benchmark: both sides compute the same thing, in processes of their own."""
 
 import dataclasses
-import multiprocessing
-import os
 import re
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,26 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multiattn.bench import data as bench_data
-from multiattn.bench.train import (
-    Comparison,
-    Timing,
-    _serve,
-    _Side,
-    _waiting_threads,
-    compare,
-    comparison_lines,
-    never_waiting,
-    training_rate,
-)
+from multiattn.bench.harness import SideProcess
+from multiattn.bench.train import Comparison, Timing, compare, comparison_lines, network_flops, training_rate
 from multiattn.bench.train_sides import (
     PIECES,
     SIDES,
+    Side,
     Task,
-    is_plain,
     joint_backward,
     make_plain,
     measured_ceiling,
-    network_flops,
+    never_waiting,
     settle_statistics,
     summed_products,
     write_weights,
@@ -114,6 +102,12 @@ def test_both_sides_compute_the_same_loss_gradients_and_logits(experiment):
     with torch.no_grad():
         logits = [step.eval().network(normalize_crops(crops)).logits for step in steps]
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=0)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether every parameter and buffer lies in memory in the order of its axes."""
+    values = (*module.parameters(), *module.buffers())
+    return all(value.stride() == torch.empty(value.shape, device="meta").stride() for value in values)
 
 
 def test_the_plain_side_is_plain_and_ours_is_not():
@@ -295,16 +289,12 @@ def test_our_side_is_fed_from_the_crops_of_a_folder(tmp_path, faces):
     assert fed > 0 and ready > 0
 
 
-def test_a_faces_folder_that_is_none_is_told_by_the_process_that_reads_it(tmp_path):
-    here, there = multiprocessing.Pipe()
-    asked = task(tmp_path, faces=tmp_path / "nothing")
-    server = threading.Thread(target=_serve, args=(there, "ours", asked))
-    server.start()
-    with pytest.raises(FileNotFoundError):
-        _Side("ours", here).ask("feed")
-    here.close()
-    server.join(timeout=10)
-    assert not server.is_alive()
+def test_a_faces_folder_that_is_none_is_an_error_of_the_process_that_reads_it(tmp_path):
+    with (
+        SideProcess("ours", Side, "ours", task(tmp_path, faces=tmp_path / "nothing")) as side,
+        pytest.raises(FileNotFoundError),
+    ):
+        side.ask("feed", 1)
 
 
 def test_only_training_is_fed():
@@ -314,19 +304,6 @@ def test_only_training_is_fed():
 
 def test_the_rate_of_training_is_crops_a_second():
     assert 0 < training_rate(TINY, batch_size=2, device=torch.device("cpu")) < 1e5
-
-
-@pytest.mark.parametrize(
-    ("name", "before", "inside"),
-    [("ours", None, None), ("ours", "PASSIVE", "PASSIVE"), ("plain", None, None), ("plain", "PASSIVE", None)],
-)
-def test_the_plain_side_has_no_wait_policy_and_the_environment_stays_as_it_was(monkeypatch, name, before, inside):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if before is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", before)
-    with _waiting_threads(name):
-        assert os.environ.get("OMP_WAIT_POLICY") == inside
-    assert os.environ.get("OMP_WAIT_POLICY") == before
 
 
 # --- no step waits for the device ---------------------------------------------------------------------------------
@@ -408,13 +385,6 @@ def test_on_a_gpu_a_wait_inside_is_an_error():
 def test_a_benchmark_of_nothing_is_refused(settings, expected):
     with pytest.raises(ValueError, match=expected):
         compare(**{"experiment": TINY, "work": "train", "device": torch.device("cpu"), **settings})
-
-
-def test_a_side_that_dies_is_an_error_that_names_it():
-    here, there = multiprocessing.Pipe()
-    there.close()
-    with pytest.raises(ValueError, match="the side `plain` ended early"):
-        _Side("plain", here).ask("run")
 
 
 def test_the_experiment_comes_second():

@@ -1,4 +1,4 @@
-"""What the benchmark of extraction calls the same face, and one run of it."""
+"""`bench faces`: when two boxes show the same face, and one run of both sides."""
 
 import re
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from drawn_faces import draw, write_clip
-from multiattn.bench.faces import ExtractionBench, Side, shared_faces
+from multiattn.bench.faces import Comparison, shared_faces
+from multiattn.bench.harness import Measured
 from multiattn.stages.bench import main
 
 NONE = np.zeros((0, 4))
@@ -39,10 +40,10 @@ def test_faces_are_shared_by_overlap_in_one_frame(reference, found, share):
 
 
 def test_small_faces_can_be_left_out_and_ratios_are_of_the_right_sides():
-    bench = ExtractionBench(
+    bench = Comparison(
         num_videos=2,
-        ours=Side(wall_seconds=2.0, cpu_seconds=4.0, boxes={("a", 0): boxes((0, 0, 60, 50))}),
-        loop=Side(wall_seconds=8.0, cpu_seconds=8.0, boxes={("a", 0): boxes((0, 0, 60, 50), (500, 0, 549, 30))}),
+        ours=Measured({("a", 0): boxes((0, 0, 60, 50))}, seconds=2.0, cpu_seconds=4.0, peak_bytes=1),
+        loop=Measured({("a", 0): boxes((0, 0, 60, 50), (500, 0, 549, 30))}, seconds=8.0, cpu_seconds=8.0, peak_bytes=1),
         stages={"decode": 1.0, "rest": 3.0},
         cpu_seconds=3.0,
         parts_cpu_seconds=2.0,
@@ -65,8 +66,8 @@ def test_the_benchmark_runs_both_sides_and_counts_all_stages(tmp_path, capsys):
     assert set(seconds) == {"decode", "convert", "detect", "align", "encode", "write", "rest"}
     assert seconds["detect"] > 0
     assert seconds["decode"] > 0
-    assert re.search(r"^ours( +[\d.]+){4} +0 +[\d,]+$", out, re.MULTILINE)
-    assert re.search(r"^loop( +[\d.]+){4} +0 +[\d,]+$", out, re.MULTILINE)
+    assert re.search(r"^ours( +[\d.]+){5} +0 +[\d,]+$", out, re.MULTILINE)
+    assert re.search(r"^loop( +[\d.]+){5} +0 +[\d,]+$", out, re.MULTILINE)
 
 
 def test_a_folder_without_videos_is_one_clear_error(tmp_path):
