@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,8 @@ from sklearn import metrics
 
 from multiattn.evaluation.leaderboard import NOT_COMPARABLE, score_submissions
 from multiattn.evaluation.published import SCALES, among_kaggles_400, scale_of
-from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
+from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page
+from multiattn.figures.page import write_png
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.stages import leaderboard as stage
 from page_reader import Reader
@@ -115,7 +119,7 @@ def test_one_submission_of_one_video_without_a_card(tmp_path):
     row = board.ours.iloc[0]
     assert np.isnan([row["low"], row["difference_low"], row["probability_better"]]).all(), "one video has no interval"
     assert "nan" not in board.markdown()
-    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {}, drawn=board.drawn)
+    figure = draw_leaderboard(board)
     assert figure.axes[0].get_xlim()[1] > row["log_loss"]
     assert 30 < row["log_loss"] < 40, "a confident mistake of somebody's file stays finite"
     assert math.isnan(row["out_of_fold_log_loss"])
@@ -222,7 +226,7 @@ def test_pages_and_picture_say_what_the_bootstrap_draws(grouped, folder, labels,
     for text in (page, (folder / "leaderboard.md").read_text(), capsys.readouterr().out):
         assert f"95 %: of the bootstrap, which {said}." in " ".join(text.split())
     board = score_submissions(folder, labels, tmp_path / "groups.csv" if grouped else None, resamples=100)
-    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {}, drawn=board.drawn)
+    figure = draw_leaderboard(board)
     assert figure.axes[0].get_xlabel().endswith(said)
 
 
@@ -321,7 +325,7 @@ def test_long_names_of_a_series_stay_apart_in_the_picture(tmp_path):
     for name in names:
         submit(tmp_path / "s", name, np.full(40, 0.5))
     board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv"), resamples=100)
-    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), {}, drawn=board.drawn)
+    figure = draw_leaderboard(board)
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(set(words)) == 5
     assert all(len(line) <= 32 for word in words for line in word.split("\n"))
@@ -387,8 +391,8 @@ def test_picture_and_page_are_drawn(count, scale, tmp_path):
     labels = write_labels(tmp_path / "l.csv") if count else None
     board = score_submissions(tmp_path / "s", labels, scale=scale, resamples=100)
     anchors = board.scale.anchors if board.scale else {}
-    figure = draw_leaderboard(board.ours, board.scored_on, math.log(2), anchors, drawn=board.drawn)
-    write_leaderboard_picture(figure, tmp_path / "board.png")
+    figure = draw_leaderboard(board)
+    write_png(figure, tmp_path / "board.png")
     with Image.open(tmp_path / "board.png") as image:
         image.load()
         assert min(image.size) > 150
@@ -396,7 +400,7 @@ def test_picture_and_page_are_drawn(count, scale, tmp_path):
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert words == [*board.ours.dropna(subset="log_loss")["name"][:30], *anchors]
     assert ("published" in figure.axes[0].get_xlabel()) == bool(anchors), "a colour is explained where it is used"
-    page = leaderboard_page(figure, board.scored_on, board.warnings, *board.rows(), legend=board.legend)
+    page = leaderboard_page(board, figure)
     reader = Reader(page)
     assert len(reader.images) == 1 and not reader.loaded
     assert all(f"s<{number}>" in reader.text for number in range(count))
@@ -409,3 +413,18 @@ def test_the_stage_writes_page_table_and_picture(folder, labels, tmp_path, capsy
     assert "b_good" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "out" / "leaderboard.csv")) == 4
     assert len(score_submissions(folder, labels).ours) == 3
+
+
+def test_an_installed_package_carries_the_published_figures(tmp_path):
+    """As a wheel does: setuptools copies the modules and their data."""
+    root = Path(__file__).parents[2]
+    for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md"):
+        shutil.copy(root / name, tmp_path)
+    modules = ["__init__.py", "evaluation/__init__.py", "evaluation/published.py", "evaluation/published.json"]
+    for name in modules:
+        (tmp_path / "src/multiattn" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "src/multiattn" / name, tmp_path / "src/multiattn" / name)
+    command = [sys.executable, "-c", "from setuptools import setup; setup()", "-q", "build_py", "--build-lib", "built"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    built = {path.relative_to(tmp_path / "built/multiattn").as_posix() for path in tmp_path.glob("built/**/*.*")}
+    assert built == set(modules)

@@ -188,7 +188,8 @@ def test_a_bundle_holds_what_a_submission_needs_and_nothing_of_the_training(made
             for name in ("best.safetensors", "experiment.json", "faces.json")
         ),
     }
-    assert {Path(name).suffix for name in files - others} == {".py"} and "src/multiattn/__main__.py" in files
+    assert {Path(name).suffix for name in files - others} == {".py", ".json"}
+    assert {"src/multiattn/__main__.py", "src/multiattn/evaluation/published.json"} <= files
     every_byte = sum(map(len, content.values()))
     assert sum(made.sizes.values()) == every_byte - len(content["bundle.json"]), "all but the manifest with the sizes"
     assert list(made.folder.parent.iterdir()) == [made.folder], "nothing is left beside it"

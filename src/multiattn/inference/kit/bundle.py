@@ -226,7 +226,7 @@ def _copy_code(building: Path) -> None:
         if not (REPOSITORY / name).is_file():
             raise FileNotFoundError(f"{REPOSITORY / name}: not there. Run from a clone of the repository.")
         shutil.copyfile(REPOSITORY / name, building / Path(name).name)
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.json")]):
         target = building / "src" / "multiattn" / path.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
