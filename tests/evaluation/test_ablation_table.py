@@ -12,10 +12,9 @@ from multiattn.evaluation.ablation_table import (
     DEMO_NOTE,
     AblationTable,
     measure_out_of_fold,
-    name_data,
     read_cross_data,
 )
-from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation
+from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.recipe import read_recipe
 from walk import Pipeline

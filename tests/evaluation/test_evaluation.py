@@ -12,26 +12,19 @@ from sklearn import metrics
 from multiattn.datasets.manifest import video_row
 from multiattn.evaluation import run as kept_predictions
 from multiattn.evaluation.ablations import CELEB, HQ, LQ
-from multiattn.evaluation.measures import (
-    SINGLE,
-    Answers,
-    Figures,
-    answer_videos,
-    find_faces,
-    measure,
-    parts,
-    select_videos,
-)
+from multiattn.evaluation.measures import SINGLE, Answers, Figures, answer_videos, measure, parts
 from multiattn.evaluation.run import choose_run, predict_kept, require_choosable
-from multiattn.evaluation.tables import (
-    compare_with_paper,
-    dataset_tables,
-    judged_crops,
-    paper_rows,
-    summary_table,
-    worst_videos,
+from multiattn.evaluation.selection import (
+    common_name,
+    find_faces,
+    held_out_pairs,
+    require_unseen,
+    seen_originals,
+    select_videos,
+    trained_datasets,
 )
-from multiattn.evaluation.unseen import common_name, held_out_pairs, require_unseen, seen_originals, trained_datasets
+from multiattn.evaluation.tables import compare_with_paper, dataset_tables, paper_rows, summary_table
+from multiattn.figures.evaluation import CROPS_EACH, predicted_crops, worst_videos
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, VIDEOS
@@ -196,7 +189,7 @@ def test_intervals_hold_the_figure_and_stand_at_log_loss_and_auc_only():
         pytest.param([1], [0], id="one video, no face"),
     ],
 )
-def test_few_videos_are_measured_and_told_without_what_they_lack(labels, tracks):
+def test_few_videos_are_measured_and_shown_without_what_they_lack(labels, tracks):
     probabilities = [0.5 if track == 0 else 0.8 for track in tracks]
     answers = made_answers(labels, probabilities, tracks=tracks)
     table = measure(answers)
@@ -212,7 +205,7 @@ def test_few_videos_are_measured_and_told_without_what_they_lack(labels, tracks)
     assert "nan" not in text
 
 
-def test_a_method_is_judged_beside_all_real_videos():
+def test_a_method_is_measured_beside_all_real_videos():
     answers = made_answers(
         [0, 0, 1, 1, 1], [0.1, 0.2, 0.9, 0.8, 0.7], methods=["", "", "A", "B", "B"], tracks=[1, 1, 1, 4, 3]
     )
@@ -263,9 +256,10 @@ def test_videos_without_predictions_are_answered_with_the_prior(pipeline: Pipeli
     worst = worst_videos(answers, count=3)
     assert worst["loss"].is_monotonic_decreasing
     assert len(worst) == 3
-    crops = judged_crops(answers.videos, answers, extracted)
+    crops = predicted_crops(answers.videos, answers, extracted)
     assert gone not in crops
-    assert sum(map(len, crops.values())) == len(answers.blended_frames())
+    counts = answers.blended_frames().groupby("video_id").size().clip(upper=CROPS_EACH)
+    assert {video: len(rows) for video, rows in crops.items()} == counts.to_dict()
 
 
 # --- beside the paper ---------------------------------------------------------------------------------------------
@@ -349,7 +343,7 @@ def test_a_run_that_knows_a_test_split_is_an_error_whatever_is_evaluated(pipelin
         require_unseen([model], mine, MIXED)
 
 
-def test_to_choose_each_video_is_judged_by_who_held_it_out(pipeline, tmp_path):
+def test_to_choose_each_video_is_predicted_by_who_held_it_out(pipeline, tmp_path):
     folds = {"a/1": 0, "a/2": 1, "a/3": -1}
     models = [model_of(pipeline, tmp_path, folds, fold) for fold in (0, 1)]
     videos = table_of(video("a", "1", 1), video("a", "2", 0), video("b", "new", 0))

@@ -39,7 +39,7 @@ def test_a_table_is_drawn_with_what_it_has(tmp_path, name, seeds, ours, paper):
         for seed in range(seeds if cell.experiment is not None else 0):
             table.add(cell, figures(95.0 + 0.4 * number + 0.3 * seed))
     path = tmp_path / "table.png"
-    draw_ablation(table.rows(), table.title, path, note="a note")
+    draw_ablation(table, path)
     assert (drawn_pixels(path, OURS) > 0) == ours
     assert (drawn_pixels(path, PAPER) > 0) == paper
 
@@ -48,8 +48,8 @@ def test_a_failed_cell_draws_no_figure_of_its_own(tmp_path):
     table = AblationTable(get_ablation("demo"), HQ)
     path = tmp_path / "table.png"
     table.fail(table.ablation.cells[0], "no weights")
-    draw_ablation(table.rows(), table.title, path)
+    draw_ablation(table, path)
     assert drawn_pixels(path, OURS) == 0
     table.add(table.ablation.cells[1], figures(90.0))
-    draw_ablation(table.rows(), table.title, path)
+    draw_ablation(table, path)
     assert drawn_pixels(path, OURS) > 0

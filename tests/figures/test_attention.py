@@ -21,6 +21,7 @@ from multiattn.figures.attention import (
     draw_attention,
     overlay,
 )
+from multiattn.inference.attention_maps import FaceMaps
 from page_reader import Reader
 
 DPI = 50
@@ -36,13 +37,9 @@ def coarse(monkeypatch):
 
 def make_run(label: str = "RIL", *, num_maps: int = 2, num_rows: int = 2, statistics: dict = STATISTICS) -> RunMaps:
     generator = np.random.default_rng(num_maps)
-    return RunMaps(
-        label,
-        [generator.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(num_rows)],
-        [generator.random((num_maps, 32, 32)) for _ in range(num_rows)],
-        [(row + 1) / 8 for row in range(num_rows)],
-        statistics,
-    )
+    crops = [generator.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(num_rows)]
+    faces = [FaceMaps(crop, generator.random((num_maps, 32, 32)), (row + 1) / 8) for row, crop in enumerate(crops)]
+    return RunMaps(label, faces, statistics)
 
 
 def test_no_attention_leaves_the_face_and_more_attention_is_brighter_on_a_dark_face():
@@ -70,7 +67,7 @@ def test_the_bar_shows_what_a_grey_face_would_and_rises_in_lightness():
 def test_one_scale_serves_a_run_and_a_dead_map_stays_dark():
     crop = np.full((4, 4, 3), 100, np.uint8)
     maps = [np.stack([np.full((4, 4), 8.0), np.zeros((4, 4))]), np.stack([np.full((4, 4), 2.0), np.ones((4, 4))])]
-    run = RunMaps("run", [crop, crop], maps, [0.1, 0.9], {})
+    run = RunMaps("run", [FaceMaps(crop, one, 0.5) for one in maps], {})
     assert run.limits(0, "run").tolist() == run.limits(1, "run").tolist() == [8, 8]
     assert run.limits(0, "map").tolist() == [8, 1] and run.limits(1, "map").tolist() == [2, 1]
     for scale in ("run", "map"):
@@ -80,7 +77,7 @@ def test_one_scale_serves_a_run_and_a_dead_map_stays_dark():
 def test_one_hot_cell_is_seen_though_the_quantile_is_zero():
     maps = np.zeros((1, 32, 32))
     maps[0, 3, 3] = 5
-    assert RunMaps("run", [], [maps], [], {}).limits(0, "run").tolist() == [5]
+    assert RunMaps("run", [FaceMaps(maps, maps, 0.5)], {}).limits(0, "run").tolist() == [5]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +100,7 @@ def test_a_row_and_a_map_more_make_the_picture_larger_by_a_cell(tmp_path, sizes)
 def test_every_map_stands_in_the_picture(tmp_path):
     """Maps that are all hot: as many cells of the brightest colour as there are maps."""
     crop = np.full((32, 32, 3), 128, np.uint8)
-    run = RunMaps("run", [crop] * 2, [np.ones((3, 32, 32))] * 2, [0.5, 0.5], {})
+    run = RunMaps("run", [FaceMaps(crop, np.ones((3, 32, 32)), 0.5)] * 2, {})
     draw_attention(ROWS, [run], tmp_path / "a.png")
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / "a.png")), cv2.COLOR_BGR2RGB)
     hot = (np.abs(picture.astype(int) - color_bar()[-1]) <= 1).all(axis=-1)

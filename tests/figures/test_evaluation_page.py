@@ -1,4 +1,4 @@
-"""The page of a test: whole, loading nothing, right for whatever the data lacks; and what its panels draw."""
+"""The page of a test: whole, loading nothing, right for whatever the data lacks; and its panels."""
 
 import cv2
 import numpy as np
@@ -8,24 +8,28 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from sklearn import metrics
 
+from multiattn.evaluation.measures import Answers
+from multiattn.evaluation.run import Evaluation
+from multiattn.evaluation.selection import Extracted, Selection
+from multiattn.evaluation.tables import TextTable
 from multiattn.figures.evaluation import (
-    DatasetSection,
-    PageTable,
     draw_class_histogram,
     draw_reliability,
     draw_roc,
     evaluation_page,
     wilson_interval,
 )
+from multiattn.scoring.rule import ScoringRule
 from page_reader import Reader
 
-EMPTY_FRAMES = pd.DataFrame({"label": pd.Series(dtype="int64"), "probability": pd.Series(dtype="float64")})
 
-
-def section(labels: list[int], probabilities: list[float], folder, *, with_crops: bool = True) -> DatasetSection:
+def evaluation(labels: list[int], folder, *, with_crops: bool = True) -> Evaluation:
+    """One data set; each video with a crop that is there and, on another track, one that is gone."""
+    ids = [f"data/{number}" for number in range(len(labels))]
+    probabilities = np.linspace(0.2, 0.9, len(labels))
     videos = pd.DataFrame(
         {
-            "video_id": [f"data/{number}" for number in range(len(labels))],
+            "video_id": ids,
             "path": "somewhere/<odd>.mp4",
             "label": labels,
             "method": ["A&B" if label else "" for label in labels],
@@ -33,25 +37,32 @@ def section(labels: list[int], probabilities: list[float], folder, *, with_crops
             "status": "ok" if with_crops else "no_face",
             "message": "" if with_crops else "no <face> in any frame",
             "probability": probabilities,
-            "loss": 1.0,
         }
     )
-    crops, frames = {}, EMPTY_FRAMES
-    if with_crops:
-        cv2.imwrite(str(folder / "crop.jpg"), np.full((100, 100, 3), 120, np.uint8))
-        frames = videos[["label", "probability"]]
-        for row in videos.itertuples():
-            crops[row.video_id] = pd.DataFrame(
-                {
-                    "folder": str(folder),
-                    "crop": ["crop.jpg", "gone.jpg"],
-                    "frame_index": [3, 17],
-                    "track": [0, 1],
-                    "probability": row.probability,
-                }
-            )
-    tables = [PageTable("Videos", pd.DataFrame({"part": ["all"], "AUC": ["0.9"]}), ("a <note>",))]
-    return DatasetSection("data", tables, videos, frames, videos, crops)
+    frames = pd.DataFrame(
+        [
+            ("run/fold0", video, frame, track, probability, label)
+            for video, probability, label in zip(ids, probabilities, labels, strict=True)
+            for frame, track in ((3, 0), (17, 1))
+        ],
+        columns=["model", "video_id", "frame_index", "track", "probability", "label"],
+    )
+    frames = frames if with_crops else frames.head(0)
+    cv2.imwrite(str(folder / "crop.jpg"), np.full((100, 100, 3), 120, np.uint8))
+    faces = frames[["video_id", "frame_index", "track"]].assign(folder=str(folder), seconds=0.0)
+    faces["crop"] = np.where(faces["track"] == 0, "crop.jpg", "gone.jpg")
+    table = TextTable("Videos", pd.DataFrame({"part": ["all"], "AUC": ["0.9"]}), ("a <note>",))
+    return Evaluation(
+        title="A <title>",
+        selection=Selection("test", {}),
+        extracted=Extracted({}, pd.DataFrame(), faces),
+        answers=[Answers("data", videos, frames, ScoringRule())] if labels else [],
+        metrics=pd.DataFrame(),
+        summary=table if labels else TextTable("Data sets", pd.DataFrame()),
+        tables={"data": [table]},
+        notes=("a note",),
+        warnings=("beware",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,10 +75,7 @@ def section(labels: list[int], probabilities: list[float], folder, *, with_crops
     ],
 )
 def test_the_page_is_whole_and_loads_nothing(tmp_path, labels, with_crops):
-    probabilities = np.linspace(0.2, 0.9, len(labels)).tolist()
-    one = section(labels, probabilities, tmp_path, with_crops=with_crops)
-    page = evaluation_page("A <title>", ["a note"], one.tables[0], [one], warnings=["beware"])
-    read = Reader(page)
+    read = Reader(evaluation_page(evaluation(labels, tmp_path, with_crops=with_crops)))
     assert read.loaded == []
     assert len(read.images) == 1 + len(labels) * with_crops  # the panels, and the crop that is there of each video
     assert all(image["alt"] for image in read.images)
@@ -80,8 +88,8 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path, labels, with_crops):
     assert ("no <face> in any frame" in read.text) != with_crops
 
 
-def test_a_page_without_data_sets_says_none():
-    read = Reader(evaluation_page("empty", [], PageTable("Data sets", pd.DataFrame()), [], warnings=[]))
+def test_a_page_without_data_sets_says_none(tmp_path):
+    read = Reader(evaluation_page(evaluation([], tmp_path)))
     assert "Data sets None." in read.text
 
 

@@ -1,4 +1,4 @@
-"""What every page shares."""
+"""The basis of all pages: style, tables, thumbnails."""
 
 import re
 
@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from multiattn.figures import attention as attention_page
-from multiattn.figures import evaluation as evaluation_page
 from multiattn.figures import faces
 from multiattn.figures import score as score_page
-from multiattn.figures.page import STYLE, crop_figure, figures_table, whole_page
+from multiattn.figures.page import SECTION_STYLE, STYLE, crop_figure, figures_table, whole_page
 from page_reader import Reader
 
 
@@ -23,7 +22,7 @@ def test_no_page_sets_the_size_of_pictures_that_are_not_its_own():
     """A rule for the attention page's squares once squeezed the leaderboard's picture into one."""
     everyones = rules(STYLE)
     assert everyones["img"].split() == ["display:", "block;", "max-width:", "100%;"]
-    for style in (attention_page.STYLE, evaluation_page.PAGE_STYLE, faces.SHEET_STYLE, score_page.STYLE):
+    for style in (attention_page.STYLE, SECTION_STYLE, faces.SHEET_STYLE, score_page.STYLE):
         assert not {"img", "table", "td", "body"} & set(rules(style))
 
 

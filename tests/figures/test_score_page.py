@@ -10,6 +10,7 @@ import pytest
 
 from multiattn.figures.attention import RunMaps
 from multiattn.figures.score import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, FileSection, score_page, timeline_svg
+from multiattn.inference.attention_maps import FaceMaps
 from page_reader import Reader
 
 
@@ -67,16 +68,17 @@ def test_the_page_has_a_section_a_file_and_loads_nothing(tmp_path):
         FileSection("bad.mp4", np.nan, "unreadable", "InvalidDataError", 0, none, none),
         FileSection("wall.jpg", np.nan, "no_face", "", 1, none, none),
     ]
-    maps = RunMaps("run/fold0", [np.zeros((64, 64, 3), np.uint8)] * 3, [np.ones((2, 64, 64))] * 3, [0.9, 0.2, 0.7], {})
-    page = score_page("Scores", sections, tmp_path, ["how it was judged"], maps)
+    crop, grids = np.zeros((64, 64, 3), np.uint8), np.ones((2, 64, 64))
+    maps = RunMaps("run/fold0", [FaceMaps(crop, grids, probability) for probability in (0.9, 0.2, 0.7)], {})
+    page = score_page("Scores", sections, tmp_path, ["how it was predicted"], maps)
     read = Reader(page)
     assert read.loaded == []
     assert len(read.images) == 4 + 3 * 3  # four crops; of three faces the crop and two maps
     assert page.count("<svg") == 1  # a picture has no time
     for words in (
-        "a/<x>.mp4", "P(fake) 0.6100, from 3 crops of 2 face tracks", "frame 9 is damaged", "how it was judged",
+        "a/<x>.mp4", "P(fake) 0.6100, from 3 crops of 2 face tracks", "frame 9 is damaged", "how it was predicted",
         "P(fake) 0.7000, from 1 crops of 1 face track", "It could not be read: InvalidDataError",
-        "No face was found. Nothing was judged", "Attention of run/fold0",
+        "No face was found. There is no answer", "Attention of run/fold0",
     ):  # fmt: skip
         assert words in read.text
     assert "nan" not in read.text

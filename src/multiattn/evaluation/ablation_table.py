@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from multiattn.evaluation.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn
+from multiattn.evaluation.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn, name_data
+from multiattn.evaluation.tables import markdown_table
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
@@ -26,23 +27,6 @@ Figures = dict[tuple[Place, str], float]
 DEMO_NOTE = "Demo figures: they show that every cell runs, they say nothing about the paper."
 FRAME_METRICS = {"accuracy": "frame ACC %", "auc": "frame AUC %"}
 VIDEO_METRICS = {"video_log_loss": "video log loss", "video_auc": "video AUC"}
-
-
-# --- what is measured ---------------------------------------------------------------------------------------------
-
-
-def name_data(videos: pd.DataFrame) -> str:
-    """What a set of videos is called: `FF++ HQ`, `FF++ LQ`, `Celeb-DF`, else the names of its data sets.
-
-    Args:
-        videos: a `videos` table; its data sets and compressions decide (c23 is the paper's HQ, c40 its LQ).
-    """
-    datasets, compressions = sorted(set(videos["dataset"])), sorted(set(videos["compression"]))
-    if datasets == ["ffpp"] and len(compressions) == 1:
-        return {"c23": HQ, "c40": LQ}.get(compressions[0], f"FF++ {compressions[0]}")
-    if len(datasets) == 1 and datasets[0].lower().replace("-", "").replace("_", "").startswith("celeb"):
-        return CELEB
-    return " and ".join(datasets)
 
 
 @dataclass(frozen=True)
@@ -160,9 +144,6 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-# --- the table ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Column:
     """A column of the table."""
@@ -176,13 +157,13 @@ class Column:
 
 @dataclass
 class AblationTable:
-    """What has been measured so far; grows cell by cell."""
+    """The figures measured so far; grows cell by cell."""
 
     ablation: Ablation
     held_out: str
-    """What is trained and validated on, as `name_data` calls it."""
+    """Name of the data that are trained and validated on, of `name_data`."""
     cross: str | None = None
-    """What is tested on besides."""
+    """Name of the data that are tested on besides."""
     facts: tuple[str, ...] = ()
     """Lines for the page's head: data, folds, seeds, command."""
     figures: dict[str, list[Figures]] = field(default_factory=dict)
@@ -299,7 +280,7 @@ class AblationTable:
         header = ["cell"]
         for column in self.columns:
             header += [column.name, "paper", "difference"] if column.paper is not None else [column.name]
-        lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+        lines = []
         rows = self.rows().set_index(["cell", "column"])
         for cell in self.ablation.cells:
             words = [cell.label]
@@ -309,11 +290,11 @@ class AblationTable:
                 if column.paper is not None:
                     words.append("" if np.isnan(row["paper"]) else f"{row['paper']:.2f}")
                     words.append("" if np.isnan(row["difference"]) else f"{row['difference']:+.2f}")
-            lines.append(f"| {' | '.join(words)} |")
-        return "\n".join(lines)
+            lines.append(words)
+        return markdown_table(header, lines)
 
     def notes(self) -> list[str]:
-        """What a reader must know to compare."""
+        """Notes that a reader needs to compare."""
         notes = [
             "Mean ± standard deviation over seeds, the number of seeds in brackets; difference = ours - paper. "
             "A run's epoch is the one with the lowest log loss on its held-out videos, the same that are measured here."
@@ -334,7 +315,7 @@ class AblationTable:
             used = f"{self.held_out} in place of FF++" + (f", {self.cross} in place of {CELEB}" if self.cross else "")
             notes.append(
                 f"The paper's columns are filled from other data ({used}) by untrained small networks after one epoch: "
-                "a look at the table, no comparison."
+                "they show the table and compare with nothing."
             )
         return notes
 

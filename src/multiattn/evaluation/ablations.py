@@ -1,4 +1,4 @@
-"""The paper's ablation tables, cell by cell: what each cell trains, and the figures the paper prints for it.
+"""The paper's ablation tables, cell by cell: the experiment of each, and the figure that the paper prints for it.
 
 Tables 1, 2, 4, 5 and 6 of arXiv:2103.02406, and two of ours on the embedded clips. A cell's run is named
 after its settings, so a setting that stands in several tables is trained once.
@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
+
 from multiattn.config import DataConfig, Experiment
 from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, look_up, shrink
 
 HQ, LQ, CELEB = "FF++ HQ", "FF++ LQ", "Celeb-DF"
 XCEPTION_STAND_IN = "test_efficientnet"
-"""What the tiny Xception cells run on: timm's smallest network, as far from the B4 cells' tinynet_e as Xception is
-from B4. Xception itself has 21 million parameters, too many for a look."""
+"""Backbone of the tiny Xception cells: timm's smallest network, as far from the B4 cells' tinynet_e as Xception is
+from B4. Xception itself has 21 million parameters, too many for a trial."""
 EMA_DECAY, SBI_SHARE = 0.98, 0.3
 """Of the table `demo-training`: the average looks back over about 50 updates, some two epochs of the demo; three in ten
 visits of a real crop show a self-blended one."""
@@ -30,7 +32,7 @@ class PaperColumn:
     """A column of figures as the paper prints it, in per cent of frames."""
 
     data: str
-    """What it was measured on: `FF++ HQ` (c23), `FF++ LQ` (c40) or `Celeb-DF`."""
+    """Data it was measured on: `FF++ HQ` (c23), `FF++ LQ` (c40) or `Celeb-DF`."""
     metric: Metric
 
     @property
@@ -50,7 +52,7 @@ class Cell:
 
     label: str
     experiment: Experiment | None
-    """What it trains; None for a method that is only quoted."""
+    """Its training; None for a method that is only quoted."""
     paper: dict[PaperColumn, float] = field(default_factory=dict)
     """The paper's figures in per cent."""
 
@@ -60,7 +62,7 @@ class Ablation:
     """One table."""
 
     table: str
-    """What the command line calls it."""
+    """Its name on the command line."""
     title: str
     columns: tuple[PaperColumn, ...]
     cells: tuple[Cell, ...]
@@ -68,7 +70,7 @@ class Ablation:
 
     @property
     def is_demo(self) -> bool:
-        """Whether its figures only show that it runs."""
+        """True where its figures only show that it runs."""
         return self.is_tiny or self.table.startswith("demo")
 
     @property
@@ -122,79 +124,78 @@ def _one_map(texture: str = "L2", attention: str = "L5") -> Experiment:
     return _b4("none", "none", num_maps=1, texture=texture, attention=attention)
 
 
+def _paper_table(
+    table: str, title: str, columns: tuple[PaperColumn, ...], *rows: tuple[str, Experiment | None, float]
+) -> Ablation:
+    """An ablation of rows (label, experiment, the paper's figure for each column)."""
+    cells = [Cell(label, experiment, dict(zip(columns, row, strict=True))) for label, experiment, *row in rows]
+    return Ablation(table, title, columns, tuple(cells))
+
+
 def stages() -> Ablation:
-    """Table 1: which stages, at M = 1."""
+    """Table 1: texture and attention stage, at M = 1."""
     figures = {("L2", "L4"): 96.38, ("L2", "L5"): 97.26, ("L3", "L4"): 96.14, ("L3", "L5"): 96.81}
-    cells = [
-        Cell(f"SL_t {texture}, SL_a {attention}", _one_map(texture, attention), {HQ_ACCURACY: figure})
-        for (texture, attention), figure in figures.items()
-    ]
-    return Ablation("1", "Texture and attention stage, M = 1", (HQ_ACCURACY,), tuple(cells))
+    rows = [(f"SL_t {texture}, SL_a {at}", _one_map(texture, at), figure) for (texture, at), figure in figures.items()]
+    return _paper_table("1", "Texture and attention stage, M = 1", (HQ_ACCURACY,), *rows)
 
 
 def backbones() -> Ablation:
     """Table 2: the method and its plain twin on two backbones, at two compressions."""
-    columns = (LQ_ACCURACY, LQ_AUC, HQ_ACCURACY, HQ_AUC)
     xception = variant(ffpp_xception(), "xception", auxiliary="ril", agda="soft")
-    rows: list[tuple[str, Experiment | None, tuple[float, ...]]] = [
-        ("this method, Xception", xception, (86.95, 87.26, 96.37, 98.97)),
-        ("this method, EfficientNet-B4", _b4(), (88.69, 90.40, 97.60, 99.29)),
-        ("plain EfficientNet-B4", plain(ffpp_b4(), "b4"), (86.67, 88.20, 96.63, 99.18)),
-        ("plain Xception", plain(ffpp_xception(), "xception"), (86.86, 89.30, 95.73, 96.30)),
-        ("F3-Net (quoted)", None, (90.43, 93.30, 97.52, 98.10)),
-    ]
-    cells = [Cell(label, experiment, dict(zip(columns, row, strict=True))) for label, experiment, row in rows]
-    return Ablation("2", "Comparison on FaceForensics++", columns, tuple(cells))
+    return _paper_table(
+        "2",
+        "Comparison on FaceForensics++",
+        (LQ_ACCURACY, LQ_AUC, HQ_ACCURACY, HQ_AUC),
+        ("this method, Xception", xception, 86.95, 87.26, 96.37, 98.97),
+        ("this method, EfficientNet-B4", _b4(), 88.69, 90.40, 97.60, 99.29),
+        ("plain EfficientNet-B4", plain(ffpp_b4(), "b4"), 86.67, 88.20, 96.63, 99.18),
+        ("plain Xception", plain(ffpp_xception(), "xception"), 86.86, 89.30, 95.73, 96.30),
+        ("F3-Net (quoted)", None, 90.43, 93.30, 97.52, 98.10),
+    )
 
 
 def cross_dataset() -> Ablation:
     """Table 4: trained on FF++, AUC there and on Celeb-DF."""
-    rows: list[tuple[str, Experiment | None, tuple[float, ...]]] = [
-        ("this method", _b4(), (99.80, 67.44)),
-        ("plain EfficientNet-B4", plain(ffpp_b4(), "b4"), (99.70, 64.29)),
-        ("plain Xception (Xception-c23)", plain(ffpp_xception(), "xception"), (99.70, 65.30)),
-        ("Two Branch (quoted)", None, (93.18, 73.41)),
-        ("F3-Net (quoted)", None, (98.10, 65.17)),
-    ]
-    columns = (HQ_AUC, CELEB_AUC)
-    cells = [Cell(label, experiment, dict(zip(columns, row, strict=True))) for label, experiment, row in rows]
-    return Ablation("4", "Trained on FF++, tested on Celeb-DF", columns, tuple(cells))
+    return _paper_table(
+        "4",
+        "Trained on FF++, tested on Celeb-DF",
+        (HQ_AUC, CELEB_AUC),
+        ("this method", _b4(), 99.80, 67.44),
+        ("plain EfficientNet-B4", plain(ffpp_b4(), "b4"), 99.70, 64.29),
+        ("plain Xception (Xception-c23)", plain(ffpp_xception(), "xception"), 99.70, 65.30),
+        ("Two Branch (quoted)", None, 93.18, 73.41),
+        ("F3-Net (quoted)", None, 98.10, 65.17),
+    )
 
 
 def number_of_maps() -> Ablation:
     """Table 5: M = 1..5."""
-    figures = {1: (97.26, 67.30), 2: (97.51, 65.74), 3: (97.35, 66.86), 4: (97.60, 67.44), 5: (97.39, 66.82)}
-    cells = [
-        Cell(
-            f"M = {number}",
-            _one_map() if number == 1 else _b4(num_maps=number),
-            {HQ_ACCURACY: accuracy, CELEB_AUC: auc},
-        )
-        for number, (accuracy, auc) in figures.items()
-    ]
-    return Ablation("5", "Number of attention maps", (HQ_ACCURACY, CELEB_AUC), tuple(cells))
+    return _paper_table(
+        "5",
+        "Number of attention maps",
+        (HQ_ACCURACY, CELEB_AUC),
+        ("M = 1", _one_map(), 97.26, 67.30),
+        ("M = 2", _b4(num_maps=2), 97.51, 65.74),
+        ("M = 3", _b4(num_maps=3), 97.35, 66.86),
+        ("M = 4", _b4(num_maps=4), 97.60, 67.44),
+        ("M = 5", _b4(num_maps=5), 97.39, 66.82),
+    )
 
 
 def losses_and_agda() -> Ablation:
     """Table 6: auxiliary loss and AGDA."""
-    figures = {
-        ("none", "none"): (96.74, 64.86),
-        ("ams", "none"): (96.49, 64.23),
-        ("ril", "none"): (97.38, 65.85),
-        ("ams", "hard"): (96.53, 63.73),
-        ("ril", "hard"): (97.24, 64.40),
-        ("ams", "soft"): (96.78, 66.42),
-        ("ril", "soft"): (97.60, 67.44),
-    }
-    cells = [
-        Cell(f"loss {_shown(auxiliary)}, AGDA {agda}", _b4(auxiliary, agda), {HQ_ACCURACY: accuracy, CELEB_AUC: auc})
-        for (auxiliary, agda), (accuracy, auc) in figures.items()
-    ]
-    return Ablation("6", "Auxiliary loss and attention-guided augmentation", (HQ_ACCURACY, CELEB_AUC), tuple(cells))
-
-
-def _shown(auxiliary: str) -> str:
-    return auxiliary if auxiliary == "none" else auxiliary.upper()
+    return _paper_table(
+        "6",
+        "Auxiliary loss and attention-guided augmentation",
+        (HQ_ACCURACY, CELEB_AUC),
+        ("loss none, AGDA none", _b4("none", "none"), 96.74, 64.86),
+        ("loss AMS, AGDA none", _b4("ams", "none"), 96.49, 64.23),
+        ("loss RIL, AGDA none", _b4("ril", "none"), 97.38, 65.85),
+        ("loss AMS, AGDA hard", _b4("ams", "hard"), 96.53, 63.73),
+        ("loss RIL, AGDA hard", _b4("ril", "hard"), 97.24, 64.40),
+        ("loss AMS, AGDA soft", _b4("ams", "soft"), 96.78, 66.42),
+        ("loss RIL, AGDA soft", _b4("ril", "soft"), 97.60, 67.44),
+    )
 
 
 def demo_cells() -> Ablation:
@@ -298,3 +299,17 @@ def seeded(
         seed=experiment.seed + repetition,
         start_from=str(start_from) if start_from is not None else None,
     )
+
+
+def name_data(videos: pd.DataFrame) -> str:
+    """Name of a set of videos: `FF++ HQ`, `FF++ LQ`, `Celeb-DF`, else the names of its data sets.
+
+    Args:
+        videos: a `videos` table; its data sets and compressions decide (c23 is the paper's HQ, c40 its LQ).
+    """
+    datasets, compressions = sorted(set(videos["dataset"])), sorted(set(videos["compression"]))
+    if datasets == ["ffpp"] and len(compressions) == 1:
+        return {"c23": HQ, "c40": LQ}.get(compressions[0], f"FF++ {compressions[0]}")
+    if len(datasets) == 1 and datasets[0].lower().replace("-", "").replace("_", "").startswith("celeb"):
+        return CELEB
+    return " and ".join(datasets)

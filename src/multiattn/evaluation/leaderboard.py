@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.evaluation.published import SCALES, Scale, among_kaggles_400, scale_of
+from multiattn.evaluation.tables import markdown_table
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
@@ -30,7 +31,7 @@ NOT_COMPARABLE = (
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Our submissions, best first, and what they were scored on."""
+    """Our submissions, best first, and the videos they were scored on."""
 
     ours: pd.DataFrame
     """name; log_loss with low and high, the 95 % interval; auc, accuracy; difference: its log loss minus that of the
@@ -39,17 +40,17 @@ class Leaderboard:
     out_of_fold_log_loss. NaN where not scored; NA where nothing tells the number: without a card none of them is known,
     and of an imported checkpoint the training videos are not."""
     scored_on: str
-    """What the metrics are over, in words."""
+    """The videos of the metrics, in words."""
     drawn: str = "single videos"
-    """What the bootstrap draws, in words."""
+    """Units the bootstrap draws, in words."""
     scale: Scale | None = None
     """The published figures that are comparable."""
     notes: tuple[str, ...] = ()
-    """What a reader must know of the labels."""
+    """Notes on the labels."""
 
     @property
     def warnings(self) -> list[str]:
-        """Whatever makes a figure too good."""
+        """Notes, and runs that have seen the videos: all that makes a figure too good."""
         seen = [
             f"{row.name} was trained on {row.seen_in_training} of the videos it answers; its log loss is too good. "
             "(Kaggle's 400 public test videos lie inside dfdc_train_part_0 to 2.)"
@@ -60,7 +61,7 @@ class Leaderboard:
 
     @property
     def legend(self) -> str:
-        """What the columns are."""
+        """Meaning of the columns."""
         return (
             f"95 %: of the bootstrap, which draws {self.drawn}. Minus the best: log loss minus that of the first row, "
             "on the same videos; P(better): how often it is the better of the two when they are drawn again. Answered "
@@ -104,19 +105,14 @@ class Leaderboard:
         """The leaderboard as a page."""
         parts = [f"# Leaderboard\n\nScored on: {self.scored_on}."]
         parts += [f"**Warning:** {warning}" for warning in self.warnings]
-        parts.append(_markdown_table(*self.rows()))
+        parts.append(markdown_table(*self.rows()))
         parts.append(self.legend)
         if self.scale is None:
             parts.append(NOT_COMPARABLE)
         for scale in [self.scale] if self.scale is not None else SCALES.values():
             cells = [[name, f"{value:.4f}"] for name, value in scale.anchors.items()]
-            parts.append(_markdown_table([f"published: {scale.title} ({scale.source})", "log loss"], cells))
+            parts.append(markdown_table([f"published: {scale.title} ({scale.source})", "log loss"], cells))
         return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _show(value: float, low: float | None = None, high: float | None = None) -> str:
@@ -199,7 +195,7 @@ def _kaggles_400(names: pd.Series) -> list[str]:
 
 
 def _doubts(asked: str, found: Scale | None, labels_path: Path, notes: list[str]) -> list[str]:
-    """What speaks against the scale that was asked for: nothing where the file names say the same, or with `none`.
+    """Doubts about the scale that was asked for; none where the file names say the same, or with `none`.
 
     Raises:
         ValueError: the file names are those of another scale, or some are of Kaggle's 400, as `notes` tells.
@@ -258,7 +254,7 @@ def read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
 
 
 def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
-    """What the card says of a submission; None for a number that it does not tell."""
+    """The row of a submission from its card; None for a number that the card lacks."""
     card_path = folder / CARD_FILE
     card = read_json(card_path) if card_path.is_file() else {}
     if not isinstance(card, dict):

@@ -1,14 +1,12 @@
-"""Several runs on a validation split: which is the best, by one number.
+"""Runs and labelled faces to all that a report of a test says; leaks are found before any work.
 
-Frame predictions kept beside a result, and made again only for what has changed.
+Frame predictions are kept in the report's folder:
 
     frame_predictions.parquet   the predictions
-    frame_predictions.json      what they are of: SHA-256 of every checkpoint and of the faces, precision, device
+    frame_predictions.json      their basis: SHA-256 of every checkpoint and of the faces, precision, device
 
 A model whose checkpoint is the same keeps its predictions as long as the faces, the videos asked for and the precision
 are the same. They are written after each model, so an interrupted command continues with the next one.
-
-Runs and labelled faces -> everything a report of a test says; the leak checks come before any work.
 """
 
 import logging
@@ -20,20 +18,19 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from multiattn.evaluation.measures import (
-    ALL,
-    Answers,
+from multiattn.evaluation.measures import ALL, Answers, Figures, answer_videos, measure
+from multiattn.evaluation.selection import (
     Extracted,
-    Figures,
     Selection,
     Split,
-    answer_videos,
     find_faces,
-    measure,
+    held_out_pairs,
+    require_unseen,
+    seen_originals,
     select_videos,
+    trained_datasets,
 )
 from multiattn.evaluation.tables import TextTable, compare_with_paper, dataset_tables, selection_notes, summary_table
-from multiattn.evaluation.unseen import held_out_pairs, require_unseen, seen_originals, trained_datasets
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring
@@ -46,6 +43,52 @@ from multiattn.video.crops.images import names_digest
 logger = logging.getLogger(__name__)
 
 Criterion = Literal["log_loss", "auc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInputs:
+    """Runs, and the labelled videos they are evaluated on."""
+
+    runs: tuple[Path, ...]
+    """Experiments' folders, or single folds of them; their crops are made alike."""
+    videos: Path
+    faces: tuple[Path, ...]
+    out: Path
+    """Predictions are kept here."""
+    split: Split = "test"
+    scoring: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured."""
+
+    title: str
+    selection: Selection
+    extracted: Extracted
+    answers: list[Answers]
+    metrics: pd.DataFrame
+    """Of `measures.measure`, all data sets."""
+    summary: TextTable
+    tables: dict[str, list[TextTable]]
+    """Data set -> its tables."""
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def video_predictions(self) -> pd.DataFrame:
+        """A `video_predictions` table of all data sets."""
+        return pd.concat([one.videos for one in self.answers], ignore_index=True)
+
+    def markdown(self) -> str:
+        """The report without its pictures."""
+        lines = [f"# {self.title}", ""]
+        lines += [*(f"- **{warning}**" for warning in self.warnings), *(f"- {note}" for note in self.notes), ""]
+        parts = ["\n".join(lines), self.summary.markdown()]
+        for name, tables in self.tables.items():
+            parts += [f"## {name}\n", *(table.markdown() for table in tables)]
+        return "\n".join(parts)
 
 
 @dataclass(frozen=True)
@@ -61,6 +104,118 @@ class Choice:
         """The table, and the choice in words."""
         words = self.table.to_string(index=False, float_format="%.4f")
         return f"{words}\nchosen by {self.criterion} of videos: {self.best}"
+
+
+def evaluate_runs(inputs: EvaluationInputs) -> Evaluation:
+    """Measure the blend of all runs.
+
+    Raises:
+        FileNotFoundError: no runs, table or faces folder.
+        ValueError: a leak, videos without faces extracted, or nothing to evaluate.
+    """
+    table = VIDEOS.read(inputs.videos)
+    models = find_models(*inputs.runs)
+    selection = select_videos(table, inputs.split)
+    rule = choose_scoring(inputs.runs, inputs.scoring)
+    allowed = _check_leaks(models, selection, table)
+    selection, extracted = find_faces(selection, inputs.faces)
+    predictions = _predict(inputs, models, extracted, allowed)
+    return _evaluation(models, selection, extracted, answer_videos(selection, extracted, predictions, rule))
+
+
+def choose_among(inputs: EvaluationInputs, criterion: Criterion) -> tuple[Choice, Evaluation]:
+    """Measure every run by itself, each with its own scoring rule; the evaluation is that of the best one.
+
+    Arguments and errors as `evaluate_runs` and `choose_run`.
+    """
+    table = VIDEOS.read(inputs.videos)
+    models = find_models(*inputs.runs)
+    selection = select_videos(table, inputs.split)
+    by_run = {experiment_name(run): find_models(run) for run in inputs.runs}
+    allowed: dict[str, set[str]] = {}
+    rules = {}
+    for run in inputs.runs:
+        allowed |= _check_leaks(by_run[experiment_name(run)], selection, table)
+        rules[experiment_name(run)] = choose_scoring([run], inputs.scoring)
+    selection, extracted = find_faces(selection, inputs.faces)
+    predictions = _predict(inputs, models, extracted, allowed)
+    answers, measured = {}, {}
+    for name, members in by_run.items():
+        mine = predictions[predictions["model"].isin({model.name for model in members})]
+        answers[name] = answer_videos(selection, extracted, mine, rules[name])
+        measured[name] = pd.concat([measure(one) for one in answers[name]], ignore_index=True)
+    choice = choose_run(measured, criterion)
+    return choice, _evaluation(by_run[choice.best], selection, extracted, answers[choice.best])
+
+
+def _check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.DataFrame) -> dict[str, set[str]]:
+    """Model -> the selected videos it may predict: all for a test, which must be new to every run; to choose, those it
+    was not trained on."""
+    videos = selection.videos
+    if selection.split == "test":
+        require_unseen(models, videos, table)
+        return {model.name: set(videos["video_id"]) for model in models}
+    require_unseen(models, videos.head(0), table)
+    return held_out_pairs(models, videos)
+
+
+def _predict(
+    inputs: EvaluationInputs, models: list[TrainedModel], extracted: Extracted, allowed: dict[str, set[str]]
+) -> pd.DataFrame:
+    device = pick_device(inputs.device)
+    folders = extracted.by_folder()
+    logger.info(
+        "%d models, %d crops of %d videos, on %s",
+        len(models), len(extracted.faces), len(extracted.folder_of), device,
+    )  # fmt: skip
+    predictions = predict_kept(models, folders, inputs.out, device=device, precision=inputs.precision)
+    pairs = [predictions[(predictions["model"] == model)] for model in allowed]
+    kept = [rows[rows["video_id"].isin(videos)] for rows, videos in zip(pairs, allowed.values(), strict=True)]
+    return pd.concat(kept, ignore_index=True)
+
+
+def _evaluation(
+    models: Sequence[TrainedModel], selection: Selection, extracted: Extracted, answers: list[Answers]
+) -> Evaluation:
+    trained = trained_datasets(models)
+    metrics = pd.concat([measure(one) for one in answers], ignore_index=True)
+    figures = Figures(metrics)
+    tables = {}
+    for one in answers:
+        paper = compare_with_paper(one, trained=trained, split=selection.split, unsplit=one.name in selection.unsplit)
+        tables[one.name] = dataset_tables(one, figures, paper)
+    runs = sorted({model.name.split("/", 1)[0] for model in models})
+    notes = [
+        f"{len(models)} models of {', '.join(runs)}, trained on {', '.join(trained) or 'data nobody knows'}.",
+        *selection_notes(selection),
+    ]
+    return Evaluation(
+        title=f"Evaluation of {', '.join(runs)}",
+        selection=selection,
+        extracted=extracted,
+        answers=answers,
+        metrics=metrics,
+        summary=summary_table(answers, figures),
+        tables=tables,
+        notes=tuple(notes),
+        warnings=tuple(_warnings(models, selection, trained)),
+    )
+
+
+def _warnings(models: Sequence[TrainedModel], selection: Selection, trained: Sequence[str]) -> list[str]:
+    said = []
+    if imported := sorted(model.name for model in models if model.imported):
+        said.append(f"What {', '.join(imported)} was trained on is not known: these videos may be among it.")
+    if selection.split == "val":
+        said.append(
+            "Validation figures: videos in a run's folds are predicted by the models that held them out, whose best "
+            "checkpoints were chosen on them. They serve to choose among runs, not as a result."
+        )
+    if selection.split == "test" and (number := seen_originals(models, selection.videos)):
+        said.append(f"{number} fakes are made from videos in the runs' folds: new clips of known scenes.")
+    if both := sorted(set(trained) & set(selection.datasets)):
+        said.append(f"Trained on other videos of {', '.join(both)}: for it this is no cross-data-set figure.")
+    return said
 
 
 def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choice:
@@ -95,7 +250,7 @@ def require_choosable(runs: Sequence[Path], split: str, criterion: Criterion) ->
     """
     if split != "val":
         raise ValueError(
-            f"--choose {criterion} --split {split}: a test split never selects anything: what was chosen on it looks "
+            f"--choose {criterion} --split {split}: a test split never selects anything: what was chosen on it seems "
             "better than it is. Choose with --split val, then evaluate the chosen run on the test split."
         )
     names = sorted({experiment_name(run) for run in runs})
@@ -156,7 +311,7 @@ def faces_digest(folders: dict[Path, list[str]]) -> str:
 
 
 def _read_kept(path: Path, basis: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """What is kept of these faces, and of which checkpoints; nothing where the basis is another."""
+    """Predictions kept of these faces, and digests of their checkpoints; empty where the basis is another."""
     facts_path = path.with_suffix(".json")
     if not path.is_file() or not facts_path.is_file():
         return FRAME_PREDICTIONS.empty(), {}
@@ -173,161 +328,3 @@ def _write(predictions: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None
     path.with_suffix(".json").unlink(missing_ok=True)
     FRAME_PREDICTIONS.write(predictions, path)
     write_json(path.with_suffix(".json"), facts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationInputs:
-    """What is evaluated on what."""
-
-    runs: tuple[Path, ...]
-    """Experiments' folders, or single folds of them; their crops are made alike."""
-    videos: Path
-    faces: tuple[Path, ...]
-    out: Path
-    """Predictions are kept here."""
-    split: Split = "test"
-    scoring: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything measured."""
-
-    title: str
-    selection: Selection
-    extracted: Extracted
-    answers: list[Answers]
-    metrics: pd.DataFrame
-    """Of `measures.measure`, all data sets."""
-    summary: TextTable
-    tables: dict[str, list[TextTable]]
-    """Data set -> its tables."""
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    def video_predictions(self) -> pd.DataFrame:
-        """A `video_predictions` table of all data sets."""
-        return pd.concat([one.videos for one in self.answers], ignore_index=True)
-
-    def markdown(self) -> str:
-        """The report without its pictures."""
-        lines = [f"# {self.title}", ""]
-        lines += [*(f"- **{warning}**" for warning in self.warnings), *(f"- {note}" for note in self.notes), ""]
-        parts = ["\n".join(lines), self.summary.markdown()]
-        for name, tables in self.tables.items():
-            parts += [f"## {name}\n", *(table.markdown() for table in tables)]
-        return "\n".join(parts)
-
-
-def evaluate_runs(inputs: EvaluationInputs) -> Evaluation:
-    """Measure the blend of all runs.
-
-    Raises:
-        FileNotFoundError: no runs, table or faces folder.
-        ValueError: a leak, videos without faces extracted, or nothing to evaluate.
-    """
-    table = VIDEOS.read(inputs.videos)
-    models = find_models(*inputs.runs)
-    selection = select_videos(table, inputs.split)
-    rule = choose_scoring(inputs.runs, inputs.scoring)
-    allowed = _check_leaks(models, selection, table)
-    selection, extracted = find_faces(selection, inputs.faces)
-    predictions = _predict(inputs, models, extracted, allowed)
-    return _evaluation(models, selection, extracted, answer_videos(selection, extracted, predictions, rule))
-
-
-def choose_among(inputs: EvaluationInputs, criterion: Criterion) -> tuple[Choice, Evaluation]:
-    """Measure every run by itself, each with its own scoring rule; the evaluation is that of the best one.
-
-    Arguments and errors as `evaluate_runs` and `choose_run`.
-    """
-    table = VIDEOS.read(inputs.videos)
-    models = find_models(*inputs.runs)
-    selection = select_videos(table, inputs.split)
-    by_run = {experiment_name(run): find_models(run) for run in inputs.runs}
-    allowed: dict[str, set[str]] = {}
-    rules = {}
-    for run in inputs.runs:
-        allowed |= _check_leaks(by_run[experiment_name(run)], selection, table)
-        rules[experiment_name(run)] = choose_scoring([run], inputs.scoring)
-    selection, extracted = find_faces(selection, inputs.faces)
-    predictions = _predict(inputs, models, extracted, allowed)
-    answers, measured = {}, {}
-    for name, members in by_run.items():
-        mine = predictions[predictions["model"].isin({model.name for model in members})]
-        answers[name] = answer_videos(selection, extracted, mine, rules[name])
-        measured[name] = pd.concat([measure(one) for one in answers[name]], ignore_index=True)
-    choice = choose_run(measured, criterion)
-    return choice, _evaluation(by_run[choice.best], selection, extracted, answers[choice.best])
-
-
-def _check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.DataFrame) -> dict[str, set[str]]:
-    """Model -> the selected videos it may judge: all for a test, which must be new to every run; to choose, those it
-    was not trained on."""
-    videos = selection.videos
-    if selection.split == "test":
-        require_unseen(models, videos, table)
-        return {model.name: set(videos["video_id"]) for model in models}
-    require_unseen(models, videos.head(0), table)
-    return held_out_pairs(models, videos)
-
-
-def _predict(
-    inputs: EvaluationInputs, models: list[TrainedModel], extracted: Extracted, allowed: dict[str, set[str]]
-) -> pd.DataFrame:
-    device = pick_device(inputs.device)
-    folders = extracted.by_folder()
-    logger.info(
-        "%d models, %d crops of %d videos, on %s",
-        len(models), len(extracted.faces), len(extracted.folder_of), device,
-    )  # fmt: skip
-    predictions = predict_kept(models, folders, inputs.out, device=device, precision=inputs.precision)
-    pairs = [predictions[(predictions["model"] == model)] for model in allowed]
-    kept = [rows[rows["video_id"].isin(videos)] for rows, videos in zip(pairs, allowed.values(), strict=True)]
-    return pd.concat(kept, ignore_index=True)
-
-
-def _evaluation(
-    models: Sequence[TrainedModel], selection: Selection, extracted: Extracted, answers: list[Answers]
-) -> Evaluation:
-    trained = trained_datasets(models)
-    metrics = pd.concat([measure(one) for one in answers], ignore_index=True)
-    figures = Figures(metrics)
-    tables = {}
-    for one in answers:
-        paper = compare_with_paper(one, trained=trained, split=selection.split, unsplit=one.name in selection.unsplit)
-        tables[one.name] = dataset_tables(one, figures, paper)
-    runs = sorted({model.name.split("/", 1)[0] for model in models})
-    notes = [
-        f"{len(models)} models of {', '.join(runs)}, trained on {', '.join(trained) or 'data nobody knows'}.",
-        *selection_notes(selection),
-    ]
-    return Evaluation(
-        title=f"Evaluation of {', '.join(runs)}",
-        selection=selection,
-        extracted=extracted,
-        answers=answers,
-        metrics=metrics,
-        summary=summary_table(answers, figures),
-        tables=tables,
-        notes=tuple(notes),
-        warnings=tuple(_warnings(models, selection, trained)),
-    )
-
-
-def _warnings(models: Sequence[TrainedModel], selection: Selection, trained: Sequence[str]) -> list[str]:
-    said = []
-    if imported := sorted(model.name for model in models if model.imported):
-        said.append(f"What {', '.join(imported)} was trained on is not known: these videos may be among it.")
-    if selection.split == "val":
-        said.append(
-            "Validation figures: videos in a run's folds are judged by the models that held them out, whose best "
-            "checkpoints were chosen on them. They serve to choose among runs, not as a result."
-        )
-    if selection.split == "test" and (number := seen_originals(models, selection.videos)):
-        said.append(f"{number} fakes are made from videos in the runs' folds: new clips of known scenes.")
-    if both := sorted(set(trained) & set(selection.datasets)):
-        said.append(f"Trained on other videos of {', '.join(both)}: for it this is no cross-data-set figure.")
-    return said

@@ -1,120 +1,20 @@
-"""The paper's printed figures beside a test's own, and in what the test departs from the paper's protocol.
+"""Tables of a test as words, for Markdown and for pages; the paper's printed figures beside the test's own."""
 
-A test's figures as tables of words, for Markdown and for a page alike.
-
-The videos a test went wrong on, with the crops that were judged.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from multiattn.evaluation.ablation_table import name_data
-from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation
-from multiattn.evaluation.measures import (
-    ALL,
-    SINGLE,
-    Answers,
-    Extracted,
-    Figures,
-    Selection,
-    Split,
-    single_model_figures,
-)
-from multiattn.scoring.metrics import log_losses
+from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
+from multiattn.evaluation.measures import ALL, SINGLE, Answers, Figures, single_model_figures
+from multiattn.evaluation.selection import Selection, Split
 from multiattn.tables import FAKE
 
 TABLES = ("2", "4")
 PAPER_METHODS = {"Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures"}
 """Of FF++ as the paper has it; FaceShifter and DFD came later."""
 TRAINED_ON = ("ffpp",)
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of one of the paper's tables, as far as it is about one set of data."""
-
-    table: str
-    method: str
-    accuracy: float
-    """Per cent of frames; NaN where the table has none."""
-    auc: float
-
-
-@dataclass(frozen=True)
-class PaperComparison:
-    """A data set the paper has, or one compression of it."""
-
-    data: str
-    """`FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
-    accuracy: float
-    """Ours, in per cent of frames: each model by itself, then the mean over models."""
-    auc: float
-    rows: tuple[PaperRow, ...]
-    departures: tuple[str, ...]
-    """In what ours was measured otherwise; empty where there is nothing known."""
-
-
-def compare_with_paper(
-    answers: Answers, *, trained: Sequence[str], split: Split, unsplit: bool
-) -> list[PaperComparison]:
-    """The parts of a data set that the paper's Tables 2 and 4 have figures of; [] for any other data.
-
-    Args:
-        trained: names of the data sets the runs were trained on.
-        split: what was evaluated.
-        unsplit: whether the data set names no split, so that all of it was taken.
-    """
-    found = []
-    for _, videos in answers.videos.groupby("compression", sort=True):
-        data = name_data(videos)
-        frames = answers.frames[answers.frames["video_id"].isin(set(videos["video_id"]))]
-        if data not in (HQ, LQ, CELEB) or frames.empty:
-            continue
-        figures = single_model_figures(frames)
-        num_models = frames["model"].nunique()
-        departures = _departures(data, videos, num_models, trained=trained, split=split, unsplit=unsplit)
-        found.append(
-            PaperComparison(data, 100 * figures["accuracy"], 100 * figures["auc"], paper_rows(data), tuple(departures))
-        )
-    return found
-
-
-def paper_rows(data: str) -> tuple[PaperRow, ...]:
-    """What Tables 2 and 4 of arXiv:2103.02406 print for `FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
-    rows = []
-    for table in TABLES:
-        for cell in get_ablation(table).cells:
-            figures = {column.metric: value for column, value in cell.paper.items() if column.data == data}
-            if figures:
-                accuracy, auc = (figures.get(metric, float("nan")) for metric in ("accuracy", "auc"))
-                rows.append(PaperRow(f"Table {table}", cell.label, accuracy, auc))
-    return tuple(rows)
-
-
-def _departures(
-    data: str, videos: pd.DataFrame, num_models: int, *, trained: Sequence[str], split: Split, unsplit: bool
-) -> list[str]:
-    said = []
-    if split != "test":
-        said.append(f"measured on split {split}, the paper's figures are of the test split")
-    elif unsplit:
-        said.append("the table names no split, so all videos were taken instead of the official test split")
-    if tuple(trained) != TRAINED_ON:
-        names = ", ".join(trained) or "data nobody knows (imported)"
-        said.append(f"trained on {names}, the paper's models on FF++")
-    if num_models > 1:
-        said.append(f"the mean over {num_models} models, each by itself; the paper's figure is of one model")
-    methods = set(videos.loc[videos["label"] == FAKE, "method"])
-    if data != CELEB and methods != PAPER_METHODS:
-        said.append(f"fakes of {', '.join(sorted(methods)) or 'no method'}, the paper's of the four first methods")
-    if without := int((videos["num_crops"] == 0).sum()):
-        said.append(f"{without} videos without a face have no frames that could count")
-    return said
-
-
 NONE = "none"
 """Stands where a metric needs both classes and one is missing."""
 VIDEO_COLUMNS = {
@@ -144,6 +44,31 @@ COVERAGE_COLUMNS = {
 
 
 @dataclass(frozen=True)
+class PaperRow:
+    """A row of one of the paper's tables, as far as it is about one set of data."""
+
+    table: str
+    method: str
+    accuracy: float
+    """Per cent of frames; NaN where the table has none."""
+    auc: float
+
+
+@dataclass(frozen=True)
+class PaperComparison:
+    """A data set the paper has, or one compression of it."""
+
+    data: str
+    """`FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
+    accuracy: float
+    """Ours, in per cent of frames: each model by itself, then the mean over models."""
+    auc: float
+    rows: tuple[PaperRow, ...]
+    departures: tuple[str, ...]
+    """In what ours was measured otherwise; empty where there is nothing known."""
+
+
+@dataclass(frozen=True)
 class TextTable:
     """A table of finished words."""
 
@@ -154,11 +79,16 @@ class TextTable:
 
     def markdown(self) -> str:
         """Title, table, notes."""
-        head = [str(name) for name in self.rows]
-        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        lines += [f"| {' | '.join(map(str, row))} |" for row in self.rows.itertuples(index=False)]
+        table = markdown_table(list(self.rows), self.rows.itertuples(index=False))
         notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
-        return "\n".join([f"### {self.title}", "", *lines, *notes]) + "\n"
+        return "\n".join([f"### {self.title}", "", table, *notes]) + "\n"
+
+
+def markdown_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table of words, without a line break at its end."""
+    head = list(header)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComparison]) -> list[TextTable]:
@@ -183,7 +113,7 @@ def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComp
         f"[{answers.rule.clip:g}, {1 - answers.rule.clip:g}].",
         "In brackets the 95 % interval of the bootstrap over originals with their fakes.",
         f"Videos without a face and unreadable ones count with the prior {answers.rule.prior:g}.",
-        "A method's row holds its fakes and all real videos; faces are the tracks that were judged.",
+        "A method's row holds its fakes and all real videos; faces are the tracks that were predicted.",
     ]
     frame_notes = [f"Every crop once, by the mean of {models} models; single models: each by itself, then their mean."]
     return [
@@ -229,7 +159,7 @@ def summary_table(answers: Sequence[Answers], figures: Figures) -> TextTable:
 
 
 def selection_notes(selection: Selection) -> list[str]:
-    """What a reader must know of which videos were taken."""
+    """Notes on which videos were taken and which left out."""
     notes = [f"Split {selection.split}."]
     if selection.unsplit:
         notes.append(f"Without any split in the table, so all videos were taken: {', '.join(selection.unsplit)}.")
@@ -255,34 +185,59 @@ def _rule(answers: Answers) -> str:
     return f"{tuned}, frames {rule.aggregator.frames}, tracks {rule.aggregator.tracks}"
 
 
-COUNT = 20
-CROPS_EACH = 10
+def compare_with_paper(
+    answers: Answers, *, trained: Sequence[str], split: Split, unsplit: bool
+) -> list[PaperComparison]:
+    """Parts of a data set that the paper's Tables 2 and 4 have figures of; [] for any other data.
 
-
-def worst_videos(answers: Answers, *, count: int = COUNT) -> pd.DataFrame:
-    """The `count` videos of the highest log loss, the worst first, equals by name.
-
-    Returns:
-        Rows of `answers.videos` with the column `loss`.
+    Args:
+        trained: names of the data sets the runs were trained on.
+        split: the one evaluated.
+        unsplit: the data set names no split, so that all of it was taken.
     """
-    videos = answers.videos
-    losses = log_losses(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=answers.rule.clip)
-    ordered = videos.assign(loss=losses).sort_values(["loss", "video_id"], ascending=[False, True])
-    return ordered.head(count).reset_index(drop=True)
+    found = []
+    for _, videos in answers.videos.groupby("compression", sort=True):
+        data = name_data(videos)
+        frames = answers.frames[answers.frames["video_id"].isin(set(videos["video_id"]))]
+        if data not in (HQ, LQ, CELEB) or frames.empty:
+            continue
+        figures = single_model_figures(frames)
+        num_models = frames["model"].nunique()
+        departures = _departures(data, videos, num_models, trained=trained, split=split, unsplit=unsplit)
+        found.append(
+            PaperComparison(data, 100 * figures["accuracy"], 100 * figures["auc"], paper_rows(data), tuple(departures))
+        )
+    return found
 
 
-def judged_crops(videos: pd.DataFrame, answers: Answers, extracted: Extracted) -> dict[str, pd.DataFrame]:
-    """Of each video its judged crops, in order of track and time.
+def paper_rows(data: str) -> tuple[PaperRow, ...]:
+    """Rows that Tables 2 and 4 of arXiv:2103.02406 print for `FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
+    rows = []
+    for table in TABLES:
+        for cell in get_ablation(table).cells:
+            figures = {column.metric: value for column, value in cell.paper.items() if column.data == data}
+            if figures:
+                accuracy, auc = (figures.get(metric, float("nan")) for metric in ("accuracy", "auc"))
+                rows.append(PaperRow(f"Table {table}", cell.label, accuracy, auc))
+    return tuple(rows)
 
-    Returns:
-        video_id -> folder, crop, frame_index, track, seconds and probability (mean over the models); a video without
-        crops is not in it.
-    """
-    wanted = set(videos["video_id"])
-    frames = answers.blended_frames()
-    frames = frames[frames["video_id"].isin(wanted)].drop(columns="label")
-    faces = extracted.faces[extracted.faces["video_id"].isin(wanted)]
-    key = ["video_id", "frame_index", "track"]
-    crops = faces[[*key, "folder", "crop", "seconds"]].merge(frames, on=key, validate="one_to_one")
-    crops = crops.sort_values(["video_id", "track", "frame_index"])
-    return {video: rows.reset_index(drop=True) for video, rows in crops.groupby("video_id")}
+
+def _departures(
+    data: str, videos: pd.DataFrame, num_models: int, *, trained: Sequence[str], split: Split, unsplit: bool
+) -> list[str]:
+    said = []
+    if split != "test":
+        said.append(f"measured on split {split}, the paper's figures are of the test split")
+    elif unsplit:
+        said.append("the table names no split, so all videos were taken instead of the official test split")
+    if tuple(trained) != TRAINED_ON:
+        names = ", ".join(trained) or "data nobody knows (imported)"
+        said.append(f"trained on {names}, the paper's models on FF++")
+    if num_models > 1:
+        said.append(f"the mean over {num_models} models, each by itself; the paper's figure is of one model")
+    methods = set(videos.loc[videos["label"] == FAKE, "method"])
+    if data != CELEB and methods != PAPER_METHODS:
+        said.append(f"fakes of {', '.join(sorted(methods)) or 'no method'}, the paper's of the four first methods")
+    if without := int((videos["num_crops"] == 0).sum()):
+        said.append(f"{without} videos without a face have no frames that could count")
+    return said

@@ -1,1 +1,13 @@
-"""Pictures, drawn without a display."""
+"""Pictures and pages, drawn without a display.
+
+page.py              what all of them share: colours, figures in inches, HTML that loads nothing
+faces.py             contact sheet of a faces folder, the doubtful tracks first
+augment.py           what augmentation makes of a few crops
+curves.py            training curves of one run or several
+attention.py         attention maps over faces, one run or several side by side
+evaluation.py        a test: tables, reliability, ROC, histogram, the worst videos
+score.py             scored files: P(fake) over time, deciding frames, attention
+submission.py        a submission at a glance, for the notebook
+leaderboard.py       submissions with intervals beside the published log losses
+ablation.py          an ablation table as a dot plot
+"""

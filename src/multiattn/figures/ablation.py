@@ -5,22 +5,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from multiattn.runtime.files import atomic_path
+from multiattn.evaluation.ablation_table import DEMO_NOTE, AblationTable
+from multiattn.figures.page import new_figure, write_png
 
 OURS, PAPER, FAILED = "#2f6db5", "#d9822b", "#b5482f"
 PANELS_IN_A_ROW = 4
 
 
-def draw_ablation(rows: pd.DataFrame, title: str, path: Path, *, note: str = "") -> None:
-    """Write a PNG.
-
-    Args:
-        rows: `AblationTable.rows()`; columns without a single figure get no panel.
-        note: a line below the title.
-    """
+def draw_ablation(table: AblationTable, path: Path) -> None:
+    """Write a PNG; columns without a single figure get no panel."""
+    rows, note = table.rows(), DEMO_NOTE if table.ablation.is_demo else ""
     cells = list(dict.fromkeys(rows["cell"]))
     names = [
         name
@@ -30,13 +25,9 @@ def draw_ablation(rows: pd.DataFrame, title: str, path: Path, *, note: str = "")
     across = min(max(len(names), 1), PANELS_IN_A_ROW)
     down = -(-max(len(names), 1) // across)
     labels_width = 0.075 * max(map(len, cells))
-    figure = Figure(
-        figsize=(max(labels_width + 2.7 * across, 6), down * (1.0 + 0.42 * len(cells)) + 1.1),
-        layout="constrained",
-        dpi=120,
-    )
-    FigureCanvasAgg(figure)
-    figure.suptitle(title + (f"\n{note}" if note else ""), fontsize=11)
+    height = down * (1.0 + 0.42 * len(cells)) + 1.1
+    figure = new_figure(max(labels_width + 2.7 * across, 6), height, dpi=120, layout="constrained")
+    figure.suptitle(table.title + (f"\n{note}" if note else ""), fontsize=11)
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         _draw_panel(axes, rows[rows["column"] == name].set_index("cell").loc[cells])
@@ -54,8 +45,7 @@ def draw_ablation(rows: pd.DataFrame, title: str, path: Path, *, note: str = "")
     }
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write_png(figure, path)
 
 
 def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:

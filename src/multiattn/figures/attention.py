@@ -2,11 +2,11 @@
 
 A row is a face; its columns are the crop and, for every run, the run's M maps over the crop and P(fake). Colours are
 linear in the attention. One scale serves all pictures of a run, from 0 to the 99th percentile of its attention there (a
-single hot cell would leave all else dark), so a weak or dead map looks weak or dead; runs have scales of their own,
+single hot cell would leave all else dark), so a weak or dead map appears weak or dead; runs have scales of their own,
 since nothing ties the scale of one network's maps to another's. With `scale="map"` every picture has its own maximum,
 as the normalised pooling, which divides a map's scale out, sees it.
 
-The attention figure as one HTML page: images inside it, nothing loaded from elsewhere, light or dark as asked.
+Drawn as a PNG, and as an HTML page with a table of statistics.
 """
 
 import textwrap
@@ -17,11 +17,9 @@ from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from multiattn.figures.page import jpeg_tag, whole_page
-from multiattn.runtime.files import atomic_path
+from multiattn.figures.page import InchPage, jpeg_tag, whole_page, write_png
+from multiattn.inference.attention_maps import FaceMaps
 
 Scale = Literal["run", "map"]
 
@@ -45,10 +43,10 @@ HEADER, FOOTER, LINE, LEGEND = 0.52, 0.55, 0.165, 4.7
 
 @dataclass(frozen=True, kw_only=True)
 class FaceOptions:
-    """Which faces are looked at, and where the figure goes: what `figures attention` and `figures compare` share."""
+    """Options that `figures attention` and `figures compare` share: which faces, and where the figure goes."""
 
     faces: Path
-    """A faces folder. Without --videos, only videos the run was not trained on are looked at."""
+    """A faces folder. Without --videos, only videos the run was not trained on are shown."""
     out: Path
     """The folder the picture and the page go to."""
     videos: tuple[str, ...] = ()
@@ -80,36 +78,31 @@ class Row:
 
 @dataclass(frozen=True)
 class RunMaps:
-    """What one run sees in every row."""
+    """Attention maps of one run over the face of every row."""
 
     label: str
-    crops: list[np.ndarray]
-    """(H, W, 3) uint8 RGB a row."""
-    maps: list[np.ndarray]
-    """(M, H, W) float a row, non-negative."""
-    probabilities: list[float]
-    """P(fake) a row."""
+    faces: list[FaceMaps]
     statistics: dict[str, float]
     """As `AttentionStatistics.compute` gives them."""
 
     @property
     def num_maps(self) -> int:
         """M."""
-        return len(self.maps[0])
+        return len(self.faces[0].maps)
 
     def limits(self, row: int, scale: Scale) -> np.ndarray:
         """(M,) the attention that takes the brightest colour in each picture of a row; above 0."""
-        highest = self.maps[row].max(axis=(1, 2))
+        highest = self.faces[row].maps.max(axis=(1, 2))
         if scale == "run":
-            everywhere = np.concatenate([maps.ravel() for maps in self.maps])
+            everywhere = np.concatenate([face.maps.ravel() for face in self.faces])
             bright = np.quantile(everywhere, BRIGHT_QUANTILE)
             highest = np.full(self.num_maps, bright if bright > 0 else everywhere.max())
         return np.where(highest > 0, highest, 1.0)
 
     def pictures(self, row: int, scale: Scale) -> list[np.ndarray]:
         """The overlays of a row, M of them, (H, W, 3) uint8 RGB."""
-        limits = self.limits(row, scale)
-        return [overlay(self.crops[row], one, limit) for one, limit in zip(self.maps[row], limits, strict=True)]
+        face, limits = self.faces[row], self.limits(row, scale)
+        return [overlay(face.crop, one, limit) for one, limit in zip(face.maps, limits, strict=True)]
 
     def describe(self) -> str:
         """The statistics in one line; empty without any."""
@@ -129,7 +122,7 @@ def overlay(crop: np.ndarray, attention: np.ndarray, limit: float) -> np.ndarray
     Args:
         crop: (H, W, 3) uint8 RGB.
         attention: (H, W), 0 or more.
-        limit: the attention that takes the brightest colour; more of it looks the same.
+        limit: the attention that takes the brightest colour; more of it has the same colour.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -145,7 +138,7 @@ def blend(grey: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def color_bar(steps: int = 256) -> np.ndarray:
-    """(steps, 3) uint8: the colours from 0 to the largest attention over middle grey, as they look in the pictures."""
+    """(steps, 3) uint8: the colours from 0 to the largest attention over middle grey, as in the pictures."""
     return blend(np.full(steps, 0.5), np.linspace(0, 1, steps))
 
 
@@ -153,23 +146,20 @@ def draw_attention(rows: list[Row], runs: list[RunMaps], path: Path, *, note: st
     """Write a PNG.
 
     Args:
-        note: what the statistics are over, in words.
+        note: words on what the statistics are over.
 
     Raises:
         ValueError: no rows or no runs, or a run that does not have every row.
     """
     check_rows(rows, runs)
-    figure = Figure(dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
     wrapped = [textwrap.wrap(run.describe(), int(_group_width(run) * 16)) for run in runs]
     num_lines = max(map(len, wrapped)) + bool(note)
     groups = sum(GROUP_GAP + _group_width(run) for run in runs)
     width = LABEL + CELL + max(groups, LEGEND) + 2 * MARGIN
     height = HEADER + len(rows) * (CELL + GAP) + LINE * num_lines + FOOTER + 2 * MARGIN
-    figure.set_size_inches(width, height)
-    page = _Page(figure, width, height)
+    page = InchPage(width, height, dpi=DPI)
     top, left = MARGIN + HEADER, MARGIN + LABEL
-    _draw_faces(page, rows, runs[0].crops, left, top)
+    _draw_faces(page, rows, runs[0].faces, left, top)
     left += CELL + GROUP_GAP
     below = top + len(rows) * (CELL + GAP) + 0.06
     _draw_bar(page, left, below + LINE * num_lines + 0.08, scale)
@@ -179,8 +169,7 @@ def draw_attention(rows: list[Row], runs: list[RunMaps], path: Path, *, note: st
         for number, line in enumerate(lines):
             page.text(left, below + LINE * number, line, va="top", size=7.5)
         left += _group_width(run) + GROUP_GAP
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write_png(page.figure, path)
 
 
 def check_rows(rows: list[Row], runs: list[RunMaps]) -> None:
@@ -192,61 +181,38 @@ def check_rows(rows: list[Row], runs: list[RunMaps]) -> None:
     if not rows or not runs:
         raise ValueError(f"expected at least one face and one run to draw, found {len(rows)} and {len(runs)}.")
     for run in runs:
-        counts = {len(run.crops), len(run.maps), len(run.probabilities)}
-        if counts != {len(rows)}:
-            raise ValueError(f"{run.label}: expected maps of {len(rows)} faces, found {sorted(counts)}.")
+        if len(run.faces) != len(rows):
+            raise ValueError(f"{run.label}: expected maps of {len(rows)} faces, found {len(run.faces)}.")
 
 
-class _Page:
-    """A figure addressed in inches from its top left corner, so that nothing moves to make room."""
-
-    def __init__(self, figure: Figure, width: float, height: float) -> None:
-        self.figure, self.width, self.height = figure, width, height
-
-    def text(self, x: float, y: float, words: str, **style) -> None:
-        self.figure.text(x / self.width, 1 - y / self.height, words, **{"size": 9, **style})
-
-    def axes(self, x: float, y: float, width: float, height: float):
-        box = [x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height]
-        return self.figure.add_axes(box)
-
-    def image(self, x: float, y: float, picture: np.ndarray) -> None:
-        axes = self.axes(x, y, CELL, CELL)
-        axes.imshow(picture, interpolation="lanczos")
-        axes.set_axis_off()
-
-    def line(self, x: float, y: float, width: float) -> None:
-        axes = self.axes(x, y, width, 0.01)
-        axes.axhline(0.5, color="0.5", linewidth=0.8)
-        axes.set_axis_off()
-
-
-def _draw_faces(page: _Page, rows: list[Row], crops: list[np.ndarray], left: float, top: float) -> None:
+def _draw_faces(page: InchPage, rows: list[Row], faces: list[FaceMaps], left: float, top: float) -> None:
     page.text(left + CELL / 2, top - 0.08, "face", ha="center", va="bottom")
-    for number, (row, crop) in enumerate(zip(rows, crops, strict=True)):
+    for number, (row, face) in enumerate(zip(rows, faces, strict=True)):
         y = top + number * (CELL + GAP)
         page.text(MARGIN, y + CELL / 2 - 0.05, textwrap.fill(row.title, 14), va="bottom", weight="bold")
         page.text(MARGIN, y + CELL / 2 + 0.02, _shorten(row.caption), va="top", size=7, color="0.35")
-        page.image(left, y, crop)
+        page.image(left, y, CELL, face.crop, interpolation="lanczos")
 
 
-def _draw_run(page: _Page, run: RunMaps, left: float, top: float, scale: Scale) -> None:
+def _draw_run(page: InchPage, run: RunMaps, left: float, top: float, scale: Scale) -> None:
     maps_width = run.num_maps * (CELL + GAP) - GAP
     label = textwrap.shorten(run.label, int(_group_width(run) * 13), placeholder="…")
     page.text(left, top - 0.34, label, va="bottom", weight="bold")
-    page.line(left, top - 0.30, _group_width(run))
+    line = page.axes(left, top - 0.30, _group_width(run), 0.01)
+    line.axhline(0.5, color="0.5", linewidth=0.8)
+    line.set_axis_off()
     for k in range(run.num_maps):
         page.text(left + k * (CELL + GAP) + CELL / 2, top - 0.08, f"$A_{{{k + 1}}}$", ha="center", va="bottom")
     right = left + maps_width + GAP + PROBABILITY / 2
     page.text(right, top - 0.08, "P(fake)", ha="center", va="bottom", size=8)
-    for number, probability in enumerate(run.probabilities):
+    for number, face in enumerate(run.faces):
         y = top + number * (CELL + GAP)
         for k, picture in enumerate(run.pictures(number, scale)):
-            page.image(left + k * (CELL + GAP), y, picture)
-        page.text(right, y + CELL / 2, f"{probability:.2f}", ha="center", va="center")
+            page.image(left + k * (CELL + GAP), y, CELL, picture, interpolation="lanczos")
+        page.text(right, y + CELL / 2, f"{face.probability:.2f}", ha="center", va="center")
 
 
-def _draw_bar(page: _Page, x: float, y: float, scale: Scale) -> None:
+def _draw_bar(page: InchPage, x: float, y: float, scale: Scale) -> None:
     axes = page.axes(x, y, 1.5, 0.12)
     axes.imshow(color_bar()[None], aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
@@ -267,7 +233,7 @@ def _shorten(caption: str, characters: int = 20) -> str:
     )
 
 
-JPEG_QUALITY = 92
+PAGE_QUALITY = 92
 STYLE = """
 .grid th, .grid td { padding: 3px; text-align: center; vertical-align: middle; font-weight: normal; }
 .grid thead th { padding: 4px 6px; }
@@ -295,7 +261,7 @@ def attention_page(title: str, rows: list[Row], runs: list[RunMaps], *, note: st
     """HTML of the grid that `draw_attention` draws, with a table of the statistics.
 
     Args:
-        note: what the statistics are over, in words.
+        note: words on what the statistics are over.
 
     Raises:
         ValueError: as `draw_attention`.
@@ -337,13 +303,13 @@ def _table_row(number: int, row: Row, runs: list[RunMaps], scale: Scale) -> str:
     cells = [
         f'<th class="row" scope="row"><b>{escape(row.title)}</b>'
         f"<small>{escape(row.video)}<br>frame {row.frame}</small></th>",
-        f"<td>{jpeg_tag(runs[0].crops[number], f'Face: {where}', quality=JPEG_QUALITY)}</td>",
+        f"<td>{jpeg_tag(runs[0].faces[number].crop, f'Face: {where}', quality=PAGE_QUALITY)}</td>",
     ]
     for run in runs:
         for k, picture in enumerate(run.pictures(number, scale)):
             alt = f"Attention map {k + 1} of {run.label} over the face: {where}"
-            cells.append(f"<td{' class=first' if k == 0 else ''}>{jpeg_tag(picture, alt, quality=JPEG_QUALITY)}</td>")
-        cells.append(f'<td class="number">{run.probabilities[number]:.3f}</td>')
+            cells.append(f"<td{' class=first' if k == 0 else ''}>{jpeg_tag(picture, alt, quality=PAGE_QUALITY)}</td>")
+        cells.append(f'<td class="number">{run.faces[number].probability:.3f}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multiattn.runtime.files import atomic_path
+from multiattn.figures.page import InchPage, write_png
 from multiattn.tables import FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment.faces import crop_landmarks, face_outline
 from multiattn.training.data.augment.presets import Augmentation
@@ -154,9 +152,7 @@ def _middle_row(faces: pd.DataFrame, video: str) -> pd.DataFrame:
 
 def draw_augmentations(rows: list[SheetRow], title: str, path: Path, *, note: str = "") -> None:
     """Write `augmentations_figure` as a PNG."""
-    figure = augmentations_figure(rows, title, note=note)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write_png(augmentations_figure(rows, title, note=note), path)
 
 
 def augmentations_figure(rows: list[SheetRow], title: str, *, note: str = "") -> Figure:
@@ -177,57 +173,40 @@ def augmentations_figure(rows: list[SheetRow], title: str, *, note: str = "") ->
     top = MARGIN + TITLE + LINE * len(words) + HEADS
     heights = [CELL + GAP + (DIFFERENCE_CELL + GAP if row.differences else 0) for row in rows]
     height = top + sum(heights) + MARGIN
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    page = _Page(figure, width, height)
+    page = InchPage(width, height, dpi=DPI)
     page.text(MARGIN, MARGIN, title, size=12, weight="bold", va="top")
     for number, line in enumerate(words):
         page.text(MARGIN, MARGIN + TITLE + LINE * number, line, size=8, va="top", color="0.3")
     for column in range(columns):
         head = "original" if column == 0 else str(column)
-        page.text(page.column(column) + CELL / 2, top - 0.06, head, size=9, ha="center", va="bottom")
+        page.text(_column(column) + CELL / 2, top - 0.06, head, size=9, ha="center", va="bottom")
     for row, row_height in zip(rows, heights, strict=True):
         _draw_row(page, row, top)
         top += row_height
-    return figure
+    return page.figure
 
 
-class _Page:
-    """A figure measured in inches from its upper left corner."""
-
-    def __init__(self, figure: Figure, width: float, height: float) -> None:
-        self.figure, self.width, self.height = figure, width, height
-
-    def column(self, number: int) -> float:
-        return MARGIN + LABEL + number * (CELL + GAP)
-
-    def text(self, x: float, y: float, words: str, **style) -> None:
-        self.figure.text(x / self.width, 1 - y / self.height, words, **style)
-
-    def image(self, x: float, y: float, side: float, picture: np.ndarray, **style) -> Axes:
-        place = (x / self.width, 1 - (y + side) / self.height, side / self.width, side / self.height)
-        axes = self.figure.add_axes(place)
-        axes.imshow(picture, interpolation="antialiased", **style)
-        axes.set_axis_off()
-        return axes
+def _column(number: int) -> float:
+    """The left edge of a column, in inches."""
+    return MARGIN + LABEL + number * (CELL + GAP)
 
 
-def _draw_row(page: _Page, row: SheetRow, top: float) -> None:
+def _draw_row(page: InchPage, row: SheetRow, top: float) -> None:
     name = row.video.rsplit("/", 1)[-1]
     page.text(MARGIN, top + CELL / 2 - 0.04, textwrap.shorten(row.kind, 16, placeholder="…"), weight="bold", size=9)
     page.text(MARGIN, top + CELL / 2 + 0.04, f"{name[-18:]}\nframe {row.frame}", size=7, va="top", color="0.35")
-    axes = page.image(page.column(0), top, CELL, row.crop)
+    axes = page.image(_column(0), top, CELL, row.crop)
     if row.landmarks is not None:
         axes.plot(*row.landmarks.T, "o", markersize=2.2, color=MARKS, markeredgewidth=0)
     if row.outline is not None:
         axes.plot(*np.vstack([row.outline, row.outline[:1]]).T, color=MARKS, linewidth=0.8)
         axes.set(xlim=(-0.5, row.crop.shape[1] - 0.5), ylim=(row.crop.shape[0] - 0.5, -0.5))
     for column, picture in enumerate(row.draws, start=1):
-        page.image(page.column(column), top, CELL, picture)
+        page.image(_column(column), top, CELL, picture)
     for column, difference in enumerate(row.differences, start=1):
-        x = page.column(column) + (CELL - DIFFERENCE_CELL) / 2
+        x = _column(column) + (CELL - DIFFERENCE_CELL) / 2
         scaled = np.clip(DIFFERENCE_GAIN * difference / 255, 0, 1)
         page.image(x, top + CELL + GAP, DIFFERENCE_CELL, scaled, cmap="gray", vmin=0, vmax=1)
     if row.differences:
         words = f"difference\nx {DIFFERENCE_GAIN}"
-        page.text(page.column(0) + CELL, top + CELL + GAP + DIFFERENCE_CELL / 2, words, size=7, ha="right", va="center")
+        page.text(_column(0) + CELL, top + CELL + GAP + DIFFERENCE_CELL / 2, words, size=7, ha="right", va="center")

@@ -1,4 +1,4 @@
-"""How trainings went, from epochs.csv: losses, validation, learning rate and what the attention maps did.
+"""Training curves from epochs.csv: losses, validation, learning rate and the statistics of the attention maps.
 
 One run is drawn with a colour for each quantity, several with a colour for each run and the main quantity of each
 panel. Folds are thin lines, their mean is thick.
@@ -10,22 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from multiattn.figures.page import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, new_figure, write_png
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
-from multiattn.runtime.files import atomic_path
 from multiattn.runtime.layout import EPOCHS_FILE, fold_folder, folds_below, is_run_folder
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 
 REQUIRED = ("epoch", "phase", "loss", "learning_rate", "validation_log_loss", "validation_auc")
 DONE = "epochs_done"
-CHANCE_LOG_LOSS = float(np.log(2))
-BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (
-    "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
-)  # fmt: skip
-"""The colours of Okabe and Ito, made for the colour-blind."""
 RUN_COLORS = (BLUE, ORANGE, GREEN, PINK, BLACK, YELLOW, SKY)
 
 LOSSES = {
@@ -120,9 +115,7 @@ def read_epochs(folder: Path) -> pd.DataFrame:
 
 def draw_curves(runs: dict[str, Folds], path: Path) -> None:
     """Write `curves_figure` as a PNG."""
-    figure = curves_figure(runs)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write_png(curves_figure(runs), path)
 
 
 def curves_figure(runs: dict[str, Folds]) -> Figure:
@@ -139,18 +132,13 @@ def curves_figure(runs: dict[str, Folds]) -> Figure:
     tables = [table for folds in runs.values() for table in folds.values()]
     columns = {name for table in tables for name in table.columns[table.notna().any()]}
     with_maps = "map_entropy" in columns
-    figure = Figure(figsize=(13 if with_maps else 9, 6.4), layout="constrained", dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13 if with_maps else 9, 6.4, dpi=150, layout="constrained", facecolor="white")
     panels = list(figure.subplots(2, 3 if with_maps else 2, sharex=True).flat)
     figure.suptitle(_title(runs), fontsize=12)
-    sheet = _OneRun(next(iter(runs.values())), columns) if len(runs) == 1 else _SeveralRuns(runs, columns)
-    sheet.losses(panels[0])
-    sheet.log_loss(panels[1])
-    sheet.scores(panels[2])
-    sheet.learning_rate(panels[3])
-    if with_maps:
-        sheet.maps(panels[4])
-        sheet.centers(panels[5])
+    sheet = _Panels(runs, columns)
+    drawings = (sheet.losses, sheet.log_loss, sheet.scores, sheet.learning_rate, sheet.maps, sheet.centers)
+    for draw, axes in zip(drawings, panels, strict=False):  # maps and centres only where there are maps
+        draw(axes)
     longest = max(tables, key=lambda table: table[DONE].max())
     alike = all(_same_phases(table, longest) for table in tables)
     for number, axes in enumerate(panels):
@@ -215,104 +203,94 @@ def mean_over_folds(tables: list[pd.Series]) -> pd.Series:
     return pd.Series(np.divide(sums, counts, out=np.full(len(places), np.nan), where=counts > 0), index=places)
 
 
-class _OneRun:
-    """The panels of a single run: a colour for each quantity."""
-
-    def __init__(self, folds: Folds, columns: set[str]) -> None:
-        self.folds, self.columns = folds, columns
-
-    def losses(self, axes: Axes) -> None:
-        axes.set_title("training loss and its terms", fontsize=10, loc="left")
-        for name, (label, color) in LOSSES.items():
-            _curve(axes, self.folds, name, label, color)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.legend(fontsize=8, frameon=False)
-
-    def log_loss(self, axes: Axes) -> None:
-        axes.set_title("validation log loss (videos)", fontsize=10, loc="left")
-        several = any(name in self.columns for name in list(CANDIDATES)[1:])
-        for name, (label, color, line) in CANDIDATES.items():
-            _curve(axes, self.folds, name, label if several else "log loss", color, line)
-        _mark_lowest(axes, self.folds, ORANGE, "lowest of a fold")
-        _limit_log_loss(axes, list(self.folds.values()))
-
-    def scores(self, axes: Axes) -> None:
-        axes.set_title("validation AUC and accuracy (videos)", fontsize=10, loc="left")
-        for name, (label, color, _) in SCORES.items():
-            _curve(axes, self.folds, name, label, color)
-        axes.set_ylim(axes.get_ylim()[0] - 0.03, 1.03)
-        axes.legend(fontsize=8, frameon=False)
-
-    def learning_rate(self, axes: Axes) -> None:
-        _curve(axes, self.folds, "learning_rate", "", BLACK)
-        _limit_learning_rate(axes)
-
-    def maps(self, axes: Axes) -> None:
-        axes.set_title("attention maps (dashed: collapsed above)", fontsize=10, loc="left")
-        for name, (label, color, threshold) in MAPS.items():
-            if name in self.columns:
-                _curve(axes, self.folds, name, label, color)
-                if threshold is not None:
-                    axes.axhline(threshold, color=color, linestyle="--", linewidth=1)
-        axes.set_ylim(-0.03, 1.42)  # room for the legend above what a share can be
-        axes.set_yticks(np.linspace(0, 1, 6))
-        axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
-
-    def centers(self, axes: Axes) -> None:
-        _curve(axes, self.folds, "center_distance", "", BLACK)
-        _limit_centers(axes, "center_distance" in self.columns)
-
-
-class _SeveralRuns:
-    """The panels of several runs: a colour for each run."""
+class _Panels:
+    """The panels: of a single run a colour for each quantity, of several runs one for each run."""
 
     def __init__(self, runs: dict[str, Folds], columns: set[str]) -> None:
-        self.runs, self.columns = runs, columns
+        self.runs, self.columns, self.alone = runs, columns, len(runs) == 1
         self.colors = [RUN_COLORS[number % len(RUN_COLORS)] for number in range(len(runs))]
 
     def losses(self, axes: Axes) -> None:
-        axes.set_title("training loss", fontsize=10, loc="left")
-        self._draw(axes, {"loss": ("", "-")})
+        axes.set_title("training loss and its terms" if self.alone else "training loss", fontsize=10, loc="left")
+        if self.alone:
+            self._draw(axes, {name: (label, color, "-") for name, (label, color) in LOSSES.items()})
+            axes.legend(fontsize=8, frameon=False)
+        else:
+            self._draw(axes, {"loss": ("", BLACK, "-")})
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 
     def log_loss(self, axes: Axes) -> None:
         axes.set_title("validation log loss (videos)", fontsize=10, loc="left")
-        self._draw(axes, {name: (label, line) for name, (label, _, line) in CANDIDATES.items()})
-        for folds, color in zip(self.runs.values(), self.colors, strict=True):
-            _mark_lowest(axes, folds, color, None)
-        axes.scatter([], [], marker="*", s=60, color="0.3", label="lowest of a fold")
-        _limit_log_loss(axes, [table for folds in self.runs.values() for table in folds.values()])
+        shown = {name: style for name, style in CANDIDATES.items() if name in self.columns}
+        if self.alone and len(shown) == 1:
+            shown = {name: ("log loss", color, line) for name, (_, color, line) in shown.items()}
+        self._draw(axes, shown)
+        for folds, color in zip(self.runs.values(), [ORANGE] if self.alone else self.colors, strict=True):
+            _mark_lowest(axes, folds, color, "lowest of a fold" if self.alone else None)
+        if not self.alone:
+            axes.scatter([], [], marker="*", s=60, color="0.3", label="lowest of a fold")
+        axes.axhline(CONSTANT_LOG_LOSS, color="0.4", linestyle=":", linewidth=1.2, label="constant 0.5")
+        tables = [table for folds in self.runs.values() for table in folds.values()]
+        highest = max(table[name].max() for table in tables for name in CANDIDATES if name in table)
+        axes.set_ylim(0, 1.08 * np.nanmax([highest, CONSTANT_LOG_LOSS]))
+        axes.legend(fontsize=8, frameon=False, handlelength=3)  # long enough to show dashes
 
     def scores(self, axes: Axes) -> None:
         axes.set_title("validation AUC and accuracy (videos)", fontsize=10, loc="left")
-        self._draw(axes, {name: (label, line) for name, (label, _, line) in SCORES.items()})
+        self._draw(
+            axes,
+            {name: (label, color, "-" if self.alone else line) for name, (label, color, line) in SCORES.items()},
+        )
         axes.set_ylim(axes.get_ylim()[0] - 0.03, 1.03)
         axes.legend(fontsize=8, frameon=False)
 
     def learning_rate(self, axes: Axes) -> None:
-        self._draw(axes, {"learning_rate": ("", "-")})
-        _limit_learning_rate(axes)
+        axes.set_title("learning rate", fontsize=10, loc="left")
+        self._draw(axes, {"learning_rate": ("", BLACK, "-")})
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))  # two digits write any tick
+        axes.yaxis.set_major_formatter("{x:.1e}")
 
     def maps(self, axes: Axes) -> None:
+        if self.alone:
+            axes.set_title("attention maps (dashed: collapsed above)", fontsize=10, loc="left")
+            self._draw(axes, {name: (label, color, "-") for name, (label, color, _) in MAPS.items()})
+            for name, (_, color, threshold) in MAPS.items():
+                if name in self.columns and threshold is not None:
+                    axes.axhline(threshold, color=color, linestyle="--", linewidth=1)
+            axes.set_ylim(-0.03, 1.42)  # room for the legend above what a share can be
+            axes.set_yticks(np.linspace(0, 1, 6))
+            axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+            return
         name = "map_cosine" if "map_cosine" in self.columns else "map_entropy"
-        label, _, threshold = MAPS[name]
+        label, color, threshold = MAPS[name]
         axes.set_title(f"attention maps: {label}", fontsize=10, loc="left")
-        self._draw(axes, {name: ("", "-")})
+        self._draw(axes, {name: ("", color, "-")})
         if threshold is not None:
             axes.axhline(threshold, color="0.4", linestyle=":", linewidth=1.2, label="collapsed above")
             axes.legend(fontsize=8, frameon=False)
         axes.set_ylim(-0.03, 1.03)
 
     def centers(self, axes: Axes) -> None:
-        self._draw(axes, {"center_distance": ("", "-")})
-        _limit_centers(axes, "center_distance" in self.columns)
+        axes.set_title("mean distance between the centres of the maps", fontsize=10, loc="left")
+        self._draw(axes, {"center_distance": ("", BLACK, "-")})
+        if "center_distance" in self.columns:
+            axes.set_ylim(bottom=0)
+        else:
+            axes.text(0.5, 0.5, "no centres: trained without RIL", transform=axes.transAxes, ha="center", color="0.4")
+            axes.set_yticks([])
 
-    def _draw(self, axes: Axes, quantities: dict[str, tuple[str, str | tuple]]) -> None:
-        """Every run's line of every quantity; the legend tells the quantities apart in grey."""
-        present = {name: words for name, words in quantities.items() if name in self.columns}
-        for name, (label, line) in present.items():
-            for folds, color in zip(self.runs.values(), self.colors, strict=True):
-                _curve(axes, folds, name, "", color, line, mean_only=line != "-")
+    def _draw(self, axes: Axes, quantities: dict[str, tuple[str, str, str | tuple]]) -> None:
+        """Lines of quantities, column -> label, colour, line; of several runs the colour is the run's, and the legend
+        names the quantities in grey."""
+        for name, (label, color, line) in quantities.items():
+            if name not in self.columns:
+                continue
+            if self.alone:
+                _curve(axes, next(iter(self.runs.values())), name, label, color, line)
+                continue
+            for folds, own in zip(self.runs.values(), self.colors, strict=True):
+                _curve(axes, folds, name, "", own, line, mean_only=line != "-")
             if label:
                 axes.plot([], [], color="0.3", linestyle=line, label=label)
 
@@ -328,37 +306,14 @@ def _mark_lowest(axes: Axes, folds: Folds, color: str, label: str | None) -> Non
         axes.scatter(*zip(*places, strict=True), marker="*", s=70, color=color, zorder=4, label=label)
 
 
-def _limit_log_loss(axes: Axes, tables: list[pd.DataFrame]) -> None:
-    axes.axhline(CHANCE_LOG_LOSS, color="0.4", linestyle=":", linewidth=1.2, label="constant 0.5")
-    highest = max(table[name].max() for table in tables for name in CANDIDATES if name in table)
-    axes.set_ylim(0, 1.08 * np.nanmax([highest, CHANCE_LOG_LOSS]))
-    axes.legend(fontsize=8, frameon=False, handlelength=3)  # long enough to show dashes
-
-
-def _limit_learning_rate(axes: Axes) -> None:
-    axes.set_title("learning rate", fontsize=10, loc="left")
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))  # two digits write any tick
-    axes.yaxis.set_major_formatter("{x:.1e}")
-
-
-def _limit_centers(axes: Axes, known: bool) -> None:
-    axes.set_title("mean distance between the centres of the maps", fontsize=10, loc="left")
-    if known:
-        axes.set_ylim(bottom=0)
-    else:
-        axes.text(0.5, 0.5, "no centres: trained without RIL", transform=axes.transAxes, ha="center", color="0.4")
-        axes.set_yticks([])
-
-
 def _phase_ends(table: pd.DataFrame) -> pd.Series:
     """Phase, in the order they were gone through -> `epochs_done` of its last validation."""
     return table.groupby("phase", sort=False)[DONE].max()
 
 
 def _same_phases(table: pd.DataFrame, longest: pd.DataFrame) -> bool:
-    """Whether a table went through the first phases of the longest one, each as long but for its last, which it may
-    not have ended."""
+    """Return whether a table went through the first phases of the longest one, each as long but for its last, which it
+    may not have ended."""
     own, other = _phase_ends(table), _phase_ends(longest)
     ended = own.iloc[:-1]
     names_alike = own.index.tolist() == other.index[: len(own)].tolist()

@@ -1,12 +1,12 @@
 """The contact sheet of a faces folder: one HTML page of thumbnails by video, status and track, doubtful ones first.
 
-How doubtful a track is, 0 (nothing to see) to 1, is the largest of four parts; the page names each of them:
+The doubt of a track, 0 (none) to 1, is the largest of four parts; the page names each of them:
 
     score    how far its median score lies from 1 towards the recipe's threshold
     jump     0 while boxes of neighbouring rows overlap with IoU 0.6 or more, 1 at 0.3, where tracks no longer link
     tiny     0 from a median side of 96 pixels (square root of the box area), 1 at 32, the smallest face searched for
     seldom   0 with rows in half of the video's frames or more, rising to 0.5 for a single row; half the weight, since
-             a person may well walk out of the picture. Not judged below 5 frames.
+             a person may well walk out of the picture. Left out below 5 frames.
 
 A video is as doubtful as its most doubtful track. Only crops on the page are read, so the page of a folder of 119,154
 videos costs a pass over its tables and some hundred thumbnails.
@@ -19,20 +19,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from multiattn.figures.page import crop_figure, whole_page
+from multiattn.figures.page import LABEL_WORDS, crop_figure, whole_page
 from multiattn.runtime.files import write_text
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 from multiattn.video.extraction.scan import MIN_IOU, box_areas, paired_iou
 
 PER_TRACK, TRACKS_PER_VIDEO = 8, 6
-CALM_IOU = 0.6
+STEADY_IOU = 0.6
 LARGE_SIDE, SMALL_SIDE = 96.0, 32.0
-OFTEN_SHARE, SELDOM_WEIGHT, JUDGED_FRAMES = 0.5, 0.5, 5
-WORTH_A_LOOK = 0.1
-"""From this doubt on the page says in bold what it rests on."""
+OFTEN_SHARE, SELDOM_WEIGHT, FEWEST_FRAMES = 0.5, 0.5, 5
+SHOWN_DOUBT = 0.1
+"""From this doubt on its largest part is bold on the page."""
 PARTS = ("score", "jump", "tiny", "seldom")
-LABELS = {1: "fake", 0: "real", -1: "unlabelled"}
 BOX = ["x1", "y1", "x2", "y2"]
 SHEET_STYLE = """
 h2 { font-size: 1.05rem; margin: 1.6rem 0 0.5rem; }
@@ -72,7 +71,7 @@ class ContactSheet:
 
 
 def track_doubts(faces: pd.DataFrame, statuses: pd.DataFrame, *, threshold: float) -> pd.DataFrame:
-    """How doubtful every track is, as the head of this file says.
+    """Doubt of every track, as the head of this file defines it.
 
     Args:
         faces: a `faces` table.
@@ -82,7 +81,7 @@ def track_doubts(faces: pd.DataFrame, statuses: pd.DataFrame, *, threshold: floa
     Returns:
         A row a track: video_id, track, num_rows, median_score, least_iou (1 with a single row), side (median, in
         pixels), score, jump, tiny, seldom and doubt; most doubtful first, ties by sum of parts, then by name. Boxes
-        without an area (tables of other programs may have none) are not judged for jump and tiny.
+        without an area (tables of other programs may have none) do not count for jump and tiny.
     """
     ordered = faces[["video_id", "track", "frame_index", "score", *BOX]]  # without the bulk: landmarks and paths
     ordered = ordered.sort_values(["video_id", "track", "frame_index"], ignore_index=True)
@@ -107,10 +106,10 @@ def track_doubts(faces: pd.DataFrame, statuses: pd.DataFrame, *, threshold: floa
     often = np.maximum(OFTEN_SHARE * frames, 1)
     side = tracks["side"].to_numpy()
     tracks["score"] = np.clip((1 - tracks["median_score"]) / (1 - threshold), 0, 1)
-    tracks["jump"] = np.clip((CALM_IOU - tracks["least_iou"]) / (CALM_IOU - MIN_IOU), 0, 1)
+    tracks["jump"] = np.clip((STEADY_IOU - tracks["least_iou"]) / (STEADY_IOU - MIN_IOU), 0, 1)
     tracks["tiny"] = np.where(side > 0, np.clip((LARGE_SIDE - side) / (LARGE_SIDE - SMALL_SIDE), 0, 1), 0.0)
     rarity = np.clip((often - tracks["num_rows"]) / np.maximum(often - 1, 1), 0, 1)
-    tracks["seldom"] = np.where(frames >= JUDGED_FRAMES, SELDOM_WEIGHT * rarity, 0.0)
+    tracks["seldom"] = np.where(frames >= FEWEST_FRAMES, SELDOM_WEIGHT * rarity, 0.0)
     tracks["doubt"] = tracks[list(PARTS)].max(axis=1)
     tracks["all_parts"] = tracks[list(PARTS)].sum(axis=1)
     by = ["doubt", "all_parts", "video_id", "track"]
@@ -193,7 +192,7 @@ def _article(
     kind = ""
     if video in words.index:
         entry = words.loc[video]
-        kind = " ".join(filter(None, (LABELS[int(entry["label"])], entry["method"], entry["compression"])))
+        kind = " ".join(filter(None, (LABEL_WORDS[int(entry["label"])], entry["method"], entry["compression"])))
     message = f", {facts['message']}" if facts["message"] else ""
     about = f"{kind + ', ' if kind else ''}{facts['status']}, {facts['num_frames']} frames{message}"
     strips = [
@@ -216,7 +215,7 @@ def _strip(folder: Path, rows: pd.DataFrame, track, num_frames: int) -> str:
     }
     worst = max(PARTS, key=lambda part: getattr(track, part))
     lines = "<br>".join(
-        f'<span class="doubted">{text}</span>' if part == worst and track.doubt >= WORTH_A_LOOK else text
+        f'<span class="doubted">{text}</span>' if part == worst and track.doubt >= SHOWN_DOUBT else text
         for part, text in facts.items()
     )
     thumbnails = "".join(

@@ -1,16 +1,13 @@
 """The leaderboard as a picture and a page: intervals as bars, published log losses as lines on their own scale."""
 
-from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multiattn.figures.page import drawing, figures_table, png_tag, whole_page
-from multiattn.runtime.files import atomic_path
+from multiattn.evaluation.leaderboard import Leaderboard
+from multiattn.figures.page import drawing, figures_table, new_figure, png_tag, whole_page
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 
 OURS, PUBLISHED, CONSTANT = "#2f6db5", "#8a8a8a", "#b5482f"
 MOST_SHOWN = 30
@@ -19,22 +16,12 @@ LINE = 32
 """Letters; a longer name is written smaller, on two lines."""
 
 
-def draw_leaderboard(
-    ours: pd.DataFrame, scored_on: str, constant: float, anchors: Mapping[str, float], *, drawn: str
-) -> Figure:
-    """A row a submission, the best on top: its log loss, and the interval as a bar.
-
-    Args:
-        ours: `Leaderboard.ours`; rows without a log loss are left out.
-        scored_on: what the figures are over, in words.
-        constant: log loss of answering 0.5 everywhere.
-        anchors: published log losses on these very videos; empty where there are none.
-        drawn: what the bootstrap drew, in words.
-    """
-    shown = ours.dropna(subset=["log_loss"]).head(MOST_SHOWN)
+def draw_leaderboard(board: Leaderboard) -> Figure:
+    """A row a submission that was scored, the best on top: its log loss, and the interval as a bar."""
+    shown = board.ours.dropna(subset=["log_loss"]).head(MOST_SHOWN)
+    anchors = board.scale.anchors if board.scale is not None else {}
     num_rows = max(len(shown), 1) + len(anchors)
-    figure = Figure(figsize=(9, 1.4 + 0.36 * num_rows), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 1.4 + 0.36 * num_rows, dpi=120, layout="constrained")
     axes = figure.subplots()
     ends = shown["high"].fillna(shown["log_loss"])  # a single video has no interval
     for place, (row, end) in enumerate(zip(shown.itertuples(), ends, strict=True)):
@@ -56,12 +43,13 @@ def draw_leaderboard(
     for label in axes.get_yticklabels()[len(shown) :]:
         label.set_color(PUBLISHED)
     axes.set_ylim(num_rows - 0.4, -0.6)
-    axes.axvline(constant, color=CONSTANT, linewidth=1.2, linestyle="--", zorder=1)
-    _write(axes, f"constant 0.5: {constant:.4f}", constant, num_rows - 0.6, colour=CONSTANT, to_the_left=True)
-    axes.set_xlim(0, 1.12 * max([constant, *ends, *anchors.values()]))
+    axes.axvline(CONSTANT_LOG_LOSS, color=CONSTANT, linewidth=1.2, linestyle="--", zorder=1)
+    words = f"constant 0.5: {CONSTANT_LOG_LOSS:.4f}"
+    _write(axes, words, CONSTANT_LOG_LOSS, num_rows - 0.6, colour=CONSTANT, to_the_left=True)
+    axes.set_xlim(0, 1.12 * max([CONSTANT_LOG_LOSS, *ends, *anchors.values()]))
     grey = "; grey is published" if anchors else ""
-    axes.set_xlabel(f"log loss, lower is better{grey}\nbars are 95 % intervals of a bootstrap that draws {drawn}")
-    axes.set_title(f"Log loss on {scored_on}", loc="left", fontsize=10)
+    axes.set_xlabel(f"log loss, lower is better{grey}\nbars are 95 % intervals of a bootstrap that draws {board.drawn}")
+    axes.set_title(f"Log loss on {board.scored_on}", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
     return figure
@@ -91,31 +79,16 @@ def _short(name: str) -> str:
     return name if len(name) <= LINE else f"{name[:LINE]}\n{name[LINE:]}"
 
 
-def write_leaderboard_picture(figure: Figure, path: Path) -> None:
-    """Write a PNG."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def leaderboard_page(
-    figure: Figure,
-    scored_on: str,
-    warnings: Sequence[str],
-    header: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    *,
-    legend: str,
-) -> str:
+def leaderboard_page(board: Leaderboard, figure: Figure) -> str:
     """The leaderboard as a page that stands alone.
 
     Args:
-        header, cells: `Leaderboard.rows()`.
-        legend: what the columns are.
+        figure: of `draw_leaderboard`.
     """
-    notes = "".join(f"<p><strong>Warning:</strong> {escape(warning)}</p>\n" for warning in warnings)
+    notes = "".join(f"<p><strong>Warning:</strong> {escape(warning)}</p>\n" for warning in board.warnings)
     return whole_page(
         "Leaderboard",
-        f"<p>Scored on {escape(scored_on)}.</p>\n{notes}"
+        f"<p>Scored on {escape(board.scored_on)}.</p>\n{notes}"
         f"{drawing(png_tag(figure, 'log loss of every submission with its interval'))}\n"
-        f"{figures_table(header, cells)}\n<p>{escape(legend)}</p>\n",
+        f"{figures_table(*board.rows())}\n<p>{escape(board.legend)}</p>\n",
     )

@@ -1,6 +1,6 @@
-"""Pictures as `img` tags that carry their own pixels, for pages that load nothing.
+"""Basis of all pictures and pages: colours, figures drawn without a display, and HTML that loads nothing.
 
-What every HTML page shares: nothing loaded from elsewhere, light or dark as asked, from a telephone's width up.
+Pages carry their pictures inside, are light or dark as asked, and fit from a telephone's width up.
 """
 
 import base64
@@ -11,16 +11,62 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from multiattn.evaluation.tables import TextTable
+from multiattn.runtime.files import atomic_path
+
+BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (
+    "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
+)  # fmt: skip
+"""The colours of Okabe and Ito, made for the colour-blind."""
+LABEL_WORDS = {1: "fake", 0: "real", -1: "unlabelled"}
+
+
+def new_figure(width: float, height: float, *, dpi: int, **settings: str) -> Figure:
+    """An empty figure of so many inches that needs no display; `settings` go to matplotlib's `Figure`."""
+    figure = Figure(figsize=(width, height), dpi=dpi, **settings)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+class InchPage:
+    """A figure addressed in inches from its upper left corner, so that nothing moves to make room."""
+
+    def __init__(self, width: float, height: float, *, dpi: int) -> None:
+        self.figure, self.width, self.height = new_figure(width, height, dpi=dpi, facecolor="white"), width, height
+
+    def text(self, x: float, y: float, words: str, **style: object) -> None:
+        """Write words at a place; `style` goes to matplotlib."""
+        self.figure.text(x / self.width, 1 - y / self.height, words, **{"size": 9, **style})
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Axes of a size with their upper left corner at a place."""
+        box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def image(self, x: float, y: float, side: float, picture: np.ndarray, **style: object) -> Axes:
+        """Show a picture, (H, W, 3) uint8 RGB or (H, W), in a square of a side; `style` goes to `imshow`."""
+        axes = self.axes(x, y, side, side)
+        axes.imshow(picture, **style)
+        axes.set_axis_off()
+        return axes
+
 
 def jpeg_tag(picture: np.ndarray, alt: str, *, longest: int | None = None, quality: int = 85) -> str:
-    """A photograph.
+    """A photograph as an `img` tag.
 
     Args:
         picture: (H, W, 3) uint8 RGB.
-        alt: what it shows, in words.
+        alt: its content in words.
         longest: its longer side is averaged down to so many pixels; None keeps it, and a smaller one stays as it is.
     """
     scale = 1.0 if longest is None else min(1.0, longest / max(picture.shape[:2]))
@@ -32,8 +78,7 @@ def jpeg_tag(picture: np.ndarray, alt: str, *, longest: int | None = None, quali
 
 
 def png_tag(figure: Figure, alt: str) -> str:
-    """A drawn figure, at its own resolution."""
-    FigureCanvasAgg(figure)
+    """A drawn figure as an `img` tag, at its own resolution."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return _tag("png", content.getvalue(), alt)
@@ -44,9 +89,8 @@ def _tag(kind: str, content: bytes, alt: str) -> str:
     return f'<img alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{data}">'
 
 
-THUMBNAIL = 88
-"""Longest side in pixels."""
-JPEG_QUALITY = 80
+THUMBNAIL, THUMBNAIL_QUALITY = 88, 80
+"""Longest side in pixels; JPEG quality."""
 STYLE = f"""
 :root {{ color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --faint: #5c5c5c; --line: #c9c9c9; }}
 @media (prefers-color-scheme: dark) {{
@@ -75,6 +119,16 @@ figcaption {{ font-size: 11px; color: var(--faint); font-variant-numeric: tabula
 .missing {{ width: {THUMBNAIL}px; height: {THUMBNAIL}px; border: 1px dashed var(--line); font-size: 11px;
   overflow: hidden; }}
 """
+
+
+SECTION_STYLE = """
+h2 { font-size: 1.15rem; margin: 2.2rem 0 0.4rem; border-top: 2px solid var(--line); padding-top: 0.9rem; }
+h3 { font-size: 0.98rem; margin: 1.2rem 0 0.3rem; }
+h4 { font-size: 0.92rem; margin: 0; }
+ul.notes { margin: 0.4rem 0 0; padding-left: 1.1rem; color: var(--faint); font-size: 13px; }
+ul.warnings { padding-left: 1.1rem; }
+"""
+"""Of pages with a section a data set or file."""
 
 
 def whole_page(title: str, body: str, *, style: str = "") -> str:
@@ -123,6 +177,19 @@ def crop_figure(path: Path, caption: str, alt: str) -> str:
     image = (
         f'<div class="missing">no crop {escape(path.name)}</div>'
         if picture is None
-        else jpeg_tag(picture, alt, longest=THUMBNAIL, quality=JPEG_QUALITY)
+        else jpeg_tag(picture, alt, longest=THUMBNAIL, quality=THUMBNAIL_QUALITY)
     )
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def section_table(table: TextTable) -> str:
+    """Heading, table and notes; words in place of a table without rows."""
+    if table.rows.empty:
+        return f"<h3>{escape(table.title)}</h3>\n<p>None.</p>"
+    rows = figures_table(map(str, table.rows), table.rows.astype(str).to_numpy())
+    return f"<h3>{escape(table.title)}</h3>\n{rows}" + (bullets(table.notes, "notes") if table.notes else "")
+
+
+def bullets(lines: Sequence[str], kind: str) -> str:
+    """A list of lines of the CSS class `notes` or `warnings`."""
+    return f'<ul class="{kind}">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'

@@ -3,8 +3,9 @@
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from multiattn.figures.page import new_figure
 
 NUM_BINS = 20
 THUMBNAIL_COLUMNS = 4
@@ -51,8 +52,7 @@ def draw_probabilities(videos: pd.DataFrame) -> Figure:
     Args:
         videos: a `video_predictions` table.
     """
-    figure = Figure(figsize=(7, 3), layout="constrained", dpi=100)
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 3, dpi=100, layout="constrained")
     axes = figure.subplots()
     predicted = videos["status"] == "ok"
     series = [videos.loc[predicted, "probability"], videos.loc[~predicted, "probability"]]
@@ -71,8 +71,7 @@ def draw_least_certain(chosen: pd.DataFrame) -> Figure:
         chosen: columns filename, probability, num_crops and thumbnail: the bytes of a JPEG, which may be empty.
     """
     rows = max(1, -(-len(chosen) // THUMBNAIL_COLUMNS))
-    figure = Figure(figsize=(2.2 * THUMBNAIL_COLUMNS, 2.1 * rows), layout="constrained", dpi=100)
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.2 * THUMBNAIL_COLUMNS, 2.1 * rows, dpi=100, layout="constrained")
     panels = figure.subplots(rows, THUMBNAIL_COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.axis("off")

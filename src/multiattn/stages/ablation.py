@@ -17,16 +17,14 @@ import torch
 
 from multiattn.command_line import Positional, parse, results
 from multiattn.evaluation.ablation_table import (
-    DEMO_NOTE,
     AblationTable,
     CrossData,
     count_videos,
     measure_cross,
     measure_out_of_fold,
-    name_data,
     read_cross_data,
 )
-from multiattn.evaluation.ablations import LQ, Ablation, Cell, get_ablation, seeded
+from multiattn.evaluation.ablations import LQ, Ablation, Cell, get_ablation, name_data, seeded
 from multiattn.figures.ablation import draw_ablation
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import atomic_path, write_text
@@ -148,5 +146,4 @@ def _write(table: AblationTable, out: Path) -> None:
     write_text(path.with_suffix(".md"), table.markdown())
     with atomic_path(path.with_suffix(".csv")) as temporary:
         table.wide().to_csv(temporary, index=False)
-    note = DEMO_NOTE if table.ablation.is_demo else ""
-    draw_ablation(table.rows(), table.title, path.with_suffix(".png"), note=note)
+    draw_ablation(table, path.with_suffix(".png"))

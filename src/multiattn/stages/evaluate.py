@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.command_line import parse, results
-from multiattn.evaluation.measures import Answers
 from multiattn.evaluation.run import (
     Criterion,
     Evaluation,
@@ -20,9 +19,7 @@ from multiattn.evaluation.run import (
     evaluate_runs,
     require_choosable,
 )
-from multiattn.evaluation.tables import CROPS_EACH, judged_crops, worst_videos
-from multiattn.figures.evaluation import DatasetSection, PageTable, evaluation_page
-from multiattn.inference.attention_maps import spread_crops
+from multiattn.figures.evaluation import evaluation_page
 from multiattn.runtime.files import atomic_path, write_text
 from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE
 from multiattn.tables import VIDEO_PREDICTIONS
@@ -83,25 +80,5 @@ def _write(evaluation: Evaluation, out: Path) -> None:
     write_text(out / "evaluation.md", evaluation.markdown())
     with atomic_path(out / "metrics.csv") as temporary:
         evaluation.metrics.to_csv(temporary, index=False)
-    page = evaluation_page(
-        evaluation.title,
-        evaluation.notes,
-        PageTable(**vars(evaluation.summary)),
-        [_section(evaluation, answers) for answers in evaluation.answers],
-        warnings=evaluation.warnings,
-    )
-    write_text(out / "report.html", page)
+    write_text(out / "report.html", evaluation_page(evaluation))
     VIDEO_PREDICTIONS.write(evaluation.video_predictions(), out / VIDEO_PREDICTIONS_FILE)
-
-
-def _section(evaluation: Evaluation, answers: Answers) -> DatasetSection:
-    worst = worst_videos(answers)
-    crops = judged_crops(worst, answers, evaluation.extracted)
-    return DatasetSection(
-        answers.name,
-        [PageTable(**vars(table)) for table in evaluation.tables[answers.name]],
-        answers.videos,
-        answers.blended_frames(),
-        worst,
-        {video: spread_crops(rows, CROPS_EACH) for video, rows in crops.items()},
-    )

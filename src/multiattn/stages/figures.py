@@ -134,13 +134,7 @@ def _maps(
     options: FaceOptions, model: TrainedModel, label: str, shown: pd.DataFrame, measured: pd.DataFrame
 ) -> RunMaps:
     faces, statistics = predict_maps(model, options.faces, shown, measured, device=pick_device(options.device))
-    return RunMaps(
-        label,
-        [face.crop for face in faces],
-        [face.maps for face in faces],
-        [face.probability for face in faces],
-        statistics,
-    )
+    return RunMaps(label, faces, statistics)
 
 
 def _require_at_least_one(options: FaceOptions | Augment, *names: str) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from multiattn.command_line import parse, results
 from multiattn.evaluation.leaderboard import ScaleName, score_submissions
-from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
+from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page
+from multiattn.figures.page import write_png
 from multiattn.runtime.files import atomic_path, write_text
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,7 @@ def main(argv: list[str]) -> None:
     write_text(out / "leaderboard.md", board.markdown())
     with atomic_path(out / "leaderboard.csv") as temporary:
         board.table().to_csv(temporary, index=False)
-    anchors = board.scale.anchors if board.scale is not None else {}
-    figure = draw_leaderboard(board.ours, board.scored_on, CONSTANT_LOG_LOSS, anchors, drawn=board.drawn)
-    write_leaderboard_picture(figure, out / "leaderboard.png")
-    page = leaderboard_page(figure, board.scored_on, board.warnings, *board.rows(), legend=board.legend)
-    write_text(out / "leaderboard.html", page)
+    figure = draw_leaderboard(board)
+    write_png(figure, out / "leaderboard.png")
+    write_text(out / "leaderboard.html", leaderboard_page(board, figure))
     results(board.markdown(), f"written: {out / 'leaderboard.md'}, .csv, .png, .html")

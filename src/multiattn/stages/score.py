@@ -67,15 +67,7 @@ def _page(scored: ScoredFiles, models: list[TrainedModel], faces: Path, device: 
     model = model_with_maps(models)
     shown = extreme_crops(scored.crops) if model is not None else scored.crops.head(0)
     with_maps = predict_maps(model, faces, shown, device=device)[0] if model is not None else []
-    maps = None
-    if with_maps:
-        maps = RunMaps(
-            model.name,
-            [face.crop for face in with_maps],
-            [face.maps for face in with_maps],
-            [face.probability for face in with_maps],
-            {},
-        )
+    maps = RunMaps(model.name, with_maps, {}) if with_maps else None
     sections = []
     for row in scored.files.itertuples():
         crops = scored.crops[scored.crops["video_id"] == row.video_id]
