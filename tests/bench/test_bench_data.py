@@ -1,17 +1,15 @@
 """`bench data`: what is measured, and how the table reads."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from multiattn.bench import data as bench_data
 from multiattn.bench.data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns
 from multiattn.config import DataConfig
-from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
+from multiattn.tables import FACES, VIDEOS
 from multiattn.training.data.crops import training_loader
 from multiattn.video.crops.images import read_crop
 
@@ -92,21 +90,6 @@ def test_both_sides_hand_out_batches_of_one_size(drawn):
     ours, labels = next(iter(training_loader(drawn, config, seed=0, rank=0, world_size=1)))
     plain, plain_labels = next(iter(_plain_loader(drawn, config)))
     assert len(ours) == len(labels) == len(plain) == len(plain_labels) == 6
-
-
-@pytest.fixture
-def faces(tmp_path, monkeypatch) -> Path:
-    """A finished faces folder of four real and four fake videos, three crops each."""
-    monkeypatch.setattr(bench_data, "DRAWN_FRAMES", 3)
-    (tmp_path / "faces").mkdir()
-    made = _drawn_faces(tmp_path / "faces")
-    rows = made.training.drop_duplicates("video_id")
-    videos = pd.DataFrame(dict.fromkeys(VIDEOS.columns, ""), index=rows.index)
-    videos = videos.assign(video_id=rows["video_id"], path=rows["crop"], dataset="drawn", label=rows["label"])
-    VIDEOS.write(videos, made.folder / "videos.csv")
-    statuses = pd.DataFrame({"video_id": rows["video_id"], "status": "ok", "num_frames": 3, "num_crops": 3})
-    VIDEO_STATUS.write(statuses.assign(message=""), made.folder / "video_status.csv")
-    return made.folder
 
 
 def test_crops_of_a_faces_folder_are_copied_so_that_nothing_is_written_there(faces, tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
-"""The benchmark: both sides compute the same thing, in processes of their own."""
+"""`bench train` and `infer`: both sides compute the same thing, and the table shows what they took."""
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multiattn.bench import data as bench_data
-from multiattn.bench.harness import SideProcess
+from multiattn.bench import train as bench_train
 from multiattn.bench.train import Comparison, Timing, compare, comparison_lines, network_flops, training_rate
 from multiattn.bench.train_sides import (
     PIECES,
     SIDES,
-    Side,
     Task,
     joint_backward,
     make_plain,
@@ -34,7 +33,6 @@ from multiattn.model.network import make_network
 from multiattn.model.predict import normalize_crops
 from multiattn.runtime.devices import seed_everything
 from multiattn.stages.bench import main
-from multiattn.tables import VIDEO_STATUS, VIDEOS
 from multiattn.training.engine.step import TrainingStep, backward_passes
 
 TINY = Experiment(
@@ -185,7 +183,9 @@ def test_the_table_of_an_eval_forward_has_no_pieces():
 
 
 @pytest.mark.parametrize("work", ["train", "infer"])
-def test_the_stage_prints_both_sides_and_their_ratios(work, capsys):
+def test_the_stage_prints_both_sides_and_their_ratios(work, capsys, monkeypatch):
+    if work == "infer":
+        monkeypatch.setattr(bench_train, "SideProcess", InThisProcess)
     main([work, "dfdc_b4", "--tiny", "--repeats", "2", "--batch-size", "2"])
     out = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("ours", "plain"))}
@@ -265,23 +265,6 @@ def test_the_measured_ceiling_is_a_rate(monkeypatch, precision):
     assert 1e8 < measured_ceiling(torch.device("cpu"), precision) < 1e15
 
 
-@pytest.fixture
-def faces(tmp_path, monkeypatch) -> Path:
-    """A finished faces folder of two drawn videos."""
-    monkeypatch.setattr(bench_data, "DRAWN_ACTORS", 2)
-    monkeypatch.setattr(bench_data, "DRAWN_FRAMES", 3)
-    folder = tmp_path / "faces"
-    folder.mkdir()
-    table = bench_data._drawn_faces(folder).training
-    videos = table.drop_duplicates("video_id")[["video_id", "label"]]
-    text = {name: "" for name in VIDEOS.columns if name not in ("video_id", "label")}
-    rows = videos.assign(**text).assign(path=videos["video_id"], dataset="drawn")
-    VIDEOS.write(VIDEOS.validate(rows[list(VIDEOS.columns)].reset_index(drop=True), "videos"), folder / "videos.csv")
-    status = rows[["video_id"]].assign(status="ok", num_frames=3, num_crops=3, message="")
-    VIDEO_STATUS.write(VIDEO_STATUS.validate(status.reset_index(drop=True), "status"), folder / "video_status.csv")
-    return folder
-
-
 def test_our_side_is_fed_from_the_crops_of_a_folder(tmp_path, faces):
     data = dataclasses.replace(TINY.data, num_workers=0)
     training = SIDES["ours"](task(tmp_path, dataclasses.replace(TINY, data=data), faces=faces))
@@ -289,12 +272,25 @@ def test_our_side_is_fed_from_the_crops_of_a_folder(tmp_path, faces):
     assert fed > 0 and ready > 0
 
 
-def test_a_faces_folder_that_is_none_is_an_error_of_the_process_that_reads_it(tmp_path):
-    with (
-        SideProcess("ours", Side, "ours", task(tmp_path, faces=tmp_path / "nothing")) as side,
-        pytest.raises(FileNotFoundError),
-    ):
-        side.ask("feed", 1)
+def test_a_faces_folder_that_is_none_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        SIDES["ours"](task(tmp_path, faces=tmp_path / "nothing")).feed(1)
+
+
+class InThisProcess:
+    """`SideProcess` without a process: the start of one takes seconds, and one test pays it."""
+
+    def __init__(self, name: str, make: Callable, *arguments) -> None:
+        self.name, self.side = name, make(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def ask(self, method: str, *arguments):
+        return getattr(self.side, method)(*arguments)
 
 
 def test_only_training_is_fed():
@@ -302,7 +298,8 @@ def test_only_training_is_fed():
         main(["infer", "demo", "--fed-from", "data/faces"])
 
 
-def test_the_rate_of_training_is_crops_a_second():
+def test_the_rate_of_training_is_crops_a_second(monkeypatch):
+    monkeypatch.setattr(bench_train, "SideProcess", InThisProcess)
     assert 0 < training_rate(TINY, batch_size=2, device=torch.device("cpu")) < 1e5
 
 

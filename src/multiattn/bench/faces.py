@@ -185,8 +185,7 @@ def compare_extraction(
     shapes = {task.video_id: _shape(task.path) for task in tasks}
     # The loop comes last, so that it, and not we, finds the clips in the system's memory.
     ours = run_alone("ours", _run_ours, videos, tasks, settings, jobs)
-    stages, cpu = run_alone("stages", _take_apart, tasks, settings).result
-    parts = run_alone("parts", _run_parts, tasks, settings).result
+    (stages, cpu), parts = run_alone("stages", _run_alone, tasks, settings).result
     loop = run_alone("loop", _run_loop, tasks, settings)
     return Comparison(
         num_videos=len(tasks),
@@ -258,6 +257,11 @@ def _write_crops(image: np.ndarray, detector: Detector, recipe: CropRecipe, fold
         crop = cv2.cvtColor(align_crop(image, landmarks, recipe.size), cv2.COLOR_RGB2BGR)
         cv2.imwrite(str(folder / f"{index}_{number}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality])
     return faces.boxes_xyxy
+
+
+def _run_alone(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[tuple[dict[str, float], float], float]:
+    """Results of `_take_apart` and `_run_parts`, in one process."""
+    return _take_apart(tasks, settings), _run_parts(tasks, settings)
 
 
 def _take_apart(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[dict[str, float], float]:
