@@ -132,14 +132,14 @@ COUNTS = ["no_face", "unreadable", "missing", "failed", "late", "seen_in_trainin
     ("card", "counts", "cells"),
     [
         pytest.param(None, [None] * 6, "not known | not known", id="no card"),
-        pytest.param({}, [None] * 6, "not known | not known", id="a card that tells neither"),
+        pytest.param({}, [None] * 6, "not known | not known", id="a card without either"),
         pytest.param(
             {"coverage": None, "seen_in_training": None}, [None] * 6, "not known | not known", id="a card of nulls"
         ),
-        pytest.param({"coverage": {"ok": 40}}, [0] * 5 + [None], "none | not known", id="every video judged"),
+        pytest.param({"coverage": {"ok": 40}}, [0] * 5 + [None], "none | not known", id="every video predicted"),
         pytest.param({"seen_in_training": 0}, [None] * 5 + [0], "not known | 0", id="nothing seen"),
         pytest.param(
-            {"coverage": {"ok": 37, "late": 3}, "seen_in_training": 7}, [0, 0, 0, 0, 3, 7], "3 late | 7", id="all told"
+            {"coverage": {"ok": 37, "late": 3}, "seen_in_training": 7}, [0, 0, 0, 0, 3, 7], "3 late | 7", id="all known"
         ),
         pytest.param(
             {"coverage": {"ok": 30, "no_face": 2}, "seen_in_training": 0},

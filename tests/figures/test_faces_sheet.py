@@ -83,7 +83,7 @@ def write_folder(folder: Path, *tracks: list[dict], **options) -> Path:
         pytest.param(track("v", score=0.95), {"score": 0.5}, id="half way to the threshold"),
         pytest.param(track("v", score=0.8), {"score": 1}, id="below the threshold: the thorough pass"),
         pytest.param(track("v", score=lambda n: 0.9 if n < 4 else 1), {}, id="the median decides"),
-        pytest.param(track("v", left=lambda n: 50 * n), {}, id="IoU 0.6: calm enough"),
+        pytest.param(track("v", left=lambda n: 50 * n), {}, id="IoU 0.6: steady enough"),
         pytest.param(track("v", left=lambda n: 100 * (n > 4)), {"jump": (0.6 - 1 / 3) / 0.3}, id="one jump, IoU 1/3"),
         pytest.param(track("v", left=lambda n: 500 * (n > 4)), {"jump": 1}, id="one jump into nowhere"),
         pytest.param(track("v", side=64), {"tiny": 0.5}, id="64 pixels"),
@@ -118,9 +118,9 @@ def test_no_tracks_have_no_doubts():
 
 
 def test_the_most_doubtful_comes_first_and_ties_are_broken():
-    order = [track("calm"), track("a", score=0.95), track("b", score=0.95, side=80), track("z", score=0.91)]
+    order = [track("steady"), track("a", score=0.95), track("b", score=0.95, side=80), track("z", score=0.91)]
     faces, statuses, _ = tables(*order)
-    assert track_doubts(faces, statuses, threshold=0.9)["video_id"].tolist() == ["z", "b", "a", "calm"]
+    assert track_doubts(faces, statuses, threshold=0.9)["video_id"].tolist() == ["z", "b", "a", "steady"]
 
 
 @pytest.mark.parametrize(

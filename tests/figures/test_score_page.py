@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from multiattn.figures.attention import RunMaps
-from multiattn.figures.score import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, FileSection, score_page, timeline_svg
+from multiattn.figures.score import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, score_page, timeline_svg
 from multiattn.inference.attention_maps import FaceMaps
+from multiattn.inference.score_files import ScoredFiles
 from page_reader import Reader
 
 
@@ -61,16 +62,18 @@ def test_the_page_has_a_section_a_file_and_loads_nothing(tmp_path):
     cv2.imwrite(str(tmp_path / "crop.jpg"), np.full((64, 64, 3), 120, np.uint8))
     clip = crops_of({0: [(0, 0.2), (1, 0.9)], 1: [(0, 0.4)]})
     picture = crops_of({0: [(0.0, 0.7)]})
-    none = clip.head(0)
-    sections = [
-        FileSection("a/<x>.mp4", 0.61, "ok", "frame 9 is damaged", 2, clip, clip, (0, 1)),
-        FileSection("b/x.png", 0.7, "ok", "", 1, picture, picture, (2,)),
-        FileSection("bad.mp4", np.nan, "unreadable", "InvalidDataError", 0, none, none),
-        FileSection("wall.jpg", np.nan, "no_face", "", 1, none, none),
+    rows = [
+        ("a/<x>.mp4", "file/0", 0.61, 2, 2, 3, "ok", "frame 9 is damaged"),
+        ("b/x.png", "file/1", 0.7, 1, 1, 1, "ok", ""),
+        ("bad.mp4", "file/2", np.nan, 0, 0, 0, "unreadable", "InvalidDataError"),
+        ("wall.jpg", "file/3", np.nan, 0, 1, 0, "no_face", ""),
     ]
+    columns = ["file", "video_id", "probability", "faces", "frames", "crops", "status", "reason"]
+    crops = pd.concat([clip.assign(video_id="file/0"), picture.assign(video_id="file/1")], ignore_index=True)
+    scored = ScoredFiles(pd.DataFrame(rows, columns=columns), crops)
     crop, grids = np.zeros((64, 64, 3), np.uint8), np.ones((2, 64, 64))
     maps = RunMaps("run/fold0", [FaceMaps(crop, grids, probability) for probability in (0.9, 0.2, 0.7)], {})
-    page = score_page("Scores", sections, tmp_path, ["how it was predicted"], maps)
+    page = score_page("Scores", scored, tmp_path, ["how it was predicted"], maps)
     read = Reader(page)
     assert read.loaded == []
     assert len(read.images) == 4 + 3 * 3  # four crops; of three faces the crop and two maps
@@ -82,6 +85,6 @@ def test_the_page_has_a_section_a_file_and_loads_nothing(tmp_path):
     ):  # fmt: skip
         assert words in read.text
     assert "nan" not in read.text
-    without = Reader(score_page("Scores", sections, tmp_path, [], None))
+    without = Reader(score_page("Scores", scored, tmp_path, [], None))
     assert len(without.images) == 4
     assert "Attention of" not in without.text

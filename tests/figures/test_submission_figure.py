@@ -1,4 +1,4 @@
-"""What the notebook shows of a submission: the table of statuses and the least certain videos."""
+"""Pictures of a submission in the notebook: the table of statuses and the least certain videos."""
 
 import cv2
 import numpy as np

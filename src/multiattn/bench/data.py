@@ -70,7 +70,7 @@ class DataBench:
     training_rate: float | None = None
     """Crops a second that the training takes; None measures a training step of the experiment."""
     device: str = "auto"
-    """Where that step is measured: cpu, cuda or auto."""
+    """Device that this step is measured on: cpu, cuda or auto."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.presets if name not in PRESETS]:
@@ -132,7 +132,7 @@ class _Side:
 
 
 def _sides(config: DataConfig, presets: tuple[str, ...]) -> dict[str, DataConfig]:
-    """What is measured: every preset, self-blended images, both caches."""
+    """Settings that are measured: every preset, self-blended images, both caches."""
     plain = dataclasses.replace(
         config,
         augmentation="none",

@@ -88,7 +88,7 @@ class SubmitBench:
     num_frames: int | None = None
     """Of each video (default: as the runs were trained)."""
     videos: int | None = None
-    """How many: the first ones, or all of them again and again (default: all once)."""
+    """Number of them: the first ones, or all of them again and again (default: all once)."""
     turns: int = 1
     """Of each side."""
     device: str = "cpu"
@@ -192,7 +192,7 @@ def _largest(first: dict[str, float], second: dict[str, float]) -> float:
 
 
 def busy_shares(side: Side) -> list[str]:
-    """How the workers and threads of `submit` spent their time."""
+    """Shares of their time that the workers and threads of `submit` spent on what."""
     wall = side.stages["wall"]
     shares = {name: side.stages[name] / (side.workers * wall) for name in ("decode", "search")}
     classify = side.stages["classify"] / (side.threads * wall)

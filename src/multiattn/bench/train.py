@@ -22,7 +22,7 @@ SPLITS = 3
 RATE_REPEATS = 5
 FED_UPDATES = 20
 PASS_FORWARDS = 3
-"""What forward and backward of a product cost in forwards: the gradients of both its factors are products too."""
+"""Cost of forward and backward of a product, in forwards: the gradients of both its factors are products too."""
 
 
 @dataclass(frozen=True, kw_only=True)

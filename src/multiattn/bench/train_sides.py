@@ -50,7 +50,7 @@ passes and their losses; `AGDA` the making of the degraded copies."""
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What all sides do.
+    """The work of all sides.
 
     Attributes:
         experiment: its last phase is the one that is timed.

@@ -20,7 +20,7 @@ XCEPTION_STAND_IN = "test_efficientnet"
 """Backbone of the tiny Xception cells: timm's smallest network, as far from the B4 cells' tinynet_e as Xception is
 from B4. Xception itself has 21 million parameters, too many for a trial."""
 EMA_DECAY, SBI_SHARE = 0.98, 0.3
-"""Of the table `demo-training`: the average looks back over about 50 updates, some two epochs of the demo; three in ten
+"""Of the table `demo-training`: the average reaches back over about 50 updates, some two epochs of the demo; three in ten
 visits of a real crop show a self-blended one."""
 TINY_VIDEOS_PER_CLASS, TINY_VALIDATION_FRAMES = 4, 2
 
@@ -201,7 +201,7 @@ def losses_and_agda() -> Ablation:
 def demo_cells() -> Ablation:
     """Ours: what each part brings on the embedded clips, beside the plain twin.
 
-    With balanced sampling: with pairs all of them solve these clips, and nothing can be told apart.
+    With balanced sampling: with pairs all of them solve these clips, and no two differ.
     """
     base = demo_balanced()
 
@@ -290,7 +290,7 @@ def seeded(
     """The run of one seed: `<name><suffix>_seed<repetition>`, its seed the experiment's plus `repetition`.
 
     Args:
-        suffix: tells runs on other data apart (`_c40`).
+        suffix: of the names of runs on other data (`_c40`).
         start_from: the run folder it starts from.
     """
     return dataclasses.replace(

@@ -37,7 +37,7 @@ class Leaderboard:
     """name; log_loss with low and high, the 95 % interval; auc, accuracy; difference: its log loss minus that of the
     best, on the same videos, with difference_low and difference_high, and probability_better, the share of resamples in
     which it is the better of the two; num_videos; no_face, unreadable, missing, failed, late; seen_in_training;
-    out_of_fold_log_loss. NaN where not scored; NA where nothing tells the number: without a card none of them is known,
+    out_of_fold_log_loss. NaN where not scored; NA where the number is not known: without a card none of them is,
     and of an imported checkpoint the training videos are not."""
     scored_on: str
     """The videos of the metrics, in words."""
@@ -65,7 +65,7 @@ class Leaderboard:
         return (
             f"95 %: of the bootstrap, which draws {self.drawn}. Minus the best: log loss minus that of the first row, "
             "on the same videos; P(better): how often it is the better of the two when they are drawn again. Answered "
-            f"with the prior, seen in training: from card.json; {NOT_KNOWN} where it does not tell."
+            f"with the prior, seen in training: from card.json; {NOT_KNOWN} where it does not say."
         )
 
     def table(self) -> pd.DataFrame:
@@ -198,7 +198,7 @@ def _doubts(asked: str, found: Scale | None, labels_path: Path, notes: list[str]
     """Doubts about the scale that was asked for; none where the file names say the same, or with `none`.
 
     Raises:
-        ValueError: the file names are those of another scale, or some are of Kaggle's 400, as `notes` tells.
+        ValueError: the file names are those of another scale, or some are of Kaggle's 400, which `notes` names.
     """
     if asked == "none" or (found is not None and found.name == asked):
         return []
@@ -265,7 +265,7 @@ def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
             f"{card_path}: expected whole numbers in coverage (status: videos) and seen_in_training, found {coverage} "
             f"and {seen}. Make the submission again with `multiattn submit`, or move the card away."
         )
-    # Statuses that no video has may be left out. Those named tell that only where they count every video.
+    # Statuses that no video has may be left out. That is known only where those named count every video.
     absent = 0 if sum(coverage.values()) == num_videos else None
     row: dict[str, Any] = {"name": folder.name, **dict.fromkeys(NUMBERS, np.nan)}
     row["num_videos"] = num_videos

@@ -28,7 +28,7 @@ FRAME_CLIP = 1e-6
 
 @dataclass(frozen=True)
 class Answers:
-    """What was answered to the videos of one data set."""
+    """Answers to the videos of one data set."""
 
     name: str
     videos: pd.DataFrame

@@ -1,4 +1,4 @@
-"""The published log losses, each on the one of three DFDC scales it was measured on, and what file names tell.
+"""The published log losses, each on the one of three DFDC scales it was measured on, and the scale of given file names.
 
 The scales share a name and nothing else: a model that reaches 0.20 on the released test set is at 0.43 on the private
 one, half of whose videos came from the web. So a figure is compared on its own scale or not at all.

@@ -1,4 +1,4 @@
-"""What each step of scoring brings: the constant, one fold, all folds by their mean, all folds tuned."""
+"""Log loss after each step of scoring: the constant, one fold, all folds by their mean, all folds tuned."""
 
 from pathlib import Path
 from typing import Any

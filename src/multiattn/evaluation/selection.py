@@ -1,7 +1,7 @@
 """The videos a test is made on: their split and labels, where their faces lie, and that no run has seen them.
 
 A run's `folds.csv` names every video it knows; a model has trained on those outside its own fold. A video is known by
-its video_id, and by its bare name where names tell videos apart: within FF++ (the same clip at another compression)
+its video_id, and by its bare name where names distinguish videos: within FF++ (the same clip at another compression)
 and for DFDC's ten letters (the 400 videos of Kaggle's public test lie inside training parts 0 to 2).
 """
 
@@ -98,7 +98,7 @@ class Extracted:
 
 
 def find_faces(selection: Selection, folders: Sequence[Path]) -> tuple[Selection, Extracted]:
-    """Where the selected videos' faces lie.
+    """Find the selected videos' faces.
 
     Returns:
         The selection without data sets no folder knows (named in `left_out`), and the faces of the rest.
@@ -188,7 +188,7 @@ def held_out_pairs(models: Sequence[TrainedModel], videos: pd.DataFrame) -> dict
 
 
 def seen_originals(models: Sequence[TrainedModel], videos: pd.DataFrame) -> int:
-    """How many fakes were made from a video in the folds of a run: not the same video, but the same scene.
+    """Number of fakes made from a video in the folds of a run: not the same video, but the same scene.
 
     Celeb-DF's official test list has such fakes for whoever trains on the rest of Celeb-DF, so it is no error.
     """
@@ -217,7 +217,7 @@ def known_folds(model: TrainedModel) -> pd.DataFrame:
 
 
 def common_name(video_id: str) -> str:
-    """What a video is called wherever it comes up again: `dfdc:aaqaifqrwn`, `ffpp:033_097`, else its video_id.
+    """Name of a video wherever it comes up again: `dfdc:aaqaifqrwn`, `ffpp:033_097`, else its video_id.
 
     FF++ fakes of one pair bear one name in all methods; the official splits never part them either.
     """

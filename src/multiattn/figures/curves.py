@@ -72,7 +72,7 @@ class Curves:
 
 
 def read_runs(folders: tuple[Path, ...]) -> dict[str, Folds]:
-    """The tables of several runs, each by its experiment's name; runs of one name are told apart by their paths.
+    """The tables of several runs, each by its experiment's name; runs of one name are named by their paths.
 
     Raises:
         FileNotFoundError: a run that has not been validated yet.

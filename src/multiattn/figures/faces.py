@@ -6,7 +6,7 @@ The doubt of a track, 0 (none) to 1, is the largest of four parts; the page name
     jump     0 while boxes of neighbouring rows overlap with IoU 0.6 or more, 1 at 0.3, where tracks no longer link
     tiny     0 from a median side of 96 pixels (square root of the box area), 1 at 32, the smallest face searched for
     seldom   0 with rows in half of the video's frames or more, rising to 0.5 for a single row; half the weight, since
-             a person may well walk out of the picture. Left out below 5 frames.
+             a person may well leave the picture. Left out below 5 frames.
 
 A video is as doubtful as its most doubtful track. Only crops on the page are read, so the page of a folder of 119,154
 videos costs a pass over its tables and some hundred thumbnails.

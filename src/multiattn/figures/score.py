@@ -1,7 +1,6 @@
 """Scored files as one HTML page: a table, and of each file P(fake) over time, deciding frames and attention maps."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import pandas as pd
 from multiattn.evaluation.tables import TextTable
 from multiattn.figures.attention import RunMaps
 from multiattn.figures.page import SECTION_STYLE, crop_figure, jpeg_tag, section_table, whole_page
+from multiattn.inference.attention_maps import deciding_crops, extreme_crops
+from multiattn.inference.score_files import ScoredFiles
 
 WIDTH, HEIGHT = 720, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 34
@@ -33,99 +34,65 @@ STYLE = """
 """
 
 
-@dataclass(frozen=True)
-class FileSection:
-    """One file on the page."""
-
-    file: str
-    probability: float
-    """NaN without a face."""
-    status: str
-    reason: str
-    frames: int
-    crops: pd.DataFrame
-    """track, frame_index, seconds, probability of every crop; may be empty."""
-    deciding: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Those crops that are shown, with `crop`, the path below the faces folder; falling probability."""
-    map_rows: tuple[int, ...] = ()
-    """Rows of the page's `maps` that are of this file."""
-
-
-def score_page(
-    title: str, sections: Sequence[FileSection], faces: Path, notes: Sequence[str], maps: RunMaps | None
-) -> str:
+def score_page(title: str, scored: ScoredFiles, faces: Path, notes: Sequence[str], maps: RunMaps | None) -> str:
     """The page's HTML; nothing in it is loaded from elsewhere.
 
     Args:
         faces: the faces folder, whose crops are read while the page is made.
         notes: how it was predicted, one line each.
-        maps: attention over some crops; None where no model has any.
+        maps: attention over the `extreme_crops` of the files; None where no model has any.
     """
-    table = pd.DataFrame(
-        [
-            {
-                "file": section.file,
-                "P(fake)": _probability(section.probability),
-                "faces": str(section.crops["track"].nunique()),
-                "frames": str(section.frames),
-                "status": section.status,
-                "reason": section.reason,
-            }
-            for section in sections
-        ]
+    files = scored.files
+    table = files[["file", "probability", "faces", "frames", "status", "reason"]].rename(
+        columns={"probability": "P(fake)"}
     )
+    table["P(fake)"] = [f"{value:.4f}" if np.isfinite(value) else "none" for value in files["probability"]]
     parts = [section_table(TextTable("Files", table, tuple(notes)))]
-    parts += [_section(section, faces, maps) for section in sections]
+    owners = extreme_crops(scored.crops)["video_id"].to_numpy()
+    for row in files.itertuples():
+        parts.append(_section(row, scored.crops[scored.crops["video_id"] == row.video_id], faces))
+        if maps is not None and row.video_id in owners:
+            parts.append(_attention(row.file, np.flatnonzero(owners == row.video_id), maps))
     return whole_page(title, "\n".join(parts) + "\n", style=SECTION_STYLE + STYLE)
 
 
-def _probability(value: float) -> str:
-    return f"{value:.4f}" if np.isfinite(value) else "none"
-
-
-def _section(section: FileSection, faces: Path, maps: RunMaps | None) -> str:
-    head = f"<h2>{escape(section.file)}</h2>"
-    if section.crops.empty:
-        words = {"no_face": "No face was found", "unreadable": "It could not be read"}.get(section.status, "No crop")
-        reason = f": {section.reason}" if section.reason else ""
+def _section(row, crops: pd.DataFrame, faces: Path) -> str:
+    """A row of `ScoredFiles.files` in words, its timeline and its deciding frames."""
+    head = f"<h2>{escape(row.file)}</h2>"
+    if crops.empty:
+        words = {"no_face": "No face was found", "unreadable": "It could not be read"}.get(row.status, "No crop")
+        reason = f": {row.reason}" if row.reason else ""
         return f'{head}\n<p class="verdict">{escape(words + reason)}. There is no answer.</p>'
-    crops, tracks = section.crops, section.crops["track"].nunique()
-    verdict = f"P(fake) {section.probability:.4f}, from {len(crops)} crops of {tracks} face track{'s' * (tracks > 1)}"
+    tracks = crops["track"].nunique()
+    verdict = f"P(fake) {row.probability:.4f}, from {len(crops)} crops of {tracks} face track{'s' * (tracks > 1)}"
     parts = [head, f'<p class="verdict">{escape(verdict)}</p>']
-    if section.reason:
-        parts.append(f'<p class="faint">{escape(section.reason)}</p>')
-    if section.frames > 1:
-        alt = f"P(fake) of {section.file} over time, a line a face track"
-        parts.append(timeline_svg(crops, section.probability, alt))
-    parts.append(_deciding(section, faces))
-    if maps is not None and section.map_rows:
-        parts.append(_attention(section, maps))
-    return "\n".join(parts)
-
-
-def _deciding(section: FileSection, faces: Path) -> str:
+    if row.reason:
+        parts.append(f'<p class="faint">{escape(row.reason)}</p>')
+    if row.frames > 1:
+        parts.append(timeline_svg(crops, row.probability, f"P(fake) of {row.file} over time, a line a face track"))
+    deciding = deciding_crops(crops)
     thumbnails = "".join(
         crop_figure(
-            faces / row.crop,
-            f"{row.seconds:.2f} s t{row.track} · {row.probability:.2f}",
-            f"Track {row.track} at {row.seconds:.2f} s, P(fake) {row.probability:.2f}",
+            faces / crop.crop,
+            f"{crop.seconds:.2f} s t{crop.track} · {crop.probability:.2f}",
+            f"Track {crop.track} at {crop.seconds:.2f} s, P(fake) {crop.probability:.2f}",
         )
-        for row in section.deciding.itertuples()
+        for crop in deciding.itertuples()
     )
-    every = len(section.deciding) == len(section.crops)
+    every = len(deciding) == len(crops)
     what = "All crops, the most fake first" if every else "The frames that decided: most fake, then most real"
-    return f'<h3>{what}</h3>\n<div class="strip">{thumbnails}</div>'
+    return "\n".join([*parts, f'<h3>{what}</h3>\n<div class="strip">{thumbnails}</div>'])
 
 
-def _attention(section: FileSection, maps: RunMaps) -> str:
+def _attention(file: str, places: Iterable[int], maps: RunMaps) -> str:
     lines = []
-    for row in section.map_rows:
-        face = maps.faces[row]
-        alt = f"face of {section.file}, P(fake) {face.probability:.2f} by {maps.label}"
+    for place in places:
+        face = maps.faces[place]
+        alt = f"face of {file}, P(fake) {face.probability:.2f} by {maps.label}"
         pictures = [jpeg_tag(face.crop, f"The {alt}", longest=MAP_SIDE)]
         pictures += [
             jpeg_tag(picture, f"Attention map {number} over the {alt}", longest=MAP_SIDE)
-            for number, picture in enumerate(maps.pictures(row, "run"), start=1)
+            for number, picture in enumerate(maps.pictures(place, "run"), start=1)
         ]
         lines.append(
             f"<small>P(fake) {face.probability:.2f} by {escape(maps.label)}</small>"

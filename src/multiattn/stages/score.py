@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from multiattn.command_line import Positional, parse, results
-from multiattn.inference.attention_maps import deciding_crops, extreme_crops, model_with_maps, predict_maps
+from multiattn.inference.attention_maps import extreme_crops, model_with_maps, predict_maps
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.score_files import ScoredFiles, find_files, score_files
 from multiattn.inference.scoring_file import choose_scoring
@@ -62,27 +62,12 @@ def main(argv: list[str]) -> None:
 def _page(scored: ScoredFiles, models: list[TrainedModel], faces: Path, device: torch.device) -> str:
     # Only here: drawing takes a tenth of the start, which a table has no use for.
     from multiattn.figures.attention import RunMaps
-    from multiattn.figures.score import FileSection, score_page
+    from multiattn.figures.score import score_page
 
     model = model_with_maps(models)
-    shown = extreme_crops(scored.crops) if model is not None else scored.crops.head(0)
+    shown = extreme_crops(scored.crops)
     with_maps = predict_maps(model, faces, shown, device=device)[0] if model is not None else []
     maps = RunMaps(model.name, with_maps, {}) if with_maps else None
-    sections = []
-    for row in scored.files.itertuples():
-        crops = scored.crops[scored.crops["video_id"] == row.video_id]
-        sections.append(
-            FileSection(
-                file=row.file,
-                probability=row.probability,
-                status=row.status,
-                reason=row.reason,
-                frames=row.frames,
-                crops=crops,
-                deciding=deciding_crops(crops),
-                map_rows=tuple(shown.index[shown["video_id"] == row.video_id]),
-            )
-        )
     names = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
     notes = [f"{len(models)} models of {names}; a crop's P(fake) is their mean, a file's that of the scoring rule."]
-    return score_page(f"Scores by {names}", sections, faces, notes, maps)
+    return score_page(f"Scores by {names}", scored, faces, notes, maps)
