@@ -149,7 +149,7 @@ COUNTS = ["no_face", "unreadable", "missing", "failed", "late", "seen_in_trainin
         ),
     ],
 )
-def test_what_no_card_tells_is_shown_as_not_known_and_not_as_none(card, counts, cells, tmp_path):
+def test_what_no_card_says_is_shown_as_not_known_and_not_as_none(card, counts, cells, tmp_path):
     submit(tmp_path / "s", "x", np.full(40, 0.5), card=card)
     board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv"), resamples=100)
     assert f"| 40 | {cells} |  |" in board.markdown()

@@ -102,7 +102,7 @@ def test_doubt_by_hand(rows, parts):
     assert found["doubt"] == pytest.approx(max(expected.values()))
 
 
-def test_seldom_is_not_judged_in_a_short_video():
+def test_seldom_does_not_count_in_a_short_video():
     faces, statuses, _ = tables(track("v", rows=1))
     assert track_doubts(faces, statuses.assign(num_frames=4), threshold=0.9)["doubt"].tolist() == [0]
 

@@ -20,8 +20,8 @@ XCEPTION_STAND_IN = "test_efficientnet"
 """Backbone of the tiny Xception cells: timm's smallest network, as far from the B4 cells' tinynet_e as Xception is
 from B4. Xception itself has 21 million parameters, too many for a trial."""
 EMA_DECAY, SBI_SHARE = 0.98, 0.3
-"""Of the table `demo-training`: the average reaches back over about 50 updates, some two epochs of the demo; three in ten
-visits of a real crop show a self-blended one."""
+"""Of the table `demo-training`: the average reaches back over about 50 updates, some two epochs of the demo; three in
+ten visits of a real crop show a self-blended one."""
 TINY_VIDEOS_PER_CLASS, TINY_VALIDATION_FRAMES = 4, 2
 
 Metric = Literal["accuracy", "auc"]

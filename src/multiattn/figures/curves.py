@@ -254,8 +254,8 @@ class _Panels:
     def maps(self, axes: Axes) -> None:
         if self.alone:
             axes.set_title("attention maps (dashed: collapsed above)", fontsize=10, loc="left")
-            self._draw(axes, {name: (label, color, "-") for name, (label, color, _) in MAPS.items()})
-            for name, (_, color, threshold) in MAPS.items():
+            for name, (label, color, threshold) in MAPS.items():
+                self._draw(axes, {name: (label, color, "-")})
                 if name in self.columns and threshold is not None:
                     axes.axhline(threshold, color=color, linestyle="--", linewidth=1)
             axes.set_ylim(-0.03, 1.42)  # room for the legend above what a share can be
