@@ -26,7 +26,9 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from multiattn.bench.harness import take_turns
-from multiattn.config import DataConfig, Experiment
+from multiattn.bench.train import training_rate
+from multiattn.bench.train_sides import labelled_faces
+from multiattn.config import DataConfig
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
 from multiattn.runtime.devices import pick_device
@@ -34,10 +36,9 @@ from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
 from multiattn.tables import FACES, FAKE, REAL
 from multiattn.training.data.augment import PRESETS
-from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
+from multiattn.training.data.crops import FoldCrops, training_loader
 from multiattn.video.crops.images import settle_worker
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
-from multiattn.video.extraction.faces_folder import read_faces_folder
 
 MAX_CROPS = 512
 """Of a faces folder, evenly spaced: enough to differ, few enough to lie in the page cache on both sides."""
@@ -95,7 +96,7 @@ class DataBench:
             batch_size=self.batch_size or experiment.data.batch_size,
             num_workers=self.num_workers,
         )
-        rate = self.training_rate or _measured_training_rate(experiment, config.batch_size, device)
+        rate = self.training_rate or training_rate(experiment, batch_size=config.batch_size, device=device)
         load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as folder:
             crops = _drawn_faces(Path(folder)) if self.faces is None else _some_faces(self.faces, Path(folder))
@@ -114,12 +115,6 @@ class DataBench:
             "",
             f"{self.experiment} takes {rate:.1f} crops/s ({source})",
         ]
-
-
-def _measured_training_rate(experiment: Experiment, batch_size: int, device: torch.device) -> float:
-    from multiattn.bench.train import training_rate  # what it needs takes seconds to import
-
-    return training_rate(experiment, batch_size=batch_size, device=device)
 
 
 @dataclass(frozen=True)
@@ -257,9 +252,7 @@ def _drawn_faces(folder: Path) -> FoldCrops:
 
 def _some_faces(source: Path, folder: Path) -> FoldCrops:
     """Copies of `MAX_CROPS` crops of a faces folder, as many real as fake ones where it has so many."""
-    faces, _, videos = read_faces_folder(source, columns=FACE_COLUMNS)
-    place = pd.Index(videos["video_id"]).get_indexer(faces["video_id"])
-    labels = np.where(place >= 0, videos["label"].to_numpy()[place], -1)
+    faces, labels, _ = labelled_faces(source)
     chosen = []
     for label in (REAL, FAKE):
         rows = np.flatnonzero(labels == label)

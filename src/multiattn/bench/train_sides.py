@@ -231,14 +231,18 @@ class _Stopwatch:
 
 def _loader(task: Task) -> DataLoader:
     """Our training's batches of the faces folder's crops, of all folds."""
-    faces, _, videos = read_faces_folder(task.faces, columns=FACE_COLUMNS)
-    place = pd.Index(videos["video_id"]).get_indexer(faces["video_id"])
-    table = faces[["video_id", "frame_index", "track", "crop"]].assign(
-        label=np.where(place >= 0, videos["label"].to_numpy()[place], -1), face=np.arange(len(faces))
-    )
-    table = table[table["label"] >= 0].reset_index(drop=True)
+    faces, labels, videos = labelled_faces(task.faces)
+    table = faces[["video_id", "frame_index", "track", "crop"]].assign(label=labels, face=np.arange(len(faces)))
+    table = table[labels >= 0].reset_index(drop=True)
     crops = FoldCrops(task.faces, table, table.iloc[:0], videos.iloc[:0], faces, videos)
     return training_loader(crops, task.experiment.data, seed=task.experiment.seed, rank=0, world_size=1)
+
+
+def labelled_faces(folder: Path) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
+    """The `faces` table of a faces folder, the label (N,) of each row (-1: unknown), and the `videos` table."""
+    faces, _, videos = read_faces_folder(folder, columns=FACE_COLUMNS)
+    labels = faces["video_id"].map(videos.set_index("video_id")["label"]).fillna(-1).to_numpy(dtype=np.int64)
+    return faces, labels, videos
 
 
 def _endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
