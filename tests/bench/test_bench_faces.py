@@ -70,11 +70,6 @@ def test_the_benchmark_runs_both_sides_and_counts_all_stages(tmp_path, capsys):
     assert re.search(r"^loop( +[\d.]+){5} +0 +[\d,]+$", out, re.MULTILINE)
 
 
-def test_a_folder_without_videos_is_one_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="expected videos, found none"):
-        main(["faces", "--videos-dir", str(tmp_path)])
-
-
 def test_a_clip_that_cannot_be_read_is_named_before_any_work(tmp_path):
     (tmp_path / "torn.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"torn\.mp4: expected a video that can be read, found: "):
