@@ -12,7 +12,7 @@ from multiattn.tables import SUBMISSION
 
 
 @pytest.fixture(scope="session")
-def case(pipeline, tmp_path_factory) -> Case:
+def undisturbed(pipeline, tmp_path_factory) -> Case:
     """Ten videos: eight with faces, one without, one that is none; answered by an undisturbed run."""
     folder = tmp_path_factory.mktemp("submit")
     (folder / "videos").mkdir()
@@ -43,3 +43,9 @@ def case(pipeline, tmp_path_factory) -> Case:
     for name, label in made.answers.items():
         assert abs(label - before[name[1:]]) < SAME, "copies of a video are answered alike"
     return made
+
+
+@pytest.fixture
+def case(undisturbed, tmp_path) -> Case:
+    """The same with files of its own, which a test may break, and no results yet."""
+    return undisturbed.copy(tmp_path)

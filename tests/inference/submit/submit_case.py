@@ -48,10 +48,20 @@ class Case:
     answers: dict[str, float] = field(default_factory=dict)
 
     def copy(self, folder: Path) -> "Case":
-        """The same with files of its own, which a test may break, and no results yet."""
+        """The same with files of its own and no results yet."""
         shutil.copytree(self.inputs.videos_dir, folder / "videos")
         inputs = dataclasses.replace(self.inputs, videos_dir=folder / "videos", out=folder / "out")
         return Case(folder, inputs, self.sample, self.answers)
+
+    @property
+    def with_faces(self) -> list[str]:
+        """Names of the videos whose answer is not the prior."""
+        return [name for name, label in self.answers.items() if label != PRIOR]
+
+    def asking_for(self, *names: str) -> SubmitInputs:
+        """Its inputs with a sample of these rows."""
+        SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.0}), self.folder / "sample.csv")
+        return dataclasses.replace(self.inputs, sample_submission=self.folder / "sample.csv")
 
     def read(self) -> dict[str, float]:
         """The submission that lies there now; it must be a complete valid one."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from submit_case import PRIOR, SAME, Case, in_this_process
@@ -58,7 +57,7 @@ def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
     """Kill the run again and again, break two files under it, then let it end."""
     rng = np.random.default_rng(seed)
     names = case.sample["filename"].tolist()
-    broken = tuple(rng.choice([name for name in names if case.answers[name] != PRIOR], 2, replace=False))
+    broken = tuple(rng.choice(case.with_faces, 2, replace=False))
     with always_valid(case):
         for number in range(kills):
             kept = case.kept()
@@ -80,18 +79,17 @@ def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
     assert case.card()["kernel"]["complete"] is True
 
 
-def test_a_run_that_is_killed_again_and_again_delivers(case, tmp_path):
-    walk_through_kills(case.copy(tmp_path), kills=2, seed=0)
+def test_a_run_that_is_killed_again_and_again_delivers(case):
+    walk_through_kills(case, kills=2, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_a_run_that_is_killed_many_times_delivers(case, tmp_path, seed):
-    walk_through_kills(case.copy(tmp_path), kills=8, seed=seed)
+def test_a_run_that_is_killed_many_times_delivers(case, seed):
+    walk_through_kills(case, kills=8, seed=seed)
 
 
-def test_asked_to_end_it_writes_what_it_knows_first(case, tmp_path):
-    case = case.copy(tmp_path)
+def test_asked_to_end_it_writes_what_it_knows_first(case):
     with case.process(delay=2, write_seconds=1000) as process:
         case.wait_for(4)
         process.send_signal(signal.SIGTERM)
@@ -101,8 +99,7 @@ def test_asked_to_end_it_writes_what_it_knows_first(case, tmp_path):
     assert "not answered yet" in str(case.card()["kernel"]["not_judged"])
 
 
-def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gave_up(case, tmp_path, monkeypatch):
-    case = case.copy(tmp_path)
+def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gave_up(case, monkeypatch):
     started = time.monotonic()
     result = in_this_process(case, monkeypatch, delay=0.8, budget_hours=6 / 3600)
     assert time.monotonic() - started < 6 + 20, "a batch at work is waited for, on a busy machine too"
@@ -115,18 +112,17 @@ def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gav
 
 
 @pytest.mark.slow
-def test_what_was_given_up_for_want_of_time_is_answered_by_the_next_run(case, tmp_path, monkeypatch):
-    case = case.copy(tmp_path)
+def test_what_was_given_up_for_want_of_time_is_answered_by_the_next_run(case, monkeypatch):
     assert in_this_process(case, monkeypatch, delay=1.0, budget_hours=8 / 3600).coverage["late"] > 0
     in_this_process(case, monkeypatch)
     assert case.require_no_wrong_row() == 8
 
 
 @pytest.mark.slow
-def test_the_budget_counts_from_the_start_of_the_process(case, tmp_path):
+def test_the_budget_counts_from_the_start_of_the_process(case):
     """Counted from the run's own start it would be 33 seconds; the file's time counts, since a busy machine takes
     seconds to end a process."""
-    case, started = case.copy(tmp_path), time.time()
+    started = time.time()
     with case.process(delay=4, idle=8, budget_hours=25 / 3600) as process:
         assert process.wait(timeout=120) == 0
     assert (case.inputs.out / "submission.csv").stat().st_mtime - started < 25 + 4
@@ -134,8 +130,8 @@ def test_the_budget_counts_from_the_start_of_the_process(case, tmp_path):
     assert case.card()["coverage"]["late"] > 0
 
 
-def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch):
-    case, in_flight, start = case.copy(tmp_path), [], Plan.start
+def test_a_slow_classifier_holds_the_extraction_back(case, monkeypatch):
+    in_flight, start = [], Plan.start
 
     def watched(self):
         level = start(self)
@@ -150,8 +146,7 @@ def test_a_slow_classifier_holds_the_extraction_back(case, tmp_path, monkeypatch
     assert case.require_no_wrong_row() == 8
 
 
-def test_fewer_frames_and_models_are_reported_of_each_video(case, tmp_path, monkeypatch):
-    case = case.copy(tmp_path)
+def test_fewer_frames_and_models_are_reported_of_each_video(case, monkeypatch):
     monkeypatch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
     monkeypatch.setattr(Plan, "has_time", False)
     result = in_this_process(case, monkeypatch, budget_hours=1)
@@ -168,31 +163,25 @@ def test_fewer_frames_and_models_are_reported_of_each_video(case, tmp_path, monk
     assert not result.videos["message"].str.contains("instead of").any()
 
 
-def test_without_a_face_in_any_video_it_stops_loudly(case, tmp_path):
+def test_without_a_face_in_any_video_it_stops_loudly(case):
     """A detector that finds nothing would deliver four thousand priors."""
-    case = case.copy(tmp_path)
-    names = [name for name, label in case.answers.items() if label == PRIOR]
-    SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.0}), tmp_path / "sample.csv")
-    with pytest.raises(
-        RuntimeError, match=r"not one video was answered \(1 no_face, 1 unreadable\).*do not hand it in"
-    ):
-        run_submit(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+    inputs = case.asking_for(*sorted(case.answers.keys() - set(case.with_faces)))
+    words = r"not one video was answered \(1 no_face, 1 unreadable\).*do not hand it in"
+    with pytest.raises(RuntimeError, match=words):
+        run_submit(inputs)
     assert set(SUBMISSION.read(case.inputs.out / "submission.csv")["label"]) == {PRIOR}
 
 
-def test_two_videos_that_differ_in_their_ending_are_refused_by_their_names(case, tmp_path):
-    case = case.copy(tmp_path)
+def test_two_videos_that_differ_in_their_ending_are_refused_by_their_names(case):
     name = case.sample["filename"][0]
     other = f"{Path(name).stem}.avi"
     shutil.copy(case.inputs.videos_dir / name, case.inputs.videos_dir / other)
-    SUBMISSION.write(pd.DataFrame({"filename": [name, other], "label": 0.0}), tmp_path / "sample.csv")
     with pytest.raises(ValueError, match=f"found {name} and {other}. Rename one"):
-        run_submit(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+        run_submit(case.asking_for(name, other))
 
 
-def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, tmp_path, monkeypatch):
-    case, call = case.copy(tmp_path), engine.call_isolated
-    name = min(name for name, label in case.answers.items() if label != PRIOR)
+def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, monkeypatch):
+    call, name = engine.call_isolated, case.with_faces[0]
 
     def faulty(key, target, arguments, *words):
         if Path(name).stem.encode() in arguments:
@@ -206,44 +195,38 @@ def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, tmp_path, mon
     assert result.videos["message"].str.contains("35 is not a valid").sum() == 1
 
 
-def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, tmp_path, monkeypatch):
-    case = case.copy(tmp_path)
+def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, monkeypatch):
     for path in case.inputs.videos_dir.iterdir():
         path.write_bytes(b"nothing")
-    with pytest.raises(
-        RuntimeError, match=r"first 10 videos failed.*10 x InvalidDataError.*do not hand it in"
-    ) as error:
+    words = r"first 10 videos failed.*10 x InvalidDataError.*do not hand it in"
+    with pytest.raises(RuntimeError, match=words) as error:
         in_this_process(case, monkeypatch)
     assert str(case.inputs.out / "submission.csv") in str(error.value)
     assert set(case.read().values()) == {PRIOR}
 
 
 @pytest.mark.slow
-def test_networks_that_fail_on_everything_stop_it_loudly_too(case, tmp_path, monkeypatch):
-    case = case.copy(tmp_path)
+def test_networks_that_fail_on_everything_stop_it_loudly_too(case, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(LoadedModels, "logits", lambda *_, **__: np.full(1, np.nan))
-        answered = [name for name in case.answers if case.answers[name] != PRIOR]
-        SUBMISSION.write(pd.DataFrame({"filename": answered, "label": 0.0}), tmp_path / "sample.csv")
         with pytest.raises(RuntimeError, match="8 videos failed"):
-            run_submit(dataclasses.replace(case.inputs, sample_submission=tmp_path / "sample.csv"))
+            run_submit(case.asking_for(*case.with_faces))
     in_this_process(case, monkeypatch)
     assert case.require_no_wrong_row() == 8, "what the machine failed at is tried again"
 
 
-def test_a_finished_run_does_nothing_again(case, monkeypatch):
-    content = (case.inputs.out / "submission.csv").read_bytes()
+def test_a_finished_run_does_nothing_again(undisturbed, monkeypatch):
+    content = (undisturbed.inputs.out / "submission.csv").read_bytes()
     monkeypatch.setattr(run_module.PredictionPass, "run", lambda self: pytest.fail("it was all done"))
-    result = run_submit(case.inputs)
-    assert (case.inputs.out / "submission.csv").read_bytes() == content
+    result = run_submit(undisturbed.inputs)
+    assert (undisturbed.inputs.out / "submission.csv").read_bytes() == content
     worst = result.least_certain(3)
     assert (worst["probability"] - 0.5).abs().is_monotonic_increasing and len(worst) == 3
     assert all(picture.startswith(b"\xff\xd8") for picture in worst["thumbnail"])
 
 
 @pytest.mark.slow
-def test_results_of_other_runs_are_not_taken_over(case, tmp_path, monkeypatch):
-    case = case.copy(tmp_path)
+def test_results_of_other_runs_are_not_taken_over(case, monkeypatch):
     run_submit(dataclasses.replace(case.inputs, runs=(case.inputs.runs[0] / "fold0",)))
     of_one_fold = case.read()
     assert of_one_fold != case.answers
@@ -253,8 +236,7 @@ def test_results_of_other_runs_are_not_taken_over(case, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_processes_are_gone_when_it_is_over(case, tmp_path):
-    case = case.copy(tmp_path)
+def test_the_processes_are_gone_when_it_is_over(case):
     run_submit(case.inputs)
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     end_processes()
@@ -263,8 +245,8 @@ def test_the_processes_are_gone_when_it_is_over(case, tmp_path):
 
 
 @pytest.mark.parametrize("time_left", [False, True], ids=["no time", "time"])
-def test_with_time_left_a_second_pass_completes_what_was_reduced(case, tmp_path, monkeypatch, time_left):
-    case, adapt = case.copy(tmp_path), Plan._adapt
+def test_with_time_left_a_second_pass_completes_what_was_reduced(case, monkeypatch, time_left):
+    adapt = Plan._adapt
 
     def hasty(self) -> None:
         adapt(self) if len(self.levels) == 1 else setattr(self, "_index", len(self.levels) - 1)
@@ -277,8 +259,8 @@ def test_with_time_left_a_second_pass_completes_what_was_reduced(case, tmp_path,
     assert (case.read() == pytest.approx(case.answers, abs=SAME)) == time_left
 
 
-def test_a_second_pass_that_fails_takes_no_answer_away(case, tmp_path, monkeypatch):
-    case, logits = case.copy(tmp_path), LoadedModels.logits
+def test_a_second_pass_that_fails_takes_no_answer_away(case, monkeypatch):
+    logits = LoadedModels.logits
     with monkeypatch.context() as patch:
         patch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
         patch.setattr(Plan, "has_time", False)
@@ -300,9 +282,9 @@ def cut_off(path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [missing, cut_off], ids=lambda how: how.__name__)
-def test_a_file_that_is_whole_again_is_answered_by_the_next_run(case, tmp_path, monkeypatch, how):
+def test_a_file_that_is_whole_again_is_answered_by_the_next_run(case, monkeypatch, how):
     """Missing for a while, as on a network's disk; or still being copied when the run came by."""
-    case, name = case.copy(tmp_path), min(name for name, label in case.answers.items() if label != PRIOR)
+    name = case.with_faces[0]
     path, start = case.inputs.videos_dir / name, Plan.start
     content = path.read_bytes()
 
