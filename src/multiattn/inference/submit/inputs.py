@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from multiattn.runtime.files import write_text
-from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, SUBMISSION_FILE
+from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, SCORING_FILE, SUBMISSION_FILE
 
 if TYPE_CHECKING:
     from multiattn.scoring.rule import ScoringRule
@@ -133,13 +133,11 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
 
 def _find_runs(root: Path, on_kaggle: bool) -> tuple[Path, ...]:
     """The first experiment; of a bundle all of them, the one that brings the scoring rule first."""
-    from multiattn.inference.scoring_file import default_scoring_path
-
     found = sorted({path.parent.parent for path in _search(root / "runs", f"{ANY_FOLD}/{BEST_WEIGHTS}", on_kaggle)})
     bundled = [run for run in found if (run.parent.parent / BUNDLE_FILE).is_file()]
     together = [run for run in bundled if run.parent == bundled[0].parent]
     if together:
-        return tuple(sorted(together, key=lambda run: not default_scoring_path([run]).is_file()))
+        return tuple(sorted(together, key=lambda run: not (run / SCORING_FILE).is_file()))
     return (_first(found, f"trained runs ({ANY_FOLD}/{BEST_WEIGHTS})", root / "runs"),)
 
 
