@@ -25,6 +25,9 @@ from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, ex
 from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
 
 SOURCE_FILE = "source.json"
+DATASET = "file"
+FEW = 2
+"""So many files are read in this process."""
 TIME_LIMIT_SECONDS = 600.0
 """A video. A 10 s clip takes seconds; a decoder that hangs must not cost a notebook its nine hours."""
 
@@ -69,11 +72,6 @@ def extract_folder_faces(
     tasks = [VideoTask(video_id=row.video_id, path=videos_dir / row.path) for row in videos.itertuples()]
     extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
     return videos
-
-
-DATASET = "file"
-FEW = 2
-"""So many files are read in this process."""
 
 
 @dataclass(frozen=True)
