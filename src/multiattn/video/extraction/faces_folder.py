@@ -21,18 +21,23 @@ import pandas as pd
 
 from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
-from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
+from multiattn.runtime.journal import Journal
+from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, FACES_JOURNAL, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 from multiattn.video.extraction.engine import Backend, Call, Engine, open_backend
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
 from multiattn.video.extraction.isolation import end_processes
-from multiattn.video.extraction.journal import Journal
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 200_000
+
+
+def faces_journal(folder: Path) -> Journal[VideoFaces]:
+    """The finished videos of a faces folder's run that has not ended yet, in the order in which they finished."""
+    return Journal(folder / FACES_JOURNAL, VideoFaces)
 
 
 def extract_faces(
@@ -75,7 +80,7 @@ def extract_faces(
         raise ValueError("expected one task for each row of the videos table, found others.")
     folder = folder.absolute()  # a cluster's workers run in folders of their own
     with exclusive_folder(folder):
-        journal = Journal(folder)
+        journal = faces_journal(folder)
         journal.mend()
         _keep_recipe(folder, settings.recipe)
         statuses = _read_statuses(folder)
@@ -110,7 +115,7 @@ class _OriginalRows:
     """The rows of finished originals, read when they are asked for: those of all of DFDC would take gigabytes."""
 
     folder: Path
-    journal: Journal
+    journal: Journal[VideoFaces]
     places: dict[str, int]
     """video_id -> its line in the journal; grows as videos finish."""
     originals: dict[str, str]
@@ -137,7 +142,7 @@ class _OriginalRows:
         return []
 
 
-def _extract(todo: list[VideoTask], engine: Engine, journal: Journal, rows: _OriginalRows) -> None:
+def _extract(todo: list[VideoTask], engine: Engine, journal: Journal[VideoFaces], rows: _OriginalRows) -> None:
     """Run the tasks, originals first, and keep each result in the journal as soon as it is there."""
     counts: Counter[str] = Counter()
     first = [task for task in todo if task.video_id not in rows.originals]
@@ -164,7 +169,7 @@ def _extract(todo: list[VideoTask], engine: Engine, journal: Journal, rows: _Ori
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
-    begun = [Journal(folder).path, folder / STATUS_FILE, folder / CROPS_FOLDER]
+    begun = [faces_journal(folder).path, folder / STATUS_FILE, folder / CROPS_FOLDER]
     if not (folder / RECIPE_FILE).is_file() or not any(path.exists() for path in begun):
         write_recipe(recipe, folder)  # also over that of a run which ended before its first video
         return
@@ -197,7 +202,7 @@ def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
 
 def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.DataFrame:
     """Merge the journal into the tables. `video_status.csv` comes last: only its rows make a video done."""
-    journal = Journal(folder)
+    journal = faces_journal(folder)
     tables, rows, new, reuse = [FACES.empty()], [], [], Counter()
     for result in journal:
         rows += result.rows
@@ -219,7 +224,7 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
     statuses = pd.concat([statuses[~statuses["video_id"].isin(added)], latest], ignore_index=True)
     statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / STATUS_FILE)
     VIDEO_STATUS.write(statuses, folder / STATUS_FILE)
-    journal.remove()
+    journal.path.unlink(missing_ok=True)  # its videos stand in the tables
     if recipe.reuse_original and new:
         total = reuse["looked"] + reuse["saved"]
         logger.info(
@@ -252,7 +257,7 @@ def read_faces_folder(
         ValueError: an interrupted run left videos in the journal.
     """
     read_recipe(folder)
-    if Journal(folder).path.is_file():
+    if faces_journal(folder).path.is_file():
         raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
     path = folder / FACES_FILE
     faces = FACES.read(path, allow_empty=True) if columns is None else FACES.read_columns(path, columns)
