@@ -17,7 +17,7 @@ from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import atomic_path, exclusive_folder, read_json, write_json, write_text
 from multiattn.runtime.progress import progress_bar
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
 
 
 def names(folder: Path) -> list[str]:

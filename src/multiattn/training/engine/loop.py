@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multiattn.config import Experiment
 from multiattn.runtime.devices import autocast, seed_everything
+from multiattn.runtime.signals import Interruption, listening
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.apex import ApexScaler
 from multiattn.training.engine.fold_training import (
@@ -20,7 +21,6 @@ from multiattn.training.engine.fold_training import (
     set_random_state,
     span_at,
 )
-from multiattn.training.engine.interruption import Interruption, listening
 from multiattn.training.engine.live import Live
 from multiattn.training.engine.ranks import CONTINUE, SAVE, STOP, Ranks, SharedDecision, wait_for_all
 from multiattn.training.engine.run_folder import RunFolder, load_state, save_state
