@@ -12,6 +12,7 @@ from multiattn.evaluation.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperC
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -299,8 +300,7 @@ class AblationTable:
         header = ["cell"]
         for column in self.columns:
             header += [column.name, "paper", "difference"] if column.paper is not None else [column.name]
-        lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-        rows = self.rows().set_index(["cell", "column"])
+        lines, rows = [], self.rows().set_index(["cell", "column"])
         for cell in self.ablation.cells:
             words = [cell.label]
             for column in self.columns:
@@ -309,8 +309,8 @@ class AblationTable:
                 if column.paper is not None:
                     words.append("" if np.isnan(row["paper"]) else f"{row['paper']:.2f}")
                     words.append("" if np.isnan(row["difference"]) else f"{row['difference']:+.2f}")
-            lines.append(f"| {' | '.join(words)} |")
-        return "\n".join(lines)
+            lines.append(words)
+        return markdown_table(header, lines)
 
     def notes(self) -> list[str]:
         """What a reader must know to compare."""

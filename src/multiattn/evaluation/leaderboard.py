@@ -10,6 +10,7 @@ import pandas as pd
 from multiattn.evaluation.published import SCALES, Scale, among_kaggles_400, scale_of
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, video_metrics
 from multiattn.tables import LABELS, SUBMISSION
@@ -104,19 +105,14 @@ class Leaderboard:
         """The leaderboard as a page."""
         parts = [f"# Leaderboard\n\nScored on: {self.scored_on}."]
         parts += [f"**Warning:** {warning}" for warning in self.warnings]
-        parts.append(_markdown_table(*self.rows()))
+        parts.append(markdown_table(*self.rows()))
         parts.append(self.legend)
         if self.scale is None:
             parts.append(NOT_COMPARABLE)
         for scale in [self.scale] if self.scale is not None else SCALES.values():
             cells = [[name, f"{value:.4f}"] for name, value in scale.anchors.items()]
-            parts.append(_markdown_table([f"published: {scale.title} ({scale.source})", "log loss"], cells))
+            parts.append(markdown_table([f"published: {scale.title} ({scale.source})", "log loss"], cells))
         return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _show(value: float, low: float | None = None, high: float | None = None) -> str:

@@ -23,6 +23,7 @@ from multiattn.evaluation.measures import (
     Split,
     single_model_figures,
 )
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.metrics import log_losses
 from multiattn.tables import FAKE
 
@@ -154,11 +155,9 @@ class TextTable:
 
     def markdown(self) -> str:
         """Title, table, notes."""
-        head = [str(name) for name in self.rows]
-        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        lines += [f"| {' | '.join(map(str, row))} |" for row in self.rows.itertuples(index=False)]
+        table = markdown_table(list(self.rows), self.rows.itertuples(index=False))
         notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
-        return "\n".join([f"### {self.title}", "", *lines, *notes]) + "\n"
+        return "\n".join([f"### {self.title}", "", table, *notes]) + "\n"
 
 
 def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComparison]) -> list[TextTable]:
