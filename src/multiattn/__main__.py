@@ -1,7 +1,6 @@
 """`multiattn <stage>` = `python -m multiattn <stage>`: dispatch, and errors without a traceback."""
 
 import ast
-import difflib
 import importlib
 import logging
 import os
@@ -69,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     stage = argv[0].replace("-", "_")
     if stage not in STAGES:
-        near = difflib.get_close_matches(stage, STAGES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        sys.stderr.write(f"multiattn: no stage {argv[0]!r}.{hint}\n{_usage()}")
+        from multiattn.config.settings import did_you_mean
+
+        sys.stderr.write(f"multiattn: no stage {argv[0]!r}.{did_you_mean(stage, STAGES)}\n{_usage()}")
         return 2
     from multiattn.runtime.progress import setup_logging
 

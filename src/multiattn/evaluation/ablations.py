@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.config import DataConfig, Experiment
-from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, look_up, shrink
+from multiattn.config.settings import look_up
+from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, shrink
 
 HQ, LQ, CELEB = "FF++ HQ", "FF++ LQ", "Celeb-DF"
 XCEPTION_STAND_IN = "test_efficientnet"
