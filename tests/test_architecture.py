@@ -27,6 +27,9 @@ LEVEL_OF_ROOM = {
 """`` is the package itself, `multiattn/__init__.py`: it may name anything, and nothing below may import it."""
 GROUND_FLOOR_NEIGHBOURS = {
     ("experiments", "config"),
+    ("command_line", "config"),
+    ("command_line", "experiments"),
+    ("command_line", "runtime"),
     ("tables", "runtime"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -9,28 +9,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-STAGES = (
-    "demo",
-    "index",
-    "check",
-    "faces",
-    "folds",
-    "train",
-    "tune",
-    "predict",
-    "submit",
-    "leaderboard",
-    "evaluate",
-    "score",
-    "ablation",
-    "figures",
-    "import_checkpoint",
-    "describe",
-    "bundle",
-    "bench",
-)
-"""The stages in the order data walks through them, then those beside the way; each is a module of
-`multiattn.stages`."""
+from multiattn.stages import STAGES
 
 KNOWN_FAILURES = {
     "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Lower --data.batch-size or --jobs.",

@@ -227,6 +227,8 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
         demo_baseline,
     )
 }
+DEFAULT_EXPERIMENT = next(iter(EXPERIMENTS))
+"""Whose settings a command shows or takes that names none."""
 
 
 def get_experiment(name: str, *, tiny: bool = False) -> Experiment:

@@ -2,10 +2,12 @@
 
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def seed_everything(seed: int) -> None:

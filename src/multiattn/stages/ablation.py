@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from multiattn.command_line import Positional, parse, results
+from multiattn.command_line import Device, FoldsTable, Positional, parse, results
 from multiattn.evaluation.ablation_table import (
     DEMO_NOTE,
     AblationTable,
@@ -44,8 +44,7 @@ class Options:
     """A table of the paper (1, 2, 4, 5 or 6), `demo` or `demo-training`."""
     faces: Path
     """The faces folder of `multiattn faces` to train on; its compression says which column is measured."""
-    folds: Path
-    """The folds CSV of `multiattn folds`."""
+    folds: FoldsTable
     fold: str = "0"
     """The fold that validates: a number, or `all`, whose held-out videos are then measured together."""
     seeds: int = 3
@@ -57,8 +56,7 @@ class Options:
     """The table goes to <out>/table_<table>.md, .csv and .png."""
     tiny: bool = False
     """Every cell on a small network, 64 px crops and one epoch: shows that it runs."""
-    device: str = "auto"
-    """cpu, cuda or auto."""
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import VideosTable, parse, results
 from multiattn.datasets.folds import read_grouping
 from multiattn.datasets.health import Finding, HealthReport, check_health
 from multiattn.datasets.manifest import named_roots, roots_path
@@ -22,8 +22,7 @@ WIDTH = 120
 class Options:
     """Options of `multiattn check`."""
 
-    videos: Path
-    """The videos.csv of `multiattn index`."""
+    videos: VideosTable
     folds: Path | None = None
     """The folds CSV made of it. What it holds is what is trained on; without it, all labelled videos outside the test
     split count as trained on."""

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from multiattn.command_line import Inline, Positional, parse, results
+from multiattn.command_line import ExperimentName, Inline, parse_experiment, results
 from multiattn.config import Experiment, Phase, to_json
-from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.model.describe import NetworkDescription, departures, describe_network
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.training.engine.step import TrainingStep, set_trainable
@@ -25,31 +24,21 @@ from multiattn.training.engine.step import TrainingStep, set_trainable
 WIDTH = 100
 
 
-def _options_class(default: Experiment) -> type:
-    """The options, with the settings of the experiment that was named as defaults."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn describe`."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        """Options of `multiattn describe`."""
-
-        experiment: Positional[str]
-        """A function of experiments.py."""
-        tiny: bool = False
-        """The experiment's tiny variant."""
-        json: bool = False
-        """JSON for programs in place of the tables."""
-        settings: Inline[Experiment] = dataclasses.field(default_factory=lambda: default)
-
-    return Options
+    experiment: ExperimentName
+    tiny: bool = False
+    """The experiment's tiny variant."""
+    json: bool = False
+    """JSON for programs in place of the tables."""
+    settings: Inline[Experiment]
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    named = argv[0] if argv and not argv[0].startswith("-") else next(iter(EXPERIMENTS))
-    default = get_experiment(named, tiny="--tiny" in argv)
-    options = parse(_options_class(default), argv, stage="describe", doc=__doc__)
-    if options.experiment != named:
-        raise ValueError(f"the experiment comes first: multiattn describe {options.experiment} ...")
+    options = parse_experiment(Options, argv, stage="describe", doc=__doc__)
     experiment = options.settings
     with torch.device("meta"):  # layers without memory: nothing is drawn, nothing is fetched
         step = TrainingStep(experiment, load_weights=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import Device, PredictPrecision, Scoring, parse, results
 from multiattn.evaluation.measures import Answers
 from multiattn.evaluation.run import (
     Criterion,
@@ -45,11 +45,9 @@ class Options:
     """Of each data set; one without any split is tested whole."""
     choose: Criterion | None = None
     """Measure each run by itself and name the best, by log loss or AUC of videos; with --split val only."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    scoring: Scoring = None
+    device: Device = "auto"
+    precision: PredictPrecision = "auto"
 
 
 def main(argv: list[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import Device, Jobs, VideosTable, parse, results
 from multiattn.datasets.manifest import locate_videos, named_roots
 from multiattn.datasets.masks import mask_of
 from multiattn.runtime.devices import pick_device
@@ -25,8 +25,7 @@ from multiattn.video.extraction.faces_folder import extract_faces
 class Options:
     """Options of `multiattn faces`."""
 
-    videos: Path
-    """The videos.csv of `multiattn index`."""
+    videos: VideosTable
     out: Path
     """The faces folder."""
     splits: tuple[Literal["train", "val", "test"], ...] = ()
@@ -50,16 +49,14 @@ class Options:
     """Crop fakes where their originals' faces are, if size and frame count are equal: aligned pairs, less detection."""
     fast_frames: bool = False
     """Take the nearest reference frame for a wanted one where that spares decoding."""
-    jobs: int | None = None
-    """Processes on this machine, each with one video at a time (default: one a core, on a GPU at most 4)."""
+    jobs: Jobs = None
     backend: Backend = "local"
     """Where videos are extracted: this machine, or a dask or ray cluster that sees the same files at the same paths."""
     scheduler: str | None = None
     """The cluster's address: tcp://HOST:8786 for dask; ray finds the cluster of this machine by itself."""
     time_limit: float = 600.0
     """Seconds a video may take; then it is `unreadable`."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 or auto."""
+    device: Device = "auto"
 
 
 def main(argv: list[str]) -> None:

@@ -10,9 +10,8 @@ what was answered from fewer frames or models for want of time.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, Scoring, parse, results
 from multiattn.inference.submit.inputs import SubmitInputs, write_first_answer
 from multiattn.runtime.layout import SUBMISSION_FILE
 
@@ -29,20 +28,16 @@ class Options:
     """The competition's sample: its rows, in its order, are answered."""
     out: Path
     """The submission folder, submissions/NAME."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    jobs: int | None = None
-    """Processes that decode and detect (default: one a core)."""
+    scoring: Scoring = None
+    device: Device = "auto"
+    precision: PredictPrecision = "auto"
+    jobs: Jobs = None
     budget_hours: float | None = None
     """Deliver within so many hours of this process's start: with fewer frames, then fewer models, then priors, as the
     time goes (default: no limit)."""
     write_seconds: float = 30.0
     """Between two writings of the submission."""
-    weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with (mtcnn needs none)."""
+    weights: DetectorWeights = None
 
 
 def main(argv: list[str]) -> None:
