@@ -12,13 +12,14 @@ from typing import NoReturn
 from multiattn.stages import STAGES
 
 KNOWN_FAILURES = {
-    "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Lower --data.batch-size or --jobs.",
+    "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Take smaller batches (train: "
+    "--data.batch-size) or fewer processes (faces, predict, score, submit: --jobs).",
     "TerminatedWorkerError": "A worker process died (out of memory, or a decoder that crashed); finished videos are "
     "kept. Run the same command again with fewer --jobs.",
     "SystematicFailureError": "",
 }
-"""Errors of torch, joblib and the kernel that say all there is to say, by name: nothing is imported for them; and what
-to do about them beside their message."""
+"""Errors of torch, joblib and submit that need no traceback -> what to do about them, beside their message; by name, so
+that nothing is imported for them."""
 
 
 def command() -> NoReturn:

@@ -227,7 +227,8 @@ def require_finite(training: FoldTraining) -> dict[str, float]:
         f"{training.run.model_name}: epoch {training.progress.epoch}, step {step}: the loss is not finite; "
         f"{' and '.join(causes)} stopped being a number first, at learning rate {training.learning_rate:.3g} in "
         f"{training.precision}{scale}. The state saved before it and the best weights are intact. Try a lower "
-        "--optim.lr, --optim.clip-grad-norm 5, or --precision fp32."
+        "learning rate, gradients clipped to a norm of 5, or fp32 (train: --optim.lr, --optim.clip-grad-norm, "
+        "--precision)."
     )
 
 

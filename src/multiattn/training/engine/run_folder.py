@@ -99,9 +99,9 @@ class RunFolder:
             differences.append("folds: not the folds this run was begun with")
         if differences and (other_folds or not allow_changes):
             raise ValueError(
-                f"{self.path}: holds a run with other settings: {'; '.join(differences)}. Pass the same settings to "
-                "continue it, another --name to begin a new one"
-                + (", or --allow-changes to go on with these." if not other_folds else ".")
+                f"{self.path}: holds a run with other settings: {'; '.join(differences)}. Give the same settings to "
+                "continue it, or another name or folder to begin a new one"
+                + ("; `multiattn train --allow-changes` goes on with these." if not other_folds else ".")
             )
         if differences:
             logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))

@@ -176,7 +176,7 @@ def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
     if difference := describe_difference(read_recipe(folder), recipe, everything=True):
         raise ValueError(
             f"{folder / RECIPE_FILE}: this folder was made with other settings: {difference}. "
-            "Choose another --out, or pass the same settings to continue."
+            "Choose another faces folder, or pass the same settings to continue."
         )
 
 
