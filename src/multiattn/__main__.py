@@ -41,7 +41,7 @@ def command() -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code: 0, or 2 after a message about something the user can mend."""
+    """Run one stage; returns the exit code: 0, or 2 after a message about a mistake of the user."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_usage())

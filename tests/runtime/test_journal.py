@@ -25,7 +25,7 @@ RECORDS = [
 
 def opened(path: Path, work: dict | None = None) -> Journal[Finished]:
     journal = Journal(path, Finished)
-    journal.claim(work) if work is not None else journal.mend()
+    journal.claim(work) if work is not None else journal.repair()
     return journal
 
 

@@ -111,7 +111,7 @@ def test_parts_count_across_folds_only_if_the_folds_were_grouped_by_part(tmp_pat
 def test_the_demo_is_sound_from_index_to_folds_and_its_files_are_looked_at(pipeline, capsys):
     assert exit_code("check", "--videos", pipeline.videos, "--folds", pipeline.folds) == 0
     out = capsys.readouterr().out
-    assert "vanished" not in out and "not looked at" not in out
+    assert "vanished" not in out and "not checked" not in out
 
 
 def test_data_that_moved_is_found_through_root(small_dataset, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_data_that_moved_is_found_through_root(small_dataset, tmp_path, capsys):
     run("index", "dfdc", "--root", data, "--out", videos)
     data.rename(moved)
     assert exit_code("check", "--videos", videos) == 0
-    assert "Files were not looked at: dfdc" in capsys.readouterr().out
+    assert "Files were not checked: dfdc" in capsys.readouterr().out
     next(moved.glob("*/*.mp4")).unlink()
     assert exit_code("check", "--videos", videos, "--root", moved) == 0
     assert "WARNING vanished: dfdc: 1 of" in capsys.readouterr().out

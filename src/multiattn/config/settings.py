@@ -39,6 +39,13 @@ def require(condition: bool, owner: object, name: str, expected: str) -> None:
         raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}, found {found!r}.")
 
 
+def require_at_least(owner: object, low: float, *names: str) -> None:
+    """Refuse settings below a bound; None passes."""
+    for name in names:
+        value = getattr(owner, name)
+        require(value is None or value >= low, owner, name, f"at least {low}")
+
+
 def require_choices(owner: Any, **registries: Collection[str]) -> None:
     """Refuse a value that a `Literal` field does not list, or that is not in the registry of its setting."""
     hints = typing.get_type_hints(type(owner)).items()

@@ -1,7 +1,7 @@
 """A journal of finished work, one line of JSON a record, that survives being cut.
 
 The file only grows at its end, by one whole line in one write, so a process killed at any moment leaves at worst an
-unfinished last line, which `mend` cuts off. Its folder is held by one process at a time (`files.exclusive_folder`).
+unfinished last line, which `repair` cuts off. Its folder is held by one process at a time (`files.exclusive_folder`).
 """
 
 import json
@@ -41,7 +41,7 @@ class Journal(Generic[Record]):
         self._file.close()
         self._file = None
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Cut off the line that a kill left unfinished; its work is done again. A journal without lines goes."""
         if not self.path.is_file():
             return
@@ -59,12 +59,12 @@ class Journal(Generic[Record]):
             self.path.unlink()
 
     def claim(self, work: dict[str, Any]) -> None:
-        """Mend the journal and keep its records if they belong to this work; set those of other work aside.
+        """Repair the journal and keep its records if they belong to this work; set those of other work aside.
 
         Args:
             work: what the records depend on, plain types; the first line of the file.
         """
-        self.mend()
+        self.repair()
         if self.path.is_file():
             with self.path.open("rb") as file:
                 try:

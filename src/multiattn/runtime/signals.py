@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 logger = logging.getLogger(__name__)
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks a process to end. SIGUSR1 too: `sbatch --signal=USR1@90` sends it ahead of the end of a job's time."""
+"""Signals that ask a process to end. SIGUSR1: `sbatch --signal=USR1@90` sends it ahead of the end of a job's time."""
 EXIT_CODE = 128 + signal.SIGTERM
 
 

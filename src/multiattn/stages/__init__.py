@@ -20,4 +20,4 @@ STAGES = (
     "bundle",
     "bench",
 )
-"""In the order data walks through them, then those beside the way."""
+"""In the order data passes through them, then those beside it."""

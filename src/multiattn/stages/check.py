@@ -13,6 +13,7 @@ from multiattn.datasets.folds import read_grouping
 from multiattn.datasets.health import Finding, HealthReport, check_health
 from multiattn.datasets.manifest import named_roots, roots_path
 from multiattn.runtime.files import read_json
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FOLDS, VIDEOS
 
 WIDTH = 120
@@ -60,14 +61,11 @@ def main(argv: list[str]) -> None:
 
 def _lines(report: HealthReport, options: Options, num_videos: int, unlocated: list[str]) -> list[str]:
     counts = report.counts.replace({"": "-"})
-    for column in ("dataset", "split", "method"):  # text to the left, numbers to the right
-        counts[column] = counts[column].str.ljust(max(len(column), counts[column].str.len().max()))
+    numbers = [place for place, name in enumerate(counts) if name not in ("dataset", "split", "method")]
     lines = [
         f"{num_videos} videos in {options.videos}" + (f", folds of {options.folds}" if options.folds else ""),
         "",
-        counts.rename(
-            columns={name: name.ljust(counts[name].str.len().max()) for name in counts.columns[:3]}
-        ).to_string(index=False),
+        terminal_table([list(counts), *counts.itertuples(index=False)], right=numbers),
         "",
     ]
     for finding in report.findings:
@@ -76,8 +74,8 @@ def _lines(report: HealthReport, options: Options, num_videos: int, unlocated: l
         f"{report.count(severity)} {severity}{'s' * (report.count(severity) != 1)}"
         for severity in ("leak", "warning", "note")
     ]
-    not_looked = f" Files were not looked at: {', '.join(unlocated)} (no root here; pass --root)." if unlocated else ""
-    return [*lines, ", ".join(numbers) + "." + not_looked]
+    unchecked = f" Files were not checked: {', '.join(unlocated)} (no root here; pass --root)." if unlocated else ""
+    return [*lines, ", ".join(numbers) + "." + unchecked]
 
 
 def _finding(finding: Finding, examples: int) -> list[str]:

@@ -81,7 +81,7 @@ def extract_faces(
     folder = folder.absolute()  # a cluster's workers run in folders of their own
     with exclusive_folder(folder):
         journal = faces_journal(folder)
-        journal.mend()
+        journal.repair()
         _keep_recipe(folder, settings.recipe)
         statuses = _read_statuses(folder)
         in_journal = journal.places()
