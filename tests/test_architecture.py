@@ -29,7 +29,6 @@ GROUND_FLOOR_NEIGHBOURS = {
     ("experiments", "config"),
     ("command_line", "config"),
     ("command_line", "experiments"),
-    ("command_line", "runtime"),
     ("tables", "runtime"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -9,9 +9,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.conf import arg
 
-from multiattn.config import Experiment
+from multiattn.config import Experiment, Precision
 from multiattn.experiments import DEFAULT_EXPERIMENT, get_experiment
-from multiattn.runtime.devices import Precision
 
 Options = TypeVar("Options")
 Positional = tyro.conf.Positional

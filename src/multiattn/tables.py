@@ -20,6 +20,7 @@ import pyarrow.parquet
 from multiattn.runtime.files import atomic_path
 
 FAKE, REAL, UNKNOWN = 1, 0, -1
+SPLITS = ("train", "val", "test")
 BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
 ROWS_AT_ONCE = 1 << 17
@@ -286,7 +287,7 @@ VIDEOS = Table(
         "label": _label(UNKNOWN, REAL, FAKE),
         "method": _text("the manipulation method, empty for real or unknown"),
         "compression": _text("the compression level, may be empty"),
-        "split": _one_of("train", "val", "test", ""),
+        "split": _one_of(*SPLITS, ""),
         "part": _text("the part of the data set, may be empty"),
         "original": _text("the video_id a fake was made from, may be empty"),
         "target_id": _text("may be empty"),

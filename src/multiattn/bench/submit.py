@@ -21,14 +21,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import av
 import numpy as np
 import pandas as pd
 import torch
 
-from multiattn.config import to_json
+from multiattn.config import Precision, to_json
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, video_id
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
@@ -95,7 +94,7 @@ class KernelBench:
     turns: int = 1
     """Of each side."""
     device: str = "cpu"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
+    precision: Precision = "fp32"
     """Ours; the loop is float32."""
     jobs: int | None = None
     weights: Path | None = None

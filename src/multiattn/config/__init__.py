@@ -11,6 +11,7 @@ keeps it as `experiment.json`.
 from multiattn.config.model import AgdaConfig as AgdaConfig
 from multiattn.config.model import LossConfig as LossConfig
 from multiattn.config.model import ModelConfig as ModelConfig
+from multiattn.config.model import Padding as Padding
 from multiattn.config.settings import from_json as from_json
 from multiattn.config.settings import to_json as to_json
 from multiattn.config.training import AverageConfig as AverageConfig
@@ -18,4 +19,5 @@ from multiattn.config.training import DataConfig as DataConfig
 from multiattn.config.training import Experiment as Experiment
 from multiattn.config.training import OptimConfig as OptimConfig
 from multiattn.config.training import Phase as Phase
+from multiattn.config.training import Precision as Precision
 from multiattn.config.training import ValidationConfig as ValidationConfig

@@ -9,6 +9,7 @@ from multiattn.config.settings import require, require_at_least, require_choices
 STAGE_NAME = re.compile(r"L([1-9]\d?)")
 """L1, L2, ...: how many there are depends on the backbone, which checks that."""
 MAX_MAPS = 8
+Padding = Literal["dynamic", "static"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class ModelConfig:
     """`baseline` is the twin of every claim: the same backbone, global average pooling, one linear layer."""
     backbone: str = "tf_efficientnet_b4.ap_in1k"
     """Any timm model with feature stages; `ap_in1k` weights were trained with the mean and std 0.5 the paper uses."""
-    padding: Literal["dynamic", "static"] = "dynamic"
+    padding: Padding = "dynamic"
     """Padding of an EfficientNet's strided convolutions: `static` for the nominal image size, as the released
     checkpoints were trained (attention grid 23x23 in B4 at 380 px, against 24x24)."""
     pretrained: bool = True

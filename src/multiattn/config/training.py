@@ -8,6 +8,8 @@ import tyro
 from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
 from multiattn.config.settings import require, require_at_least, require_choices
 
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -189,7 +191,7 @@ class Experiment:
     fold's folder or a safetensors file. A c40 experiment starts from its c23 run this way."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
-    precision: Literal["auto", "bf16", "fp16", "fp32", "apex-O1"] = "auto"
+    precision: Literal[Precision, "apex-O1"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 with gradient scaling on an older one, fp32 on a CPU. `apex-O1` is for
     an old build of NVIDIA's apex that still has `apex.amp`."""
     compile: bool = False

@@ -2,12 +2,10 @@
 
 import os
 import random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def seed_everything(seed: int) -> None:

@@ -8,10 +8,9 @@ Several runs are blended by the scoring rule; with --choose each is measured by 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from multiattn.command_line import Device, PredictPrecision, Scoring, parse, results
-from multiattn.evaluation.measures import Answers
+from multiattn.evaluation.measures import Answers, Split
 from multiattn.evaluation.run import (
     Criterion,
     Evaluation,
@@ -41,7 +40,7 @@ class Options:
     out: Path | None = None
     """Where the report goes, and the predictions, which are made once (default: in the folder of the first run,
     evaluation_<name of videos.csv>_<split>)."""
-    split: Literal["test", "val"] = "test"
+    split: Split = "test"
     """Of each data set; one without any split is tested whole."""
     choose: Criterion | None = None
     """Measure each run by itself and name the best, by log loss or AUC of videos; with --split val only."""

@@ -14,7 +14,7 @@ from multiattn.command_line import Device, Jobs, VideosTable, parse, results
 from multiattn.datasets.manifest import locate_videos, named_roots
 from multiattn.datasets.masks import mask_of
 from multiattn.runtime.devices import pick_device
-from multiattn.tables import FAKE, VIDEOS
+from multiattn.tables import FAKE, SPLITS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, FacePolicy
 from multiattn.video.extraction.engine import Backend
 from multiattn.video.extraction.extract import VideoTask, extraction_settings
@@ -28,7 +28,7 @@ class Options:
     videos: VideosTable
     out: Path
     """The faces folder."""
-    splits: tuple[Literal["train", "val", "test"], ...] = ()
+    splits: tuple[Literal[SPLITS], ...] = ()
     """Only videos of these splits, as `--splits train val` (default: all, those without a split too)."""
     root: tuple[str, ...] = ()
     """Overrides the roots kept in videos.json: DIR where the table holds one data set, else NAME=DIR for each."""

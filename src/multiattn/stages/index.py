@@ -6,9 +6,7 @@ multiattn index ffpp --root /data/ffpp --compression c23 --splits /data/splits -
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import subcommand
+from typing import Literal, Union
 
 from multiattn.command_line import parse, results
 from multiattn.datasets.celebdf import read_celebdf
@@ -16,15 +14,17 @@ from multiattn.datasets.deeperforensics import read_deeperforensics
 from multiattn.datasets.dfd import read_dfd
 from multiattn.datasets.dfdc import read_dfdc
 from multiattn.datasets.dfdc_preview import read_dfdc_preview
-from multiattn.datasets.ffpp import read_ffpp
+from multiattn.datasets.ffpp import LEVEL_FOLDERS, read_ffpp
 from multiattn.datasets.labelled_folder import read_labelled_folder
 from multiattn.datasets.manifest import Listing, write_manifest
 
-Compression = Literal["raw", "c0", "c23", "c40"]
+Compression = Literal[tuple(LEVEL_FOLDERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Index:
+class Index:
+    """A data set, one subclass each: its lower-case name is the command's word, its fields are the options."""
+
     root: Path
     """The folder that holds the data set's own folders, as the README shows them."""
     out: Path
@@ -34,7 +34,7 @@ class _Index:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dfdc(_Index):
+class Dfdc(Index):
     """DFDC: training parts, validation and test folders, Kaggle's folders; whatever of them is there."""
 
     def list(self) -> Listing:
@@ -42,7 +42,7 @@ class Dfdc(_Index):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DfdcPreview(_Index):
+class DfdcPreview(Index):
     """The DFDC preview set: dataset.json, method_A, method_B, original_videos."""
 
     def list(self) -> Listing:
@@ -50,7 +50,7 @@ class DfdcPreview(_Index):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ffpp(_Index):
+class Ffpp(Index):
     """FaceForensics++: pristine clips and the five manipulation methods at one compression level."""
 
     compression: Compression = "c23"
@@ -62,7 +62,7 @@ class Ffpp(_Index):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dfd(_Index):
+class Dfd(Index):
     """Google's DeepFakeDetection in the FaceForensics++ tree, at one compression level; it has no official split."""
 
     compression: Compression = "c23"
@@ -72,7 +72,7 @@ class Dfd(_Index):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Celebdf(_Index):
+class Celebdf(Index):
     """Celeb-DF v1 or v2: the clips of the test list are the test split, all others the training split."""
 
     version: Literal["v1", "v2"] = "v2"
@@ -84,7 +84,7 @@ class Celebdf(_Index):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeeperForensics(_Index):
+class Deeperforensics(Index):
     """DeeperForensics-1.0's fakes; index FaceForensics++ c23 into the same table for the real class."""
 
     types: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class DeeperForensics(_Index):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepfakeBench(_Index):
+class Deepfakebench(Index):
     """DeepfakeBench's preprocessed frames: also writes a faces folder of them, without decoding anything again."""
 
     json: Path
@@ -112,7 +112,7 @@ class DeepfakeBench(_Index):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder(_Index):
+class Folder(Index):
     """A folder of your own: clips in real/ and fake/, or a CSV of path and label."""
 
     labels: Path | None = None
@@ -124,21 +124,9 @@ class Folder(_Index):
         return read_labelled_folder(self.root, labels=self.labels, name=self.name)
 
 
-Options = (
-    Annotated[Dfdc, subcommand("dfdc")]
-    | Annotated[DfdcPreview, subcommand("dfdc-preview")]
-    | Annotated[Ffpp, subcommand("ffpp")]
-    | Annotated[Dfd, subcommand("dfd")]
-    | Annotated[Celebdf, subcommand("celebdf")]
-    | Annotated[DeeperForensics, subcommand("deeperforensics")]
-    | Annotated[DeepfakeBench, subcommand("deepfakebench")]
-    | Annotated[Folder, subcommand("folder")]
-)
-
-
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    options = parse(Options, argv, stage="index", doc=__doc__)
+    options = parse(Union[tuple(Index.__subclasses__())], argv, stage="index", doc=__doc__)  # noqa: UP007 (no list of them)
     listing = options.list()
     table = write_manifest(listing, options.out, append=options.append)
     counts = table.assign(label=table["label"].map({0: "real", 1: "fake", -1: "unknown"}))
