@@ -33,8 +33,7 @@ Scoring = Annotated[
     ),
 ]
 DetectorWeights = Annotated[
-    Path | None,
-    arg(help="The weights file of the detector the runs' faces were found with, where it needs one."),
+    Path | None, arg(help="The weights file of the detector the runs' faces were found with, where it needs one.")
 ]
 
 

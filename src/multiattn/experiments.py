@@ -187,11 +187,7 @@ def demo() -> Experiment:
     return Experiment(
         name="demo",
         model=ModelConfig(
-            backbone="test_efficientnet",
-            pretrained=False,
-            attention_stage="L3",
-            global_dropout=0.5,
-            drop_path_rate=0.0,
+            backbone="test_efficientnet", pretrained=False, attention_stage="L3", global_dropout=0.5, drop_path_rate=0.0
         ),
         agda=AgdaConfig(mode="hard", first_epoch=9),
         data=DataConfig(
