@@ -418,5 +418,5 @@ def test_a_side_that_dies_is_an_error_that_names_it():
 
 
 def test_the_experiment_comes_second():
-    with pytest.raises(ValueError, match="the experiment comes second: multiattn bench infer demo"):
+    with pytest.raises(ValueError, match="the experiment comes before all options: multiattn bench infer demo"):
         main(["infer", "--tiny", "demo"])

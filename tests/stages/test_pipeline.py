@@ -222,7 +222,7 @@ def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, c
 
 def test_the_experiment_comes_first_and_is_never_guessed(pipeline, capsys, tmp_path):
     words = ["train", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", tmp_path / "runs", "demo"]
-    assert "experiment comes first" in fails(capsys, *words)
+    assert "experiment comes before all options" in fails(capsys, *words)
 
 
 def test_a_part_that_spans_folds_is_refused_by_the_grouping_of_the_recipe(pipeline, capsys, tmp_path):
