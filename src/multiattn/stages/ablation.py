@@ -29,7 +29,7 @@ from multiattn.evaluation.ablation_table import (
 from multiattn.evaluation.ablations import LQ, Ablation, Cell, get_ablation, seeded
 from multiattn.figures.ablation import draw_ablation
 from multiattn.runtime.devices import pick_device
-from multiattn.runtime.files import atomic_path, write_text
+from multiattn.runtime.files import write_csv, write_text
 from multiattn.training.engine.ranks import Ranks, distributed
 from multiattn.training.folds import TrainingData, read_training_data, require_same_folds, train_folds
 
@@ -144,7 +144,6 @@ def _fill(table: AblationTable, cell: Cell, repetition: int, options: Options, i
 def _write(table: AblationTable, out: Path) -> None:
     path = out / table.file_name
     write_text(path.with_suffix(".md"), table.markdown())
-    with atomic_path(path.with_suffix(".csv")) as temporary:
-        table.wide().to_csv(temporary, index=False)
+    write_csv(path.with_suffix(".csv"), table.wide())
     note = DEMO_NOTE if table.ablation.is_demo else ""
     draw_ablation(table.rows(), table.title, path.with_suffix(".png"), note=note)

@@ -22,7 +22,7 @@ from multiattn.evaluation.run import (
 from multiattn.evaluation.tables import CROPS_EACH, judged_crops, worst_videos
 from multiattn.figures.evaluation import DatasetSection, PageTable, evaluation_page
 from multiattn.inference.attention_maps import spread_crops
-from multiattn.runtime.files import atomic_path, write_text
+from multiattn.runtime.files import write_csv, write_text
 from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE
 from multiattn.tables import VIDEO_PREDICTIONS
 
@@ -70,16 +70,14 @@ def main(argv: list[str]) -> None:
     else:
         choice, evaluation = choose_among(inputs, options.choose)
         lines.append(choice.describe())
-        with atomic_path(inputs.out / "choice.csv") as temporary:
-            choice.table.to_csv(temporary, index=False)
+        write_csv(inputs.out / "choice.csv", choice.table)
     _write(evaluation, inputs.out)
     results(evaluation.markdown(), *lines, f"written: {inputs.out}/evaluation.md, metrics.csv, report.html")
 
 
 def _write(evaluation: Evaluation, out: Path) -> None:
     write_text(out / "evaluation.md", evaluation.markdown())
-    with atomic_path(out / "metrics.csv") as temporary:
-        evaluation.metrics.to_csv(temporary, index=False)
+    write_csv(out / "metrics.csv", evaluation.metrics)
     page = evaluation_page(
         evaluation.title,
         evaluation.notes,

@@ -9,7 +9,7 @@ from pathlib import Path
 from multiattn.command_line import parse, results
 from multiattn.evaluation.leaderboard import ScaleName, score_submissions
 from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page, write_leaderboard_picture
-from multiattn.runtime.files import atomic_path, write_text
+from multiattn.runtime.files import write_csv, write_text
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 
 
@@ -40,8 +40,7 @@ def main(argv: list[str]) -> None:
     )
     out = options.out or options.submissions
     write_text(out / "leaderboard.md", board.markdown())
-    with atomic_path(out / "leaderboard.csv") as temporary:
-        board.table().to_csv(temporary, index=False)
+    write_csv(out / "leaderboard.csv", board.table())
     anchors = board.scale.anchors if board.scale is not None else {}
     figure = draw_leaderboard(board.ours, board.scored_on, CONSTANT_LOG_LOSS, anchors, drawn=board.drawn)
     write_leaderboard_picture(figure, out / "leaderboard.png")

@@ -22,7 +22,7 @@ from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.environment import describe_environment, git_commit
-from multiattn.runtime.files import atomic_path, read_json, write_json
+from multiattn.runtime.files import atomic_path, read_json, write_csv, write_json
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
     CHANGES_FILE,
@@ -128,8 +128,7 @@ class RunFolder:
 
     def save_validation(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
         """The table of validations, and the latest weights."""
-        with atomic_path(self.path / EPOCHS_FILE) as temporary:
-            pd.DataFrame(history).to_csv(temporary, index=False)
+        write_csv(self.path / EPOCHS_FILE, pd.DataFrame(history))
         save_weights(network, self.path / LAST_WEIGHTS, _metadata(history[-1]))
 
 
