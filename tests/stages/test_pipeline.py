@@ -261,11 +261,11 @@ def test_a_video_deleted_after_extraction_costs_its_own_row_only(pipeline, submi
     ]  # fmt: skip
     run(*words, tmp_path / "before")
     videos = pd.read_csv(tmp_path / "before" / "video_predictions.csv")
-    judged = videos.loc[videos["status"] == "ok", "video_id"].iloc[0].split("/")[1]
-    (clips / f"{judged}.mp4").unlink()
+    answered = videos.loc[videos["status"] == "ok", "video_id"].iloc[0].split("/")[1]
+    (clips / f"{answered}.mp4").unlink()
     run(*words, tmp_path / "after")
     assert json.loads((tmp_path / "after" / "card.json").read_text())["coverage"]["missing"] == 1
-    assert SUBMISSION.read(tmp_path / "after/submission.csv").set_index("filename")["label"][f"{judged}.mp4"] == 0.5
+    assert SUBMISSION.read(tmp_path / "after/submission.csv").set_index("filename")["label"][f"{answered}.mp4"] == 0.5
 
 
 def other_network(state: dict) -> None:
