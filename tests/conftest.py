@@ -1,13 +1,14 @@
 """Parts the tests share: the real clips where they are, and one small pipeline made once for the whole run."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes share two cores, and sums stay fixed
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1] / "src")  # for the processes that tests start
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -64,28 +65,16 @@ def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
     """Index, faces, folds and trained tiny runs of the miniature."""
 
     def paths(folder: Path) -> Pipeline:
-        return Pipeline(
-            small_dataset, folder / "videos.csv", folder / "faces", folder / "folds" / "demo.csv", folder / "runs"
-        )
+        tables = folder / "videos.csv", folder / "faces", folder / "folds" / "demo.csv"
+        return Pipeline(small_dataset, *tables, folder / "runs")
 
     def make(folder: Path) -> None:
         made = paths(folder)
         run("index", "dfdc", "--root", made.dataset, "--out", made.videos)
         run("faces", "--videos", made.videos, "--out", made.faces, *FACES_OPTIONS, "--jobs", 1)
         run("folds", "--videos", made.videos, "--out", made.folds, "--num-folds", 2)
-        run(
-            "train",
-            "demo",
-            "--tiny",
-            "--faces",
-            made.faces,
-            "--folds",
-            made.folds,
-            "--fold",
-            "all",
-            "--runs",
-            made.runs,
-        )
+        inputs = ("--faces", made.faces, "--folds", made.folds, "--fold", "all")
+        run("train", "demo", "--tiny", *inputs, "--runs", made.runs)
 
     return paths(build_once("pipeline", make))
 

@@ -9,7 +9,7 @@ from multiattn.runtime.environment import describe_machine
 
 
 def machine_was_measured() -> bool:
-    """Whether this is the kind of processor that `multiattn.video.detectors.mtcnn` was measured on, AMD's family 26
+    """True on the kind of processor that `multiattn.video.detectors.mtcnn` was measured on, AMD's family 26
     (Zen 5): libraries choose their loops and blocks, and so the order of sums, by it."""
     facts = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     family = re.search(r"cpu family\s*: (\d+)", facts)

@@ -1,4 +1,4 @@
-"""The house rules of design.md, read from the source itself: imports run one way, files and functions stay small."""
+"""Rules of the source, read from it: imports run one way, each name is defined once, files and functions stay small."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ from multiattn.runtime import layout
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "multiattn"
 
-LEVEL_OF_ROOM = {
+LEVEL_OF_PACKAGE = {
     **dict.fromkeys(("config", "tables", "runtime", "experiments", "command_line"), 0),
     **dict.fromkeys(("scoring", "datasets", "video", "model"), 1),
     **dict.fromkeys(("training", "inference"), 2),
@@ -27,6 +27,8 @@ LEVEL_OF_ROOM = {
 """`` is the package itself, `multiattn/__init__.py`: it may name anything, and nothing below may import it."""
 GROUND_FLOOR_NEIGHBOURS = {
     ("experiments", "config"),
+    ("command_line", "config"),
+    ("command_line", "experiments"),
     ("tables", "runtime"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
@@ -63,10 +65,10 @@ def import_fault(importer: str, imported: str) -> str | None:
     if mine == other:
         is_other_stage = mine == "stages" and importer != imported and imported != "multiattn.stages"
         return "a stage imports another stage" if is_other_stage and importer != "multiattn.stages.demo" else None
-    if LEVEL_OF_ROOM[other] > LEVEL_OF_ROOM[mine]:
+    if LEVEL_OF_PACKAGE[other] > LEVEL_OF_PACKAGE[mine]:
         return "an import runs upwards"
-    if LEVEL_OF_ROOM[other] == LEVEL_OF_ROOM[mine] and (mine, other) not in GROUND_FLOOR_NEIGHBOURS:
-        return "a room imports its neighbour"
+    if LEVEL_OF_PACKAGE[other] == LEVEL_OF_PACKAGE[mine] and (mine, other) not in GROUND_FLOOR_NEIGHBOURS:
+        return "a package imports its neighbour"
     return None
 
 
@@ -86,7 +88,7 @@ def function_lengths(source: str) -> dict[str, int]:
 
 
 def scoring_faults(source: str) -> list[str]:
-    """What a room of numbers has no business with: torch, and anything that touches the disk."""
+    """Uses of torch and of the disk, which a package of numbers has none of."""
     tree = ast.parse(source)
     names = {
         name.split(".")[0] for _, name in imports(tree, "multiattn.scoring.x", is_package=False, modules=set(FILES))
@@ -124,9 +126,9 @@ def file_name_literals(source: str) -> list[str]:
 @pytest.mark.parametrize(
     ("importer", "source", "fault"),
     [
-        pytest.param("multiattn.tables", "import multiattn.scoring.metrics", "upwards", id="ground floor to a room"),
+        pytest.param("multiattn.tables", "import multiattn.scoring.metrics", "upwards", id="ground floor to a package"),
         pytest.param(
-            "multiattn.video.crops.recipe", "from multiattn.model import agda", "neighbour", id="room to room"
+            "multiattn.video.crops.recipe", "from multiattn.model import agda", "neighbour", id="package to package"
         ),
         pytest.param("multiattn.figures.a", "import multiattn.bench", "neighbour", id="figures to their side"),
         pytest.param("multiattn.model.agda", "from multiattn.training import loop", "upwards", id="first to second"),
@@ -135,13 +137,13 @@ def file_name_literals(source: str) -> list[str]:
             "multiattn.config", "from multiattn.experiments import demo", "neighbour", id="config to its user"
         ),
         pytest.param(
-            "multiattn.training.engine.loop", "from multiattn.stages import train", "upwards", id="room to stage"
+            "multiattn.training.engine.loop", "from multiattn.stages import train", "upwards", id="package to stage"
         ),
         pytest.param("multiattn.stages.train", "from multiattn.stages import folds", "another", id="stage to stage"),
         pytest.param("multiattn.stages.train", "from . import folds", "another", id="relative stage to stage"),
         pytest.param("multiattn.stages.train", "from multiattn.__main__ import main", "upwards", id="stage to main"),
-        pytest.param("multiattn.datasets.dfdc", "from ..video import decode", "neighbour", id="relative room to room"),
-        pytest.param("multiattn.datasets.dfdc", "import multiattn", "upwards", id="room to the package itself"),
+        pytest.param("multiattn.datasets.dfdc", "from ..video import decode", "neighbour", id="relative import"),
+        pytest.param("multiattn.datasets.dfdc", "import multiattn", "upwards", id="package to whole"),
         pytest.param(
             "multiattn.scoring.metrics",
             "def f():\n    if True:\n        from multiattn.video import decode",
@@ -163,13 +165,13 @@ def test_the_checker_sees_a_forbidden_import(importer, source, fault):
         pytest.param("multiattn.config", "import os, torch\nfrom pathlib import Path", id="other packages"),
         pytest.param("multiattn.experiments", "from multiattn.config import Experiment", id="experiments to config"),
         pytest.param("multiattn.tables", "from multiattn.runtime.files import atomic_path", id="tables to runtime"),
-        pytest.param("multiattn.video.crops.cache", "from . import recipe", id="inside a room"),
+        pytest.param("multiattn.video.crops.cache", "from . import recipe", id="inside a package"),
         pytest.param("multiattn.training.engine.loop", "from multiattn.model import agda", id="downwards"),
         pytest.param("multiattn.stages.demo", "from multiattn.stages import train", id="demo calls the stages"),
         pytest.param("multiattn.__main__", "from multiattn.stages import train", id="main to a stage"),
     ],
 )
-def test_the_checker_allows_what_the_design_allows(importer, source):
+def test_the_checker_allows_what_the_order_allows(importer, source):
     assert import_faults(source, importer) == []
 
 
@@ -211,13 +213,11 @@ def test_the_checker_sees_file_names_that_the_layout_defines(source, found):
     assert file_name_literals(source) == found
 
 
-# --- the house ----------------------------------------------------------------------------------------------------
+# --- the source ----------------------------------------------------------------------------------------------------
 
 
-def test_every_room_of_the_source_has_a_level():
-    rooms = {f"{module}.".split(".")[1] for module in FILES}
-    assert rooms - set(LEVEL_OF_ROOM) == set()
-    assert rooms == set(LEVEL_OF_ROOM)
+def test_every_package_of_the_source_has_a_level():
+    assert {f"{module}.".split(".")[1] for module in FILES} == set(LEVEL_OF_PACKAGE)
 
 
 def test_imports_run_one_way():

@@ -1,10 +1,8 @@
 """Every table's contract: what is refused and how the message reads, and what survives a round trip."""
 
-import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +22,6 @@ from multiattn.tables import (
     Table,
 )
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
 TABLES = {table.name: table for table in vars(tables).values() if isinstance(table, Table)}
 HARD_FLOATS = (0.1, 1 / 3, 5e-324, 1 - 2**-53, 0.0, 1.0)
 VIDEO_ROW = dict.fromkeys(VIDEOS.columns, "") | {"video_id": "a/b", "path": "b.mp4", "dataset": "a", "label": 1}
@@ -140,46 +137,34 @@ def test_a_table_without_columns_says_none():
         FOLDS.validate(pd.DataFrame(), "x.csv")
 
 
+WRONG = [
+    (VIDEOS, "not empty", [("video_id", ""), ("path", ""), ("dataset", "")]),
+    (VIDEOS, "a label of", [("label", 2), ("label", "fake"), ("label", np.nan), ("label", 0.5)]),
+    (VIDEOS, "one of", [("split", "training")]),
+    (VIDEOS, "may be empty", [("original", None)]),
+    (FOLDS, "a label of", [("label", -1)]),
+    (FOLDS, "not empty", [("group", ""), ("group", None)]),
+    (FOLDS, "whole number from -1", [("fold", -2), ("fold", "one"), ("fold", 0.5)]),
+    (FACES, "whole number from 0", [("frame_index", -1), ("track", -1)]),
+    (FACES, "seconds", [("seconds", np.nan), ("seconds", np.inf)]),
+    (FACES, "not empty", [("crop", "")]),
+    (FACES, "pixels", [("x1", np.nan), ("lm4y", -np.inf)]),
+    (FACES, "[0, 1]", [("score", 1.0001)]),
+    (VIDEO_STATUS, "one of", [("status", "broken")]),
+    (VIDEO_STATUS, "whole number from 0", [("num_crops", -1)]),
+    (FRAME_PREDICTIONS, "not empty", [("model", "")]),
+    (FRAME_PREDICTIONS, "finite", [("logit", np.inf), ("logit", np.nan)]),
+    (FRAME_PREDICTIONS, "[0, 1]", [("probability", -1e-9), ("probability", np.nan)]),
+    (VIDEO_PREDICTIONS, "one of", [("status", "")]),
+    (SUBMISSION, "[0, 1]", [("label", 1.5), ("label", "")]),
+    (SUBMISSION, "not empty", [("filename", "")]),
+    (LABELS, "a label of", [("label", -1), ("label", "0.3")]),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("table", "column", "value", "expected"),
-    [
-        (VIDEOS, "video_id", "", "not empty"),
-        (VIDEOS, "path", "", "not empty"),
-        (VIDEOS, "dataset", "", "not empty"),
-        (VIDEOS, "label", 2, "a label of"),
-        (VIDEOS, "label", "fake", "a label of"),
-        (VIDEOS, "label", np.nan, "a label of"),
-        (VIDEOS, "label", 0.5, "a label of"),
-        (VIDEOS, "split", "training", "one of"),
-        (VIDEOS, "original", None, "may be empty"),
-        (FOLDS, "label", -1, "a label of"),
-        (FOLDS, "group", "", "not empty"),
-        (FOLDS, "group", None, "not empty"),
-        (FOLDS, "fold", -2, "whole number from -1"),
-        (FOLDS, "fold", "one", "whole number from -1"),
-        (FOLDS, "fold", 0.5, "whole number from -1"),
-        (FACES, "frame_index", -1, "whole number from 0"),
-        (FACES, "seconds", np.nan, "seconds"),
-        (FACES, "seconds", np.inf, "seconds"),
-        (FACES, "track", -1, "whole number from 0"),
-        (FACES, "crop", "", "not empty"),
-        (FACES, "x1", np.nan, "pixels"),
-        (FACES, "score", 1.0001, "[0, 1]"),
-        (FACES, "lm4y", -np.inf, "pixels"),
-        (VIDEO_STATUS, "status", "broken", "one of"),
-        (VIDEO_STATUS, "num_crops", -1, "whole number from 0"),
-        (FRAME_PREDICTIONS, "model", "", "not empty"),
-        (FRAME_PREDICTIONS, "logit", np.inf, "finite"),
-        (FRAME_PREDICTIONS, "logit", np.nan, "finite"),
-        (FRAME_PREDICTIONS, "probability", -1e-9, "[0, 1]"),
-        (FRAME_PREDICTIONS, "probability", np.nan, "[0, 1]"),
-        (VIDEO_PREDICTIONS, "status", "", "one of"),
-        (SUBMISSION, "label", 1.5, "[0, 1]"),
-        (SUBMISSION, "label", "", "[0, 1]"),
-        (SUBMISSION, "filename", "", "not empty"),
-        (LABELS, "label", -1, "a label of"),
-        (LABELS, "label", "0.3", "a label of"),
-    ],
+    [(table, *cell, expected) for table, expected, cells in WRONG for cell in cells],
     ids=lambda value: value.name if isinstance(value, Table) else repr(value),
 )
 def test_a_wrong_value_is_named_with_file_column_expectation_and_rows(table, column, value, expected):
@@ -347,8 +332,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(suffix, tmp_path
             sys.exit(42)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 42, result.stderr
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

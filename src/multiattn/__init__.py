@@ -1,16 +1,24 @@
 """Multi-attentional deepfake detection: from videos to a submission that minimises log loss.
 
-    stages/     the doors: `multiattn <stage>`, in the order data walks through them
-    config.py, experiments.py, tables.py, runtime.py, command_line.py   what every room stands on
-    datasets/   official trees -> videos.csv; leak-free folds; the embedded demo set
-    video/      decoding, detection, tracks, alignment, crops
-    model/      the network and its losses
-    scoring/    metrics and the one aggregator: NumPy and numba only
-    training/   crops -> run folders
-    inference/  run folders -> frame predictions -> submissions
-    figures/    pictures
+    __main__.py      `multiattn <stage>`: dispatch, and errors without a traceback
+    stages/          one file a command: options in, packages called, tables out
+    bench/           every benchmark, beside a plain version
+    figures/         pictures and pages
+    evaluation/      results -> comparisons: labelled sets, leaderboard, ablation tables
+    inference/       run folders -> frame predictions -> a submission, or the answer for one clip
+    training/        crops -> run folders, fold by fold
+    datasets/        official trees -> videos.csv; leak-free folds; the embedded demo set
+    video/           videos -> face crops: decoding, detection, tracks, alignment
+    model/           the network, its backbones, losses and AGDA
+    scoring/         frame predictions -> one calibrated probability a video: NumPy and numba only
+    command_line.py  options as dataclasses
+    experiments.py   one function an experiment
+    tables.py        every table's columns, keys and checks
+    config/          settings that check themselves; JSON in and out
+    runtime/         files, signals, devices, processes: the machine
 
-Imports run one way: base -> datasets, video, model, scoring -> training, inference, figures -> stages.
+Each imports only from those below it: bench beside figures, training beside inference, and none of datasets, video,
+model and scoring another of these four.
 
 Letters in shapes: B batch, T time (frames), M attention maps, N channels of the texture stage, C channels, H and W
 height and width. Labels: 0 = real, 1 = fake. `probability` is P(fake), `logit` is that before the sigmoid. Images are

@@ -1,7 +1,6 @@
 """`multiattn <stage>` = `python -m multiattn <stage>`: dispatch, and errors without a traceback."""
 
 import ast
-import difflib
 import importlib
 import logging
 import os
@@ -10,37 +9,17 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-STAGES = (
-    "demo",
-    "index",
-    "check",
-    "faces",
-    "folds",
-    "train",
-    "tune",
-    "predict",
-    "submit",
-    "leaderboard",
-    "evaluate",
-    "score",
-    "ablation",
-    "figures",
-    "import_checkpoint",
-    "describe",
-    "bundle",
-    "bench",
-)
-"""The stages in the order data walks through them, then those beside the way; each is a module of
-`multiattn.stages`."""
+from multiattn.stages import STAGES
 
 KNOWN_FAILURES = {
-    "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Lower --data.batch-size or --jobs.",
+    "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Take smaller batches (train: "
+    "--data.batch-size) or fewer processes (faces, predict, score, submit: --jobs).",
     "TerminatedWorkerError": "A worker process died (out of memory, or a decoder that crashed); finished videos are "
     "kept. Run the same command again with fewer --jobs.",
     "SystematicFailureError": "",
 }
-"""Errors of torch, joblib and the kernel that say all there is to say, by name: nothing is imported for them; and what
-to do about them beside their message."""
+"""Errors of torch, joblib and submit that need no traceback -> what to do about them, beside their message; by name, so
+that nothing is imported for them."""
 
 
 def command() -> NoReturn:
@@ -62,16 +41,16 @@ def command() -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code: 0, or 2 after a message about something the user can mend."""
+    """Run one stage; returns the exit code: 0, or 2 after a message about a mistake of the user."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_usage())
         return 0
     stage = argv[0].replace("-", "_")
     if stage not in STAGES:
-        near = difflib.get_close_matches(stage, STAGES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        sys.stderr.write(f"multiattn: no stage {argv[0]!r}.{hint}\n{_usage()}")
+        from multiattn.config.settings import did_you_mean
+
+        sys.stderr.write(f"multiattn: no stage {argv[0]!r}.{did_you_mean(stage, STAGES)}\n{_usage()}")
         return 2
     from multiattn.runtime.progress import setup_logging
 

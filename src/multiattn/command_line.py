@@ -4,15 +4,39 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
+from tyro.conf import arg
+
+from multiattn.config import Experiment, Precision
+from multiattn.experiments import DEFAULT_EXPERIMENT, get_experiment
 
 Options = TypeVar("Options")
 Positional = tyro.conf.Positional
-Inline = Annotated[Options, tyro.conf.arg(name="")]
+Inline = Annotated[Options, arg(name="")]
 """A nested dataclass whose options carry no prefix of their own: `--optim.lr`, not `--experiment.optim.lr`."""
+
+# Options that several stages have.
+ExperimentName = Annotated[Positional[str], arg(help="A function of experiments.py.")]
+VideosTable = Annotated[Path, arg(help="The videos.csv of `multiattn index`.")]
+FoldsTable = Annotated[Path, arg(help="The folds CSV of `multiattn folds`.")]
+FacesFolder = Annotated[Path, arg(help="The faces folder of `multiattn faces`.")]
+Device = Annotated[str, arg(help="cpu, cuda, cuda:1 or auto.")]
+PredictPrecision = Annotated[Precision, arg(help="auto: bf16 or fp16 on a GPU, fp32 on a CPU.")]
+Jobs = Annotated[int | None, arg(help="Processes that read videos (default: one a core, on a GPU at most 4).")]
+Scoring = Annotated[
+    str | None,
+    arg(
+        help="The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it "
+        "was tuned for these runs)."
+    ),
+]
+DetectorWeights = Annotated[
+    Path | None, arg(help="The weights file of the detector the runs' faces were found with, where it needs one.")
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,34 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | None) -
         description=_keep_lines(doc or ""),
         config=(tyro.conf.FlagCreatePairsOff,) if hasattr(tyro.conf, "FlagCreatePairsOff") else (),
     )
+
+
+def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: str | None, place: int = 0) -> Any:
+    """Read a stage's options beside which every setting of an experiment is one.
+
+    The experiment's name comes before all options: it decides the defaults of the settings, those `--help` shows.
+
+    Args:
+        options_class: a dataclass with the fields `experiment`, `tiny` and `settings`.
+        place: of the experiment's name among the arguments.
+
+    Raises:
+        SystemExit: as `parse`.
+        ValueError: no such experiment, or its name comes later.
+    """
+    words = argv[place : place + 1]
+    named = words[0] if words and not words[0].startswith("-") else DEFAULT_EXPERIMENT
+    default = get_experiment(named, tiny="--tiny" in argv)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(options_class):
+        settings: Inline[Experiment] = field(default_factory=lambda: default)
+
+    options = parse(Options, argv, stage=stage, doc=doc)
+    if options.experiment != named:
+        command = " ".join(["multiattn", stage, *argv[:place], options.experiment])
+        raise ValueError(f"the experiment comes before all options: {command} ...")
+    return options
 
 
 def _keep_lines(doc: str) -> str:

@@ -5,13 +5,11 @@ crops and one epoch, to see in seconds whether data and settings hold together.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, ModelConfig, OptimConfig, Phase
+from multiattn.config.settings import look_up
 
-Entry = TypeVar("Entry")
 PAPER_OPTIM = OptimConfig(name="adam", lr=1e-3, weight_decay=1e-6)
 OFFICIAL_OPTIM = OptimConfig(name="adamw", lr=1e-4, weight_decay=1e-6, schedule="step", step_epochs=5, step_factor=0.5)
 XCEPTION = "legacy_xception.tf_in1k"
@@ -189,11 +187,7 @@ def demo() -> Experiment:
     return Experiment(
         name="demo",
         model=ModelConfig(
-            backbone="test_efficientnet",
-            pretrained=False,
-            attention_stage="L3",
-            global_dropout=0.5,
-            drop_path_rate=0.0,
+            backbone="test_efficientnet", pretrained=False, attention_stage="L3", global_dropout=0.5, drop_path_rate=0.0
         ),
         agda=AgdaConfig(mode="hard", first_epoch=9),
         data=DataConfig(
@@ -229,19 +223,8 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
         demo_baseline,
     )
 }
-
-
-def look_up(entries: Mapping[str, Entry], name: str, kind: str) -> Entry:
-    """The entry of that name.
-
-    Raises:
-        ValueError: there is none; names the nearest.
-    """
-    if name not in entries:
-        near = difflib.get_close_matches(name, entries, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no {kind} {name!r}.{hint} There are: {', '.join(entries)}.")
-    return entries[name]
+DEFAULT_EXPERIMENT = next(iter(EXPERIMENTS))
+"""Whose settings a command shows or takes that names none."""
 
 
 def get_experiment(name: str, *, tiny: bool = False) -> Experiment:

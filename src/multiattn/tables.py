@@ -20,6 +20,7 @@ import pyarrow.parquet
 from multiattn.runtime.files import atomic_path
 
 FAKE, REAL, UNKNOWN = 1, 0, -1
+SPLITS = ("train", "val", "test")
 BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
 ROWS_AT_ONCE = 1 << 17
@@ -67,7 +68,7 @@ class Table:
 
     def _require_single_keys(self, frame: pd.DataFrame, source: str | Path) -> None:
         key = frame[list(self.key)]
-        if _strictly_rising(key):  # as every stage writes it; looking for equal rows anywhere takes ten times as long
+        if _strictly_rising(key):  # as every stage writes it; a search for equal rows anywhere takes ten times as long
             return
         repeated = key.duplicated(keep=False)
         if repeated.any():
@@ -223,7 +224,7 @@ _IS_KIND = {
 
 
 def _strictly_rising(key: pd.DataFrame) -> bool:
-    """Whether each row comes after the one before it, by the first column and within equal ones by the next."""
+    """True where each row comes after the one before it, by the first column and within equal ones by the next."""
     equal = True
     rising = np.zeros(max(0, len(key) - 1), dtype=bool)
     for name in key:
@@ -286,7 +287,7 @@ VIDEOS = Table(
         "label": _label(UNKNOWN, REAL, FAKE),
         "method": _text("the manipulation method, empty for real or unknown"),
         "compression": _text("the compression level, may be empty"),
-        "split": _one_of("train", "val", "test", ""),
+        "split": _one_of(*SPLITS, ""),
         "part": _text("the part of the data set, may be empty"),
         "original": _text("the video_id a fake was made from, may be empty"),
         "target_id": _text("may be empty"),
@@ -359,7 +360,7 @@ VIDEO_PREDICTIONS = Table(
         "probability": _probability(),
         "num_crops": _integer(0, "crops the probability rests on"),
         "status": _one_of("ok", "no_face", "unreadable", "missing", "failed", "late"),
-        "message": _text("why it was not judged, or what was left out of judging it; may be empty"),
+        "message": _text("why it was not predicted, or which part of it was left out; may be empty"),
     },
 )
 

@@ -385,5 +385,5 @@ def test_a_benchmark_of_nothing_is_refused(settings, expected):
 
 
 def test_the_experiment_comes_second():
-    with pytest.raises(ValueError, match="the experiment comes second: multiattn bench infer demo"):
+    with pytest.raises(ValueError, match="the experiment comes before all options: multiattn bench infer demo"):
         main(["infer", "--tiny", "demo"])

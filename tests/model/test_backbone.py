@@ -205,7 +205,7 @@ def test_stochastic_depth_is_passed_on():
 @pytest.mark.parametrize(
     ("name", "stages", "message"),
     [
-        ("tinynett_e", (), r"'tinynett_e': timm .* no such model\. Did you mean tinynet_e"),
+        ("tinynett_e", (), r"'tinynett_e': timm .* no such model\. Did you mean 'tinynet_e'"),
         ("xqzv", (), "no such model"),
         ("tf_efficientnet_b4.apple", (), r"Invalid pretrained tag .* tf_efficientnet_b4\.ap_in1k"),
         ("test_vit", (), r"'test_vit' cannot serve as a backbone: .*\(1, 101, 64\), tokens instead of one map"),

@@ -1,7 +1,6 @@
 """`multiattn check` as it stands on the terminal: exit code, wording, what to do next."""
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ from multiattn.__main__ import main
 from multiattn.tables import FOLDS, VIDEOS
 from walk import run
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 ROW = dict.fromkeys(VIDEOS.columns, "") | {"dataset": "d", "split": "train"}
 
 
@@ -135,10 +133,9 @@ def cost(words: list, *, limit_seconds: float) -> tuple[float, float]:
         "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'));"
         "print(used.ru_utime + used.ru_stime, int(peak) * 1024); sys.exit(code)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     for _ in range(2):
         command = [sys.executable, "-c", script, *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         seconds, peak = map(float, done.stdout.splitlines()[-1].split())
         if seconds < limit_seconds:

@@ -62,5 +62,5 @@ def test_the_margin_loss_has_weights_that_are_trained_too(capsys):
 
 
 def test_the_experiment_comes_first():
-    with pytest.raises(ValueError, match="the experiment comes first: multiattn describe demo"):
+    with pytest.raises(ValueError, match="the experiment comes before all options: multiattn describe demo"):
         main(["--tiny", "demo"])

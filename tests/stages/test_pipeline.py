@@ -222,7 +222,7 @@ def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, c
 
 def test_the_experiment_comes_first_and_is_never_guessed(pipeline, capsys, tmp_path):
     words = ["train", "--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", tmp_path / "runs", "demo"]
-    assert "experiment comes first" in fails(capsys, *words)
+    assert "experiment comes before all options" in fails(capsys, *words)
 
 
 def test_a_part_that_spans_folds_is_refused_by_the_grouping_of_the_recipe(pipeline, capsys, tmp_path):
@@ -261,11 +261,11 @@ def test_a_video_deleted_after_extraction_costs_its_own_row_only(pipeline, submi
     ]  # fmt: skip
     run(*words, tmp_path / "before")
     videos = pd.read_csv(tmp_path / "before" / "video_predictions.csv")
-    judged = videos.loc[videos["status"] == "ok", "video_id"].iloc[0].split("/")[1]
-    (clips / f"{judged}.mp4").unlink()
+    answered = videos.loc[videos["status"] == "ok", "video_id"].iloc[0].split("/")[1]
+    (clips / f"{answered}.mp4").unlink()
     run(*words, tmp_path / "after")
     assert json.loads((tmp_path / "after" / "card.json").read_text())["coverage"]["missing"] == 1
-    assert SUBMISSION.read(tmp_path / "after/submission.csv").set_index("filename")["label"][f"{judged}.mp4"] == 0.5
+    assert SUBMISSION.read(tmp_path / "after/submission.csv").set_index("filename")["label"][f"{answered}.mp4"] == 0.5
 
 
 def other_network(state: dict) -> None:

@@ -17,7 +17,7 @@ FRAMES = 6
 
 
 @pytest.fixture(scope="module")
-def walked(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Index, faces and folds of the real clips."""
     folder = tmp_path_factory.mktemp("real")
     videos = folder / "videos.csv"
@@ -28,21 +28,21 @@ def walked(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_clip_gives_a_face_in_every_sampled_frame(walked):
-    videos, statuses = VIDEOS.read(walked / "videos.csv"), VIDEO_STATUS.read(walked / "faces" / "video_status.csv")
+def test_every_clip_gives_a_face_in_every_sampled_frame(made):
+    videos, statuses = VIDEOS.read(made / "videos.csv"), VIDEO_STATUS.read(made / "faces" / "video_status.csv")
     assert len(videos) == 7 and videos["label"].sum() == 5
     assert statuses["status"].tolist() == ["ok"] * 7
     assert statuses["num_frames"].tolist() == [FRAMES] * 7
-    faces = FACES.read(walked / "faces" / "faces.parquet")
+    faces = FACES.read(made / "faces" / "faces.parquet")
     assert (faces.groupby("video_id")["frame_index"].nunique() == FRAMES).all()
 
 
-def test_crops_are_upright_and_centred_with_the_eyes_on_one_line(walked):
-    faces = FACES.read(walked / "faces" / "faces.parquet")
+def test_crops_are_upright_and_centred_with_the_eyes_on_one_line(made):
+    faces = FACES.read(made / "faces" / "faces.parquet")
     main_track = faces[faces["track"] == 0]
     assert (main_track.groupby("video_id").size() >= FRAMES - 1).all()
     for row in main_track.itertuples():
-        image = cv2.imread(str(walked / "faces" / row.crop))
+        image = cv2.imread(str(made / "faces" / row.crop))
         assert image.shape == (128, 128, 3)
         landmarks = np.array([getattr(row, name) for name in LANDMARKS]).reshape(5, 2)
         matrix = similarity_transform(landmarks, TEMPLATE * 128)
@@ -53,9 +53,9 @@ def test_crops_are_upright_and_centred_with_the_eyes_on_one_line(walked):
         assert aligned[:2, 1].mean() < aligned[2, 1] < aligned[3:, 1].mean()
 
 
-def test_training_submitting_and_scoring_walk_through(walked, shared, tmp_path):
+def test_training_submitting_and_scoring_succeed(made, shared, tmp_path):
     runs = tmp_path / "runs"
-    inputs = ["--faces", walked / "faces", "--folds", walked / "folds.csv"]
+    inputs = ["--faces", made / "faces", "--folds", made / "folds.csv"]
     run("train", "dfdc_b4", "--tiny", *inputs, "--fold", "all", "--runs", runs)
     assert score_out_of_fold(runs / "dfdc_b4_tiny").overall.num_videos == 7
     clips = shared / "videos/dfdc/dfdc_train_part_10"

@@ -22,12 +22,12 @@ from multiattn.config import AverageConfig, Experiment, Phase, ValidationConfig
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
 from multiattn.model.predict import predict_logits
+from multiattn.runtime.signals import EXIT_CODE
 from multiattn.scoring.aggregators import DEFAULT_CLIP
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import split_crops, validation_loader
 from multiattn.training.engine import loop
 from multiattn.training.engine.fold_training import phase_spans, span_at
-from multiattn.training.engine.interruption import EXIT_CODE
 from multiattn.training.engine.run_folder import load_state
 from multiattn.training.folds import read_training_data
 from walk import TIMES, Pipeline, after, killed_when, train_fold_zero

@@ -169,7 +169,7 @@ def test_timms_optimisers_make_a_loss_smaller(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        pytest.param("adamm", "no such optimiser. Did you mean adam or ", id="mistyped"),
+        pytest.param("adamm", "no such optimiser. Did you mean 'adam' or ", id="mistyped"),
         pytest.param("", "no such optimiser", id="empty"),
         pytest.param("adahessian", "second derivatives", id="second order"),
         pytest.param("fusedadam", "expected a run on a GPU", id="apex on a CPU"),

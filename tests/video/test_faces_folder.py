@@ -16,9 +16,8 @@ from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction import engine
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
-from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
+from multiattn.video.extraction.faces_folder import extract_faces, faces_journal, read_faces_folder
 from multiattn.video.extraction.isolation import end_processes
-from multiattn.video.extraction.journal import Journal
 
 RECIPE = CropRecipe(num_frames=2, size=64)
 TABLES = ("faces.parquet", "video_status.csv", "videos.csv", "faces.json")
@@ -186,56 +185,11 @@ def test_a_table_without_its_tasks_is_refused(clips, tmp_path):
         extract_faces(videos, tasks[1:], tmp_path, ExtractionSettings(recipe=RECIPE), jobs=1)
 
 
-RESULTS = [
-    VideoFaces("a/ä b", "ok", 2, "", [["a/ä b", 0, 0.1, 0, 'crops/"x".jpg', 0.1 + 0.2]], 2, False),
-    VideoFaces('a/"quoted"\\', "no_face", 2, "line\nbreak", [], 2, True),
-    VideoFaces("c", "unreadable", 0, "", []),
-]
-
-
-def write_journal(folder: Path) -> dict[str, int]:
-    with Journal(folder) as journal:
-        return {result.video_id: journal.append(result) for result in RESULTS}
-
-
-def test_a_journal_gives_back_what_was_written(tmp_path):
-    places = write_journal(tmp_path)
-    journal = Journal(tmp_path)
-    assert list(journal) == RESULTS
-    assert journal.places() == places
-    assert [journal.read_at(place) for place in places.values()] == RESULTS
-    journal.mend()
-    assert list(journal) == RESULTS
-
-
-def test_a_journal_cut_off_anywhere_keeps_its_whole_lines(tmp_path):
-    write_journal(tmp_path)
-    path = Journal(tmp_path).path
-    whole = path.read_bytes()
-    ends = [position + 1 for position, byte in enumerate(whole) if byte == 10]
-    for length in range(0, len(whole) + 1, 7):
-        path.write_bytes(whole[:length])
-        journal = Journal(tmp_path)
-        journal.mend()
-        kept = sum(end <= length for end in ends)
-        assert list(journal) == RESULTS[:kept]
-        assert list(journal.places()) == [result.video_id for result in RESULTS[:kept]]
-        assert path.is_file() == (kept > 0)
-
-
-@pytest.mark.parametrize("damage", [b"{}\n", b"\n", b'{"video_id":\n', b"\xff\xfe\n"], ids=repr)
-def test_a_damaged_line_is_refused_with_its_number(damage, tmp_path):
-    write_journal(tmp_path)
-    path = Journal(tmp_path).path
-    path.write_bytes(path.read_bytes() + damage)
-    with pytest.raises(ValueError, match=r"journal.jsonl: line 4 is damaged"):
-        Journal(tmp_path).places()
-
-
 def test_a_folder_with_a_journal_is_not_finished(tmp_path, clips):
     extract(clips, tmp_path)
     assert len(read_faces_folder(tmp_path)[2]) == len(clips)
-    write_journal(tmp_path)
+    with faces_journal(tmp_path) as journal:
+        journal.append(VideoFaces("c", "unreadable", 0, "", []))
     with pytest.raises(ValueError, match="the extraction was interrupted"):
         read_faces_folder(tmp_path)
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import av
 import numpy as np
@@ -27,7 +26,7 @@ import pandas as pd
 import torch
 
 from multiattn.bench.harness import find_videos, run_alone, take_turns
-from multiattn.config import to_json
+from multiattn.config import Precision, to_json
 from multiattn.datasets.manifest import video_id
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
@@ -92,7 +91,7 @@ class SubmitBench:
     turns: int = 1
     """Of each side."""
     device: str = "cpu"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
+    precision: Precision = "fp32"
     """Ours; the loop is float32."""
     jobs: int | None = None
     weights: Path | None = None

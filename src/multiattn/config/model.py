@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from multiattn.config.settings import require, require_choices
+from multiattn.config.settings import require, require_at_least, require_choices
 
 STAGE_NAME = re.compile(r"L([1-9]\d?)")
 """L1, L2, ...: how many there are depends on the backbone, which checks that."""
 MAX_MAPS = 8
+Padding = Literal["dynamic", "static"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class ModelConfig:
     backbone: str = "tf_efficientnet_b4.ap_in1k"
     """Any timm model with feature stages, also one registered by `timm.models.register_model` (model/README.md).
     `ap_in1k` weights were trained with the mean and std 0.5 the paper uses."""
-    padding: Literal["dynamic", "static"] = "dynamic"
-    """How an EfficientNet pads its strided convolutions: `static` for the nominal image size, as the released
+    padding: Padding = "dynamic"
+    """Padding of an EfficientNet's strided convolutions: `static` for the nominal image size, as the released
     checkpoints were trained (attention grid 23x23 in B4 at 380 px, against 24x24)."""
     pretrained: bool = True
     """Start from ImageNet weights: from `weights` when given, else from timm's hub."""
@@ -47,7 +48,7 @@ class ModelConfig:
     standardize_parts: bool = False
     """Standardise D over space before it becomes the part vectors V, as the release does."""
     align_corners: bool = False
-    """How attention maps are resized; the release aligns corners."""
+    """Align corners where attention maps are resized, as the release does."""
     hidden_size: int = 256
     """Width of the classifier's layers."""
     part_dropout: float = 0.0
@@ -62,7 +63,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         require(1 <= self.num_maps <= MAX_MAPS, self, "num_maps", f"1 to {MAX_MAPS}")
-        require(self.hidden_size >= 1, self, "hidden_size", "at least 1")
+        require_at_least(self, 1, "hidden_size")
         for name in ("part_dropout", "global_dropout", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, self, name, "a value in [0, 1)")
         for name in ("texture_stage", "attention_stage"):
@@ -114,8 +115,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         weights = ("cross_entropy_weight", "auxiliary_weight", "agda_weight", "match_weight")
-        for name in (*weights, "inter_margin", "ams_margin"):
-            require(getattr(self, name) >= 0, self, name, "at least 0")
+        require_at_least(self, 0, *weights, "inter_margin", "ams_margin")
         require(0 <= self.label_smoothing < 1, self, "label_smoothing", "a value in [0, 1)")
         require(self.ams_scale > 0, self, "ams_scale", "a positive scale")
         for name in ("intra_margin_real", "intra_margin_fake"):
@@ -137,7 +137,7 @@ class AgdaConfig:
     resize_factor: float = 0.3
     """The degraded copy is scaled down by this factor before it is blurred."""
     resample: Literal["antialias", "align-corners"] = "antialias"
-    """How images and maps are scaled: antialiased, or with aligned corners and without antialiasing (the release)."""
+    """Scaling of images and maps: antialiased, or with aligned corners and without antialiasing (the release)."""
     sigma: float = 7.0
     """Standard deviation of the blur, in pixels of the scaled-down copy."""
     kernel_size: int | None = None
@@ -153,12 +153,11 @@ class AgdaConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require(self.first_epoch >= 0, self, "first_epoch", "at least 0")
+        require_at_least(self, 0, "first_epoch", "noise")
         require(0 < self.resize_factor <= 1, self, "resize_factor", "a value in (0, 1]")
         require(self.sigma > 0, self, "sigma", "a positive number of pixels")
         odd = self.kernel_size is None or (self.kernel_size >= 1 and self.kernel_size % 2 == 1)
         require(odd, self, "kernel_size", "None or an odd number of pixels")
-        require(self.noise >= 0, self, "noise", "at least 0")
         for name, low in (("gate_threshold", 0), ("gate_slope", 1e-3)):
             first, last = getattr(self, name)
             require(low <= first <= last, self, name, f"an interval from {low} up")

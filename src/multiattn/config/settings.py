@@ -1,24 +1,18 @@
-"""How a settings dataclass refuses a value.
+"""Checks of settings, and settings as JSON: one mechanism for experiments, crop recipes and scoring rules.
 
-Settings as JSON, and back.
+Settings are frozen dataclasses. Their `__post_init__` calls `require` and `require_choices`; `to_json` and `from_json`
+carry them to a file and back.
 """
 
 import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 Entry = TypeVar("Entry")
-
-
-def require_choices(owner: Any) -> None:
-    """Refuse a value that a `Literal` field does not list; Python itself does not look."""
-    for name, hint in typing.get_type_hints(type(owner)).items():
-        if typing.get_origin(hint) is Literal:
-            options = typing.get_args(hint)
-            require(getattr(owner, name) in options, owner, name, f"one of {', '.join(options)}")
 
 
 def choices(owner: type, name: str) -> tuple[str, ...]:
@@ -45,10 +39,41 @@ def require(condition: bool, owner: object, name: str, expected: str) -> None:
         raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}, found {found!r}.")
 
 
+def require_at_least(owner: object, low: float, *names: str) -> None:
+    """Refuse settings below a bound; None passes."""
+    for name in names:
+        value = getattr(owner, name)
+        require(value is None or value >= low, owner, name, f"at least {low}")
+
+
+def require_choices(owner: Any, **registries: Collection[str]) -> None:
+    """Refuse a value that a `Literal` field does not list, or that is not in the registry of its setting."""
+    hints = typing.get_type_hints(type(owner)).items()
+    listed = {name: typing.get_args(hint) for name, hint in hints if typing.get_origin(hint) is Literal}
+    for name, options in (listed | registries).items():
+        require(getattr(owner, name) in options, owner, name, f"one of {', '.join(options)}")
+
+
+def did_you_mean(name: str, names: Iterable[str], *, count: int = 1) -> str:
+    """` Did you mean 'x'?` with the names nearest to a mistyped one, or the empty string."""
+    near = difflib.get_close_matches(name, names, n=count)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def look_up(entries: Mapping[str, Entry], name: str, kind: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        ValueError: there is none; names the nearest, and all.
+    """
+    if name not in entries:
+        raise ValueError(f"no {kind} {name!r}.{did_you_mean(name, entries)} There are: {', '.join(entries)}.")
+    return entries[name]
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A config as plain JSON types, nested as its dataclasses are."""
-    values = dataclasses.asdict(config)
-    return {name: _plain(value) for name, value in values.items()}
+    return _plain(dataclasses.asdict(config))
 
 
 def _plain(value: Any) -> Any:
@@ -58,58 +83,54 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
-def from_json(config_class: type[Config], values: dict[str, Any], *, source: str = "config") -> Config:
+def from_json(
+    config_class: type[Config], values: dict[str, Any], *, source: str = "config", complete: bool = False
+) -> Config:
     """Rebuild a config from `to_json`'s output.
 
     Args:
         source: where the values come from (a path), for the message of an error.
+        complete: refuse values that leave out a setting; else it has its default.
 
     Raises:
         ValueError: a key the class does not have (with its nearest neighbour), or a value it refuses.
     """
+    name = config_class.__name__
     if not isinstance(values, dict):
-        raise ValueError(f"{source}: expected an object for {config_class.__name__}, found {type(values).__name__}.")
+        raise ValueError(f"{source}: expected an object for {name}, found {type(values).__name__}.")
     hints = typing.get_type_hints(config_class)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], hints, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"{source}: {config_class.__name__} has no setting {unknown[0]!r}.{hint} It has {sorted(hints)}."
-        )
-    arguments = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = from_json(hints[name], value, source=source)
-        elif typing.get_origin(hints[name]) is tuple and isinstance(value, list):
-            value = _tuple_from_json(hints[name], value, f"{source}: {config_class.__name__}.{name}")
-        elif not _is_instance(value, hints[name]):
-            raise ValueError(f"{source}: {config_class.__name__}.{name}: expected {hints[name]}, found {value!r}.")
-        arguments[name] = value
+    for key in sorted(set(values) - set(hints)):
+        hint = did_you_mean(key, hints)
+        raise ValueError(f"{source}: {name} has no setting {key!r}.{hint} It has {', '.join(sorted(hints))}.")
+    if complete and (missing := [key for key in hints if key not in values]):
+        raise ValueError(f"{source}: expected all settings of {name}, found no {', '.join(missing)}.")
+    arguments = {key: _converted(value, hints[key], source, f"{name}.{key}") for key, value in values.items()}
     try:
         return config_class(**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _tuple_from_json(hint: Any, values: list, source: str) -> tuple:
-    entry, *others = typing.get_args(hint)
-    if dataclasses.is_dataclass(entry):
-        return tuple(from_json(entry, value, source=source) for value in values)
-    fixed = others != [Ellipsis]
-    if (fixed and len(values) != 1 + len(others)) or not all(_is_instance(value, entry) for value in values):
-        raise ValueError(f"{source}: expected {hint}, found {values!r}.")
-    return tuple(values)
-
-
-def _is_instance(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint)
+def _converted(value: Any, hint: Any, source: str, setting: str) -> Any:
+    """A JSON value as its type hint has it: a dataclass, `X | None`, a tuple, a dict, a `Literal` or a plain type."""
+    origin, parts, is_right = typing.get_origin(hint), typing.get_args(hint), False
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, source=source)
     if origin in (typing.Union, types.UnionType):
-        return any(_is_instance(value, option) for option in typing.get_args(hint))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+        other = next(part for part in parts if part is not types.NoneType)
+        return None if value is None else _converted(value, other, source, setting)
+    if origin is tuple and isinstance(value, list):
+        entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
+        if len(entries) == len(value):
+            return tuple(_converted(one, entry, source, setting) for one, entry in zip(value, entries, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {key: _converted(one, parts[1], source, setting) for key, one in value.items()}
+    elif origin is Literal:
+        is_right = value in parts
+    elif origin is None:
+        kinds = (int, float) if hint is float else hint
+        is_right = isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+    if is_right:
+        return value
+    expected = f"one of {', '.join(parts)}" if origin is Literal else hint.__name__ if origin is None else hint
+    raise ValueError(f"{source}: {setting}: expected {expected}, found {value!r}.")

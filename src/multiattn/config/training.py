@@ -1,4 +1,4 @@
-"""Settings of what is trained on, how, and for how long: data, optimiser, phases, the experiment."""
+"""Settings of training: data, optimiser, validation, phases, and the experiment that holds them all."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 import tyro
 
 from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
-from multiattn.config.settings import require, require_choices
+from multiattn.config.settings import require, require_at_least, require_choices
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What reaches the network, and how often."""
+    """Crops that reach the network: their size, augmentation, sampling and batches."""
 
     image_size: int = 380
     """Side of the square crops in pixels; the faces folder must have been made with the same `--size`."""
@@ -38,18 +40,14 @@ class DataConfig:
     cache: Literal["none", "memory", "disk"] = "none"
     """Keep decoded crops: in memory, shared by all workers, or in a memory-mapped file beside the crops."""
     cache_gb: float = 8.0
-    """What the cache may take, in GB (1e9 bytes); crops beyond it are read from their files every time."""
+    """Size of the cache in GB (1e9 bytes); crops beyond it are read from their files every time."""
 
     def __post_init__(self) -> None:
         require_choices(self)
         require(self.image_size >= 32, self, "image_size", "at least 32 pixels")
-        require(self.frames_per_video >= 1, self, "frames_per_video", "at least 1")
-        require(self.videos_per_class is None or self.videos_per_class >= 1, self, "videos_per_class", "None or >= 1")
-        require(
-            self.validation_frames is None or self.validation_frames >= 1, self, "validation_frames", "None or >= 1"
-        )
+        require_at_least(self, 1, "frames_per_video", "videos_per_class", "validation_frames")
         require(self.batch_size >= 2, self, "batch_size", "at least 2 (batch normalisation needs two samples)")
-        require(self.num_workers >= 0, self, "num_workers", "at least 0")
+        require_at_least(self, 0, "num_workers")
         require(0 <= self.sbi < 1, self, "sbi", "a probability below 1")
         require(
             self.sbi == 0 or self.sampling != "paired", self, "sbi", "0 with paired sampling, whose pairs are given"
@@ -65,9 +63,9 @@ class OptimConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-6
     backbone_lr_factor: float = 1.0
-    """What `lr` is multiplied by for the backbone."""
+    """Factor on `lr` for the backbone's parameters."""
     layer_decay: float | None = None
-    """Layer-wise rates: what `lr` is multiplied by once more for each layer of the backbone nearer to the input."""
+    """Factor on `lr`, once more for each layer of the backbone nearer to the input."""
     schedule: Literal["constant", "cosine", "step", "poly", "one-cycle"] = "constant"
     """`one-cycle` rises to `lr` over the first 30 % and falls to nearly nothing, both along a cosine."""
     lr_min: float = 0.0
@@ -77,7 +75,7 @@ class OptimConfig:
     step_epochs: int = 5
     """Epochs between two drops of the schedule `step`."""
     step_factor: float = 0.5
-    """What `lr` is multiplied by at each drop."""
+    """Factor on `lr` at each drop."""
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises linearly from a hundredth of `lr`."""
     clip_grad_norm: float | None = None
@@ -87,16 +85,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         require(self.lr > 0, self, "lr", "a positive learning rate")
-        require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
-        require(self.step_epochs >= 1, self, "step_epochs", "at least 1")
+        require_at_least(self, 0, "weight_decay", "warmup_epochs")
+        require_at_least(self, 1, "step_epochs", "accumulate")
         require(0 < self.step_factor <= 1, self, "step_factor", "a value in (0, 1]")
-        require(self.warmup_epochs >= 0, self, "warmup_epochs", "at least 0")
         require(self.clip_grad_norm is None or self.clip_grad_norm > 0, self, "clip_grad_norm", "None or positive")
         require(0 < self.backbone_lr_factor <= 10, self, "backbone_lr_factor", "a value in (0, 10]")
         require(self.layer_decay is None or 0 < self.layer_decay <= 1, self, "layer_decay", "None or a value in (0, 1]")
         require(0 <= self.lr_min <= self.lr, self, "lr_min", "a rate from 0 to lr")
         require(self.poly_power > 0, self, "poly_power", "a positive exponent")
-        require(self.accumulate >= 1, self, "accumulate", "at least 1")
         cycle = self.schedule == "one-cycle"
         require(not cycle or self.warmup_epochs == 0, self, "warmup_epochs", "0 with one-cycle, which has its own")
 
@@ -116,7 +112,7 @@ VideoMetric = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """When the held-out videos are looked at, and what makes a checkpoint the best."""
+    """Validation on the held-out videos: how often, and by which metric a checkpoint is the best."""
 
     every_steps: int | None = None
     """Updates between two validations inside an epoch; every epoch's end validates too."""
@@ -127,12 +123,11 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require(self.every_steps is None or self.every_steps >= 1, self, "every_steps", "None or at least 1")
-        require(self.patience is None or self.patience >= 1, self, "patience", "None or at least 1")
+        require_at_least(self, 1, "every_steps", "patience")
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether a larger figure of `metric` is the better one."""
+        """True where a larger value of `metric` is the better one."""
         return self.metric.endswith(("auc", "accuracy"))
 
 
@@ -168,7 +163,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require(self.epochs >= 1, self, "epochs", "at least 1")
+        require_at_least(self, 1, "epochs")
         require(
             not (self.freeze_backbone and self.objective == "backbone"),
             self,
@@ -196,7 +191,7 @@ class Experiment:
     fold's folder or a safetensors file. A c40 experiment starts from its c23 run this way."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
-    precision: Literal["auto", "bf16", "fp16", "fp32", "apex-O1"] = "auto"
+    precision: Literal[Precision, "apex-O1"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 with gradient scaling on an older one, fp32 on a CPU. `apex-O1` is for
     an old build of NVIDIA's apex that still has `apex.amp`."""
     compile: bool = False
@@ -210,8 +205,8 @@ class Experiment:
     def __post_init__(self) -> None:
         require_choices(self)
         require("/" not in self.name and self.name not in ("", ".", ".."), self, "name", "a folder name")
-        require(self.seed >= 0, self, "seed", "at least 0")
-        require(self.epochs >= 1, self, "epochs", "at least 1")
+        require_at_least(self, 0, "seed")
+        require_at_least(self, 1, "epochs")
         require(self.save_minutes > 0, self, "save_minutes", "a positive number of minutes")
         names = [phase.name for phase in self.phases]
         require(len(set(names)) == len(names), self, "phases", "phases of different names")

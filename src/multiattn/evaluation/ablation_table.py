@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn, name_data
-from multiattn.evaluation.tables import markdown_table
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import VideoMetrics, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -280,8 +280,7 @@ class AblationTable:
         header = ["cell"]
         for column in self.columns:
             header += [column.name, "paper", "difference"] if column.paper is not None else [column.name]
-        lines = []
-        rows = self.rows().set_index(["cell", "column"])
+        lines, rows = [], self.rows().set_index(["cell", "column"])
         for cell in self.ablation.cells:
             words = [cell.label]
             for column in self.columns:

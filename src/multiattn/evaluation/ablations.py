@@ -13,7 +13,8 @@ from typing import Literal
 import pandas as pd
 
 from multiattn.config import DataConfig, Experiment
-from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, look_up, shrink
+from multiattn.config.settings import look_up
+from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, shrink
 
 HQ, LQ, CELEB = "FF++ HQ", "FF++ LQ", "Celeb-DF"
 XCEPTION_STAND_IN = "test_efficientnet"

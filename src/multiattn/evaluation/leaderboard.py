@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from multiattn.evaluation.published import SCALES, Scale, among_kaggles_400, scale_of
-from multiattn.evaluation.tables import markdown_table
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, video_metrics
 from multiattn.tables import LABELS, SUBMISSION

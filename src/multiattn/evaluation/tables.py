@@ -1,6 +1,6 @@
 """Tables of a test as words, for Markdown and for pages; the paper's printed figures beside the test's own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import pandas as pd
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
 from multiattn.evaluation.measures import ALL, SINGLE, Answers, Figures, single_model_figures
 from multiattn.evaluation.selection import Selection, Split
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.tables import FAKE
 
 TABLES = ("2", "4")
@@ -82,13 +83,6 @@ class TextTable:
         table = markdown_table(list(self.rows), self.rows.itertuples(index=False))
         notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         return "\n".join([f"### {self.title}", "", table, *notes]) + "\n"
-
-
-def markdown_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table of words, without a line break at its end."""
-    head = list(header)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComparison]) -> list[TextTable]:

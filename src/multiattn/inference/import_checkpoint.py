@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, to_json
+from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, Padding, to_json
 from multiattn.experiments import official
 from multiattn.model.backbone_weights import read_tensors
 from multiattn.model.checkpoints import save_weights
@@ -72,7 +72,7 @@ def import_checkpoint(
     out: Path,
     *,
     image_size: int = 380,
-    attention_grid: Literal["auto", "static", "dynamic"] = "auto",
+    attention_grid: Literal["auto", Padding] = "auto",
     texture_stage: str | None = None,
     attention_stage: str | None = None,
 ) -> ImportedCheckpoint:

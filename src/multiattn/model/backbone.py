@@ -4,7 +4,6 @@ Any network that timm can build serves, also one registered from outside by `tim
 "Another backbone" in README.md.
 """
 
-import difflib
 import logging
 import os
 import ssl
@@ -21,7 +20,7 @@ from timm.models.xception import Xception
 from torch import Tensor, nn
 
 from multiattn.config import ModelConfig
-from multiattn.config.settings import choices
+from multiattn.config.settings import choices, did_you_mean
 from multiattn.model.backbone_weights import WAYS_OUT, first_line, load_backbone_file
 from multiattn.model.rewrites import checkpoint_blocks, use_static_padding
 
@@ -162,8 +161,7 @@ def read_stages(name: str) -> StageTable:
 def _plan(name: str) -> nn.Module:
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(architecture, timm.list_models(), count=3)
         raise ValueError(f"{name!r}: timm {timm.__version__} has no such model.{hint}")
     try:
         with torch.device("meta"):

@@ -64,5 +64,6 @@ def predict_logits(
     result = torch.cat(logits).double().numpy() if logits else np.zeros(0)
     if not np.isfinite(result).all():
         bad = int((~np.isfinite(result)).sum())
-        raise ValueError(f"{bad} of {len(result)} logits are not finite in {precision}. Try --precision fp32.")
+        way = "" if precision == "fp32" else " Try fp32 (train, predict, submit and evaluate have --precision)."
+        raise ValueError(f"{bad} of {len(result)} logits are not finite in {precision}.{way}")
     return result

@@ -1,12 +1,15 @@
-"""What every stage needs from the machine.
+"""The machine, as every package above needs it.
 
 Torch is imported inside the functions that need it, so stages without a network start at once.
 
+    layout.py        names of the files and folders that runs, faces and submissions consist of
     files.py         atomic writes, JSON, digests, locks
+    journal.py       finished work, line by line, that survives being cut
+    text_tables.py   Markdown and terminal tables
     progress.py      log lines and progress bars
     signals.py       signals that ask a process to end
     devices.py       the device, its precision, seeds
-    processor.py     idle threads, denormal numbers, the allocator, memory in use
+    processor.py     denormal numbers, the allocator, memory in use, time since the start
     environment.py   versions, commit and machine of this process
 """
 

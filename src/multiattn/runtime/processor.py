@@ -1,8 +1,9 @@
-"""Settings of this process on a CPU: idle threads, denormal numbers, the allocator; memory in use."""
+"""This process on a CPU: denormal numbers, the allocator, memory in use, time since its start."""
 
 import contextlib
 import ctypes
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
 TORCH_THREAD = "in torch"
 """Name of threads that may still compute when all is delivered: Python's own end would abort under them."""
 WAIT_POLICY = "OMP_WAIT_POLICY"
-MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
+MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD, MALLOC_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`, from its malloc.h."""
+_IMPORTED = time.monotonic()
 
 
 def tune_cpu() -> None:
@@ -21,16 +23,27 @@ def tune_cpu() -> None:
 
     Denormal numbers count as zero: arithmetic with them is many times slower. And glibc keeps freed memory instead of
     handing it back: activations are freed and taken again every step, and each time all their pages would be mapped
-    anew (measured: 2.7 of 6.4 s a step of EfficientNet-B4 went into that; 4.5 s without). Elsewhere than on glibc the
-    second part does nothing.
+    anew (measured: 2.7 of 6.4 s a step of EfficientNet-B4 went into that; 4.5 s without).
     """
     import torch
 
     torch.set_flush_denormal(True)
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30)
-        mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
+    _mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30)
+    _mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def share_one_heap() -> None:
+    """Let all threads take memory from one heap; before the first thread is started.
+
+    By default glibc gives each thread a heap of its own, of which activations above 64 MB do not become part, so that
+    their pages are mapped anew for every layer (`tune_cpu` says what that costs).
+    """
+    _mallopt(MALLOC_ARENA_MAX, 1)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on glibc
+        ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
 def memory_in_use(device: "torch.device") -> int:
@@ -54,3 +67,20 @@ def peak_memory(device: "torch.device") -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def process_seconds() -> float:
+    """Since this process started, by Linux's process table; elsewhere since this module was imported.
+
+    In a notebook that is the notebook's kernel, so cells before the submission count too.
+    """
+    since_import = time.monotonic() - _IMPORTED
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        ticks = int(fields[19])  # field 22 of proc(5), counted after the name
+        # Not /proc/uptime: a container may be shown its own there, while processes' starts count from the machine's.
+        since_start = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return since_import
+    # A start of 0 is a process table that does not know it; a start in the future one that counts by another clock.
+    return max(since_start, since_import) if ticks else since_import

@@ -1,13 +1,17 @@
 """Signals that ask a process to end, for parents and their workers."""
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+logger = logging.getLogger(__name__)
+
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks a process to end. SIGUSR1 too: `sbatch --signal=USR1@90` sends it ahead of the end of a job's time."""
+"""Signals that ask a process to end. SIGUSR1: `sbatch --signal=USR1@90` sends it ahead of the end of a job's time."""
+EXIT_CODE = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
@@ -31,6 +35,40 @@ def first_signal_noted(numbers: Iterable[int], note: Callable[[int], None]) -> I
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Interruption:
+    """The first signal that asked this process to end, if one did."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.signal: int | None = None
+
+    def note(self, number: int) -> None:
+        """Remember the signal."""
+        self.asked, self.signal = True, number
+
+    def exit_if_asked(self) -> None:
+        """End here, where what is on disk is whole.
+
+        Raises:
+            KeyboardInterrupt: for Ctrl-C, or a notebook's stop button.
+            SystemExit: for the others, with the exit code of a process that SIGTERM ended.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.asked:
+            logger.warning("stopped as asked; what is finished is saved, and the same command continues from it.")
+            raise SystemExit(EXIT_CODE)
+
+
+@contextlib.contextmanager
+def listening(*more: int) -> Iterator[Interruption]:
+    """Note `ENDING_SIGNALS` and these further ones inside the block instead of dying of them; a second one acts as
+    ever."""
+    interruption = Interruption()
+    with first_signal_noted((*ENDING_SIGNALS, *more), interruption.note):
+        yield interruption
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ would drive the slope to infinity (Platt answers that with smoothed targets inst
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
@@ -43,11 +42,6 @@ class Calibration:
         p = np.asarray(probabilities, dtype=np.float64)
         with np.errstate(invalid="ignore"):  # NaN stays, without a warning
             return CALIBRATORS[self.method].apply(p, np.array(self.parameters, dtype=np.float64))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Calibration":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(method=values["method"], parameters=tuple(float(value) for value in values["parameters"]))
 
 
 def fit_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray, *, ridge: float = RIDGE) -> Calibration:

@@ -11,7 +11,6 @@ an experiment share its weight and the order of experiments means nothing.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numba
 import numpy as np
@@ -134,11 +133,6 @@ class Ensemble:
         weights = np.array([self.weights.get(name, 1.0) for name in names])
         with np.errstate(invalid="ignore"):  # a video that no experiment saw
             return METHODS[self.method].blend(values, weights, self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Ensemble":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**{**values, "weights": {name: float(weight) for name, weight in values["weights"].items()}})
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

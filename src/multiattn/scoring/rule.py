@@ -6,12 +6,13 @@ Out-of-fold scores, submissions, evaluation and single files all go through `Sco
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from multiattn.config import from_json, to_json
 from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble, score_experiments
@@ -32,7 +33,7 @@ class ScoringRule:
     """None: the test set has the share of fakes that the rule was tuned on."""
     experiments: tuple[str, ...] = ()
     """Names of the experiments it was tuned for; empty: any."""
-    out_of_fold: dict[str, float] | None = None
+    out_of_fold: dict[str, float | None] | None = None
     """log_loss and auc on videos that were held out of tuning, at their share of fakes, before a prior shift; None
     where nothing was tuned."""
 
@@ -76,9 +77,7 @@ class ScoringRule:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for `scoring.json`."""
-        values = asdict(self)
-        values["calibration"]["parameters"] = list(self.calibration.parameters)
-        return {**values, "experiments": list(self.experiments)}
+        return to_json(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ScoringRule":
@@ -87,20 +86,4 @@ class ScoringRule:
         Raises:
             ValueError: a field is missing, unknown, or has a value the rule does not take.
         """
-        if not isinstance(values, dict) or set(values) != set(cls.__dataclass_fields__):
-            found = ", ".join(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(
-                f"not a scoring rule: expected the fields {', '.join(cls.__dataclass_fields__)}, found {found}"
-            )
-        try:
-            shift = values["prior_shift"]
-            return cls(
-                aggregator=Aggregator(**values["aggregator"]),
-                ensemble=Ensemble.from_dict(values["ensemble"]),
-                calibration=Calibration.from_dict(values["calibration"]),
-                prior_shift=None if shift is None else PriorShift(**shift),
-                experiments=tuple(values["experiments"]),
-                out_of_fold=values["out_of_fold"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a scoring rule: {error}") from error
+        return from_json(cls, values, source="not a scoring rule", complete=True)

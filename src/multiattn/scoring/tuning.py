@@ -4,13 +4,14 @@ The report is plain types for `scoring.json` and Markdown tables for a terminal.
 """
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import RECIPES
 from multiattn.scoring.bootstrap import Comparison, bootstrap_log_loss, compare_log_loss
 from multiattn.scoring.calibration import CALIBRATORS
@@ -197,10 +198,10 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
             for candidate in sorted(stage["candidates"], key=lambda candidate: candidate["log_loss"])
         ]
         after = " after Platt calibration" if stage["stage"] in CALIBRATED_STAGES else ""
-        lines += [*_table([stage["stage"], f"log loss{after}, cross-fitted", "standard error"], rows), ""]
+        lines += _table([stage["stage"], f"log loss{after}, cross-fitted", "standard error"], rows)
         lines += [f"{stage['stage']}: {stage['chosen']} ({stage['reason']})", ""]
     rows = [[row[key] if key != "clip" else f"{row[key]:.4g}" for key in row] for row in report["folds"]]
-    lines += [*_table(["without fold", "aggregator", "ensemble", "calibration", "clip"], rows), ""]
+    lines += _table(["without fold", "aggregator", "ensemble", "calibration", "clip"], rows)
     rows = [
         [
             row["name"],
@@ -209,7 +210,7 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
         ]
         for row in report["figures"]
     ]
-    lines += [*_table(["out of fold", "log loss [95 % interval]", "AUC", "Brier", "calibration error"], rows), ""]
+    lines += _table(["out of fold", "log loss [95 % interval]", "AUC", "Brier", "calibration error"], rows)
     difference = report["tuned_against_untuned"]
     lines += [
         f"tuned - untuned: {difference['difference']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}], "
@@ -255,12 +256,5 @@ def _number(value: float | None) -> str:
     return "" if value is None or not np.isfinite(value) else f"{value:.4f}"
 
 
-def _table(head: list[str], rows: Iterable[list[Any]]) -> list[str]:
-    """A Markdown table with columns of even width."""
-    cells = [head, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    rule = ["-" * width for width in widths]
-    padded = [
-        [cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (cells[0], rule, *cells[1:])
-    ]
-    return [f"| {' | '.join(row)} |" for row in padded]
+def _table(header: list[str], rows: list[list[Any]]) -> list[str]:
+    return [markdown_table(header, rows, padded=True), ""]

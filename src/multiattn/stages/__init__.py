@@ -1,1 +1,23 @@
-"""The doors, in the order data walks through them; each reads tables, calls rooms, writes tables."""
+"""One file a command: its options, the packages it calls, the tables it writes. `multiattn --help` lists them."""
+
+STAGES = (
+    "demo",
+    "index",
+    "check",
+    "faces",
+    "folds",
+    "train",
+    "tune",
+    "predict",
+    "submit",
+    "leaderboard",
+    "evaluate",
+    "score",
+    "ablation",
+    "figures",
+    "import_checkpoint",
+    "describe",
+    "bundle",
+    "bench",
+)
+"""In the order data passes through them, then those beside it."""

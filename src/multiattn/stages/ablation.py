@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from multiattn.command_line import Positional, parse, results
+from multiattn.command_line import Device, FoldsTable, Positional, parse, results
 from multiattn.evaluation.ablation_table import (
     AblationTable,
     CrossData,
@@ -27,7 +27,7 @@ from multiattn.evaluation.ablation_table import (
 from multiattn.evaluation.ablations import LQ, Ablation, Cell, get_ablation, name_data, seeded
 from multiattn.figures.ablation import draw_ablation
 from multiattn.runtime.devices import pick_device
-from multiattn.runtime.files import atomic_path, write_text
+from multiattn.runtime.files import write_csv, write_text
 from multiattn.training.engine.ranks import Ranks, distributed
 from multiattn.training.folds import TrainingData, read_training_data, require_same_folds, train_folds
 
@@ -42,8 +42,7 @@ class Options:
     """A table of the paper (1, 2, 4, 5 or 6), `demo` or `demo-training`."""
     faces: Path
     """The faces folder of `multiattn faces` to train on; its compression says which column is measured."""
-    folds: Path
-    """The folds CSV of `multiattn folds`."""
+    folds: FoldsTable
     fold: str = "0"
     """The fold that validates: a number, or `all`, whose held-out videos are then measured together."""
     seeds: int = 3
@@ -55,8 +54,7 @@ class Options:
     """The table goes to <out>/table_<table>.md, .csv and .png."""
     tiny: bool = False
     """Every cell on a small network, 64 px crops and one epoch: shows that it runs."""
-    device: str = "auto"
-    """cpu, cuda or auto."""
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,5 @@ def _fill(table: AblationTable, cell: Cell, repetition: int, options: Options, i
 def _write(table: AblationTable, out: Path) -> None:
     path = out / table.file_name
     write_text(path.with_suffix(".md"), table.markdown())
-    with atomic_path(path.with_suffix(".csv")) as temporary:
-        table.wide().to_csv(temporary, index=False)
+    write_csv(path.with_suffix(".csv"), table.wide())
     draw_ablation(table, path.with_suffix(".png"))

@@ -22,42 +22,34 @@ from multiattn.bench.data import DataBench
 from multiattn.bench.faces import FacesBench
 from multiattn.bench.submit import SubmitBench
 from multiattn.bench.train import compare, comparison_lines
-from multiattn.command_line import Inline, Positional, parse, results
+from multiattn.command_line import Device, ExperimentName, Inline, Positional, parse, parse_experiment, results
 from multiattn.config import Experiment
-from multiattn.experiments import get_experiment
+from multiattn.experiments import DEFAULT_EXPERIMENT
 from multiattn.runtime.devices import pick_device
 
 BENCHES = {"data": DataBench, "faces": FacesBench, "submit": SubmitBench, "kernel": SubmitBench}
 """Those with options of their own; `kernel` is the earlier name of `submit`."""
-DEFAULT = "dfdc_b4"
 WHAT = {"train": "training step (clean pass, AGDA pass, backward, optimiser)", "infer": "eval forward"}
 
 
-def _options_class(default: Experiment) -> type:
-    """The options, with the settings of the experiment that was named as defaults."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn bench`."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        """Options of `multiattn bench`."""
-
-        work: Positional[Literal["train", "infer"]]
-        """A training step or an eval forward."""
-        experiment: Positional[str] = DEFAULT
-        """A function of experiments.py."""
-        batch_size: int = 4
-        """Crops in a batch, at least 2."""
-        repeats: int = 5
-        """Timed repeats of each side, after one warm-up."""
-        device: str = "cpu"
-        """cpu, cuda or auto."""
-        fed_from: Path | None = None
-        """A faces folder: also train on its crops, read as `train` reads them, and print the rate beside that of a
-        ready batch."""
-        tiny: bool = False
-        """The experiment's tiny variant."""
-        settings: Inline[Experiment] = dataclasses.field(default_factory=lambda: default)
-
-    return Options
+    work: Positional[Literal["train", "infer"]]
+    """A training step or an eval forward."""
+    experiment: ExperimentName = DEFAULT_EXPERIMENT
+    batch_size: int = 4
+    """Crops in a batch, at least 2."""
+    repeats: int = 5
+    """Timed repeats of each side, after one warm-up."""
+    device: Device = "cpu"
+    fed_from: Path | None = None
+    """A faces folder: also train on its crops, read as `train` reads them, and print the rate beside that of a
+    ready batch."""
+    tiny: bool = False
+    """The experiment's tiny variant."""
+    settings: Inline[Experiment]
 
 
 def main(argv: list[str]) -> None:
@@ -70,11 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def _bench_network(argv: list[str]) -> None:
-    named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else DEFAULT
-    default = get_experiment(named, tiny="--tiny" in argv)
-    options = parse(_options_class(default), argv, stage="bench", doc=__doc__)
-    if options.experiment != named:
-        raise ValueError(f"the experiment comes second: multiattn bench {options.work} {options.experiment} ...")
+    options = parse_experiment(Options, argv, stage="bench", doc=__doc__, place=1)
     if options.fed_from is not None and options.work == "infer":
         raise ValueError("--fed-from: only a training step is fed; multiattn bench train ...")
     # In batches of the size that is timed, whoever makes them.

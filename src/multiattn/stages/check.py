@@ -8,11 +8,12 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import VideosTable, parse, results
 from multiattn.datasets.folds import read_grouping
 from multiattn.datasets.health import Finding, HealthReport, check_health
 from multiattn.datasets.manifest import named_roots, roots_path
 from multiattn.runtime.files import read_json
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FOLDS, VIDEOS
 
 WIDTH = 120
@@ -22,8 +23,7 @@ WIDTH = 120
 class Options:
     """Options of `multiattn check`."""
 
-    videos: Path
-    """The videos.csv of `multiattn index`."""
+    videos: VideosTable
     folds: Path | None = None
     """The folds CSV made of it. What it holds is what is trained on; without it, all labelled videos outside the test
     split count as trained on."""
@@ -61,14 +61,11 @@ def main(argv: list[str]) -> None:
 
 def _lines(report: HealthReport, options: Options, num_videos: int, unlocated: list[str]) -> list[str]:
     counts = report.counts.replace({"": "-"})
-    for column in ("dataset", "split", "method"):  # text to the left, numbers to the right
-        counts[column] = counts[column].str.ljust(max(len(column), counts[column].str.len().max()))
+    numbers = [place for place, name in enumerate(counts) if name not in ("dataset", "split", "method")]
     lines = [
         f"{num_videos} videos in {options.videos}" + (f", folds of {options.folds}" if options.folds else ""),
         "",
-        counts.rename(
-            columns={name: name.ljust(counts[name].str.len().max()) for name in counts.columns[:3]}
-        ).to_string(index=False),
+        terminal_table([list(counts), *counts.itertuples(index=False)], right=numbers),
         "",
     ]
     for finding in report.findings:

@@ -21,6 +21,7 @@ from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
 from multiattn.inference.scoring_file import default_scoring_path, read_scoring
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import ANY_FOLD, CARD_FILE, EPOCHS_FILE, STATUS_FILE, SUBMISSION_FILE, VIDEOS_FILE
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.stages import faces, folds, index, leaderboard, train, tune
 
@@ -105,10 +106,15 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
     coverage = read_json(out / CARD_FILE)["coverage"]
     lines = [
         f"\nDone in {minutes:.1f} minutes.\n",
-        f"{'':<44}{'log loss':>10}  {'95 % interval':<18}{'AUC':>7}{'videos':>8}",
-        f"{'constant 0.5':<44}{CONSTANT_LOG_LOSS:>10.4f}  {'':<18}{0.5:>7.4f}",
-        *_figures(held_out, "out of fold"),
-        *_figures(test, "test, unseen actors"),
+        terminal_table(
+            [
+                ["", "log loss", "95 % interval", "AUC", "videos"],
+                ["constant 0.5", f"{CONSTANT_LOG_LOSS:.4f}", "", "0.5000", ""],
+                *_figures(held_out, "out of fold"),
+                *_figures(test, "test, unseen actors"),
+            ],
+            right=(1, 3, 4),
+        ),
         "",
         f"The bootstrap of the intervals draws, out of fold, the {held_out['num_groups'].iloc[0]} parts; on test, the "
         f"{test['num_groups'].iloc[0]} originals, each with its fake.",
@@ -132,9 +138,9 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
     return "\n".join(lines)
 
 
-def _figures(steps: pd.DataFrame, where: str) -> list[str]:
+def _figures(steps: pd.DataFrame, where: str) -> list[list[str]]:
     return [
-        f"{f'{where}: {row.name}':<44}{row.log_loss:>10.4f}  {f'{row.low:.4f} to {row.high:.4f}':<18}{row.auc:>7.4f}"
-        f"{row.num_videos:>8}"
+        [f"{where}: {row.name}", f"{row.log_loss:.4f}", f"{row.low:.4f} to {row.high:.4f}", f"{row.auc:.4f}",
+         row.num_videos]
         for row in steps.itertuples(index=False)
-    ]
+    ]  # fmt: skip

@@ -15,40 +15,30 @@ from typing import Any
 
 import torch
 
-from multiattn.command_line import Inline, Positional, parse, results
+from multiattn.command_line import ExperimentName, Inline, parse_experiment, results
 from multiattn.config import Experiment, Phase, to_json
-from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.model.describe import NetworkDescription, departures, describe_network
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.training.engine.step import TrainingStep, set_trainable
 
 WIDTH = 100
 
 
-def _options_class(default: Experiment) -> type:
-    """The options, with the settings of the experiment that was named as defaults."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn describe`."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        """Options of `multiattn describe`."""
-
-        experiment: Positional[str]
-        """A function of experiments.py."""
-        tiny: bool = False
-        """The experiment's tiny variant."""
-        json: bool = False
-        """JSON for programs in place of the tables."""
-        settings: Inline[Experiment] = dataclasses.field(default_factory=lambda: default)
-
-    return Options
+    experiment: ExperimentName
+    tiny: bool = False
+    """The experiment's tiny variant."""
+    json: bool = False
+    """JSON for programs in place of the tables."""
+    settings: Inline[Experiment]
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    named = argv[0] if argv and not argv[0].startswith("-") else next(iter(EXPERIMENTS))
-    default = get_experiment(named, tiny="--tiny" in argv)
-    options = parse(_options_class(default), argv, stage="describe", doc=__doc__)
-    if options.experiment != named:
-        raise ValueError(f"the experiment comes first: multiattn describe {options.experiment} ...")
+    options = parse_experiment(Options, argv, stage="describe", doc=__doc__)
     experiment = options.settings
     with torch.device("meta"):  # layers without memory: nothing is drawn, nothing is fetched
         step = TrainingStep(experiment, load_weights=False)
@@ -90,7 +80,7 @@ def _network_tables(network: NetworkDescription) -> str:
     parts = [["part", "parameters", "weights, MiB", "GFLOPs an image"]]
     for part in (*network.parts, network.total):
         parts.append([part.name, f"{part.parameters:,}", f"{part.weight_bytes / 2**20:.1f}", f"{part.flops / 1e9:.3f}"])
-    return f"{_table(rows, right=(3,))}\n\n{_table(parts, right=(1, 2, 3))}"
+    return f"{terminal_table(rows, right=(3,))}\n\n{terminal_table(parts, right=(1, 2, 3))}"
 
 
 def _phase_table(phases: list[dict[str, Any]], experiment: Experiment, step: TrainingStep) -> str:
@@ -105,7 +95,7 @@ def _phase_table(phases: list[dict[str, Any]], experiment: Experiment, step: Tra
         counts = [phase["name"], str(phase["epochs"]), phase["objective"], frozen, agda]
         trainable = f"{phase['trainable_parameters']:,}"
         rows.append([*counts, trainable, optim["name"], f"{optim['lr']:g}", schedule])
-    return _table(rows, right=(1, 5))
+    return terminal_table(rows, right=(1, 5))
 
 
 def _losses(experiment: Experiment, step: TrainingStep) -> list[str]:
@@ -135,14 +125,4 @@ def _departure_lines(experiment: Experiment) -> list[str]:
     if not found:
         return ["network, losses and AGDA have the paper's settings"]
     rows = [["differs", "here", "in the paper's settings"]]
-    return [_table(rows + [[name, str(entry["found"]), str(entry["paper"])] for name, entry in found.items()])]
-
-
-def _table(rows: list[list[str]], *, right: tuple[int, ...] = ()) -> str:
-    """Columns two spaces apart, those in `right` aligned to their right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return [terminal_table(rows + [[name, str(entry["found"]), str(entry["paper"])] for name, entry in found.items()])]

@@ -8,9 +8,8 @@ Several runs are blended by the scoring rule; with --choose each is measured by 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import Device, PredictPrecision, Scoring, parse, results
 from multiattn.evaluation.run import (
     Criterion,
     Evaluation,
@@ -19,8 +18,9 @@ from multiattn.evaluation.run import (
     evaluate_runs,
     require_choosable,
 )
+from multiattn.evaluation.selection import Split
 from multiattn.figures.evaluation import evaluation_page
-from multiattn.runtime.files import atomic_path, write_text
+from multiattn.runtime.files import write_csv, write_text
 from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE
 from multiattn.tables import VIDEO_PREDICTIONS
 
@@ -38,15 +38,13 @@ class Options:
     out: Path | None = None
     """Where the report goes, and the predictions, which are made once (default: in the folder of the first run,
     evaluation_<name of videos.csv>_<split>)."""
-    split: Literal["test", "val"] = "test"
+    split: Split = "test"
     """Of each data set; one without any split is tested whole."""
     choose: Criterion | None = None
     """Measure each run by itself and name the best, by log loss or AUC of videos; with --split val only."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    scoring: Scoring = None
+    device: Device = "auto"
+    precision: PredictPrecision = "auto"
 
 
 def main(argv: list[str]) -> None:
@@ -70,15 +68,13 @@ def main(argv: list[str]) -> None:
     else:
         choice, evaluation = choose_among(inputs, options.choose)
         lines.append(choice.describe())
-        with atomic_path(inputs.out / "choice.csv") as temporary:
-            choice.table.to_csv(temporary, index=False)
+        write_csv(inputs.out / "choice.csv", choice.table)
     _write(evaluation, inputs.out)
     results(evaluation.markdown(), *lines, f"written: {inputs.out}/evaluation.md, metrics.csv, report.html")
 
 
 def _write(evaluation: Evaluation, out: Path) -> None:
     write_text(out / "evaluation.md", evaluation.markdown())
-    with atomic_path(out / "metrics.csv") as temporary:
-        evaluation.metrics.to_csv(temporary, index=False)
+    write_csv(out / "metrics.csv", evaluation.metrics)
     write_text(out / "report.html", evaluation_page(evaluation))
     VIDEO_PREDICTIONS.write(evaluation.video_predictions(), out / VIDEO_PREDICTIONS_FILE)

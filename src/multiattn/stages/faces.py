@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 import pandas as pd
 
-from multiattn.command_line import NameOf, parse, results
+from multiattn.command_line import Device, Jobs, NameOf, VideosTable, parse, results
 from multiattn.datasets.ffpp import mask_of
 from multiattn.datasets.manifest import locate_videos, named_roots
 from multiattn.runtime.devices import pick_device
-from multiattn.tables import FAKE, VIDEOS
+from multiattn.tables import FAKE, SPLITS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, FacePolicy
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.engine import Backend
@@ -26,11 +26,10 @@ from multiattn.video.extraction.faces_folder import extract_faces
 class Options:
     """Options of `multiattn faces`."""
 
-    videos: Path
-    """The videos.csv of `multiattn index`."""
+    videos: VideosTable
     out: Path
     """The faces folder."""
-    splits: tuple[Literal["train", "val", "test"], ...] = ()
+    splits: tuple[Literal[SPLITS], ...] = ()
     """Only videos of these splits, as `--splits train val` (default: all, those without a split too)."""
     root: tuple[str, ...] = ()
     """Overrides the roots kept in videos.json: DIR where the table holds one data set, else NAME=DIR for each."""
@@ -51,16 +50,14 @@ class Options:
     """Crop fakes where their originals' faces are, if size and frame count are equal: aligned pairs, less detection."""
     fast_frames: bool = False
     """Take the nearest reference frame for a wanted one where that spares decoding."""
-    jobs: int | None = None
-    """Processes on this machine, each with one video at a time (default: one a core, on a GPU at most 4)."""
+    jobs: Jobs = None
     backend: Backend = "local"
     """Where videos are extracted: this machine, or a dask or ray cluster that sees the same files at the same paths."""
     scheduler: str | None = None
     """The cluster's address: tcp://HOST:8786 for dask; ray finds the cluster of this machine by itself."""
     time_limit: float = 600.0
     """Seconds a video may take; then it is `unreadable`."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 or auto."""
+    device: Device = "auto"
 
 
 def main(argv: list[str]) -> None:

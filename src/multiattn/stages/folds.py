@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import VideosTable, parse, results
 from multiattn.datasets.folds import Grouping, make_folds, write_folds
 from multiattn.tables import VIDEOS
 
@@ -17,8 +17,7 @@ from multiattn.tables import VIDEOS
 class Options:
     """Options of `multiattn folds`."""
 
-    videos: Path
-    """The videos.csv of `multiattn index`."""
+    videos: VideosTable
     out: Path
     """The folds CSV to write; its recipe goes into the JSON file beside it."""
     num_folds: int = 5

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from multiattn.command_line import Positional, parse, results
+from multiattn.config import Padding
 from multiattn.inference.import_checkpoint import import_checkpoint
 
 
@@ -22,9 +23,9 @@ class Options:
     """The experiment's folder, runs/NAME; the run is its fold0."""
     image_size: int = 380
     """Side of the crops in pixels."""
-    attention_grid: Literal["auto", "static", "dynamic"] = "auto"
-    """How an EfficientNet pads: in B4 at 380 px static gives 23x23 attention maps, dynamic 24x24. auto: static, as the
-    release was trained; Xception has one way only."""
+    attention_grid: Literal["auto", Padding] = "auto"
+    """Padding of an EfficientNet: in B4 at 380 px static gives 23x23 attention maps, dynamic 24x24. auto: static, as
+    the release was trained; Xception has one way only."""
     texture_stage: str | None = None
     """L1, L2, ...: where several stages are as wide as the texture block (default then: L2)."""
     attention_stage: str | None = None

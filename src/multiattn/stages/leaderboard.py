@@ -10,7 +10,7 @@ from multiattn.command_line import parse, results
 from multiattn.evaluation.leaderboard import ScaleName, score_submissions
 from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page
 from multiattn.figures.page import write_png
-from multiattn.runtime.files import atomic_path, write_text
+from multiattn.runtime.files import write_csv, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,7 @@ def main(argv: list[str]) -> None:
     )
     out = options.out or options.submissions
     write_text(out / "leaderboard.md", board.markdown())
-    with atomic_path(out / "leaderboard.csv") as temporary:
-        board.table().to_csv(temporary, index=False)
+    write_csv(out / "leaderboard.csv", board.table())
     figure = draw_leaderboard(board)
     write_png(figure, out / "leaderboard.png")
     write_text(out / "leaderboard.html", leaderboard_page(board, figure))

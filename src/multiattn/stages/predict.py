@@ -6,9 +6,8 @@ multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import Device, Jobs, PredictPrecision, parse, results
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
 from multiattn.inference.score_files import extract_folder_faces
@@ -32,10 +31,9 @@ class Options:
     """With --videos-dir, the weights file of the detector the run's faces were found with, where it needs one."""
     any_recipe: bool = False
     """Predict crops that were made another way than the run's; the difference becomes a warning."""
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    jobs: int | None = None
-    """Processes that extract faces."""
+    device: Device = "auto"
+    precision: PredictPrecision = "auto"
+    jobs: Jobs = None
 
 
 def main(argv: list[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from multiattn.command_line import Positional, parse, results
+from multiattn.command_line import DetectorWeights, Device, Positional, Scoring, parse, results
 from multiattn.inference.attention_maps import extreme_crops, model_with_maps, predict_maps
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.score_files import ScoredFiles, find_files, score_files
@@ -31,12 +31,9 @@ class Options:
     """runs/<experiment>, or several, or single folds: fewer models are faster."""
     report: Path | None = None
     """An HTML page to write: probability over time, the frames that decided, attention."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
-    weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with, where it needs one."""
-    device: str = "auto"
+    scoring: Scoring = None
+    weights: DetectorWeights = None
+    device: Device = "auto"
     jobs: int | None = None
     """Processes that read files, where there are more than two (default: one a core)."""
 

@@ -7,14 +7,12 @@
 Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-size 24`, `--precision fp32`.
 """
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.command_line import Inline, Positional, parse, results
+from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTable, Inline, parse_experiment, results
 from multiattn.config import Experiment
-from multiattn.experiments import EXPERIMENTS, get_experiment
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.runtime.devices import pick_device
 from multiattn.training.engine.ranks import distributed
@@ -28,44 +26,30 @@ from multiattn.training.folds import (
 )
 
 
-def _options_class(default: Experiment) -> type:
-    """The options, with the settings of the experiment that was named as defaults."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `multiattn train`."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        """Options of `multiattn train`."""
-
-        experiment: Positional[str]
-        """A function of experiments.py."""
-        faces: Path
-        """The faces folder of `multiattn faces`."""
-        folds: Path
-        """The folds CSV of `multiattn folds`."""
-        fold: str = "0"
-        """The fold that validates: a number, or `all` for one after the other; finished ones are skipped."""
-        gpus: str | None = None
-        """Several folds at once, one on each of these GPUs: 0,1,2,3. `cpu,cpu` is two at once on a CPU."""
-        runs: Path = Path("runs")
-        """Runs are written to <runs>/<experiment>/fold<k>."""
-        tiny: bool = False
-        """The experiment's tiny variant: one epoch of a small network, for a look at data and settings."""
-        device: str = "auto"
-        """cpu, cuda or auto."""
-        allow_changes: bool = False
-        """Go on with a run that was begun with other settings; changes.json in the run folder notes which."""
-        settings: Inline[Experiment] = dataclasses.field(default_factory=lambda: default)
-
-    return Options
+    experiment: ExperimentName
+    faces: FacesFolder
+    folds: FoldsTable
+    fold: str = "0"
+    """The fold that validates: a number, or `all` for one after the other; finished ones are skipped."""
+    gpus: str | None = None
+    """Several folds at once, one on each of these GPUs: 0,1,2,3. `cpu,cpu` is two at once on a CPU."""
+    runs: Path = Path("runs")
+    """Runs are written to <runs>/<experiment>/fold<k>."""
+    tiny: bool = False
+    """The experiment's tiny variant: one epoch of a small network, to check data and settings."""
+    device: Device = "auto"
+    allow_changes: bool = False
+    """Go on with a run that was begun with other settings; changes.json in the run folder notes which."""
+    settings: Inline[Experiment]
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    # The experiment's name comes first: it decides the defaults of the other options, those `--help` shows.
-    named = argv[0] if argv and not argv[0].startswith("-") else next(iter(EXPERIMENTS))
-    default = get_experiment(named, tiny="--tiny" in argv)
-    options = parse(_options_class(default), argv, stage="train", doc=__doc__)
-    if options.experiment != named:
-        raise ValueError(f"the experiment comes first: multiattn train {options.experiment} --faces ...")
+    options = parse_experiment(Options, argv, stage="train", doc=__doc__)
     experiment = options.settings
     data = read_training_data(options.faces, options.folds)
     numbers = data.fold_numbers(options.fold)

@@ -20,9 +20,9 @@ from multiattn.config import Experiment
 from multiattn.datasets.folds import read_folds
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder
+from multiattn.runtime.signals import Interruption, listening
 from multiattn.tables import FOLDS
 from multiattn.training.data.crops import FACE_COLUMNS, split_crops
-from multiattn.training.engine.interruption import Interruption, listening
 from multiattn.training.engine.loop import train_fold
 from multiattn.training.engine.ranks import Ranks, wait_for_all
 from multiattn.training.engine.run_folder import RunFolder

@@ -1,10 +1,6 @@
-"""Finished videos, line by line: nothing whole is lost, nothing torn is read, nothing of other work is mixed in."""
+"""Results of a submission: they come back bit by bit, the latest counts, and a full disk stops nothing."""
 
-import json
-
-import pytest
-
-from multiattn.inference.submit.results import ResultStore, VideoResult, results_of
+from multiattn.inference.submit.results import ResultStore, VideoResult
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 WORK = {"models": {"m/fold0": "abc"}, "crops": {"size": 64}, "precision": "fp32"}
@@ -41,25 +37,6 @@ def test_results_of_a_version_that_also_kept_pictures_are_read(tmp_path):
 
 def test_a_new_folder_has_no_results(tmp_path):
     assert ResultStore(tmp_path, WORK).results == {}
-    assert results_of(tmp_path / "nothing.jsonl") == (None, {})
-
-
-def test_a_file_cut_off_anywhere_gives_back_its_whole_lines_and_can_be_continued(tmp_path):
-    made = filled(tmp_path / "whole", "a", "b", "c")
-    content = (tmp_path / "whole" / SUBMISSION_JOURNAL).read_bytes()
-    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
-    for length in range(0, len(content) + 1, 7):
-        folder = tmp_path / str(length)
-        folder.mkdir()
-        (folder / SUBMISSION_JOURNAL).write_bytes(content[:length])
-        store = ResultStore(folder, WORK)
-        whole = max(0, sum(end <= length for end in ends) - 1)
-        assert list(store.results.values()) == made[:whole]
-        store.add(result("d"))
-        store.close()
-        names = [each.video_id for each in [*made[:whole], result("d")]]
-        assert list(ResultStore(folder, WORK).results) == names
-        assert all(json.loads(line) for line in (folder / SUBMISSION_JOURNAL).read_text().splitlines())
 
 
 def test_a_damaged_line_costs_its_own_video(tmp_path):
@@ -68,19 +45,6 @@ def test_a_damaged_line_costs_its_own_video(tmp_path):
     lines[2] = lines[2][:20] + b"\n"
     (tmp_path / SUBMISSION_JOURNAL).write_bytes(b"".join(lines))
     assert list(ResultStore(tmp_path, WORK).results) == ["folder/a", "folder/c"]
-
-
-@pytest.mark.parametrize("key", list(WORK))
-def test_results_of_other_work_are_set_aside_whole(tmp_path, key, caplog):
-    filled(tmp_path, "a")
-    before = (tmp_path / SUBMISSION_JOURNAL).read_bytes()
-    store = ResultStore(tmp_path, {**WORK, key: "another"})
-    assert store.results == {} and key in caplog.text
-    store.close()
-    assert (tmp_path / "kernel_results.1.jsonl").read_bytes() == before
-    ResultStore(tmp_path, WORK).close()
-    assert (tmp_path / "kernel_results.2.jsonl").is_file(), "and a second one does not overwrite the first"
-    assert (tmp_path / "kernel_results.1.jsonl").read_bytes() == before
 
 
 def test_a_later_result_of_a_video_counts(tmp_path):
@@ -101,12 +65,12 @@ def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
         def write(self, content: bytes) -> int:
             return store_file.write(content[:30])
 
-    store_file, store._file = store._file, FullDisk()
+    store_file, store.journal._file = store.journal._file, FullDisk()
     store.add(result("a"))
     store.add(result("b"))
     assert list(store.results) == ["folder/a", "folder/b"]
     assert caplog.text.count("cannot be kept") == 1
-    store._file = store_file
+    store.journal._file = store_file
     store.add(result("c"))
     store.close()
     assert list(ResultStore(tmp_path, WORK).results) == ["folder/c"], "what was torn is cut off again"

@@ -6,7 +6,6 @@ classification is slower gets the cores. On a GPU two threads, so that one decod
 computed.
 """
 
-import ctypes
 import itertools
 import logging
 import queue
@@ -43,8 +42,6 @@ MOST_CPU_THREADS = 8
 GPU_THREADS = 2
 BATCHES_TO_GROW = 50
 """Without a shortage of memory, before a batch that was made smaller grows again."""
-MALLOC_ARENA_MAX = -8
-"""Parameter of glibc's `mallopt`, from its malloc.h."""
 
 
 def by_importance(models: list[TrainedModel], rule: ScoringRule) -> list[TrainedModel]:
@@ -156,16 +153,6 @@ def crops_a_batch(device: torch.device, sizes: Iterable[int]) -> int:
     if device.type != "cpu":
         return GPU_BATCH_CROPS
     return min(MOST_CPU_BATCH_CROPS, max(1, CPU_BATCH_PIXELS // max(sizes) ** 2))
-
-
-def one_memory_for_all_threads() -> None:
-    """Let all threads take memory from one place. By default glibc gives each a heap of its own, of which activations
-    above 64 MB do not become part, so that their pages are mapped anew for every layer (`runtime.tune_cpu` says what
-    that costs). Before the first thread is started; elsewhere than on glibc nothing happens."""
-    try:
-        ctypes.CDLL("libc.so.6").mallopt(MALLOC_ARENA_MAX, 1)
-    except (OSError, AttributeError):
-        return
 
 
 class Classifier:

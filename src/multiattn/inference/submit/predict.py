@@ -23,14 +23,13 @@ from multiattn.inference.submit.classifier import (
     Classifier,
     LoadedModels,
     num_threads,
-    one_memory_for_all_threads,
 )
 from multiattn.inference.submit.extraction import Extraction, Work
-from multiattn.inference.submit.interruption import Interruption
 from multiattn.inference.submit.plan import Costs, Level, Plan
 from multiattn.inference.submit.results import FileStamp, VideoResult
-from multiattn.runtime.processor import tune_cpu
+from multiattn.runtime.processor import share_one_heap, tune_cpu
 from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.signals import Interruption
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 from multiattn.video.extraction.isolation import end_processes
 
@@ -136,7 +135,7 @@ class PredictionPass:
         on_cpu = setup.device.type == "cpu"
         if on_cpu:
             tune_cpu()
-            one_memory_for_all_threads()
+            share_one_heap()
         threads_before = torch.get_num_threads()
         started = time.monotonic()
         extraction = Extraction(
@@ -176,7 +175,7 @@ class PredictionPass:
         return self.setup.work(video, level)
 
     def _loop(self, classifier: Classifier, bar: tqdm) -> None:
-        while not self.plan.out_of_time and self._interruption.signal is None:
+        while not self.plan.out_of_time and not self._interruption.asked:
             finished = classifier.finished  # before the events: its last ones are among them then
             try:
                 event = self._events.get(timeout=0 if finished else POLL_SECONDS)

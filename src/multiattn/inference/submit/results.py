@@ -1,22 +1,13 @@
-"""Results of finished videos, one line of JSON a video, so that a run that was killed continues.
-
-    OUT/kernel_results.jsonl    first line: what the results belong to; then one line a video
-
-The file only grows at its end, a whole line in one write, so a process killed at any moment leaves at worst an
-unfinished last line. Logits are kept, not probabilities: another scoring rule needs no new results. A file that belongs
-to other work (runs, crops, precision) is set aside under another name and never mixed in.
-"""
+"""Results of the videos of a submission, kept in a journal so that a killed run goes on where it was."""
 
 import contextlib
-import dataclasses
-import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from multiattn.inference.submit.plan import Level
+from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 logger = logging.getLogger(__name__)
@@ -81,40 +72,9 @@ class VideoResult:
         return self.status == "unreadable" and (self.again or self.file_modified != stamp.file_modified)
 
 
-FIELDS = {each.name for each in dataclasses.fields(VideoResult)}
-
-
-def results_of(path: Path) -> tuple[dict[str, Any] | None, dict[str, VideoResult]]:
-    """Read what a file's results belong to, and the results; None and nothing where there is no whole first line.
-
-    A line that is not whole is skipped: its video is answered again. Keys of older versions are left out.
-    """
-    if not path.is_file():
-        return None, {}
-    fingerprint: dict[str, Any] | None = None
-    results: dict[str, VideoResult] = {}
-    damaged = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file):
-            try:
-                values = json.loads(line) if line.endswith(b"\n") else None
-                if number == 0:
-                    fingerprint = values["work"]
-                    continue
-                result = VideoResult(**{name: value for name, value in values.items() if name in FIELDS})
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
-                damaged += 1
-                if number == 0:
-                    return None, {}
-                continue
-            results[result.video_id] = result
-    if damaged:
-        logger.warning("%s: %d lines are not whole; their videos are answered again", path, damaged)
-    return fingerprint, results
-
-
 class ResultStore:
-    """The results of one submission folder, open for writing.
+    """The results of one submission folder, open for writing. Logits are kept, not probabilities: another scoring rule
+    needs no new results.
 
     Args:
         folder: the submission folder.
@@ -125,61 +85,28 @@ class ResultStore:
     """
 
     def __init__(self, folder: Path, work: dict[str, Any]) -> None:
-        self.path = folder / SUBMISSION_JOURNAL
-        self.results: dict[str, VideoResult] = {}
-        self._complains = True
-        found, results = results_of(self.path)
-        if found == work:
-            self.results = results
-            self._mend()
-        elif self.path.exists():
-            self._set_aside(found, work)
-        self._file = self.path.open("ab", buffering=0)
-        if not self.path.stat().st_size:
-            self._write({"work": work})
+        self.journal = Journal(folder / SUBMISSION_JOURNAL, VideoResult)
+        self.journal.claim(work)
+        self.results = {result.video_id: result for result in self.journal.whole_records()}
+        self.journal.__enter__()
+        self._warned = False
 
     def add(self, result: VideoResult) -> None:
         """Keep a result. A disk without room costs the restart, not the submission."""
         self.results[result.video_id] = result
         try:
-            self._write(dataclasses.asdict(result))
+            self.journal.append(result)
         except OSError as error:
-            if self._complains:
-                logger.warning("%s: results cannot be kept (%s); a restart would do them again", self.path, error)
-            self._complains = False
+            if not self._warned:
+                logger.warning("results cannot be kept (%s); a restart would do them again", error)
+            self._warned = True
 
     def sync(self) -> None:
         """Make what was written survive a power cut."""
         with contextlib.suppress(OSError):
-            os.fsync(self._file.fileno())
+            self.journal.sync()
 
     def close(self) -> None:
         """End writing."""
         self.sync()
-        self._file.close()
-
-    def _write(self, values: dict[str, Any]) -> None:
-        line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
-        start = os.fstat(self._file.fileno()).st_size
-        if self._file.write(line) != len(line):
-            os.ftruncate(self._file.fileno(), start)  # a part of a line would spoil the next one
-            raise OSError("the disk is full")
-
-    def _mend(self) -> None:
-        """Cut off the line that a kill left unfinished."""
-        whole = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                whole += len(line) if line.endswith(b"\n") else 0
-        if whole < self.path.stat().st_size:
-            os.truncate(self.path, whole)
-
-    def _set_aside(self, found: dict[str, Any] | None, work: dict[str, Any]) -> None:
-        if found is None:
-            self.path.unlink()  # killed before its first line was whole: nothing is in it
-            return
-        names = (self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}") for number in range(1, 10**6))
-        aside = next(path for path in names if not path.exists())
-        self.path.replace(aside)
-        parts = ", ".join(key for key in work if found.get(key) != work[key]) or "other settings"
-        logger.warning("%s: results of other work (%s differ), set aside as %s", self.path, parts, aside.name)
+        self.journal.__exit__()

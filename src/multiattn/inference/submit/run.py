@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +26,14 @@ from multiattn.inference.submit.delivery import (
     write_submission,
 )
 from multiattn.inference.submit.inputs import SubmitInputs
-from multiattn.inference.submit.interruption import Interruption, listening, process_seconds
 from multiattn.inference.submit.plan import Level, Plan, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
 from multiattn.inference.submit.results import ANSWERED, FileStamp, ResultStore, VideoResult
 from multiattn.runtime.devices import default_jobs, pick_device, resolve_precision
 from multiattn.runtime.files import exclusive_folder, file_digest
 from multiattn.runtime.layout import BEST_WEIGHTS, PREDICTIONS_FILE, SUBMISSION_JOURNAL
+from multiattn.runtime.processor import process_seconds
+from multiattn.runtime.signals import Interruption, listening
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.extraction.extract import ExtractionSettings
 
@@ -62,7 +64,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
     """
     sample = SUBMISSION.read(inputs.sample_submission)
     delivery = Delivery(sample, inputs.rule, inputs.out)
-    with listening() as interruption, exclusive_folder(inputs.out):
+    with listening(signal.SIGINT) as interruption, exclusive_folder(inputs.out):
         if not ((inputs.out / SUBMISSION_JOURNAL).is_file() and delivery.is_there):
             delivery.write_priors()
         models = find_models(*inputs.runs)
@@ -164,13 +166,13 @@ class _Run:
                     f"{error} {self._of_no_use()} Mend what the reasons name and run the same again."
                 ) from error
             raise
-        if self.interruption.signal is not None:
+        if self.interruption.asked:
             self._write_on_the_way()
             logger.warning(
                 "asked to end: %s holds the answers to %d of %d videos; the same call continues from here",
                 self.delivery.path, len(self.results), len(setup.paths),
             )  # fmt: skip
-            self.interruption.end()
+            self.interruption.exit_if_asked()
 
     def _keep(self, result: VideoResult) -> None:
         former = self.results.get(result.video_id)

@@ -277,9 +277,9 @@ def find_pairs(
     num_known = len(np.unique(video[fakes]))
     if num_known == 0:
         raise ValueError(
-            f"{folder}: --sampling paired needs the originals of fakes, and of {num_fake_videos} fake videos to train "
+            f"{folder}: paired sampling needs the originals of fakes, and of {num_fake_videos} fake videos to train "
             "on none names a real one among them (column `original` of videos.csv). Index a data set that knows them, "
-            "and cut its faces with `multiattn faces --reuse-original`; or take --sampling balanced."
+            "and cut its faces with `multiattn faces --reuse-original`; or train with --sampling balanced."
         )
     reals = np.flatnonzero(label == REAL)
     real_of_fake = _match(_keys(video[reals], training, reals), _keys(original[video[fakes]], training, fakes))
@@ -294,10 +294,10 @@ def find_pairs(
     )  # fmt: skip
     if 2 * aligned.sum() < len(fakes):
         raise ValueError(
-            f"{folder}: --sampling paired needs fakes cropped where their originals are, and of {len(fakes)} fake "
+            f"{folder}: paired sampling needs fakes cropped where their originals are, and of {len(fakes)} fake "
             f"crops with a known original {aligned.sum()} are: {(~found).sum()} have no crop of it at the same "
             f"frame and track, {(~aligned).sum()} have their box elsewhere. Cut the faces anew with "
-            "`multiattn faces --reuse-original`, or take --sampling balanced."
+            "`multiattn faces --reuse-original`, or train with --sampling balanced."
         )
     return pairs[aligned]
 

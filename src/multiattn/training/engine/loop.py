@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multiattn.config import Experiment
 from multiattn.runtime.devices import autocast, seed_everything
+from multiattn.runtime.signals import Interruption, listening
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.apex import ApexScaler
 from multiattn.training.engine.fold_training import (
@@ -20,7 +21,6 @@ from multiattn.training.engine.fold_training import (
     set_random_state,
     span_at,
 )
-from multiattn.training.engine.interruption import Interruption, listening
 from multiattn.training.engine.live import Live
 from multiattn.training.engine.ranks import CONTINUE, SAVE, STOP, Ranks, SharedDecision, wait_for_all
 from multiattn.training.engine.run_folder import RunFolder, load_state, save_state
@@ -227,7 +227,8 @@ def require_finite(training: FoldTraining) -> dict[str, float]:
         f"{training.run.model_name}: epoch {training.progress.epoch}, step {step}: the loss is not finite; "
         f"{' and '.join(causes)} stopped being a number first, at learning rate {training.learning_rate:.3g} in "
         f"{training.precision}{scale}. The state saved before it and the best weights are intact. Try a lower "
-        "--optim.lr, --optim.clip-grad-norm 5, or --precision fp32."
+        "learning rate, gradients clipped to a norm of 5, or fp32 (train: --optim.lr, --optim.clip-grad-norm, "
+        "--precision)."
     )
 
 

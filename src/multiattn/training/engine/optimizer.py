@@ -1,6 +1,5 @@
 """Optimiser and learning rate: timm's, with parameter groups for the backbone and its layers."""
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from multiattn.config import OptimConfig
-from multiattn.config.settings import registry
+from multiattn.config.settings import did_you_mean, registry
 from multiattn.training.engine.apex import FUSED_PREFIX, require_fused
 
 FUSED = ("adam", "adamw")
@@ -43,8 +42,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool = True
     if kind.startswith(FUSED_PREFIX):
         require_fused(config.name, parameters[0].device)
     if kind not in list_optimizers():
-        near = difflib.get_close_matches(kind, list_optimizers(), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(kind, list_optimizers(), count=3)
         raise ValueError(f"--optim.name {config.name}: timm knows no such optimiser.{hint}")
     if get_optimizer_info(kind).second_order:
         raise ValueError(f"--optim.name {config.name}: needs second derivatives, which a training step has not.")

@@ -22,7 +22,7 @@ from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.environment import describe_environment, git_commit
-from multiattn.runtime.files import atomic_path, read_json, write_json
+from multiattn.runtime.files import atomic_path, read_json, write_csv, write_json
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
     CHANGES_FILE,
@@ -99,9 +99,9 @@ class RunFolder:
             differences.append("folds: not the folds this run was begun with")
         if differences and (other_folds or not allow_changes):
             raise ValueError(
-                f"{self.path}: holds a run with other settings: {'; '.join(differences)}. Pass the same settings to "
-                "continue it, another --name to begin a new one"
-                + (", or --allow-changes to go on with these." if not other_folds else ".")
+                f"{self.path}: holds a run with other settings: {'; '.join(differences)}. Give the same settings to "
+                "continue it, or another name or folder to begin a new one"
+                + ("; `multiattn train --allow-changes` goes on with these." if not other_folds else ".")
             )
         if differences:
             logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))
@@ -128,8 +128,7 @@ class RunFolder:
 
     def save_validation(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
         """The table of validations, and the latest weights."""
-        with atomic_path(self.path / EPOCHS_FILE) as temporary:
-            pd.DataFrame(history).to_csv(temporary, index=False)
+        write_csv(self.path / EPOCHS_FILE, pd.DataFrame(history))
         save_weights(network, self.path / LAST_WEIGHTS, _metadata(history[-1]))
 
 

@@ -17,6 +17,7 @@ from multiattn.model.losses import RegionalIndependenceLoss
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.layout import HELD_OUT_FILE
+from multiattn.runtime.signals import Interruption
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import balanced_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -24,7 +25,6 @@ from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.averaging import load_average
 from multiattn.training.engine.fold_training import FoldTraining
-from multiattn.training.engine.interruption import Interruption
 from multiattn.training.engine.ranks import gather_strided, wait_for_all
 
 logger = logging.getLogger(__name__)

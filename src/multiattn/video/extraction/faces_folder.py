@@ -22,14 +22,14 @@ import pandas as pd
 
 from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
-from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
+from multiattn.runtime.journal import Journal
+from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, FACES_JOURNAL, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 from multiattn.video.extraction.engine import Backend, Engine, Outcome, open_backend
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
 from multiattn.video.extraction.isolation import end_processes
-from multiattn.video.extraction.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,11 @@ ROWS_AT_ONCE = 200_000
 TARGET = "multiattn.video.extraction.extract:extract_video"
 MAX_DEATHS_IN_A_ROW = 20
 """Then it is the machine and not the videos."""
+
+
+def faces_journal(folder: Path) -> Journal[VideoFaces]:
+    """The finished videos of a faces folder's run that has not ended yet, in the order in which they finished."""
+    return Journal(folder / FACES_JOURNAL, VideoFaces)
 
 
 def extract_faces(
@@ -79,8 +84,8 @@ def extract_faces(
         raise ValueError("expected one task for each row of the videos table, found others.")
     folder = folder.absolute()  # a cluster's workers run in folders of their own
     with exclusive_folder(folder):
-        journal = Journal(folder)
-        journal.mend()
+        journal = faces_journal(folder)
+        journal.repair()
         _keep_recipe(folder, settings.recipe)
         statuses = _read_statuses(folder)
         in_journal = journal.places()
@@ -117,7 +122,7 @@ class _OriginalRows:
     """The rows of finished originals, read when they are asked for: those of all of DFDC would take gigabytes."""
 
     folder: Path
-    journal: Journal
+    journal: Journal[VideoFaces]
     places: dict[str, int]
     """video_id -> its line in the journal; grows as videos finish."""
     originals: dict[str, str]
@@ -145,7 +150,11 @@ class _OriginalRows:
 
 
 def _extract(
-    todo: list[VideoTask], engine: Engine, settings: ExtractionSettings, journal: Journal, rows: _OriginalRows
+    todo: list[VideoTask],
+    engine: Engine,
+    settings: ExtractionSettings,
+    journal: Journal[VideoFaces],
+    rows: _OriginalRows,
 ) -> None:
     """Run the tasks, originals first, and keep each result in the journal as soon as it is there."""
     counts: Counter[str] = Counter()
@@ -185,14 +194,14 @@ def _result(outcome: Outcome, folder: Path) -> VideoFaces:
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
-    begun = [Journal(folder).path, folder / STATUS_FILE, folder / CROPS_FOLDER]
+    begun = [faces_journal(folder).path, folder / STATUS_FILE, folder / CROPS_FOLDER]
     if not (folder / RECIPE_FILE).is_file() or not any(path.exists() for path in begun):
         write_recipe(recipe, folder)  # also over that of a run which ended before its first video
         return
     if difference := describe_difference(read_recipe(folder), recipe, everything=True):
         raise ValueError(
             f"{folder / RECIPE_FILE}: this folder was made with other settings: {difference}. "
-            "Choose another --out, or pass the same settings to continue."
+            "Choose another faces folder, or pass the same settings to continue."
         )
 
 
@@ -218,7 +227,7 @@ def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
 
 def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.DataFrame:
     """Merge the journal into the tables. `video_status.csv` comes last: only its rows make a video done."""
-    journal = Journal(folder)
+    journal = faces_journal(folder)
     tables, rows, new, reuse = [FACES.empty()], [], [], Counter()
     for result in journal:
         rows += result.rows
@@ -240,7 +249,7 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
     statuses = pd.concat([statuses[~statuses["video_id"].isin(added)], latest], ignore_index=True)
     statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / STATUS_FILE)
     VIDEO_STATUS.write(statuses, folder / STATUS_FILE)
-    journal.remove()
+    journal.path.unlink(missing_ok=True)  # its videos stand in the tables
     if recipe.reuse_original and new:
         total = reuse["searched"] + reuse["saved"]
         logger.info(
@@ -273,7 +282,7 @@ def read_faces_folder(
         ValueError: an interrupted run left videos in the journal.
     """
     read_recipe(folder)
-    if Journal(folder).path.is_file():
+    if faces_journal(folder).path.is_file():
         raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
     path = folder / FACES_FILE
     faces = FACES.read(path, allow_empty=True) if columns is None else FACES.read_columns(path, columns)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.inference.submit import interruption
-from multiattn.inference.submit.interruption import process_seconds
+from multiattn.runtime import processor
+from multiattn.runtime.processor import process_seconds
 
 
 def test_the_time_counts_from_the_start_of_the_process_and_not_of_this_module():
     code = (
-        "import time; time.sleep(1); from multiattn.inference.submit import interruption;"
-        "print(interruption.process_seconds(), time.monotonic() - interruption._IMPORTED)"
+        "import time; time.sleep(1); from multiattn.runtime import processor;"
+        "print(processor.process_seconds(), time.monotonic() - processor._IMPORTED)"
     )
     started = time.monotonic()
     words = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -42,5 +42,5 @@ def test_a_process_table_that_does_not_know_gives_way_to_the_time_of_the_import(
         return f"1 (a (strange) name) {' '.join(fields)}\n"
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    monkeypatch.setattr(interruption, "_IMPORTED", time.monotonic() - 7)
+    monkeypatch.setattr(processor, "_IMPORTED", time.monotonic() - 7)
     assert process_seconds() == pytest.approx(expected, abs=2)

@@ -17,8 +17,6 @@ from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import atomic_path, exclusive_folder, read_json, write_json, write_text
 from multiattn.runtime.progress import progress_bar
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
-
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
@@ -61,7 +59,7 @@ def test_a_process_killed_inside_the_block_leaves_the_old_file(tmp_path):
             temporary.write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, env=ENVIRONMENT)
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
     assert result.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
 
@@ -130,7 +128,7 @@ HOLDER = """
 def test_a_folder_is_refused_to_a_second_process_and_free_again_when_the_holder_is_killed(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as holder:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
             refused = pytest.raises(ValueError, match="another process is writing here")
@@ -156,7 +154,7 @@ def test_a_folder_is_free_again_after_the_block_and_after_an_exception(tmp_path)
 def test_waiting_for_a_folder_ends_when_the_holder_ends(tmp_path):
     script = HOLDER.replace("60", "0.5")
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as holder:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with exclusive_folder(tmp_path, patience_seconds=10.0):
             pass

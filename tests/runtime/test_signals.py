@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from multiattn.training.engine.interruption import EXIT_CODE, listening
+from multiattn.runtime.signals import EXIT_CODE, listening
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
@@ -26,7 +26,7 @@ def test_a_signal_is_noted_and_ends_the_process_only_where_the_state_is_whole(nu
 
 def test_a_second_signal_ends_the_process_at_once():
     code = (
-        "import os, signal, time; from multiattn.training.engine.interruption import listening\n"
+        "import os, signal, time; from multiattn.runtime.signals import listening\n"
         "with listening():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('still here', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"

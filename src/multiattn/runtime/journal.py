@@ -1,0 +1,167 @@
+"""A journal of finished work, one line of JSON a record, that survives being cut.
+
+The file only grows at its end, by one whole line in one write, so a process killed at any moment leaves at worst an
+unfinished last line, which `repair` cuts off. Its folder is held by one process at a time (`files.exclusive_folder`).
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+Record = TypeVar("Record")
+CHUNK_BYTES = 1 << 16
+_HEADER = b'{"work":'
+
+
+class Journal(Generic[Record]):
+    """Records of one dataclass of plain types, whose first field is their key; as a context manager, open for writing.
+
+    Args:
+        path: the file; it need not exist.
+        kind: the dataclass.
+    """
+
+    def __init__(self, path: Path, kind: type[Record]) -> None:
+        self.path, self.kind = Path(path), kind
+        self._fields = [field.name for field in fields(kind)]
+        self._before_key = f'{{"{self._fields[0]}":'
+        self._file = None
+
+    def __enter__(self) -> "Journal[Record]":
+        self._file = self.path.open("ab", buffering=0)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        self._file = None
+
+    def repair(self) -> None:
+        """Cut off the line that a kill left unfinished; its work is done again. A journal without lines goes."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb+") as file:
+            whole = file.seek(0, os.SEEK_END)
+            while whole > 0:
+                start = max(0, whole - CHUNK_BYTES)
+                file.seek(start)
+                if (place := file.read(whole - start).rfind(b"\n")) >= 0:
+                    whole = start + place + 1
+                    break
+                whole = start
+            file.truncate(whole)
+        if whole == 0:
+            self.path.unlink()
+
+    def claim(self, work: dict[str, Any]) -> None:
+        """Repair the journal and keep its records if they belong to this work; set those of other work aside.
+
+        Args:
+            work: what the records depend on, plain types; the first line of the file.
+        """
+        self.repair()
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                try:
+                    found = json.loads(file.readline())["work"]
+                except (ValueError, KeyError, TypeError):
+                    found = {}
+            if found == work:
+                return
+            names = (self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}") for number in range(1, 10**6))
+            aside = next(path for path in names if not path.exists())
+            self.path.replace(aside)
+            parts = ", ".join(key for key in work if found.get(key) != work[key]) or "other settings"
+            logger.warning("%s: results of other work (%s differ), set aside as %s", self.path, parts, aside.name)
+        with self:
+            self._write({"work": work})
+
+    def append(self, record: Record) -> int:
+        """Add a record to the open journal; returns its line's place in the file.
+
+        Raises:
+            OSError: the disk is full; the journal is as it was.
+        """
+        return self._write(asdict(record))
+
+    def _write(self, values: dict[str, Any]) -> int:
+        line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
+        start = os.fstat(self._file.fileno()).st_size
+        if self._file.write(line) != len(line):
+            os.ftruncate(self._file.fileno(), start)  # a part of a line would spoil the next one
+            raise OSError(f"{self.path}: the disk is full. Make room and run the same command again.")
+        return start
+
+    def sync(self) -> None:
+        """Make what was appended survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def places(self) -> dict[str, int]:
+        """Key -> place of its line in the file; only the keys are parsed, the rest may be gigabytes.
+
+        Raises:
+            ValueError: a damaged line.
+        """
+        found, decoder = {}, json.JSONDecoder()
+        for number, place, line in self._lines():
+            try:
+                key, _ = decoder.raw_decode(line[:8192].decode(errors="replace"), len(self._before_key))
+            except (json.JSONDecodeError, IndexError) as error:
+                raise self._damaged(number, error) from error
+            found[key] = place
+        return found
+
+    def read_at(self, place: int) -> Record:
+        """The record whose line is at `place`."""
+        with self.path.open("rb") as file:
+            file.seek(place)
+            return self._record(file.readline())
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records, one by one: all of a large data set at once would take gigabytes.
+
+        Raises:
+            ValueError: a damaged line.
+        """
+        return self._records(skip_damaged=False)
+
+    def whole_records(self) -> Iterator[Record]:
+        """All records but the damaged ones, whose number is logged."""
+        return self._records(skip_damaged=True)
+
+    def _records(self, *, skip_damaged: bool) -> Iterator[Record]:
+        damaged = 0
+        for number, _, line in self._lines():
+            try:
+                record = self._record(line)
+            except (ValueError, TypeError, AttributeError) as error:
+                if not skip_damaged:
+                    raise self._damaged(number, error) from error
+                damaged += 1
+                continue
+            yield record
+        if damaged:
+            logger.warning("%s: %d damaged lines are left out; their work is done again", self.path, damaged)
+
+    def _record(self, line: bytes) -> Record:
+        """The record of a line; fields that an earlier version had are left out."""
+        return self.kind(**{name: value for name, value in json.loads(line).items() if name in self._fields})
+
+    def _lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Number, place and bytes of each line, without the header."""
+        if not self.path.is_file():
+            return
+        place = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number > 1 or not line.startswith(_HEADER):
+                    yield number, place, line
+                place += len(line)
+
+    def _damaged(self, number: int, error: Exception) -> ValueError:
+        return ValueError(f"{self.path}: line {number} is damaged ({error}). Delete that line and run again.")

@@ -1,0 +1,29 @@
+"""Tables of text: Markdown for pages, columns for a terminal."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, padded: bool = False) -> str:
+    """A Markdown table; `padded` gives its columns an even width, for where it is also read in a terminal."""
+    cells = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    if padded:
+        widths = _widths(cells)
+        cells[1] = ["-" * width for width in widths]
+        cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def terminal_table(rows: Iterable[Sequence[Any]], *, right: Collection[int] = ()) -> str:
+    """Columns two spaces apart, the numbers in `right` aligned to their right; the header is the first row."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = _widths(cells)
+    lines = []
+    for row in cells:
+        numbered = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in numbered).rstrip())
+    return "\n".join(lines)
+
+
+def _widths(cells: list[list[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,0 +1,113 @@
+"""Journals: nothing whole is lost, nothing torn is read, nothing of other work is mixed in."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from multiattn.runtime.journal import CHUNK_BYTES, Journal
+
+WORK = {"models": {"m/fold0": "abc"}, "crops": {"size": 64}, "precision": "fp32"}
+
+
+@dataclass
+class Finished:
+    name: str
+    values: list = field(default_factory=list)
+
+
+RECORDS = [
+    Finished("a/\u00e4 b", [[0.1 + 0.2, -1e-17, None]]),
+    Finished('a/"quoted"\\', ["line\nbreak"]),
+    Finished("c"),
+]
+
+
+def opened(path: Path, work: dict | None = None) -> Journal[Finished]:
+    journal = Journal(path, Finished)
+    journal.claim(work) if work is not None else journal.repair()
+    return journal
+
+
+def written(path: Path, work: dict | None = None) -> dict[str, int]:
+    with opened(path, work) as journal:
+        return {record.name: journal.append(record) for record in RECORDS}
+
+
+@pytest.fixture(params=[None, WORK], ids=["without a header", "with a header"])
+def work(request):
+    return request.param
+
+
+def test_a_journal_gives_back_what_was_written_bit_by_bit(tmp_path, work):
+    path = tmp_path / "j.jsonl"
+    places = written(path, work)
+    for _ in range(2):
+        journal = opened(path, work)
+        assert list(journal) == list(journal.whole_records()) == RECORDS
+        assert journal.places() == places
+        assert [journal.read_at(place) for place in places.values()] == RECORDS
+
+
+def test_a_journal_that_is_not_there_is_empty(tmp_path):
+    journal = opened(tmp_path / "none.jsonl")
+    assert list(journal) == [] and journal.places() == {} and not journal.path.exists()
+
+
+def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_can_be_continued(tmp_path, work):
+    path = tmp_path / "j.jsonl"
+    written(path, work)
+    content = path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
+    for length in range(0, len(content) + 1, 7):
+        path.write_bytes(content[:length])
+        journal = opened(path, work)
+        whole = max(0, sum(end <= length for end in ends) - (work is not None))
+        assert list(journal) == RECORDS[:whole]
+        assert list(journal.places()) == [record.name for record in RECORDS[:whole]]
+        assert path.is_file() == (whole > 0 or work is not None)
+        with journal:
+            journal.append(Finished("d"))
+        assert list(opened(path, work)) == [*RECORDS[:whole], Finished("d")]
+
+
+def test_an_unfinished_line_longer_than_a_chunk_is_cut_off(tmp_path):
+    path = tmp_path / "j.jsonl"
+    written(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x" * (2 * CHUNK_BYTES + 1))
+    opened(path)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [b"{}\n", b"\n", b'{"name":\n', b"\xff\xfe\n"], ids=repr)
+def test_a_damaged_line_is_refused_with_its_number_or_left_out_with_a_warning(damage, tmp_path, caplog):
+    path = tmp_path / "j.jsonl"
+    written(path)
+    path.write_bytes(path.read_bytes() + damage)
+    journal = opened(path)
+    for read in (journal.places, lambda: list(journal)):
+        with pytest.raises(ValueError, match=r"j.jsonl: line 4 is damaged"):
+            read()
+    assert list(journal.whole_records()) == RECORDS
+    assert "1 damaged lines are left out" in caplog.text
+
+
+@pytest.mark.parametrize("key", list(WORK))
+def test_records_of_other_work_are_set_aside_whole(tmp_path, key, caplog):
+    path = tmp_path / "j.jsonl"
+    written(path, WORK)
+    before = path.read_bytes()
+    assert list(opened(path, {**WORK, key: "another"})) == []
+    assert key in caplog.text
+    assert (tmp_path / "j.1.jsonl").read_bytes() == before
+    assert list(opened(path, WORK)) == []
+    assert (tmp_path / "j.2.jsonl").is_file(), "and a second one does not overwrite the first"
+    assert (tmp_path / "j.1.jsonl").read_bytes() == before
+
+
+def test_a_first_line_that_is_no_header_is_of_other_work(tmp_path):
+    path = tmp_path / "j.jsonl"
+    written(path)
+    assert list(opened(path, WORK)) == []
+    assert len((tmp_path / "j.1.jsonl").read_bytes().splitlines()) == len(RECORDS)
