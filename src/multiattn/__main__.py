@@ -45,8 +45,9 @@ to do about them beside their message."""
 
 def command() -> NoReturn:
     """`main` as a process of its own, which ends whatever threads are still at work."""
-    from multiattn.runtime.processor import TORCH_THREAD
+    from multiattn.runtime.processor import TORCH_THREAD, set_wait_policy
 
+    set_wait_policy()
     try:
         code = main()
     except SystemExit as error:
