@@ -5,7 +5,7 @@ Torch is imported inside the functions that need it, so stages without a network
     files.py         atomic writes, JSON, digests, locks
     progress.py      log lines and progress bars
     signals.py       signals that ask a process to end
-    devices.py       the device, its precision, seeds
+    devices.py       the device, the context of a precision, seeds
     processor.py     idle threads, denormal numbers, the allocator, memory in use
     environment.py   versions, commit and machine of this process
 """
