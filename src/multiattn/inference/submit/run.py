@@ -29,7 +29,7 @@ from multiattn.inference.submit.interruption import Interruption, listening, pro
 from multiattn.inference.submit.plan import Level, Plan, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
 from multiattn.inference.submit.results import ANSWERED, FileStamp, ResultStore, VideoResult
-from multiattn.model.precision import resolve_precision
+from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, pick_device
 from multiattn.runtime.files import exclusive_folder, file_digest
 from multiattn.runtime.layout import BEST_WEIGHTS, PREDICTIONS_FILE, SUBMISSION_JOURNAL
@@ -282,7 +282,7 @@ def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFra
         models=tuple(by_importance(models, inputs.rule)),
         settings=ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights),
         device=device,
-        precision=resolve_precision(inputs.precision, device).name,
+        precision=known_precision(inputs.precision, device),
         workers=inputs.jobs or min(default_jobs(str(device)), max(1, cores)),
         cores=cores,
     )
