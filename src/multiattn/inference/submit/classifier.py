@@ -75,6 +75,9 @@ class LoadedModels:
     Args:
         models: in the order of `by_importance`.
         precision: `bf16`, `fp16` or `fp32`; `auto` on a CPU tries each model on the first crops it gets.
+
+    Attributes:
+        chosen: number of a model -> the precision that its trial chose.
     """
 
     def __init__(self, models: list[TrainedModel], device: torch.device, precision: str) -> None:
@@ -82,7 +85,7 @@ class LoadedModels:
         self.sizes = [model.experiment.data.image_size for model in models]
         self._networks = [self._load(model, device) for model in models]
         self._on_cpu: dict[int, nn.Module] = {}
-        self._chosen: dict[int, str] = {}
+        self.chosen: dict[int, str] = {}
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -112,12 +115,12 @@ class LoadedModels:
     def _choose_precision(self, number: int, crops: torch.Tensor) -> str:
         """The precision a model predicts in; other threads wait for the trial, so that it has the processor."""
         with self._lock:
-            if number not in self._chosen:
+            if number not in self.chosen:
                 trial = partial(try_prediction, self._networks[number], crops[:TRIAL_CROPS])
                 found = resolve_precision(self.precision, self.device, trial)
                 logger.info("%s: predicts in %s: %s", self.models[number].name, found.name, found.reason)
-                self._chosen[number] = found.name
-            return self._chosen[number]
+                self.chosen[number] = found.name
+            return self.chosen[number]
 
     def _cpu_network(self, number: int) -> nn.Module:
         with self._lock:

@@ -239,13 +239,14 @@ class _Run:
         Args:
             complete: whether the run has come to its end, by itself or by its budget.
         """
+        chosen = {precision for each in self.passes for precision in list(each.precisions.values())}
         return {
             "runs": [model.name for model in self.models],
             **self.history,
             "kernel": {
                 "complete": complete,
                 "device": str(self.setup.device),
-                "precision": self.setup.precision,
+                "precision": ", ".join(sorted(chosen)) or self.setup.precision,
                 "budget_hours": self.inputs.budget_hours,
                 "minutes": round(figures["seconds"] / 60, 2),
                 "videos_a_second": round(figures["rate"], 4),
