@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/multiattn demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

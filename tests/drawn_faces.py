@@ -42,15 +42,15 @@ class SquareDetector:
     """Finds squares of brightness 0.9 and more, thoroughly of 0.5 and more.
 
     Attributes:
-        looked_at: the marks of all images it was given, first pass and thorough pass.
+        searched: the marks of all images it was given, first pass and thorough pass.
     """
 
     def __init__(self) -> None:
-        self.looked_at: dict[bool, list[int]] = {False: [], True: []}
+        self.searched: dict[bool, list[int]] = {False: [], True: []}
 
     def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
         assert len({image.shape for image in images}) == 1, "one size at a time"
-        self.looked_at[thorough] += [int(image.min()) for image in images]
+        self.searched[thorough] += [int(image.min()) for image in images]
         return [self._find(image[..., 0], 0.5 if thorough else 0.9) for image in images]
 
     def _find(self, grey: np.ndarray, threshold: float) -> Faces:

@@ -1,16 +1,20 @@
 """The command line as a user meets it: usage, mistyped names, errors without a traceback."""
 
+import ast
 import importlib
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 
 from multiattn.__main__ import STAGES, main
+from multiattn.runtime.processor import WAIT_POLICY, WAIT_SETTINGS
 
 
-def python(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+def python(*words: str, environment: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env={**environment})
 
 
 def multiattn(*words: str) -> subprocess.CompletedProcess:
@@ -40,6 +44,31 @@ def test_python_dash_m_prints_the_usage():
     result = multiattn()
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("usage: multiattn <stage>")
+
+
+@pytest.mark.parametrize(
+    ("own", "inside"),
+    [
+        pytest.param({}, WAIT_POLICY, id="none set"),
+        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}, id="standard"),
+        pytest.param({"GOMP_SPINCOUNT": "77"}, {"GOMP_SPINCOUNT": "77"}, id="of libgomp"),
+        pytest.param({"KMP_BLOCKTIME": "5"}, {"KMP_BLOCKTIME": "5"}, id="of Intel's"),
+    ],
+)
+def test_idle_threads_sleep_in_a_command_and_its_children_unless_the_user_says_otherwise(own, inside):
+    """The policy stands before any library that reads it is loaded."""
+    show = f"import os; print({{name: os.environ[name] for name in {WAIT_SETTINGS!r} if name in os.environ}})"
+    script = (
+        "import subprocess, sys; from multiattn import __main__\n"
+        "def main():\n"
+        "    assert not {'torch', 'numba', 'sklearn', 'numpy'} & set(sys.modules)\n"
+        f"    return subprocess.run([sys.executable, '-c', {show!r}]).returncode\n"
+        "__main__.main = main; __main__.command()"
+    )
+    outside = {name: value for name, value in os.environ.items() if name not in WAIT_SETTINGS}
+    result = python("-c", script, environment={**outside, **own})
+    assert result.returncode == 0, result.stderr
+    assert ast.literal_eval(result.stdout) == inside
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ that nothing is imported for them."""
 
 def command() -> NoReturn:
     """`main` as a process of its own, which ends whatever threads are still at work."""
-    from multiattn.runtime.processor import TORCH_THREAD
+    from multiattn.runtime.processor import TORCH_THREAD, set_wait_policy
 
+    set_wait_policy()
     try:
         code = main()
     except SystemExit as error:

@@ -3,11 +3,15 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from multiattn.inference import predictor
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
+from multiattn.model import precision
+from multiattn.model.precision import TRIAL_CROPS, Trial
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FACES, FRAME_PREDICTIONS
@@ -34,6 +38,25 @@ def test_bf16_is_close_to_fp32(pipeline: Pipeline):
     models = find_models(pipeline.experiment)[:1]
     found = [predict_faces(models, pipeline.faces, device=CPU, precision=name) for name in ("fp32", "bf16")]
     assert np.abs(found[0]["probability"] - found[1]["probability"]).max() < 2e-2
+
+
+@pytest.mark.parametrize(("change", "name"), [(1e-3, "bf16"), (1e-2, "fp32")])
+def test_auto_is_bf16_where_it_is_faster_and_the_answers_stay(pipeline: Pipeline, monkeypatch, caplog, change, name):
+    tried: list[torch.Size] = []
+
+    def measured(network: torch.nn.Module, crops: torch.Tensor) -> Trial:
+        tried.append(crops.shape)
+        return Trial(seconds_fp32=0.2, seconds_bf16=0.1, change=change)
+
+    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(predictor, "try_prediction", measured)
+    models = find_models(pipeline.experiment)[:1]
+    with caplog.at_level("INFO"):
+        found = predict_faces(models, pipeline.faces, device=CPU, precision="auto")
+    assert f"{models[0].name}: predicts in {name}: " in caplog.text
+    pd.testing.assert_frame_equal(found, predict_faces(models, pipeline.faces, device=CPU, precision=name))
+    ((count, *shape),) = tried
+    assert 1 <= count <= TRIAL_CROPS and shape == [64, 64, 3]
 
 
 def test_no_crops_give_an_empty_table():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from multiattn.runtime import progress
-from multiattn.runtime.devices import pick_device, resolve_precision
+from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import atomic_path, exclusive_folder, read_json, write_json, write_text
 from multiattn.runtime.progress import progress_bar
@@ -210,14 +210,6 @@ def test_cuda_by_name_on_a_machine_without_it_is_refused_with_the_way_out(name, 
 def test_a_device_that_does_not_exist_is_refused_as_a_mistake_of_the_user(name):
     with pytest.raises(ValueError, match="--device"):
         pick_device(name)
-
-
-@pytest.mark.parametrize(
-    ("asked", "resolved"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")], ids=str
-)
-def test_precision_on_a_cpu_is_full_unless_another_is_asked_for(asked, resolved):
-    torch = pytest.importorskip("torch")
-    assert resolve_precision(asked, torch.device("cpu")) == resolved
 
 
 def test_the_commit_is_one_word():

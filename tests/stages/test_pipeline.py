@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -28,14 +29,15 @@ def fails(capsys: pytest.CaptureFixture, *words: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def submission(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("submit") / "submissions" / "tiny"
-    run(
-        "submit", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos",
-        "--sample-submission", pipeline.dataset / "sample_submission.csv", "--out", folder,
-        "--jobs", 1,
-    )  # fmt: skip
-    return folder
+def submission(pipeline: Pipeline, build_once: Callable) -> Path:
+    def make(folder: Path) -> None:
+        run(
+            "submit", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos",
+            "--sample-submission", pipeline.dataset / "sample_submission.csv", "--out", folder / "tiny",
+            "--jobs", 1,
+        )  # fmt: skip
+
+    return build_once("submissions", make) / "tiny"
 
 
 def test_every_stage_hands_over_a_table_that_keeps_its_contract(pipeline, submission):
@@ -255,15 +257,13 @@ def test_labels_indexed_anew_reach_a_faces_folder_that_is_done(pipeline, tmp_pat
 def test_a_video_deleted_after_extraction_costs_its_own_row_only(pipeline, submission, tmp_path):
     clips = tmp_path / "test_videos"
     shutil.copytree(pipeline.dataset / "test_videos", clips)
-    words = [
-        "submit", "--runs", pipeline.experiment, "--videos-dir", clips,
-        "--sample-submission", pipeline.dataset / "sample_submission.csv", "--jobs", 1, "--out",
-    ]  # fmt: skip
-    run(*words, tmp_path / "before")
-    videos = pd.read_csv(tmp_path / "before" / "video_predictions.csv")
+    videos = pd.read_csv(submission / "video_predictions.csv")
     answered = videos.loc[videos["status"] == "ok", "video_id"].iloc[0].split("/")[1]
     (clips / f"{answered}.mp4").unlink()
-    run(*words, tmp_path / "after")
+    run(
+        "submit", "--runs", pipeline.experiment, "--videos-dir", clips,
+        "--sample-submission", pipeline.dataset / "sample_submission.csv", "--jobs", 1, "--out", tmp_path / "after",
+    )  # fmt: skip
     assert json.loads((tmp_path / "after" / "card.json").read_text())["coverage"]["missing"] == 1
     assert SUBMISSION.read(tmp_path / "after/submission.csv").set_index("filename")["label"][f"{answered}.mp4"] == 0.5
 

@@ -197,7 +197,8 @@ def test_training_starts_beside_pypis_apex(tmp_path):
         "make_optimizer(torch.nn.Linear(2, 2), OptimConfig())\n"
         "make_optimizer(torch.nn.Linear(2, 2), OptimConfig(name='fusedadam'))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, timeout=120
     )

@@ -21,6 +21,8 @@ from sklearn import metrics
 from multiattn.config import AverageConfig, Experiment, Phase, ValidationConfig
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
+from multiattn.model import precision
+from multiattn.model.precision import Trial
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.signals import EXIT_CODE
 from multiattn.scoring.aggregators import DEFAULT_CLIP
@@ -172,6 +174,22 @@ def test_an_average_and_gradient_scaling_may_begin_on_the_way(pipeline, begun, t
     table = history(begun)
     assert table["ema_log_loss"].notna().tolist() == [False, True]
     assert load_state(begun)["scaler"]["scale"] > 0
+
+
+def test_a_run_records_its_precision_and_keeps_it(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr(precision, "try_training", lambda _: Trial(seconds_fp32=0.2, seconds_bf16=0.1))
+    once = dataclasses.replace(STILL, epochs=1)
+    folder = train_fold_zero(pipeline, tmp_path, once)
+    assert json.loads((folder / "inputs.json").read_text())["precision"] == "bf16"
+    recorded = json.loads((folder / "environment.json").read_text())["precision"]
+    assert recorded == {"name": "bf16", "reason": "amx_bf16: 100 ms a batch in bf16, 200 ms in float32"}
+    monkeypatch.setattr(precision, "try_training", lambda _: Trial(seconds_fp32=0.1, seconds_bf16=0.2))
+    train_fold_zero(pipeline, tmp_path, once)
+    assert not (folder / "changes.json").exists()
+    monkeypatch.setattr(precision, "processor_flags", frozenset)
+    with pytest.raises(ValueError, match="precision: 'bf16' there, 'fp32' asked"):
+        train_fold_zero(pipeline, tmp_path, once)
 
 
 def test_other_folds_are_never_allowed(pipeline, begun, tmp_path):

@@ -29,7 +29,7 @@ def cache(tmp_path) -> CropCache:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A faces folder, and a place of the test's own where the shared memory is looked for."""
+    """A faces folder, and a place of the test's own in place of the shared memory."""
     monkeypatch.setattr(crop_cache, "SHARED_MEMORY", tmp_path / "shm")
     (tmp_path / "shm").mkdir()
     folder = tmp_path / "faces"
@@ -216,16 +216,12 @@ def test_a_cache_in_memory_outlives_one_of_two_processes(end, folder):
 
 def test_what_a_killed_run_left_in_memory_is_removed_by_any_other(folder):
     left = crop_cache.SHARED_MEMORY / f"multiattn-{os.getuid()}-0123-32.crops"
-    others = crop_cache.SHARED_MEMORY / "somebody-elses.crops"
+    others = crop_cache.SHARED_MEMORY / "another-users.crops"
     left.write_bytes(b"old")
     others.write_bytes(b"old")
     open_in(folder, "memory")
     assert not left.exists()
     assert others.exists()
-
-
-def change_nothing(folder: Path) -> dict:
-    return {}
 
 
 def change_recipe(folder: Path) -> dict:
@@ -241,7 +237,7 @@ def change_table(folder: Path) -> dict:
 @pytest.mark.parametrize(
     ("change", "same"),
     [
-        pytest.param(change_nothing, True, id="nothing"),
+        pytest.param(lambda folder: {}, True, id="nothing"),
         pytest.param(lambda folder: {"gigabytes": 0.0005}, True, id="less room"),
         pytest.param(change_recipe, False, id="the recipe"),
         pytest.param(change_table, False, id="the table written anew"),

@@ -41,8 +41,8 @@ def test_a_video_gives_a_row_and_a_crop_for_every_sampled_frame(detector, every,
     path = write_clip(tmp_path / "clip.mp4", [draw([(20 + n, 20, 40, 1.0)]) for n in range(24)])
     result = run(path, tmp_path / "faces", detect_every=every)
     assert (result.status, result.num_frames, result.message, result.reused) == ("ok", 12, "", False)
-    assert result.detected_frames == len(detector.looked_at[False]) == {1: 12, 4: 4}[every]
-    assert detector.looked_at[True] == []
+    assert result.detected_frames == len(detector.searched[False]) == {1: 12, 4: 4}[every]
+    assert detector.searched[True] == []
     table = FACES.validate(pd.DataFrame(result.rows, columns=list(FACES.columns)), "test")
     assert table["frame_index"].tolist() == [2 * n + 1 for n in range(12)]
     np.testing.assert_allclose(table["x1"], [20 + 2 * n + 1 for n in range(12)], atol=1e-9)
@@ -67,20 +67,20 @@ def test_a_video_without_a_face_is_searched_thoroughly_once(detector, tmp_path):
     assert (result.status, len(result.rows), result.detected_frames) == ("ok", 6, 12)
     assert result.message == "faces found by the thorough pass only"
     assert {row[9] for row in result.rows} == {0.6}
-    assert [len(looked) for looked in detector.looked_at.values()] == [6, 6]
+    assert [len(marks) for marks in detector.searched.values()] == [6, 6]
 
 
 def test_one_face_in_the_first_pass_is_enough_to_spare_the_second(detector, tmp_path):
     clip = write_clip(tmp_path / "c.mp4", [draw([(20, 20, 40, 1.0 if n == 4 else 0.6)]) for n in range(6)])
     result = run(clip, tmp_path / "faces")
     assert ([row[1] for row in result.rows], result.message) == ([4], "")
-    assert detector.looked_at[True] == []
+    assert detector.searched[True] == []
 
 
 @pytest.mark.parametrize(
     ("images", "status", "crops"),
     [
-        pytest.param([draw([])] * 5, "no_face", 0, id="nobody"),
+        pytest.param([draw([])] * 5, "no_face", 0, id="no face"),
         pytest.param([draw([(20, 20, 40, 1.0)])], "ok", 1, id="a single frame"),
         pytest.param([draw([(20, 20, 40, 0.9)])], "ok", 1, id="a single frame, a low score"),
         pytest.param([draw([(20, 20, 40, 1.0)]), draw([])], "ok", 1, id="one of two frames"),

@@ -254,7 +254,7 @@ def test_an_error_of_the_consumer_is_not_taken_for_damage(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"], ids=["a count in the header", "none"])
-def test_probing_tells_size_and_length(name, tmp_path):
+def test_probing_gives_size_and_length(name, tmp_path):
     path = write_clip(tmp_path / name, 11)
     assert probe_video(path) == VideoShape(width=WIDTH, height=HEIGHT, total_frames=11)
 
@@ -284,7 +284,7 @@ PICTURE = np.concatenate([RAMP * 4, np.full((40, 60, 1), 200, np.uint8)], axis=-
         ("", False),
     ],
 )
-def test_a_picture_is_told_by_its_name(name, is_image):
+def test_a_picture_is_known_by_its_name(name, is_image):
     assert is_image_name(name) == is_image
 
 

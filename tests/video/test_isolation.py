@@ -64,11 +64,11 @@ def test_an_exception_comes_back_with_its_type_and_place():
     ("order", "how"),
     [
         pytest.param(f"signal {int(signal.SIGSEGV)}", "SIGSEGV", id="a decoder that crashes"),
-        pytest.param(f"signal {int(signal.SIGKILL)}", "SIGKILL", id="the kernel out of memory"),
+        pytest.param(f"signal {int(signal.SIGKILL)}", "SIGKILL", id="the system out of memory"),
         pytest.param("exit 3", "exit code 3", id="a library that gives up"),
     ],
 )
-def test_a_death_is_told_and_the_next_call_goes_on(order, how):
+def test_a_death_is_reported_and_the_next_call_goes_on(order, how):
     assert call(order) == ("lost", how)
     assert call("echo next") == ("done", "next" * 1000)
 

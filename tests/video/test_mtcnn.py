@@ -145,7 +145,7 @@ def test_the_thorough_pass_finds_faces_too_small_for_the_first(detector, portrai
         np.testing.assert_allclose(faces.landmarks[0], LANDMARKS / 8, atol=1)
 
 
-def test_the_thorough_pass_asks_for_less_and_tells_the_true_score(portrait):
+def test_the_thorough_pass_asks_for_less_and_gives_the_true_score(portrait):
     """Blurred until the first pass, asked for 0.9999, finds nothing."""
     strict = MtcnnDetector(threshold=0.9999)
     blurred = cv2.GaussianBlur(portrait, (0, 0), 4)

@@ -108,7 +108,7 @@ def test_a_video_that_is_no_known_fake_keeps_every_face(label):
         pytest.param([middle(LEFT, 0.04)], "its mask marks no face, at most 4.0% of one", id="a speck"),
     ],
 )
-def test_a_fake_whose_forged_face_cannot_be_told_is_left_out(squares, message, tmp_path):
+def test_a_fake_whose_forged_face_is_not_known_is_left_out(squares, message, tmp_path):
     tracks, note = kept(two_people(), mask_of(tmp_path, *squares))
     assert tracks == set()
     assert note.startswith(f"left out: {message}")
@@ -190,7 +190,7 @@ def original(detector, tmp_path) -> tuple[Path, list]:
     """A real video and its rows, as they come back from the journal."""
     path = clip(tmp_path / "original.mp4")
     result = run(path, tmp_path / "faces")
-    detector.looked_at[False].clear()
+    detector.searched[False].clear()
     assert (len(result.rows), result.reused) == (12, False)
     return path, json.loads(json.dumps(result.rows))
 
@@ -200,7 +200,7 @@ def test_a_fake_is_cropped_where_its_original_is_without_detection(original, det
     fake = clip(tmp_path / "fake.mp4", left=24)  # the detector would find it 4 pixels farther right
     result = run(fake, tmp_path / "faces", original=path, rows=rows)
     assert (result.status, result.reused, result.detected_frames, result.message) == ("ok", True, 0, "")
-    assert detector.looked_at == {False: [], True: []}
+    assert detector.searched == {False: [], True: []}
     assert [row[5:] for row in result.rows] == [row[5:] for row in rows], "places and scores to the last bit"
     assert [row[1:4] for row in result.rows] == [row[1:4] for row in rows], "frames and tracks"
     assert [row[4] for row in result.rows] == [row[4].replace("original", "fake") for row in rows]
@@ -229,7 +229,7 @@ def test_a_fake_unlike_its_original_is_detected_anew_and_says_why(changes, reaso
     path, rows = original
     result = run(clip(tmp_path / "fake.mp4", **changes), tmp_path / "faces", original=path, rows=rows)
     assert (result.status, result.reused, len(result.rows)) == ("ok", False, 12)
-    assert result.detected_frames == len(detector.looked_at[False]) == 6
+    assert result.detected_frames == len(detector.searched[False]) == 6
     assert result.message == f"not cropped like the original: {reason}"
 
 

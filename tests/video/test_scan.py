@@ -192,7 +192,7 @@ GOOD, POOR = 0.99, 0.92
         pytest.param({}, 0, set(), id="no face at all"),
         pytest.param({0: [POOR]}, 1, set(), id="one frame, one poor face"),
         pytest.param({0: [GOOD], 1: [POOR]}, 1, set(), id="one frame, a poor face beside a good one"),
-        pytest.param({0: [GOOD] * 4, 1: [POOR]}, 4, set(), id="four frames are too few to judge"),
+        pytest.param({0: [GOOD] * 4, 1: [POOR]}, 4, set(), id="four frames are too few to decide"),
         pytest.param({0: [GOOD] * 5, 1: [POOR]}, 5, {1}, id="once in five, poor"),
         pytest.param({0: [GOOD] * 5, 1: [GOOD]}, 5, set(), id="once in five, good"),
         pytest.param({0: [GOOD] * 5, 1: [0.95]}, 5, set(), id="the middle is good enough"),
@@ -225,7 +225,7 @@ def places(found) -> list[tuple[int, int, list[float]]]:
 
 
 @pytest.mark.parametrize(
-    ("count", "every", "looked_at"),
+    ("count", "every", "searched"),
     [
         pytest.param(0, 1, [], id="no frames"),
         pytest.param(0, 4, [], id="no frames, every fourth"),
@@ -239,11 +239,11 @@ def places(found) -> list[tuple[int, int, list[float]]]:
         pytest.param(20, 16, [0, 16, 19], id="farther apart than a batch"),
     ],
 )
-def test_the_detector_looks_at_every_kth_frame_and_at_the_last(count, every, looked_at):
+def test_every_kth_frame_and_the_last_are_searched(count, every, searched):
     detector = SquareDetector()
     found = scan(frames_of(lambda n: [(20, 20, 40, 1.0)], count), every, detector)
-    assert detector.looked_at == {False: looked_at, True: []}
-    assert found.detected_frames == len(looked_at)
+    assert detector.searched == {False: searched, True: []}
+    assert found.detected_frames == len(searched)
     assert [crop.frame_index for crop in found.crops] == [10 * n for n in range(count)]
     assert list(found.frame_sizes_wh) == [10 * n for n in range(count)]
 
@@ -278,7 +278,7 @@ def test_the_score_between_is_linear_too():
 
 
 def test_nothing_is_added_beyond_the_ends_of_a_track():
-    """Frames 3 to 9 show the face; the detector looks at 0, 4, 8 and 12."""
+    """Frames 3 to 9 show the face; 0, 4, 8 and 12 are searched."""
     found = scan(frames_of(lambda n: [(20, 20, 40, 1.0)] if 3 <= n <= 9 else [], 13), 4)
     assert [crop.frame_index for crop in found.crops] == [40, 50, 60, 70, 80]
 
@@ -290,7 +290,7 @@ def test_nothing_is_added_beyond_the_ends_of_a_track():
         pytest.param({2, 3}, 1, [0, 1, 4, 5, 6, 7, 8], 1, id="a gap of two"),
         pytest.param({2, 3, 4}, 1, [0, 1, 5, 6, 7, 8], 2, id="a gap of three ends the track"),
         pytest.param({4}, 2, [0, 1, 2, 6, 7, 8], 1, id="nothing between a detection and a miss"),
-        pytest.param({3}, 2, list(range(9)), 1, id="what the detector does not look at it cannot miss"),
+        pytest.param({3}, 2, list(range(9)), 1, id="nothing is missed in a frame that is not searched"),
     ],
 )
 def test_a_gap_is_bridged_by_number_and_not_filled(hidden, every, rows, tracks):
@@ -313,7 +313,7 @@ def test_two_people_are_interpolated_each_on_his_own():
 def test_nothing_is_interpolated_across_a_change_of_size():
     images = [draw([(20, 20, 40, 1.0)], size_wh=(160, 96) if n < 3 else (200, 96)) for n in range(7)]
     frames = [Frame(index=n, seconds=n / 25, image=image) for n, image in enumerate(images)]
-    found = scan(frames, 2)  # looked at: 0, 2, 4, 6
+    found = scan(frames, 2)  # searched: 0, 2, 4, 6
     assert [crop.frame_index for crop in found.crops] == [0, 1, 2, 4, 5, 6]
     assert found.frame_sizes_wh[2] == (160, 96) and found.frame_sizes_wh[3] == (200, 96)
 
@@ -375,4 +375,4 @@ def test_full_frames_are_held_for_one_batch_and_the_wait_for_a_detection_only(ev
 
     found = scan(stream(), every)
     assert len(found.crops) == 60
-    assert most <= BATCH_FRAMES + every + 4, "a batch, who waits, and the few that are being looked at"
+    assert most <= BATCH_FRAMES + every + 4, "a batch, those that wait, and the few at work"

@@ -8,6 +8,7 @@ beside it (moving average, meter of the losses, schedule) is left out on both si
 """
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +27,10 @@ from torch.utils.data import DataLoader
 from multiattn.config import Experiment
 from multiattn.model.attention import MEAN_FLOOR, standardize, unit_rows
 from multiattn.model.network import MultiAttentionNet, NetworkOutput
+from multiattn.model.precision import training_precision
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import fold_batch_norms
-from multiattn.runtime.devices import autocast, resolve_precision, seed_everything
+from multiattn.runtime.devices import autocast, seed_everything
 from multiattn.runtime.processor import peak_memory, tune_cpu
 from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
 from multiattn.training.engine.loop import update
@@ -65,10 +67,10 @@ class Task:
     weights: Path
     faces: Path | None = None
 
-    @property
+    @functools.cached_property
     def precision(self) -> str:
-        """Of our side: bf16, fp16 or fp32."""
-        return resolve_precision(self.experiment.precision, self.device)
+        """Of our side: bf16, fp16 or fp32, as `multiattn train` would take it."""
+        return training_precision(self.experiment, self.device).name
 
     def load(self) -> TrainingStep:
         """The step with its weights, on the device."""

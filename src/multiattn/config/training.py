@@ -192,8 +192,9 @@ class Experiment:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
     precision: Literal[Precision, "apex-O1"] = "auto"
-    """`auto`: bf16 on a GPU that has it, fp16 with gradient scaling on an older one, fp32 on a CPU. `apex-O1` is for
-    an old build of NVIDIA's apex that still has `apex.amp`."""
+    """`auto`: bf16 on a GPU that has it, fp16 with gradient scaling on an older one; on a CPU fp32, or bf16 where the
+    processor has it (AMX, AVX512-BF16) and a short trial is faster. A run keeps what it was begun with; its
+    environment.json says which and why. `apex-O1` is for an old build of NVIDIA's apex that still has `apex.amp`."""
     compile: bool = False
     """Let torch.compile generate the network's code. Off: on a CPU it pays late. On 2 cores of an AMD EPYC with AVX-512
     a training step of B4 took 0.60 of the plain one's time with it; on Zen 3 the first step took more than 250 s to

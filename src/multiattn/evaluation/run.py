@@ -34,7 +34,8 @@ from multiattn.evaluation.tables import TextTable, compare_with_paper, dataset_t
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring
-from multiattn.runtime.devices import pick_device, resolve_precision
+from multiattn.model.precision import known_precision
+from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import file_digest, read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, PREDICTIONS_FILE, RECIPE_FILE, experiment_name
 from multiattn.tables import FRAME_PREDICTIONS, VIDEOS
@@ -281,7 +282,7 @@ def predict_kept(
     path = out / PREDICTIONS_FILE
     basis = {
         "faces": faces_digest(folders),
-        "precision": resolve_precision(precision, device),
+        "precision": known_precision(precision, device),
         "device": device.type,
     }
     checkpoints = {model.name: file_digest(model.path / BEST_WEIGHTS) for model in models}

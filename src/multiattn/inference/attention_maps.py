@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.model.attention import resize_maps
 from multiattn.model.diagnostics import AttentionStatistics
+from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import predict_logits
-from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.layout import FOLDS_FILE, fold_folders
 from multiattn.scoring.aggregators import sigmoid
 from multiattn.tables import FAKE, FOLDS, REAL
@@ -158,7 +158,7 @@ def predict_maps(
     if shown.empty:
         return [], {}
     network, size = model.load(device), model.experiment.data.image_size
-    precision = resolve_precision("auto", device)
+    precision = resolve_precision("auto", device).name
     grids: list[torch.Tensor] = []
     statistics = AttentionStatistics()
 

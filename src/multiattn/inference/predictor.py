@@ -4,17 +4,19 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from multiattn.inference.runs import TrainedModel
+from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
-from multiattn.runtime.devices import resolve_precision
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folders, fold_name, fold_number
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
@@ -42,7 +44,7 @@ def predict_faces(
     """A `frame_predictions` table of every crop by every model; empty when the folder has no crops.
 
     Args:
-        precision: `auto` is half precision on a GPU and float32 on a CPU.
+        precision: `auto` is half precision on a GPU, and bf16 or float32 on a CPU (`model.precision`).
         video_ids: the videos whose crops are predicted; None takes all of the folder.
 
     Raises:
@@ -54,7 +56,6 @@ def predict_faces(
     faces, _, _ = read_faces_folder(folder)
     if video_ids is not None:
         faces = faces[faces["video_id"].isin(set(video_ids))].reset_index(drop=True)
-    precision = resolve_precision(precision, device)
     if device.type == "cpu":
         tune_cpu()
     tables = [FRAME_PREDICTIONS.empty()]
@@ -66,9 +67,17 @@ def predict_faces(
             dataset = CropImages(folder, faces["crop"], model.experiment.data.image_size)
             workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
             batches = _watched(crop_loader(dataset, batch_size=BATCH_SIZE, num_workers=workers), bar)
-            logits = predict_logits(network, batches, device=device, precision=precision)
+            chosen = resolve_precision(precision, device, partial(_try, network, dataset))
+            logger.info("%s: predicts in %s: %s", model.name, chosen.name, chosen.reason)
+            logits = predict_logits(network, batches, device=device, precision=chosen.name)
             tables.append(frame_predictions(faces, logits, model=model.name, fold=model.fold))
     return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), f"predictions of {folder}")
+
+
+def _try(network: nn.Module, dataset: CropImages) -> Trial:
+    """Both precisions on crops from all over the folder."""
+    rows = range(0, len(dataset), -(-len(dataset) // TRIAL_CROPS))
+    return try_prediction(network, torch.stack([dataset[row] for row in rows]))
 
 
 def _watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:

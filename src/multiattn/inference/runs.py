@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from multiattn.config import Experiment, from_json
 from multiattn.model.checkpoints import load_weights
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
+from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import normalize_crops, predict_logits
-from multiattn.runtime.devices import pick_device, resolve_precision
+from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
@@ -179,7 +180,7 @@ class LoadedRun(nn.Module):
             ValueError: another dtype or shape.
         """
         batches = self.sized(crops).split(PREDICT_BATCH) if len(crops) else []
-        precision = resolve_precision("auto", self._device)
+        precision = resolve_precision("auto", self._device).name
         return sigmoid(predict_logits(self.network, batches, device=self._device, precision=precision))
 
     def sized(self, crops: np.ndarray | Tensor) -> Tensor:

@@ -8,8 +8,8 @@ Torch is imported inside the functions that need it, so stages without a network
     text_tables.py   Markdown and terminal tables
     progress.py      log lines and progress bars
     signals.py       signals that ask a process to end
-    devices.py       the device, its precision, seeds
-    processor.py     denormal numbers, the allocator, memory in use, time since the start
+    devices.py       the device, the context of a precision, seeds
+    processor.py     idle threads, denormal numbers, the allocator, memory in use, time since the start
     environment.py   versions, commit and machine of this process
 """
 

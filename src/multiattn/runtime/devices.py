@@ -1,4 +1,4 @@
-"""The device to compute on, its precision, and seeds."""
+"""The device to compute on, the context of a precision, and seeds."""
 
 import os
 import random
@@ -53,17 +53,6 @@ def default_jobs(device: str) -> int:
     """Processes that decode and detect: every core; on a GPU at most 4, since each holds a CUDA context there."""
     cores = os.cpu_count() or 1
     return cores if device == "cpu" else min(cores, 4)
-
-
-def resolve_precision(precision: str, device: "torch.device") -> str:
-    """Turn `auto` into what suits the device: bf16, fp16 on GPUs without bf16, fp32 on a CPU."""
-    import torch
-
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def autocast(precision: str, device: "torch.device") -> "torch.autocast":

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.inference.submit.classifier import Classified, Classifier, crops_a_batch
+from multiattn.inference.runs import find_models
+from multiattn.inference.submit import classifier
+from multiattn.inference.submit.classifier import Classified, Classifier, LoadedModels, crops_a_batch
 from multiattn.inference.submit.extraction import Extracted, Work
+from multiattn.model import precision
+from multiattn.model.precision import TRIAL_CROPS, Trial
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
@@ -163,6 +167,26 @@ def test_what_is_wrong_with_one_video_does_not_touch_those_of_its_batch(models, 
     assert reason in found["bad"].error and found["bad"].logits.size == 0
     np.testing.assert_allclose(found["a"].logits, expected(10, 20))
     np.testing.assert_allclose(found["c"].logits, expected(50, 60))
+
+
+@pytest.mark.parametrize(("change", "name"), [(1e-3, "bf16"), (1e-2, "fp32")])
+def test_auto_tries_each_model_on_its_first_crops(pipeline, monkeypatch, change, name):
+    tried: list[int] = []
+
+    def measured(_: torch.nn.Module, crops: torch.Tensor) -> Trial:
+        tried.append(len(crops))
+        return Trial(seconds_fp32=0.2, seconds_bf16=0.1, change=change)
+
+    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr(classifier, "try_prediction", measured)
+    cpu, models = torch.device("cpu"), find_models(pipeline.experiment)
+    open_choice, fixed = LoadedModels(models, cpu, "auto"), LoadedModels(models, cpu, name)
+    crops = torch.randint(0, 256, (TRIAL_CROPS + 1, 64, 64, 3), dtype=torch.uint8)
+    for number in (0, 1, 0):
+        np.testing.assert_array_equal(open_choice.logits(number, crops), fixed.logits(number, crops))
+    exactly = LoadedModels(models, cpu, "fp32").logits(0, crops)
+    np.testing.assert_array_equal(open_choice.logits(0, crops, exact=True), exactly)
+    assert tried == [TRIAL_CROPS] * len(models)
 
 
 def test_half_precision_that_overflows_is_repeated_in_float32():

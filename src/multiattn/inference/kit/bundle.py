@@ -107,16 +107,6 @@ class BundleOptions:
     """Crops each fold is compared on."""
     device: str = "auto"
 
-    def __post_init__(self) -> None:
-        if self.wheels is not None and self.download_wheels:
-            raise ValueError("expected --wheels DIR or --download-wheels, found both.")
-        if self.packages and self.wheels is None and not self.download_wheels:
-            raise ValueError("--packages: expected --wheels DIR or --download-wheels beside it, found neither.")
-        if self.wheels is not None and not self.wheels.is_dir():
-            raise FileNotFoundError(f"--wheels {self.wheels}: expected a folder of wheels, found none.")
-        if self.check_crops < 1:
-            raise ValueError(f"--check-crops: expected at least 1, found {self.check_crops}.")
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -139,6 +129,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
         ValueError: `out` holds something else than a bundle, the rule does not fit the runs, the bundle would be larger
             than `max_gb`, or float16 was asked for and changes too much. `out` is as it was.
     """
+    _require_sound(options)
     out = options.out.resolve()
     _require_own(out)
     models = find_models(*options.runs)
@@ -172,6 +163,17 @@ def is_bundle(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("kind") == KIND
+
+
+def _require_sound(options: BundleOptions) -> None:
+    if options.wheels is not None and options.download_wheels:
+        raise ValueError("expected --wheels DIR or --download-wheels, found both.")
+    if options.packages and options.wheels is None and not options.download_wheels:
+        raise ValueError("--packages: expected --wheels DIR or --download-wheels beside it, found neither.")
+    if options.wheels is not None and not options.wheels.is_dir():
+        raise FileNotFoundError(f"--wheels {options.wheels}: expected a folder of wheels, found none.")
+    if options.check_crops < 1:
+        raise ValueError(f"--check-crops: expected at least 1, found {options.check_crops}.")
 
 
 def _require_own(out: Path) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import Extracted
 from multiattn.model.network import fake_logit
+from multiattn.model.precision import TRIAL_CROPS, resolve_precision, try_prediction
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import autocast
@@ -69,7 +71,10 @@ class LoadedModels:
 
     Args:
         models: in the order of `by_importance`.
-        precision: `bf16`, `fp16` or `fp32`.
+        precision: `bf16`, `fp16` or `fp32`; `auto` on a CPU tries each model on the first crops it gets.
+
+    Attributes:
+        chosen: number of a model -> the precision that its trial chose.
     """
 
     def __init__(self, models: list[TrainedModel], device: torch.device, precision: str) -> None:
@@ -77,6 +82,7 @@ class LoadedModels:
         self.sizes = [model.experiment.data.image_size for model in models]
         self._networks = [self._load(model, device) for model in models]
         self._on_cpu: dict[int, nn.Module] = {}
+        self.chosen: dict[int, str] = {}
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -92,13 +98,26 @@ class LoadedModels:
         moved = on_cpu and self.device.type != "cpu"
         device = torch.device("cpu") if moved else self.device
         network = self._cpu_network(number) if moved else self._networks[number]
-        with autocast("fp32" if exact or moved else self.precision, device):
+        precision = "fp32" if exact or moved else self.precision
+        if precision == "auto":
+            precision = self._choose_precision(number, crops)
+        with autocast(precision, device):
             output = network(normalize_crops(crops.to(device)))
         return fake_logit(output.logits.float()).cpu().double().numpy()
 
     def _load(self, model: TrainedModel, device: torch.device) -> nn.Module:
         network = model.load(device).requires_grad_(False)
         return fold_batch_norms(network) if device.type == "cpu" else network
+
+    def _choose_precision(self, number: int, crops: torch.Tensor) -> str:
+        """The precision a model predicts in; other threads wait for the trial, so that it has the processor."""
+        with self._lock:
+            if number not in self.chosen:
+                trial = partial(try_prediction, self._networks[number], crops[:TRIAL_CROPS])
+                found = resolve_precision(self.precision, self.device, trial)
+                logger.info("%s: predicts in %s: %s", self.models[number].name, found.name, found.reason)
+                self.chosen[number] = found.name
+            return self.chosen[number]
 
     def _cpu_network(self, number: int) -> nn.Module:
         with self._lock:

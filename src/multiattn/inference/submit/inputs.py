@@ -43,6 +43,8 @@ class SubmitInputs:
     for these runs)."""
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: half precision on a GPU; on a CPU float32, or bf16 where the processor has it, a short trial is faster
+    and P(fake) stays within 0.002."""
     jobs: int | None = None
     """Processes that decode and detect (default: one a core)."""
     budget_hours: float | None = None

@@ -101,6 +101,7 @@ class PredictionPass:
         begun: video_ids handed to a worker so far.
         done: videos finished so far.
         stages: seconds of `decode`, `search` and `classify`, summed over workers and threads, and of the `wall`.
+        precisions: number of a model -> the precision that a trial chose, where it was left open.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class PredictionPass:
         self.begun: set[str] = set()
         self.done = 0
         self.stages = dict.fromkeys(STAGES, 0.0)
+        self.precisions: dict[int, str] = {}
         self._keep, self._tick, self._interruption = keep, tick, interruption
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._count, self._videos = len(videos), iter(videos)
@@ -148,6 +150,7 @@ class PredictionPass:
         try:
             extraction.start()  # its processes import for seconds; meanwhile the networks are loaded
             loaded = LoadedModels(list(setup.models), setup.device, setup.precision)
+            self.precisions = loaded.chosen
             if on_cpu:
                 torch.set_num_threads(1)
             put = self._events.put

@@ -29,7 +29,8 @@ from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
 from multiattn.inference.submit.results import ANSWERED, FileStamp, ResultStore, VideoResult
-from multiattn.runtime.devices import default_jobs, pick_device, resolve_precision
+from multiattn.model.precision import known_precision
+from multiattn.runtime.devices import default_jobs, pick_device
 from multiattn.runtime.files import exclusive_folder, file_digest
 from multiattn.runtime.layout import BEST_WEIGHTS, PREDICTIONS_FILE, SUBMISSION_JOURNAL
 from multiattn.runtime.processor import process_seconds
@@ -240,13 +241,14 @@ class _Run:
         Args:
             complete: whether the run has come to its end, by itself or by its budget.
         """
+        chosen = {precision for each in self.passes for precision in list(each.precisions.values())}
         return {
             "runs": [model.name for model in self.models],
             **self.history,
             "kernel": {
                 "complete": complete,
                 "device": str(self.setup.device),
-                "precision": self.setup.precision,
+                "precision": ", ".join(sorted(chosen)) or self.setup.precision,
                 "budget_hours": self.inputs.budget_hours,
                 "minutes": round(figures["seconds"] / 60, 2),
                 "videos_a_second": round(figures["rate"], 4),
@@ -283,7 +285,7 @@ def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFra
         models=tuple(by_importance(models, inputs.rule)),
         settings=ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights),
         device=device,
-        precision=resolve_precision(inputs.precision, device),
+        precision=known_precision(inputs.precision, device),
         workers=inputs.jobs or min(default_jobs(str(device)), max(1, cores)),
         cores=cores,
     )

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment, Phase
-from multiattn.runtime.devices import resolve_precision, seed_everything
+from multiattn.runtime.devices import seed_everything
 from multiattn.runtime.layout import STATE_FILE
 from multiattn.runtime.processor import tune_cpu
 from multiattn.training.data.crops import FoldCrops, class_weights, training_loader, validation_loader
@@ -355,7 +355,7 @@ def prepare(
         average = MovingAverage(step.network, decay=settings.ema_decay, warmup=settings.ema_warmup)
     if experiment.compile:
         step.network.compile()
-    precision = resolve_precision(experiment.precision, device)
+    precision = run.precision
     training = FoldTraining(
         experiment=experiment,
         crops=crops,

@@ -20,7 +20,7 @@ from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights, save_weights
-from multiattn.runtime.devices import resolve_precision
+from multiattn.model.precision import Precision, training_precision
 from multiattn.runtime.environment import describe_environment, git_commit
 from multiattn.runtime.files import atomic_path, read_json, write_csv, write_json
 from multiattn.runtime.layout import (
@@ -60,6 +60,11 @@ class RunFolder:
         """`<experiment>/fold<k>`, the model's name in tables of predictions."""
         return fold_name(self.path)
 
+    @property
+    def precision(self) -> str:
+        """The precision this run trains in, as `begin` recorded it."""
+        return read_json(self.path / INPUTS_FILE)["precision"]
+
     def begin(
         self,
         experiment: Experiment,
@@ -80,15 +85,18 @@ class RunFolder:
             ValueError: the folder holds a run with other settings, folds or crops; lists the differences. Other folds
                 are never allowed: what was held out may have been trained on.
         """
+        is_new = not (self.path / EXPERIMENT_FILE).is_file()
+        precision = training_precision(experiment, device, recorded=None if is_new else self.precision)
+        logger.info("%s: trains in %s: %s", self.model_name, precision.name, precision.reason)
         inputs = {
             "global_batch": experiment.data.batch_size * world_size,
-            "precision": resolve_precision(experiment.precision, device),
+            "precision": precision.name,
             "crops": crops.fingerprint(),
         }
-        if not (self.path / EXPERIMENT_FILE).is_file():
+        if is_new:
             write_recipe(recipe, self.path)
             FOLDS.write(folds, self.path / FOLDS_FILE)
-            self._write_settings(experiment, inputs, device)
+            self._write_settings(experiment, inputs, device, precision)
             return
         differences = _differences(to_json(self.read_experiment()), to_json(experiment))
         if other_crops := describe_difference(read_recipe(self.path), recipe):
@@ -109,11 +117,13 @@ class RunFolder:
             earlier = read_json(path) if path.is_file() else []
             write_json(path, [*earlier, {"commit": git_commit(), "changes": differences}])
             write_recipe(recipe, self.path)
-            self._write_settings(experiment, inputs, device)
+            self._write_settings(experiment, inputs, device, precision)
 
-    def _write_settings(self, experiment: Experiment, inputs: dict[str, Any], device: torch.device) -> None:
+    def _write_settings(
+        self, experiment: Experiment, inputs: dict[str, Any], device: torch.device, precision: Precision
+    ) -> None:
         write_json(self.path / INPUTS_FILE, inputs)
-        write_json(self.path / ENVIRONMENT_FILE, describe_environment(device))
+        write_json(self.path / ENVIRONMENT_FILE, describe_environment(device) | {"precision": vars(precision)})
         write_json(self.path / EXPERIMENT_FILE, to_json(experiment))
 
     def read_experiment(self) -> Experiment:

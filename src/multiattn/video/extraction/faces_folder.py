@@ -216,8 +216,6 @@ def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
     videos = videos.sort_values("video_id", ignore_index=True)
     if path.is_file():
         earlier = VIDEOS.read(path)
-        if videos.equals(earlier):
-            return
         others = earlier[~earlier["video_id"].isin(videos["video_id"])]
         videos = pd.concat([others, videos], ignore_index=True).sort_values("video_id", ignore_index=True)
         if videos.equals(earlier):

@@ -182,7 +182,8 @@ def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, 
     frames_with_faces = 0
     previous: _Seen | None = None
     waiting: list[Frame] = []
-    for batch in _batches(_keyed(frames, recipe.detect_every)):
+    keyed = _keyed(frames, recipe.detect_every)
+    while batch := list(itertools.islice(keyed, BATCH_FRAMES)):
         scan.frame_sizes_wh.update({frame.index: frame.image.shape[1::-1] for frame, _ in batch})
         keys = [frame for frame, is_key in batch if is_key]
         scan.detected_frames += len(keys)
@@ -218,11 +219,6 @@ def _keyed(frames: Iterable[Frame], every: int) -> Iterator[tuple[Frame, bool]]:
         waiting, position = frame, position + 1
     if waiting is not None:
         yield waiting, True
-
-
-def _batches(frames: Iterator[tuple[Frame, bool]]) -> Iterator[list[tuple[Frame, bool]]]:
-    while batch := list(itertools.islice(frames, BATCH_FRAMES)):
-        yield batch
 
 
 def _detect(frames: list[Frame], detector: Detector, thorough: bool) -> Iterator[Faces]:

@@ -1,0 +1,162 @@
+"""The precision to compute in: what `auto` becomes on a device, tried on the network where that needs a trial."""
+
+import functools
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from multiattn.config import Experiment
+from multiattn.model.network import fake_logit, make_network
+from multiattn.model.predict import normalize_crops
+from multiattn.runtime.devices import autocast
+
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+"""Processor flags of bfloat16 arithmetic; without one, torch computes bf16 by way of float32, which is slower."""
+LEAST_GAIN = 1.1
+"""bf16 must be this many times as fast as float32: less may be noise of the trial."""
+LARGEST_CHANGE = 2e-3
+"""Of P(fake) by bf16 against float32, for prediction."""
+TRIAL_CROPS, TRIAL_SECONDS, TRIAL_ROUNDS = 16, 1.0, 3
+"""Crops of a trial's batch at most; no round begins after so many seconds; rounds at most."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision, and the reason it was taken."""
+
+    name: str
+    """`bf16`, `fp16`, `fp32` or `apex-O1`."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One batch computed in float32 and in bf16 on this processor."""
+
+    seconds_fp32: float
+    """Of the fastest round."""
+    seconds_bf16: float
+    change: float = 0.0
+    """The largest change of a P(fake) by bf16; 0 in training, where nothing is delivered."""
+
+
+def choose_on_cpu(flags: Collection[str], trial: Callable[[], Trial]) -> Precision:
+    """fp32 or bf16 for a CPU.
+
+    Args:
+        flags: of the processor, as /proc/cpuinfo names them.
+        trial: called only where the processor has bf16.
+    """
+    present = [flag for flag in BF16_FLAGS if flag in flags]
+    if not present:
+        return Precision("fp32", f"the processor has no bf16 arithmetic ({' or '.join(BF16_FLAGS)})")
+    found = trial()
+    times = f"{1000 * found.seconds_bf16:.3g} ms a batch in bf16, {1000 * found.seconds_fp32:.3g} ms in float32"
+    if not found.seconds_bf16 * LEAST_GAIN <= found.seconds_fp32:
+        return Precision("fp32", f"bf16 is not faster on this processor: {times}")
+    if not found.change <= LARGEST_CHANGE:
+        return Precision("fp32", f"bf16 changes P(fake) by up to {found.change:.1e}, more than {LARGEST_CHANGE:g}")
+    return Precision("bf16", f"{', '.join(present)}: {times}")
+
+
+def resolve_precision(precision: str, device: torch.device, trial: Callable[[], Trial] | None = None) -> Precision:
+    """Turn `auto` into what suits the device: bf16, fp16 on GPUs without bf16; on a CPU what `choose_on_cpu` says.
+
+    Args:
+        precision: as `--precision`; anything but `auto` stays as it is.
+        trial: of the network at hand; without one, a CPU computes in float32.
+    """
+    if precision != "auto":
+        return Precision(precision, "asked for")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16", "the GPU has bf16 arithmetic")
+        return Precision("fp16", "the GPU has no bf16 arithmetic")
+    if trial is None:
+        return Precision("fp32", "float32 on a CPU")
+    return choose_on_cpu(processor_flags(), trial)
+
+
+def training_precision(experiment: Experiment, device: torch.device, *, recorded: str | None = None) -> Precision:
+    """The precision an experiment trains in.
+
+    Args:
+        recorded: of the run that is continued. It stays where this processor has it, whatever a new trial would say.
+    """
+    is_possible = recorded == "fp32" or (recorded == "bf16" and has_bf16())
+    if experiment.precision == "auto" and device.type == "cpu" and is_possible:
+        return Precision(recorded, "the run was begun with it")
+    return resolve_precision(experiment.precision, device, lambda: try_training(experiment))
+
+
+def known_precision(precision: str, device: torch.device) -> str:
+    """The precision of predictions as far as it is known before a network is tried: `auto` on a CPU with bf16."""
+    is_open = precision == "auto" and device.type == "cpu" and has_bf16()
+    return precision if is_open else resolve_precision(precision, device).name
+
+
+def try_training(experiment: Experiment) -> Trial:
+    """Time forward and backward of the experiment's network on noise; draws nothing from the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        network = make_network(experiment.model, load_weights=False).train()
+        size, count = experiment.data.image_size, min(experiment.data.batch_size, TRIAL_CROPS)
+        crops = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
+
+        def compute(precision: str) -> None:
+            network.zero_grad()
+            with autocast(precision, torch.device("cpu")):
+                logits = network(normalize_crops(crops)).logits
+            logits.float().square().sum().backward()
+
+        return Trial(*_fastest(compute))
+
+
+def try_prediction(network: nn.Module, crops: Tensor) -> Trial:
+    """Time the prediction of these crops on the CPU, and compare its answers."""
+    answers: dict[str, Tensor] = {}
+    was_training = network.training
+    network.eval()
+
+    def compute(precision: str) -> None:
+        with autocast(precision, torch.device("cpu")):
+            logits = network(normalize_crops(crops)).logits
+        answers[precision] = fake_logit(logits.float()).double().sigmoid()
+
+    with torch.inference_mode():
+        seconds = _fastest(compute)
+    network.train(was_training)
+    return Trial(*seconds, change=float((answers["bf16"] - answers["fp32"]).abs().max()))
+
+
+def _fastest(compute: Callable[[str], None]) -> tuple[float, float]:
+    """Seconds of the fastest round in float32 and in bf16, taking turns after a first round that warms up."""
+    began, rounds = time.perf_counter(), []
+    while len(rounds) <= TRIAL_ROUNDS and (len(rounds) < 2 or time.perf_counter() - began < TRIAL_SECONDS):
+        times = []
+        for precision in ("fp32", "bf16"):
+            start = time.perf_counter()
+            compute(precision)
+            times.append(time.perf_counter() - start)
+        rounds.append(times)
+    fp32, bf16 = (min(times) for times in zip(*rounds[1:], strict=True))
+    return fp32, bf16
+
+
+def has_bf16() -> bool:
+    """True where this processor has bf16 arithmetic."""
+    return not processor_flags().isdisjoint(BF16_FLAGS)
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """Flags of the first processor in /proc/cpuinfo; empty where there is no such file or line."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return frozenset()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    line = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(line.partition(":")[2].split())
