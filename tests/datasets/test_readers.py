@@ -22,7 +22,6 @@ def test_the_readme_shows_a_command_and_a_tree_of_every_reader():
 
 
 def test_the_reader_of_the_readme_appears_in_the_help_in_the_error_and_in_a_run(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(readers, "READERS", READERS)
     monkeypatch.setitem(READERS, "mine", None)  # taken out after the test
     example = README.partition("## Another data set")[2].partition("```python\n")[2].partition("```")[0]
     names = (IndexOptions, Listing, require_root, video_files, video_row, dataclass, Path)
@@ -37,8 +36,6 @@ def test_the_reader_of_the_readme_appears_in_the_help_in_the_error_and_in_a_run(
         (tmp_path / "low" / name).touch()
     run("index", "mine", "--root", tmp_path, "--level", "low", "--out", tmp_path / "videos.csv")
     assert VIDEOS.read(tmp_path / "videos.csv")["video_id"].tolist() == ["mine/low/fake1", "mine/low/real1"]
-    with pytest.raises(SystemExit, match="1"):
-        run("index", "mine", "--root", tmp_path / "gone", "--out", tmp_path / "other.csv")
 
 
 @pytest.mark.parametrize("name", sorted(set(READERS) - {"deepfakebench"}))
