@@ -209,7 +209,7 @@ def test_other_settings_are_refused_by_name_once_there_are_crops(clips, tmp_path
     with pytest.raises(ValueError, match="--backend dask: expected"):
         extract({name: path}, tmp_path, recipe=other, backend="dask")  # ends before its first video
     extract({name: path}, tmp_path)
-    with pytest.raises(ValueError, match=r"other settings: jpeg_quality: expected 95, found 90\. Choose another --out"):
+    with pytest.raises(ValueError, match=r"jpeg_quality: expected 95, found 90\. Choose another faces folder"):
         extract({name: path}, tmp_path, recipe=other)
 
 

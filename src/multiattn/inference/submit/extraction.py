@@ -71,7 +71,7 @@ class Extraction:
         threading.Thread(target=self._run, daemon=True, name="extraction").start()
 
     def stop(self) -> None:
-        """Begin no more, and hand over nothing more. Whoever stops early also ends the processes."""
+        """Begin no more, and hand over nothing more. A caller that stops early also ends the processes."""
         self._stopping.set()
         self._engine.stop()
 
@@ -83,7 +83,7 @@ class Extraction:
                     self._lost(outcome.task, outcome.value)
                 else:
                     put_until(self._stopping, self.results, _extracted(outcome))
-        finally:  # without this word the classifier would wait for ever
+        finally:  # without it the classifier would wait for ever
             put_until(self._stopping, self.results, None)
 
 

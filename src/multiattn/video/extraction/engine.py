@@ -64,7 +64,7 @@ class Engine:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Begin no further task. Whoever stops early also ends the processes (`isolation.end_processes`)."""
+        """Begin no further task. A caller that stops early also ends the processes (`end_processes`)."""
         self._stopping.set()
 
     def outcomes(self, calls: Iterable[tuple[Any, tuple]]) -> Iterator[Outcome]:

@@ -63,8 +63,8 @@ def extract_faces(
     Args:
         videos: a `videos` table; rows of an earlier run that are not in it stay in the folder's tables.
         tasks: one a row of `videos`.
-        jobs: processes on this machine, each with one video at a time; None is `runtime.default_jobs`.
-        backend: `local`, or a cluster whose workers see the same files at the same paths; see `backends.open_backend`.
+        jobs: processes on this machine, each with one video at a time; None is `default_jobs`.
+        backend: `local`, or a cluster whose workers see the same files at the same paths; see `open_backend`.
         scheduler: the cluster's address.
         time_limit: seconds a video may take; it is `unreadable` after them. None is no limit.
 
