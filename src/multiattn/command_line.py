@@ -28,8 +28,8 @@ Device = Annotated[str, arg(help="cpu, cuda, cuda:1 or auto.")]
 PredictPrecision = Annotated[
     Precision,
     arg(
-        help="auto: half precision on a GPU; on a CPU fp32, or bf16 where the processor has it, a short trial is faster "
-        "and P(fake) stays within 0.002."
+        help="auto: half precision on a GPU; on a CPU fp32, or bf16 where the processor has it, a short trial is "
+        "faster and P(fake) stays within 0.002."
     ),
 ]
 Jobs = Annotated[int | None, arg(help="Processes that read videos (default: one a core, on a GPU at most 4).")]
