@@ -309,5 +309,5 @@ def test_a_registered_backbone_is_trained():
 
 
 def test_a_misspelt_name_of_a_registered_backbone_is_answered_with_it():
-    with pytest.raises(ValueError, match=r"'tricron': timm .* no such model\. Did you mean tricorn\?"):
+    with pytest.raises(ValueError, match=r"'tricron': timm .* no such model\. Did you mean 'tricorn'\?"):
         Backbone("tricron", stages=())
