@@ -14,7 +14,7 @@ from multiattn.model import precision
 from multiattn.model.precision import TRIAL_CROPS, Trial
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.aggregators import sigmoid
-from multiattn.tables import FACES, FRAME_PREDICTIONS
+from multiattn.tables import FACES
 from walk import Pipeline
 
 CPU = torch.device("cpu")
@@ -61,7 +61,6 @@ def test_auto_is_bf16_where_it_is_faster_and_the_answers_stay(pipeline: Pipeline
 
 def test_no_crops_give_an_empty_table():
     assert predict_logits(torch.nn.Identity(), [], device=CPU, precision="fp32").shape == (0,)
-    assert FRAME_PREDICTIONS.empty().empty
 
 
 def test_weights_that_overflow_are_reported_not_averaged(pipeline: Pipeline):

@@ -60,10 +60,6 @@ def test_the_rows_are_the_samples_in_its_order_with_the_prior_where_nothing_was_
     check_submission(result.submission, sample, ScoringRule(), Path("s.csv"))
 
 
-def test_every_status_is_counted(four):
-    assert four[1].coverage == {"ok": 1, "no_face": 1, "unreadable": 1, "missing": 1}
-
-
 def test_another_prior_is_the_answer_and_what_was_seen_is_not():
     sample = make_sample("a.mp4", "b.mp4")
     rule = ScoringRule(aggregator=Aggregator(prior=0.3))
@@ -174,12 +170,6 @@ def test_a_file_that_is_no_sample_is_refused(content, expected, tmp_path):
     (tmp_path / "sample.csv").write_text(content)
     with pytest.raises(ValueError, match=expected):
         SUBMISSION.read(tmp_path / "sample.csv")
-
-
-@pytest.mark.parametrize("label", ["0", "0.5", "1"])
-def test_any_label_of_the_sample_is_fine(label, tmp_path):
-    (tmp_path / "sample.csv").write_text(f"filename,label\na.mp4,{label}\n")
-    assert SUBMISSION.read(tmp_path / "sample.csv")["filename"].tolist() == ["a.mp4"]
 
 
 @pytest.mark.shared
