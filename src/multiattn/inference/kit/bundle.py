@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multiattn.command_line import DetectorWeights, Device, Scoring
 from multiattn.inference.kit.half_weights import Precision, StoredWeights, crops_to_compare, store_weights
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models
@@ -81,9 +82,7 @@ class BundleOptions:
     """runs/<experiment>, several, or single folds of them: runs/<experiment>/fold0."""
     out: Path
     """The folder to make; an older bundle there is replaced, anything else is left alone."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
+    scoring: Scoring = None
     max_gb: float = 1.0
     """Refuse to make a larger one (10^9 bytes)."""
     wheels: Path | None = None
@@ -95,8 +94,7 @@ class BundleOptions:
     Kaggle's image does not have: av, facenet-pytorch, tyro, pandera, and their small dependencies)."""
     python: str = "3.11"
     """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
-    weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with, where it needs one."""
+    weights: DetectorWeights = None
     precision: Precision = "auto"
     """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
     largest_change: float = 1e-3
@@ -105,7 +103,7 @@ class BundleOptions:
     """A faces folder, made as the runs' own, to compare both forms on (default: drawn pictures, which are no faces)."""
     check_crops: int = 128
     """Crops each fold is compared on."""
-    device: str = "auto"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, Scoring
 from multiattn.runtime.files import write_text
 from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, SCORING_FILE, SUBMISSION_FILE
 
@@ -38,22 +39,16 @@ class SubmitInputs:
     """The competition's sample: its rows, in its order, are answered."""
     out: Path
     """The submission folder, submissions/NAME."""
-    scoring: str | None = None
-    """The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it was tuned
-    for these runs)."""
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto`: half precision on a GPU; on a CPU float32, or bf16 where the processor has it, a short trial is faster
-    and P(fake) stays within 0.002."""
-    jobs: int | None = None
-    """Processes that decode and detect (default: one a core)."""
+    scoring: Scoring = None
+    device: Device = "auto"
+    precision: PredictPrecision = "auto"
+    jobs: Jobs = None
     budget_hours: float | None = None
     """Deliver within so many hours of this process's start: with fewer frames, then fewer models, then priors, as the
     time goes (default: no limit)."""
     write_seconds: float = 30.0
     """Between two writings of the submission."""
-    weights: Path | None = None
-    """The weights file of the detector the runs' faces were found with, where it needs one."""
+    weights: DetectorWeights = None
 
     def __post_init__(self) -> None:
         if self.budget_hours is not None and not self.budget_hours > 0:
