@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -129,11 +130,10 @@ def _begin(training: FoldTraining) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches that are left of the epoch; draws go on as they would have without an interruption."""
     progress, loader = training.progress, training.loader
     # Seeded anew each epoch, so a run that continues draws what an undisturbed one would have drawn.
-    seed_everything(hash((training.experiment.seed, progress.epoch, training.ranks.rank)))
+    key = (training.experiment.seed, progress.epoch, training.ranks.rank)
+    seed_everything(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
     set_train_mode(training.module, training.step, training.span.phase)
-    # A draw that nothing uses: loaders once took it here, and with it runs compare with those made then.
-    torch.empty((), dtype=torch.int64).random_()
     batches = iter(loader)
     if training.random_state is not None:  # inside an epoch
         set_random_state(training.random_state, training.device)
