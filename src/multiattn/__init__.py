@@ -10,7 +10,7 @@
     datasets/        official trees -> videos.csv; leak-free folds; the embedded demo set
     video/           videos -> face crops: decoding, detection, tracks, alignment
     model/           the network, its backbones, losses and AGDA
-    scoring/         frame predictions -> one calibrated probability a video: NumPy and numba only
+    scoring/         frame predictions -> one calibrated probability a video; no torch, no disk
     command_line.py  options as dataclasses
     experiments.py   one function an experiment
     tables.py        every table's columns, keys and checks

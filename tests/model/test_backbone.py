@@ -267,7 +267,7 @@ def test_a_hub_that_answers_but_fails_gives_the_same_advice(no_hub, monkeypatch)
     server.server_close()
 
 
-@pytest.mark.parametrize("name", ["mnasnet_050", "tricorn"])
+@pytest.mark.parametrize("name", ["mnasnet_050", "three_convs"])
 def test_a_model_without_imagenet_weights_says_so(name):
     with pytest.raises(ValueError, match=rf"{name}: timm knows no ImageNet weights.*--model\.no-pretrained"):
         Backbone(name, stages=(), pretrained=True)
@@ -281,26 +281,28 @@ def registered(tmp_path_factory):
     """The example of the package's README.md, as a module from outside the package."""
     readme = Path(sys.modules[Backbone.__module__].__file__).with_name("README.md").read_text(encoding="utf-8")
     file = tmp_path_factory.mktemp("outside") / "my_backbones.py"
-    file.write_text(next(code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Tricorn" in code))
+    file.write_text(
+        next(code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "ThreeConvs" in code)
+    )
     spec = importlib.util.spec_from_file_location("my_backbones", file)
     sys.modules["my_backbones"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["my_backbones"])
 
 
-TOY = ["--model.backbone", "tricorn", "--model.texture-stage", "L1", "--model.attention-stage", "L3"]
+TOY = ["--model.backbone", "three_convs", "--model.texture-stage", "L1", "--model.attention-stage", "L3"]
 
 
 def test_a_registered_backbone_has_its_stages_and_is_described(capsys):
-    assert str(read_stages("tricorn")) == "L1 8ch /2, L2 12ch /4, L3 16ch /8"
+    assert str(read_stages("three_convs")) == "L1 8ch /2, L2 12ch /4, L3 16ch /8"
     describe(["demo", "--tiny", *TOY])
     lines = capsys.readouterr().out.splitlines()
-    assert "multi-attention on tricorn" in lines[0]
+    assert "multi-attention on three_convs" in lines[0]
     assert next(line for line in lines if line.startswith("f_3 = SL_a")).endswith("8")
 
 
 def test_a_registered_backbone_is_trained():
     torch.manual_seed(0)
-    model = ModelConfig(backbone="tricorn", texture_stage="L1", attention_stage="L3", pretrained=False)
+    model = ModelConfig(backbone="three_convs", texture_stage="L1", attention_stage="L3", pretrained=False)
     step = TrainingStep(Experiment(name="toy", model=model))
     crops = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     terms = backward_passes(step, step, crops, torch.arange(4) % 2, scaler=torch.amp.GradScaler("cpu", enabled=False))
@@ -309,5 +311,5 @@ def test_a_registered_backbone_is_trained():
 
 
 def test_a_misspelt_name_of_a_registered_backbone_is_answered_with_it():
-    with pytest.raises(ValueError, match=r"'tricron': timm .* no such model\. Did you mean 'tricorn'\?"):
-        Backbone("tricron", stages=())
+    with pytest.raises(ValueError, match=r"'three_cnovs': timm .* no such model\. Did you mean 'three_convs'\?"):
+        Backbone("three_cnovs", stages=())

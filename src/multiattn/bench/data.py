@@ -59,7 +59,7 @@ class DataBench:
     faces: Path | None = None
     """A faces folder, of which some hundred crops are read; without it, drawn faces of 380 pixels."""
     presets: tuple[str, ...] = tuple(PRESETS)
-    """Presets of `training/augment`."""
+    """Presets of `training/data/augment`."""
     num_workers: int = os.cpu_count() or 1
     """Processes that read on either side; 0 reads in the main process."""
     image_size: int | None = None

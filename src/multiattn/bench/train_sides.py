@@ -145,7 +145,7 @@ class Evaluation:
 
 
 class Training:
-    """Updates of the experiment's last phase, as `training.epoch` does them."""
+    """Updates of the experiment's last phase, as `training.engine.loop` does them."""
 
     def __init__(
         self, step: TrainingStep, task: Task, passes: Passes, scaler: torch.amp.GradScaler, *, fused: bool = True
@@ -305,7 +305,8 @@ def joint_backward(
 ) -> dict[str, Tensor]:
     """Forward and backward of one step: both passes, then one backward of their sum.
 
-    Arguments and result as `training.step.backward_passes`; the activations of both passes are kept until the end.
+    Arguments and result as those of `training.engine.step.backward_passes`; the activations of both passes are kept
+    until the end.
     """
     clean = step(crops, labels, objective=objective)
     terms = dict(clean.terms)

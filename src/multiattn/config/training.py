@@ -16,7 +16,7 @@ class DataConfig:
     """Crops that reach the network: their size, augmentation, sampling and batches."""
 
     image_size: int = 380
-    """Side of the square crops in pixels; the faces folder must have been made with the same `--size`."""
+    """Side of the square crops in pixels; larger ones of the faces folder (`--size`) are averaged down."""
     augmentation: Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"] = "standard"
     """Preset of `training/data/augment`; `multiattn figures augment` draws what each does."""
     sbi: Annotated[float, tyro.conf.arg(aliases=("--sbi",))] = 0.0

@@ -1,1 +1,1 @@
-"""The multi-attention network and what trains it: see README.md. Equations: Zhao et al., arXiv:2103.02406v3."""
+"""The multi-attention network and its losses: see README.md. Equations: Zhao et al., arXiv:2103.02406v3."""

@@ -9,7 +9,7 @@ of lists of one length are computed at once: with NumPy, because compiling one s
 (0.15 to 0.8 s against 0.002 to 0.12 s for 119,154 lists of 32 frames, one core).
 
 A track rule takes (K, t) arrays of K videos with t >= 1 tracks each, one a person, in the order of their numbers:
-track 0 is the person in most frames (`video/detectors/tracks.py`).
+track 0 is the person in most frames (`video/extraction/scan.py`).
 """
 
 import math

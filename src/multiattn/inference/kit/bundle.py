@@ -283,7 +283,7 @@ def dataset_metadata(experiments: Sequence[str]) -> dict[str, Any]:
 def _readme(models: list[TrainedModel], *, has_wheels: bool) -> str:
     names = ", ".join(model.name for model in models)
     wheels = (
-        "Its first cell installs what wheels/requirements.txt names and the image lacks, from wheels/."
+        "The notebook installs what wheels/requirements.txt names and the image lacks, from wheels/."
         if has_wheels
         else "No wheels are in here: the image must have all packages. Make the bundle again with --download-wheels."
     )

@@ -186,7 +186,7 @@ class FoldTraining:
         if self.ranks.world_size == 1:
             return self.step
         # No static_graph: with it the first step's gradients were wrong (torch 2.14, gloo; seen in
-        # test_distributed.py), and nothing was gained.
+        # test_ranks.py), and nothing was gained.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is new in torch 2.14
             return DistributedDataParallel(

@@ -1,4 +1,4 @@
-"""A run folder: everything one fold of an experiment leaves behind (README.md), and its saved states.
+"""A run folder: everything one fold of an experiment leaves behind (training/README.md), and its saved states.
 
 The state is written last and whole, so whatever moment a run is killed at, the next one continues from the last state
 and writes the same files again. A new state is written beside the old one, synced, read back and compared, and only

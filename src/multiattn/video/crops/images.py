@@ -2,8 +2,8 @@
 
 The loader's workers hand over whole batches through memory that is used again and again. Left to itself a worker takes
 new shared memory for every batch, and the system maps and clears each of its pages, which takes nearly as long as
-decoding (README.md has figures). Here each worker owns a few places of the size of a batch; the main process copies a
-batch out of its place as it arrives, and the place is free again.
+decoding (video/README.md has figures). Here each worker owns a few places of the size of a batch; the main process
+copies a batch out of its place as it arrives, and the place is free again.
 """
 
 import hashlib

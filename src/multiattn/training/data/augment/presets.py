@@ -168,7 +168,7 @@ def _selim(size: int) -> list[Step]:
     """First place of DFDC (github.com/selimsef/dfdc_deepfake_challenge, train_classifier.py): a feature or half of the
     face black, JPEG at quality 60 to 100, noise, blur, flip, resampling, colour, grey, shift, scale and rotation.
 
-    Departures: features and halves from five landmarks, see `blackout`; the third blackout, of quadrants, needs
+    Departures: features and halves from five landmarks, see `black_out`; the third blackout, of quadrants, needs
     difference masks of real and fake and is left out. The published resize to the network's size, with one of three
     pairs of kernels, becomes a way through 0.5 to 1 of it in half of the crops. The published cut-outs come before the
     face is resized; here too, before everything else.
@@ -202,7 +202,7 @@ def _ntech(size: int) -> list[Step]:
 
     Departures: the clip is this crop and up to three earlier ones of the faces folder, aligned and further apart than
     its 50 consecutive frames in one box. The random crop of 192 of 224 pixels in width is a square window of 6/7 of
-    the side, scaled back. AutoAugment as `auto_policy` says. The erased rectangle holds uniform noise, not normal.
+    the side, scaled back. AutoAugment as `policy_pixels` says. The erased rectangle holds uniform noise, not normal.
     """
     window = round(size * 192 / 224)
     return [
