@@ -58,6 +58,16 @@ def test_when_every_process_dies_it_is_not_the_tasks():
         list(make_engine(most_deaths=3).outcomes(calls(f"kills-always{number}" for number in range(9))))
 
 
+def test_when_memory_runs_out_for_one_task_after_the_other_it_is_that_error():
+    with pytest.raises(MemoryError):
+        list(make_engine(most_deaths=3).outcomes(calls(["short-of-memory"] * 9)))
+
+
+def test_arguments_that_cannot_travel_are_the_affair_of_their_task():
+    ends = make_engine(jobs=1).outcomes([("lambda", (lambda: None,)), ("video", ("video",))])
+    assert [(end.task, end.kind) for end in ends] == [("lambda", "raised"), ("video", "done")]
+
+
 def test_an_error_is_an_outcome_and_a_shortage_of_memory_is_tried_again_alone():
     found = list(make_engine().outcomes(calls(["short-of-memory", "full-disk", "video"])))
     ends = {(end.task, end.kind, type(end.value)) for end in found}

@@ -74,7 +74,7 @@ class Engine:
             calls: a task and the function's arguments each; taken as they are needed.
 
         Raises:
-            RuntimeError: one process after the other died.
+            RuntimeError: one process after the other died; where memory ran out, that error.
         """
         died: list[tuple[Any, tuple]] = []
         deaths_in_a_row = 0
@@ -87,6 +87,8 @@ class Engine:
             deaths_in_a_row += 1
             how = value if kind == "lost" else describe_error(value)
             if deaths_in_a_row == self._most_deaths:
+                if kind == "raised":
+                    raise value
                 raise RuntimeError(
                     f"{deaths_in_a_row} worker processes died one after the other, the last by {how}: expected that "
                     "of a few videos at most. Find what ends them (dmesg says when memory ran out), pass fewer --jobs, "
@@ -115,11 +117,20 @@ class Engine:
                     return
                 in_flight[key] = call
                 # As bytes, so that a cluster's workers need not import torch to pass it on.
-                yield call_isolated, key, self._target, pickle.dumps(call[1]), self._time_limit
+                try:
+                    arguments = pickle.dumps(call[1])
+                except Exception as error:
+                    yield _raised, key, error
+                else:
+                    yield call_isolated, key, self._target, arguments, self._time_limit
 
         with contextlib.closing(self._run(outgoing())) as results:
             for key, kind, value in results:
-                yield in_flight.pop(key), kind, pickle.loads(value) if isinstance(value, bytes) else value
+                try:
+                    value = pickle.loads(value) if isinstance(value, bytes) else value
+                except Exception as error:
+                    kind, value = "raised", error
+                yield in_flight.pop(key), kind, value
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -188,6 +199,10 @@ def _guarded(function: Callable[..., tuple], key: Any, *arguments: Any) -> tuple
     except Exception as error:
         logger.debug("a call failed before it reached its process", exc_info=True)
         return key, "raised", error
+
+
+def _raised(key: Any, error: Exception) -> tuple:
+    return key, "raised", error
 
 
 @contextlib.contextmanager
