@@ -98,6 +98,8 @@ def test_json_brings_a_rule_back(rule):
         pytest.param(lambda values: values["ensemble"].update(weights={"a": "much"}), id="a weight that is no number"),
         pytest.param(lambda values: values["calibration"].update(method="magic"), id="an unknown calibration"),
         pytest.param(lambda values: values["calibration"].pop("parameters"), id="a calibration in part"),
+        pytest.param(lambda values: values.update(calibration={}), id="an empty calibration"),
+        pytest.param(lambda values: values["ensemble"].pop("weights"), id="an ensemble in part"),
         pytest.param(lambda values: values.update(prior_shift={"training": 0.5}), id="a shift in part"),
     ],
 )

@@ -104,27 +104,29 @@ def from_json(
         raise ValueError(f"{source}: {name} has no setting {key!r}.{hint} It has {', '.join(sorted(hints))}.")
     if complete and (missing := [key for key in hints if key not in values]):
         raise ValueError(f"{source}: expected all settings of {name}, found no {', '.join(missing)}.")
-    arguments = {key: _converted(value, hints[key], source, f"{name}.{key}") for key, value in values.items()}
+    arguments = {key: _converted(value, hints[key], source, f"{name}.{key}", complete) for key, value in values.items()}
     try:
         return config_class(**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _converted(value: Any, hint: Any, source: str, setting: str) -> Any:
+def _converted(value: Any, hint: Any, source: str, setting: str, complete: bool) -> Any:
     """A JSON value as its type hint has it: a dataclass, `X | None`, a tuple, a dict, a `Literal` or a plain type."""
     origin, parts, is_right = typing.get_origin(hint), typing.get_args(hint), False
     if dataclasses.is_dataclass(hint):
-        return from_json(hint, value, source=source)
+        return from_json(hint, value, source=source, complete=complete)
     if origin in (typing.Union, types.UnionType):
         other = next(part for part in parts if part is not types.NoneType)
-        return None if value is None else _converted(value, other, source, setting)
+        return None if value is None else _converted(value, other, source, setting, complete)
     if origin is tuple and isinstance(value, list):
         entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
         if len(entries) == len(value):
-            return tuple(_converted(one, entry, source, setting) for one, entry in zip(value, entries, strict=True))
+            return tuple(
+                _converted(one, entry, source, setting, complete) for one, entry in zip(value, entries, strict=True)
+            )
     elif origin is dict and isinstance(value, dict):
-        return {key: _converted(one, parts[1], source, setting) for key, one in value.items()}
+        return {key: _converted(one, parts[1], source, setting, complete) for key, one in value.items()}
     elif origin is Literal:
         is_right = value in parts
     elif origin is None:
