@@ -49,6 +49,13 @@ def test_a_journal_gives_back_what_was_written_bit_by_bit(tmp_path, work):
         assert [journal.read_at(place) for place in places.values()] == RECORDS
 
 
+def test_a_journal_says_what_work_its_records_belong_to(tmp_path, work):
+    path = tmp_path / "j.jsonl"
+    assert Journal(path, Finished).work() == {}
+    written(path, work)
+    assert Journal(path, Finished).work() == (work or {})
+
+
 def test_a_journal_that_is_not_there_is_empty(tmp_path):
     journal = opened(tmp_path / "none.jsonl")
     assert list(journal) == [] and journal.places() == {} and not journal.path.exists()

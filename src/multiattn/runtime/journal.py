@@ -66,11 +66,7 @@ class Journal(Generic[Record]):
         """
         self.repair()
         if self.path.is_file():
-            with self.path.open("rb") as file:
-                try:
-                    found = json.loads(file.readline())["work"]
-                except (ValueError, KeyError, TypeError):
-                    found = {}
+            found = self.work()
             if found == work:
                 return
             names = (self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}") for number in range(1, 10**6))
@@ -80,6 +76,16 @@ class Journal(Generic[Record]):
             logger.warning("%s: results of other work (%s differ), set aside as %s", self.path, parts, aside.name)
         with self:
             self._write({"work": work})
+
+    def work(self) -> dict[str, Any]:
+        """What the records depend on, as `claim` kept it; empty without a journal or a header."""
+        if not self.path.is_file():
+            return {}
+        with self.path.open("rb") as file:
+            try:
+                return dict(json.loads(file.readline())["work"])
+            except (ValueError, KeyError, TypeError):
+                return {}
 
     def append(self, record: Record) -> int:
         """Add a record to the open journal; returns its line's place in the file.

@@ -20,9 +20,13 @@ from multiattn.inference.submit import run as run_module
 from multiattn.inference.submit.classifier import LoadedModels
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan
+from multiattn.inference.submit.predict import Setup
+from multiattn.inference.submit.results import ResultStore
 from multiattn.inference.submit.run import run_submit
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction import engine
+from multiattn.video.extraction.extract import ExtractionSettings
 from multiattn.video.extraction.isolation import end_processes
 from walk import Pipeline
 
@@ -193,6 +197,26 @@ def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, monkeypatch):
         result = in_this_process(case, patch)
     assert result.coverage["failed"] == 1 and case.require_no_wrong_row() == 7
     assert result.videos["message"].str.contains("35 is not a valid").sum() == 1
+
+
+def test_an_error_of_the_extraction_itself_ends_the_run_with_it(case, monkeypatch):
+    def fail(*_: object) -> None:
+        raise PermissionError("the detector's weights are gone")
+
+    monkeypatch.setattr(Setup, "work", fail)
+    with pytest.raises(PermissionError, match="weights are gone"):
+        run_submit(case.inputs)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [("auto", "fp32"), ("bf16", "bf16")])
+def test_results_that_are_there_decide_an_open_precision(asked, kept, tmp_path):
+    setup = Setup(
+        paths={}, stamps={}, models=(), settings=ExtractionSettings(recipe=CropRecipe()),
+        device=torch.device("cpu"), precision=asked, workers=1, cores=1,
+    )  # fmt: skip
+    assert run_module._keep_precision(setup, tmp_path).precision == asked
+    ResultStore(tmp_path, {"precision": "fp32"}).close()
+    assert run_module._keep_precision(setup, tmp_path).precision == kept
 
 
 def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, monkeypatch):

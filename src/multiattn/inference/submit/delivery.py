@@ -293,7 +293,11 @@ def cut_thumbnails(crops: Sequence[SurestCrop], *, workers: int) -> dict[str, by
     places = {crop.work.task.video_id: crop for crop in crops}
     works = iter([crop.work for crop in crops])
     extraction = Extraction(
-        lambda: next(works, None), workers=workers, time_limit=THUMBNAIL_SECONDS, lost=lambda work, how: None
+        lambda: next(works, None),
+        workers=workers,
+        time_limit=THUMBNAIL_SECONDS,
+        lost=lambda work, how: None,
+        crashed=lambda error: logger.warning("pictures were not cut: %s", error),
     )
     deadline = time.monotonic() + THUMBNAIL_SECONDS
     pictures = {}

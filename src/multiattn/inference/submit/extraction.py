@@ -46,6 +46,7 @@ class Extraction:
         workers: processes, and threads here that wait for them.
         time_limit: seconds a video may take.
         lost: called with each video whose process died, as it happens, and how; it is tried again later.
+        crashed: called with an error of the extraction itself, which ends it.
         target: what the processes run.
 
     Attributes:
@@ -59,10 +60,11 @@ class Extraction:
         workers: int,
         time_limit: float,
         lost: Callable[[Work, str], None],
+        crashed: Callable[[BaseException], None],
         target: str = TARGET,
     ) -> None:
         self.results: queue.Queue[Extracted | None] = queue.Queue(workers)
-        self._next_work, self._lost = next_work, lost
+        self._next_work, self._lost, self._crashed = next_work, lost, crashed
         self._engine = Engine(functools.partial(in_threads, jobs=workers), target, time_limit=time_limit)
         self._stopping = threading.Event()
 
@@ -83,6 +85,8 @@ class Extraction:
                     self._lost(outcome.task, outcome.value)
                 else:
                     put_until(self._stopping, self.results, _extracted(outcome))
+        except BaseException as error:
+            self._crashed(error)
         finally:  # without it the classifier would wait for ever
             put_until(self._stopping, self.results, None)
 

@@ -10,7 +10,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Setup:
     workers: int
     """Processes that extract, at most."""
     cores: int
+    _settings: dict[int, ExtractionSettings] = field(default_factory=dict)
+    """By number of frames; each digests the detector's weights once."""
 
     @property
     def threads(self) -> int:
@@ -81,10 +83,12 @@ class Setup:
 
     def work(self, video: str, level: Level) -> Work:
         """One video at a level, for the extraction."""
-        settings = self.settings
-        if level.frames != settings.recipe.num_frames:
-            settings = replace(settings, recipe=replace(settings.recipe, num_frames=level.frames))
-        return Work(VideoTask(video_id=video, path=self.paths[video]), settings, level.models)
+        if level.frames not in self._settings:
+            recipe = replace(self.settings.recipe, num_frames=level.frames)
+            is_all = level.frames == self.settings.recipe.num_frames
+            self._settings[level.frames] = self.settings if is_all else replace(self.settings, recipe=recipe)
+        task = VideoTask(video_id=video, path=self.paths[video])
+        return Work(task, self._settings[level.frames], level.models)
 
 
 class PredictionPass:
@@ -145,6 +149,7 @@ class PredictionPass:
             workers=plan.workers,
             time_limit=TIME_LIMIT_SECONDS,
             lost=lambda work, how: self._events.put((work, how)),
+            crashed=self._events.put,
         )
         classifier: Classifier | None = None
         try:

@@ -72,6 +72,11 @@ class VideoResult:
         return self.status == "unreadable" and (self.again or self.file_modified != stamp.file_modified)
 
 
+def recorded_work(folder: Path) -> dict[str, Any]:
+    """What the results of a submission folder belong to, as `ResultStore` keeps it; empty where there are none."""
+    return Journal(folder / SUBMISSION_JOURNAL, VideoResult).work()
+
+
 class ResultStore:
     """The results of one submission folder, open for writing. Logits are kept, not probabilities: another scoring rule
     needs no new results.

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from multiattn.inference.submit.delivery import (
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
-from multiattn.inference.submit.results import ANSWERED, FileStamp, ResultStore, VideoResult
+from multiattn.inference.submit.results import ANSWERED, FileStamp, ResultStore, VideoResult, recorded_work
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, pick_device
 from multiattn.runtime.files import exclusive_folder, file_digest
@@ -72,7 +73,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         require_rule_fits(inputs.rule, models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         history = _history(inputs, models, sample)
-        setup = _set_up(inputs, models, sample)
+        setup = _keep_precision(_set_up(inputs, models, sample), inputs.out)
         store = ResultStore(
             inputs.out,
             {
@@ -289,6 +290,12 @@ def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFra
         workers=inputs.jobs or min(default_jobs(str(device)), max(1, cores)),
         cores=cores,
     )
+
+
+def _keep_precision(setup: Setup, folder: Path) -> Setup:
+    """The setup, where `--precision auto` is open with the precision of the results that are there already."""
+    recorded = recorded_work(folder).get("precision")
+    return replace(setup, precision=recorded) if setup.precision == "auto" and recorded is not None else setup
 
 
 def _usable(stored: dict[str, VideoResult], stamps: dict[str, FileStamp]) -> dict[str, VideoResult]:
