@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -290,3 +291,9 @@ def test_every_stage_is_a_documented_module_with_a_main(stage):
 def test_no_stage_is_missing_from_the_dispatcher():
     modules = {path.stem for path in (SOURCE / "stages").glob("*.py")} - {"__init__"}
     assert modules == set(STAGES)
+
+
+def test_every_test_file_has_a_name_of_its_own():
+    """pytest takes two of one name, in folders without `__init__.py`, for one module."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
