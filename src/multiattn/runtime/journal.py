@@ -78,7 +78,7 @@ class Journal(Generic[Record]):
             self._write({"work": work})
 
     def work(self) -> dict[str, Any]:
-        """What the records depend on, as `claim` kept it; empty without a journal or a header."""
+        """The work that the records belong to, as `claim` kept it; empty without a journal or a header."""
         if not self.path.is_file():
             return {}
         with self.path.open("rb") as file:

@@ -90,8 +90,9 @@ class BundleOptions:
     download_wheels: bool = False
     """Fetch the wheels of --packages with pip instead."""
     packages: tuple[str, ...] = ()
-    """What the image lacks, with all it depends on and lacks too (default: what inference needs of requirements.txt and
-    Kaggle's image does not have: av, facenet-pytorch, tyro, pandera, and their small dependencies)."""
+    """Packages that the image lacks, with those they need and it lacks too (default: what inference needs of
+    requirements.txt and Kaggle's image does not have: av, facenet-pytorch, tyro, pandera, and their small
+    dependencies)."""
     python: str = "3.11"
     """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
     weights: DetectorWeights = None

@@ -29,7 +29,7 @@ RESERVE_SHARE, LEAST_RESERVE, MOST_RESERVE, MOST_RESERVE_SHARE = 0.02, 20.0, 300
 
 @dataclass(frozen=True)
 class Level:
-    """How thoroughly a video is examined."""
+    """Frames and models that a video is given."""
 
     frames: int
     models: int

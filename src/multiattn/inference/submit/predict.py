@@ -45,7 +45,7 @@ PATIENCE_SECONDS = 10.0
 STAGES = ("decode", "search", "classify", "wall")
 FAILURES = ("unreadable", "failed")
 OS_ERRORS = tuple(name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError))
-"""How the reason of an unreadable file begins when it is the disk's: the file may be well."""
+"""Beginnings of the reason of an unreadable file that are the disk's fault: the file may be well."""
 
 
 class SystematicFailureError(RuntimeError):

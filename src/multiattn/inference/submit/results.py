@@ -73,7 +73,7 @@ class VideoResult:
 
 
 def recorded_work(folder: Path) -> dict[str, Any]:
-    """What the results of a submission folder belong to, as `ResultStore` keeps it; empty where there are none."""
+    """The work that a submission folder's results belong to, as `ResultStore` keeps it; empty where there are none."""
     return Journal(folder / SUBMISSION_JOURNAL, VideoResult).work()
 
 

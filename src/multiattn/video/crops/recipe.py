@@ -1,4 +1,4 @@
-"""How crops are made: the alignment to one template, and the recipe that is stored with them and with every run.
+"""The making of crops: the alignment to one template, and the recipe that is stored with them and with every run.
 
 `faces.json` holds one `CropRecipe`. Version 1 (no key `version`: num_frames, size, detector, threshold, jpeg_quality,
 template) was written when there was nothing but today's defaults, so it is read as those. A recipe may be

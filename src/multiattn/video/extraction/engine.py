@@ -44,7 +44,7 @@ class Outcome:
     kind: Literal["done", "raised", "late", "lost", "again"]
     """`lost`: its process died in each attempt. `again`: it died, or memory ran out, and it is tried again later."""
     value: Any
-    """What the function returned, or the exception it raised; otherwise the reason as text."""
+    """The function's result, or the exception it raised; otherwise the reason as text."""
 
 
 class Engine:
