@@ -13,7 +13,7 @@ from multiattn.inference.runs import find_models
 from multiattn.model import precision
 from multiattn.model.precision import TRIAL_CROPS, Trial
 from multiattn.model.predict import predict_logits
-from multiattn.scoring.aggregators import sigmoid
+from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FACES
 from walk import Pipeline
 

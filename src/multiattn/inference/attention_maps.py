@@ -16,7 +16,7 @@ from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.layout import FOLDS_FILE, fold_folders
-from multiattn.scoring.aggregators import sigmoid
+from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FAKE, FOLDS, REAL
 from multiattn.video.crops.images import CropImages, read_crop
 from multiattn.video.crops.recipe import read_recipe

@@ -26,7 +26,7 @@ from multiattn.runtime.layout import (
     fold_name,
     fold_number,
 )
-from multiattn.scoring.aggregators import sigmoid
+from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe
 

@@ -22,7 +22,7 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.model.checkpoints import read_metadata, read_state, save_weights
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.layout import BEST_WEIGHTS, FOLDS_FILE
-from multiattn.scoring.aggregators import sigmoid
+from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import read_recipe

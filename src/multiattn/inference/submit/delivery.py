@@ -20,7 +20,8 @@ from multiattn.inference.submit.results import VideoResult
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import write_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
-from multiattn.scoring.aggregators import complete_videos, sigmoid
+from multiattn.scoring.aggregators import complete_videos
+from multiattn.scoring.frame_rules import sigmoid
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS
 from multiattn.video.extraction.isolation import end_processes
