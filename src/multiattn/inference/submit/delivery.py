@@ -20,8 +20,7 @@ from multiattn.inference.submit.results import VideoResult
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import write_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
-from multiattn.scoring.aggregators import complete_videos
-from multiattn.scoring.frame_rules import sigmoid
+from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS
 from multiattn.video.extraction.isolation import end_processes
@@ -204,19 +203,9 @@ def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None)
         counts = [len(result.crops) for result, _ in chosen]
         places = np.array([crop for result, _ in chosen for crop in result.crops], dtype=np.int64).reshape(-1, 2)
         logits = np.concatenate([np.asarray(result.logits[row], dtype=np.float64) for result, row in chosen])
-        tables.append(
-            pd.DataFrame(
-                {
-                    "model": name,
-                    "fold": (folds or {}).get(name, 0),
-                    "video_id": np.repeat([result.video_id for result, _ in chosen], counts),
-                    "frame_index": places[:, 0],
-                    "track": places[:, 1],
-                    "logit": logits,
-                    "probability": sigmoid(logits),
-                }
-            )
-        )
+        videos = np.repeat([result.video_id for result, _ in chosen], counts)
+        crops = pd.DataFrame({"video_id": videos, "frame_index": places[:, 0], "track": places[:, 1]})
+        tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0)))
     if not tables:
         return FRAME_PREDICTIONS.empty()
     return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), "frame predictions")
