@@ -15,7 +15,7 @@ import torch
 
 from multiattn.datasets.embedded import build_demo_dataset
 from multiattn.runtime.files import exclusive_folder
-from walk import FACES_OPTIONS, Pipeline, run
+from pipeline import FACES_OPTIONS, Pipeline, run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from multiattn.datasets.deeperforensics import TYPES, read_deeperforensics, read
 from multiattn.datasets.ffpp import read_ffpp
 from multiattn.datasets.folds import group_videos
 from multiattn.tables import VIDEOS
-from walk import run
+from pipeline import run
 
 SPLITS = {"train": ["480_W133.mp4"], "val": ["000_W138.mp4"], "test": ["902_M004.mp4"]}
 NAMES = tuple(name for names in SPLITS.values() for name in names)

@@ -7,7 +7,7 @@ from made_trees import make_files, rows_by_id
 
 from multiattn.datasets.labelled_folder import read_labelled_folder
 from multiattn.tables import VIDEOS
-from walk import run
+from pipeline import run
 
 
 def write_labels(path: Path, *lines: str) -> Path:

@@ -10,7 +10,7 @@ from multiattn.datasets import readers
 from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files, video_row
 from multiattn.datasets.readers import READERS
 from multiattn.tables import FAKE, REAL, VIDEOS
-from walk import run
+from pipeline import run
 
 README = (Path(readers.__file__).parent / "README.md").read_text(encoding="utf-8")
 

@@ -17,7 +17,7 @@ from multiattn.evaluation.ablation_table import (
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.recipe import read_recipe
-from walk import Pipeline
+from pipeline import Pipeline
 
 
 def videos(*rows: tuple[str, str]) -> pd.DataFrame:

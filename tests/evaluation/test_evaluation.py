@@ -29,7 +29,7 @@ from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, VIDEOS
 from multiattn.video.extraction.faces_folder import read_faces_folder
-from walk import Pipeline
+from pipeline import Pipeline
 
 CPU = torch.device("cpu")
 

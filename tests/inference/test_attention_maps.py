@@ -23,7 +23,7 @@ from multiattn.inference.predictor import predict_faces
 from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.predict import normalize_crops
 from multiattn.tables import FOLDS
-from walk import Pipeline
+from pipeline import Pipeline
 
 CPU = torch.device("cpu")
 

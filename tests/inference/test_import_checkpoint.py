@@ -24,7 +24,7 @@ from multiattn.inference.submit.run import run_submit
 from multiattn.model.network import MultiAttentionNet
 from multiattn.model.official import EFFICIENTNETS, convert_state, read_layout, without_wrapper
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
-from walk import Pipeline, run
+from pipeline import Pipeline, run
 
 CPU = torch.device("cpu")
 

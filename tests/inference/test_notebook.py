@@ -16,7 +16,7 @@ from multiattn.__main__ import main
 from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
 from multiattn.inference.submit.inputs import find_inputs
 from multiattn.tables import SUBMISSION
-from walk import Pipeline, run
+from pipeline import Pipeline, run
 
 BLOCK_NETWORK = """
 import socket

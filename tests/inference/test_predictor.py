@@ -15,7 +15,7 @@ from multiattn.model.precision import TRIAL_CROPS, Trial
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FACES
-from walk import Pipeline
+from pipeline import Pipeline
 
 CPU = torch.device("cpu")
 

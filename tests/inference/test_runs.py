@@ -15,7 +15,7 @@ from multiattn.inference.runs import TrainedModel, find_models, load_run, traine
 from multiattn.tables import FACES
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import CropRecipe
-from walk import Pipeline
+from pipeline import Pipeline
 
 CPU = torch.device("cpu")
 FOLDER = Path("data/faces/test")

@@ -16,7 +16,7 @@ from multiattn.inference.score_files import FEW, extract_folder_faces, find_file
 from multiattn.scoring.rule import ScoringRule
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameReader
-from walk import Pipeline, run
+from pipeline import Pipeline, run
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from multiattn.evaluation.ablation_table import DEMO_NOTE
 from multiattn.evaluation.ablations import get_ablation
 from multiattn.runtime.files import read_json, write_json
 from multiattn.tables import FACES, FRAME_PREDICTIONS, VIDEO_STATUS, VIDEOS
-from walk import Pipeline, run
+from pipeline import Pipeline, run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.inference.scoring_file import read_scoring_file
-from walk import run
+from pipeline import run
 
 
 def test_the_stage_says_how_weights_are_stored_and_how_large_each_part_is(pipeline, tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.tables import FOLDS, VIDEOS
-from walk import run
+from pipeline import run
 
 ROW = dict.fromkeys(VIDEOS.columns, "") | {"dataset": "d", "split": "train"}
 

@@ -3,7 +3,7 @@
 import re
 
 from multiattn.tables import SUBMISSION
-from walk import run
+from pipeline import run
 
 
 def test_the_demo_walks_from_clips_to_a_table_that_a_person_understands(tmp_path, capsys):

@@ -10,7 +10,7 @@ from multiattn.__main__ import main
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.tables import FAKE, VIDEO_PREDICTIONS, VIDEOS
 from page_reader import Reader
-from walk import FACES_OPTIONS, Pipeline, run
+from pipeline import FACES_OPTIONS, Pipeline, run
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from multiattn.stages.figures import main
 from multiattn.tables import FOLDS
-from walk import Pipeline
+from pipeline import Pipeline
 
 
 def figures(*words: object) -> None:

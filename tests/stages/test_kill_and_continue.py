@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from multiattn.tables import FRAME_PREDICTIONS
-from walk import FACES_OPTIONS, TIMES, Pipeline, run
+from pipeline import FACES_OPTIONS, TIMES, Pipeline, run
 
 
 def start(*words: object) -> subprocess.Popen:

@@ -16,7 +16,7 @@ from multiattn.__main__ import main
 from multiattn.inference.runs import find_models
 from multiattn.model.checkpoints import load_weights
 from multiattn.tables import FACES, FOLDS, FRAME_PREDICTIONS, SUBMISSION, VIDEO_STATUS, VIDEOS
-from walk import FACES_OPTIONS, Pipeline, run
+from pipeline import FACES_OPTIONS, Pipeline, run
 
 
 def fails(capsys: pytest.CaptureFixture, *words: object) -> str:

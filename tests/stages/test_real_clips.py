@@ -10,7 +10,7 @@ import pytest
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.tables import FACES, LABELS, LANDMARKS, SUBMISSION, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import TEMPLATE, similarity_transform
-from walk import run
+from pipeline import run
 
 pytestmark = pytest.mark.shared
 FRAMES = 6

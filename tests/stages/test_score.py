@@ -7,7 +7,7 @@ import pytest
 
 from multiattn.__main__ import main
 from page_reader import Reader
-from walk import Pipeline
+from pipeline import Pipeline
 
 
 @pytest.fixture(autouse=True)

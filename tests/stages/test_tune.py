@@ -13,7 +13,7 @@ from multiattn.inference.scoring_file import choose_scoring, read_scoring
 from multiattn.runtime.files import file_digest
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
-from walk import run
+from pipeline import run
 
 
 @pytest.fixture

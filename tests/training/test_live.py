@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from multiattn.training.engine.live import attention_grid
-from walk import Pipeline
+from pipeline import Pipeline
 
 
 @pytest.mark.parametrize(("num_crops", "num_maps"), [(1, 1), (3, 4)])

@@ -32,7 +32,7 @@ from multiattn.training.engine import loop
 from multiattn.training.engine.fold_training import phase_spans, span_at
 from multiattn.training.engine.run_folder import load_state
 from multiattn.training.folds import read_training_data
-from walk import TIMES, Pipeline, after, killed_when, train_fold_zero
+from pipeline import TIMES, Pipeline, after, killed_when, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)
 STILL = dataclasses.replace(TINY, optim=dataclasses.replace(TINY.optim, lr=1e-12))

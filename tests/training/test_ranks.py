@@ -28,7 +28,7 @@ from multiattn.training.engine.ranks import (
     gather_strided,
 )
 from multiattn.training.engine.run_folder import load_state
-from walk import Pipeline, train_fold_zero
+from pipeline import Pipeline, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)
 STEADY = dataclasses.replace(

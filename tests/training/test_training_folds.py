@@ -16,7 +16,7 @@ from multiattn.training.folds import (
     require_same_folds,
     without_options,
 )
-from walk import Pipeline
+from pipeline import Pipeline
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from multiattn.video.detectors.registry import (
     weights_digest,
 )
 from multiattn.video.extraction.extract import ExtractionSettings, extraction_settings
-from walk import run
+from pipeline import run
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction import engine
 from multiattn.video.extraction.extract import ExtractionSettings
 from multiattn.video.extraction.isolation import end_processes
-from walk import Pipeline
+from pipeline import Pipeline
 
 
 @contextlib.contextmanager

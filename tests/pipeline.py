@@ -23,7 +23,7 @@ FACES_OPTIONS = ("--num-frames", "4", "--size", "64", "--splits", "train", "--re
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A miniature of the demo, walked from clips to trained folds by the stages themselves."""
+    """A miniature of the demo, taken from clips to trained folds by the stages themselves."""
 
     dataset: Path
     videos: Path
