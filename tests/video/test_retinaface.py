@@ -2,7 +2,6 @@
 
 import functools
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -228,11 +227,11 @@ def changed(**changes: Tensor | None) -> State:
             [
                 "1 missing (ssh2.conv3X3.1.bias)",
                 "1 unexpected (ssh1)",
-                "1 of another shape (BboxHead.0.conv1x1.bias: expected (8,), found (12,))",
+                "1 of another shape (BboxHead.0.conv1x1.bias (12,) instead of (8,))",
             ],
             id="all at once",
         ),
-        pytest.param(lambda: mobilenet_body(), ["118 missing (fpn.output1.0.weight", "and 110 more"], id="only a body"),
+        pytest.param(lambda: mobilenet_body(), ["118 missing (fpn.output1.0.weight, ", ", ...)"], id="only a body"),
         pytest.param(
             lambda: {name: tensor for name, tensor in resnet_body().items() if "layer4.2" not in name},
             ["ResNet-50", "missing (body.layer4.2.conv1.weight"],
@@ -241,7 +240,7 @@ def changed(**changes: Tensor | None) -> State:
         pytest.param(lambda: {"a": torch.zeros(1)}, ["not RetinaFace weights", "found a."], id="another network"),
         pytest.param(dict, ["found no tensor"], id="empty"),
         pytest.param(lambda: torch.zeros(3), ["expected a state dict", "found Tensor"], id="a tensor"),
-        pytest.param(lambda: {"network": Path()}, ["could not read one"], id="pickled objects"),
+        pytest.param(lambda: {"network": Path()}, ["pickled Python objects, which are refused"], id="pickled objects"),
     ],
 )
 def test_weights_that_do_not_fit_say_how(content, messages, saved):
@@ -249,21 +248,6 @@ def test_weights_that_do_not_fit_say_how(content, messages, saved):
         load_retinaface(saved(content()))
     for message in ["weights.pth", *messages]:
         assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        pytest.param("text.pth", b"no weights at all", id="text"),
-        pytest.param("empty.pth", b"", id="empty"),
-        pytest.param("text.safetensors", b"no weights at all", id="text as safetensors"),
-        pytest.param("old.pth", pickle.dumps({"a": 1}, protocol=2), id="pickle"),
-    ],
-)
-def test_files_that_hold_no_weights_are_refused(name, content, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: expected a state dict"):
-        load_retinaface(tmp_path / name)
 
 
 def test_there_are_as_many_anchors_as_the_paper_counts():

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, Padding, to_json
 from multiattn.experiments import official
-from multiattn.model.backbone_weights import read_tensors
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import MultiAttentionNet
 from multiattn.model.official import (
@@ -27,6 +26,7 @@ from multiattn.model.official import (
 from multiattn.runtime.environment import describe_environment
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, ENVIRONMENT_FILE, EXPERIMENT_FILE, IMPORT_FILE, fold_folder
+from multiattn.runtime.tensor_files import read_tensors
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from multiattn.config import ModelConfig
 from multiattn.config.settings import choices, did_you_mean
-from multiattn.model.backbone_weights import WAYS_OUT, first_line, load_backbone_file
+from multiattn.model.backbone_weights import WAYS_OUT, load_backbone_file
 from multiattn.model.rewrites import checkpoint_blocks, use_static_padding
+from multiattn.runtime.tensor_files import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,17 @@
 """Weights of a backbone from a local file, in the naming of timm, efficientnet_pytorch or Cadene's Xception; strict."""
 
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from timm.models.efficientnet import EfficientNet
 from timm.models.xception import Xception
 from torch import Tensor, nn
 
-from multiattn.model.checkpoints import read_state, require_file, state_problems
+from multiattn.runtime.tensor_files import read_tensors, state_problems
 
 logger = logging.getLogger(__name__)
 
@@ -195,36 +193,3 @@ def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:
     net.load_state_dict(renamed.state, strict=False)  # what may be missing was settled above
     logger.info("Backbone starts from %s: %s.", path, renamed)
     return renamed
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a .safetensors or a PyTorch file, on the CPU; of a training checkpoint its `state_dict`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, no state dict, or pickled objects, which are never unpickled.
-    """
-    path = Path(path)
-    require_file(path)
-    if path.suffix == ".safetensors":
-        return read_state(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        if "GLOBAL" in str(error):
-            raise ValueError(
-                f"{path}: holds pickled Python objects, which are refused: unpickling runs code that the file names. "
-                "Where you trust its origin, save its tensors alone: "
-                "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)."
-            ) from error
-        raise ValueError(f"{path}: not a PyTorch file of plain tensors ({first_line(error)}).") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict (name -> tensor), found {type(state).__name__}.")
-    return dict(state)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message; its class where it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0]

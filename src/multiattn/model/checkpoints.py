@@ -8,9 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from multiattn.runtime.files import atomic_path
-
-SHOWN = 3
-"""Names an error lists of each kind of problem."""
+from multiattn.runtime.tensor_files import read_state, require_file, state_problems, unreadable
 
 
 def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
@@ -56,20 +54,6 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     module.load_state_dict(state, strict=True)
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, or no safetensors file at all.
-    """
-    require_file(path)
-    try:
-        return safetensors.torch.load_file(path, device="cpu")
-    except SafetensorError as error:
-        raise _unreadable(path, error) from error
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The notes `save_weights` left in the file's header; empty when it has none. Raises as `read_state`."""
     require_file(path)
@@ -77,39 +61,4 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, framework="pt", device="cpu") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise _unreadable(path, error) from error
-
-
-def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, counters: bool = True) -> list[str]:
-    """Reasons why `found` does not fill `expected`, one phrase a kind of problem; empty when all fits.
-
-    Args:
-        expected: the module's state dict.
-        found: the file's.
-        counters: False if `num_batches_tracked` may be missing: it changes nothing in eval mode, and files of old
-            PyTorch versions do not have it.
-    """
-    missing = [n for n in expected if n not in found and (counters or not n.endswith("num_batches_tracked"))]
-    unexpected = [name for name in found if name not in expected]
-    different = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
-    return [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names]
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def require_file(path: str | Path) -> None:
-    """Raise `FileNotFoundError` unless there is such a weights file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such weights file.")
-
-
-def _unreadable(path: str | Path, error: SafetensorError) -> ValueError:
-    size = Path(path).stat().st_size
-    return ValueError(f"{path}: not a complete safetensors file ({size} bytes; {error}). Copy or train it again.")
+        raise unreadable(path, error) from error

@@ -9,8 +9,8 @@ from torch import Tensor
 from multiattn.config import ModelConfig
 from multiattn.model.backbone import StageTable, read_stages
 from multiattn.model.backbone_weights import rename_to_timm
-from multiattn.model.checkpoints import state_problems
 from multiattn.model.network import MultiAttentionNet
+from multiattn.runtime.tensor_files import state_problems
 
 EFFICIENTNETS = {
     (32, 1280, 16): "tf_efficientnet_b0",

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from multiattn.inference.runs import TrainedModel
-from multiattn.model.checkpoints import read_metadata, read_state, save_weights
+from multiattn.model.checkpoints import read_metadata, save_weights
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.layout import BEST_WEIGHTS, FOLDS_FILE
+from multiattn.runtime.tensor_files import read_state
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.images import read_crop

@@ -6,7 +6,8 @@ from pathlib import Path
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from multiattn.model.checkpoints import load_weights, read_state, state_problems
+from multiattn.model.checkpoints import load_weights
+from multiattn.runtime.tensor_files import read_state, state_problems
 
 
 class MovingAverage:

@@ -7,7 +7,6 @@ in the two layouts that are in circulation, so those files load strictly.
 import functools
 import itertools
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import batched_nms
 
+from multiattn.runtime.tensor_files import read_tensors, state_problems
 from multiattn.video.detectors.registry import Detector, Faces, register_detector
 
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -36,8 +34,6 @@ MAX_OVERLAP = 0.4
 ANCHORS_A_CELL = 2
 LAYOUTS = {"body.stage1.0.0.weight": "MobileNet-0.25", "body.layer1.0.conv1.weight": "ResNet-50"}
 """A tensor that only this layout has -> its name."""
-COUNTERS = "num_batches_tracked"
-"""Counters of batch normalisation, which no prediction uses and older files lack."""
 MOST_LISTED = 8
 
 
@@ -287,61 +283,25 @@ def load_retinaface(path: Path) -> RetinaFace:
         FileNotFoundError: no such file.
         ValueError: not RetinaFace's tensors: unreadable, or some missing, unexpected or of another shape.
     """
-    state = _read_state(Path(path))
+    state = {
+        name.removeprefix("module."): tensor.float()
+        for name, tensor in read_tensors(path).items()
+        if not name.endswith("num_batches_tracked")
+    }
     layouts = [layout for name, layout in LAYOUTS.items() if name in state]
     if len(layouts) != 1:
         raise ValueError(
             f"{path}: not RetinaFace weights: expected a state dict with one of the tensors {', '.join(LAYOUTS)} "
-            f"(MobileNet-0.25, ResNet-50), found {_shortened(sorted(state)) or 'no tensor'}."
+            f"(MobileNet-0.25, ResNet-50), found {', '.join(sorted(state)[:MOST_LISTED]) or 'no tensor'}."
         )
     with torch.device("meta"):  # no time for random numbers that the file replaces
         network = RetinaFace(layouts[0])
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items() if not name.endswith(COUNTERS)}
-    if problems := _differences(expected, {name: tensor.shape for name, tensor in state.items()}):
+    if problems := state_problems(network.state_dict(), state, counters=False):
         raise ValueError(f"{path}: these are not the weights of RetinaFace with {layouts[0]}: {'; '.join(problems)}.")
     network.load_state_dict(state, strict=False, assign=True)  # what differs was settled above; counters stay unset
     network = network.eval().requires_grad_(False)
     fold_normalisation(network)
     return network
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file.")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path, device="cpu")
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: expected a state dict of plain tensors, could not read one ({reason}).") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict (name -> tensor), found {type(state).__name__}.")
-    return {
-        name.removeprefix("module."): tensor.float() for name, tensor in state.items() if not name.endswith(COUNTERS)
-    }
-
-
-def _differences(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> list[str]:
-    shapes = [
-        f"{name}: expected {tuple(shape)}, found {tuple(found[name])}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    lists = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": shapes,
-    }
-    return [f"{len(names)} {what} ({_shortened(names)})" for what, names in lists.items() if names]
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
 
 
 def fold_normalisation(module: nn.Module) -> None:
