@@ -58,18 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     try:
         importlib.import_module(f"multiattn.stages.{stage}").main(argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("MULTIATTN_DEBUG"):
+    except (ValueError, OSError, RuntimeError) as error:
+        is_known = isinstance(error, ValueError | OSError) or type(error).__name__ in KNOWN_FAILURES
+        if not is_known or os.environ.get("MULTIATTN_DEBUG"):
             raise
-        logging.getLogger("multiattn").error(
-            "error: %s\n(MULTIATTN_DEBUG=1 shows where it was raised)", _describe(error)
-        )
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ not in KNOWN_FAILURES or os.environ.get("MULTIATTN_DEBUG"):
-            raise
-        advice = KNOWN_FAILURES[type(error).__name__]
-        logging.getLogger("multiattn").error("error: %s%s", error, f"\n{advice}" if advice else "")
+        advice = KNOWN_FAILURES.get(type(error).__name__, "(MULTIATTN_DEBUG=1 shows where it was raised)")
+        logging.getLogger("multiattn").error("error: %s", f"{_describe(error)}\n{advice}".rstrip())
         return 2
     except KeyboardInterrupt:
         logging.getLogger("multiattn").error("interrupted; the same command continues where it was")

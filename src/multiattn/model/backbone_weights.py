@@ -157,7 +157,10 @@ def _fitted(tensor: Tensor, expected: Tensor, naming: Naming) -> Tensor:
     return tensor.to(expected.dtype) if expected.is_floating_point() and tensor.is_floating_point() else tensor
 
 
-WAYS_OUT = "Pass `--model.weights FILE` with a local copy, or `--model.no-pretrained` to start from random weights."
+WAYS_OUT = (
+    "Pass `--model.weights FILE` with a local copy, or `--model.no-pretrained` to start from random weights (train; "
+    "ablation has no such options and needs the weights in the cache of Hugging Face)."
+)
 
 
 def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:

@@ -77,12 +77,13 @@ def collapse_warning(figures: dict[str, float]) -> str | None:
     if figures.get("map_dead_share", 0.0) > DEAD_SHARE:
         return (
             f"{figures['map_dead_share']:.0%} of the attention maps are zero everywhere (more than {DEAD_SHARE:.0%}). "
-            "Try a lower --optim.lr, --optim.warmup-epochs 1 or --optim.clip-grad-norm 5."
+            "Try a lower learning rate, a warm-up or clipped gradients (train: --optim.lr, --optim.warmup-epochs 1, "
+            "--optim.clip-grad-norm 5)."
         )
     if figures.get("map_cosine", 0.0) > COLLAPSED_COSINE:
         return (
             f"the attention maps are nearly the same map: mean cosine {figures['map_cosine']:.3f} (more than "
-            f"{COLLAPSED_COSINE}). Try a larger --loss.auxiliary-weight or --loss.inter-margin."
+            f"{COLLAPSED_COSINE}). Try train with a larger --loss.auxiliary-weight or --loss.inter-margin."
         )
     if figures.get("map_strongest_share", 0.0) > COLLAPSED_SHARE:
         return (

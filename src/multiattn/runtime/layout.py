@@ -54,13 +54,13 @@ def fold_folder(experiment: Path, fold: int) -> Path:
 
 
 def fold_number(folder: Path) -> int:
-    """The number of a fold's folder.
+    """The number of a fold's folder; a run folder taken by itself may be named by the number alone.
 
     Raises:
         ValueError: it is not named like one.
     """
     digits = folder.name.removeprefix(_FOLD)
-    if not folder.name.startswith(_FOLD) or not digits.isdigit():
+    if not digits.isdigit():
         raise ValueError(f"{folder}: expected a run folder named fold0, fold1, ..., found {folder.name!r}.")
     return int(digits)
 

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -14,39 +14,12 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 128 + signal.SIGTERM
 
 
-@contextlib.contextmanager
-def first_signal_noted(numbers: Iterable[int], note: Callable[[int], None]) -> Iterator[None]:
-    """Inside the block the first of these signals calls `note` with its number instead of what it does; a second one
-    acts as ever. Outside the main thread, the only one that Python delivers signals to, nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def handle(number: int, frame: object) -> None:
-        note(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Interruption:
     """The first signal that asked this process to end, if one did."""
 
     def __init__(self) -> None:
         self.asked = False
         self.signal: int | None = None
-
-    def note(self, number: int) -> None:
-        """Remember the signal."""
-        self.asked, self.signal = True, number
 
     def exit_if_asked(self) -> None:
         """End here, where what is on disk is whole.
@@ -64,11 +37,26 @@ class Interruption:
 
 @contextlib.contextmanager
 def listening(*more: int) -> Iterator[Interruption]:
-    """Note `ENDING_SIGNALS` and these further ones inside the block instead of dying of them; a second one acts as
-    ever."""
+    """Note the first of `ENDING_SIGNALS` and these further ones inside the block instead of dying of it; a second one
+    acts as ever. Outside the main thread, the only one that Python delivers signals to, nothing changes."""
     interruption = Interruption()
-    with first_signal_noted((*ENDING_SIGNALS, *more), interruption.note):
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (*ENDING_SIGNALS, *more)} if is_main else {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        interruption.asked, interruption.signal = True, number
+        restore()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
         yield interruption
+    finally:
+        restore()
 
 
 @contextlib.contextmanager

@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn ablation`."""
-
     table: Positional[str]
     """A table of the paper (1, 2, 4, 5 or 6), `demo` or `demo-training`."""
     faces: Path
@@ -77,16 +75,18 @@ def main(argv: list[str]) -> None:
         cross = read_cross_data(options.cross_faces, data.recipe, data.folds["video_id"])
     inputs = _Inputs(data, data.fold_numbers(options.fold), cross, pick_device(options.device))
     table = _empty_table(options, ablation, inputs)
-    cells = [cell for cell in ablation.cells if cell.experiment is not None]
+    out, cells = options.out / table.file_name, [cell for cell in ablation.cells if cell.experiment is not None]
     with distributed(inputs.device) as ranks:
         for position, cell in enumerate(cells, start=1):
             for repetition in range(options.seeds):
                 logger.info("cell %d of %d (%s), seed %d", position, len(cells), cell.label, repetition)
                 _fill(table, cell, repetition, options, inputs, ranks)
             if ranks.is_main:
-                _write(table, options.out)
+                write_text(out.with_suffix(".md"), table.markdown())
+                write_csv(out.with_suffix(".csv"), table.wide())
+                draw_ablation(table, out.with_suffix(".png"))
     if ranks.is_main:
-        results(table.markdown(), f"written: {options.out / table.file_name}.md, .csv, .png")
+        results(table.markdown(), f"written: {out}.md, .csv, .png")
     if table.failures:
         raise ValueError(f"{len(table.failures)} of {len(cells)} cells failed; the table says which and why.")
 
@@ -137,10 +137,3 @@ def _fill(table: AblationTable, cell: Cell, repetition: int, options: Options, i
             raise
         logger.error("%s, seed %d: %s", cell.label, repetition, error)
         table.fail(cell, f"seed {repetition}: {error}")
-
-
-def _write(table: AblationTable, out: Path) -> None:
-    path = out / table.file_name
-    write_text(path.with_suffix(".md"), table.markdown())
-    write_csv(path.with_suffix(".csv"), table.wide())
-    draw_ablation(table, path.with_suffix(".png"))

@@ -34,8 +34,6 @@ WHAT = {"train": "training step (clean pass, AGDA pass, backward, optimiser)", "
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn bench`."""
-
     work: Positional[Literal["train", "infer"]]
     """A training step or an eval forward."""
     experiment: ExperimentName = DEFAULT_EXPERIMENT
@@ -68,14 +66,8 @@ def _bench_network(argv: list[str]) -> None:
     # In batches of the size that is timed, whoever makes them.
     data = dataclasses.replace(options.settings.data, batch_size=options.batch_size)
     experiment, device = dataclasses.replace(options.settings, data=data), pick_device(options.device)
-    comparison = compare(
-        experiment,
-        options.work,
-        batch_size=options.batch_size,
-        repeats=options.repeats,
-        device=device,
-        faces=options.fed_from,
-    )
+    sizes = {"batch_size": options.batch_size, "repeats": options.repeats}
+    comparison = compare(experiment, options.work, **sizes, device=device, faces=options.fed_from)
     results(
         f"{experiment.name}, {WHAT[options.work]}",
         f"batch {options.batch_size} at {experiment.data.image_size} px, {options.repeats} repeats",

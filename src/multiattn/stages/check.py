@@ -21,8 +21,6 @@ WIDTH = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn check`."""
-
     videos: VideosTable
     folds: Path | None = None
     """The folds CSV made of it. What it holds is what is trained on; without it, all labelled videos outside the test

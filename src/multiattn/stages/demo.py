@@ -30,8 +30,6 @@ NUM_FRAMES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn demo`."""
-
     data: Path = Path("data/demo")
     """Where the embedded data set and its faces go."""
     runs: Path = Path("runs")
@@ -52,28 +50,19 @@ def main(argv: list[str]) -> None:
     results(f"\nEmbedded data set -> {root}")
     build_demo_dataset(root, jobs=options.jobs, small=options.tiny)
     videos = options.data / VIDEOS_FILE
-    _run(index, "index", "dfdc", root=root, out=videos)
+    _run(index, "dfdc", root=root, out=videos)
     size = experiment.data.image_size
     # The real and the fake crop of a frame lie alike: the experiment trains on pairs of them.
-    _run(
-        faces,
-        "faces",
-        "--reuse-original",
-        videos=videos,
-        out=crops,
-        num_frames=NUM_FRAMES,
-        size=size,
-        splits="train",
-        jobs=options.jobs,
-    )
-    _run(folds, "folds", videos=videos, out=options.folds, num_folds=2 if options.tiny else 5, group="part")
+    cut = {"num_frames": NUM_FRAMES, "size": size, "splits": "train", "jobs": options.jobs}
+    _run(faces, "--reuse-original", videos=videos, out=crops, **cut)
+    _run(folds, videos=videos, out=options.folds, num_folds=2 if options.tiny else 5, group="part")
     tiny = ["--tiny"] if options.tiny else []
-    _run(train, "train", "demo", *tiny, faces=crops, folds=options.folds, fold="all", runs=options.runs)
-    _run(tune, "tune", runs=options.runs / experiment.name)
+    _run(train, "demo", *tiny, faces=crops, folds=options.folds, fold="all", runs=options.runs)
+    _run(tune, runs=options.runs / experiment.name)
     out = options.submissions / experiment.name
     _submit(options, experiment.name, root, out)
-    tables = {"labels": root / "labels.csv", "groups": root / "groups.csv"}
-    _run(leaderboard, "leaderboard", submissions=options.submissions, **tables)
+    labels, groups = root / "labels.csv", root / "groups.csv"
+    _run(leaderboard, submissions=options.submissions, labels=labels, groups=groups)
     results(_summary(options, experiment.name, root, out, minutes=(time.monotonic() - started) / 60))
 
 
@@ -82,8 +71,8 @@ def _run(stage: ModuleType, *words: str, **settings: object) -> None:
     argv = list(words)
     for name, value in settings.items():
         argv += [f"--{name.replace('_', '-')}", str(value)]
-    results(f"\n$ multiattn {shlex.join(argv)}")
-    stage.main(argv[1:])
+    results(f"\n$ multiattn {stage.__name__.rpartition('.')[2]} {shlex.join(argv)}")
+    stage.main(argv)
 
 
 def _submit(options: Options, name: str, root: Path, out: Path) -> None:

@@ -26,8 +26,6 @@ WIDTH = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn describe`."""
-
     experiment: ExperimentName
     tiny: bool = False
     """The experiment's tiny variant."""
@@ -50,10 +48,8 @@ def main(argv: list[str]) -> None:
         described |= {"phases": phases, **switches, "departures": departures(experiment)}
         results(json.dumps({"experiment": to_json(experiment), **described}, indent=2))
         return
-    results(
-        "\n\n".join([_title(experiment, network), _network_tables(network), _phase_table(phases, experiment, step)])
-    )
-    results("", *_losses(experiment, step), "", *_departure_lines(experiment))
+    results(_title(experiment, network), "", _network_tables(network), "", _phase_table(phases, experiment, step), "")
+    results(*_losses(experiment, step), "", *_departure_lines(experiment))
 
 
 def _trainable(step: TrainingStep, phase: Phase) -> int:

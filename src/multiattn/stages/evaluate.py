@@ -12,7 +12,6 @@ from pathlib import Path
 from multiattn.command_line import Device, PredictPrecision, Scoring, parse, results
 from multiattn.evaluation.run import (
     Criterion,
-    Evaluation,
     EvaluationInputs,
     choose_among,
     evaluate_runs,
@@ -27,8 +26,6 @@ from multiattn.tables import VIDEO_PREDICTIONS
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn evaluate`."""
-
     runs: tuple[Path, ...]
     """runs/<experiment>, or several."""
     videos: Path
@@ -39,7 +36,7 @@ class Options:
     """Where the report goes, and the predictions, which are made once (default: in the folder of the first run,
     evaluation_<name of videos.csv>_<split>)."""
     split: Split = "test"
-    """Of each data set; one without any split is tested whole."""
+    """The split of each data set; one without any split is tested whole."""
     choose: Criterion | None = None
     """Measure each run by itself and name the best, by log loss or AUC of videos; with --split val only."""
     scoring: Scoring = None
@@ -52,29 +49,17 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="evaluate", doc=__doc__)
     if options.choose is not None:
         require_choosable(options.runs, options.split, options.choose)
-    inputs = EvaluationInputs(
-        runs=options.runs,
-        videos=options.videos,
-        faces=options.faces,
-        out=options.out or options.runs[0] / f"evaluation_{options.videos.stem}_{options.split}",
-        split=options.split,
-        scoring=options.scoring,
-        device=options.device,
-        precision=options.precision,
-    )
-    lines = []
+    out = options.out or options.runs[0] / f"evaluation_{options.videos.stem}_{options.split}"
+    given = {name: value for name, value in vars(options).items() if name != "choose"}
+    inputs, lines = EvaluationInputs(**{**given, "out": out}), []
     if options.choose is None:
         evaluation = evaluate_runs(inputs)
     else:
         choice, evaluation = choose_among(inputs, options.choose)
         lines.append(choice.describe())
-        write_csv(inputs.out / "choice.csv", choice.table)
-    _write(evaluation, inputs.out)
-    results(evaluation.markdown(), *lines, f"written: {inputs.out}/evaluation.md, metrics.csv, report.html")
-
-
-def _write(evaluation: Evaluation, out: Path) -> None:
+        write_csv(out / "choice.csv", choice.table)
     write_text(out / "evaluation.md", evaluation.markdown())
     write_csv(out / "metrics.csv", evaluation.metrics)
     write_text(out / "report.html", evaluation_page(evaluation))
     VIDEO_PREDICTIONS.write(evaluation.video_predictions(), out / VIDEO_PREDICTIONS_FILE)
+    results(evaluation.markdown(), *lines, f"written: {out}/evaluation.md, metrics.csv, report.html")

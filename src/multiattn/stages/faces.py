@@ -24,8 +24,6 @@ from multiattn.video.extraction.faces_folder import extract_faces
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn faces`."""
-
     videos: VideosTable
     out: Path
     """The faces folder."""

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pandas as pd
 import tyro
 
 from multiattn.command_line import parse, results
@@ -118,7 +117,11 @@ def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[s
         faces = held_out_faces(models, options.faces)
     shown = representative_crops(faces, per_type=None if options.videos else options.per_type)
     measured = spread_crops(faces, options.crops)
-    runs = [_maps(options, model, label, shown, measured) for model, label in zip(models, labels, strict=True)]
+    device = pick_device(options.device)
+    runs = [
+        RunMaps(label, *predict_maps(model, options.faces, shown, measured, device=device))
+        for model, label in zip(models, labels, strict=True)
+    ]
     rows = [Row(face.type, face.video_id, face.frame_index) for face in shown.itertuples()]
     which = "shown" if options.videos else "not trained on"
     note = f"Statistics over {len(measured)} crops of {measured['video_id'].nunique()} videos {which}."
@@ -128,13 +131,6 @@ def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[s
     write_text(page, attention_page(title, rows, runs, note=note, scale=options.scale))
     results(*(f"{run.label}: {run.describe()}" for run in runs))
     return [picture, page]
-
-
-def _maps(
-    options: FaceOptions, model: TrainedModel, label: str, shown: pd.DataFrame, measured: pd.DataFrame
-) -> RunMaps:
-    faces, statistics = predict_maps(model, options.faces, shown, measured, device=pick_device(options.device))
-    return RunMaps(label, faces, statistics)
 
 
 def _require_at_least_one(options: FaceOptions | Augment, *names: str) -> None:

@@ -15,8 +15,6 @@ from multiattn.tables import VIDEOS
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn folds`."""
-
     videos: VideosTable
     out: Path
     """The folds CSV to write; its recipe goes into the JSON file beside it."""

@@ -15,8 +15,6 @@ from multiattn.inference.import_checkpoint import import_checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn import-checkpoint`."""
-
     checkpoint: Positional[Path]
     """The released .pth (or its tensors as .safetensors); a pickled object is refused."""
     out: Path
@@ -35,12 +33,4 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="import-checkpoint", doc=__doc__)
-    imported = import_checkpoint(
-        options.checkpoint,
-        options.out,
-        image_size=options.image_size,
-        attention_grid=options.attention_grid,
-        texture_stage=options.texture_stage,
-        attention_stage=options.attention_stage,
-    )
-    results(imported.describe())
+    results(import_checkpoint(**vars(options)).describe())

@@ -15,8 +15,6 @@ from multiattn.runtime.files import write_csv, write_text
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn leaderboard`."""
-
     submissions: Path = Path("submissions")
     """The folder of submission folders."""
     labels: Path | None = None
@@ -27,7 +25,7 @@ class Options:
     """Which published figures are comparable. `auto` knows the 5,000 released test videos and the 4,000 of the public
     leaderboard by their file names; the three scales are never mixed."""
     resamples: int = 10_000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     out: Path | None = None
     """Where leaderboard.md, .csv, .png and .html go (default: the submissions folder)."""
 

@@ -17,8 +17,6 @@ from multiattn.tables import FRAME_PREDICTIONS
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn predict`."""
-
     runs: Path
     """runs/<experiment>, or one of its folds."""
     out: Path

@@ -23,8 +23,6 @@ from multiattn.runtime.files import write_text
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn score`."""
-
     files: Positional[tuple[Path, ...]]
     """Videos and pictures (jpg, png, bmp, webp, tiff), or folders of them."""
     runs: tuple[Path, ...]

@@ -28,8 +28,6 @@ from multiattn.training.folds import (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn train`."""
-
     experiment: ExperimentName
     faces: FacesFolder
     folds: FoldsTable
@@ -62,16 +60,8 @@ def main(argv: list[str]) -> None:
     else:
         device = pick_device(options.device)
         with distributed(device) as ranks:
-            outcomes = train_folds(
-                experiment,
-                data,
-                numbers,
-                options.runs,
-                device=device,
-                ranks=ranks,
-                allow_changes=options.allow_changes,
-                keep_going=len(numbers) > 1 and ranks.world_size == 1,
-            )
+            rules = {"allow_changes": options.allow_changes, "keep_going": len(numbers) > 1 and ranks.world_size == 1}
+            outcomes = train_folds(experiment, data, numbers, options.runs, device=device, ranks=ranks, **rules)
         if not ranks.is_main:
             return
     results(describe_folds(experiment, folder, outcomes))

@@ -13,8 +13,6 @@ from multiattn.scoring.tuning import describe_candidates, describe_tuning
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `multiattn tune`."""
-
     runs: tuple[Path, ...]
     """runs/<experiment>, one or several, trained on the same folds; at least two folds of each."""
     out: Path | None = None
@@ -22,7 +20,7 @@ class Options:
     test_prior: float | None = None
     """The share of fakes expected at test time, where it is another than in training: 0.5 for DFDC's test sets."""
     seed: int = 0
-    """Of the bootstraps that decide whether a gain is beyond its error."""
+    """Seed of the bootstraps that decide whether a gain is beyond its error."""
 
 
 def main(argv: list[str]) -> None:
