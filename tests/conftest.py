@@ -73,8 +73,7 @@ def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
         run("index", "dfdc", "--root", made.dataset, "--out", made.videos)
         run("faces", "--videos", made.videos, "--out", made.faces, *FACES_OPTIONS, "--jobs", 1)
         run("folds", "--videos", made.videos, "--out", made.folds, "--num-folds", 2)
-        inputs = ("--faces", made.faces, "--folds", made.folds, "--fold", "all")
-        run("train", "demo", "--tiny", *inputs, "--runs", made.runs)
+        run(*made.training(made.runs, "--fold", "all"))
 
     return paths(build_once("pipeline", make))
 

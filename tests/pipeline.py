@@ -36,6 +36,11 @@ class Pipeline:
         """The trained runs."""
         return self.runs / "demo_tiny"
 
+    def training(self, runs: Path, *more: object, folds: Path | None = None) -> list[str]:
+        """The words of a command that trains the tiny experiment into `runs`; `more` options come last."""
+        inputs = ("--faces", self.faces, "--folds", folds or self.folds, "--runs", runs)
+        return [str(word) for word in ("train", "demo", "--tiny", *inputs, *more)]
+
 
 def run(*words: object) -> None:
     """Run a stage as a user would, in this process; it must succeed."""

@@ -11,14 +11,11 @@ import pytest
 
 from multiattn.__main__ import STAGES, main
 from multiattn.runtime.processor import WAIT_POLICY, WAIT_SETTINGS
+from multiattn.stages import folds
 
 
 def python(*words: str, environment: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env={**environment})
-
-
-def multiattn(*words: str) -> subprocess.CompletedProcess:
-    return python("-m", "multiattn", *words)
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]], ids=["nothing", "-h", "--help", "help"])
@@ -38,12 +35,6 @@ def test_usage_imports_no_library_that_takes_seconds():
     result = python("-c", script)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"
-
-
-def test_python_dash_m_prints_the_usage():
-    result = multiattn()
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("usage: multiattn <stage>")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +139,10 @@ def test_an_experiment_that_does_not_exist_is_a_message(capsys):
 
 
 def test_a_value_out_of_range_is_a_message(tmp_path, capsys):
-    argv = ["train", "demo", "--faces", str(tmp_path), "--folds", str(tmp_path), "--data.batch-size", "1"]
-    try:
-        code = main(argv)
-    except SystemExit as error:
-        code = error.code
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "demo", "--faces", str(tmp_path), "--folds", str(tmp_path), "--data.batch-size", "1"])
     out, err = capsys.readouterr()
-    assert code == 2
+    assert caught.value.code == 2
     assert "at least 2" in out + err
     assert "Traceback" not in out + err
 
@@ -174,7 +162,8 @@ def test_an_error_of_the_operating_system_names_the_file(tmp_path, capsys):
 
 
 def test_python_dash_m_shows_an_error_without_a_traceback(tmp_path):
-    result = multiattn("folds", "--videos", str(tmp_path / "none.csv"), "--out", str(tmp_path / "f.csv"))
+    words = ("folds", "--videos", str(tmp_path / "none.csv"), "--out", str(tmp_path / "f.csv"))
+    result = python("-m", "multiattn", *words)
     assert (result.returncode, result.stdout) == (2, "")
     first, second = result.stderr.splitlines()
     assert first.startswith(f"error: {tmp_path / 'none.csv'}: no videos table here.")
@@ -187,26 +176,30 @@ def test_the_traceback_is_there_on_request(tmp_path, monkeypatch):
         main(["folds", "--videos", str(tmp_path / "none.csv"), "--out", str(tmp_path / "f.csv")])
 
 
-def test_an_interrupt_is_a_line_and_exit_code_130(monkeypatch, capsys):
-    from multiattn.stages import folds
-
-    def interrupted(argv):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(folds, "main", interrupted)
-    assert main(["folds"]) == 130
-    assert "interrupted" in capsys.readouterr().err
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
 
 
-def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch):
-    from multiattn.stages import folds
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        pytest.param(KeyboardInterrupt(), 130, "interrupted; the same command continues", id="an interrupt"),
+        pytest.param(OutOfMemoryError("full"), 2, "error: full\nThe GPU's memory is full;", id="a known failure"),
+        pytest.param(AssertionError("a bug"), None, "", id="a defect of the program keeps its traceback"),
+        pytest.param(RuntimeError("a bug"), None, "", id="and one of a library"),
+    ],
+)
+def test_what_ends_a_stage_is_told(error, code, shown, monkeypatch, capsys):
+    def ended(argv):
+        raise error
 
-    def defect(argv):
-        raise AssertionError("a bug")
-
-    monkeypatch.setattr(folds, "main", defect)
-    with pytest.raises(AssertionError, match="a bug"):
-        main(["folds"])
+    monkeypatch.setattr(folds, "main", ended)
+    if code is None:
+        with pytest.raises(type(error), match="a bug"):
+            main(["folds"])
+    else:
+        assert main(["folds"]) == code
+    assert shown in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,7 @@ def test_killed_faces_continue_to_the_same_tables(pipeline: Pipeline, tmp_path):
 
 def test_killed_training_continues_to_the_same_run(pipeline: Pipeline, tmp_path):
     def words(runs: Path) -> list[object]:
-        inputs = ["--faces", pipeline.faces, "--folds", pipeline.folds, "--runs", runs]
-        return ["train", "demo", "--tiny", "--epochs", 4, "--data.frames-per-video", 4, *inputs]
+        return pipeline.training(runs, "--epochs", 4, "--data.frames-per-video", 4)
 
     killed, undisturbed = tmp_path / "killed" / "demo_tiny/fold0", tmp_path / "undisturbed" / "demo_tiny/fold0"
     kill_when(start(*words(tmp_path / "killed")), lambda: (killed / "resume.pt").is_file())

@@ -49,9 +49,6 @@ def test_one_readable_file_is_enough_and_none_is_an_error(pipeline: Pipeline, tm
     said = capsys.readouterr()
     assert "unreadable" in said.out
     assert "none of 1 files could be read" in said.err
-    assert list(temporary.iterdir()) == []
-
-
-def test_a_file_that_is_not_there_is_an_error(pipeline: Pipeline, tmp_path, capsys):
     assert score(pipeline, tmp_path / "absent.mp4") == 2
     assert "absent.mp4: no such file or folder" in capsys.readouterr().err
+    assert list(temporary.iterdir()) == []

@@ -63,13 +63,6 @@ def test_the_rule_is_found_whatever_the_order_of_the_runs_and_tied_to_their_pred
     assert capsys.readouterr().err == f"scoring rule of {runs[0] / 'scoring.json'}\n"
 
 
-def test_the_same_runs_in_another_order_give_the_same_rule(runs):
-    run("tune", "--runs", *runs)
-    run("tune", "--runs", *runs[::-1])
-    one, other = (json.loads((path / "scoring.json").read_text()) for path in runs)
-    assert one["rule"] == other["rule"] and one["tuned_on"] == other["tuned_on"]
-
-
 def test_the_rule_scores_the_runs_predictions(runs, tmp_path):
     run("tune", "--runs", *runs, "--out", tmp_path / "own" / "scoring.json", "--test-prior", "0.5")
     rule = read_scoring(tmp_path / "own" / "scoring.json")
@@ -81,14 +74,17 @@ def test_the_rule_scores_the_runs_predictions(runs, tmp_path):
     assert set(scored["video_id"]) == set(predictions["video_id"])
 
 
-def test_the_same_command_writes_the_same_bytes_over_the_old_file(runs):
+def test_the_same_runs_give_the_same_bytes_over_the_old_file_and_in_another_order_the_same_rule(runs):
     path = runs[0] / "scoring.json"
-    path.write_text("old")
     run("tune", "--runs", *runs)
     first = path.read_bytes()
+    path.write_text("old")
     run("tune", "--runs", *runs)
     assert path.read_bytes() == first
     assert sorted(file.name for file in runs[0].iterdir()) == ["fold0", "fold1", "scoring.json"]
+    run("tune", "--runs", *runs[::-1])
+    one, other = (json.loads((run / "scoring.json").read_text()) for run in runs)
+    assert one["rule"] == other["rule"] and one["tuned_on"] == other["tuned_on"]
 
 
 @pytest.mark.parametrize(
@@ -100,20 +96,16 @@ def test_the_same_command_writes_the_same_bytes_over_the_old_file(runs):
         pytest.param(["{0}", "{1}/fold1"], "expected the folds of", id="other folds"),
         pytest.param(["{0}", "nowhere"], "nowhere", id="no runs"),
         pytest.param(["{0}", "--test-prior", "1.5"], "--test-prior: expected a share", id="a prior above 1"),
+        pytest.param(["{2}"], "oof.parquet", id="untrained runs"),
     ],
 )
 def test_what_can_not_be_tuned_is_refused_and_the_old_rule_stays(words, message, runs, capsys):
-    path = runs[0] / "scoring.json"
+    path, untrained = runs[0] / "scoring.json", runs[0].with_name("untrained")
     path.write_text("old")
-    assert main(["tune", "--runs", *(word.format(*runs) for word in words)]) == 2
+    shutil.copytree(runs[0], untrained, ignore=shutil.ignore_patterns("oof.parquet"))
+    assert main(["tune", "--runs", *(word.format(*runs, untrained) for word in words)]) == 2
     assert message in capsys.readouterr().err
     assert path.read_text() == "old"
-
-
-def test_untrained_runs_are_refused(runs, capsys):
-    (runs[1] / "fold1" / "oof.parquet").unlink()
-    assert main(["tune", "--runs", str(runs[1])]) == 2
-    assert "oof.parquet" in capsys.readouterr().err
 
 
 def test_the_default_rule_is_what_a_run_without_tuning_gets(runs):
