@@ -78,6 +78,12 @@ def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
     return paths(build_once("pipeline", make))
 
 
+@pytest.fixture(scope="session")
+def submission(pipeline: Pipeline, build_once: Callable) -> Path:
+    """The submission folder of the miniature's test clips."""
+    return build_once("submissions", lambda folder: pipeline.submit(folder / "tiny")) / "tiny"
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before():
     """`main` takes over the root logger, as a command may; the next test gets it back."""

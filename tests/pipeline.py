@@ -41,6 +41,12 @@ class Pipeline:
         inputs = ("--faces", self.faces, "--folds", folds or self.folds, "--runs", runs)
         return [str(word) for word in ("train", "demo", "--tiny", *inputs, *more)]
 
+    def submit(self, out: Path, *, clips: Path | None = None, sample: Path | None = None) -> None:
+        """Answer the miniature's test clips, or others, into `out`."""
+        clips, sample = clips or self.dataset / "test_videos", sample or self.dataset / "sample_submission.csv"
+        inputs = ("--runs", self.experiment, "--videos-dir", clips, "--sample-submission", sample)
+        run("submit", *inputs, "--out", out, "--jobs", 1)
+
 
 def run(*words: object) -> None:
     """Run a stage as a user would, in this process; it must succeed."""

@@ -54,14 +54,10 @@ def bundle_words(pipeline: Pipeline, out: Path, *more: object) -> list[str]:
     return [str(word) for word in ("bundle", "--runs", pipeline.experiment, "--out", out, *options)]
 
 
-@pytest.fixture(scope="module")
-def submitted(pipeline, tmp_path_factory):
-    """`multiattn submit` with the runs as they were trained."""
-    folder = tmp_path_factory.mktemp("submitted")
-    sample, videos = pipeline.dataset / "sample_submission.csv", pipeline.dataset / "test_videos"
-    inputs = ("--runs", pipeline.experiment, "--videos-dir", videos, "--sample-submission", sample)
-    run("submit", *inputs, "--out", folder / "out", "--jobs", 1)
-    return SUBMISSION.read(folder / "out" / "submission.csv")
+@pytest.fixture
+def submitted(submission):
+    """The answers of `multiattn submit` with the runs as they were trained."""
+    return SUBMISSION.read(submission / "submission.csv")
 
 
 def shown_text(executed: Path) -> str:

@@ -4,8 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,7 +13,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from multiattn.__main__ import main
 from multiattn.inference.runs import find_models
 from multiattn.tables import FACES, FOLDS, FRAME_PREDICTIONS, SUBMISSION, VIDEO_STATUS, VIDEOS
-from pipeline import FACES_OPTIONS, Pipeline, run
+from pipeline import FACES_OPTIONS, run
 
 
 def fails(capsys: pytest.CaptureFixture, *words: object) -> str:
@@ -25,17 +23,6 @@ def fails(capsys: pytest.CaptureFixture, *words: object) -> str:
     message = capsys.readouterr().err
     assert message.count("error: ") == 1 and "Traceback" not in message
     return message
-
-
-@pytest.fixture(scope="module")
-def submission(pipeline: Pipeline, build_once: Callable) -> Path:
-    clips, sample = pipeline.dataset / "test_videos", pipeline.dataset / "sample_submission.csv"
-    return build_once("submissions", lambda folder: submit(pipeline, clips, sample, folder / "tiny")) / "tiny"
-
-
-def submit(pipeline: Pipeline, clips: Path, sample: Path, out: Path) -> None:
-    inputs = ("--runs", pipeline.experiment, "--videos-dir", clips, "--sample-submission", sample)
-    run("submit", *inputs, "--out", out, "--jobs", 1)
 
 
 def test_every_stage_hands_over_a_table_that_keeps_its_contract(pipeline, submission):
@@ -88,7 +75,7 @@ def test_a_video_that_is_not_there_costs_its_own_row_only(pipeline, submission, 
     videos = pd.read_csv(submission / "video_predictions.csv")
     deleted = videos.loc[videos["status"] == "ok", "video_id"].iloc[0].split("/")[1] + ".mp4"
     (clips / deleted).unlink()
-    submit(pipeline, clips, tmp_path / "more.csv", tmp_path / "after")
+    pipeline.submit(tmp_path / "after", clips=clips, sample=tmp_path / "more.csv")
     assert json.loads((tmp_path / "after" / "card.json").read_text())["coverage"]["missing"] == 2
     before, answers = (
         SUBMISSION.read(folder / "submission.csv").set_index("filename")["label"].to_dict()

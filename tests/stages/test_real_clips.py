@@ -1,5 +1,6 @@
 """The seven real clips, from the official trees to a scored submission."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -17,15 +18,17 @@ FRAMES = 6
 
 
 @pytest.fixture(scope="module")
-def made(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(shared: Path, build_once: Callable) -> Path:
     """Index, faces and folds of the real clips."""
-    folder = tmp_path_factory.mktemp("real")
+    return build_once("real_clips", lambda folder: make(shared, folder))
+
+
+def make(shared: Path, folder: Path) -> None:
     videos = folder / "videos.csv"
     run("index", "dfdc", "--root", shared / "videos/dfdc", "--out", videos)
     run("index", "ffpp", "--root", shared / "videos/ffpp", "--compression", "c23", "--out", videos, "--append")
     run("faces", "--videos", videos, "--out", folder / "faces", "--num-frames", FRAMES, "--size", 128, "--jobs", 2)
     run("folds", "--videos", videos, "--out", folder / "folds.csv", "--num-folds", 2, "--group", "original")
-    return folder
 
 
 def test_every_clip_gives_a_face_in_every_sampled_frame(made):
