@@ -44,7 +44,7 @@ def test_a_journal_gives_back_what_was_written_bit_by_bit(tmp_path, work):
     places = written(path, work)
     for _ in range(2):
         journal = opened(path, work)
-        assert list(journal) == list(journal.whole_records()) == RECORDS
+        assert list(journal.records()) == list(journal.records(skip_damaged=True)) == RECORDS
         assert journal.places() == places
         assert [journal.read_at(place) for place in places.values()] == RECORDS
 
@@ -58,7 +58,7 @@ def test_a_journal_says_what_work_its_records_belong_to(tmp_path, work):
 
 def test_a_journal_that_is_not_there_is_empty(tmp_path):
     journal = opened(tmp_path / "none.jsonl")
-    assert list(journal) == [] and journal.places() == {} and not journal.path.exists()
+    assert list(journal.records()) == [] and journal.places() == {} and not journal.path.exists()
 
 
 def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_can_be_continued(tmp_path, work):
@@ -70,12 +70,12 @@ def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_can_be_continued(t
         path.write_bytes(content[:length])
         journal = opened(path, work)
         whole = max(0, sum(end <= length for end in ends) - (work is not None))
-        assert list(journal) == RECORDS[:whole]
+        assert list(journal.records()) == RECORDS[:whole]
         assert list(journal.places()) == [record.name for record in RECORDS[:whole]]
         assert path.is_file() == (whole > 0 or work is not None)
         with journal:
             journal.append(Finished("d"))
-        assert list(opened(path, work)) == [*RECORDS[:whole], Finished("d")]
+        assert list(opened(path, work).records()) == [*RECORDS[:whole], Finished("d")]
 
 
 def test_an_unfinished_line_longer_than_a_chunk_is_cut_off(tmp_path):
@@ -93,10 +93,10 @@ def test_a_damaged_line_is_refused_with_its_number_or_left_out_with_a_warning(da
     written(path)
     path.write_bytes(path.read_bytes() + damage)
     journal = opened(path)
-    for read in (journal.places, lambda: list(journal)):
+    for read in (journal.places, lambda: list(journal.records())):
         with pytest.raises(ValueError, match=r"j.jsonl: line 4 is damaged"):
             read()
-    assert list(journal.whole_records()) == RECORDS
+    assert list(journal.records(skip_damaged=True)) == RECORDS
     assert "1 damaged lines are left out" in caplog.text
 
 
@@ -105,10 +105,10 @@ def test_records_of_other_work_are_set_aside_whole(tmp_path, key, caplog):
     path = tmp_path / "j.jsonl"
     written(path, WORK)
     before = path.read_bytes()
-    assert list(opened(path, {**WORK, key: "another"})) == []
+    assert list(opened(path, {**WORK, key: "another"}).records()) == []
     assert key in caplog.text
     assert (tmp_path / "j.1.jsonl").read_bytes() == before
-    assert list(opened(path, WORK)) == []
+    assert list(opened(path, WORK).records()) == []
     assert (tmp_path / "j.2.jsonl").is_file(), "and a second one does not overwrite the first"
     assert (tmp_path / "j.1.jsonl").read_bytes() == before
 
@@ -116,5 +116,5 @@ def test_records_of_other_work_are_set_aside_whole(tmp_path, key, caplog):
 def test_a_first_line_that_is_no_header_is_of_other_work(tmp_path):
     path = tmp_path / "j.jsonl"
     written(path)
-    assert list(opened(path, WORK)) == []
+    assert list(opened(path, WORK).records()) == []
     assert len((tmp_path / "j.1.jsonl").read_bytes().splitlines()) == len(RECORDS)

@@ -128,19 +128,15 @@ class Journal(Generic[Record]):
             file.seek(place)
             return self._record(file.readline())
 
-    def __iter__(self) -> Iterator[Record]:
+    def records(self, *, skip_damaged: bool = False) -> Iterator[Record]:
         """All records, one by one: all of a large data set at once would take gigabytes.
+
+        Args:
+            skip_damaged: leave damaged lines out, and log how many.
 
         Raises:
             ValueError: a damaged line.
         """
-        return self._records(skip_damaged=False)
-
-    def whole_records(self) -> Iterator[Record]:
-        """All records but the damaged ones, whose number is logged."""
-        return self._records(skip_damaged=True)
-
-    def _records(self, *, skip_damaged: bool) -> Iterator[Record]:
         damaged = 0
         for number, _, line in self._lines():
             try:

@@ -92,7 +92,7 @@ class ResultStore:
     def __init__(self, folder: Path, work: dict[str, Any]) -> None:
         self.journal = Journal(folder / SUBMISSION_JOURNAL, VideoResult)
         self.journal.claim(work)
-        self.results = {result.video_id: result for result in self.journal.whole_records()}
+        self.results = {result.video_id: result for result in self.journal.records(skip_damaged=True)}
         self.journal.__enter__()
         self._warned = False
 

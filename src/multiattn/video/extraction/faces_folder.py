@@ -227,7 +227,7 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
     """Merge the journal into the tables. `video_status.csv` comes last: only its rows make a video done."""
     journal = faces_journal(folder)
     tables, rows, new, reuse = [FACES.empty()], [], [], Counter()
-    for result in journal:
+    for result in journal.records():
         rows += result.rows
         new.append((result.video_id, result.status, result.num_frames, len(result.rows), result.message))
         reuse["videos"] += result.reused
