@@ -27,6 +27,7 @@ def test_turns_are_summed_up_by_their_median_and_spread():
     assert "2.50 times the loop's videos/s (2.00 to 4.00)" in text
 
 
+@pytest.mark.slow
 def test_both_sides_answer_alike(pipeline):
     bench = SubmitBench(videos_dir=pipeline.dataset / "test_videos", runs=(pipeline.experiment,), jobs=1)
     text = "\n".join(bench.lines())

@@ -182,7 +182,7 @@ def test_the_table_of_an_eval_forward_has_no_pieces():
     assert "ceiling: 1 in fp32 GFLOP/s" in lines[-1]
 
 
-@pytest.mark.parametrize("work", ["train", "infer"])
+@pytest.mark.parametrize("work", [pytest.param("train", marks=pytest.mark.slow), "infer"])
 def test_the_stage_prints_both_sides_and_their_ratios(work, capsys, monkeypatch):
     if work == "infer":
         monkeypatch.setattr(bench_train, "SideProcess", InThisProcess)

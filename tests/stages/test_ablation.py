@@ -61,26 +61,23 @@ def test_every_cell_is_trained_once_and_measured_on_both_data(pipeline, other_fa
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(pipeline, tmp_path, capsys):
     experiments = [cell.experiment for cell in get_ablation("demo", tiny=True).cells]
     in_the_way = tmp_path / "runs" / f"{experiments[1].name}_seed0" / "fold0"
-    run(*words(pipeline, tmp_path, "demo"))
-    whole = pd.read_csv(tmp_path / "out/table_demo_tiny.csv").set_index("cell")
-    assert set(whole["status"]) == {"measured"} and whole["held-out video log loss"].between(0, 5).all()
-
+    shutil.copytree(pipeline.experiment / "fold0", in_the_way)
     settings = read_json(in_the_way / "experiment.json")
     settings["loss"]["inter_margin"] = 0.7
     write_json(in_the_way / "experiment.json", settings)
     assert main(words(pipeline, tmp_path, "demo")) == 2
     assert "1 of 4 cells failed" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "out/table_demo_tiny.csv").set_index("cell")
-    assert table["status"].to_dict() == dict.fromkeys(whole.index, "measured") | {"RIL without AGDA": "failed"}
-    others = whole.index != "RIL without AGDA"
-    pd.testing.assert_frame_equal(table[others], whole[others])
+    assert table["status"].to_dict() == dict.fromkeys(table.index, "measured") | {"RIL without AGDA": "failed"}
     page = (tmp_path / "out/table_demo_tiny.md").read_text()
     assert "loss.inter_margin: 0.7 there, 0.2 asked" in page
 
     shutil.rmtree(in_the_way)
     run(*words(pipeline, tmp_path, "demo"))
-    again = pd.read_csv(tmp_path / "out/table_demo_tiny.csv").set_index("cell")
-    pd.testing.assert_frame_equal(again, whole)
+    whole = pd.read_csv(tmp_path / "out/table_demo_tiny.csv").set_index("cell")
+    assert set(whole["status"]) == {"measured"} and whole["held-out video log loss"].between(0, 5).all()
+    others = whole.index != "RIL without AGDA"
+    pd.testing.assert_frame_equal(table[others], whole[others])
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,26 @@
 """`multiattn demo` itself, as a miniature: every stage as a user would call it, and a table at the end."""
 
 import re
+import shutil
 
+import pytest
+
+from multiattn.stages import demo
 from multiattn.tables import SUBMISSION
 from pipeline import run
 
 
-def test_the_demo_walks_from_clips_to_a_table_that_a_person_understands(tmp_path, capsys):
+@pytest.mark.parametrize("continued", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["continued", "anew"])
+def test_the_demo_goes_from_clips_to_a_table_that_a_person_understands(
+    continued, pipeline, tmp_path, capsys, monkeypatch
+):
+    """Continued: its clips, faces and runs are there already, as after a kill."""
     paths = {name: tmp_path / name for name in ("data", "runs", "submissions")}
+    if continued:
+        monkeypatch.setattr(demo, "NUM_FRAMES", 4)
+        shutil.copytree(pipeline.dataset, paths["data"] / "dfdc")
+        shutil.copytree(pipeline.faces, paths["data"] / "faces")
+        shutil.copytree(pipeline.runs, paths["runs"])
     words = [word for name, path in paths.items() for word in (f"--{name}", path)]
     run("demo", "--tiny", *words, "--folds", tmp_path / "folds.csv", "--jobs", 1)
     shown = capsys.readouterr().out

@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import safetensors.torch
 import torch
 
 from multiattn.tables import FRAME_PREDICTIONS
 from pipeline import FACES_OPTIONS, TIMES, Pipeline, run
+
+pytestmark = pytest.mark.slow  # processes of their own, killed and started again
 
 
 def start(*words: object) -> subprocess.Popen:

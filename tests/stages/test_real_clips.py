@@ -27,7 +27,7 @@ def make(shared: Path, folder: Path) -> None:
     videos = folder / "videos.csv"
     run("index", "dfdc", "--root", shared / "videos/dfdc", "--out", videos)
     run("index", "ffpp", "--root", shared / "videos/ffpp", "--compression", "c23", "--out", videos, "--append")
-    run("faces", "--videos", videos, "--out", folder / "faces", "--num-frames", FRAMES, "--size", 128, "--jobs", 2)
+    run("faces", "--videos", videos, "--out", folder / "faces", "--num-frames", FRAMES, "--size", 128, "--jobs", 1)
     run("folds", "--videos", videos, "--out", folder / "folds.csv", "--num-folds", 2, "--group", "original")
 
 
@@ -68,7 +68,7 @@ def test_training_submitting_and_scoring_succeed(made, shared, tmp_path):
     run(
         "submit", "--runs", runs / "dfdc_b4_tiny", "--videos-dir", clips,
         "--sample-submission", tmp_path / "sample.csv",
-        "--out", tmp_path / "submissions/real", "--jobs", 2,
+        "--out", tmp_path / "submissions/real", "--jobs", 1,
     )  # fmt: skip
     run("leaderboard", "--submissions", tmp_path / "submissions", "--labels", tmp_path / "labels.csv")
     page = (tmp_path / "submissions/leaderboard.md").read_text()
