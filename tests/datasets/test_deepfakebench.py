@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from made_trees import rows_by_id
+from made_trees import full_row, rows_by_id
 
 from multiattn.datasets.deepfakebench import CROP_POINTS, LABELS, read_deepfakebench
 from multiattn.datasets.manifest import write_manifest
@@ -78,19 +78,17 @@ def ffpp(tree) -> Tree:
 def test_faceforensics_becomes_rows_with_all_that_the_names_tell(ffpp):
     rows = ffpp.rows()
     assert len(rows) == 3
-    assert rows[f"{FAKES}/071_054"] == {
-        "video_id": f"deepfakebench/{FAKES}/071_054",
-        "path": f"{FAKES}/071_054",
-        "dataset": "deepfakebench",
-        "label": 1,
-        "method": "Deepfakes",
-        "compression": "c23",
-        "split": "train",
-        "part": "",
-        "original": f"deepfakebench/{REALS}/071",
-        "target_id": "071",
-        "source_id": "054",
-    }
+    assert rows[f"{FAKES}/071_054"] == full_row(
+        f"deepfakebench/{FAKES}/071_054",
+        f"{FAKES}/071_054",
+        label=1,
+        method="Deepfakes",
+        compression="c23",
+        split="train",
+        original=f"deepfakebench/{REALS}/071",
+        target_id="071",
+        source_id="054",
+    )
     real = rows[f"{REALS}/054"]
     assert real == real | {"label": 0, "method": "", "original": "", "target_id": "054", "source_id": ""}
 

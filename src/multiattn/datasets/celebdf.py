@@ -42,10 +42,7 @@ def read_celebdf(root: Path, *, version: str = "v2", test_list: Path | None = No
     """List the clips of a Celeb-DF tree: those of the test list as `test`, all others as `train`.
 
     Args:
-        root: the folder that holds `Celeb-real`, `Celeb-synthesis` and `YouTube-real`, each with its clips in it, or
-            in a `videos` folder in it.
         version: `v1` or `v2`; part of the data set's name, since both use the same names for different clips.
-        test_list: the list where it is not in the root.
 
     Raises:
         FileNotFoundError: no such folder, or no test list.
@@ -62,7 +59,7 @@ def read_celebdf(root: Path, *, version: str = "v2", test_list: Path | None = No
         if folder is None or not entry.is_dir():
             continue
         for below in (entry, entry / "videos"):
-            for name in video_files(below) if below.is_dir() else []:
+            for name in video_files(below):
                 path = (below / name).relative_to(root).as_posix()
                 if f"{folder}/{name}" in path_of:
                     raise ValueError(f"{root}: {path} is also {path_of[f'{folder}/{name}']}. Keep one of them.")
@@ -87,18 +84,18 @@ class Celebdf(IndexOptions):
 
 def _row(root: Path, dataset: str, listed: str, path: str, path_of: dict[str, str], split: str) -> dict:
     folder, name = listed.split("/")
-    pattern, form = NAMES[folder]
-    people = match_name(pattern, root / path, form).groupdict()
+    is_fake = folder == FAKE_FOLDER
+    people = match_name(*NAMES[folder], root / path).groupdict()
     original = ""
-    if folder == FAKE_FOLDER:
+    if is_fake:
         target_clip = f"{people['target']}_{people['clip']}.mp4"
         absent = path.replace(name, target_clip).replace(FAKE_FOLDER, REAL_FOLDER)  # flat or not, as its neighbours
         original = video_id(dataset, path_of.get(f"{REAL_FOLDER}/{target_clip}", absent))
     return video_row(
         dataset,
         path,
-        label=FAKE if folder == FAKE_FOLDER else REAL,
-        method=FAKE_FOLDER if folder == FAKE_FOLDER else "",
+        label=FAKE if is_fake else REAL,
+        method=FAKE_FOLDER if is_fake else "",
         split=split,
         original=original,
         target_id=people.get("target", ""),

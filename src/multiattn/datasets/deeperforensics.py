@@ -19,7 +19,7 @@ from multiattn.datasets.manifest import (
     video_files_below,
     video_row,
 )
-from multiattn.tables import FAKE
+from multiattn.tables import FAKE, SPLITS
 
 DATASET = "deeperforensics"
 TYPES = (
@@ -29,7 +29,7 @@ TYPES = (
     *(f"end_to_end_mix_{number}_distortions" for number in range(2, 5)),
     "reenact_postprocess",
 )
-SPLITS = "lists/splits"
+SPLITS_FOLDER = "lists/splits"
 _NAME = re.compile(r"(?P<target>\d{3})_(?P<actor>[MW]\d{3})$")
 
 
@@ -37,10 +37,7 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     """List the fakes, whatever of them is there.
 
     Args:
-        root: the folder that holds `manipulated_videos` and `lists`.
-        types: which folders of `manipulated_videos`; none named means all.
-        splits: folder of the official `train.txt`, `val.txt`, `test.txt`; None takes `lists/splits` below the root,
-            and where that is absent too, `split` stays empty.
+        splits: None takes `lists/splits` below the root, and where that is absent too, `split` stays empty.
 
     Returns:
         `original` is the video_id that `read_ffpp` gives the target's c23 clip. Clips that no split file names, or of
@@ -54,12 +51,11 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     if unknown:
         raise ValueError(f"--types: expected some of {', '.join(TYPES)}, found {', '.join(unknown)}.")
     require_root(root, "manipulated_videos")
-    if splits is None and (root / SPLITS).is_dir():
-        splits = root / SPLITS
+    if splits is None and (root / SPLITS_FOLDER).is_dir():
+        splits = root / SPLITS_FOLDER
     split_of = read_splits(splits) if splits is not None else None
     listing = Listing(dataset=DATASET, root=root)
-    manipulated = root / "manipulated_videos"
-    for folder in sorted(entry for entry in manipulated.iterdir() if entry.is_dir()) if manipulated.is_dir() else []:
+    for folder in sorted((root / "manipulated_videos").glob("*/")):
         if folder.name not in TYPES:
             listing.unlisted.extend(f"manipulated_videos/{folder.name}/{name}" for name in video_files(folder))
         elif not types or folder.name in types:
@@ -89,7 +85,7 @@ def _list_type(root: Path, kind: str, split_of: dict[str, str] | None, listing: 
     prefix = f"manipulated_videos/{kind}/"
     present = video_files(root / prefix)
     for name in present:
-        match = match_name(_NAME, root / prefix / name, "<FF++ id>_<actor>, as 480_W133")
+        match = match_name(_NAME, "<FF++ id>_<actor>, as 480_W133", root / prefix / name)
         if split_of is not None and Path(name).stem not in split_of:
             listing.unlisted.append(prefix + name)
             continue
@@ -117,7 +113,7 @@ def read_splits(folder: Path) -> dict[str, str]:
         ValueError: a line that is not the name of a fake, or a name twice.
     """
     split_of: dict[str, str] = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         path = folder / f"{split}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. --splits is the folder of train.txt, val.txt, test.txt.")

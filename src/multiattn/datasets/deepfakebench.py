@@ -124,7 +124,6 @@ def read_deepfakebench(root: Path, *, json: Path, faces: Path) -> Listing:
     Args:
         root: the folder their data sets lie in, `datasets/rgb`.
         json: one of `preprocessing/dataset_json`.
-        faces: the faces folder to write or to add to.
 
     Returns:
         Videos without a frame in the JSON or on disk are `absent`; folders of frames beside listed ones `unlisted`.

@@ -1,21 +1,35 @@
-"""The DFDC tree: training parts with `metadata.json`, validation and test folders with `labels.csv`, Kaggle's folders.
+"""The DFDC and its preview set.
 
-Source of the layout: the competition's download page; every training part is a folder that holds its clips and a
-`metadata.json` of {file name: {label, split, original}}; `original` stands on FAKE rows only. The released validation
+Source of the DFDC's layout: the competition's download page; every training part is a folder that holds its clips and
+a `metadata.json` of {file name: {label, split, original}}; `original` stands on FAKE rows only. The released validation
 and test sets hold their clips and a `labels.csv` of `filename,label` (1 = fake). Parts are found in the root, in
 its folders and in theirs, since an archive may be unpacked into a folder of its own.
+
+Source of the preview's layout: the readers of the release, there being no document of its own. Keys of `dataset.json`
+are paths: `original_videos/<target>/<target>_<scene>_<clip>.mp4` and, of `method_A` and `method_B`,
+`method_A/<target>/<target>_<scene>/<swapped>_<target>_<scene>_<clip>.mp4`: the face of `swapped` on a video of
+`target`. Some tools move each top folder's content into a `videos` folder in it; both are read.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files, video_id, video_row
+from multiattn.datasets.manifest import (
+    IndexOptions,
+    Listing,
+    require_root,
+    video_files,
+    video_files_below,
+    video_id,
+    video_row,
+)
 from multiattn.runtime.files import read_json
-from multiattn.tables import FAKE, LABELS, REAL, UNKNOWN
+from multiattn.tables import FAKE, LABELS, REAL, SPLITS, UNKNOWN
 
-DATASET = "dfdc"
+DATASET, PREVIEW = "dfdc", "dfdc-preview"
 LABEL_NAMES = {"FAKE": FAKE, "REAL": REAL}
 PART_NAME = "dfdc_train_part_"
 HELD_OUT_FOLDERS = {
@@ -25,6 +39,10 @@ HELD_OUT_FOLDERS = {
     "validation": "val",
     "validation_videos": "val",
 }
+PREVIEW_LABELS = {name.lower(): label for name, label in LABEL_NAMES.items()}
+PREVIEW_FOLDERS = ("method_A", "method_B", "original_videos")
+_PREVIEW_FAKE = re.compile(r"(?P<source>\d+)_(?P<clip>(?P<target>\d+)_\w+)$", re.ASCII)
+_PREVIEW_REAL = re.compile(r"(?P<target>\d+)_\w+$", re.ASCII)
 
 
 def read_dfdc(root: Path) -> Listing:
@@ -61,11 +79,61 @@ def read_dfdc(root: Path) -> Listing:
     return listing
 
 
+def read_dfdc_preview(root: Path) -> Listing:
+    """List the clips that `dataset.json` names, whatever of them is there.
+
+    Args:
+        root: the folder that holds `dataset.json`, `method_A`, `method_B` and `original_videos`.
+
+    Returns:
+        `original` of a fake is the listed real clip of its target that `source_video` names, or else the one of the
+        same target, scene and clip number; empty where there is none of the two. `method` is the top folder.
+
+    Raises:
+        FileNotFoundError: no `dataset.json` in the folder.
+        ValueError: a `dataset.json` that is not what it should be.
+    """
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Pass the folder that holds dataset.json and method_A as --root."
+        )
+    entries = _read_entries(path, {"label": tuple(PREVIEW_LABELS), "set": ("train", "test")})
+    outside = [key for key in entries if key.split("/")[0] not in PREVIEW_FOLDERS or ".." in key.split("/")]
+    if outside:
+        raise ValueError(f"{path}: expected paths below {', '.join(PREVIEW_FOLDERS)}, found {outside[0]!r}.")
+    present = {f"{top}/{name}" for top in PREVIEW_FOLDERS for name in video_files_below(root / top)}
+    place = {key: _place(key, present) for key in entries}
+    people = {key: _people(key, entry) for key, entry in entries.items()}
+    label_of = {key: PREVIEW_LABELS[entry["label"]] for key, entry in entries.items()}
+    reals = {Path(key).stem: key for key, label in label_of.items() if label == REAL}
+    listing = Listing(dataset=PREVIEW, root=root)
+    for key, entry in sorted(entries.items()):
+        if place[key] not in present:
+            listing.absent.append(key)
+            continue
+        row = video_row(PREVIEW, place[key], label=label_of[key], split=entry["set"], **people[key])
+        if label_of[key] == FAKE:
+            original = _original(key, entry, reals, people)
+            row["method"] = key.split("/")[0]
+            row["original"] = video_id(PREVIEW, place[original]) if original is not None else ""
+        listing.rows.append(row)
+    listing.unlisted.extend(sorted(present - set(place.values())))
+    return listing
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dfdc(IndexOptions):
     """DFDC: training parts, validation and test folders, Kaggle's folders; whatever of them is there."""
 
     reader = staticmethod(read_dfdc)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DfdcPreview(IndexOptions):
+    """The DFDC preview set: dataset.json, method_A, method_B, original_videos."""
+
+    reader = staticmethod(read_dfdc_preview)
 
 
 def _folders(root: Path) -> list[str]:
@@ -117,17 +185,23 @@ def _list_parts(root: Path, metadata: dict[str, dict[str, dict[str, Any]]], list
         listing.unlisted.extend(prefix + name for name in sorted(present - set(entries)))
 
 
-def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
+def _read_entries(path: Path, allowed: dict[str, tuple[str | None, ...]]) -> dict[str, dict[str, Any]]:
+    """Read {file: entry}; `allowed` holds the values of an entry's keys, None among them where one may be absent."""
     entries = read_json(path)
     if not isinstance(entries, dict):
-        raise ValueError(f"{path}: expected an object of file name -> entry, found {type(entries).__name__}.")
+        raise ValueError(f"{path}: expected an object of file -> entry, found {type(entries).__name__}.")
+    for file, entry in entries.items():
+        for key, values in allowed.items():
+            found = entry.get(key) if isinstance(entry, dict) else None
+            if found not in values:
+                listed = ", ".join(value for value in values if value is not None)
+                raise ValueError(f"{path}: {file}: expected a {key} of {listed}, found {found!r}.")
+    return entries
+
+
+def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
+    entries = _read_entries(path, {"label": tuple(LABEL_NAMES), "split": (*SPLITS, None)})
     for name, entry in entries.items():
-        label = entry.get("label") if isinstance(entry, dict) else None
-        if not isinstance(label, str) or label not in LABEL_NAMES:
-            raise ValueError(f"{path}: {name}: expected a label of {sorted(LABEL_NAMES)}, found {label!r}.")
-        split = entry.get("split")
-        if split not in ("train", "val", "test", None):
-            raise ValueError(f"{path}: {name}: expected a split of train, val, test, found {split!r}.")
         original = entry.get("original")
         if not isinstance(original, str | None):
             raise ValueError(f"{path}: {name}: expected the file name of an original or null, found {original!r}.")
@@ -151,3 +225,30 @@ def _list_held_out(root: Path, prefix: str, listing: Listing) -> None:
             video_row(DATASET, prefix + name, label=labels.get(name, UNKNOWN), split=HELD_OUT_FOLDERS[part], part=part)
         )
     listing.absent.extend(prefix + name for name in sorted(set(labels) - set(present)))
+
+
+def _place(key: str, present: set[str]) -> str:
+    """Path of the clip of a key: the key itself, or below `videos` in its top folder when the clip is there."""
+    top, _, rest = key.partition("/")
+    moved = f"{top}/videos/{rest}"
+    return moved if key not in present and moved in present else key
+
+
+def _people(key: str, entry: dict[str, Any]) -> dict[str, str]:
+    """target_id and source_id: as the entry says, else as the name does, else empty."""
+    is_fake = PREVIEW_LABELS[entry["label"]] == FAKE
+    match = (_PREVIEW_FAKE if is_fake else _PREVIEW_REAL).match(Path(key).stem)
+    named = match.groupdict() if match is not None else {}
+    target = entry.get("target_id") or named.get("target", "")
+    source = (entry.get("swapped_id") or named.get("source", "")) if is_fake else ""
+    return {"target_id": str(target), "source_id": str(source)}
+
+
+def _original(key: str, entry: dict[str, Any], reals: dict[str, str], people: dict[str, dict[str, str]]) -> str | None:
+    """Key of the real clip a fake was made on. `source_video` counts only where it shows the target."""
+    match = _PREVIEW_FAKE.match(Path(key).stem)
+    for stem in (Path(str(entry.get("source_video") or "")).stem, match["clip"] if match is not None else ""):
+        real = reals.get(stem)
+        if real is not None and people[real]["target_id"] == people[key]["target_id"]:
+            return real
+    return None

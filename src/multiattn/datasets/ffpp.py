@@ -1,13 +1,15 @@
-"""The FaceForensics++ tree, its official splits and its masks.
+"""The FaceForensics++ tree: its clips, official splits and masks, and Google's DeepFakeDetection (DFD) in it.
 
 Source of the layout: the FaceForensics++ download script and `dataset/README.md`. A manipulated clip is named
-`<target>_<source>`: the face of `source` on the video of `target`.
+`<target>_<source>`: the face of `source` on the video of `target`. DFD's originals are named `<actor>__<scene>`, its
+swaps `<target>_<source>__<scene>__<id>`: the face of `source` on the target's clip of that scene. Most of DFD's clips
+show several faces of which one is forged: `mask_of` says where.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from multiattn.datasets.manifest import (
     IndexOptions,
@@ -19,27 +21,34 @@ from multiattn.datasets.manifest import (
     video_row,
 )
 from multiattn.runtime.files import read_json
-from multiattn.tables import FAKE, REAL
+from multiattn.tables import FAKE, REAL, SPLITS
 
-DATASET = "ffpp"
+DATASET, DFD = "ffpp", "dfd"
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
+DFD_METHOD = "DeepFakeDetection"
 LEVEL_FOLDERS = {"raw": ("raw", "c0"), "c0": ("raw", "c0"), "c23": ("c23",), "c40": ("c40",)}
 """Compression level -> its folders: the script writes `raw` for what the README and the extraction script call `c0`."""
 Compression = Literal[tuple(LEVEL_FOLDERS)]
-MASKED_METHODS = {DATASET: METHODS[:-1], "dfd": ("DeepFakeDetection",)}
+MASKED_METHODS = {DATASET: METHODS[:-1], DFD: (DFD_METHOD,)}
 """Data set -> methods whose masks were released; FaceShifter has none."""
 ORIGINALS = "original_sequences/youtube"
-_REAL_NAME = re.compile(r"(\d{3})$")
-_FAKE_NAME = re.compile(r"(\d{3})_(\d{3})$")
+_NAMES = {
+    (DATASET, REAL): (re.compile(r"(?P<target>\d{3})$"), "three digits, as 519"),
+    (DATASET, FAKE): (re.compile(r"(?P<target>\d{3})_(?P<source>\d{3})$"), "<target>_<source>, as 519_515"),
+    (DFD, REAL): (re.compile(r"(?P<target>\d{2})__(?P<scene>\w+)$", re.ASCII), "<actor>__<scene>"),
+    (DFD, FAKE): (
+        re.compile(r"(?P<target>\d{2})_(?P<source>\d{2})__(?P<scene>\w+)__[A-Z0-9]{8}$", re.ASCII),
+        "<target>_<source>__<scene>__<8 letters and digits>",
+    ),
+}
+"""(data set, label) -> form of a clip's name, and the form in words."""
 
 
 def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = None) -> Listing:
     """List the pristine and manipulated clips of one compression level, whatever of them is there.
 
     Args:
-        root: the folder that holds `original_sequences` and `manipulated_sequences`.
         compression: `raw` (`c0` is the same, on disk too), `c23` or `c40`.
-        splits: folder of the official `train.json`, `val.json`, `test.json`; None leaves the split empty.
 
     Returns:
         With `splits`, `absent` names the clips of the official list that a folder lacks; a method without a folder
@@ -51,21 +60,54 @@ def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = Non
     """
     levels = level_folders(compression)
     require_root(root, "original_sequences")
-    pairs = read_pairs(splits) if splits is not None else None
-    split_of = split_of_ids(pairs) if pairs is not None else None
+    split_of_pair = read_pairs(splits) if splits is not None else {}
+    split_of = {name: split for pair, split in split_of_pair.items() for name in pair}
     listing = Listing(dataset=DATASET, root=root)
     for method in ("", *METHODS):
         sequence = f"manipulated_sequences/{method}" if method else ORIGINALS
-        present = {}
+        folders = [level for level in levels if (root / sequence / level / "videos").is_dir()]
+        present = set()
+        for level in folders:
+            for path, match in _clips(root, f"{sequence}/{level}/videos", DATASET, FAKE if method else REAL):
+                row = _row(DATASET, path, match, level, method)
+                if splits is not None:
+                    row["split"] = _split(root / path, row, split_of)
+                listing.rows.append(row | {"original": original_id(match["target"], level) if method else ""})
+                present.add(Path(path).name)
+        if folders:
+            # A pair (a, b) of the official lists stands for the pristine a and b, and the fakes a_b and b_a.
+            stems = {f"{a}_{b}" if method else a for pair in split_of_pair for a, b in (pair, pair[::-1])}
+            missing = sorted({f"{stem}.mp4" for stem in stems} - present)
+            listing.absent.extend(f"{sequence}/{folders[0]}/videos/{name}" for name in missing)
+    return listing
+
+
+def read_dfd(root: Path, *, compression: str = "c23") -> Listing:
+    """List DFD's actors' clips and the swaps of one compression level, whatever of them is there.
+
+    There is no official split, so `split` stays empty.
+
+    Returns:
+        `original` of a fake is the target's clip of the scene where that is on disk, else empty: not every swap was
+        made on a clip that was released.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a clip whose name is not the official one.
+    """
+    levels = level_folders(compression)
+    require_root(root, "original_sequences")
+    listing = Listing(dataset=DFD, root=root)
+    originals: dict[tuple[str, str], str] = {}
+    for label, sequence in ((REAL, "original_sequences/actors"), (FAKE, f"manipulated_sequences/{DFD_METHOD}")):
         for level in levels:
-            folder = f"{sequence}/{level}/videos"
-            if (root / folder).is_dir():
-                present[level] = video_files(root / folder)
-                for name in present[level]:
-                    listing.rows.append(_row(root, f"{folder}/{name}", method, level, split_of))
-        if pairs is not None and present:
-            missing = _official_names(pairs, fakes=bool(method)).difference(*present.values())
-            listing.absent.extend(f"{sequence}/{next(iter(present))}/videos/{name}" for name in sorted(missing))
+            for path, match in _clips(root, f"{sequence}/{level}/videos", DFD, label):
+                row = _row(DFD, path, match, level, DFD_METHOD if label == FAKE else "")
+                scene = match.group("target", "scene")
+                if label == FAKE:
+                    row["original"] = originals.get(scene, "")
+                originals.setdefault(scene, row["video_id"])
+                listing.rows.append(row)
     return listing
 
 
@@ -77,6 +119,14 @@ class Ffpp(IndexOptions):
     compression: Compression = "c23"
     splits: Path | None = None
     """The folder of the official train.json, val.json, test.json; without it the split stays empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dfd(IndexOptions):
+    """Google's DeepFakeDetection in the FaceForensics++ tree, at one compression level; it has no official split."""
+
+    reader = staticmethod(read_dfd)
+    compression: Compression = "c23"
 
 
 def level_folders(compression: str) -> tuple[str, ...]:
@@ -100,44 +150,46 @@ def original_id(target: str, level: str) -> str:
     return video_id(DATASET, f"{ORIGINALS}/{level}/videos/{target}.mp4")
 
 
-def _row(root: Path, path: str, method: str, level: str, split_of: dict[str, str] | None) -> dict:
-    pattern, form = (_FAKE_NAME, "<target>_<source>, as 519_515") if method else (_REAL_NAME, "three digits, as 519")
-    match = match_name(pattern, root / path, form)
-    target, source = (match[1], match[2]) if method else (match[1], "")
-    if split_of is not None and target not in split_of:
-        raise ValueError(f"{root / path}: id {target} is in none of train.json, val.json, test.json.")
-    if split_of is not None and source and split_of.get(source) != split_of[target]:
-        raise ValueError(f"{root / path}: target {target} is of {split_of[target]}.json, source {source} is not.")
+def _clips(root: Path, folder: str, dataset: str, label: int) -> list[tuple[str, re.Match[str]]]:
+    """Path below the root and parsed name of every clip of a folder; none where the folder is not there."""
+    return [
+        (f"{folder}/{name}", match_name(*_NAMES[dataset, label], root / folder / name))
+        for name in video_files(root / folder)
+    ]
+
+
+def _row(dataset: str, path: str, match: re.Match[str], level: str, method: str) -> dict[str, Any]:
     return video_row(
-        DATASET,
+        dataset,
         path,
         label=FAKE if method else REAL,
         method=method,
         compression=compression_of(level),
-        split=split_of[target] if split_of is not None else "",
-        original=original_id(target, level) if method else "",
-        target_id=target,
-        source_id=source,
+        target_id=match["target"],
+        source_id=match["source"] if method else "",
     )
 
 
-def _official_names(pairs_of: dict[str, list[tuple[str, str]]], *, fakes: bool) -> set[str]:
-    """A pair (a, b) of the official lists stands for the pristine a and b, and the fakes a_b and b_a of each method."""
-    pairs = [pair for pairs in pairs_of.values() for pair in pairs]
-    stems = [stem for a, b in pairs for stem in ((f"{a}_{b}", f"{b}_{a}") if fakes else (a, b))]
-    return {f"{stem}.mp4" for stem in stems}
+def _split(path: Path, row: dict[str, Any], split_of: dict[str, str]) -> str:
+    """Split of the clip's target, which its source shares."""
+    target, source = row["target_id"], row["source_id"]
+    if target not in split_of:
+        raise ValueError(f"{path}: id {target} is in none of train.json, val.json, test.json.")
+    if source and split_of.get(source) != split_of[target]:
+        raise ValueError(f"{path}: target {target} is of {split_of[target]}.json, source {source} is not.")
+    return split_of[target]
 
 
-def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """Split -> pairs of ids, from the official files.
+def read_pairs(folder: Path) -> dict[tuple[str, str], str]:
+    """Pair of ids -> split, from the official files.
 
     Raises:
         FileNotFoundError: one of the three files is missing.
         ValueError: not lists of pairs, or an id in two splits.
     """
-    pairs_of: dict[str, list[tuple[str, str]]] = {}
+    split_of_pair: dict[tuple[str, str], str] = {}
     seen: dict[str, str] = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         path = folder / f"{split}.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. --splits is the folder of the official split files.")
@@ -150,34 +202,20 @@ def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
         for name in (name for pair in pairs for name in pair):
             if seen.setdefault(name, split) != split:
                 raise ValueError(f"{path}: id {name} is also in {seen[name]}.json; splits must be disjoint.")
-        pairs_of[split] = [(first, second) for first, second in pairs]
-    return pairs_of
-
-
-def split_of_ids(pairs_of: dict[str, list[tuple[str, str]]]) -> dict[str, str]:
-    """id -> split, of what `read_pairs` gives."""
-    return {name: split for split, pairs in pairs_of.items() for pair in pairs for name in pair}
-
-
-def read_splits(folder: Path) -> dict[str, str]:
-    """id -> split, from the official files; raises as `read_pairs` does."""
-    return split_of_ids(read_pairs(folder))
+        split_of_pair |= dict.fromkeys(map(tuple, pairs), split)
+    return split_of_pair
 
 
 def mask_of(dataset: str, path: str) -> str | None:
     """Path of a clip's mask video, as long as the clip and bright where the face was changed.
-
-    It is `manipulated_sequences/<method>/masks/videos/<name>` for all compression levels.
-
-    Source: the FaceForensics++ download script.
 
     Args:
         dataset: the row's `dataset`.
         path: the row's `path`, below the data set's root.
 
     Returns:
-        The mask's path below the same root, whether or not it was downloaded; None where none was released: pristine
-        clips, FaceShifter, and data sets other than `ffpp` and `dfd`.
+        The mask's path below the same root, one for all compression levels, whether or not it was downloaded; None
+        where none was released: pristine clips, FaceShifter, and data sets other than `ffpp` and `dfd`.
     """
     match path.split("/"):
         case ["manipulated_sequences", method, level, "videos", name] if any(

@@ -27,10 +27,8 @@ def read_labelled_folder(root: Path, *, labels: Path | None = None, name: str = 
     """List the clips of a folder with their labels; all other columns stay empty.
 
     Args:
-        root: the folder; without `labels` it holds `real`, `fake` or both, with clips at any depth.
-        labels: a CSV of `path,label`, paths below the root, label 1 = fake, 0 = real. Clips it does not name are
-            `unlisted`, those it names and the disk lacks are `absent`.
-        name: the data set's name in the table, so that several folders fit into one.
+        root: without `labels` it holds `real`, `fake` or both, with clips at any depth.
+        labels: clips that the CSV does not name are `unlisted`, those it names and the disk lacks are `absent`.
 
     Raises:
         FileNotFoundError: no such folder, neither `real` nor `fake` in it, or no such CSV.

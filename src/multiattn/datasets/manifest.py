@@ -76,7 +76,7 @@ def require_root(root: Path, contents: str) -> None:
         raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds {contents} as --root.")
 
 
-def match_name(pattern: re.Pattern[str], path: Path, form: str) -> re.Match[str]:
+def match_name(pattern: re.Pattern[str], form: str, path: Path) -> re.Match[str]:
     """Match a clip's name without extension.
 
     Raises:
@@ -89,7 +89,9 @@ def match_name(pattern: re.Pattern[str], path: Path, form: str) -> re.Match[str]
 
 
 def video_files(folder: Path) -> list[str]:
-    """Names of the video files directly in a folder, sorted."""
+    """Names of the video files directly in a folder, sorted; [] where there is no folder."""
+    if not folder.is_dir():
+        return []
     with os.scandir(folder) as entries:  # says what is a file without a stat each
         return sorted(entry.name for entry in entries if is_video_name(entry.name) and entry.is_file())
 

@@ -3,10 +3,8 @@
 from multiattn.datasets.celebdf import Celebdf
 from multiattn.datasets.deeperforensics import DeeperForensics
 from multiattn.datasets.deepfakebench import DeepfakeBench
-from multiattn.datasets.dfd import Dfd
-from multiattn.datasets.dfdc import Dfdc
-from multiattn.datasets.dfdc_preview import DfdcPreview
-from multiattn.datasets.ffpp import Ffpp
+from multiattn.datasets.dfdc import Dfdc, DfdcPreview
+from multiattn.datasets.ffpp import Dfd, Ffpp
 from multiattn.datasets.labelled_folder import Folder
 from multiattn.datasets.manifest import IndexOptions
 
