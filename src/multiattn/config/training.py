@@ -97,17 +97,11 @@ class OptimConfig:
         require(not cycle or self.warmup_epochs == 0, self, "warmup_epochs", "0 with one-cycle, which has its own")
 
 
-VideoMetric = Literal[
-    "log_loss",
-    "balanced_log_loss",
-    "auc",
-    "accuracy",
-    "frame_log_loss",
-    "frame_balanced_log_loss",
-    "frame_auc",
-    "frame_accuracy",
-]
-"""A figure of the held-out videos, or of their frames; `balanced` is the mean of the two classes' log losses."""
+METRICS = ("log_loss", "balanced_log_loss", "auc", "accuracy")
+"""Figures of the held-out videos; `balanced_log_loss` is the mean of the two classes' log losses."""
+FRAME_PREFIX = "frame_"
+"""Before the name of a metric: of their frames."""
+VideoMetric = Literal[(*METRICS, *(f"{FRAME_PREFIX}{name}" for name in METRICS))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +130,7 @@ class AverageConfig:
     """Averages of the weights: further candidates at every validation, the best of all is kept."""
 
     ema_decay: float = 0.0
-    """Of the exponential moving average of the weights (timm's `ModelEmaV3`); 0 keeps none."""
+    """Decay of the exponential moving average of the weights (timm's `ModelEmaV3`); 0 keeps none."""
     ema_warmup: bool = True
     """Let the decay rise to `ema_decay`, so that the first epochs do not linger."""
     best: int = 0

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import nn
 
 from multiattn.config import ValidationConfig
+from multiattn.config.training import FRAME_PREFIX, METRICS
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.diagnostics import AttentionStatistics, center_distance, collapse_warning
 from multiattn.model.losses import RegionalIndependenceLoss
@@ -19,7 +20,7 @@ from multiattn.model.predict import predict_logits
 from multiattn.runtime.layout import HELD_OUT_FILE
 from multiattn.runtime.signals import Interruption
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
-from multiattn.scoring.metrics import balanced_log_loss, video_metrics
+from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
@@ -103,18 +104,13 @@ def scores(crops: FoldCrops, predictions: pd.DataFrame) -> dict[str, float]:
     frames = np.clip(predictions["probability"].to_numpy(), rule.clip, 1 - rule.clip)
     return {
         **_scores(held_out["label"].to_numpy(), videos["probability"].to_numpy(), rule.clip, ""),
-        **_scores(crops.validation["label"].to_numpy(), frames, rule.clip, "frame_"),
+        **_scores(crops.validation["label"].to_numpy(), frames, rule.clip, FRAME_PREFIX),
     }
 
 
 def _scores(labels: np.ndarray, probabilities: np.ndarray, clip: float, prefix: str) -> dict[str, float]:
     metrics = video_metrics(labels, probabilities, clip=clip)
-    return {
-        f"{prefix}log_loss": metrics.log_loss,
-        f"{prefix}balanced_log_loss": balanced_log_loss(labels, probabilities, clip=clip),
-        f"{prefix}auc": metrics.auc,
-        f"{prefix}accuracy": metrics.accuracy,
-    }
+    return {f"{prefix}{name}": getattr(metrics, name) for name in METRICS}
 
 
 def _value(candidate: Candidate, settings: ValidationConfig) -> float:
