@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_trees import make_files, videos
 
 from multiattn.datasets.dfdc import read_dfdc
 from multiattn.datasets.ffpp import read_ffpp
@@ -15,16 +16,6 @@ from multiattn.runtime.files import read_json
 from multiattn.tables import FOLDS, VIDEOS
 
 FF = "ffpp/original_sequences/youtube/c23/videos"
-
-
-def videos(*rows: dict) -> pd.DataFrame:
-    """A `videos` table; each row says only what matters."""
-    filled = []
-    for row in rows:
-        dataset, _, path = row["video_id"].partition("/")
-        defaults = {"dataset": dataset, "path": f"{path}.mp4", "label": int("original" in row), "split": "train"}
-        filled.append(dict.fromkeys(VIDEOS.columns, "") | defaults | row)
-    return VIDEOS.validate(pd.DataFrame(filled), "made here") if filled else VIDEOS.empty()
 
 
 def folds_of(table: pd.DataFrame, **fold: int) -> pd.DataFrame:
@@ -85,10 +76,8 @@ def only(table: pd.DataFrame, name: str, **options):
 )  # fmt: skip
 def test_a_sound_table_gives_no_finding(rows):
     assert found(videos(*rows)) == []
-
-
-def test_an_empty_table_with_empty_folds_gives_no_finding():
-    assert found(VIDEOS.empty(), folds=FOLDS.empty(), grouping="part") == []
+    if not rows:
+        assert found(VIDEOS.empty(), folds=FOLDS.empty(), grouping="part") == []
 
 
 def test_folds_just_made_give_no_finding():
@@ -229,31 +218,30 @@ def test_parts_may_span_folds_that_were_not_grouped_by_part():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("test video", ("leak", "test videos in folds")),
-        ("group", ("leak", "groups across folds")),
-        ("label", ("warning", "labels")),
-        ("not in the table", ("warning", "unknown videos in folds")),
-        ("one class", ("warning", "one class")),
-        ("left out", ("note", "videos in no fold")),
+        pytest.param({"group": "g"}, ("leak", "groups across folds"), id="one group"),
+        pytest.param({"label": [0, 1, 0, 1, 0, 0]}, ("warning", "labels"), id="another label"),
+        pytest.param({"fold": [0, 0, 1, 0, 1, 0]}, ("warning", "one class"), id="a fold of one class"),
     ],
 )
-def test_folds_that_do_not_fit_the_table_are_found(change, expected):
-    table = videos(*({"video_id": f"d/{x}", "label": label} for x, label in zip("abcdef", (0, 1) * 3, strict=True)))
-    folds = folds_of(table, a=0, b=0, c=1, d=1, e=1, f=1)
+def test_folds_that_do_not_fit_the_table_are_found(change, expected, alternating):
+    table, folds = alternating
     assert found(table, folds=folds) == []
-    if change == "test video":
-        table.loc[5, "split"] = "test"
-    elif change == "group":
-        folds["group"] = "g"
-    elif change == "label":
-        folds.loc[5, "label"] = 0
-    elif change == "not in the table":
-        table = table.iloc[:5]
-    elif change == "one class":
-        folds["fold"] = [0, 0, 1, 0, 1, 0]
-    elif change == "left out":
-        folds = folds.iloc[:5]
-    assert found(table, folds=folds) == [expected]
+    assert found(table, folds=folds.assign(**change)) == [expected]
+
+
+def test_rows_that_only_one_of_the_two_tables_holds_or_that_are_test_videos_are_found(alternating):
+    table, folds = alternating
+    assert found(table.iloc[:5], folds=folds) == [("warning", "unknown videos in folds")]
+    assert found(table, folds=folds.iloc[:5]) == [("note", "videos in no fold")]
+    table.loc[5, "split"] = "test"
+    assert found(table, folds=folds) == [("leak", "test videos in folds")]
+
+
+@pytest.fixture
+def alternating() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Six videos, real and fake in turn, and their two folds."""
+    table = videos(*({"video_id": f"d/{x}", "label": label} for x, label in zip("abcdef", (0, 1) * 3, strict=True)))
+    return table, folds_of(table, a=0, b=0, c=1, d=1, e=1, f=1)
 
 
 # --- known overlaps of the field ---------------------------------------------------------------------------------
@@ -372,12 +360,9 @@ def test_a_real_and_a_fake_of_one_name_are_no_copies():
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """A part of DFDC: one clip there, one listed but absent, one present but unlisted; and its table."""
-    part = tmp_path / "dfdc" / "dfdc_train_part_7"
-    part.mkdir(parents=True)
+    part = make_files(tmp_path / "dfdc" / "dfdc_train_part_7", "here.mp4", "stray.mp4")
     entries = {name: {"label": "REAL", "split": "train"} for name in ("here.mp4", "gone.mp4")}
     (part / "metadata.json").write_text(json.dumps(entries))
-    (part / "here.mp4").touch()
-    (part / "stray.mp4").touch()
     write_manifest(read_dfdc(tmp_path / "dfdc"), tmp_path / "videos.csv", append=False)
     return tmp_path
 
@@ -403,10 +388,7 @@ def test_files_that_came_and_went_since_are_found_on_disk(tree):
     found = of_tree(tree)
     assert found["warning", "vanished"] == ["dfdc_train_part_7/here.mp4"]
     assert found["warning", "appeared"] == ["dfdc_train_part_7/new.mp4"]
-
-
-def test_a_whole_folder_that_vanished(tree):
-    (tree / "dfdc" / "dfdc_train_part_7").rename(tree / "elsewhere")
+    part.rename(tree / "elsewhere")
     assert of_tree(tree)["warning", "vanished"] == ["dfdc_train_part_7/here.mp4"]
 
 
@@ -421,15 +403,10 @@ def test_a_root_that_is_not_there_is_refused(tree):
         check_health(VIDEOS.read(tree / "videos.csv"), roots={"dfdc": tree / "nothing"})
 
 
-def test_a_table_without_videos_json_says_so():
-    (finding,) = check_health(videos({"video_id": "d/a"})).findings
-    assert (finding.severity, finding.name) == ("note", "no videos.json")
-
-
-def test_findings_come_worst_first():
+def test_findings_come_worst_first_and_a_table_without_videos_json_says_so():
     table = videos({"video_id": "d/a", "split": ""}, {"video_id": "d/b", "original": "d/a", "split": "test"})
-    severities = [item.severity for item in check_health(table).findings]
-    assert severities == ["leak", "note", "note"]
+    findings = [(item.severity, item.name) for item in check_health(table).findings]
+    assert findings == [("leak", "originals across splits"), ("note", "no split"), ("note", "no videos.json")]
 
 
 @pytest.mark.shared

@@ -34,7 +34,7 @@ def leaking(tmp_path) -> Path:
 
 
 def exit_code(*words: object) -> int:
-    """Of the command, whether it returns it or raises it."""
+    """Exit code of the command, returned or raised."""
     try:
         return main([str(word) for word in words])
     except SystemExit as error:
@@ -154,6 +154,12 @@ def test_all_of_dfdc_is_folded_and_checked_in_seconds_and_little_memory(shared, 
         seconds, peak = cost([stage, "--videos", videos, *words], limit_seconds=limit)
         assert seconds < limit, stage
         assert peak < 1.5e9, stage
+    made = FOLDS.read(folds)
+    assert (len(made), made["group"].nunique()) == (119_154, 50)
+    assert (made.groupby(made["video_id"].str.split("/").str[1])["fold"].nunique() == 1).all()
+    share = made.groupby("fold")["label"].agg(["size", "mean"])
+    assert share["size"].between(0.8 * len(made) / 5, 1.2 * len(made) / 5).all()
+    assert share["mean"].between(0.8, 0.88).all()
 
 
 def full_size(shared: Path, path: Path) -> Path:

@@ -99,12 +99,11 @@ def check_folds(
         ValueError: a group in two folds, folds not numbered 0, 1, 2, ..., a fold without one of the classes, a test
             video, a label that differs, a fake apart from its original.
     """
-    spread = folds.groupby("group")["fold"].nunique()
-    if (spread > 1).any():
-        group = spread.index[spread > 1][0]
-        rows = folds[folds["group"] == group].drop_duplicates("fold").head(3)[["video_id", "fold"]].to_dict("records")
+    spread = folds[folds.groupby("group")["fold"].transform("nunique") > 1]
+    if len(spread):
         raise ValueError(
-            f"{source}: leak: {(spread > 1).sum()} groups span folds; {group}: {rows}. Make the folds again."
+            f"{source}: leak: {spread['group'].nunique()} groups span folds; the first: {_first_of(spread, 'group')}. "
+            "Make the folds again."
         )
     numbers = sorted(set(folds["fold"]) - {-1})
     if numbers != list(range(len(numbers))) or not numbers:
@@ -133,14 +132,18 @@ def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str
     if len(wrong):
         raise ValueError(f"{source}: {len(wrong)} labels differ from the videos table; {wrong['video_id'].iloc[0]}.")
     joined["component"] = group_videos(joined, grouping)
-    spread = joined.groupby("component")["fold"].transform("nunique") > 1
-    if spread.any():
-        together = joined[joined["component"] == joined.loc[spread, "component"].iloc[0]]
-        rows = together.drop_duplicates("fold").head(3)[["video_id", "fold"]].to_dict("records")
+    spread = joined[joined.groupby("component")["fold"].transform("nunique") > 1]
+    if len(spread):
         raise ValueError(
-            f"{source}: leak: {spread.sum()} videos share an original, a person or a part with one of another fold; "
-            f"the first: {rows}. Make the folds again."
+            f"{source}: leak: {len(spread)} videos share an original, a person or a part with one of another fold; "
+            f"the first: {_first_of(spread, 'component')}. Make the folds again."
         )
+
+
+def _first_of(spread: pd.DataFrame, key: str) -> list[dict[str, Any]]:
+    """video_id and fold of up to three videos of the first group, one a fold."""
+    together = spread[spread[key] == spread[key].iloc[0]]
+    return together.drop_duplicates("fold").head(3)[["video_id", "fold"]].to_dict("records")
 
 
 def read_folds(path: Path, *, videos: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -161,7 +164,7 @@ def write_folds(folds: pd.DataFrame, path: Path, recipe: dict[str, Any]) -> dict
     """Write the table, and `<name>.json` beside it with the recipe and the counts of each fold.
 
     Returns:
-        What was written to the JSON file.
+        The content of the JSON file.
     """
     FOLDS.write(folds, path)
     counts = folds.groupby("fold").agg(videos=("label", "size"), fake=("label", "sum"), groups=("group", "nunique"))

@@ -153,9 +153,8 @@ def _cases(videos: pd.DataFrame, spread: pd.DataFrame, *, show_key: bool) -> lis
     """A line a key: one video of every place."""
     first = spread.sort_values(["key", "row"]).drop_duplicates(["key", "place"])
     lines: dict[str, list[str]] = {}
-    for key, place, video in zip(
-        first["key"], first["place"], videos["video_id"].loc[first["row"]].to_numpy(), strict=True
-    ):
+    names = videos["video_id"].loc[first["row"]]
+    for key, place, video in zip(first["key"], first["place"], names, strict=True):
         lines.setdefault(key, []).append(f"{video} ({place})")
     return [f"{key}: {', '.join(found)}" if show_key else ", ".join(found) for key, found in lines.items()]
 
@@ -165,25 +164,17 @@ def _across_splits(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     spread = _spread(own_split, _originals(own_split), place)
     if len(spread):
         fakes = (videos["label"].loc[spread["row"].unique()] == FAKE).sum()
-        yield Finding(
-            "leak",
-            "originals across splits",
-            f"{spread['key'].nunique()} originals and their {fakes} fakes stand in more than one split.",
-            SPLIT_AGAIN,
-            _cases(videos, spread, show_key=False),
-        )
+        text = f"{spread['key'].nunique()} originals and their {fakes} fakes stand in more than one split."
+        cases = _cases(videos, spread, show_key=False)
+        yield Finding("leak", "originals across splits", text, SPLIT_AGAIN, cases)
     spread = _spread(videos, _people(videos), place)
     tested = pd.Series(_is_among(spread["key"], spread.loc[spread["place"] == "test", "key"]), index=spread.index)
     for severity, found, splits in (("leak", tested, "training and test"), ("warning", ~tested, "training and val")):
         if found.any():
-            yield Finding(
-                severity,
-                "people across splits",
-                f"{spread.loc[found, 'key'].nunique()} people (target_id, source_id) are in {splits}: "
-                f"{spread.loc[found, 'row'].nunique()} videos.",
-                SPLIT_AGAIN,
-                _cases(videos, spread[found], show_key=True),
-            )
+            people, rows = spread.loc[found, "key"].nunique(), spread.loc[found, "row"].nunique()
+            text = f"{people} people (target_id, source_id) are in {splits}: {rows} videos."
+            cases = _cases(videos, spread[found], show_key=True)
+            yield Finding(severity, "people across splits", text, SPLIT_AGAIN, cases)
 
 
 def _across_data_sets(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
@@ -193,13 +184,9 @@ def _across_data_sets(videos: pd.DataFrame, place: pd.Series) -> Iterator[Findin
     if not fakes.any():
         return
     if not (pristine & (videos["split"] != "")).any():
-        yield Finding(
-            "note",
-            "DeeperForensics without FaceForensics++",
-            "DeeperForensics clips are made on FaceForensics++ clips, and this table does not say which of "
-            "those are test clips.",
-            "Index FaceForensics++ c23 into the table: `multiattn index ffpp --splits DIR --append`.",
-        )
+        text = "DeeperForensics is made on FaceForensics++ clips, and the table does not say which of those are tests."
+        advice = "Index FaceForensics++ c23 into the table: `multiattn index ffpp --splits DIR --append`."
+        yield Finding("note", "DeeperForensics without FaceForensics++", text, advice)
         return
     trained = place.isin(["train", "val"])
     for one, other, text in (
@@ -209,14 +196,10 @@ def _across_data_sets(videos: pd.DataFrame, place: pd.Series) -> Iterator[Findin
         ids = set(videos.loc[pristine & other, "target_id"]) - {""}
         found = fakes & one & videos["target_id"].isin(ids)
         if found.any():
-            yield Finding(
-                "leak",
-                "DeeperForensics and FaceForensics++",
-                f"{found.sum()} DeeperForensics clips {text}.",
-                "Let FaceForensics++ decide: keep the DeeperForensics clips whose id is of the same split "
-                "there, and leave these out.",
-                videos.loc[found, "video_id"].tolist(),
-            )
+            text = f"{found.sum()} DeeperForensics clips {text}."
+            advice = "Keep the DeeperForensics clips whose id is of the same split in FaceForensics++; leave these out."
+            cases = videos.loc[found, "video_id"].tolist()
+            yield Finding("leak", "DeeperForensics and FaceForensics++", text, advice, cases)
 
 
 def _names(videos: pd.DataFrame) -> pd.Series:
@@ -231,37 +214,22 @@ def _kaggle_copies(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     parts = clips[is_part & trained]
     copies = parts[_names(parts).isin(public)] if public else parts.iloc[:0]
     if len(copies):
-        yield Finding(
-            "leak",
-            "Kaggle's public test videos",
-            f"{len(copies)} of {len(public)} clips of {KAGGLE_PUBLIC_TEST} are also in "
-            f"{', '.join(sorted(copies['part'].unique()))}, which are trained on.",
-            f"Take the rows of these parts out of videos.csv and make the folds again, or do not score on "
-            f"{KAGGLE_PUBLIC_TEST}.",
-            copies["video_id"].tolist(),
-        )
-        return
-    seen = sorted(part for part in parts["part"].unique() if KAGGLE_PARTS.fullmatch(part))
-    if not seen:
-        return
-    yield Finding(
-        "note",
-        "Kaggle's public test videos",
-        f"{', '.join(seen)} are trained on; parts 0 to 2 hold the 400 public test videos of the competition.",
-        f"Do not score such a model on {KAGGLE_PUBLIC_TEST}: it has seen them.",
-    )
+        found = ", ".join(sorted(copies["part"].unique()))
+        text = f"{len(copies)} of {len(public)} clips of {KAGGLE_PUBLIC_TEST} are also in {found}: they are trained on."
+        advice = f"Take these parts out of videos.csv and make the folds again, or never score on {KAGGLE_PUBLIC_TEST}."
+        yield Finding("leak", "Kaggle's public test videos", text, advice, copies["video_id"].tolist())
+    elif seen := sorted(part for part in parts["part"].unique() if KAGGLE_PARTS.fullmatch(part)):
+        text = f"{', '.join(seen)} are trained on; parts 0 to 2 hold the 400 public test videos of the competition."
+        advice = f"Do not score such a model on {KAGGLE_PUBLIC_TEST}: it has seen them."
+        yield Finding("note", "Kaggle's public test videos", text, advice)
 
 
 def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     repeated = videos.duplicated(["dataset", "path"], keep=False)
     if repeated.any():
-        yield Finding(
-            "warning",
-            "paths listed twice",
-            f"{repeated.sum()} rows share their path with another row of their data set.",
-            "Keep one row a file: run `multiattn index` again.",
-            videos.loc[repeated, "video_id"].tolist(),
-        )
+        text = f"{repeated.sum()} rows share their path with another row of their data set."
+        advice = "Keep one row a file: run `multiattn index` again."
+        yield Finding("warning", "paths listed twice", text, advice, videos.loc[repeated, "video_id"].tolist())
     keys = ["dataset", "method", "compression", "label"]
     named = videos[keys].assign(name=_names(videos), place=place)
     # Every method and level of FaceForensics++ uses the same names; Kaggle's copies are found above.
@@ -274,13 +242,10 @@ def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     for severity, rows in (("leak", same[tested]), ("warning", same[~tested])):
         if len(rows):
             where = ", in training and in test" if severity == "leak" else ""
-            yield Finding(
-                severity,
-                "file names used twice",
-                f"{len(rows)} clips share their file name with another of their data set and method{where}.",
-                "If they are copies, delete one of each and index again.",
-                videos.loc[rows.sort_values("name", kind="stable").index, "video_id"].tolist(),
-            )
+            text = f"{len(rows)} clips share their file name with another of their data set and method{where}."
+            advice = "If they are copies, delete one of each and index again."
+            cases = videos.loc[rows.sort_values("name", kind="stable").index, "video_id"].tolist()
+            yield Finding(severity, "file names used twice", text, advice, cases)
 
 
 def _across_folds(videos: pd.DataFrame, folds: pd.DataFrame, grouping: Grouping) -> Iterator[Finding]:
@@ -292,13 +257,9 @@ def _across_folds(videos: pd.DataFrame, folds: pd.DataFrame, grouping: Grouping)
     for name, table in links.items():
         spread = _spread(videos, table, place)
         if len(spread):
-            yield Finding(
-                "leak",
-                f"{name} across folds",
-                f"{spread['key'].nunique()} {name} span folds: {spread['row'].nunique()} videos.",
-                FOLD_AGAIN,
-                _cases(videos, spread, show_key=name != "originals"),
-            )
+            text = f"{spread['key'].nunique()} {name} span folds: {spread['row'].nunique()} videos."
+            cases = _cases(videos, spread, show_key=name != "originals")
+            yield Finding("leak", f"{name} across folds", text, FOLD_AGAIN, cases)
     spread = folds[folds.groupby("group")["fold"].transform("nunique") > 1]
     if len(spread):
         text = f"{spread['group'].nunique()} groups of the folds table span folds: {len(spread)} videos."
@@ -333,17 +294,12 @@ def _folds_against_videos(videos: pd.DataFrame, folds: pd.DataFrame) -> Iterator
 
 def _without_split(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     rows = videos[(videos["split"] == "") & (place == "train")]
-    if rows.empty:
-        return
-    counts = rows["dataset"].value_counts().sort_index()
-    yield Finding(
-        "note",
-        "no split",
-        f"{len(rows)} videos are of no split and count as training videos: "
-        + ", ".join(f"{count} of {dataset}" for dataset, count in counts.items())
-        + ".",
-        "To test on them, set their split to test in videos.csv before making folds.",
-    )
+    if len(rows):
+        counts = rows["dataset"].value_counts().sort_index()
+        listed = ", ".join(f"{count} of {dataset}" for dataset, count in counts.items())
+        text = f"{len(rows)} videos are of no split and count as training videos: {listed}."
+        advice = "To test on them, set their split to test in videos.csv before making folds."
+        yield Finding("note", "no split", text, advice)
 
 
 def _listing(videos: pd.DataFrame, manifest: dict[str, Any] | None) -> Iterator[Finding]:
