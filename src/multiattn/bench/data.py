@@ -232,7 +232,7 @@ def _drawn_faces(folder: Path) -> FoldCrops:
     recipe, rows = CropRecipe(), []
     generator = np.random.default_rng(0)
     for number in range(DRAWN_ACTORS):
-        actor, video = make_actor(f"bench{number}", (0, number)), f"drawn/{number}"
+        actor, video = make_actor((0, number)), f"drawn/{number}"
         (folder / CROPS_FOLDER / video).mkdir(parents=True)
         for frame in range(DRAWN_FRAMES):
             landmarks = actor.landmarks + generator.normal(0, 0.5, (5, 2))

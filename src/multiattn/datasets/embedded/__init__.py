@@ -8,6 +8,5 @@ It lets anyone run the whole pipeline without 470 GB of videos. Its scores say t
 real deepfakes.
 """
 
-from multiattn.datasets.embedded.tree import DemoPlan, PlannedClip, build_demo_dataset, plan_demo
-
-__all__ = ["DemoPlan", "PlannedClip", "build_demo_dataset", "plan_demo"]
+from multiattn.datasets.embedded.tree import build_demo_dataset as build_demo_dataset
+from multiattn.datasets.embedded.tree import plan_demo as plan_demo

@@ -165,7 +165,6 @@ class Actor:
     `landmarks` (5, 2) float64 canvas coordinates in the order left eye, right eye, nose, left and right mouth corner.
     """
 
-    actor_id: str
     rgba: np.ndarray  # (384, 400, 4)
     face: np.ndarray  # (384, 400)
     landmarks: np.ndarray
@@ -231,7 +230,7 @@ def _recoloured(rng: np.random.Generator) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def make_actor(actor_id: str, actor_seed: tuple[int, ...]) -> Actor:
+def make_actor(actor_seed: tuple[int, ...]) -> Actor:
     """The actor of that seed: the same seed gives the same person, bit by bit."""
     rng = np.random.default_rng(actor_seed)
     backward, mirrored = _canvas_map(rng)
@@ -247,4 +246,4 @@ def make_actor(actor_id: str, actor_seed: tuple[int, ...]) -> Actor:
     landmarks = invert_at(backward, old, (old - FACE_CENTRE) * side + CANVAS_FACE)
     if mirrored:
         landmarks = landmarks[_MIRRORED_ORDER]
-    return Actor(actor_id=actor_id, rgba=rgba, face=face, landmarks=landmarks)
+    return Actor(rgba=rgba, face=face, landmarks=landmarks)

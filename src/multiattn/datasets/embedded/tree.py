@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Literal
 
 import av
@@ -91,14 +92,6 @@ class _Writer:
         self.seed, self.sizes = seed, sizes
         self.clips: list[PlannedClip] = []
         self._names = np.random.default_rng((seed, _NAMES))
-        self._used: set[str] = set()
-
-    def _filename(self) -> str:
-        while True:
-            name = "".join(self._names.choice(list("abcdefghijklmnopqrstuvwxyz"), 10)) + ".mp4"
-            if name not in self._used:
-                self._used.add(name)
-                return name
 
     def add(
         self, part: int, take_seed: tuple[int, ...], target: str, source: str = "", original: str = "", recipe: str = ""
@@ -108,7 +101,7 @@ class _Writer:
         own_seed = (self.seed, _FILES, len(self.clips))
         self.clips.append(
             PlannedClip(
-                filename=self._filename(),
+                filename="".join(self._names.choice(list(ascii_lowercase), 10)) + ".mp4",
                 part=part,
                 label=int(bool(recipe)),
                 target_id=target,
@@ -167,12 +160,9 @@ def plan_demo(seed: int = 7, small: bool = False) -> DemoPlan:
 
 
 def _with_defects(clips: list[PlannedClip]) -> list[PlannedClip]:
-    truncated = next(i for i, clip in enumerate(clips) if clip.part < 0 and clip.label == 1)
-    faceless = max(i for i, clip in enumerate(clips) if clip.part < 0 and clip.label == 0)
-    out = list(clips)
-    for index, defect in ((truncated, "truncated"), (faceless, "faceless")):
-        out[index] = replace(out[index], defect=defect)
-    return out
+    fakes, reals = ([clip for clip in clips if clip.part < 0 and clip.label == label] for label in (1, 0))
+    defect_of = {fakes[0].filename: "truncated", reals[-1].filename: "faceless"}
+    return [replace(clip, defect=defect_of.get(clip.filename, "")) for clip in clips]
 
 
 def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool = False) -> None:
@@ -203,7 +193,10 @@ def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool 
     (partial / _PARTIAL_MARK).write_text("left by an unfinished multiattn demo; safe to delete\n")
     _write_videos(plan, partial, jobs)
     _write_tables(plan, partial)
-    (partial / "demo.json").write_text(json.dumps({**mark, "clips": _clip_records(plan)}, indent=1) + "\n")
+    columns = {"recipe": "recipe", "target": "target_id", "source": "source_id", "defect": "defect"}
+    # For reports after the fact only.
+    clips = {clip.filename: {key: getattr(clip, name) for key, name in columns.items()} for clip in plan.clips}
+    (partial / "demo.json").write_text(json.dumps({**mark, "clips": clips}, indent=1) + "\n")
     (partial / _PARTIAL_MARK).unlink()
     if root.exists():
         root.rmdir()  # empty, or _already_there had refused it
@@ -257,10 +250,10 @@ def write_clip(clip: PlannedClip, actor_seeds: dict[str, tuple[int, ...]], path:
     """Draw and encode one clip; the file depends on the clip alone, not on the process that writes it."""
     cv2.setNumThreads(1)
     take = make_take(clip.take_seed, clip.num_frames)
-    target = None if clip.defect == "faceless" else make_actor(clip.target_id, actor_seeds[clip.target_id])
+    target = None if clip.defect == "faceless" else make_actor(actor_seeds[clip.target_id])
     forger = None
     if clip.recipe and target is not None:
-        source = make_actor(clip.source_id, actor_seeds[clip.source_id])
+        source = make_actor(actor_seeds[clip.source_id])
         forger = make_forger(clip.recipe, source, target, clip.forgery_seed, clip.num_frames)
     _encode(path, render_frames(take, target, forger), take.size_wh, clip.crf)
     if clip.defect == "truncated":
@@ -281,18 +274,17 @@ def _encode(path: Path, frames: Iterable[np.ndarray], size_wh: tuple[int, int], 
         container.mux(stream.encode())
 
 
-def _metadata_row(clip: PlannedClip) -> dict[str, str]:
-    """The official entry of metadata.json; like the official files it does not name the method."""
-    if clip.label:
-        return {"label": "FAKE", "split": "train", "original": clip.original}
-    return {"label": "REAL", "split": "train"}
-
-
 def _write_tables(plan: DemoPlan, root: Path) -> None:
-    """metadata.json of every part, labels.csv, groups.csv and sample_submission.csv."""
-    for folder in sorted({_folder(clip) for clip in plan.training}):
-        rows = {clip.filename: _metadata_row(clip) for clip in plan.training if _folder(clip) == folder}
-        (root / folder / "metadata.json").write_text(json.dumps(dict(sorted(rows.items()))))
+    """metadata.json of every part, labels.csv, groups.csv and sample_submission.csv.
+
+    Like the official files, metadata.json does not name the method.
+    """
+    parts: dict[str, dict[str, dict[str, str]]] = {}
+    for clip in sorted(plan.training, key=lambda clip: clip.filename):
+        entry = {"label": "FAKE" if clip.label else "REAL", "split": "train"}
+        parts.setdefault(_folder(clip), {})[clip.filename] = entry | ({"original": clip.original} if clip.label else {})
+    for folder, entries in parts.items():
+        (root / folder / "metadata.json").write_text(json.dumps(entries))
     labels = pd.DataFrame({"filename": [c.filename for c in plan.test], "label": [c.label for c in plan.test]})
     labels = labels.sort_values("filename")
     labels.to_csv(root / "labels.csv", index=False, lineterminator="\n")
@@ -304,16 +296,3 @@ def _groups(plan: DemoPlan) -> str:
     """groups.csv: of each test clip the original it was made of, itself where it is one. They share a take."""
     rows = sorted((clip.filename, clip.original or clip.filename) for clip in plan.test)
     return "".join(f"{name},{group}\n" for name, group in [("filename", "group"), *rows])
-
-
-def _clip_records(plan: DemoPlan) -> dict[str, dict[str, str]]:
-    """For reports after the fact only: who is in each file, and how it was forged."""
-    return {
-        clip.filename: {
-            "recipe": clip.recipe,
-            "target": clip.target_id,
-            "source": clip.source_id,
-            "defect": clip.defect,
-        }
-        for clip in plan.clips
-    }
