@@ -24,20 +24,16 @@ from multiattn.experiments import EXPERIMENTS, get_experiment
 
 @pytest.mark.parametrize("tiny", [False, True], ids=["full", "tiny"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_survives_json_and_back(name, tiny):
+def test_every_experiment_survives_json_says_its_command_and_when_tiny_runs_small_without_downloads(name, tiny):
     experiment = get_experiment(name, tiny=tiny)
     text = json.dumps(to_json(experiment), allow_nan=False)
     assert from_json(Experiment, json.loads(text)) == experiment
     assert experiment.name == (f"{name}_tiny" if tiny else name)
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_says_its_command_and_runs_small_without_downloads_when_tiny(name):
     assert f"multiattn train {name} " in EXPERIMENTS[name].__doc__
-    tiny = get_experiment(name, tiny=True)
-    assert (tiny.epochs, tiny.model.pretrained, tiny.model.weights) == (1, False, None)
-    assert tiny.data.image_size <= 64
-    assert tiny.data.num_workers == 0
+    if tiny:
+        assert (experiment.epochs, experiment.model.pretrained, experiment.model.weights) == (1, False, None)
+        assert experiment.data.image_size <= 64
+        assert experiment.data.num_workers == 0
 
 
 def test_dfdc_b4_has_the_settings_of_the_paper():
@@ -60,7 +56,7 @@ def test_dfdc_b4_has_the_settings_of_the_paper():
         pytest.param(
             OptimConfig, {"lrr": 1.0}, ["OptimConfig", "'lrr'", "Did you mean 'lr'"], id="one letter too many"
         ),
-        pytest.param(OptimConfig, {"qqqqq": 1}, ["'qqqqq'", "weight_decay"], id="near nothing lists what there is"),
+        pytest.param(OptimConfig, {"qqqqq": 1}, ["'qqqqq'", "weight_decay"], id="near nothing lists all, no guess"),
         pytest.param(
             Experiment,
             {"name": "x", "data": {"batchsize": 4}},
@@ -74,12 +70,7 @@ def test_an_unknown_setting_names_its_nearest_neighbour(config_class, values, ex
         from_json(config_class, values, source="runs/a/experiment.json")
     for words in ("runs/a/experiment.json", *expected):
         assert words in str(caught.value)
-
-
-def test_an_unknown_setting_near_nothing_guesses_nothing():
-    with pytest.raises(ValueError) as caught:
-        from_json(OptimConfig, {"qqqqq": 1})
-    assert "Did you mean" not in str(caught.value)
+    assert ("Did you mean" in str(caught.value)) == any("Did you mean" in words for words in expected)
 
 
 REFUSED = {

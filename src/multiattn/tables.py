@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
 ROWS_AT_ONCE = 1 << 17
-"""Of a table that is read piece by piece."""
+"""Rows of one piece of a table that is read piece by piece."""
 
 
 @dataclass(frozen=True)
