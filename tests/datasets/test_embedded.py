@@ -18,13 +18,6 @@ from multiattn.datasets.embedded.clips import FRAME_RATE, RECIPES, make_forger, 
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("embedded") / "demo"
-    build_demo_dataset(root, seed=7, jobs=2, small=True)
-    return root
-
-
-@pytest.fixture(scope="module")
 def full_plan():
     return plan_demo(7)
 
@@ -39,13 +32,15 @@ def digests(root: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_the_tree_and_the_metadata_have_the_official_form_and_originals_lie_in_the_same_part(built: Path) -> None:
-    assert sorted(p.name for p in built.iterdir()) == sorted(
+def test_the_tree_and_the_metadata_have_the_official_form_and_originals_lie_in_the_same_part(
+    small_dataset: Path,
+) -> None:
+    assert sorted(p.name for p in small_dataset.iterdir()) == sorted(
         ["demo.json", "dfdc_train_part_0", "dfdc_train_part_1"]
         + ["groups.csv", "labels.csv", "sample_submission.csv", "test_videos"]
     )
-    for folder, rows in metadata(built).items():
-        assert sorted(rows) == sorted(p.name for p in (built / folder).glob("*.mp4"))
+    for folder, rows in metadata(small_dataset).items():
+        assert sorted(rows) == sorted(p.name for p in (small_dataset / folder).glob("*.mp4"))
         for name, row in rows.items():
             assert re.fullmatch(r"[a-z]{10}\.mp4", name)
             assert row["label"] in ("REAL", "FAKE")
@@ -55,45 +50,47 @@ def test_the_tree_and_the_metadata_have_the_official_form_and_originals_lie_in_t
         assert originals and all(rows[original]["label"] == "REAL" for original in originals)
 
 
-def test_labels_and_sample_submission_list_exactly_the_test_files(built: Path) -> None:
-    labels, sample = pd.read_csv(built / "labels.csv"), pd.read_csv(built / "sample_submission.csv")
+def test_labels_and_sample_submission_list_exactly_the_test_files(small_dataset):
+    labels, sample = pd.read_csv(small_dataset / "labels.csv"), pd.read_csv(small_dataset / "sample_submission.csv")
     assert list(labels.columns) == list(sample.columns) == ["filename", "label"]
-    names = sorted(p.name for p in (built / "test_videos").iterdir())
+    names = sorted(p.name for p in (small_dataset / "test_videos").iterdir())
     assert list(labels.filename) == list(sample.filename) == names
     assert set(labels.label) == {0, 1}
     assert (sample.label == 0.5).all()
 
 
-def test_the_group_of_a_test_clip_is_the_original_it_was_made_of(built: Path) -> None:
-    groups = pd.read_csv(built / "groups.csv")
-    labels = pd.read_csv(built / "labels.csv").set_index("filename")["label"]
+def test_the_group_of_a_test_clip_is_the_original_it_was_made_of(small_dataset):
+    groups = pd.read_csv(small_dataset / "groups.csv")
+    labels = pd.read_csv(small_dataset / "labels.csv").set_index("filename")["label"]
     assert list(groups.columns) == ["filename", "group"]
     assert list(groups["filename"]) == list(labels.index)
     assert (labels[groups["group"]] == 0).all()
     assert list(groups["filename"] == groups["group"]) == list(labels == 0)
-    people = json.loads((built / "demo.json").read_text())["clips"]
+    people = json.loads((small_dataset / "demo.json").read_text())["clips"]
     for row in groups.itertuples():
         assert people[row.filename]["target"] == people[row.group]["target"]
     takes = {clip.filename: clip.take_seed for clip in plan_demo(7, small=True).test}
     assert all(takes[row.filename] == takes[row.group] for row in groups.itertuples())
 
 
-def test_a_set_made_before_there_were_groups_gets_them_and_keeps_every_other_file(built: Path, tmp_path: Path) -> None:
+def test_a_set_made_before_there_were_groups_gets_them_and_keeps_every_other_file(
+    small_dataset: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "old"
-    shutil.copytree(built, root)
+    shutil.copytree(small_dataset, root)
     (root / "groups.csv").unlink()
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
     for _ in range(2):  # the second time on a finished root
         build_demo_dataset(root, seed=7, jobs=1, small=True)
-        assert digests(root) == digests(built)
+        assert digests(root) == digests(small_dataset)
         assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_clips_are_h264_of_the_planned_length_but_for_the_truncated_one_that_cannot_be_opened(
-    built: Path,
+    small_dataset: Path,
 ) -> None:
     clips = {clip.filename: clip for clip in plan_demo(7, small=True).clips}
-    paths = list(built.rglob("*.mp4"))
+    paths = list(small_dataset.rglob("*.mp4"))
     assert len(paths) == len(clips)  # also: no name twice in the whole set
     assert sorted(clip.defect for clip in clips.values() if clip.defect) == ["faceless", "truncated"]
     for path in paths:
@@ -108,9 +105,9 @@ def test_clips_are_h264_of_the_planned_length_but_for_the_truncated_one_that_can
             assert sum(1 for _ in container.decode(video=0)) == clips[path.name].num_frames
 
 
-def test_the_same_seed_gives_the_same_bytes_with_one_job_and_with_two(built: Path, tmp_path: Path) -> None:
-    build_demo_dataset(tmp_path / "again", seed=7, jobs=1, small=True)  # `built` was made with two
-    assert digests(tmp_path / "again") == digests(built)
+def test_the_same_seed_gives_the_same_bytes_with_one_job_and_with_two(small_dataset, tmp_path):
+    build_demo_dataset(tmp_path / "again", seed=7, jobs=2, small=True)  # the other was made with one
+    assert digests(tmp_path / "again") == digests(small_dataset)
 
 
 def test_another_seed_gives_other_names_and_other_pictures() -> None:
@@ -120,9 +117,9 @@ def test_another_seed_gives_other_names_and_other_pictures() -> None:
     assert not np.array_equal(*pictures)
 
 
-def test_a_finished_root_of_another_seed_is_refused(built: Path) -> None:
+def test_a_finished_root_of_another_seed_is_refused(small_dataset):
     with pytest.raises(ValueError, match=r"expected .*'seed': 8.*found .*'seed': 7"):
-        build_demo_dataset(built, seed=8, small=True)
+        build_demo_dataset(small_dataset, seed=8, small=True)
 
 
 @pytest.mark.parametrize("content", ["hello", "[]", '{"seed": 7}'], ids=["no json", "no object", "no version"])

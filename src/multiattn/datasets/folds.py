@@ -6,9 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
 from multiattn.runtime.files import read_json, write_json
 from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
@@ -25,6 +22,9 @@ def group_videos(videos: pd.DataFrame, grouping: Grouping) -> pd.Series:
     when they show the same person (target_id or source_id of one data set), and, with `part`, when they lie in the
     same part of the same data set.
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     count = len(videos)
     if count == 0:
         return videos["video_id"].copy()
@@ -65,6 +65,8 @@ def make_folds(videos: pd.DataFrame, *, num_folds: int, seed: int, grouping: Gro
     Raises:
         ValueError: fewer groups than folds, or a fold that would hold one class only.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # takes seconds to import, for this alone
+
     if num_folds < 2:
         raise ValueError(f"--num-folds: expected at least 2, found {num_folds}.")
     usable = videos[(videos["split"] != "test") & (videos["label"] != UNKNOWN)].sort_values(

@@ -17,7 +17,6 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-import skimage.data
 
 PORTRAIT_SIZE = 512
 CANVAS_WH = (400, 384)
@@ -77,6 +76,8 @@ def _filled(polygon: np.ndarray, feather: float) -> np.ndarray:
 @lru_cache(maxsize=1)
 def load_portrait() -> Portrait:
     """The portrait with its masks; read once a process."""
+    import skimage.data  # takes a second to import, for this picture alone
+
     rgb = skimage.data.astronaut()
     head = _filled(HEAD, 1.0)
     columns, rows = np.meshgrid(*[np.arange(PORTRAIT_SIZE, dtype=np.float32)] * 2)
