@@ -15,8 +15,10 @@ import torch
 from multiattn.datasets.manifest import folder_manifest, is_video_name, video_row
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
+from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
 from multiattn.runtime.files import read_json, write_json
 from multiattn.runtime.layout import FACES_FILE, STATUS_FILE, VIDEOS_FILE
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
@@ -27,9 +29,7 @@ from multiattn.video.extraction.faces_folder import extract_faces, read_faces_fo
 SOURCE_FILE = "source.json"
 DATASET = "file"
 FEW = 2
-"""So many files are read in this process."""
-TIME_LIMIT_SECONDS = 600.0
-"""A video. A 10 s clip takes seconds; a decoder that hangs must not cost a notebook its nine hours."""
+"""Up to so many files are read in this process."""
 
 
 def extract_folder_faces(
@@ -45,8 +45,7 @@ def extract_folder_faces(
     """Extract the faces of a folder's videos into a faces folder, but for those that are in it already.
 
     Args:
-        recipe: how a model's crops were made; here without what takes labels, masks or originals
-            (`CropRecipe.for_prediction`).
+        recipe: of a model's crops; what takes labels, masks or originals is left out (`CropRecipe.for_prediction`).
         filenames: the videos to take; None takes all of the folder.
         weights: the weights file of the recipe's detector, where it needs one.
 
@@ -94,9 +93,7 @@ class ScoredFiles:
         """The table for a terminal."""
         shown = self.files.drop(columns="video_id").rename(columns={"probability": "P(fake)"})
         shown["P(fake)"] = [f"{value:.4f}" if np.isfinite(value) else "-" for value in shown["P(fake)"]]
-        widths = {name: max([len(name), *shown[name].astype(str).map(len)]) for name in ("file", "reason")}
-        left = {name: (lambda text, width=width: str(text).ljust(width)) for name, width in widths.items()}
-        return "\n".join(line.rstrip() for line in shown.to_string(index=False, formatters=left).splitlines())
+        return terminal_table([shown.columns, *shown.itertuples(index=False)], right=range(1, 5))
 
 
 def find_files(names: Sequence[Path]) -> list[Path]:
@@ -115,8 +112,8 @@ def find_files(names: Sequence[Path]) -> list[Path]:
         )
     files: dict[Path, Path] = {}
     for name in names:
-        below = _media_below(name) if name.is_dir() else [name]
-        if not below:
+        below = [name]
+        if name.is_dir() and not (below := _media_below(name)):
             raise ValueError(f"{name}: expected videos or pictures in this folder, found none.")
         for path in below:
             files.setdefault(path.resolve(), path)
@@ -148,8 +145,8 @@ def score_files(
 
     Args:
         files: at least one.
-        faces: a folder to extract to, empty or not there yet; the report reads crops from it.
-        weights: the weights file of the detector the models' faces were found with, where it needs one.
+        faces: a folder to extract to, empty or not there yet.
+        weights: the weights file of the models' detector, where it needs one.
         jobs: processes where there are more than `FEW` files; None is one a core.
 
     Raises:
@@ -171,15 +168,13 @@ def score_files(
 
 
 def _extract_here(videos: pd.DataFrame, tasks: list[VideoTask], faces: Path, settings: ExtractionSettings) -> None:
-    """A finished faces folder, as `extract_faces` makes one."""
+    """Make a finished faces folder, as `extract_faces` does."""
     write_recipe(settings.recipe, faces)
     results = [extract_video(task, faces, settings) for task in tasks]
     rows = [row for result in results for row in result.rows]
     found = pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty()
     FACES.write(found.sort_values(list(FACES.key)), faces / FACES_FILE)
-    facts = [
-        (result.video_id, result.status, result.num_frames, len(result.rows), result.message) for result in results
-    ]
+    facts = [(it.video_id, it.status, it.num_frames, len(it.rows), it.message) for it in results]
     VIDEO_STATUS.write(pd.DataFrame(facts, columns=list(VIDEO_STATUS.columns)), faces / STATUS_FILE)
     VIDEOS.write(videos, faces / VIDEOS_FILE)
 

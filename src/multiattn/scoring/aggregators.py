@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from multiattn.scoring import DEFAULT_PRIOR
 from multiattn.scoring.frame_groups import FrameGroups, equal_lengths
 from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES, FrameRule, TrackRule, sigmoid
 
 DEFAULT_CLIP = 0.01
 """Of a submission whose clip was not tuned: probabilities lie in [0.01, 0.99]."""
-DEFAULT_PRIOR = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -31,7 +32,6 @@ from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
 from multiattn.video.crops.images import decode_crop
 from multiattn.video.extraction.engine import describe_error, is_out_of_memory
-from multiattn.video.extraction.extract import EncodedCrops
 
 logger = logging.getLogger(__name__)
 
@@ -48,26 +48,22 @@ BATCHES_TO_GROW = 50
 
 def by_importance(models: list[TrainedModel], rule: ScoringRule) -> list[TrainedModel]:
     """Models in the order in which they are kept: the first fold of each experiment, heaviest experiment first, then
-    the second folds, and so on. So an experiment loses folds before another is lost.
-
-    Experiments whose weight is 0 come last, all their folds.
-    """
-    weights = {name: abs(weight) for name, weight in rule.ensemble.weights.items()}
-    turn: dict[str, int] = {}
+    the second folds, and so on, last all folds of experiments whose weight is 0."""
+    turns: Counter[str] = Counter()
     keys = []
     for place, model in enumerate(models):
         experiment = experiment_of(model.name)
-        turn[experiment] = turn.get(experiment, 0) + 1
-        weight = weights.get(experiment, 1.0)
-        keys.append((weight == 0, turn[experiment], -weight, place))
+        turns[experiment] += 1
+        weight = abs(rule.ensemble.weights.get(experiment, 1.0))
+        keys.append((weight == 0, turns[experiment], -weight, place))
     return [models[place] for *_, place in sorted(keys)]
 
 
 class LoadedModels:
     """Networks on a device, each with the size of crops it takes.
 
-    Batch normalisations are folded into convolutions (the same logits to rounding, in about 0.6 of the time on a CPU);
-    on a GPU, where autocast would round the folded weights instead, they are left alone.
+    On a CPU batch normalisations are folded into convolutions (the same logits to rounding, in about 0.6 of the time);
+    on a GPU autocast would round the folded weights instead.
 
     Args:
         models: in the order of `by_importance`.
@@ -128,33 +124,22 @@ class LoadedModels:
 
 
 @dataclass(eq=False)
-class Job:
-    """A video on its way through the models."""
-
-    extracted: Extracted
-    crops: EncodedCrops
-    models: int
-    logits: np.ndarray
-    """(models, crops) float64."""
-    left: int
-    """Crops without logits yet."""
-    seconds: float = 0.0
-    error: str = ""
-
-
-@dataclass(frozen=True)
 class Classified:
-    """A video's logits, or why there are none."""
+    """A video on its way through the models, and at its end the logits, or the reason why there are none."""
 
     extracted: Extracted
-    logits: np.ndarray
+    models: int = 0
+    """The first so many predict it."""
+    left: int = 0
+    """Crops without logits yet."""
+    logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """(models, crops) float64, finite; (0, 0) without crops or after an error."""
     error: str = ""
     seconds: float = 0.0
-    """Of a thread here."""
+    """Seconds of one thread."""
 
 
-Entry = tuple[Job, int]
+Entry = tuple[Classified, int]
 """A video and the number of one of its crops."""
 
 
@@ -164,11 +149,7 @@ def num_threads(device: torch.device, cores: int) -> int:
 
 
 def crops_a_batch(device: torch.device, sizes: Iterable[int]) -> int:
-    """Crops of a full batch, as long as memory does not run out.
-
-    Args:
-        sizes: pixels along a side, of each model's crops.
-    """
+    """Crops of a full batch; `sizes` are pixels along a side of each model's crops."""
     if device.type != "cpu":
         return GPU_BATCH_CROPS
     return min(MOST_CPU_BATCH_CROPS, max(1, CPU_BATCH_PIXELS // max(sizes) ** 2))
@@ -201,9 +182,6 @@ class Classifier:
         self._filling, self._counting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True, name=TORCH_THREAD) for _ in range(threads)]
-
-    def start(self) -> None:
-        """Begin."""
         for thread in self._threads:
             thread.start()
 
@@ -249,13 +227,13 @@ class Classifier:
             return taken or None
 
     def _admit(self, extracted: Extracted) -> None:
-        crops = extracted.crops
-        if crops is None or not crops.crops:
-            self._done(Classified(extracted, np.zeros((0, 0))))
+        count = len(extracted.crops.crops) if extracted.crops is not None else 0
+        if not count:
+            self._done(Classified(extracted))
             return
         models = min(extracted.work.models, len(self.models.models))
-        job = Job(extracted, crops, models, np.full((models, len(crops.crops)), np.nan), len(crops.crops))
-        self._pending += [(job, number) for number in range(len(crops.crops))]
+        video = Classified(extracted, models, count, np.full((models, count), np.nan))
+        self._pending += [(video, number) for number in range(count)]
 
     def _classify(self, entries: list[Entry]) -> None:
         """Write the logits of some crops into their videos; any error costs these videos only."""
@@ -268,10 +246,10 @@ class Classifier:
         except Exception as error:  # of any kind: a video must not cost the others
             self._recover(entries, error)
             return
-        seconds = (time.perf_counter() - started) / sum(job.models for job, _ in entries)
+        seconds = (time.perf_counter() - started) / sum(video.models for video, _ in entries)
         self._grow()
-        for (job, number), column in zip(entries, logits, strict=True):
-            self._keep(job, number, column, seconds)
+        for (video, number), column in zip(entries, logits, strict=True):
+            self._keep(video, number, column, seconds)
 
     def _recover(self, entries: list[Entry], error: Exception) -> None:
         """Try again in smaller parts: video by video, or, where memory ran out, halves down to a crop on the CPU."""
@@ -279,9 +257,9 @@ class Classifier:
             groups = [list(group) for _, group in itertools.groupby(entries, key=lambda entry: entry[0])]
             if len(groups) == 1:
                 self._fail(entries[0][0], describe_error(error))
-                return
-            for group in groups:
-                self._classify(group)
+            else:
+                for group in groups:
+                    self._classify(group)
             return
         self._free()
         if len(entries) > 1:
@@ -290,25 +268,27 @@ class Classifier:
             self._classify(entries[:half])
             self._classify(entries[half:])
             return
-        ((job, number),) = entries
+        ((video, number),) = entries
         try:
             logits = self._logits(entries, on_cpu=True)
         except Exception as last:  # as above
             self._free()
-            self._fail(job, f"one crop at a time, on the CPU too: {describe_error(last)}")
+            self._fail(video, f"one crop at a time, on the CPU too: {describe_error(last)}")
             return
-        self._keep(job, number, logits[0], 0.0)
+        self._keep(video, number, logits[0], 0.0)
 
     def _logits(self, entries: list[Entry], *, on_cpu: bool = False) -> list[list[float]]:
         """For each crop a list of the logits of its video's models."""
+        models = max(video.models for video, _ in entries)
+        videos = [video.extracted.crops for video, _ in entries]
+        chosen = [(crops.crops[number], crops.video_id) for crops, (_, number) in zip(videos, entries, strict=True)]
         of_size = {}
-        for size in sorted({self.models.sizes[number] for job, _ in entries for number in range(job.models)}):
-            chosen = [(job.crops.crops[number], job.crops.video_id) for job, number in entries]
-            crops = [decode_crop(crop.jpeg, size, f"{video}, frame {crop.frame_index}") for crop, video in chosen]
+        for size in sorted(set(self.models.sizes[:models])):
+            crops = [decode_crop(crop.jpeg, size, f"{name}, frame {crop.frame_index}") for crop, name in chosen]
             of_size[size] = torch.from_numpy(np.stack(crops))
         result: list[list[float]] = [[] for _ in entries]
-        for number in range(max(job.models for job, _ in entries)):
-            rows = [row for row, (job, _) in enumerate(entries) if number < job.models]
+        for number in range(models):
+            rows = [row for row, (video, _) in enumerate(entries) if number < video.models]
             crops = of_size[self.models.sizes[number]]
             crops = crops if len(rows) == len(entries) else crops[rows]
             for row, logit in zip(rows, self._finite(number, crops, on_cpu), strict=True):
@@ -323,20 +303,23 @@ class Classifier:
             raise ValueError(f"logits of {self.models.models[number].name} are not finite")
         return logits
 
-    def _keep(self, job: Job, number: int, logits: list[float], seconds: float) -> None:
+    def _keep(self, video: Classified, number: int, logits: list[float], seconds: float) -> None:
         with self._counting:
-            job.logits[:, number] = logits
-            job.left -= 1
-            job.seconds += seconds * job.models
-            is_last = job.left == 0 and not job.error
+            if video.error:
+                return
+            video.logits[:, number] = logits
+            video.left -= 1
+            video.seconds += seconds * video.models
+            is_last = video.left == 0
         if is_last:
-            self._done(Classified(job.extracted, job.logits, "", job.seconds))
+            self._done(video)
 
-    def _fail(self, job: Job, error: str) -> None:
+    def _fail(self, video: Classified, error: str) -> None:
         with self._counting:
-            is_first, job.error = not job.error, job.error or error
-        if is_first:
-            self._done(Classified(job.extracted, np.zeros((0, 0)), error, job.seconds))
+            if video.error:
+                return
+            video.error, video.logits = error, np.zeros((0, 0))
+        self._done(video)
 
     def _shrink(self, crops: int, error: Exception) -> None:
         with self._counting:

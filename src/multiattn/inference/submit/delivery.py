@@ -22,13 +22,14 @@ from multiattn.runtime.files import write_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS, VIDEO_STATUS
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
 from multiattn.video.extraction.isolation import end_processes
 
 logger = logging.getLogger(__name__)
 
 STATUSES = ("ok", "no_face", "unreadable", "missing", "failed", "late")
-NOT_THERE = "not in the folder of videos"
+Statuses = dict[str, tuple[str, str]]
+"""video_id -> status and message."""
 THUMBNAIL_PIXELS = 96
 THUMBNAIL_SECONDS = 120.0
 """For all pictures together. A notebook shows them after the delivery, for which 300 s of its nine hours are kept."""
@@ -46,33 +47,25 @@ class Submission:
 
     @property
     def coverage(self) -> dict[str, int]:
-        """Videos of each status; all but `ok` were answered with the prior. `failed` and `late` are named where there
-        are some."""
-        counts = self.videos["status"].value_counts()
-        return {
-            status: int(counts.get(status, 0))
-            for status in STATUSES
-            if status in counts or status not in ("failed", "late")
-        }
+        """Number of videos of each status, `failed` and `late` only where there are some; all but `ok` were answered
+        with the prior."""
+        counts = Counter(self.videos["status"])
+        return {name: counts[name] for name in STATUSES if name in counts or name not in ("failed", "late")}
 
 
-def build_submission(
-    scored: pd.DataFrame, statuses: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule
-) -> Submission:
+def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFrame, rule: ScoringRule) -> Submission:
     """One probability for each row of the sample.
 
     Args:
         scored: rows of `ScoringRule.score`, of any number of calls: no video's score depends on another's.
-        statuses: video_id, status and message of these videos, where a status may be `failed` (an error while it was
-            predicted) or `late` (no time was left) beside those of a `video_status` table; a sample row without a
-            status is `missing`.
+        statuses: of these videos; `failed` (an error while it was predicted) or `late` (no time was left) beside those
+            of a `video_status` table. A sample row without a status is `missing`.
         sample: the sample submission; only its filenames and their order matter.
     """
     ids = sample["filename"].map(lambda name: video_id("folder", name))
     videos = complete_videos(ids, scored, rule.prior)
-    known = statuses.set_index("video_id")
-    videos["status"] = videos["video_id"].map(known["status"]).fillna("missing").astype(str)
-    videos["message"] = videos["video_id"].map(known["message"]).fillna(NOT_THERE).astype(str)
+    known = [statuses.get(video, ("missing", "not in the folder of videos")) for video in videos["video_id"]]
+    videos["status"], videos["message"] = [status for status, _ in known], [message for _, message in known]
     silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]
     if len(silent):
         raise ValueError(f"{len(silent)} videos have faces but no prediction; the first: {silent['video_id'].iloc[0]}.")
@@ -106,11 +99,8 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, rule: Scori
 
 
 def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, card: dict[str, Any]) -> None:
-    """Write video_predictions.csv, card.json and, last, submission.csv, read back and checked.
-
-    Args:
-        card: entries of the card beside commit, scoring rule and coverage: the runs, the out-of-fold log loss.
-    """
+    """Write video_predictions.csv, card.json and, last, submission.csv, read back and checked; the card's commit,
+    scoring rule and coverage are added."""
     path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
     VIDEO_PREDICTIONS.write(result.videos, folder / VIDEO_PREDICTIONS_FILE)
@@ -120,18 +110,8 @@ def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, car
     check_submission(SUBMISSION.read(path), sample, result.rule, path)
 
 
-Statuses = dict[str, tuple[str, str]]
-"""video_id -> status and message."""
-
-
 class Delivery:
-    """Writes the answers to one sample submission.
-
-    Args:
-        sample: the sample submission.
-        rule: frame predictions -> probabilities.
-        folder: the submission folder.
-    """
+    """Writes the answers to one sample submission into its folder."""
 
     def __init__(self, sample: pd.DataFrame, rule: ScoringRule, folder: Path) -> None:
         self.sample, self.rule, self.folder = sample, rule, folder
@@ -149,9 +129,7 @@ class Delivery:
 
     def write_priors(self) -> None:
         """A complete submission before anything is known."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        table = SUBMISSION.validate(self.sample.assign(label=self.rule.prior), self.path)
-        SUBMISSION.write(table, self.path)
+        SUBMISSION.write(self.sample.assign(label=self.rule.prior), self.path)
 
     def build(self, results: Iterable[VideoResult], others: Statuses) -> Submission:
         """The submission of what is known so far.
@@ -172,7 +150,7 @@ class Delivery:
             columns=["video_id", "probability", "num_crops"],
         )
         statuses = {**others, **{result.video_id: (result.status, result.message) for result in results}}
-        return build_submission(scored, _status_table(statuses), self.sample, self.rule)
+        return build_submission(scored, statuses, self.sample, self.rule)
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
         """Replace what is in the folder; a full disk is no reason to end."""
@@ -182,52 +160,36 @@ class Delivery:
             logger.warning("%s could not be replaced (%s); the former one is still there", self.path, error)
 
 
-def _status_table(statuses: Statuses) -> pd.DataFrame:
-    rows = [(video, status, message) for video, (status, message) in statuses.items()]
-    return pd.DataFrame(rows, columns=["video_id", "status", "message"]) if rows else VIDEO_STATUS.empty()
-
-
 def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None) -> pd.DataFrame:
-    """The `frame_predictions` table of results with logits, models in the order of `folds`, videos by name within each.
-
-    Args:
-        folds: model -> its fold; None where only scores are wanted.
-    """
+    """The `frame_predictions` table of results with logits, models in the order of `folds` (model -> fold; None where
+    only scores are wanted), videos by name within each."""
     results = sorted((result for result in results if result.logits), key=lambda result: result.video_id)
     names = list(folds or dict.fromkeys(name for result in results for name in result.models))
-    tables = []
+    tables = [FRAME_PREDICTIONS.empty()]
     for name in names:
         chosen = [(result, result.models.index(name)) for result in results if name in result.models]
         if not chosen:
             continue
-        counts = [len(result.crops) for result, _ in chosen]
         places = np.array([crop for result, _ in chosen for crop in result.crops], dtype=np.int64).reshape(-1, 2)
         logits = np.concatenate([np.asarray(result.logits[row], dtype=np.float64) for result, row in chosen])
-        videos = np.repeat([result.video_id for result, _ in chosen], counts)
+        videos = np.repeat([result.video_id for result, _ in chosen], [len(result.crops) for result, _ in chosen])
         crops = pd.DataFrame({"video_id": videos, "frame_index": places[:, 0], "track": places[:, 1]})
         tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0)))
-    if not tables:
-        return FRAME_PREDICTIONS.empty()
     return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), "frame predictions")
 
 
 def reasons(videos: pd.DataFrame) -> dict[str, int]:
-    """Why videos got the prior: reason -> videos, the most frequent first, at most 50."""
-    messages = videos.loc[videos["status"] != "ok", ["status", "message"]]
-    counts = Counter(f"{row.status}: {row.message}" if row.message else row.status for row in messages.itertuples())
-    return dict(counts.most_common(50))
+    """Reasons of the prior -> number of videos, the most frequent first, at most 50."""
+    messages = videos.loc[videos["status"] != "ok", ["status", "message"]].itertuples(index=False)
+    return dict(Counter(": ".join(filter(None, row)) for row in messages).most_common(50))
 
 
 @dataclass(frozen=True)
 class SubmitResult(Submission):
-    """A submission and how it was made.
-
-    `videos` says for each row of the sample its status, probability, number of crops and, in `message`, the reason of
-    whatever went wrong or was left out.
-    """
+    """A submission and how it was made."""
 
     plan_changes: tuple[PlanChange, ...] = ()
-    """Given up by this run to be in time, in order."""
+    """Changes by this run to be in time, in order."""
     reduced: int = 0
     """Videos whose answer comes from fewer frames or models than there are, in this run or one before it."""
     rate: float = 0.0
@@ -235,24 +197,21 @@ class SubmitResult(Submission):
     seconds: float = 0.0
     """From the start of this process to the delivery."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    """Of this run: `decode` and `search` summed over its workers, `classify` over its threads, and `wall`, from the
-    first video's start to the last one's end."""
+    """`decode` and `search` summed over this run's workers, `classify` over its threads, and `wall`."""
     workers: int = 0
     threads: int = 0
     crops: dict[str, "SurestCrop"] = field(default_factory=dict)
     """video_id -> the crop that the models are surest of; `ok` videos only."""
 
     def least_certain(self, count: int) -> pd.DataFrame:
-        """The `count` videos with faces whose P(fake) is nearest to 0.5, the nearest first.
+        """The `count` videos with faces whose P(fake) is nearest to 0.5, the nearest first, equals by name.
 
         Returns:
-            Columns filename, probability, num_crops, message and thumbnail (of `cut_thumbnails`); equals in the order
-            of the file names.
+            Columns filename, probability, num_crops, message and thumbnail (of `cut_thumbnails`).
         """
-        table = self.videos.assign(filename=self.submission["filename"].to_numpy())
-        table = table[table["status"] == "ok"]
-        table = table.assign(distance=(table["probability"] - 0.5).abs())
-        table = table.sort_values(["distance", "filename"], ignore_index=True).head(count)
+        distance = (self.videos["probability"] - 0.5).abs()
+        table = self.videos.assign(filename=self.submission["filename"].to_numpy(), distance=distance)
+        table = table[table["status"] == "ok"].sort_values(["distance", "filename"], ignore_index=True).head(count)
         chosen = [self.crops[video] for video in table["video_id"] if video in self.crops]
         pictures = cut_thumbnails(chosen, workers=max(1, self.workers))
         table["thumbnail"] = [pictures.get(video, b"") for video in table["video_id"]]
@@ -261,10 +220,10 @@ class SubmitResult(Submission):
 
 @dataclass(frozen=True)
 class SurestCrop:
-    """Where to find a crop again."""
+    """The place of a crop."""
 
     work: Work
-    """As its video was extracted."""
+    """The work that extracted its video."""
     frame_index: int
     track: int
 
@@ -275,13 +234,10 @@ class SurestCrop:
 
 
 def cut_thumbnails(crops: Sequence[SurestCrop], *, workers: int) -> dict[str, bytes]:
-    """Cut crops from their videos again, in isolated processes and at most `THUMBNAIL_SECONDS`.
-
-    Returns:
-        video_id -> JPEG of at most 96 pixels a side; without videos that could not be read again in time.
-    """
-    places = {crop.work.task.video_id: crop for crop in crops}
-    works = iter([crop.work for crop in crops])
+    """Cut crops from their videos again: video_id -> JPEG of at most 96 pixels a side, without videos that could not be
+    read again within `THUMBNAIL_SECONDS`."""
+    places = {crop.work.task.video_id: (crop.frame_index, crop.track) for crop in crops}
+    works = (crop.work for crop in crops)
     extraction = Extraction(
         lambda: next(works, None),
         workers=workers,
@@ -291,13 +247,11 @@ def cut_thumbnails(crops: Sequence[SurestCrop], *, workers: int) -> dict[str, by
     )
     deadline = time.monotonic() + THUMBNAIL_SECONDS
     pictures = {}
-    extraction.start()
     try:
         while (found := extraction.results.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
             video = found.work.task.video_id
-            place = (places[video].frame_index, places[video].track)
             for crop in found.crops.crops if found.crops is not None else ():
-                if (crop.frame_index, crop.track) == place:
+                if (crop.frame_index, crop.track) == places[video]:
                     pictures[video] = _thumbnail(crop.jpeg)
     except queue.Empty:
         logger.warning("%d of %d pictures were not cut in time", len(places) - len(pictures), len(places))

@@ -14,6 +14,8 @@ from multiattn.video.extraction.engine import Engine, Outcome, describe_error, i
 from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
 
 TARGET = "multiattn.video.extraction.extract:encode_crops"
+TIME_LIMIT_SECONDS = 600.0
+"""A video. A 10 s clip takes seconds; a decoder that hangs must not cost a notebook its nine hours."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Work:
     task: VideoTask
     settings: ExtractionSettings
     models: int
-    """Of the run's models, the first so many."""
+    """The first so many of the run's models predict it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Extracted:
     """None where it failed."""
     message: str = ""
     status: str = "failed"
-    """Where it failed: `unreadable` for what the file is to blame for."""
+    """`unreadable` where the file is to blame."""
 
 
 class Extraction:
@@ -47,7 +49,6 @@ class Extraction:
         time_limit: seconds a video may take.
         lost: called with each video whose process died, as it happens, and how; it is tried again later.
         crashed: called with an error of the extraction itself, which ends it.
-        target: what the processes run.
 
     Attributes:
         results: the outcome of each video; None comes last.
@@ -61,15 +62,11 @@ class Extraction:
         time_limit: float,
         lost: Callable[[Work, str], None],
         crashed: Callable[[BaseException], None],
-        target: str = TARGET,
     ) -> None:
         self.results: queue.Queue[Extracted | None] = queue.Queue(workers)
         self._next_work, self._lost, self._crashed = next_work, lost, crashed
-        self._engine = Engine(functools.partial(in_threads, jobs=workers), target, time_limit=time_limit)
+        self._engine = Engine(functools.partial(in_threads, jobs=workers), TARGET, time_limit=time_limit)
         self._stopping = threading.Event()
-
-    def start(self) -> None:
-        """Begin."""
         threading.Thread(target=self._run, daemon=True, name="extraction").start()
 
     def stop(self) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, Scoring
+from multiattn.config.settings import require, require_at_least
 from multiattn.runtime.files import write_text
 from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, SCORING_FILE, SUBMISSION_FILE
+from multiattn.scoring import DEFAULT_PRIOR
 
 if TYPE_CHECKING:
     from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)
 
-PRIOR = 0.5
-"""The first answer of every row."""
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
 KAGGLE_HOURS = 9.0
@@ -51,16 +51,13 @@ class SubmitInputs:
     weights: DetectorWeights = None
 
     def __post_init__(self) -> None:
-        if self.budget_hours is not None and not self.budget_hours > 0:
-            raise ValueError(f"--budget-hours: expected hours above 0, found {self.budget_hours}.")
-        if not self.write_seconds > 0:
-            raise ValueError(f"--write-seconds: expected seconds above 0, found {self.write_seconds}.")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"--jobs: expected at least 1, found {self.jobs}.")
+        require(self.budget_hours is None or self.budget_hours > 0, self, "budget_hours", "hours above 0")
+        require(self.write_seconds > 0, self, "write_seconds", "seconds above 0")
+        require_at_least(self, 1, "jobs")
 
     @functools.cached_property
     def rule(self) -> "ScoringRule":
-        """Frame predictions -> probabilities, as `choose_scoring` finds it."""
+        """The rule that `choose_scoring` finds."""
         from multiattn.inference.scoring_file import choose_scoring  # with torch, which takes seconds
 
         return choose_scoring(self.runs, self.scoring)
@@ -69,12 +66,8 @@ class SubmitInputs:
 def write_first_answer(sample: Path, out: Path) -> None:
     """Write a submission that answers each row of the sample with the prior 0.5, where no submission lies yet.
 
-    Importing torch takes seconds; a process killed in them leaves a submission already. A sample that cannot be read
+    Importing torch takes seconds; a process killed in them leaves a submission already. A `sample` that cannot be read
     or is none is left to `run_submit`, which says what is wrong with it.
-
-    Args:
-        sample: the competition's sample submission, `filename,label`.
-        out: the submission folder.
     """
     path = out / SUBMISSION_FILE
     try:
@@ -87,19 +80,16 @@ def write_first_answer(sample: Path, out: Path) -> None:
     if not names or not all(names) or len(set(names)) < len(names):
         return
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("filename", "label"), *((name, PRIOR) for name in names)])
+    csv.writer(text, lineterminator="\n").writerows([("filename", "label"), *((name, DEFAULT_PRIOR) for name in names)])
     write_text(path, text.getvalue())
 
 
 def find_inputs(root: Path | None = None) -> SubmitInputs:
-    """Inputs of the notebook, found below `/kaggle/input` or, elsewhere, in the repository's `runs` and `data`.
+    """Inputs of the notebook, found below `/kaggle/input` or, elsewhere, in `root`'s `runs` and `data`.
 
-    Each of the environment variables MULTIATTN_RUNS, MULTIATTN_VIDEOS_DIR, MULTIATTN_SAMPLE_SUBMISSION and
-    MULTIATTN_OUT decides its path instead of the search; MULTIATTN_RUNS may name several, with colons between. Without
-    them: the first folder with trained folds (of a bundle all of them, for its rule was tuned for all), the first
-    folder named test_videos, and the sample_submission.csv beside it or else the first one. MULTIATTN_WEIGHTS is the
-    detector's weights file, where the runs' faces were found with one that needs it; MULTIATTN_SCORING a scoring.json;
-    MULTIATTN_BUDGET_HOURS the time limit, 9 hours without it.
+    Taken are the first folder with trained folds (of a bundle all of them, for its rule was tuned for all), the first
+    folder named test_videos, and the sample_submission.csv beside it or else the first one. Environment variables
+    override the search (README.md, On Kaggle).
 
     Args:
         root: the repository; by default the working directory.
@@ -109,7 +99,7 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     """
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
-    named = tuple(Path(name) for name in (os.environ.get("MULTIATTN_RUNS") or "").split(os.pathsep) if name)
+    named = tuple(Path(name) for name in os.environ.get("MULTIATTN_RUNS", "").split(os.pathsep) if name)
     runs = named or _find_runs(root, on_kaggle)
     videos = _from_environment("VIDEOS_DIR") or _first(
         _search(root / "data", "test_videos", on_kaggle), "folder test_videos", root / "data"
@@ -159,8 +149,7 @@ def _search(folder: Path, pattern: str, on_kaggle: bool) -> list[Path]:
 
 
 def _from_environment(name: str) -> Path | None:
-    value = os.environ.get(f"MULTIATTN_{name}")
-    return Path(value) if value else None
+    return Path(value) if (value := os.environ.get(f"MULTIATTN_{name}")) else None
 
 
 def _first(found: list[Path], what: str, folder: Path) -> Path:

@@ -1,16 +1,16 @@
 """The time budget: frames and models of the next video, so that all are answered in time; no clock, no disk.
 
-A level is a number of frames and of models. The plan starts with all of both. From each finished video it learns what
-decoding costs (the same at any level), what a frame costs to search for faces, and what a crop costs in a model, and
-projects the end: the slower of extraction and classification, over the videos that are left. When that is late it takes
-the first level that is in time, fewer frames first, then fewer models (the last ones of the order it is given). When a
-higher level would be in time with some slack again, it goes back up. When even one more video would not be finished by
-the stop, no more are started. The stop lies before the budget's end by the time a delivery may take.
+A level is a number of frames and of models. The plan starts with all of both. From each finished video it learns the
+costs of decoding (the same at any level), of searching a frame for faces, and of a crop in a model, and projects the
+end: the slower of extraction and classification, over the videos that are left. When that is late it takes the first
+level that is in time, fewer frames first, then fewer models (the last ones of the order it is given). When a higher
+level would be in time with some slack again, it goes back up. When even one more video would not be finished by the
+stop, no more are started. The stop lies before the budget's end by the time a delivery may take.
 """
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 """Of 32 frames: 32, 24, 16, 12, 8, 4."""
@@ -56,7 +56,7 @@ class Costs:
     """Time and work that a finished video took."""
 
     frames: int
-    """Asked of it."""
+    """Number asked for."""
     crops: int
     decode_seconds: float
     search_seconds: float
@@ -64,7 +64,7 @@ class Costs:
     crop_models: int
     """Crops times the models each went through."""
     classify_seconds: float
-    """Of one thread of the classifier."""
+    """Seconds of one thread of the classifier."""
 
 
 def levels_of(frames: int, models: int) -> tuple[Level, ...]:
@@ -84,71 +84,54 @@ class Rates:
 
     def __init__(self) -> None:
         self.observed = 0
-        self._sums = dict.fromkeys(("videos", "frames", "crops", "decode", "search", "crop_models", "classify"), 0.0)
+        self._sums: dict[str, float] = {}
 
     def add(self, costs: Costs) -> None:
         """Learn from a finished video."""
         self.observed += 1
-        added = (1, costs.frames, costs.crops, costs.decode_seconds, costs.search_seconds, costs.crop_models)
-        for name, value in zip(self._sums, (*added, costs.classify_seconds), strict=True):
-            self._sums[name] = self._sums[name] * (1 - 1 / MEMORY_VIDEOS) + value
+        for name, value in {"videos": 1, **vars(costs)}.items():
+            self._sums[name] = self._sums.get(name, 0.0) * (1 - 1 / MEMORY_VIDEOS) + value
 
     def extract_seconds(self, level: Level) -> float:
         """Seconds of one worker for one video."""
-        return self._mean("decode", "videos") + self._mean("search", "frames") * level.frames
+        return self._mean("decode_seconds", "videos") + self._mean("search_seconds", "frames") * level.frames
 
     def classify_seconds(self, level: Level) -> float:
         """Seconds of one thread of the classifier for one video."""
         crops = self._mean("crops", "frames") * level.frames
-        return self._mean("classify", "crop_models") * crops * level.models
+        return self._mean("classify_seconds", "crop_models") * crops * level.models
 
     def latency(self, level: Level) -> float:
         """Seconds of one video through both stages."""
         return self.extract_seconds(level) + self.classify_seconds(level)
 
     def _mean(self, what: str, of: str) -> float:
-        return self._sums[what] / self._sums[of] if self._sums[of] else 0.0
+        return self._sums[what] / self._sums[of] if self._sums.get(of) else 0.0
 
 
+@dataclass
 class Plan:
-    """Decides the level of each video. Safe for threads.
+    """Decides the level of each video. Safe for threads."""
 
-    Args:
-        num_videos: to be answered.
-        levels: to choose from, the most thorough first.
-        workers: processes that extract.
-        classifiers: threads that classify.
-        elapsed: seconds since the budget began.
-        budget: seconds; None is no limit.
-        rates: costs that are known already.
+    num_videos: int
+    levels: Sequence[Level]
+    """Levels to choose from, the most thorough first."""
+    workers: int
+    """Processes that extract."""
+    classifiers: int
+    """Threads that classify."""
+    elapsed: Callable[[], float]
+    """Seconds since the budget began."""
+    budget: float
+    """Seconds; infinite without a limit."""
+    rates: Rates = field(default_factory=Rates)
+    """Costs known by now."""
+    changes: list[PlanChange] = field(default_factory=list)
 
-    Attributes:
-        changes: so far.
-        reserve: seconds between the stop and the budget's end; None without a budget.
-        rates: the costs known by now.
-    """
-
-    def __init__(
-        self,
-        num_videos: int,
-        levels: Sequence[Level],
-        *,
-        workers: int,
-        classifiers: int,
-        elapsed: Callable[[], float],
-        budget: float | None,
-        rates: Rates | None = None,
-    ) -> None:
-        self.levels = levels
-        self.changes: list[PlanChange] = []
-        self.workers, self.classifiers = workers, classifiers
-        self._elapsed = elapsed
-        self.reserve = None if budget is None else reserve_seconds(budget)
-        self._stop_at = None if budget is None else budget - self.reserve
-        self.rates = rates or Rates()
-        self._index = 0
-        self._unstarted, self._in_flight = num_videos, 0
-        self._changed_at = 0
+    def __post_init__(self) -> None:
+        self.reserve = reserve_seconds(self.budget)
+        self._unstarted, self._in_flight = self.num_videos, 0
+        self._index = self._changed_at = 0
         self._stopped = False
         self._lock = threading.RLock()
 
@@ -158,30 +141,27 @@ class Plan:
         return self.levels[self._index]
 
     @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the stop; None without a budget."""
-        return None if self._stop_at is None else self._stop_at - self._elapsed()
+    def seconds_left(self) -> float:
+        """Seconds until the stop."""
+        return self.budget - self.reserve - self.elapsed()
 
     @property
     def out_of_time(self) -> bool:
         """True when whatever is not finished has to be left."""
-        return self._stop_at is not None and self._elapsed() >= self._stop_at
+        return self.seconds_left <= 0
 
     @property
     def has_time(self) -> bool:
         """True when at least one video can be finished, as far as the costs are known."""
-        left = self.seconds_left
-        return left is None or left > self.rates.latency(self.level)
+        return self.seconds_left > self.rates.latency(self.level)
 
     def start(self) -> Level | None:
         """Count a video as started and return its level; None: start no more."""
         with self._lock:
+            if not self._stopped:
+                self._adapt()
             if self._stopped:
                 return None
-            if self._stop_at is not None:
-                self._adapt()
-                if self._stopped:
-                    return None
             self._unstarted -= 1
             self._in_flight += 1
             return self.level
@@ -206,9 +186,8 @@ class Plan:
 
     def seconds_a_video(self, level: Level) -> float:
         """Seconds between one finished video and the next."""
-        return max(
-            self.rates.extract_seconds(level) / self.workers, self.rates.classify_seconds(level) / self.classifiers
-        )
+        rates = self.rates
+        return max(rates.extract_seconds(level) / self.workers, rates.classify_seconds(level) / self.classifiers)
 
     def _adapt(self) -> None:
         left = self.seconds_left
@@ -235,11 +214,8 @@ class Plan:
             return
         before, self._index = self.level, index
         self._changed_at = self.rates.observed
-        why = (
-            f"the {self._unstarted} videos not begun would be done in {_duration(projected)} with {before}, and "
-            f"{_duration(left)} are left"
-        )
-        self._note(f"{self.level} instead of {before}", why)
+        until = f"would be done in {_duration(projected)} with {before}, and {_duration(left)} are left"
+        self._note(f"{self.level} instead of {before}", f"the {self._unstarted} videos not begun {until}")
 
     def _stop(self, why: str, left: float) -> None:
         self._stopped = True
@@ -247,7 +223,7 @@ class Plan:
         self._note(f"no more videos are begun; {self._unstarted} keep the answer they have, or the prior", why)
 
     def _note(self, what: str, why: str) -> None:
-        self.changes.append(PlanChange(round(self._elapsed() / 60, 2), what, why))
+        self.changes.append(PlanChange(round(self.elapsed() / 60, 2), what, why))
 
 
 def _duration(seconds: float) -> str:

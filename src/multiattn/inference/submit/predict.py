@@ -1,7 +1,6 @@
 """The pass over videos: extraction, classifier and plan together until all are done, time is over or a signal comes.
 
-Each video is handled here from the moment it is begun until its result is handed on. Nothing is read from or written to
-the disk but the videos.
+Nothing is read from or written to the disk but the videos.
 """
 
 import builtins
@@ -18,13 +17,8 @@ import torch
 from tqdm import tqdm
 
 from multiattn.inference.runs import TrainedModel
-from multiattn.inference.submit.classifier import (
-    Classified,
-    Classifier,
-    LoadedModels,
-    num_threads,
-)
-from multiattn.inference.submit.extraction import Extraction, Work
+from multiattn.inference.submit.classifier import Classified, Classifier, LoadedModels, num_threads
+from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extraction, Work
 from multiattn.inference.submit.plan import Costs, Level, Plan
 from multiattn.inference.submit.results import FileStamp, VideoResult
 from multiattn.runtime.processor import share_one_heap, tune_cpu
@@ -37,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_VIDEOS = 20
 """When all of so many videos fail and none before them was answered, it is not the videos."""
-TIME_LIMIT_SECONDS = 600.0
-"""A video, in its worker. A 10 s clip takes seconds; a decoder that hangs must not cost a notebook its nine hours."""
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """For batches that are at work when the time is over; at most half of what the plan keeps for the delivery."""
@@ -59,9 +51,9 @@ class Setup:
     paths: dict[str, Path]
     """video_id -> file, of the videos that are there."""
     stamps: dict[str, FileStamp]
-    """Of the same files, when the run began."""
+    """Stamps of the same files, when the run began."""
     models: tuple[TrainedModel, ...]
-    """In the order in which they are kept."""
+    """In the order of `by_importance`."""
     settings: ExtractionSettings
     device: torch.device
     precision: str
@@ -73,7 +65,7 @@ class Setup:
 
     @property
     def threads(self) -> int:
-        """Of the classifier."""
+        """Threads of the classifier."""
         return num_threads(self.device, self.cores)
 
     @property
@@ -91,44 +83,34 @@ class Setup:
         return Work(task, self._settings[level.frames], level.models)
 
 
+@dataclass
 class PredictionPass:
-    """One pass over some videos.
+    """One pass over some videos."""
 
-    Args:
-        plan: of these videos and of `setup`'s machine; its workers are started.
-        machine_works: videos were answered before, so that failures of the first ones prove nothing.
-        label: before the progress bar.
-        keep: called with each result, by the thread that calls `run`.
-        tick: called every few tenths of a second by the same thread.
+    setup: Setup
+    videos: Sequence[str]
+    plan: Plan
+    """The plan of these videos on this machine; its workers are started."""
+    machine_works: bool
+    """True where videos were answered before, so that failures of the first ones prove nothing."""
+    label: str
+    keep: Callable[[VideoResult], None]
+    """Called with each result, by the thread that calls `run`."""
+    tick: Callable[[], None]
+    """Called every few tenths of a second by the same thread."""
+    interruption: Interruption
+    begun: set[str] = field(default_factory=set)
+    """video_ids handed to a worker so far."""
+    done: int = 0
+    """Videos finished so far."""
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """Seconds of `decode`, `search` and `classify`, summed over workers and threads, and of the `wall`."""
 
-    Attributes:
-        begun: video_ids handed to a worker so far.
-        done: videos finished so far.
-        stages: seconds of `decode`, `search` and `classify`, summed over workers and threads, and of the `wall`.
-        precisions: number of a model -> the precision that a trial chose, where it was left open.
-    """
-
-    def __init__(
-        self,
-        setup: Setup,
-        videos: Sequence[str],
-        plan: Plan,
-        *,
-        machine_works: bool,
-        label: str,
-        keep: Callable[[VideoResult], None],
-        tick: Callable[[], None],
-        interruption: Interruption,
-    ) -> None:
-        self.setup, self.plan, self.label = setup, plan, label
-        self.begun: set[str] = set()
-        self.done = 0
-        self.stages = dict.fromkeys(STAGES, 0.0)
-        self.precisions: dict[int, str] = {}
-        self._keep, self._tick, self._interruption = keep, tick, interruption
+    def __post_init__(self) -> None:
+        self._precisions: dict[int, str] = {}
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._count, self._videos = len(videos), iter(videos)
-        self._failures: dict[str, str] | None = None if machine_works else {}
+        self._next_videos = iter(self.videos)
+        self._failures: dict[str, str] | None = None if self.machine_works else {}
         self._reported_changes = 0
 
     def run(self) -> None:
@@ -152,30 +134,27 @@ class PredictionPass:
             crashed=self._events.put,
         )
         classifier: Classifier | None = None
-        try:
-            extraction.start()  # its processes import for seconds; meanwhile the networks are loaded
+        try:  # the extraction's processes import for seconds; meanwhile the networks are loaded
             loaded = LoadedModels(list(setup.models), setup.device, setup.precision)
-            self.precisions = loaded.chosen
+            self._precisions = loaded.chosen
             if on_cpu:
                 torch.set_num_threads(1)
             put = self._events.put
             classifier = Classifier(loaded, extraction.results, put, put, threads=plan.classifiers)
-            classifier.start()
-            with progress_bar(self._count, self.label, "videos") as bar:
+            with progress_bar(len(self.videos), self.label, "videos") as bar:
                 self._loop(classifier, bar)
         finally:
             extraction.stop()
             if classifier is None or not classifier.finished:
                 end_processes()  # at work on what nobody waits for; idle ones serve a second pass, or end by themselves
             if classifier is not None:
-                reserve = plan.reserve
-                classifier.stop(PATIENCE_SECONDS if reserve is None else min(PATIENCE_SECONDS, reserve / 2))
+                classifier.stop(min(PATIENCE_SECONDS, plan.reserve / 2))
             torch.set_num_threads(threads_before)
             self.stages["wall"] = time.monotonic() - started
 
     def _next_work(self) -> Work | None:
-        """By the extraction's threads, one at a time."""
-        video = next(self._videos, None)
+        """Begin a video; called by the extraction's threads, one at a time."""
+        video = next(self._next_videos, None)
         level = None if video is None else self.plan.start()
         if level is None:
             return None
@@ -183,7 +162,7 @@ class PredictionPass:
         return self.setup.work(video, level)
 
     def _loop(self, classifier: Classifier, bar: tqdm) -> None:
-        while not self.plan.out_of_time and not self._interruption.asked:
+        while not self.plan.out_of_time and not self.interruption.asked:
             finished = classifier.finished  # before the events: its last ones are among them then
             try:
                 event = self._events.get(timeout=0 if finished else POLL_SECONDS)
@@ -196,7 +175,7 @@ class PredictionPass:
             for change in self.plan.changes[self._reported_changes :]:
                 logger.warning("plan %s", change)
                 self._reported_changes += 1
-            self._tick()
+            self.tick()
 
     def _handle(self, event: Any, bar: tqdm) -> None:
         if isinstance(event, BaseException):
@@ -210,10 +189,9 @@ class PredictionPass:
         self.plan.finish(costs)
         self.done += 1
         if costs is not None:
-            self.stages["decode"] += costs.decode_seconds
-            self.stages["search"] += costs.search_seconds
-            self.stages["classify"] += costs.classify_seconds
-        self._keep(result)
+            for stage in ("decode", "search", "classify"):
+                self.stages[stage] += getattr(costs, f"{stage}_seconds")
+        self.keep(result)
         projected = self.plan.projected_seconds()
         end = "" if projected is None else f", done in {projected / 60:.1f} min"
         bar.set_postfix_str(f"{self.plan.level}{end}", refresh=False)
@@ -221,7 +199,6 @@ class PredictionPass:
         self._notice_failure(result.video_id, result.status, result.message)
 
     def _result(self, classified: Classified) -> VideoResult:
-        """The result to keep."""
         work, crops = classified.extracted.work, classified.extracted.crops
         level, everything = Level(work.settings.recipe.num_frames, work.models), self.setup.everything
         video = work.task.video_id
@@ -237,25 +214,19 @@ class PredictionPass:
         if not crops.crops:
             again = crops.status == "unreadable" and message.startswith(OS_ERRORS)
             return VideoResult(**common, status=crops.status, message=message, again=again)
-        return VideoResult(
-            **common,
-            status="ok",
-            message=message,
-            crops=[[crop.frame_index, crop.track] for crop in crops.crops],
-            models=[model.name for model in self.setup.models[: len(classified.logits)]],
-            logits=classified.logits.tolist(),
-        )
+        places = [[crop.frame_index, crop.track] for crop in crops.crops]
+        models = [model.name for model in self.setup.models[: len(classified.logits)]]
+        precisions = [self._precisions.get(number, self.setup.precision) for number in range(len(models))]
+        predicted = {"models": models, "precisions": precisions, "logits": classified.logits.tolist()}
+        return VideoResult(**common, status="ok", message=message, crops=places, **predicted)
 
     def _notice_failure(self, video: str, status: str, message: str) -> None:
-        """Stop when the first videos all fail. A video without a face is none of them: it was decoded and searched, so
-        the machine works."""
-        if self._failures is None:
-            return
+        """Stop when the first videos all fail. A video without a face was decoded and searched: the machine works."""
         if status not in FAILURES:
             self._failures = None
-            return
-        self._failures[video] = message or status
-        self._require_some_success()
+        elif self._failures is not None:
+            self._failures[video] = message or status
+            self._require_some_success()
 
     def _require_some_success(self, *, at_the_end: bool = False) -> None:
         if not self._failures or (len(self._failures) < FIRST_VIDEOS and not at_the_end):

@@ -37,29 +37,30 @@ class FileStamp:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoResult:
-    """Logits of one video, or why there are none; plain types only."""
+    """Logits of one video, or the reason why there are none; plain types only."""
 
     video_id: str
     file_bytes: int
-    """As of `FileStamp`; another size is another video."""
+    """Of `FileStamp`; another size is another video."""
     file_modified: int = 0
-    """Likewise; an unreadable file that was changed since is tried again."""
+    """Of `FileStamp`; an unreadable file that was changed since is tried again."""
     status: str
     message: str = ""
     frames: int = 0
-    """Asked of it."""
+    """Number asked for."""
     crops: list[list[int]] = field(default_factory=list)
     """[frame_index, track] of each crop."""
     models: list[str] = field(default_factory=list)
-    """Those that predicted it."""
+    """Names of those that predicted it."""
+    precisions: list[str] = field(default_factory=list)
+    """Precision of each model; empty in results of older versions."""
     logits: list[list[float]] = field(default_factory=list)
-    """One list a model, a value a crop."""
+    """(models, crops)."""
     again: bool = False
     """True where the file is unreadable by what may have been the machine's fault."""
 
     def is_of(self, stamp: FileStamp) -> bool:
-        """True where the next run need not answer the video first: it is the same file, and the machine did not fail
-        at it."""
+        """True where it is the same file, and the machine did not fail at it."""
         return self.file_bytes == stamp.file_bytes and self.status != "failed"
 
     def is_reduced(self, everything: Level) -> bool:

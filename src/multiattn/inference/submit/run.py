@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from multiattn.inference.submit.delivery import (
     write_submission,
 )
 from multiattn.inference.submit.inputs import SubmitInputs
-from multiattn.inference.submit.plan import Level, Plan, levels_of
+from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
 from multiattn.inference.submit.results import ANSWERED, FileStamp, ResultStore, VideoResult, recorded_work
 from multiattn.model.precision import known_precision
@@ -48,12 +48,9 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
     A complete valid submission.csv lies in `inputs.out` from the start (the prior in each row) and is replaced every
     `write_seconds`, at the end, and before this process ends of SIGTERM or Ctrl-C. Results are kept there as they
     come, and the next run of the same work continues from them. A video that cannot be read or predicted, shows no face
-    or is not there costs its own row only: it gets the prior, and is listed with the reason. When all videos have an
-    answer and time is left, a second pass takes those that had fewer frames or models, in this run or an earlier one,
-    and those that an earlier run could not read for reasons that may have been the machine's.
-
-    Returns:
-        The submission, as written to `inputs.out`, and how it was made.
+    or is not there costs its own row only. When all videos have an answer and time is left, a second pass takes those
+    that had fewer frames or models, and those that an earlier run could not read for reasons that may have been the
+    machine's.
 
     Raises:
         FileNotFoundError: no runs, no videos folder, no sample submission.
@@ -61,7 +58,6 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
             that does not fit the runs, a detector without its weights, two videos whose names differ in their ending
             only, or another process is writing to the folder.
         SystematicFailureError: each of the first 20 videos (all, of fewer) failed, or not one was answered in the end.
-            submission.csv holds priors then.
         KeyboardInterrupt, SystemExit: it was asked to end; what is known is written.
     """
     sample = SUBMISSION.read(inputs.sample_submission)
@@ -88,24 +84,22 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
             store.close()
 
 
+@dataclass
 class _Run:
-    """The passes over the videos, and what they leave in the submission folder."""
+    """The passes over the videos, and the files they write in the submission folder."""
 
-    def __init__(
-        self,
-        inputs: SubmitInputs,
-        models: list[TrainedModel],
-        history: dict[str, Any],
-        setup: Setup,
-        store: ResultStore,
-        delivery: Delivery,
-        interruption: Interruption,
-    ) -> None:
-        self.inputs, self.models, self.history, self.setup = inputs, models, history, setup
-        self.store, self.delivery, self.interruption = store, delivery, interruption
-        self.results = _usable(store.results, setup.stamps)
-        self.waiting: Statuses = {}
-        self.passes: list[PredictionPass] = []
+    inputs: SubmitInputs
+    models: list[TrainedModel]
+    history: dict[str, Any]
+    setup: Setup
+    store: ResultStore
+    delivery: Delivery
+    interruption: Interruption
+    waiting: Statuses = field(default_factory=dict)
+    passes: list[PredictionPass] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.results = _usable(self.store.results, self.setup.stamps)
         self._written = time.monotonic()
 
     def run(self) -> SubmitResult:
@@ -136,8 +130,8 @@ class _Run:
             workers=min(setup.workers, max(1, len(videos))),
             classifiers=setup.threads,
             elapsed=process_seconds,
-            budget=None if hours is None else 3600 * hours,
-            rates=self.passes[-1].plan.rates if self.passes else None,
+            budget=float("inf") if hours is None else 3600 * hours,
+            rates=self.passes[-1].plan.rates if self.passes else Rates(),
         )
         if not videos or (again and not plan.has_time):
             return
@@ -147,18 +141,8 @@ class _Run:
             label, len(self.models), len(videos), len(self.delivery.sample), setup.device, setup.precision,
             plan.workers, plan.classifiers, "no time limit" if hours is None else f"{hours:g} hours",
         )  # fmt: skip
-        self.passes.append(
-            PredictionPass(
-                setup,
-                videos,
-                plan,
-                machine_works=bool(self.results),
-                label=label,
-                keep=self._keep,
-                tick=self._tick,
-                interruption=self.interruption,
-            )
-        )
+        hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption}
+        self.passes.append(PredictionPass(setup, videos, plan, machine_works=bool(self.results), label=label, **hooks))
         try:
             self.passes[-1].run()
         except BaseException as error:
@@ -210,18 +194,15 @@ class _Run:
         logger.info("%s: %s", self.delivery.path, submission.coverage)
         if not submission.coverage["ok"]:
             self._refuse_priors_only(submission.coverage)
+        crops = {
+            video: SurestCrop.of(result, self.setup.work(video, Level(result.frames, len(result.models))))
+            for video, result in self.results.items()
+            if result.logits
+        }
+        workers = self.passes[-1].plan.workers if self.passes else self.setup.workers
+        machine = {"workers": workers, "threads": self.setup.threads}
         return SubmitResult(
-            submission.submission,
-            submission.videos,
-            submission.rule,
-            **figures,
-            workers=self.passes[-1].plan.workers if self.passes else self.setup.workers,
-            threads=self.setup.threads,
-            crops={
-                video: SurestCrop.of(result, self.setup.work(video, Level(result.frames, len(result.models))))
-                for video, result in self.results.items()
-                if result.logits
-            },
+            submission.submission, submission.videos, submission.rule, **figures, **machine, crops=crops
         )
 
     def _figures(self) -> dict[str, Any]:
@@ -237,19 +218,15 @@ class _Run:
         }
 
     def _card(self, videos: pd.DataFrame, figures: dict[str, Any], *, complete: bool) -> dict[str, Any]:
-        """Entries of the card beside commit, scoring rule and coverage.
-
-        Args:
-            complete: whether the run has come to its end, by itself or by its budget.
-        """
-        chosen = {precision for each in self.passes for precision in list(each.precisions.values())}
+        """Entries of the card; `complete` where the run has come to its end, by itself or by its budget."""
+        used = {precision for result in self.results.values() for precision in result.precisions}
         return {
             "runs": [model.name for model in self.models],
             **self.history,
             "kernel": {
                 "complete": complete,
                 "device": str(self.setup.device),
-                "precision": ", ".join(sorted(chosen)) or self.setup.precision,
+                "precision": ", ".join(sorted(used)) or self.setup.precision,
                 "budget_hours": self.inputs.budget_hours,
                 "minutes": round(figures["seconds"] / 60, 2),
                 "videos_a_second": round(figures["rate"], 4),
@@ -261,7 +238,7 @@ class _Run:
         }
 
     def _refuse_priors_only(self, coverage: dict[str, int]) -> None:
-        """Without a face in any video, the detector is to blame, or the folder."""
+        """Raise where not one video shows a face: the detector is to blame, or the folder."""
         counts = ", ".join(f"{count} {status}" for status, count in coverage.items() if count)
         words = f"not one video was answered ({counts}). {self._of_no_use()}"
         if not coverage.get("late"):
@@ -293,13 +270,13 @@ def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFra
 
 
 def _keep_precision(setup: Setup, folder: Path) -> Setup:
-    """The setup, where `--precision auto` is open with the precision of the results that are there already."""
+    """The setup, with the precision of the results that are there already where `--precision auto` leaves it open."""
     recorded = recorded_work(folder).get("precision")
     return replace(setup, precision=recorded) if setup.precision == "auto" and recorded is not None else setup
 
 
 def _usable(stored: dict[str, VideoResult], stamps: dict[str, FileStamp]) -> dict[str, VideoResult]:
-    """Results of an earlier run: of these very files, and not of a machine that failed at everything."""
+    """Those results of an earlier run that are of these very files; none of a machine that failed at everything."""
     usable = {video: it for video, it in stored.items() if video in stamps and it.is_of(stamps[video])}
     return usable if any(result.status in ANSWERED for result in usable.values()) else {}
 
@@ -307,8 +284,7 @@ def _usable(stored: dict[str, VideoResult], stamps: dict[str, FileStamp]) -> dic
 def _history(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> dict[str, Any]:
     """Entries of the card about the runs' training: out-of-fold scores, and how many of the sample's videos they saw.
 
-    An imported checkpoint brings neither held-out predictions nor a list of its training videos; a run trained here
-    that lacks them is an error.
+    An imported checkpoint brings neither; a run trained here that lacks them is an error.
     """
     figures = out_of_fold_figures(models, inputs.runs, inputs.rule)
     if figures is None:
