@@ -15,9 +15,9 @@ from multiattn.model.attention import resize_maps
 from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import predict_logits
-from multiattn.runtime.layout import FOLDS_FILE, fold_folders
+from multiattn.runtime.layout import fold_folders
 from multiattn.scoring.frame_rules import sigmoid
-from multiattn.tables import FAKE, FOLDS, REAL
+from multiattn.tables import FAKE, REAL
 from multiattn.video.crops.images import CropImages, read_crop
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
@@ -25,7 +25,6 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
-EACH_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class FaceMaps:
     crop: np.ndarray
     """(H, W, 3) uint8 RGB, as the network got it."""
     maps: np.ndarray
-    """A (M, H, W) float32, non-negative: resized to the crop the way the network's pooling resizes them."""
+    """(M, H, W) float32, non-negative: resized to the crop the way the network's pooling resizes them."""
     probability: float
     """P(fake)."""
 
@@ -69,9 +68,7 @@ def held_out_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
         ValueError: crops the models do not know, or no such crop.
     """
     faces = _typed_faces(models, folder)
-    allowed = pd.Series(True, index=faces.index)
-    for model in models:
-        allowed &= ~faces["video_id"].isin(_trained_videos(model))
+    allowed = ~faces["video_id"].isin(set().union(*(model.trained_videos() for model in models)))
     if not allowed.any():
         raise ValueError(
             f"{folder}: expected crops of videos held out by {' and '.join(model.name for model in models)}, found "
@@ -81,10 +78,7 @@ def held_out_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
 
 
 def faces_of(videos: list[str], models: list[TrainedModel], folder: Path) -> pd.DataFrame:
-    """Crops of the named videos, videos in the given order; a warning names those a model was trained on.
-
-    Returns:
-        As `held_out_faces`.
+    """Crops of the named videos, in their order, as `held_out_faces`; a warning names those a model was trained on.
 
     Raises:
         ValueError: crops the models do not know, a video the folder does not have, or one without a face.
@@ -97,7 +91,7 @@ def faces_of(videos: list[str], models: list[TrainedModel], folder: Path) -> pd.
             hint = f" The nearest is {near[0]!r}." if near else ""
             raise ValueError(f"--videos {video}: no crops of this video in {folder}.{hint}")
     for model in models:
-        if seen := sorted(_trained_videos(model).intersection(videos)):
+        if seen := sorted(model.trained_videos().intersection(videos)):
             logger.warning("%s was trained on %s: its maps there say little.", model.name, ", ".join(seen))
     return pd.concat([faces[faces["video_id"] == video] for video in videos], ignore_index=True)
 
@@ -109,15 +103,12 @@ def video_types(videos: pd.DataFrame) -> pd.Series:
 
 
 def representative_crops(faces: pd.DataFrame, *, per_type: int | None) -> pd.DataFrame:
-    """The middle crop of each video's longest track: of the first videos of each type, or of every video.
+    """The rows of the middle crop of each video's longest track.
 
     Args:
         faces: rows as `held_out_faces` gives them.
-        per_type: videos of each type, in the table's order (by video_id), real ones first and then the methods by name;
-            None takes every video in the table's order.
-
-    Returns:
-        Those rows; empty for an empty table.
+        per_type: the first so many videos of each type, real ones first and then the methods by name; None takes every
+            video in the table's order.
     """
     chosen = []
     for _, crops in faces.groupby("video_id", sort=False):
@@ -132,7 +123,7 @@ def representative_crops(faces: pd.DataFrame, *, per_type: int | None) -> pd.Dat
 
 
 def spread_crops(faces: pd.DataFrame, number: int) -> pd.DataFrame:
-    """`number` rows evenly spaced over the table; all of a table that has fewer."""
+    """At most `number` rows, evenly spaced over the table."""
     kept = np.unique(np.linspace(0, len(faces) - 1, min(number, len(faces))).round().astype(int))
     return faces.iloc[kept].reset_index(drop=True)
 
@@ -148,9 +139,8 @@ def predict_maps(
     """Predict a model's maps of the crops shown, and the figures of `AttentionStatistics` over those measured.
 
     Args:
-        folder: the faces folder.
-        shown: rows of its `faces` table; without rows no network is loaded.
-        measured: the same, for the statistics; no picture of these is kept. None: no statistics.
+        shown: rows of the folder's `faces` table; without rows no network is loaded.
+        measured: the same, for the statistics; None: no statistics.
 
     Raises:
         ValueError: a crop that cannot be read.
@@ -190,23 +180,11 @@ def _typed_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
     return faces.merge(videos[["video_id", "label", "type"]], on="video_id", validate="many_to_one")
 
 
-def _trained_videos(model: TrainedModel) -> set[str]:
-    """Empty for a run without a folds table: an imported checkpoint."""
-    path = model.path / FOLDS_FILE
-    if not path.is_file():
-        return set()
-    folds = FOLDS.read(path)
-    return set(folds.loc[folds["fold"] != model.fold, "video_id"])
-
-
-def deciding_crops(crops: pd.DataFrame, each_side: int = EACH_SIDE) -> pd.DataFrame:
-    """The crops of one file with the highest and the lowest P(fake), at most `each_side` of both; falling.
-
-    Args:
-        crops: rows of `ScoredFiles.crops` of one file.
+def deciding_crops(crops: pd.DataFrame, each_side: int = 4) -> pd.DataFrame:
+    """The rows of one file's `ScoredFiles.crops` with the highest and the lowest P(fake), at most `each_side` of both.
 
     Returns:
-        All rows of a file that has no more than twice as many. Equal ones in order of track and frame.
+        The highest first, equal ones in order of track and frame; all rows of a file with at most 2 `each_side`.
     """
     ordered = crops.sort_values(["probability", "track", "frame_index"], ascending=[False, True, True])
     if len(ordered) <= 2 * each_side:

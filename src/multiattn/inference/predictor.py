@@ -112,9 +112,9 @@ class HeldOut:
     """Frame predictions of videos by the models that never saw them."""
 
     predictions: pd.DataFrame
-    """A `frame_predictions` table: of each experiment, every held-out video by the model of its fold."""
+    """A `frame_predictions` table, of each experiment every held-out video by the model of its fold."""
     videos: pd.DataFrame
-    """Those rows of the `folds` table: video_id, label, group, fold; a video without a face has no predictions."""
+    """Rows of the `folds` table, video_id, label, group, fold; a video without a face has no predictions."""
 
 
 def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refuse") -> HeldOut:
@@ -131,7 +131,7 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
     tables: list[pd.DataFrame] = []
     numbers: dict[Path, set[int]] = {}
     kept: pd.DataFrame | None = None
-    for run, folder in _folders(runs):
+    for run, folder in [(given, folder) for given in runs for folder in fold_folders(given)]:
         if unfinished == "skip" and not (folder / HELD_OUT_FILE).is_file():
             logger.info("%s: no finished epoch yet, left out of the out-of-fold score", folder)
             continue
@@ -158,11 +158,9 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
 def score_out_of_fold(
     *runs: Path, rule: ScoringRule | None = None, unfinished: Literal["refuse", "skip"] = "refuse"
 ) -> OutOfFold:
-    """Score held-out videos with the rule that makes submissions.
+    """Score held-out videos with the rule that makes submissions; arguments and errors as `read_out_of_fold`.
 
     A rule that was tuned on these very videos looks better here than it is; its `out_of_fold` says how good.
-
-    Arguments and errors as `read_out_of_fold`.
     """
     rule = rule or ScoringRule()
     held_out = read_out_of_fold(*runs, unfinished=unfinished)
@@ -175,21 +173,13 @@ def score_out_of_fold(
     return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face)
 
 
-def _folders(runs: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
-    for run in runs:
-        yield from ((run, folder) for folder in fold_folders(run))
-
-
 def out_of_fold_figures(
     models: Sequence[TrainedModel], runs: Sequence[Path], rule: ScoringRule
 ) -> dict[str, float | None] | None:
-    """log_loss and auc of videos that neither the models nor the rule have seen, for a submission's card.
+    """log_loss and auc of videos that neither the models of `runs` nor the rule have seen, for a submission's card.
 
     Those of the tuning where there was one, else of the held-out videos; None for imported checkpoints, which bring no
     held-out predictions.
-
-    Args:
-        models: of `runs`.
 
     Raises:
         ValueError: imported and trained runs together.

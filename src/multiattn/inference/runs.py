@@ -1,12 +1,12 @@
 """Trained (or imported) models of a folder, and one of them as a network with its own preprocessing."""
 
-import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ class TrainedModel:
     fold: int
     experiment: Experiment
     recipe: CropRecipe
-    """Of the crops it was trained on; it must be given such crops."""
+    """The recipe of the crops it was trained on; it must be given such crops."""
     any_crops: bool = False
     """Take crops that were made another way, with a warning."""
 
@@ -58,18 +58,25 @@ class TrainedModel:
         """True for somebody else's checkpoint, of which the training videos are not known."""
         return (self.path / IMPORT_FILE).is_file()
 
-    def taking_any_crops(self) -> "TrainedModel":
-        """The same model, which takes crops made another way than its own."""
-        return dataclasses.replace(self, any_crops=True)
+    def trained_videos(self) -> set[str]:
+        """The video_ids of the other folds; empty where no folds table is there, as for an imported checkpoint."""
+        folds = self._folds()
+        return set(folds.loc[folds["fold"] != self.fold, "video_id"])
+
+    def held_out_videos(self) -> set[str]:
+        """The video_ids of its own fold; empty as `trained_videos`."""
+        folds = self._folds()
+        return set(folds.loc[folds["fold"] == self.fold, "video_id"])
+
+    def _folds(self) -> pd.DataFrame:
+        path = folds_table(self.path)
+        return FOLDS.read(path) if path.is_file() else FOLDS.empty()
 
     def require_same_crops(self, folder: Path, recipe: CropRecipe) -> None:
-        """Refuse the crops of a faces folder that were not made the way the model's were; a model with `any_crops`
-        warns instead.
+        """Raise `ValueError` where the crops of a faces folder were made another way than the model's; a model with
+        `any_crops` warns instead.
 
         The policies `all-tracks` and `forged-mask` are alike here: without a mask both keep every face.
-
-        Raises:
-            ValueError: they were not; says how they differ.
         """
         difference = describe_difference(self.recipe.for_prediction(), recipe.for_prediction())
         if not difference:
@@ -104,7 +111,12 @@ def find_models(*runs: Path) -> list[TrainedModel]:
         path = folder / EXPERIMENT_FILE
         if not path.is_file() or not (folder / BEST_WEIGHTS).is_file():
             missing = BEST_WEIGHTS if path.is_file() else path.name
-            raise FileNotFoundError(f"{folder}: no {missing}; {_way_on(folder)}")
+            unfinished = "the fold has not finished its first epoch", "multiattn train"
+            if (folder / IMPORT_FILE).is_file():
+                unfinished = "the import did not finish", "multiattn import-checkpoint"
+            raise FileNotFoundError(
+                f"{folder}: no {missing}; {unfinished[0]}. Run the same `{unfinished[1]}` command again."
+            )
         experiment = from_json(Experiment, read_json(path), source=str(path))
         models.append(TrainedModel(folder, fold_number(folder), experiment, read_recipe(folder)))
     for model in models[1:]:
@@ -117,12 +129,6 @@ def find_models(*runs: Path) -> list[TrainedModel]:
                 f"{model.path} and {by_name[model.name].path}: two runs of one name, {model.name}. Rename one's folder."
             )
     return models
-
-
-def _way_on(folder: Path) -> str:
-    if (folder / IMPORT_FILE).is_file():
-        return "the import did not finish. Run the same `multiattn import-checkpoint` command again."
-    return "the fold has not finished its first epoch. Run the same `multiattn train` command again."
 
 
 def trained_on(runs: Path) -> set[str]:
@@ -158,20 +164,15 @@ class LoadedRun(nn.Module):
         self.eval()
 
     def forward(self, crops: np.ndarray | Tensor) -> NetworkOutput:
-        """Logits, attention maps and part vectors of crops, with gradient where it is on.
-
-        Args:
-            crops: RGB uint8, (H, W, 3) or (B, H, W, 3), square, of any size (see `predict`).
-        """
+        """Logits, attention maps and part vectors of crops (as `predict` takes them), with gradient where it is on."""
         return self.network(normalize_crops(self.sized(crops).to(self._device)))
 
     def predict(self, crops: np.ndarray | Tensor) -> np.ndarray:
         """P(fake) of each crop.
 
         Args:
-            crops: RGB uint8, (H, W, 3) or (B, H, W, 3), square: aligned as `recipe` says. A size other than the
-                experiment's is resized: larger ones averaged down, as crops read from disk are; smaller ones
-                enlarged bilinearly, which `multiattn predict` would refuse.
+            crops: RGB uint8, (H, W, 3) or (B, H, W, 3), square, aligned as `recipe` says. Larger ones than the
+                experiment's are averaged down, smaller ones (which `multiattn predict` refuses) enlarged bilinearly.
 
         Returns:
             (B,) float64; (1,) for a single crop, (0,) for none.

@@ -42,7 +42,7 @@ class ScoringFile:
 
     rule: ScoringRule = field(default_factory=ScoringRule)
     tuned_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Of `held_out_digests` when the rule was tuned; empty where that is not known."""
+    """`held_out_digests` when the rule was tuned; empty where that is not known."""
 
 
 def default_scoring_path(runs: Sequence[Path]) -> Path:
@@ -51,11 +51,10 @@ def default_scoring_path(runs: Sequence[Path]) -> Path:
 
 
 def held_out_digests(runs: Sequence[Path]) -> dict[str, dict[str, str]]:
-    """Experiment -> fold -> SHA-256 of its `oof.parquet`: what a rule is tuned on.
+    """Experiment -> fold -> SHA-256 of its `oof.parquet`, which a rule is tuned on; folds without one are left out.
 
     Args:
-        runs: folders of experiments, or of folds, which count as their whole experiment. Folds without predictions are
-            left out.
+        runs: folders of experiments, or of folds, which count as their whole experiment.
 
     Raises:
         FileNotFoundError: no fold in a folder.
@@ -65,12 +64,7 @@ def held_out_digests(runs: Sequence[Path]) -> dict[str, dict[str, str]]:
 
 
 def read_scoring_file(path: Path) -> ScoringFile:
-    """Read a `scoring.json`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a scoring rule.
-    """
+    """Read a `scoring.json`; raises `FileNotFoundError`, or `ValueError` where it is not a scoring rule."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no scoring rule here. Make it with `multiattn tune`.")
     values = read_json(path)
@@ -80,20 +74,10 @@ def read_scoring_file(path: Path) -> ScoringFile:
         raise ValueError(f"{path}: {error}. Make it again with `multiattn tune`.") from error
 
 
-def read_scoring(path: Path) -> ScoringRule:
-    """The rule of a `scoring.json`; errors as `read_scoring_file`."""
-    return read_scoring_file(path).rule
-
-
 def write_scoring(
     rule: ScoringRule, path: Path, report: dict[str, Any], tuned_on: Mapping[str, Mapping[str, str]] | None = None
 ) -> None:
-    """Write a `scoring.json`.
-
-    Args:
-        report: what tuning compared, for people.
-        tuned_on: of `held_out_digests`, taken before the rule was tuned.
-    """
+    """Write a `scoring.json`; `report` is for people, `tuned_on` the `held_out_digests` before the rule was tuned."""
     write_json(path, {"rule": rule.as_dict(), **({"tuned_on": tuned_on} if tuned_on else {}), "report": report})
 
 
@@ -103,11 +87,11 @@ def choose_scoring(runs: Sequence[Path], scoring: str | Path | None) -> ScoringR
 
 
 def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> ScoringFile:
-    """The rule a command uses, with what it was tuned on; says which it is, and warns where the runs hold other
-    out-of-fold predictions by now. A bundle's runs hold none, so there is nothing to compare.
+    """The rule a command uses; logs which it is, and warns where the runs hold other out-of-fold predictions by now
+    than it was tuned on. A bundle's runs hold none.
 
     Args:
-        runs: folders of experiments, or of folds, that make the predictions.
+        runs: folders of experiments, or of folds.
         scoring: a file; `none` for the untuned rule; None for `find_scoring`, else the untuned rule.
 
     Raises:
@@ -120,7 +104,8 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
     if scoring is None:
         found = find_scoring(runs)
         if found is None:
-            way = f"; `{_tune_command(runs)}` makes one" if _can_be_tuned(runs) else ""
+            can_be_tuned = all(len(folds_below(folder, HELD_OUT_FILE)) > 1 for folder in _experiment_folders(runs))
+            way = f"; `{_tune_command(runs)}` makes one" if can_be_tuned else ""
             logger.info("no %s for these runs: plain means%s", SCORING_FILE, way)
             return ScoringFile()
         path, chosen = found
@@ -138,14 +123,13 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
 
 
 def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:
-    """The `scoring.json` in the folder of one of the runs that was tuned for exactly these experiments, and what it
-    holds; None where there is none.
+    """The `scoring.json` in the folder of one of the runs that was tuned for exactly these experiments, or None.
 
     Of two with different rules it is that of the run given first, with a warning; files for other experiments are left
     with a warning where none fits.
 
-    Args:
-        runs: folders of experiments, or of folds.
+    Returns:
+        Its path and content.
 
     Raises:
         ValueError: none fits, and one is no scoring rule.
@@ -179,11 +163,7 @@ def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:
 
 
 def require_rule_fits(rule: ScoringRule, models: Sequence[TrainedModel]) -> None:
-    """Score one made-up crop, so that a rule for other runs is refused before the work and not after it.
-
-    Raises:
-        ValueError: a model is of an experiment that the rule has no weight for.
-    """
+    """Raise `ValueError` where the rule has no weight for a model's experiment: before the work, not after it."""
     crop = pd.DataFrame({"video_id": ["folder/x"], "frame_index": [0], "track": [0]})
     rows = [frame_predictions(crop, np.zeros(1), model=model.name, fold=model.fold) for model in models]
     rule.score(pd.concat(rows, ignore_index=True))
@@ -220,10 +200,10 @@ def _fold_digests(folder: Path) -> dict[str, str]:
 
 
 def _warn_of_changes(path: Path, chosen: ScoringFile, runs: Sequence[Path]) -> None:
-    """Say which experiments hold other out-of-fold predictions than those the rule was tuned on."""
+    """Name the experiments that hold other out-of-fold predictions than those the rule was tuned on."""
     for folder in _experiment_folders(runs):
         then = chosen.tuned_on.get(experiment_name(folder))
-        if then is None or not _held_out_files(folder):
+        if then is None or not folds_below(folder, HELD_OUT_FILE):
             continue
         if changes := _changes(then, _fold_digests(folder)):
             logger.warning(
@@ -243,14 +223,6 @@ def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(folds)} {what}" for what, folds in changed.items() if folds)
 
 
-def _can_be_tuned(runs: Sequence[Path]) -> bool:
-    return all(len(_held_out_files(folder)) > 1 for folder in _experiment_folders(runs))
-
-
-def _held_out_files(folder: Path) -> list[Path]:
-    return [fold / HELD_OUT_FILE for fold in folds_below(folder, HELD_OUT_FILE)]
-
-
 def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringRule | None = None) -> str:
     """The command that tunes a rule for these runs, into `path` and for the share of fakes `rule` was shifted to."""
     folders = _experiment_folders(runs)
@@ -263,8 +235,8 @@ def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringR
 
 
 def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: int = 0) -> Tuned:
-    """Tune the rule of some experiments on their `oof.parquet`, which only holds videos of the folds tables: a test
-    split is in none of them (`datasets/folds.py`), and predictions of any other video are refused.
+    """Tune the rule of some experiments on their `oof.parquet`. A test split is in no folds table
+    (`datasets/folds.py`), and predictions of any other video are refused.
 
     Args:
         runs: folders of experiments of one folds table.

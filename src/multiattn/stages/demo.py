@@ -18,7 +18,7 @@ from multiattn.datasets.embedded import build_demo_dataset
 from multiattn.evaluation.scoring_steps import steps_on_test, steps_out_of_fold
 from multiattn.experiments import get_experiment
 from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
-from multiattn.inference.scoring_file import default_scoring_path, read_scoring
+from multiattn.inference.scoring_file import default_scoring_path, read_scoring_file
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import ANY_FOLD, CARD_FILE, EPOCHS_FILE, STATUS_FILE, SUBMISSION_FILE, VIDEOS_FILE
 from multiattn.runtime.text_tables import terminal_table
@@ -91,7 +91,7 @@ def _submit(options: Options, name: str, root: Path, out: Path) -> None:
 def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
     scoring = default_scoring_path([options.runs / name])
     held_out = steps_out_of_fold(scoring)
-    test = steps_on_test(out, root / "labels.csv", root / "groups.csv", read_scoring(scoring))
+    test = steps_on_test(out, root / "labels.csv", root / "groups.csv", read_scoring_file(scoring).rule)
     coverage = read_json(out / CARD_FILE)["coverage"]
     lines = [
         f"\nDone in {minutes:.1f} minutes.\n",

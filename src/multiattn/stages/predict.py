@@ -4,7 +4,7 @@ multiattn predict --runs runs/dfdc_b4 --faces data/faces/test --out data/frame_p
 multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/frame_predictions.parquet
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiattn.command_line import Device, Jobs, PredictPrecision, parse, results
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="predict", doc=__doc__)
     models = find_models(options.runs)
     if options.any_recipe:
-        models = [model.taking_any_crops() for model in models]
+        models = [replace(model, any_crops=True) for model in models]
     device = pick_device(options.device)
     faces = options.faces or options.out.with_suffix(".faces")
     if options.videos_dir is not None:

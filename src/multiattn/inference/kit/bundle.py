@@ -17,6 +17,7 @@ table that all folds of an experiment share is there once: of DFDC it has 119,15
 """
 
 import dataclasses
+import itertools
 import re
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ from typing import Any
 from multiattn.command_line import DetectorWeights, Device, Scoring
 from multiattn.inference.kit.half_weights import Precision, StoredWeights, crops_to_compare, store_weights
 from multiattn.inference.predictor import out_of_fold_figures
-from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.runs import TrainedModel, find_models, folds_table
 from multiattn.inference.scoring_file import (
     ScoringFile,
     default_scoring_path,
@@ -44,7 +45,6 @@ from multiattn.runtime.layout import (
     BEST_WEIGHTS,
     BUNDLE_FILE,
     EXPERIMENT_FILE,
-    FOLDS_FILE,
     IMPORT_FILE,
     RECIPE_FILE,
     experiment_name,
@@ -56,22 +56,20 @@ KIND = "multiattn bundle"
 PACKAGE = Path(__file__).resolve().parents[2]
 REPOSITORY = PACKAGE.parents[1]
 NOTEBOOK = Path("notebooks") / "inference.ipynb"
-TITLE_LENGTHS = (6, 50)
-"""Characters Kaggle takes in a data set's title."""
 LOCK = ".lock"
 REQUIREMENTS_FILE = "requirements.txt"
-"""Beside the wheels: what `pip install --requirement` asks for."""
+"""Also beside the wheels, for `pip install --requirement`."""
 KAGGLE_HAS = {
     *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "scipy", "pandas", "pyarrow"),
     *("scikit-learn", "scikit-image", "numba", "joblib", "opencv-python-headless", "matplotlib", "tqdm"),
     *("albumentations", "tensorboard", "nbformat", "nbclient", "ipykernel"),
 }
-"""Of requirements.txt, what Kaggle's image brings (OpenCV under another name), or inference does not need."""
+"""Packages of requirements.txt that Kaggle's image brings (OpenCV under another name), or inference does not need."""
 FOR_DEVELOPERS = {"pytest", "pytest-xdist", "ruff", "dask"}
 SMALL_DEPENDENCIES = ("docstring-parser>=0.16", "typeguard>=4", "typing-inspect>=0.6", "mypy-extensions")
-"""Of tyro and pandera, beside packages the image surely has; tens of kilobytes, and without them nothing runs."""
+"""Dependencies of tyro and pandera, beside packages the image surely has; tens of kilobytes."""
 GLIBC_MINORS = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
-"""Of 2.x: wheels for these or older ones run on the image (Ubuntu 22.04, glibc 2.35)."""
+"""Versions 2.x: wheels for these run on the image (Ubuntu 22.04, glibc 2.35)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +88,15 @@ class BundleOptions:
     download_wheels: bool = False
     """Fetch the wheels of --packages with pip instead."""
     packages: tuple[str, ...] = ()
-    """Packages that the image lacks, with those they need and it lacks too (default: what inference needs of
-    requirements.txt and Kaggle's image does not have: av, facenet-pytorch, tyro, pandera, and their small
-    dependencies)."""
+    """Packages that the image lacks, with those they need and it lacks too (default: av, facenet-pytorch, tyro,
+    pandera, and their small dependencies)."""
     python: str = "3.11"
     """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
     weights: DetectorWeights = None
     precision: Precision = "auto"
     """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
     largest_change: float = 1e-3
-    """Of P(fake), by float16."""
+    """Allowed change of P(fake) by float16."""
     check_faces: Path | None = None
     """A faces folder, made as the runs' own, to compare both forms on (default: drawn pictures, which are no faces)."""
     check_crops: int = 128
@@ -121,7 +118,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     """Build beside `out` and put the finished folder in its place; a bundle that was there before is replaced.
 
     Args:
-        scoring: the rule that the bundle's submissions follow, and what it was tuned on.
+        scoring: the rule that the bundle's submissions follow.
 
     Raises:
         FileNotFoundError: no runs, a fold without a checkpoint, no such weights file, a package without a wheel.
@@ -130,7 +127,6 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     """
     _require_sound(options)
     out = options.out.resolve()
-    _require_own(out)
     models = find_models(*options.runs)
     require_rule_fits(scoring.rule, models)
     figures = out_of_fold_figures(models, options.runs, scoring.rule)
@@ -173,9 +169,7 @@ def _require_sound(options: BundleOptions) -> None:
         raise FileNotFoundError(f"--wheels {options.wheels}: expected a folder of wheels, found none.")
     if options.check_crops < 1:
         raise ValueError(f"--check-crops: expected at least 1, found {options.check_crops}.")
-
-
-def _require_own(out: Path) -> None:
+    out = options.out.resolve()
     if out.exists() and not (out.is_dir() and (is_bundle(out) or not any(out.iterdir()))):
         raise ValueError(f"{out}: expected a bundle to replace or a new folder, found something else. Choose another.")
 
@@ -185,11 +179,7 @@ def _experiments(models: list[TrainedModel]) -> list[str]:
 
 
 def _require_runs(building: Path, rule: ScoringRule) -> None:
-    """Ask of the finished folder what a submission asks of it, before anybody carries it to a machine without network.
-
-    Raises:
-        ValueError: its rule is not found, or does not fit its runs.
-    """
+    """Check the finished folder as a submission does, before anybody carries it to a machine without network."""
     runs = sorted((building / "runs").iterdir())
     models = find_models(*runs)
     found = find_scoring(runs)
@@ -199,14 +189,14 @@ def _require_runs(building: Path, rule: ScoringRule) -> None:
             f"the finished bundle: expected a scoring rule for its runs {names}, found one for "
             f"{', '.join(rule.experiments)}. Nothing was written."
         )
-    require_rule_fits(found[1].rule, models)
-    out_of_fold_figures(models, runs, found[1].rule)
+    require_rule_fits(rule, models)
+    out_of_fold_figures(models, runs, rule)
 
 
 def _fill(
     building: Path, options: BundleOptions, models: list[TrainedModel], scoring: ScoringFile
 ) -> list[StoredWeights]:
-    """Everything but the manifest; returns how the weights were stored."""
+    """Write everything but the manifest; returns how the weights were stored."""
     _copy_code(building)
     _collect_wheels(options, building / "wheels")  # before the minutes of comparing: this fails when it does
     if options.weights is not None:
@@ -243,24 +233,17 @@ def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) 
             for name in (EXPERIMENT_FILE, RECIPE_FILE, IMPORT_FILE):
                 if (model.path / name).is_file():
                     shutil.copyfile(model.path / name, folder / name)
-            _copy_folds(model.path / FOLDS_FILE, folder)
-            tried = options.precision != "float32"
-            weights.append(
-                store_weights(
-                    model,
-                    folder,
-                    crops_to_compare(model, options.check_faces, options.check_crops if tried else 1),
-                    precision=options.precision,
-                    largest_change=options.largest_change,
-                    device=device,
-                )
-            )
+            _copy_folds(folds_table(model.path), folder)
+            count = 1 if options.precision == "float32" else options.check_crops
+            crops = crops_to_compare(model, options.check_faces, count)
+            limits = {"precision": options.precision, "largest_change": options.largest_change}
+            weights.append(store_weights(model, folder, crops, **limits, device=device))
             bar.update()
     return weights
 
 
 def _copy_folds(table: Path, folder: Path) -> None:
-    """Once for all folds of an experiment, or beside the weights of a fold that was made from another table."""
+    """Copy it once for all folds of an experiment, or beside the weights of a fold that was made from another table."""
     if not table.is_file():  # of an imported checkpoint
         return
     shared = folder.parent / table.name
@@ -271,12 +254,9 @@ def _copy_folds(table: Path, folder: Path) -> None:
 
 
 def dataset_metadata(experiments: Sequence[str]) -> dict[str, Any]:
-    """Kaggle's `dataset-metadata.json`: title, id and licence; the user's name is left to be filled in.
-
-    The licence is `other`: the code is MIT, the weights come with the terms of the videos they were trained on.
-    """
-    shortest, longest = TITLE_LENGTHS
-    title = f"multiattn {' '.join(experiments)}"[:longest].strip().ljust(shortest, "-")
+    """Kaggle's `dataset-metadata.json`: title (at most 50 characters), id and licence; the user's name is to be filled
+    in. The licence is `other`: the code is MIT, the weights come with the terms of the videos they were trained on."""
+    title = f"multiattn {' '.join(experiments)}"[:50].strip()
     slug = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
     return {"title": title, "id": f"INSERT_USERNAME/{slug.strip('-')}", "licenses": [{"name": "other"}]}
 
@@ -305,16 +285,12 @@ Licences: the code's is in LICENSE; the weights come with the terms of the video
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes by part."""
     sizes = dict.fromkeys(("weights", "wheels", "tables", "code", "detector", "notebook and notes"), 0)
+    parts = {"runs": "tables", "wheels": "wheels", "src": "code", "weights": "detector"}
     for path in folder.rglob("*"):
         if path.is_file():
-            sizes[_part(path.relative_to(folder))] += path.stat().st_size
+            part = parts.get(path.relative_to(folder).parts[0], "notebook and notes")
+            sizes["weights" if part == "tables" and path.name == BEST_WEIGHTS else part] += path.stat().st_size
     return {name: size for name, size in sizes.items() if size}
-
-
-def _part(path: Path) -> str:
-    if path.parts[0] == "runs":
-        return "weights" if path.name == BEST_WEIGHTS else "tables"
-    return {"wheels": "wheels", "src": "code", "weights": "detector"}.get(path.parts[0], "notebook and notes")
 
 
 def _require_fits(sizes: dict[str, int], options: BundleOptions, weights: list[StoredWeights]) -> None:
@@ -336,10 +312,8 @@ def _require_fits(sizes: dict[str, int], options: BundleOptions, weights: list[S
 def _manifest(
     options: BundleOptions, models: list[TrainedModel], weights: list[StoredWeights], sizes: dict[str, int]
 ) -> dict[str, Any]:
-    stored = [
-        {**dataclasses.asdict(one), "difference": None if one.difference == float("inf") else one.difference}
-        for one in weights
-    ]
+    infinite = {"difference": None}  # which JSON does not have
+    stored = [{**vars(one), **(infinite if one.difference == float("inf") else {})} for one in weights]
     return {
         "kind": KIND,
         "commit": git_commit(),
@@ -352,7 +326,7 @@ def _manifest(
 
 
 def _replace(building: Path, out: Path) -> None:
-    """Two renames: a kill between them leaves the old bundle under its hidden name, and the next run takes it away."""
+    """Rename twice: a kill in between leaves the old bundle under its hidden name, and the next run takes it away."""
     old = out.parent / f".{out.name}.old"
     _remove(old)
     if out.exists():
@@ -381,20 +355,20 @@ def _collect_wheels(options: BundleOptions, folder: Path) -> None:
 
 
 def package_name(requirement: str) -> str:
-    """The normalised name of a requirement: `Facenet_PyTorch==2.5.3` -> `facenet-pytorch`."""
+    """Normalised name of a requirement: `Facenet_PyTorch==2.5.3` -> `facenet-pytorch`."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;@]", requirement.strip(), maxsplit=1)[0]).lower()
 
 
 def read_requirements(path: Path) -> dict[str, str]:
-    """Name -> requirement, of a requirements file; comments and empty lines aside."""
+    """Name -> requirement of a requirements file, without comments."""
     lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return {package_name(line): line for line in lines if line}
 
 
 def default_packages(requirements: dict[str, str]) -> list[str]:
     """Requirements that Kaggle's image lacks and inference needs."""
-    missing = set(requirements) - KAGGLE_HAS - FOR_DEVELOPERS
-    return [*(line for name, line in requirements.items() if name in missing), *SMALL_DEPENDENCIES]
+    unneeded = KAGGLE_HAS | FOR_DEVELOPERS
+    return [*(line for name, line in requirements.items() if name not in unneeded), *SMALL_DEPENDENCIES]
 
 
 def with_bounds(packages: Sequence[str], requirements: dict[str, str]) -> list[str]:
@@ -403,10 +377,7 @@ def with_bounds(packages: Sequence[str], requirements: dict[str, str]) -> list[s
 
 
 def download_wheels(packages: Sequence[str], folder: Path, *, python: str) -> None:
-    """Fetch the wheels of exactly these packages, their dependencies not, for a Linux machine (x86_64).
-
-    Args:
-        python: the version of Python they are for, such as 3.11.
+    """Fetch the wheels of exactly these packages, without their dependencies, for Linux (x86_64) and Python `python`.
 
     Raises:
         ValueError: no package index is reachable, or it has no wheel that fits; holds pip's own words.
@@ -433,17 +404,15 @@ def collect_wheels(packages: Sequence[str], source: Path, folder: Path) -> None:
     Raises:
         FileNotFoundError: a package has no wheel there; names all that are missing.
     """
-    files: dict[str, list[Path]] = {}
+    builds = {word: [] for word in map(package_name, packages)}
     for path in sorted(source.glob("*.whl")):
-        files.setdefault(package_name(path.name.split("-")[0]), []).append(path)
-    missing = [word for word in packages if package_name(word) not in files]
-    if missing:
+        builds.get(package_name(path.name.split("-")[0]), []).append(path)
+    if missing := [word for word in packages if not builds[package_name(word)]]:
         raise FileNotFoundError(
             f"{source}: no wheel of {', '.join(missing)}. Fetch them with "
             f"`pip download --no-deps --only-binary=:all: --dest {source} {' '.join(missing)}`, or name the packages "
             "that the image really lacks with --packages."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for word in packages:
-        for path in files[package_name(word)]:
-            shutil.copyfile(path, folder / path.name)
+    for path in itertools.chain.from_iterable(builds.values()):
+        shutil.copyfile(path, folder / path.name)

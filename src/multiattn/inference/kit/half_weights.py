@@ -18,19 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiattn.inference.attention_maps import spread_crops
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.checkpoints import read_metadata, save_weights
 from multiattn.model.predict import predict_logits
-from multiattn.runtime.layout import BEST_WEIGHTS, FOLDS_FILE
+from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.runtime.tensor_files import read_state
 from multiattn.scoring.frame_rules import sigmoid
-from multiattn.tables import FOLDS
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
-STORED_AS = "stored_as"
-"""In the header of a file with float16 tensors."""
 SMALL = 1 << 14
 """Tensors of up to so many numbers stay float32."""
 BATCH_SIZE = 16
@@ -49,7 +47,7 @@ class StoredWeights:
     """The largest |change of P(fake)| that float16 makes on the crops compared; None where it was not tried, infinite
     where it does not give finite numbers."""
     crops: int
-    """Compared."""
+    """Number of crops compared."""
 
 
 def half_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,13 +67,12 @@ def store_weights(
     largest_change: float,
     device: torch.device,
 ) -> StoredWeights:
-    """Write a model's checkpoint into `folder`, in float16 where that changes no prediction of `crops` too much.
+    """Write a model's checkpoint into `folder`, in float16 where that changes P(fake) by at most `largest_change`.
 
     Args:
         folder: a run folder to be, which has its experiment.json.
         crops: (N, size, size, 3) uint8 RGB of the model's size, N at least 1.
         precision: `auto` falls back to float32, `float16` refuses to, `float32` does not try.
-        largest_change: of P(fake), by float16.
 
     Raises:
         ValueError: `float16` was asked for and changes more.
@@ -84,7 +81,7 @@ def store_weights(
     path.parent.mkdir(parents=True, exist_ok=True)
     difference = None
     if precision != "float32":
-        metadata = {**read_metadata(model.path / BEST_WEIGHTS), STORED_AS: "float16"}
+        metadata = {**read_metadata(model.path / BEST_WEIGHTS), "stored_as": "float16"}
         save_weights(half_state(read_state(model.path / BEST_WEIGHTS)), path, metadata)
         difference = largest_difference(model, dataclasses.replace(model, path=folder), crops, device=device)
         if difference <= largest_change:
@@ -113,15 +110,11 @@ def largest_difference(one: TrainedModel, other: TrainedModel, crops: np.ndarray
 
 
 def crops_to_compare(model: TrainedModel, faces: Path | None, count: int) -> np.ndarray:
-    """Crops on which two forms of a model are compared.
+    """At most `count` crops on which two forms of a model are compared: (N, size, size, 3) uint8 RGB.
 
     Args:
         faces: a faces folder made as the model's crops were: crops spread over the videos its fold held out, where the
             folder has such, else over all. None: `drawn_crops`.
-        count: how many; fewer where the folder has fewer.
-
-    Returns:
-        (N, size, size, 3) uint8 RGB, `size` the experiment's.
 
     Raises:
         ValueError: the folder has no crops, or they were made otherwise.
@@ -133,19 +126,18 @@ def crops_to_compare(model: TrainedModel, faces: Path | None, count: int) -> np.
     table, _, _ = read_faces_folder(faces)
     if table.empty:
         raise ValueError(f"{faces}: expected crops to compare weights on, found none.")
-    table = table.sort_values(["video_id", "frame_index", "track"], ignore_index=True)
-    table = table[table["video_id"].isin(_held_out(model))] if table["video_id"].isin(_held_out(model)).any() else table
-    rows = np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int))
-    return np.stack([read_crop(faces / name, size) for name in table["crop"].iloc[rows]])
+    table = table.sort_values(["video_id", "frame_index", "track"])
+    held_out = table["video_id"].isin(model.held_out_videos())
+    chosen = spread_crops(table[held_out] if held_out.any() else table, count)
+    return np.stack([read_crop(faces / name, size) for name in chosen["crop"]])
 
 
 def drawn_crops(count: int, size: int, *, seed: int = 0) -> np.ndarray:
     """Pictures for want of faces, the same at every call: (count, size, size, 3) uint8.
 
-    Skin-coloured ovals with dark eyes and a mouth over smooth backgrounds, under noise of growing strength, so that a
-    network's responses cover more than one kind of picture; never without noise, since perfectly flat areas, which no
-    camera makes, moved one network by 0.37 where the next largest change was 5e-4. They are no faces: what float16
-    changes on them is right in its size, not in its last digit.
+    Skin-coloured ovals with eyes and a mouth over smooth backgrounds, under noise of growing strength; never without
+    noise: perfectly flat areas, which no camera makes, moved one network by 0.37, the next largest change was 5e-4.
+    They are no faces: the change by float16 on them is right in its size, not in its last digit.
     """
     generator = np.random.default_rng(seed)
     images = []
@@ -161,11 +153,3 @@ def drawn_crops(count: int, size: int, *, seed: int = 0) -> np.ndarray:
         image += generator.normal(0, 4 + 36 * index / max(count - 1, 1), image.shape)
         images.append(image.clip(0, 255).astype(np.uint8))
     return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
-
-
-def _held_out(model: TrainedModel) -> set[str]:
-    path = model.path / FOLDS_FILE
-    if not path.is_file():  # an imported checkpoint, or a run out of a bundle
-        return set()
-    folds = FOLDS.read(path)
-    return set(folds.loc[folds["fold"] == model.fold, "video_id"])

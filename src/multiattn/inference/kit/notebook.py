@@ -13,11 +13,10 @@ NOTEBOOK = Path(__file__).resolve().parents[4] / "notebooks" / "inference.ipynb"
 
 
 def execute_notebook(out: Path, environment: dict[str, str], *, notebook: Path = NOTEBOOK) -> None:
-    """Execute a notebook in a fresh process and save it with its outputs, also when a cell fails.
+    """Execute a notebook in a fresh process and save it as `out` with its outputs, also when a cell fails.
 
     Args:
-        out: where the executed copy goes.
-        environment: environment variables of its process, beside those of this process.
+        environment: variables of its process, beside those of this process.
 
     Raises:
         FileNotFoundError: no such notebook.
