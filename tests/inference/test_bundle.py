@@ -1,6 +1,7 @@
 """The offline kit: half-size weights, the wheels, and a folder that is whole or not there at all."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -37,8 +38,6 @@ from multiattn.inference.runs import find_models, trained_on
 from multiattn.inference.scoring_file import (
     ScoringFile,
     choose_scoring,
-    held_out_digests,
-    read_scoring_file,
     require_rule_fits,
 )
 from multiattn.inference.submit.inputs import find_inputs
@@ -54,9 +53,9 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 CPU = torch.device("cpu")
 
 
-def bundle(pipeline, out: Path, *, rule: ScoringRule | None = None, tuned_on=None, **options) -> bundle_module.Bundle:
-    options = {"runs": (pipeline.experiment,), "out": out, "check_crops": 4, **options}
-    return build_bundle(BundleOptions(**options), ScoringFile(rule=rule or ScoringRule(), tuned_on=tuned_on or {}))
+def bundle(pipeline, out: Path, *, rule: ScoringRule | None = None, **options) -> bundle_module.Bundle:
+    options = {"runs": (pipeline.experiment,), "out": out, "check_crops": 4, "precision": "float32", **options}
+    return build_bundle(BundleOptions(**options), ScoringFile(rule=rule or ScoringRule()))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -81,8 +80,10 @@ def test_only_large_floating_matrices_become_float16():
         "counters": torch.ones(side + 1, side, dtype=torch.int64),
         "scalar": torch.tensor(1.0),
     }
-    assert {name: tensor.dtype for name, tensor in half_state(state).items() if tensor.dtype != state[name].dtype} == {
-        "large": torch.float16
+    halved = half_state(state)
+    assert {name: halved[name].dtype for name in state} == {
+        **{name: tensor.dtype for name, tensor in state.items()},
+        "large": torch.float16,
     }
     assert half_state({}) == {}
 
@@ -111,10 +112,7 @@ def test_weights_within_the_limit_are_stored_in_float16_and_smaller(pipeline, tm
 
 @pytest.mark.parametrize(
     ("damage", "limit"),
-    [
-        pytest.param(None, 1e-12, id="more than the limit"),
-        pytest.param(1e5, 1e-3, id="beyond the range of float16"),
-    ],
+    [pytest.param(None, 1e-12, id="more than the limit"), pytest.param(1e5, 1e-3, id="beyond the range of float16")],
 )
 def test_weights_that_float16_changes_too_much_are_copied_as_they_are(pipeline, tmp_path, damage, limit):
     original, folder = tmp_path / "demo_tiny" / "fold0", tmp_path / "stored" / "fold0"
@@ -173,21 +171,18 @@ def test_drawn_pictures_are_the_same_every_time_and_all_different():
 @pytest.fixture(scope="module")
 def made(pipeline, tmp_path_factory) -> bundle_module.Bundle:
     """A bundle of the miniature's runs, in a folder of its own; to be read only."""
-    return bundle(pipeline, tmp_path_factory.mktemp("bundle") / "kit", check_faces=pipeline.faces)
+    return bundle(pipeline, tmp_path_factory.mktemp("bundle") / "kit", check_faces=pipeline.faces, precision="auto")
 
 
 def test_a_bundle_holds_what_a_submission_needs_and_nothing_of_the_training(made):
     content = tree(made.folder)
     files = set(content)
     others = {name for name in files if not name.startswith("src/multiattn/")}
+    of_folds = itertools.product(("fold0", "fold1"), ("best.safetensors", "experiment.json", "faces.json"))
     assert others == {
         *("bundle.json", "README.txt", "dataset-metadata.json", "inference.ipynb", "pyproject.toml", "LICENSE"),
         *("runs/demo_tiny/folds.csv", "runs/demo_tiny/scoring.json"),
-        *(
-            f"runs/demo_tiny/fold{fold}/{name}"
-            for fold in (0, 1)
-            for name in ("best.safetensors", "experiment.json", "faces.json")
-        ),
+        *(f"runs/demo_tiny/{fold}/{name}" for fold, name in of_folds),
     }
     assert {Path(name).suffix for name in files - others} == {".py", ".json"}
     assert {"src/multiattn/__main__.py", "src/multiattn/evaluation/published.json"} <= files
@@ -208,17 +203,6 @@ def test_the_runs_of_a_bundle_are_the_runs_they_were_made_of(pipeline, made):
     assert choose_scoring([run], None).experiments == ("demo_tiny",)
 
 
-def test_all_experiments_of_a_bundle_are_found_with_their_rule(pipeline, tmp_path):
-    shutil.copytree(pipeline.experiment, tmp_path / "another")
-    rule = ScoringRule(out_of_fold={"log_loss": 0.25, "auc": 0.9})
-    bundle(pipeline, tmp_path / "kit", runs=(pipeline.experiment, tmp_path / "another"), rule=rule, precision="float32")
-    inputs = find_inputs_of(tmp_path / "kit", pipeline)
-    assert sorted(path.name for path in inputs.runs) == ["another", "demo_tiny"]
-    assert len(find_models(*inputs.runs)) == 4
-    assert inputs.rule == dataclasses.replace(rule, experiments=("another", "demo_tiny"))
-    assert inputs.weights is None
-
-
 def weighted(**weights: float) -> ScoringRule:
     """As tuned for these experiments."""
     return ScoringRule(
@@ -228,14 +212,17 @@ def weighted(**weights: float) -> ScoringRule:
     )
 
 
-def test_a_linked_run_keeps_the_name_its_weight_goes_by(pipeline, tmp_path):
+def test_all_experiments_of_a_bundle_are_found_a_linked_one_by_the_name_its_weight_goes_by(pipeline, tmp_path):
     shutil.copytree(pipeline.experiment, tmp_path / "demo2")
     (tmp_path / "linked").symlink_to(pipeline.experiment)
     rule, runs = weighted(linked=0.25, demo2=0.75), (tmp_path / "linked", tmp_path / "demo2")
-    bundle(pipeline, tmp_path / "kit", runs=runs, rule=rule, precision="float32")
+    bundle(pipeline, tmp_path / "kit", runs=runs, rule=rule)
     inputs = find_inputs_of(tmp_path / "kit", pipeline)
-    assert inputs.rule == rule
-    require_rule_fits(inputs.rule, find_models(*inputs.runs))
+    assert inputs.rule == rule and inputs.weights is None
+    assert sorted(path.name for path in inputs.runs) == ["demo2", "linked"]
+    models = find_models(*inputs.runs)
+    assert len(models) == 4
+    require_rule_fits(inputs.rule, models)
     assert json.loads((tmp_path / "kit" / "bundle.json").read_text())["runs"] == ["demo2", "linked"]
     assert not (tmp_path / "kit" / "runs" / "linked").is_symlink()
 
@@ -243,11 +230,9 @@ def test_a_linked_run_keeps_the_name_its_weight_goes_by(pipeline, tmp_path):
 def test_the_run_one_stands_in_is_bundled_under_its_name(pipeline, tmp_path, monkeypatch):
     monkeypatch.chdir(pipeline.experiment)
     for runs in ((Path(),), (Path("fold0"), Path("fold1"))):
-        bundle(pipeline, tmp_path / "kit", runs=runs, rule=weighted(demo_tiny=1.0), precision="float32")
-        assert {model.name for model in find_models(tmp_path / "kit" / "runs" / "demo_tiny")} == {
-            "demo_tiny/fold0",
-            "demo_tiny/fold1",
-        }
+        bundle(pipeline, tmp_path / "kit", runs=runs, rule=weighted(demo_tiny=1.0))
+        models = find_models(tmp_path / "kit" / "runs" / "demo_tiny")
+        assert [model.name for model in models] == ["demo_tiny/fold0", "demo_tiny/fold1"]
 
 
 def test_a_rule_for_other_runs_is_refused_before_anything_is_built(pipeline, tmp_path, monkeypatch):
@@ -266,7 +251,7 @@ def test_a_rule_for_other_runs_is_refused_before_anything_is_built(pipeline, tmp
     ],
 )
 def test_a_kit_that_could_not_run_is_not_put_in_place(pipeline, tmp_path, monkeypatch, spoil):
-    bundle(pipeline, tmp_path / "kit", precision="float32")
+    bundle(pipeline, tmp_path / "kit")
     before, fill = tree(tmp_path), bundle_module._fill
 
     def fill_and_spoil(building, *rest):
@@ -276,19 +261,14 @@ def test_a_kit_that_could_not_run_is_not_put_in_place(pipeline, tmp_path, monkey
 
     monkeypatch.setattr(bundle_module, "_fill", fill_and_spoil)
     with pytest.raises((ValueError, FileNotFoundError)):
-        bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0), precision="float32")
+        bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0))
     assert tree(tmp_path) == before
 
 
-def test_what_the_rule_was_tuned_on_stays_with_it_and_the_same_bundle_has_the_same_bytes(pipeline, tmp_path, caplog):
-    options = {"rule": weighted(demo_tiny=1.0), "tuned_on": held_out_digests([pipeline.experiment])}
-    bundle(pipeline, tmp_path / "kit", **options, precision="float32")
-    run = tmp_path / "kit" / "runs" / "demo_tiny"
-    assert read_scoring_file(run / "scoring.json").tuned_on == options["tuned_on"] != {}
-    choose_scoring([run], None)
-    assert "not those it was tuned on" not in caplog.text
+def test_the_same_bundle_has_the_same_bytes(pipeline, tmp_path):
+    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0))
     first = tree(tmp_path)
-    bundle(pipeline, tmp_path / "kit", **options, precision="float32")
+    bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0))
     assert tree(tmp_path) == first
 
 
@@ -302,8 +282,8 @@ def find_inputs_of(root: Path, pipeline):
 
 
 def test_a_single_fold_and_a_tuned_rule_are_bundled_as_they_are(pipeline, tmp_path):
-    rule = ScoringRule(experiments=("demo_tiny",), out_of_fold={"log_loss": 0.25, "auc": 0.9})
-    bundle(pipeline, tmp_path / "kit", runs=(pipeline.experiment / "fold1",), rule=rule, precision="float32")
+    rule = weighted(demo_tiny=1.0)
+    bundle(pipeline, tmp_path / "kit", runs=(pipeline.experiment / "fold1",), rule=rule)
     run = tmp_path / "kit" / "runs" / "demo_tiny"
     assert [model.name for model in find_models(run)] == ["demo_tiny/fold1"]
     assert choose_scoring([run], None) == rule
@@ -316,29 +296,23 @@ def test_folds_tables_that_differ_are_kept_apart(pipeline, tmp_path):
     table = tmp_path / "demo_tiny" / "fold1" / "folds.csv"
     table.write_text(table.read_text().replace("dfdc/", "dfdc/another_"))
     rule = ScoringRule(out_of_fold={"log_loss": 0.25, "auc": 0.9})
-    bundle(pipeline, tmp_path / "kit", runs=(tmp_path / "demo_tiny",), rule=rule, precision="float32")
+    bundle(pipeline, tmp_path / "kit", runs=(tmp_path / "demo_tiny",), rule=rule)
     assert trained_on(tmp_path / "kit" / "runs" / "demo_tiny") == trained_on(tmp_path / "demo_tiny")
 
 
 def test_an_empty_folder_is_filled_and_a_bundle_replaced_by_the_next_one(pipeline, tmp_path):
     (tmp_path / "kit").mkdir()
-    bundle(pipeline, tmp_path / "kit", precision="float32")
+    bundle(pipeline, tmp_path / "kit")
     assert is_bundle(tmp_path / "kit")
     (tmp_path / "kit" / "wheels").mkdir()
     (tmp_path / ".kit.building" / "half").mkdir(parents=True)  # as a killed run leaves
-    bundle(pipeline, tmp_path / "kit", runs=(pipeline.experiment / "fold0",), precision="float32")
+    bundle(pipeline, tmp_path / "kit", runs=(pipeline.experiment / "fold0",))
     assert not (tmp_path / "kit" / "wheels").exists()
     assert not (tmp_path / "kit" / "runs" / "demo_tiny" / "fold1").exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "kit"]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param("notes.txt", id="somebody's folder"),
-        pytest.param("bundle.json", id="a bundle.json of another program"),
-    ],
-)
+@pytest.mark.parametrize("content", ["notes.txt", "bundle.json"], ids=["somebody's folder", "another's bundle.json"])
 def test_a_folder_that_is_no_bundle_is_left_alone(pipeline, tmp_path, content):
     (tmp_path / "kit").mkdir()
     (tmp_path / "kit" / content).write_text('{"kind": "wood"}')
@@ -349,10 +323,10 @@ def test_a_folder_that_is_no_bundle_is_left_alone(pipeline, tmp_path, content):
 
 
 def test_a_bundle_over_the_limit_is_refused_with_its_parts_and_nothing_is_left(pipeline, tmp_path):
-    bundle(pipeline, tmp_path / "kit", precision="float32")
+    bundle(pipeline, tmp_path / "kit")
     before = tree(tmp_path)
     with pytest.raises(ValueError) as refused:
-        bundle(pipeline, tmp_path / "kit", precision="float32", max_gb=0.001)
+        bundle(pipeline, tmp_path / "kit", max_gb=0.001)
     message = str(refused.value)
     assert "more than --max-gb 0.001" in message
     assert message.index("weights ") < message.index("tables "), "the largest parts come first"
@@ -368,7 +342,7 @@ def test_an_error_on_the_way_leaves_nothing(pipeline, tmp_path):
 
 def test_the_detectors_weights_come_along(pipeline, tmp_path):
     (tmp_path / "retina.pth").write_bytes(b"weights")
-    made = bundle(pipeline, tmp_path / "kit", weights=tmp_path / "retina.pth", precision="float32")
+    made = bundle(pipeline, tmp_path / "kit", weights=tmp_path / "retina.pth")
     assert (tmp_path / "kit" / "weights" / "retina.pth").read_bytes() == b"weights"
     assert made.sizes["detector"] == 7
     assert find_inputs_of(tmp_path / "kit", pipeline).weights == tmp_path / "kit" / "weights" / "retina.pth"
@@ -432,7 +406,7 @@ def test_wheels_are_chosen_by_name_and_missing_ones_are_all_named(tmp_path):
 def test_a_bundle_lists_what_is_to_be_installed_beside_the_wheels(pipeline, tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "av-18.0-cp311-abi3-linux_x86_64.whl").write_bytes(b"wheel")
-    options = {"wheels": tmp_path / "source", "packages": ("av",), "precision": "float32"}
+    options = {"wheels": tmp_path / "source", "packages": ("av",)}
     made = bundle(pipeline, tmp_path / "kit", **options)
     requirement = read_requirements(bundle_module.REPOSITORY / "requirements.txt")["av"]
     assert (tmp_path / "kit" / "wheels" / "requirements.txt").read_text() == f"{requirement}\n"

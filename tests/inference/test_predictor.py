@@ -14,7 +14,6 @@ from multiattn.model import precision
 from multiattn.model.precision import TRIAL_CROPS, Trial
 from multiattn.model.predict import predict_logits
 from multiattn.scoring.frame_rules import sigmoid
-from multiattn.tables import FACES
 from pipeline import Pipeline
 
 CPU = torch.device("cpu")
@@ -25,13 +24,6 @@ def test_crops_made_another_way_are_refused(pipeline: Pipeline, tmp_path):
     other = dataclasses.replace(models[0], recipe=dataclasses.replace(models[0].recipe, size=96))
     with pytest.raises(ValueError, match="size: expected 96, found 64"):
         predict_faces([other], pipeline.faces, device=CPU, precision="fp32")
-
-
-def test_another_number_of_frames_is_welcome(pipeline: Pipeline):
-    models = find_models(pipeline.experiment)
-    other = dataclasses.replace(models[0], recipe=dataclasses.replace(models[0].recipe, num_frames=9))
-    predictions = predict_faces([other], pipeline.faces, device=CPU, precision="fp32")
-    assert len(predictions) == len(FACES.read(pipeline.faces / "faces.parquet"))
 
 
 def test_bf16_is_close_to_fp32(pipeline: Pipeline):
@@ -63,17 +55,14 @@ def test_no_crops_give_an_empty_table():
     assert predict_logits(torch.nn.Identity(), [], device=CPU, precision="fp32").shape == (0,)
 
 
-def test_weights_that_overflow_are_reported_not_averaged(pipeline: Pipeline):
-    network = find_models(pipeline.experiment)[0].load(CPU)
+def test_weights_that_overflow_are_reported_and_the_networks_mode_is_given_back(pipeline: Pipeline):
+    network = find_models(pipeline.experiment)[0].load(CPU).train()
+    crops = [torch.zeros(2, 64, 64, 3, dtype=torch.uint8)]
+    predict_logits(network, crops, device=CPU, precision="fp32")
+    assert network.training
     torch.nn.init.constant_(network.classifier.joint[-1].bias, float("nan"))
     with pytest.raises(ValueError, match="2 of 2 logits are not finite"):
-        predict_logits(network, [torch.zeros(2, 64, 64, 3, dtype=torch.uint8)], device=CPU, precision="fp32")
-
-
-def test_the_networks_mode_is_given_back(pipeline: Pipeline):
-    network = find_models(pipeline.experiment)[0].load(CPU).train()
-    predict_logits(network, [torch.zeros(1, 64, 64, 3, dtype=torch.uint8)], device=CPU, precision="fp32")
-    assert network.training
+        predict_logits(network, crops, device=CPU, precision="fp32")
 
 
 def test_sigmoid_does_not_overflow():

@@ -16,7 +16,6 @@ from multiattn.inference.scoring_file import (
     choose_scoring_file,
     default_scoring_path,
     held_out_digests,
-    read_scoring,
     read_scoring_file,
     write_scoring,
 )
@@ -58,13 +57,8 @@ def runs(tmp_path):
 
 def test_a_rule_is_read_as_it_was_written(runs):
     path = default_scoring_path(runs)
-    assert read_scoring(path) == TUNED
+    assert read_scoring_file(path).rule == TUNED
     assert json.loads(path.read_text())["report"] == {"figures": []}
-
-
-def test_the_first_runs_file_is_used_where_it_was_tuned_for_these_runs(runs):
-    assert choose_scoring(runs, None) == TUNED
-    assert choose_scoring([run / "fold0" for run in runs], None) == TUNED
 
 
 @pytest.mark.parametrize("folds", [False, True], ids=["experiments", "folds"])
@@ -93,12 +87,10 @@ def test_of_two_rules_that_fit_the_first_given_runs_is_used_and_said(runs, caplo
         first, second = (str(run / "scoring.json") for run in given)
         assert f"{first} and {second} hold different rules" in caplog.text
         assert caplog.records[1].getMessage() == f"scoring rule of {first}"
-
-
-def test_two_files_of_one_rule_are_one(runs, caplog):
+    caplog.clear()
     write_scoring(TUNED, runs[1] / "scoring.json", {"made": "on another day"})
     assert choose_scoring(runs[::-1], None) == TUNED
-    assert levels(caplog) == ["INFO"]
+    assert levels(caplog) == ["INFO"], "two files of one rule are one"
 
 
 def test_what_is_no_rule_is_reported_where_another_fits_and_refused_where_none_does(runs, caplog):
@@ -136,12 +128,9 @@ def test_a_file_for_other_runs_is_left_with_a_warning_or_refused_by_name(runs, c
         choose_scoring(runs[:1], runs[0] / "scoring.json")
 
 
-def test_a_rule_that_names_no_experiments_serves_any(runs, tmp_path):
+def test_a_named_rule_without_experiments_serves_any_and_one_that_is_not_there_is_refused(runs, tmp_path):
     write_scoring(ScoringRule(aggregator=Aggregator(clip=0.02)), tmp_path / "any.json", {})
     assert choose_scoring(runs[:1], tmp_path / "any.json").clip == 0.02
-
-
-def test_a_named_file_that_is_not_there_is_refused(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no scoring rule here. Make it with `multiattn tune`"):
         choose_scoring(runs, tmp_path / "gone.json")
 
@@ -164,12 +153,7 @@ def test_what_is_no_rule_is_refused_with_its_path(text, tmp_path):
     path = tmp_path / "scoring.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"scoring.json: .*Make it again with `multiattn tune`"):
-        read_scoring(path)
-
-
-def test_the_experiment_of_a_folder(runs):
-    assert experiment_name(runs[0]) == experiment_name(runs[0] / "fold0") == "a"
-    assert fold_name(runs[0] / "fold0") == "a/fold0"
+        read_scoring_file(path)
 
 
 @pytest.mark.parametrize(
@@ -236,25 +220,17 @@ def weights_only(run: Path) -> None:
     ("change", "words"),
     [
         pytest.param(lambda run: None, None, id="nothing"),
-        pytest.param(retrain, "b are not those it was tuned on (fold1 replaced)", id="a fold trained again"),
-        pytest.param(
-            lambda run: make_fold(run / "fold2"), "b are not those it was tuned on (fold2 added)", id="a fold more"
-        ),
-        pytest.param(
-            lambda run: shutil.rmtree(run / "fold0"), "b are not those it was tuned on (fold0 gone)", id="a fold less"
-        ),
+        pytest.param(retrain, "fold1 replaced", id="a fold trained again"),
+        pytest.param(lambda run: make_fold(run / "fold2"), "fold2 added", id="a fold more"),
+        pytest.param(lambda run: shutil.rmtree(run / "fold0"), "fold0 gone", id="a fold less"),
         pytest.param(
             lambda run: (retrain(run), (run / "fold0").rename(run / "fold3")),
-            "b are not those it was tuned on (fold1 replaced; fold3 added; fold0 gone)",
+            "fold1 replaced; fold3 added; fold0 gone",
             id="all of it",
         ),
         pytest.param(weights_only, None, id="no predictions, as in a bundle"),
-        pytest.param(
-            lambda run: (weights_only(run), shutil.rmtree(run / "fold0")), None, id="a fold of a bundle, no predictions"
-        ),
-        pytest.param(
-            lambda run: (run / "fold1" / "oof.parquet").unlink(), None, id="a fold whose predictions are away"
-        ),
+        pytest.param(lambda run: (weights_only(run), shutil.rmtree(run / "fold0")), None, id="a fold of a bundle"),
+        pytest.param(lambda run: (run / "fold1" / "oof.parquet").unlink(), None, id="predictions that are away"),
     ],
 )
 @pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
@@ -265,7 +241,9 @@ def test_other_predictions_than_it_was_tuned_on_are_noticed(named, change, words
     assert levels(caplog) == ["INFO"] + (["WARNING"] if words else [])
     if words:
         message = caplog.records[1].getMessage()
-        assert message.startswith(f"{scoring}: the out-of-fold predictions of {words}")
+        assert message.startswith(
+            f"{scoring}: the out-of-fold predictions of b are not those it was tuned on ({words})"
+        )
         assert f"Run `multiattn tune --runs {trained[0]} {trained[1]}` again" in message
         assert "predictions of a " not in caplog.text
 

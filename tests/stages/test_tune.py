@@ -9,7 +9,7 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.inference.predictor import read_out_of_fold
-from multiattn.inference.scoring_file import choose_scoring, read_scoring
+from multiattn.inference.scoring_file import choose_scoring, read_scoring_file
 from multiattn.runtime.files import file_digest
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
@@ -31,7 +31,7 @@ def test_tune_writes_a_rule_for_these_runs_and_shows_what_it_compared(runs, caps
     assert "| tuned, nested" in printed
     path = runs[0] / "scoring.json"
     assert f"{path} written" in printed
-    rule = read_scoring(path)
+    rule = read_scoring_file(path).rule
     assert rule.experiments == ("demo_tiny", "renamed")
     assert choose_scoring(runs, None) == rule
     report = json.loads(path.read_text())["report"]
@@ -45,7 +45,7 @@ def test_tune_writes_a_rule_for_these_runs_and_shows_what_it_compared(runs, caps
 
 def test_the_rule_is_found_whatever_the_order_of_the_runs_and_tied_to_their_predictions(runs, capsys):
     run("tune", "--runs", *runs)
-    rule = read_scoring(runs[0] / "scoring.json")
+    rule = read_scoring_file(runs[0] / "scoring.json").rule
     assert json.loads((runs[0] / "scoring.json").read_text())["tuned_on"] == {
         path.name: {fold: file_digest(path / fold / "oof.parquet") for fold in ("fold0", "fold1")} for path in runs
     }
@@ -65,7 +65,7 @@ def test_the_rule_is_found_whatever_the_order_of_the_runs_and_tied_to_their_pred
 
 def test_the_rule_scores_the_runs_predictions(runs, tmp_path):
     run("tune", "--runs", *runs, "--out", tmp_path / "own" / "scoring.json", "--test-prior", "0.5")
-    rule = read_scoring(tmp_path / "own" / "scoring.json")
+    rule = read_scoring_file(tmp_path / "own" / "scoring.json").rule
     assert rule.prior_shift.test == 0.5
     assert not (runs[0] / "scoring.json").exists()
     predictions = read_out_of_fold(*runs).predictions

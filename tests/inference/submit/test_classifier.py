@@ -74,12 +74,10 @@ class Arithmetic:
 
 
 def classify(models: Arithmetic, *videos: Extracted, threads: int = 1, batch: int = 4) -> dict[str, Classified]:
-    source: queue.Queue = queue.Queue()
+    source, done = queue.Queue(), queue.SimpleQueue()
     for each in (*videos, None):
         source.put(each)
-    done: queue.SimpleQueue = queue.SimpleQueue()
     classifier = Classifier(models, source, done.put, done.put, threads=threads, batch_crops=batch)
-    classifier.start()
     found = [done.get(timeout=20) for _ in videos]
     classifier.stop(10)
     assert classifier.finished and done.empty(), "each video is done once"
@@ -95,14 +93,11 @@ def expected(*levels: int, models: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 2, 4, 100])
 def test_every_crop_gets_the_logits_of_every_model_whatever_the_batches(batch, threads):
     levels = {"a": [10, 20, 30], "b": [40], "c": [50, 60, 70, 80, 90], "d": [], "e": [100, 110]}
-    found = classify(
-        Arithmetic(), *(video(name, *values) for name, values in levels.items()), threads=threads, batch=batch
-    )
-    for name, values in levels.items():
-        if values:
-            np.testing.assert_allclose(found[name].logits, expected(*values), atol=1e-12)
-        assert found[name].error == ""
-    assert found["d"].logits.size == 0
+    videos = [video(name, *values) for name, values in levels.items()]
+    found = classify(Arithmetic(), *videos, threads=threads, batch=batch)
+    assert {each.error for each in found.values()} == {""} and found["d"].logits.size == 0
+    for name in "abce":
+        np.testing.assert_allclose(found[name].logits, expected(*levels[name]), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +113,8 @@ def test_a_batch_is_as_large_as_its_crops_allow(device, sizes, crops):
     assert crops_a_batch(torch.device(device), sizes) == crops
 
 
-def test_no_videos_at_all_end_at_once():
-    assert classify(Arithmetic()) == {}
-
-
 def test_batches_are_filled_across_videos():
+    assert classify(Arithmetic()) == {}, "no videos end at once"
     models = Arithmetic(sizes=(64,))
     classify(models, *(video(str(number), 1, 2, 3, models=1) for number in range(4)), batch=4)
     assert models.batches == [4, 4, 4]
@@ -142,12 +134,9 @@ def test_when_memory_runs_out_batches_are_halved_until_they_fit(caplog):
     assert models.batches[-1] <= 2, "what did not fit once is not tried each time"
 
 
-def test_when_not_even_one_crop_fits_it_goes_through_the_cpu():
+def test_when_not_even_one_crop_fits_it_goes_through_the_cpu_or_is_given_up_with_the_reason():
     found = classify(Arithmetic(most_crops=0), video("a", 10, 20, 30))
     np.testing.assert_allclose(found["a"].logits, expected(10, 20, 30))
-
-
-def test_when_that_fails_too_the_video_is_given_up_with_the_reason():
     found = classify(Arithmetic(most_crops=0, most_on_cpu=0), video("a", 10, 20), video("b", 30))
     assert all("on the CPU too: OutOfMemoryError" in each.error for each in found.values())
     assert all(each.logits.size == 0 for each in found.values())
@@ -217,9 +206,6 @@ def test_a_video_that_failed_on_its_way_is_passed_on():
 )
 def test_a_shortage_of_memory_is_told_from_other_errors(error, is_memory):
     assert is_out_of_memory(error) is is_memory
-
-
-def test_torchs_own_words_for_a_shortage_on_a_cpu_are_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value), "torch's own words on a CPU"

@@ -10,6 +10,7 @@ from multiattn.inference.submit.plan import Costs, Level, Plan, Rates, levels_of
 
 WORKERS, THREADS, WAITING = 2, 2, 4
 FRAMES, MODELS = 32, 5
+UNLIMITED = float("inf")
 
 
 class Machine:
@@ -23,13 +24,11 @@ class Machine:
         self.costs, self.crops = costs, crops
         self.now = 0.0
 
-    def run(self, videos: int, budget: float | None) -> tuple[Plan, dict[int, Level]]:
-        plan = Plan(
-            videos, levels_of(FRAMES, MODELS), workers=WORKERS, classifiers=THREADS, elapsed=lambda: self.now,
-            budget=budget,
-        )  # fmt: skip
+    def run(self, videos: int, budget: float) -> tuple[Plan, dict[int, Level]]:
+        machine = {"workers": WORKERS, "classifiers": THREADS, "elapsed": lambda: self.now}
+        plan = Plan(videos, levels_of(FRAMES, MODELS), **machine, budget=budget)
         predicted: dict[int, Level] = {}
-        events: list = []  # (time, number, what, video, level, extract costs)
+        events: list = []  # (time, count, what, number, level, seconds)
         waiting: list = []
         state = {"workers": WORKERS, "threads": THREADS, "next": 0, "count": 0}
 
@@ -39,40 +38,36 @@ class Machine:
 
         def settle() -> None:
             while state["threads"] and waiting:
-                video, level, decode, search = waiting.pop(0)
+                number, level, decode, search = waiting.pop(0)
                 state["threads"] -= 1
-                seconds = self.costs(video, self.now)[2] * level.frames * self.crops * level.models
-                push(seconds, "predicted", video, level, (decode, search, seconds))
+                seconds = self.costs(number, self.now)[2] * level.frames * self.crops * level.models
+                push(seconds, "predicted", number, level, (decode, search, seconds))
             while state["workers"] and len(waiting) < WAITING and state["next"] < videos:
                 level = plan.start()
                 if level is None:
                     return
-                video, state["next"] = state["next"], state["next"] + 1
-                decode, search, _ = self.costs(video, self.now)
+                number, state["next"] = state["next"], state["next"] + 1
+                decode, search, _ = self.costs(number, self.now)
                 state["workers"] -= 1
-                push(decode + search * level.frames, "extracted", video, level, (decode, search * level.frames))
+                push(decode + search * level.frames, "extracted", number, level, (decode, search * level.frames))
 
         settle()
         while events:
-            at, _, what, video, level, seconds = heapq.heappop(events)
-            if budget is not None and at >= budget - reserve_seconds(budget):
+            at, _, what, number, level, seconds = heapq.heappop(events)
+            if at >= budget - reserve_seconds(budget):
                 self.now = budget - reserve_seconds(budget)
                 assert plan.out_of_time
                 break
             self.now = at
             if what == "extracted":
                 state["workers"] += 1
-                waiting.append((video, level, *seconds))
+                waiting.append((number, level, *seconds))
             else:
                 state["threads"] += 1
-                predicted[video] = level
+                predicted[number] = level
                 crops = level.frames * self.crops
-                plan.finish(
-                    Costs(
-                        frames=level.frames, crops=crops, decode_seconds=seconds[0], search_seconds=seconds[1],
-                        crop_models=crops * level.models, classify_seconds=seconds[2],
-                    )
-                )  # fmt: skip
+                taken = dict(zip(("decode", "search", "classify"), seconds, strict=True))
+                plan.finish(video(level.frames, crops=crops, crop_models=crops * level.models, **taken))
             settle()
         return plan, predicted
 
@@ -86,21 +81,16 @@ FULL_SECONDS = 8 / THREADS
 """Of a steady machine, between two videos that get everything: its threads are the bottleneck."""
 
 
-def test_the_levels_go_down_in_frames_first_and_in_models_then():
-    assert [(level.frames, level.models) for level in levels_of(32, 3)] == [
-        (32, 3), (24, 3), (16, 3), (12, 3), (8, 3), (4, 3), (4, 2), (4, 1),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("frames", "models", "expected"),
     [
+        pytest.param(32, 2, [*((n, 2) for n in (32, 24, 16, 12, 8, 4)), (4, 1)], id="frames first, then models"),
         pytest.param(1, 1, [(1, 1)], id="nothing to give up"),
         pytest.param(3, 2, [(3, 2), (3, 1)], id="few frames are all kept"),
         pytest.param(8, 1, [(8, 1), (6, 1), (4, 1)], id="at least four frames"),
     ],
 )
-def test_small_settings_have_fewer_levels(frames, models, expected):
+def test_levels_go_down_from_all_frames_and_models(frames, models, expected):
     assert [(level.frames, level.models) for level in levels_of(frames, models)] == expected
 
 
@@ -110,9 +100,9 @@ def test_a_delivery_keeps_two_percent_of_the_budget_within_bounds(budget, expect
 
 
 def test_without_a_budget_nothing_is_given_up_however_slow_the_machine():
-    plan, predicted = Machine(steady(1000)).run(40, None)
+    plan, predicted = Machine(steady(1000)).run(40, UNLIMITED)
     assert set(predicted.values()) == {Level(FRAMES, MODELS)} and len(predicted) == 40
-    assert plan.changes == [] and plan.seconds_left is None
+    assert plan.changes == [] and plan.seconds_left == UNLIMITED
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.3, 1.0, 3.0, 30.0])
@@ -151,10 +141,11 @@ def test_a_hopeless_machine_stops_beginning_videos_and_says_how_many_get_the_pri
     assert "or the prior" in plan.changes[-1].what
 
 
-def test_not_one_video_in_time_ends_at_the_stop():
-    machine = Machine(steady(1000))
-    _, predicted = machine.run(10, 100)
-    assert predicted == {} and machine.now <= 100
+@pytest.mark.parametrize(("scale", "videos"), [(1000, 10), (1, 0)], ids=["too slow for any", "no videos"])
+def test_not_one_video_in_time_ends_at_the_stop(scale, videos):
+    machine = Machine(steady(scale))
+    plan, predicted = machine.run(videos, 100)
+    assert predicted == {} and machine.now <= 100 and plan.changes == []
 
 
 @pytest.mark.parametrize("factor", [0.25, 4.0])
@@ -208,42 +199,34 @@ def test_more_time_never_means_fewer_frames():
     assert used == sorted(used)
 
 
-def test_rates_separate_what_a_video_a_frame_and_a_crop_cost():
+def video(frames: int, *, crops: int, decode: float, search: float, crop_models: int, classify: float) -> Costs:
+    seconds = {"decode_seconds": decode, "search_seconds": search, "classify_seconds": classify}
+    return Costs(frames=frames, crops=crops, crop_models=crop_models, **seconds)
+
+
+def test_rates_tell_the_costs_of_a_video_a_frame_and_a_crop_apart():
     rates = Rates()
     for frames in (32, 32, 8):
         rates.add(
-            Costs(
-                frames=frames, crops=2 * frames, decode_seconds=3, search_seconds=0.5 * frames,
-                crop_models=10 * frames, classify_seconds=frames,
-            )
-        )  # fmt: skip
+            video(frames, crops=2 * frames, decode=3, search=0.5 * frames, crop_models=10 * frames, classify=frames)
+        )
     assert rates.extract_seconds(Level(16, 5)) == pytest.approx(3 + 8)
     assert rates.classify_seconds(Level(16, 5)) == pytest.approx(0.1 * 2 * 16 * 5)
     assert Rates().extract_seconds(Level(16, 5)) == 0
+    faceless = Rates()
+    faceless.add(video(8, crops=0, decode=1, search=4, crop_models=0, classify=0))
+    assert faceless.classify_seconds(Level(8, 1)) == 0 and faceless.extract_seconds(Level(8, 1)) == 5
 
 
-def test_videos_without_faces_cost_the_classifier_nothing():
-    rates = Rates()
-    rates.add(Costs(frames=8, crops=0, decode_seconds=1, search_seconds=4, crop_models=0, classify_seconds=0))
-    assert rates.classify_seconds(Level(8, 1)) == 0 and rates.extract_seconds(Level(8, 1)) == 5
-
-
-def test_no_videos_at_all_are_no_plan_to_change():
-    plan, predicted = Machine(steady()).run(0, 100)
-    assert predicted == {} and plan.changes == []
-
-
-def second_pass(num_videos: int, elapsed: float, rates: Rates | None = None, budget: float | None = 1000) -> Plan:
-    return Plan(
-        num_videos, [Level(FRAMES, MODELS)], workers=1, classifiers=1, elapsed=lambda: elapsed, budget=budget,
-        rates=rates,
-    )  # fmt: skip
+def second_pass(elapsed: float, rates: Rates | None = None, budget: float = 1000) -> Plan:
+    machine = {"workers": 1, "classifiers": 1, "elapsed": lambda: elapsed}
+    return Plan(3, [Level(FRAMES, MODELS)], **machine, budget=budget, rates=rates or Rates())
 
 
 @pytest.mark.parametrize(
     ("elapsed", "budget", "expected"),
     [
-        pytest.param(0, None, True, id="no budget"),
+        pytest.param(0, UNLIMITED, True, id="no budget"),
         pytest.param(0, 1000, True, id="time for all"),
         pytest.param(960, 1000, True, id="time for one"),
         pytest.param(975, 1000, False, id="not for one"),
@@ -254,13 +237,9 @@ def test_a_second_pass_is_as_thorough_as_can_be_or_not_begun(elapsed, budget, ex
     """A video takes 10 s, and the last 20 s are the delivery's."""
     rates = Rates()
     for _ in range(5):
-        rates.add(Costs(frames=32, crops=32, decode_seconds=1, search_seconds=4, crop_models=160, classify_seconds=5))
-    plan = second_pass(3, elapsed, rates, budget)
+        rates.add(video(32, crops=32, decode=1, search=4, crop_models=160, classify=5))
+    plan = second_pass(elapsed, rates, budget)
     assert plan.has_time == expected
     assert plan.start() == (Level(FRAMES, MODELS) if expected else None)
-    if not expected:
-        assert "3 keep the answer they have" in str(plan.changes[-1])
-
-
-def test_a_second_pass_starts_from_the_rates_of_the_first():
-    assert second_pass(3, 0).projected_seconds() is None and second_pass(3, 0).has_time
+    assert expected or "3 keep the answer they have" in str(plan.changes[-1])
+    assert second_pass(0).projected_seconds() is None and second_pass(0).has_time, "without the rates of the first"

@@ -1,4 +1,4 @@
-"""Results of a submission: they come back bit by bit, the latest counts, and a full disk stops nothing."""
+"""Results of a submission: they come back, the latest counts, and a full disk stops nothing."""
 
 from multiattn.inference.submit.results import ResultStore, VideoResult
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
@@ -14,7 +14,6 @@ def result(name: str, logit: float = 0.5) -> VideoResult:
 
 
 def filled(folder, *names: str) -> list[VideoResult]:
-    folder.mkdir(exist_ok=True)
     store = ResultStore(folder, WORK)
     made = [result(name, number / 3) for number, name in enumerate(names)]
     for each in made:
@@ -23,7 +22,8 @@ def filled(folder, *names: str) -> list[VideoResult]:
     return made
 
 
-def test_results_come_back_bit_by_bit(tmp_path):
+def test_results_come_back_by_video(tmp_path):
+    assert ResultStore(tmp_path, WORK).results == {}
     made = filled(tmp_path, "a", "b")
     assert ResultStore(tmp_path, WORK).results == {each.video_id: each for each in made}
 
@@ -35,15 +35,11 @@ def test_results_of_a_version_that_also_kept_pictures_are_read(tmp_path):
     assert ResultStore(tmp_path, WORK).results == {"folder/a": made[0]}
 
 
-def test_a_new_folder_has_no_results(tmp_path):
-    assert ResultStore(tmp_path, WORK).results == {}
-
-
 def test_a_damaged_line_costs_its_own_video(tmp_path):
     filled(tmp_path, "a", "b", "c")
-    lines = (tmp_path / SUBMISSION_JOURNAL).read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2][:20] + b"\n"
-    (tmp_path / SUBMISSION_JOURNAL).write_bytes(b"".join(lines))
+    path = tmp_path / SUBMISSION_JOURNAL
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], lines[2][:20], *lines[3:], ""]))
     assert list(ResultStore(tmp_path, WORK).results) == ["folder/a", "folder/c"]
 
 

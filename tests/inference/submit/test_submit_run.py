@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import threading
@@ -18,15 +19,18 @@ from submit_case import PRIOR, SAME, Case, in_this_process
 from multiattn.inference.submit import classifier as classifier_module
 from multiattn.inference.submit import run as run_module
 from multiattn.inference.submit.classifier import LoadedModels
+from multiattn.inference.submit.delivery import cut_thumbnails
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan
 from multiattn.inference.submit.predict import Setup
 from multiattn.inference.submit.results import ResultStore
 from multiattn.inference.submit.run import run_submit
+from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.video.crops.images import decode_crop
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction import engine
-from multiattn.video.extraction.extract import ExtractionSettings
+from multiattn.video.extraction.extract import ExtractionSettings, encode_crops
 from multiattn.video.extraction.isolation import end_processes
 from pipeline import Pipeline
 
@@ -74,7 +78,7 @@ def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
             if (case.inputs.out / "submission.csv").is_file():
                 case.require_no_wrong_row(broken=broken)
             assert case.kept() >= kept, "what was kept stays kept"
-            if number == 1:
+            if number == 0:
                 with (case.inputs.videos_dir / broken[1]).open("r+b") as file:
                     file.truncate(2000)
         with case.process() as process:
@@ -83,8 +87,8 @@ def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
     assert case.card()["kernel"]["complete"] is True
 
 
-def test_a_run_that_is_killed_again_and_again_delivers(case):
-    walk_through_kills(case, kills=2, seed=0)
+def test_a_run_that_is_killed_delivers(case):
+    walk_through_kills(case, kills=1, seed=0)
 
 
 @pytest.mark.slow
@@ -94,8 +98,8 @@ def test_a_run_that_is_killed_many_times_delivers(case, seed):
 
 
 def test_asked_to_end_it_writes_what_it_knows_first(case):
-    with case.process(delay=2, write_seconds=1000) as process:
-        case.wait_for(4)
+    with case.process(delay=1, write_seconds=1000) as process:
+        case.wait_for(3)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=90) == 128 + signal.SIGTERM
     assert 1 <= case.require_no_wrong_row() < 8
@@ -108,11 +112,11 @@ def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gav
     result = in_this_process(case, monkeypatch, delay=0.8, budget_hours=6 / 3600)
     assert time.monotonic() - started < 6 + 20, "a batch at work is waited for, on a busy machine too"
     assert result.seconds < 6 + 20
-    assert set(case.read()) == set(case.answers)
-    assert result.coverage["late"] > 0
     late = result.videos[result.videos["status"] == "late"]
     assert late["message"].str.contains("when the time was over").all() and (late["probability"] == PRIOR).all()
-    assert case.card()["kernel"]["budget_hours"] == 6 / 3600 and case.card()["coverage"]["late"] == len(late)
+    assert case.card()["kernel"]["budget_hours"] == 6 / 3600
+    assert case.card()["coverage"]["late"] == result.coverage["late"] == len(late) > 0
+    assert set(case.read()) == set(case.answers)
 
 
 @pytest.mark.slow
@@ -151,18 +155,24 @@ def test_a_slow_classifier_holds_the_extraction_back(case, monkeypatch):
 
 
 def test_fewer_frames_and_models_are_reported_of_each_video(case, monkeypatch):
-    monkeypatch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
-    monkeypatch.setattr(Plan, "has_time", False)
-    result = in_this_process(case, monkeypatch, budget_hours=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
+        patch.setattr(Plan, "has_time", False)
+        result = in_this_process(case, patch, budget_hours=1)
     answered = result.videos[result.videos["status"] == "ok"]
     assert (answered["message"] == "4 frames x 1 model instead of 4 frames x 2 models").all() and len(answered) == 8
     table = FRAME_PREDICTIONS.read(case.inputs.out / "frame_predictions.parquet")
     assert set(table["model"]) == {"demo_tiny/fold0"}
-    assert case.read() != case.answers
+    first = case.read()
+    assert first != case.answers
     assert result.reduced == case.card()["kernel"]["reduced"] == 8
 
-    monkeypatch.undo()  # now there is time: the next run completes them, and says that nothing is reduced
-    result = in_this_process(case, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModels, "logits", lambda *_, **__: np.full(1, np.nan))
+        assert run_submit(case.inputs).reduced == 8
+    assert case.read() == first, "a second pass that fails takes no answer away"
+
+    result = in_this_process(case, monkeypatch)  # now there is time, and nothing is reduced any more
     assert case.require_no_wrong_row() == 8 and result.reduced == case.card()["kernel"]["reduced"] == 0
     assert not result.videos["message"].str.contains("instead of").any()
 
@@ -246,7 +256,23 @@ def test_a_finished_run_does_nothing_again(undisturbed, monkeypatch):
     assert (undisturbed.inputs.out / "submission.csv").read_bytes() == content
     worst = result.least_certain(3)
     assert (worst["probability"] - 0.5).abs().is_monotonic_increasing and len(worst) == 3
-    assert all(picture.startswith(b"\xff\xd8") for picture in worst["thumbnail"])
+    (video, surest), *_ = result.crops.items()
+    predictions = FRAME_PREDICTIONS.read(undisturbed.inputs.out / "frame_predictions.parquet")
+    means = predictions[predictions["video_id"] == video].groupby(["frame_index", "track"])["logit"].mean()
+    shown = decode_crop(cut_thumbnails([surest], workers=1)[video], 64, video).astype(float)
+    crops = encode_crops(surest.work.task, surest.work.settings).crops
+    distance = {
+        (crop.frame_index, crop.track): np.abs(decode_crop(crop.jpeg, 64, video) - shown).mean() for crop in crops
+    }
+    assert min(distance, key=distance.get) == means.abs().idxmax(), "the crop the models are surest of"
+
+
+def test_a_rerun_with_nothing_to_do_names_the_precision_of_its_results(undisturbed, case):
+    shutil.copytree(undisturbed.inputs.out, case.inputs.out)
+    journal = case.inputs.out / SUBMISSION_JOURNAL
+    journal.write_text(re.sub(r'"precisions":\[[^]]*]', '"precisions":["bf16","fp32"]', journal.read_text()))
+    run_submit(case.inputs)
+    assert case.card()["kernel"]["precision"] == "bf16, fp32"
 
 
 @pytest.mark.slow
@@ -268,44 +294,24 @@ def test_the_processes_are_gone_when_it_is_over(case):
     assert not any(b"multiattn.video.extraction.isolation" in name for name in names)
 
 
-@pytest.mark.parametrize("time_left", [False, True], ids=["no time", "time"])
-def test_with_time_left_a_second_pass_completes_what_was_reduced(case, monkeypatch, time_left):
+def test_with_time_left_a_second_pass_completes_what_was_reduced(case, monkeypatch):
     adapt = Plan._adapt
 
     def hasty(self) -> None:
         adapt(self) if len(self.levels) == 1 else setattr(self, "_index", len(self.levels) - 1)
 
     monkeypatch.setattr(Plan, "_adapt", hasty)
-    if not time_left:
-        monkeypatch.setattr(Plan, "has_time", False)
-    result = in_this_process(case, monkeypatch, budget_hours=1)
-    assert result.reduced == (0 if time_left else 8)
-    assert (case.read() == pytest.approx(case.answers, abs=SAME)) == time_left
+    assert in_this_process(case, monkeypatch, budget_hours=1).reduced == 0
+    assert case.read() == pytest.approx(case.answers, abs=SAME)
 
 
-def test_a_second_pass_that_fails_takes_no_answer_away(case, monkeypatch):
-    logits = LoadedModels.logits
-    with monkeypatch.context() as patch:
-        patch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))
-        patch.setattr(Plan, "has_time", False)
-        in_this_process(case, patch, budget_hours=1)
-    first = case.read()
-    with monkeypatch.context() as patch:
-        patch.setattr(LoadedModels, "logits", lambda *_, **__: np.full(1, np.nan))
-        assert in_this_process(case, patch).reduced == 8
-    assert case.read() == first
-    assert LoadedModels.logits is logits
-
-
-def missing(path: Path) -> None:
-    path.unlink()
-
-
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:100])
-
-
-@pytest.mark.parametrize("how", [missing, cut_off], ids=lambda how: how.__name__)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(Path.unlink, id="missing"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:100]), id="cut off"),
+    ],
+)
 def test_a_file_that_is_whole_again_is_answered_by_the_next_run(case, monkeypatch, how):
     """Missing for a while, as on a network's disk; or still being copied when the run came by."""
     name = case.with_faces[0]
@@ -333,14 +339,13 @@ def test_a_gpu_answers_as_the_cpu(pipeline: Pipeline, tmp_path, precision, toler
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     answers = []
-    for device in ("cuda", "cpu"):
+    sources = {
+        "videos_dir": pipeline.dataset / "test_videos",
+        "sample_submission": pipeline.dataset / "sample_submission.csv",
+    }
+    for device, name in (("cuda", precision), ("cpu", "fp32")):
         inputs = SubmitInputs(
-            runs=(pipeline.experiment,),
-            videos_dir=pipeline.dataset / "test_videos",
-            sample_submission=pipeline.dataset / "sample_submission.csv",
-            out=tmp_path / device,
-            device=device,
-            precision=precision if device == "cuda" else "fp32",
+            runs=(pipeline.experiment,), **sources, out=tmp_path / device, device=device, precision=name
         )
         answers.append(run_submit(inputs).submission["label"].to_numpy())
     assert answers[0] == pytest.approx(answers[1], abs=tolerance)

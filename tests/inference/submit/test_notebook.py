@@ -5,33 +5,20 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 from bare_machine import EXECUTE, kaggle_command, make_bare_environment, packages_to_bundle
+from submit_case import BLOCK_NETWORK
 
 from multiattn.__main__ import main
 from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
 from multiattn.inference.submit.inputs import find_inputs
 from multiattn.tables import SUBMISSION
 from pipeline import Pipeline, run
-
-BLOCK_NETWORK = """
-import socket
-_connect, _getaddrinfo = socket.socket.connect, socket.getaddrinfo
-def connect(self, address):
-    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
-        raise OSError(f"networking is blocked: {address}")
-    return _connect(self, address)
-def getaddrinfo(host, *arguments, **named):
-    if host not in ("127.0.0.1", "::1", "localhost", None):
-        raise OSError(f"networking is blocked: {host}")
-    return _getaddrinfo(host, *arguments, **named)
-socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
-"""
-
 
 FLOAT16_CHANGES = 1e-4
 """At most, of a probability: a bundle promises 1e-3, and here the answers are 2e-3 from the prior."""
@@ -60,26 +47,25 @@ def submitted(submission):
     return SUBMISSION.read(submission / "submission.csv")
 
 
-def shown_text(executed: Path) -> str:
-    outputs = [out for cell in nbformat.read(executed, as_version=4).cells for out in cell.get("outputs", [])]
-    return "".join(out.get("text", "") + out.get("data", {}).get("text/plain", "") for out in outputs)
-
-
 def require_same(found: Path, expected) -> None:
     submission = SUBMISSION.read(found)
     assert submission["filename"].tolist() == expected["filename"].tolist()
     np.testing.assert_allclose(submission["label"], expected["label"], rtol=0, atol=FLOAT16_CHANGES)
 
 
-def test_the_notebook_makes_a_valid_submission_offline(pipeline, submitted, tmp_path):
-    execute_notebook(tmp_path / "executed.ipynb", environment(pipeline, tmp_path))
-    submission = SUBMISSION.read(tmp_path / "out" / "submission.csv")
-    sample = SUBMISSION.read(pipeline.dataset / "sample_submission.csv")
-    assert submission["filename"].tolist() == sample["filename"].tolist()
-    assert submission["label"].between(0.01, 0.99).all()
-    np.testing.assert_allclose(submission["label"], submitted["label"], rtol=0, atol=1e-6)
+def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_code_and_runs(
+    pipeline, submitted, tmp_path
+):
+    kit = tmp_path / "kit"
+    run(*bundle_words(pipeline, kit))
+    variables = environment(pipeline, tmp_path)
+    del variables["MULTIATTN_RUNS"]
+    execute_notebook(tmp_path / "executed.ipynb", variables, notebook=kit / "inference.ipynb")
+    require_same(tmp_path / "out" / "submission.csv", submitted)
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     outputs = [out for cell in executed.cells for out in cell.get("outputs", [])]
+    text = "".join(out.get("text", "") + out.get("data", {}).get("text/plain", "") for out in outputs)
+    assert str(kit / "src" / "multiattn") in text and str(kit / "runs" / "demo_tiny") in text
     shown = [kind for out in outputs for kind in out.get("data", {})]
     assert shown.count("image/png") == 2, "the histogram, and the least certain videos"
     assert shown.count("text/html") == 2, "the table of statuses, and the head of the submission"
@@ -87,15 +73,14 @@ def test_the_notebook_makes_a_valid_submission_offline(pipeline, submitted, tmp_
     assert not [out for out in outputs if "Warning" in out.get("text", "")], "warnings are no part of the result"
 
 
-def test_the_notebook_of_a_bundle_runs_the_bundles_own_code_and_runs(pipeline, submitted, tmp_path):
-    kit = tmp_path / "kit"
-    run(*bundle_words(pipeline, kit))
-    variables = environment(pipeline, tmp_path)
-    del variables["MULTIATTN_RUNS"]
-    execute_notebook(tmp_path / "executed.ipynb", variables, notebook=kit / "inference.ipynb")
-    require_same(tmp_path / "out" / "submission.csv", submitted)
-    text = shown_text(tmp_path / "executed.ipynb")
-    assert str(kit / "src" / "multiattn") in text and str(kit / "runs" / "demo_tiny") in text
+def test_the_notebook_finds_the_repositorys_code(monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(NOTEBOOK.parent)
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    found = {}
+    exec(next(cell.source for cell in cells if cell.cell_type == "code"), found)
+    repository = NOTEBOOK.parents[1]
+    assert (found["root"], found["code"]) == (repository, repository / "src" / "multiattn")
 
 
 @pytest.mark.slow
@@ -118,9 +103,8 @@ def test_a_bundle_is_all_that_a_bare_machine_without_network_needs(pipeline, sub
         variables |= {"MULTIATTN_RUNS": "", "MULTIATTN_OUT": str(working), "PYTHONDONTWRITEBYTECODE": "1"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON", "MULTIATTN_"))}
     execute = [*(command or []), python, "-c", EXECUTE, kit / "inference.ipynb", tmp_path / "executed.ipynb"]
-    done = subprocess.run(
-        execute, env=kept | variables, cwd=working if command else kit, capture_output=True, text=True, check=False
-    )
+    here = working if command else kit
+    done = subprocess.run(execute, env=kept | variables, cwd=here, capture_output=True, text=True, check=False)
     with contextlib.suppress(OSError):  # the empty place the mounts were on; not ours when it is in use
         Path("/kaggle").rmdir()
     shutil.rmtree(tmp_path / "bare")  # nearly a gigabyte, which pytest would keep for three runs
@@ -139,16 +123,11 @@ def digests(folder: Path) -> dict[str, str]:
 def test_blocking_the_network_really_blocks_it(tmp_path):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK_NETWORK)
-    probe = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell("import urllib.request\nurllib.request.urlopen('http://192.0.2.1', timeout=5)")
-        ]
-    )
-    nbformat.write(probe, tmp_path / "probe.ipynb")
+    cell = nbformat.v4.new_code_cell("import urllib.request\nurllib.request.urlopen('http://192.0.2.1', timeout=5)")
+    probe, blocked = tmp_path / "probe.ipynb", {"PYTHONPATH": str(tmp_path / "blocked")}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), probe)
     with pytest.raises(ValueError, match="networking is blocked"):
-        execute_notebook(
-            tmp_path / "out.ipynb", {"PYTHONPATH": str(tmp_path / "blocked")}, notebook=tmp_path / "probe.ipynb"
-        )
+        execute_notebook(tmp_path / "out.ipynb", blocked, notebook=probe)
     assert (tmp_path / "out.ipynb").is_file(), "the executed copy is kept when a cell fails"
 
 
@@ -172,18 +151,14 @@ def test_inputs_are_found_in_the_repository(pipeline, tmp_path, monkeypatch):
     assert inputs.out == tmp_path / "submissions" / "demo_tiny"
 
 
-@pytest.mark.parametrize(
-    ("folders", "missing"),
-    [
-        pytest.param([], "trained runs", id="empty"),
-        pytest.param(["runs/x/fold0"], "test_videos", id="runs only"),
-        pytest.param(["runs/x/fold0", "data/set/test_videos"], "sample_submission.csv", id="no sample"),
-    ],
-)
-def test_what_is_not_found_is_named(tmp_path, folders, missing):
-    for folder in folders:
-        (tmp_path / folder).mkdir(parents=True)
-    if folders:
-        (tmp_path / "runs/x/fold0/best.safetensors").touch()
-    with pytest.raises(FileNotFoundError, match=missing):
-        find_inputs(tmp_path)
+def test_what_is_not_found_is_named(tmp_path):
+    for missing, then in (
+        ("trained runs", "runs/x/fold0/best.safetensors"),
+        ("test_videos", "data/set/test_videos/a.mp4"),
+        ("sample_submission.csv", "data/sample_submission.csv"),
+    ):
+        with pytest.raises(FileNotFoundError, match=missing):
+            find_inputs(tmp_path)
+        (tmp_path / then).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / then).touch()
+    assert find_inputs(tmp_path).sample_submission == tmp_path / "data/sample_submission.csv"
