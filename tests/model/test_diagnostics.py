@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from multiattn.config import Experiment, LossConfig, OptimConfig, Phase
 from multiattn.model.attention import ATTENTION_MODULES
 from multiattn.model.diagnostics import (
     COLLAPSED_COSINE,
@@ -14,7 +15,12 @@ from multiattn.model.diagnostics import (
     collapse_warning,
 )
 
+EXPERIMENT = Experiment(name="x")
 HEALTHY = {"map_cosine": 0.3, "map_strongest_share": 0.4, "map_entropy": 0.7, "map_dead_share": 0.0}
+
+
+def warn(found: dict[str, float], experiment: Experiment = EXPERIMENT) -> str | None:
+    return collapse_warning(found, experiment, experiment.schedule[-1])
 
 
 def figures(*batches: torch.Tensor) -> dict[str, float]:
@@ -97,13 +103,13 @@ def test_half_precision_is_summed_in_double():
 
 def test_one_map_has_no_cosine_and_no_rival():
     assert set(figures(cells([1, 2, 3, 4]))) == {"map_entropy", "map_dead_share"}
-    assert collapse_warning(figures(cells([1, 2, 3, 4]))) is None
+    assert warn(figures(cells([1, 2, 3, 4]))) is None
 
 
 @pytest.mark.parametrize("batches", [(), (torch.zeros(0, 4, 3, 3),)], ids=["no batch", "an empty batch"])
 def test_no_faces_have_no_figures_and_no_warning(batches):
     assert figures(*batches) == {}
-    assert collapse_warning({}) is None
+    assert warn({}) is None
 
 
 @pytest.mark.parametrize(
@@ -115,13 +121,41 @@ def test_no_faces_have_no_figures_and_no_warning(batches):
     ],
 )
 def test_a_warning_comes_above_its_threshold_and_not_at_it(name, threshold, words):
-    assert collapse_warning({**HEALTHY, name: threshold}) is None
-    assert words in collapse_warning({**HEALTHY, name: np.nextafter(threshold, 1)})
+    assert warn({**HEALTHY, name: threshold}) is None
+    assert words in warn({**HEALTHY, name: np.nextafter(threshold, 1)})
+
+
+ADVICE = {
+    "dead": ("map_dead_share", {}, "a lower --optim.lr or --optim.warmup-epochs 1 or --optim.clip-grad-norm 5 in"),
+    "dead, with warm-up and clipping": (
+        "map_dead_share",
+        {"optim": OptimConfig(warmup_epochs=1, clip_grad_norm=5)},
+        "Try a lower --optim.lr in `multiattn train`.",
+    ),
+    "dead, in a phase, which has no options": (
+        "map_dead_share",
+        {"phases": (Phase(name="full", epochs=3),)},
+        "Try a lower lr or warmup-epochs 1 or clip-grad-norm 5 in phase 'full'.",
+    ),
+    "alike": ("map_cosine", {}, "a larger --loss.auxiliary-weight or --loss.inter-margin in"),
+    "alike, no such margin": ("map_cosine", {"loss": LossConfig(auxiliary="ams")}, "larger --loss.auxiliary-weight in"),
+    "alike, no loss": (
+        "map_cosine",
+        {"loss": LossConfig(auxiliary="none")},
+        "No loss keeps them apart: try --loss.aux",
+    ),
+    "alike, weight 0": ("map_cosine", {"loss": LossConfig(auxiliary_weight=0)}, "try --loss.auxiliary-weight 1 in"),
+}
+
+
+@pytest.mark.parametrize(("figure", "settings", "advice"), ADVICE.values(), ids=ADVICE.keys())
+def test_a_warning_advises_what_the_experiment_has_and_has_not_done_yet(figure, settings, advice):
+    assert advice in warn({**HEALTHY, figure: 0.999}, Experiment(name="x", **settings))
 
 
 def test_a_map_that_is_always_the_strongest_is_reported_though_the_others_differ():
     attention = cells([0, 9, 0, 0], [1, 0, 0, 0]).expand(100, -1, -1, -1)
-    assert "strongest on 100% of the faces" in collapse_warning(figures(attention))
+    assert "strongest on 100% of the faces" in warn(figures(attention))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +170,7 @@ def test_maps_of_an_untrained_module_are_far_from_collapsed(form, expected):
     with torch.no_grad():
         found = figures(module(torch.randn(64, 16, 24, 24)))
     assert found["map_cosine"] == pytest.approx(expected, abs=0.12)
-    assert collapse_warning({**HEALTHY, "map_cosine": found["map_cosine"]}) is None
+    assert warn({**HEALTHY, "map_cosine": found["map_cosine"]}) is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from multiattn.config import Experiment, LossConfig, Phase
+
 COLLAPSED_COSINE = 0.95
 """Mean cosine between two maps of a face above which they are one map; identical ones are at 1. Maps of untrained
 networks lie well below (`tests/model/test_diagnostics.py`): independent values pass ReLU with 0.32, ELU + 1 with 0.68.
@@ -72,18 +74,23 @@ def center_distance(centers: Tensor) -> float:
     return float(distances.mean()) if len(distances) else 0.0
 
 
-def collapse_warning(figures: dict[str, float]) -> str | None:
-    """The reason why maps with these figures (of `AttentionStatistics.compute`) count as collapsed, else None."""
+def collapse_warning(figures: dict[str, float], experiment: Experiment, phase: Phase) -> str | None:
+    """The reason why maps with these figures count as collapsed, and settings that may help; None for sound ones.
+
+    Args:
+        figures: of `AttentionStatistics.compute`.
+        experiment: names no setting that it has already, nor one of a loss that it does not use.
+        phase: the one that is trained.
+    """
     if figures.get("map_dead_share", 0.0) > DEAD_SHARE:
         return (
             f"{figures['map_dead_share']:.0%} of the attention maps are zero everywhere (more than {DEAD_SHARE:.0%}). "
-            "Try a lower learning rate, a warm-up or clipped gradients (train: --optim.lr, --optim.warmup-epochs 1, "
-            "--optim.clip-grad-norm 5)."
+            f"Try {_gentler_steps(experiment, phase)}."
         )
     if figures.get("map_cosine", 0.0) > COLLAPSED_COSINE:
         return (
             f"the attention maps are nearly the same map: mean cosine {figures['map_cosine']:.3f} (more than "
-            f"{COLLAPSED_COSINE}). Try train with a larger --loss.auxiliary-weight or --loss.inter-margin."
+            f"{COLLAPSED_COSINE}). {_stronger_loss(experiment.loss)}."
         )
     if figures.get("map_strongest_share", 0.0) > COLLAPSED_SHARE:
         return (
@@ -91,3 +98,23 @@ def collapse_warning(figures: dict[str, float]) -> str | None:
             f"{COLLAPSED_SHARE:.0%})."
         )
     return None
+
+
+def _gentler_steps(experiment: Experiment, phase: Phase) -> str:
+    options = ["a lower {}lr"]
+    if phase.optim.warmup_epochs < 1 and phase.optim.schedule != "one-cycle":
+        options.append("{}warmup-epochs 1")
+    if phase.optim.clip_grad_norm is None or phase.optim.clip_grad_norm > 5:
+        options.append("{}clip-grad-norm 5")
+    # `--optim` is the optimiser of an experiment without phases.
+    start, where = ("", f"in phase {phase.name!r}") if experiment.phases else ("--optim.", "in `multiattn train`")
+    return f"{' or '.join(options).format(*[start] * len(options))} {where}"
+
+
+def _stronger_loss(loss: LossConfig) -> str:
+    if loss.auxiliary == "none":
+        return "No loss keeps them apart: try --loss.auxiliary ril in `multiattn train`"
+    if loss.auxiliary_weight == 0:
+        return "No loss keeps them apart: try --loss.auxiliary-weight 1 in `multiattn train`"
+    margin = " or --loss.inter-margin" if loss.auxiliary == "ril" else ""
+    return f"Try a larger --loss.auxiliary-weight{margin} in `multiattn train`"

@@ -179,8 +179,9 @@ def _top_path(training: FoldTraining, entry: dict[str, Any]) -> Path:
 
 def _attention_figures(training: FoldTraining, statistics: AttentionStatistics) -> dict[str, float]:
     """Measures of how different the maps are, for the record; warns when they have collapsed."""
-    figures = statistics.compute()
-    if training.experiment.model.num_maps > 1 and training.ranks.is_main and (warning := collapse_warning(figures)):
+    figures, experiment = statistics.compute(), training.experiment
+    warning = collapse_warning(figures, experiment, training.span.phase)
+    if warning and experiment.model.num_maps > 1 and training.ranks.is_main:
         logger.warning("%s: %s", training.run.model_name, warning)
     if isinstance(training.step.auxiliary, RegionalIndependenceLoss):
         figures["center_distance"] = center_distance(training.step.auxiliary.centers)
