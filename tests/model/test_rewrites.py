@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from multiattn.config import Experiment, LossConfig, ModelConfig
 from multiattn.model.backbone import Backbone
 from multiattn.model.network import MultiAttentionNet, make_network
-from multiattn.model.rewrites import PAIRS, checkpoint_blocks, find_blocks, fold_batch_norms, untouched_statistics
-from multiattn.training.engine.step import TrainingStep, backward_passes, frozen_statistics
+from multiattn.model.rewrites import PAIRS, checkpoint_blocks, find_blocks, fold_batch_norms, frozen_statistics
+from multiattn.training.engine.step import TrainingStep, backward_passes
 
 FAMILIES = {
     "test_efficientnet": 5,
@@ -91,11 +91,6 @@ def test_a_step_leaves_the_same_to_the_bit_and_keeps_less(name):
     assert_same(run(checkpointed, images()), expected)
     assert len([key for key in expected if key.startswith("gradient")]) > 10
     assert bytes_kept(checkpointed, images()) < 0.8 * bytes_kept(plain, images())
-
-
-def test_efficientnet_keeps_a_seventh():
-    plain, checkpointed = make_pair("tf_efficientnet_b0")
-    assert bytes_kept(checkpointed, images()) < bytes_kept(plain, images()) / 7
 
 
 def test_statistics_move_once_a_step():
@@ -197,22 +192,19 @@ def test_names_and_the_networks_setting():
     assert bytes_kept(checkpointed.backbone.train(), inputs) < bytes_kept(plain.backbone.train(), inputs) / 2
 
 
-@pytest.mark.parametrize("backbone", ["vgg11", "inception_v3"])
-def test_a_network_without_blocks_is_an_error(backbone):
-    with torch.device("meta"), pytest.raises(ValueError, match=f"^{backbone}: checkpoint_activations needs a network"):
-        Backbone(backbone, stages=(), checkpoint_activations=True)
+@pytest.mark.parametrize("name", ["vgg11", "inception_v3", "nothing"])
+def test_a_network_without_blocks_is_an_error(name):
+    with torch.device("meta"):
+        net = nn.Sequential() if name == "nothing" else timm.create_model(name)
+    assert find_blocks(net) == []
+    with pytest.raises(ValueError, match=f"^{name}: checkpoint_activations needs a network"):
+        checkpoint_blocks(net, name)
 
 
-def test_a_module_without_layers_has_no_blocks():
-    assert find_blocks(nn.Sequential()) == []
-    with pytest.raises(ValueError, match="nothing: checkpoint_activations needs"):
-        checkpoint_blocks(nn.Sequential(), "nothing")
-
-
-def test_untouched_statistics_are_back_after_an_error():
+def test_frozen_statistics_are_back_after_an_error():
     layer = nn.BatchNorm2d(3, momentum=None)
     counted = layer.num_batches_tracked
-    with pytest.raises(KeyError), untouched_statistics(layer):
+    with pytest.raises(KeyError), frozen_statistics(layer, counters=True):
         layer(torch.randn(2, 3, 4, 4))
         raise KeyError
     assert layer.momentum is None and layer.num_batches_tracked is counted and counted == 0

@@ -13,9 +13,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from multiattn.model.backbone import Backbone
-from multiattn.model.rewrites import checkpoint_blocks
+from multiattn.model.rewrites import checkpoint_blocks, frozen_statistics
 from multiattn.training.engine import sync_norm
-from multiattn.training.engine.step import frozen_statistics
 from multiattn.training.engine.sync_norm import SynchronisedBatchNormAct2d, synchronise_norms
 
 CPU, BATCH, STEPS = torch.device("cpu"), 8, 2

@@ -101,7 +101,7 @@ class RegionalIndependenceLoss(nn.Module):
         self.centers.add_(self.share * self.center_rate * step.to(self.centers.dtype))
 
     def counted_samples(self, labels: Tensor) -> Tensor:
-        """(B,) 1 where a sample moves the centres: all of them, Eq. (4)."""
+        """(B,) 1 where a sample moves the centres: everywhere, Eq. (4)."""
         return torch.ones_like(labels)
 
     def intra_terms(self, parts: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class RegionalIndependenceLoss(nn.Module):
         Departures: none for margins from 0 up; a negative one is the release's idea.
         """
         distance = (parts - centers).square().sum(dim=-1)  # (B, M), squared
-        return margin_excess(distance, sample_margins(labels, self.config).to(parts.dtype)[:, None])
+        return margin_excess(distance, labels[:, None], self.config)
 
     def inter_term(self, centers: Tensor) -> Tensor:
         """Sum over ordered pairs i != j of max(m_out - ||c_i - c_j||^2, 0), the second sum of Eq. (3).
@@ -154,7 +154,7 @@ class JointIndependenceLoss(RegionalIndependenceLoss):
     def intra_terms(self, parts: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
         """relu(d_i sign(m_i) - m_i), (B,), one term a face."""
         distance = root((parts - centers).square().sum(dim=(-2, -1)))  # d_i; 0 for a face exactly on its centres
-        return margin_excess(distance, sample_margins(labels, self.config).to(parts.dtype))
+        return margin_excess(distance, labels, self.config)
 
     def inter_term(self, centers: Tensor) -> Tensor:
         """Sum over unordered pairs, divided by M alpha: the gradient through alpha / B is of order 1 then."""
@@ -164,13 +164,12 @@ class JointIndependenceLoss(RegionalIndependenceLoss):
         return total / (len(centers) * self.center_rate.to(centers.dtype))
 
 
-def sample_margins(labels: Tensor, config: LossConfig) -> Tensor:
-    """m_in(y_i) (B,): label 1 takes the margin of fake faces, all else that of real ones."""
-    return torch.where(labels == 1, config.intra_margin_fake, config.intra_margin_real)
+def margin_excess(distance: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    """relu(d - m) for m = m_in(y_i) >= 0; relu(|m| - d) for m < 0, which pushes that far away instead of pulling near.
 
-
-def margin_excess(distance: Tensor, margin: Tensor) -> Tensor:
-    """relu(d - m) for m >= 0; relu(|m| - d) for m < 0, which pushes that far away instead of pulling near."""
+    Label 1 takes the margin of fake faces, all else that of real ones. Distances and labels of shapes that broadcast.
+    """
+    margin = torch.where(labels == 1, config.intra_margin_fake, config.intra_margin_real).to(distance.dtype)
     return F.relu(torch.where(margin < 0, -distance, distance) - margin)
 
 
@@ -239,9 +238,6 @@ class AdditiveMarginLoss(nn.Module):
             target = torch.arange(len(self.weight), device=parts.device).expand(len(parts), -1)
             return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
-    def end_epoch(self) -> None:
-        """Do nothing: no setting of this loss decays."""
-
 
 RIL_FORMS = registry(LossConfig, "ril", {"per-part": RegionalIndependenceLoss, "joint": JointIndependenceLoss})
 AUXILIARY_LOSSES = registry(
@@ -256,7 +252,7 @@ AUXILIARY_LOSSES = registry(
 
 
 def make_auxiliary(num_maps: int, num_features: int, config: LossConfig) -> nn.Module | None:
-    """The auxiliary loss the settings name: a module of (parts, labels), with `end_epoch`; None for none."""
+    """The auxiliary loss the settings name, a module of (parts, labels); None for none."""
     if config.auxiliary_weight == 0:
         return None
     return AUXILIARY_LOSSES[config.auxiliary](num_maps, num_features, config)

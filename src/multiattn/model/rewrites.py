@@ -64,13 +64,10 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def use_static_padding(net: nn.Module, name: str) -> None:
-    """Replace every run-time SAME convolution of a timm network by one padded for its nominal size.
+    """Replace every run-time SAME convolution of a timm network, in place, by one padded for its nominal size.
 
-    Convolutions of stride 1 need no replacement: both rules pad them by (k - 1) / 2 on each side.
-
-    Args:
-        net: changed in place; keeps its parameters and their names.
-        name: its timm name, with or without a weights tag.
+    Parameters and their names stay. Convolutions of stride 1 need no replacement: both rules pad them by (k - 1) / 2 on
+    each side.
 
     Raises:
         ValueError: a network without SAME padding.
@@ -102,7 +99,7 @@ def checkpoint_blocks(net: nn.Module, name: str) -> None:
         net: a network that timm tells the layers of (`group_matcher`). Its blocks are the innermost modules that the
             patterns name: one each of EfficientNet's, Xception's, ResNet's and ConvNeXt's blocks. Stem and last
             convolution keep their activations.
-        name: for the message.
+        name: its timm name.
 
     Raises:
         ValueError: a network without such blocks.
@@ -124,7 +121,9 @@ def find_blocks(net: nn.Module) -> list[str]:
     matcher = net.group_matcher(coarse=False) if hasattr(net, "group_matcher") else None
     if not isinstance(matcher, dict):
         return []
-    patterns = [re.compile(pattern) for pattern in _patterns(matcher)]
+    # In timm's order; some patterns come in lists, each with what to sort it by.
+    specs = [[(spec, None)] if isinstance(spec, str) else spec for spec in matcher.values() if spec is not None]
+    patterns = [re.compile(pattern) for spec in specs for pattern, _ in spec]
     modules = dict(net.named_modules())
     found: dict[str, None] = {}
     for name, _ in net.named_parameters():
@@ -135,22 +134,13 @@ def find_blocks(net: nn.Module) -> list[str]:
     return [path for path in found if not any(other.startswith(f"{path}.") for other in found)]
 
 
-def _patterns(matcher: dict[str, Any]) -> Iterator[str]:
-    """The regular expressions of a `group_matcher`, in timm's order; some come with what to sort them by."""
-    for spec in matcher.values():
-        if isinstance(spec, str):
-            yield spec
-        elif spec is not None:
-            yield from (pattern for pattern, _ in spec)
-
-
 def _is_block(module: nn.Module | None) -> bool:
     """True where it is a module with layers in it that is called as one, unlike a `ModuleList`."""
     return module is not None and type(module).forward is not nn.Module.forward and any(True for _ in module.children())
 
 
 def _forward(block: nn.Module, *args: Any, **options: Any) -> Any:
-    """The block's own forward, checkpointed where there is something to save."""
+    """Output of the block's own forward, checkpointed where there is something to save."""
     forward = functools.partial(type(block).forward, block)
     if not (block.training and torch.is_grad_enabled()):
         return forward(*args, **options)
@@ -166,29 +156,31 @@ def _forward(block: nn.Module, *args: Any, **options: Any) -> Any:
         return checkpoint(run, *leaves, use_reentrant=False)
 
     def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        return contextlib.nullcontext(), untouched_statistics(block)  # of the first run and of the second
+        return contextlib.nullcontext(), frozen_statistics(block, counters=True)  # of the first run and of the second
 
     return checkpoint(run, *leaves, use_reentrant=False, context_fn=contexts)
 
 
 @contextlib.contextmanager
-def untouched_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation in training mode neither moves its running statistics nor counts the batch.
+def frozen_statistics(network: nn.Module, *, counters: bool = False) -> Iterator[None]:
+    """Let batch normalisation go on normalising by the batch, but keep its running statistics as they are.
 
-    The layers still get their statistics, with momentum 0: without them autograd would save fewer tensors than in the
-    first run, which checkpointing refuses. The momentum of the first run does not matter to its output.
+    With `counters` it does not count the batch either. The layers still get their statistics, with momentum 0: without
+    them autograd would save fewer tensors than in a run that moves them, which checkpointing refuses.
     """
-    layers = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    kept: list[tuple[float | None, Tensor | None]] = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
-        if layer.num_batches_tracked is not None:
+        if counters and layer.num_batches_tracked is not None:
             layer.num_batches_tracked = torch.empty_like(layer.num_batches_tracked)  # counts into nowhere
     try:
         yield
     finally:
         for layer, (momentum, batches) in zip(layers, kept, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, batches
+            layer.momentum = momentum
+            if counters:
+                layer.num_batches_tracked = batches
 
 
 PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
@@ -208,13 +200,8 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     """A copy for inference with the same eval output to rounding, without the memory passes that normalising takes.
 
     y = gamma (W x - mu) / sigma + beta is a convolution with weight gamma W / sigma and bias beta - gamma mu / sigma.
-    timm's normalisation holds the activation, which stays in its place.
-
-    Args:
-        network: holds blocks of timm's EfficientNet family; others are copied as they are.
-
-    Returns:
-        A new network in eval mode, for inference alone: its running statistics are gone.
+    timm's normalisation holds the activation, which stays in its place. Blocks outside timm's EfficientNet family are
+    copied as they are. The copy is in eval mode, and its running statistics are gone.
     """
     folded = copy.deepcopy(network).eval()
     for block in folded.modules():

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from multiattn.model.agda import AttentionGuidedAugmentation
 from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss, make_auxiliary, match_loss
 from multiattn.model.network import BaselineHead, NetworkOutput, make_network
 from multiattn.model.predict import normalize_crops
+from multiattn.model.rewrites import frozen_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class TrainingStep(nn.Module):
 
     def end_epoch(self) -> None:
         """Let the rate of the moving centres decay."""
-        if self.auxiliary is not None:
+        if isinstance(self.auxiliary, RegionalIndependenceLoss):
             self.auxiliary.end_epoch()
 
 
@@ -198,20 +199,6 @@ def backward_passes(
 def _gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
     """A context in which forward and backward leave the gradients on their rank, where there are several."""
     return module.no_sync() if stay and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Let batch normalisation go on normalising by the batch, but keep its running statistics as they are."""
-    layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
 
 
 def set_trainable(step: TrainingStep, phase: Phase) -> None:
