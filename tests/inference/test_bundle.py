@@ -41,9 +41,9 @@ from multiattn.inference.scoring_file import (
     require_rule_fits,
 )
 from multiattn.inference.submit.inputs import find_inputs
-from multiattn.model.checkpoints import load_weights, read_metadata, save_weights
+from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.runtime.layout import BEST_WEIGHTS
-from multiattn.runtime.tensor_files import read_state
+from multiattn.runtime.tensor_files import read_metadata, read_state
 from multiattn.scoring.ensembling import Ensemble
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS

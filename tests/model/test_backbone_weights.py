@@ -1,13 +1,10 @@
 """Backbone weights from a local file: three namings, strict, with a report; the maps equal an independent network's."""
 
-import json
-from pathlib import Path
-
 import pytest
 import safetensors.torch
 import timm
 import torch
-from reference_backbones import efficientnet_maps, efficientnet_state, xception_maps, xception_state
+from reference_networks import efficientnet_maps, efficientnet_state, xception_maps, xception_state
 
 from multiattn.model.backbone import Backbone, create_network
 from multiattn.model.backbone_weights import load_backbone_file, rename_to_timm
@@ -44,17 +41,6 @@ def test_an_efficientnet_in_the_authors_naming_gives_the_maps_of_the_reference(
     ) in caplog.text
 
 
-def test_the_two_paddings_compute_different_maps_from_the_same_weights():
-    state, images = efficientnet_state("b0"), torch.randn(1, 3, 96, 96)
-    static, dynamic = (efficientnet_maps(state, images, "b0", static=static) for static in (True, False))
-    assert torch.equal(static["L1"], dynamic["L1"])
-    assert (static["L3"] - dynamic["L3"]).abs().max() == 0  # 96, 48, 24 and 12 are even: the rules agree so far
-    images = torch.randn(1, 3, 80, 80)  # 80 / 16 is odd, so that the last strided layers differ, grid by grid
-    static, dynamic = (efficientnet_maps(state, images, "b0", static=static) for static in (True, False))
-    assert static["last"].shape[-1] == 2
-    assert dynamic["last"].shape[-1] == 3
-
-
 @pytest.mark.parametrize("flat", [False, True], ids=["4-D pointwise", "2-D pointwise of the first files"])
 def test_an_xception_in_cadenes_naming_gives_the_maps_of_the_reference(tmp_path, caplog, flat):
     state = xception_state(flat_pointwise=flat)
@@ -67,26 +53,17 @@ def test_an_xception_in_cadenes_naming_gives_the_maps_of_the_reference(tmp_path,
     assert "cadene_xception naming, 274 tensors matched, left out: last_linear." in caplog.text
 
 
-def test_half_precision_files_become_the_networks_dtype(tmp_path):
-    state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in efficientnet_state("b0").items()
-    }
-    torch.save(state, tmp_path / "w.pth")
-    backbone = Backbone("tf_efficientnet_b0", stages=(), weights=tmp_path / "w.pth")
-    weight = backbone.net.conv_stem.weight
-    assert weight.dtype == torch.float32
-    assert torch.equal(weight, state["_conv_stem.weight"].float())
-    assert int(backbone.net.bn1.num_batches_tracked) == 7
-
-
-@pytest.mark.parametrize("form", ["safetensors", "pth", "pth in a state_dict entry", "old pth", "without classifier"])
+@pytest.mark.parametrize(
+    "form", ["safetensors", "pth", "pth in a state_dict entry", "old pth", "without classifier", "half precision"]
+)
 def test_a_local_file_fills_the_backbone(tmp_path, imagenet_state, caplog, form):
     state = dict(imagenet_state)
     if form == "without classifier":
         state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
     if form == "old pth":
         state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    if form == "half precision":
+        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     if form == "safetensors":
         safetensors.torch.save_file(state, path)
@@ -95,7 +72,8 @@ def test_a_local_file_fills_the_backbone(tmp_path, imagenet_state, caplog, form)
     with caplog.at_level("INFO", logger="multiattn"):
         backbone = Backbone("tinynet_e", stages=("L2",), pretrained=True, weights=path)
     for name, tensor in backbone.net.state_dict().items():
-        assert torch.equal(tensor, imagenet_state[name]), name
+        assert torch.equal(tensor, state.get(name, imagenet_state[name]).to(imagenet_state[name].dtype)), name
+        assert tensor.dtype == imagenet_state[name].dtype, name
     assert ("classifier.weight" in caplog.text) == (form != "without classifier")
 
 
@@ -131,27 +109,12 @@ def test_authors_weights_in_a_network_that_would_compute_something_else_are_refu
         Backbone(name, stages=(), weights=tmp_path / "w.pth")
 
 
-def test_pickled_objects_are_refused_with_an_explanation_and_not_run(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "was run"), "w"))
-
-    torch.save({"state_dict": efficientnet_state("b0"), "config": Trap()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth: holds pickled Python objects, which are refused.*save its tensors"):
-        Backbone("tf_efficientnet_b0", stages=(), weights=tmp_path / "w.pth")
-    assert not (tmp_path / "was run").exists()
-
-
-@pytest.mark.parametrize("content", ["nothing", "text", "object", "list", "numbers"])
+@pytest.mark.parametrize("content", [b"", b"PK", b"weights", b"<html>", [torch.ones(1)], {"epoch": 3}], ids=str)
 def test_a_local_file_that_is_no_state_dict_is_refused(tmp_path, content):
     path = tmp_path / "w.pth"
-    if content == "nothing":
-        path.write_bytes(b"")
-    elif content == "text":
-        path.write_text("weights")
-    else:
-        torch.save({"object": torch.nn.ReLU(), "list": [torch.ones(1)], "numbers": {"epoch": 3}}[content], path)
-    with pytest.raises(ValueError, match=r"w\.pth: (not a PyTorch file|expected a state dict|holds pickled)"):
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    expected = "not a PyTorch file" if isinstance(content, bytes) else "expected a state dict"
+    with pytest.raises(ValueError, match=rf"w\.pth: {expected}"):
         Backbone("tinynet_e", stages=(), weights=path)
 
 
@@ -164,53 +127,19 @@ def test_a_missing_local_file_is_named(tmp_path, name):
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
-
-
 def planned(name, **options):
     with torch.device("meta"):
         return create_network(name, **options)
 
 
-def fillable(net):
-    return {name for name in net.state_dict() if not name.endswith("num_batches_tracked")}
-
-
 @pytest.mark.parametrize(
-    ("checkpoint", "name", "naming", "classifier"),
+    ("prefix", "name", "write", "naming"),
     [
-        ("efficientnet-b4", "tf_efficientnet_b4", "efficientnet_pytorch", "_fc"),
-        ("xception", "legacy_xception", "cadene_xception", "last_linear"),
-    ],
-)
-def test_the_backbone_of_a_released_checkpoint_fills_timms_network(checkpoint, name, naming, classifier):
-    path = PARITY / f"official_state_dict_{checkpoint}.json"
-    if not path.is_file():
-        pytest.skip(f"no list of the released tensors at {path}")
-    shapes = json.loads(path.read_text())
-    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items() if key.startswith("net.")}
-    net = planned(name)
-    renamed = rename_to_timm(state, net)
-    assert renamed.problems == ()
-    assert renamed.naming == naming
-    assert set(renamed.state) >= fillable(net)
-    assert set(renamed.unused) == {f"net.{classifier}.weight", f"net.{classifier}.bias"}
-    assert {*renamed.targets, *renamed.unused} == set(state)
-    assert sorted(renamed.targets.values()) == sorted(renamed.state)  # one source each
-    # The whole checkpoint is more than a backbone: refused, and the rest named.
-    whole = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    assert any("unexpected" in problem for problem in rename_to_timm(whole, net).problems)
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "net.", "backbone.net.", "module.net."])
-@pytest.mark.parametrize(
-    ("name", "write", "naming"),
-    [
-        ("tf_efficientnet_b0", lambda: efficientnet_state("b0"), "efficientnet_pytorch"),
-        ("tf_efficientnet_b1", lambda: efficientnet_state("b1"), "efficientnet_pytorch"),
-        ("legacy_xception", xception_state, "cadene_xception"),
-        ("resnet18", lambda: planned("resnet18", num_classes=7, global_pool="avg").state_dict(), "timm"),
-        ("convnext_atto", lambda: planned("convnext_atto", num_classes=7, global_pool="avg").state_dict(), "timm"),
+        ("", "tf_efficientnet_b0", lambda: efficientnet_state("b0"), "efficientnet_pytorch"),
+        ("module.net.", "tf_efficientnet_b1", lambda: efficientnet_state("b1"), "efficientnet_pytorch"),
+        ("net.", "legacy_xception", xception_state, "cadene_xception"),
+        ("module.", "resnet18", lambda: planned("resnet18", num_classes=7, global_pool="avg").state_dict(), "timm"),
+        ("backbone.net.", "convnext_atto", lambda: planned("convnext_atto", num_classes=7).state_dict(), "timm"),
     ],
     ids=["b0", "b1", "xception", "resnet", "convnext"],
 )
@@ -272,15 +201,3 @@ def test_what_does_not_fit_is_named(change, problem):
     state = efficientnet_state("b0")
     change(state)
     assert rename_to_timm(state, planned("tf_efficientnet_b0")).problems == (problem,)
-
-
-def test_counters_of_batches_may_be_missing_and_nothing_else():
-    state = {k: v for k, v in efficientnet_state("b0").items() if not k.endswith("num_batches_tracked")}
-    assert rename_to_timm(state, planned("tf_efficientnet_b0")).problems == ()
-
-
-def test_an_empty_state_is_all_missing():
-    net = planned("resnet18")
-    renamed = rename_to_timm({}, net)
-    assert renamed.targets == renamed.state == {}
-    assert renamed.problems[0].startswith(f"{len(fillable(net))} missing (conv1.weight, ")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from multiattn.model.checkpoints import load_weights, read_metadata, save_weights
+from multiattn.model.checkpoints import load_weights, save_weights
+from multiattn.runtime.tensor_files import read_metadata
 
 
 class Small(nn.Module):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,7 @@ from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, Pa
 from multiattn.experiments import official
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import MultiAttentionNet
-from multiattn.model.official import (
-    UNKNOWN,
-    ConvertedState,
-    OfficialLayout,
-    convert_state,
-    read_layout,
-    without_wrapper,
-)
+from multiattn.model.official import UNKNOWN, convert_state, read_layout, without_wrapper
 from multiattn.runtime.environment import describe_environment
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, ENVIRONMENT_FILE, EXPERIMENT_FILE, IMPORT_FILE, fold_folder
@@ -31,20 +23,12 @@ from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 logger = logging.getLogger(__name__)
 
-OLD_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of torch.save's files before PyTorch 1.6; since then they are zip archives."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedCheckpoint:
-    """A run folder that an import wrote.
+    """A run folder OUT/fold0 that an import wrote: its experiment, of the official profile, and (h, w) of its maps.
 
-    Attributes:
-        path: the run folder, OUT/fold0.
-        experiment: the run's experiment, of the official profile.
-        grid: (h, w) of the attention maps at the run's image size.
-        used: source name -> our name.
-        unused: source name -> reason.
+    `used` and `unused` as in `ConvertedState`.
     """
 
     path: Path
@@ -87,20 +71,16 @@ def import_checkpoint(
         image_size: side of the crops in pixels.
         attention_grid: how an EfficientNet pads (23x23 maps in B4 at 380 px when `static`, 24x24 when `dynamic`).
             `auto`: static for an EfficientNet, as the release was trained; Xception pads in one way only.
-        texture_stage: where several stages are as wide as the texture block.
-        attention_stage: likewise; by default L5.
+        texture_stage, attention_stage: as for `read_layout`.
 
     Raises:
         FileNotFoundError: no such checkpoint.
         ValueError: a pickled object, no released checkpoint, a missing tensor, or another run in the folder.
     """
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint}: no such checkpoint. Expected a .pth file that the authors released.")
-    _require_torch_file(checkpoint)
     state = without_wrapper(read_tensors(checkpoint))
     try:
-        layout = read_layout(state, texture_stage=texture_stage, attention_stage=attention_stage)
-        experiment = _experiment(out.name, layout, state, image_size, attention_grid)
+        model, notes = read_layout(state, texture_stage=texture_stage, attention_stage=attention_stage)
+        experiment = _experiment(out.name, model, state, image_size, attention_grid)
         recipe = CropRecipe(size=image_size)
         network = MultiAttentionNet(experiment.model, load_weights=False).eval()
         converted = convert_state(state, network)
@@ -108,11 +88,21 @@ def import_checkpoint(
         raise ValueError(f"{checkpoint}: {error}") from error
     network.load_state_dict(converted.state, strict=False)  # only counters of batches may be missing, checked above
     grid = _try_out(network, image_size, checkpoint)
-    for note in (*layout.notes, *(f"{name}: {reason}" for name, reason in _unknown(converted).items())):
+    unknown = [f"{name}: {reason}" for name, reason in converted.unused.items() if reason == UNKNOWN]
+    for note in (*notes, *unknown):
         logger.warning("%s", note)
     logger.info("Attention grid %dx%d at %d px: %s padding.", *grid, image_size, experiment.model.padding)
     source = {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": file_digest(checkpoint)}
-    record = _record(source, experiment, layout, grid, converted)
+    settings = ("backbone", "num_maps", "hidden_size", "texture_stage", "attention_stage")
+    size = dict(zip(("height", "width"), grid, strict=True))
+    record = {
+        "source": source,
+        "network": {name: getattr(experiment.model, name) for name in settings},
+        "attention_grid": {"padding": experiment.model.padding, "image_size": image_size, **size},
+        "notes": notes,
+        "used": converted.used,
+        "unused": converted.unused,
+    }
     folder = fold_folder(out, 0)
     _require_free(out, record)
     with exclusive_folder(folder):
@@ -126,39 +116,11 @@ def import_checkpoint(
     )
 
 
-def _require_torch_file(path: Path) -> None:
-    """Refuse what torch.save did not write, before anything reads into it: a bare pickle, like the release's config."""
-    if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
-        return
-    with path.open("rb") as file:
-        start = file.read(len(OLD_TORCH_MAGIC))
-    if start == OLD_TORCH_MAGIC:
-        return
-    if start.startswith(b"\x80"):  # the opcode that opens every pickle since protocol 2
-        raise ValueError(
-            f"{path}: holds a pickled Python object, which is refused: unpickling runs code that the file names. "
-            "Pass the checkpoint with the tensors (.pth); what its pickled config says follows from their shapes."
-        )
-    raise ValueError(f"{path}: not a PyTorch file. Expected a .pth that the authors released; download it again.")
-
-
 def _experiment(
-    name: str, layout: OfficialLayout, state: Mapping[str, Tensor], image_size: int, attention_grid: str
+    name: str, model: ModelConfig, state: Mapping[str, Tensor], image_size: int, attention_grid: str
 ) -> Experiment:
     """The official profile with what the checkpoint says of itself."""
-    plain = Experiment(
-        name=name,
-        model=ModelConfig(
-            backbone=layout.backbone,
-            pretrained=False,
-            num_maps=layout.num_maps,
-            hidden_size=layout.hidden_size,
-            texture_stage=layout.texture_stage,
-            attention_stage=layout.attention_stage,
-        ),
-        data=DataConfig(image_size=image_size),
-    )
-    profile = official(plain)
+    profile = official(Experiment(name=name, model=model, data=DataConfig(image_size=image_size)))
     padding = profile.model.padding if attention_grid == "auto" else attention_grid
     return dataclasses.replace(
         profile,
@@ -185,42 +147,7 @@ def _try_out(network: MultiAttentionNet, image_size: int, checkpoint: Path) -> t
     output = network(torch.zeros(1, 3, image_size, image_size))
     if not torch.isfinite(output.logits).all():
         raise ValueError(f"{checkpoint}: its logits for a grey image are not finite; the file is damaged.")
-    height, width = output.attention.shape[-2:]
-    return height, width
-
-
-def _record(
-    source: dict[str, Any],
-    experiment: Experiment,
-    layout: OfficialLayout,
-    grid: tuple[int, int],
-    converted: ConvertedState,
-) -> dict[str, Any]:
-    height, width = grid
-    model = experiment.model
-    return {
-        "source": source,
-        "network": {
-            "backbone": model.backbone,
-            "num_maps": model.num_maps,
-            "hidden_size": model.hidden_size,
-            "texture_stage": model.texture_stage,
-            "attention_stage": model.attention_stage,
-        },
-        "attention_grid": {
-            "padding": model.padding,
-            "image_size": experiment.data.image_size,
-            "height": height,
-            "width": width,
-        },
-        "notes": list(layout.notes),
-        "used": converted.used,
-        "unused": converted.unused,
-    }
-
-
-def _unknown(converted: ConvertedState) -> dict[str, str]:
-    return {name: reason for name, reason in converted.unused.items() if reason == UNKNOWN}
+    return tuple(output.attention.shape[-2:])
 
 
 def _require_free(out: Path, record: dict[str, Any]) -> None:

@@ -43,8 +43,7 @@ class RenamedState:
         state: target name -> tensor with the network's dtype; the source's shape, but for 2-D pointwise weights.
         targets: source name -> target name, of every tensor in `state`.
         unused: source names of the classifier, which the network does not have.
-        problems: phrases on what is missing, unexpected or of another shape; empty when the state fills the network.
-            `num_batches_tracked` counters may be missing, since older files do not have them.
+        problems: as `state_problems` has them, without counters; empty when the state fills the network.
     """
 
     naming: Naming
@@ -61,14 +60,8 @@ class RenamedState:
 def rename_to_timm(state: Mapping[str, Tensor], net: nn.Module) -> RenamedState:
     """Match a state dict, in any of three namings, with a timm network; neither is changed.
 
-    A `module.`, `net.` or `backbone.` (or several) that every name begins with is taken off first.
-
-    Args:
-        state: source name -> tensor, any float dtype (converted to the network's).
-        net: the network to fill, with or without its classifier.
-
-    Returns:
-        The renamed state. It fills the network completely exactly if it has no `problems`.
+    A `module.`, `net.` or `backbone.` (or several) that every name begins with is taken off first. The network may have
+    its classifier or not.
 
     Raises:
         ValueError: efficientnet_pytorch weights for a network that would compute something else with them: no
@@ -117,16 +110,12 @@ def _naming(state: Mapping[str, Tensor], net: nn.Module) -> Naming:
 
 
 def _require_tensorflow_style(net: nn.Module) -> None:
-    if not isinstance(net, EfficientNet):
-        raise ValueError(
-            f"the weights are an EfficientNet's in efficientnet_pytorch naming; the network is a {type(net).__name__}. "
-            "Name a tf_efficientnet_b0 to b7."
-        )
-    epsilon = getattr(net.bn1, "eps", None)
+    epsilon = getattr(net.bn1, "eps", None) if isinstance(net, EfficientNet) else None
     if epsilon != TENSORFLOW_EPSILON:
+        found = f"has {epsilon}" if isinstance(net, EfficientNet) else f"is a {type(net).__name__}"
         raise ValueError(
-            "the weights are in efficientnet_pytorch naming: they need TensorFlow's SAME padding and a batch-norm "
-            f"epsilon of {TENSORFLOW_EPSILON}, the network has {epsilon}. Name a tf_efficientnet_b0 to b7."
+            "the weights are an EfficientNet's in efficientnet_pytorch naming: they need TensorFlow's SAME padding and "
+            f"a batch-norm epsilon of {TENSORFLOW_EPSILON}, the network {found}. Name a tf_efficientnet_b0 to b7."
         )
 
 
@@ -169,19 +158,15 @@ def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:
     A classifier in the file is left out when the network has none, and the log says so; nothing else may differ,
     except `num_batches_tracked` counters, which older files do not have. The network is untouched unless all fits.
 
-    Args:
-        net: the network.
-        path: safetensors or .pth; `state_dict` entry and `module.`, `net.`, `backbone.` prefixes allowed.
-
     Returns:
         The tensors matched and left out.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, or tensors missing, unexpected or of another shape.
+        ValueError: as `read_tensors` and `rename_to_timm`, or tensors that do not fit.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such backbone weights file. {WAYS_OUT}")
+        raise FileNotFoundError(f"{path}: no such backbone weights file.")
     state = read_tensors(path)
     try:
         renamed = rename_to_timm(state, net)
@@ -191,7 +176,7 @@ def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:
         raise ValueError(
             f"{path}: these are not the weights of the backbone: {'; '.join(renamed.problems)} "
             f"({renamed.naming} naming). Expected the model that `--model.backbone` names, in the naming of timm, "
-            f"efficientnet_pytorch or Cadene's Xception, and nothing beside it. {WAYS_OUT}"
+            "efficientnet_pytorch or Cadene's Xception, and nothing beside it."
         )
     net.load_state_dict(renamed.state, strict=False)  # what may be missing was settled above
     logger.info("Backbone starts from %s: %s.", path, renamed)

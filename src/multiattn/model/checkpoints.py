@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from multiattn.runtime.files import atomic_path
-from multiattn.runtime.tensor_files import read_state, require_file, state_problems, unreadable
+from multiattn.runtime.tensor_files import read_state, state_problems
 
 
 def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
@@ -18,8 +17,6 @@ def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | 
     load wants every name. Names are kept as they are (a `module.` of DistributedDataParallel included).
 
     Args:
-        module_or_state: a module, or its state dict.
-        path: the file; its folder is made when missing.
         metadata: readable notes kept in the file's header.
 
     Raises:
@@ -52,13 +49,3 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
             "Is it the checkpoint of another experiment? Build the network from the experiment.json beside the file."
         )
     module.load_state_dict(state, strict=True)
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The notes `save_weights` left in the file's header; empty when it has none. Raises as `read_state`."""
-    require_file(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise unreadable(path, error) from error

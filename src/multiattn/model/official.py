@@ -1,4 +1,4 @@
-"""The authors' released checkpoints: the network that their tensors describe, and their names in ours."""
+"""The authors' released checkpoints: the network that their tensors describe, and the tensors' names in it."""
 
 import re
 from collections.abc import Mapping
@@ -58,28 +58,13 @@ LOSS_TENSORS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfficialLayout:
-    """The network a released checkpoint holds, as far as its names and shapes tell.
-
-    `backbone` is timm's name; `notes` are sentences on what the shapes leave open and how it was decided.
-    """
-
-    backbone: str
-    num_maps: int
-    hidden_size: int
-    texture_stage: str
-    attention_stage: str
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class ConvertedState:
-    """A released checkpoint in our names; every source tensor stands in exactly one of `used` and `unused`.
+    """A released checkpoint in the names of `MultiAttentionNet`.
 
     Attributes:
-        state: our name -> tensor; fills the network completely (but for batch counters an old file may lack).
-        used: source name -> our name.
-        unused: source name -> reason.
+        state: target name -> tensor; fills the network completely (but for batch counters an old file may lack).
+        used: source name -> target name.
+        unused: source name -> reason; every source tensor stands in exactly one of the two.
     """
 
     state: dict[str, Tensor]
@@ -96,20 +81,24 @@ def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def target_name(source: str) -> str | None:
-    """Our name of a released tensor beside the backbone's; None where we have no such layer."""
+    """The name here of a released tensor beside the backbone's; None where there is no such layer."""
     layer, _, kind = source.rpartition(".")
     return f"{LAYERS[layer]}.{kind}" if layer in LAYERS else None
 
 
 def read_layout(
     state: Mapping[str, Tensor], *, texture_stage: str | None = None, attention_stage: str | None = None
-) -> OfficialLayout:
-    """Infer the network from names and shapes.
+) -> tuple[ModelConfig, list[str]]:
+    """Backbone, stages and widths of the network, told from names and shapes.
 
     Args:
         state: released names (without `module.`) -> tensors.
         texture_stage: decides where several stages are as wide as the texture block; by default L2.
         attention_stage: likewise for the attention module; by default L5.
+
+    Returns:
+        The settings that differ from one checkpoint to another, and sentences on what the shapes leave open and how it
+        was decided.
 
     Raises:
         ValueError: an unknown backbone, a missing part, or a stage that does not fit the shapes.
@@ -124,14 +113,15 @@ def read_layout(
             ("attention", attention_stage, "attentions"),
         )
     )
-    return OfficialLayout(
+    model = ModelConfig(
         backbone=backbone,
+        pretrained=False,
         num_maps=_shape(state, "attentions.conv2.weight")[0],
         hidden_size=_shape(state, "projection_local.0.weight")[0],
         texture_stage=texture,
         attention_stage=attention,
-        notes=tuple(notes),
     )
+    return model, notes
 
 
 def convert_state(state: Mapping[str, Tensor], network: MultiAttentionNet) -> ConvertedState:
@@ -160,20 +150,16 @@ def convert_state(state: Mapping[str, Tensor], network: MultiAttentionNet) -> Co
             other = AUXILIARY if source.startswith("auxiliary_loss.") else UNKNOWN
             unused[source] = LOSS_TENSORS.get(source, other)
     if problems := state_problems(expected, converted, counters=False):
+        unknown = [name for name, reason in unused.items() if reason == UNKNOWN]
         raise ValueError(
-            f"not a complete released checkpoint of {network.config.backbone}: {'; '.join(problems)} (in this "
-            f"program's names). Of its {len(state)} tensors, {_unknown(unused)}."
+            f"not a complete released checkpoint of {network.config.backbone}: {'; '.join(problems)} (in the names of "
+            f"MultiAttentionNet). Of its {len(state)} tensors, {len(unknown)} are unknown: {unknown[:3]}."
         )
     return ConvertedState(
         state=converted,
         used={name: used[name] for name in state if name in used},
         unused={name: unused[name] for name in state if name in unused},
     )
-
-
-def _unknown(unused: Mapping[str, str]) -> str:
-    names = [name for name, reason in unused.items() if reason == UNKNOWN]
-    return f"{len(names)} are unknown ({', '.join(names[:3])})" if names else "none is unknown"
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
@@ -210,16 +196,14 @@ def _stage(kind: str, asked: str | None, channels: int, table: StageTable, notes
     fitting = [stage for stage, width in table.channels.items() if width == channels]
     if not fitting:
         raise ValueError(f"the {kind} part takes {channels} channels; no stage of the backbone has as many: {table}.")
-    if asked is not None:
-        if asked not in fitting:
-            raise ValueError(
-                f"--{kind}-stage {asked}: the {kind} part takes {channels} channels, so expected one of "
-                f"{', '.join(fitting)}; the stages are {table}."
-            )
-        return asked
+    if asked is not None and asked not in fitting:
+        raise ValueError(
+            f"--{kind}-stage {asked}: the {kind} part takes {channels} channels, so expected one of "
+            f"{', '.join(fitting)}; the stages are {table}."
+        )
+    if asked is not None or len(fitting) == 1:
+        return asked or fitting[0]
     default = {"texture": ModelConfig.texture_stage, "attention": ModelConfig.attention_stage}[kind]
-    if len(fitting) == 1:
-        return fitting[0]
     if default not in fitting:
         raise ValueError(f"--{kind}-stage: {', '.join(fitting)} all have {channels} channels; say which one it is.")
     notes.append(

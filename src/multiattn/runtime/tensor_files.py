@@ -1,12 +1,13 @@
 """Files of tensors: read without running what they hold, and compared with what a network expects."""
 
+import contextlib
 import pickle
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SHOWN = 3
@@ -26,14 +27,18 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return read_state(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        if "GLOBAL" in str(error):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, struct.error) as error:
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == b"\x80"  # the opcode that opens every pickle since protocol 2
+        if isinstance(error, pickle.UnpicklingError) and (is_pickle or "GLOBAL" in str(error)):
             raise ValueError(
                 f"{path}: holds pickled Python objects, which are refused: unpickling runs code that the file names. "
-                "Where you trust its origin, save its tensors alone: "
+                "Name the file with the tensors. Where this one has them and you trust its origin, save them alone: "
                 "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)."
             ) from error
-        raise ValueError(f"{path}: not a PyTorch file of plain tensors ({first_line(error)}).") from error
+        # torch advises to unpickle anything, in the first line of its UnpicklingError.
+        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        raise ValueError(f"{path}: not a PyTorch file of plain tensors ({reason}).") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -48,21 +53,33 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: truncated, or no safetensors file at all.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The notes in a safetensors file's header; empty when it has none. Raises as `read_state`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[safe_open]:
     require_file(path)
     try:
-        return safetensors.torch.load_file(path, device="cpu")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
     except SafetensorError as error:
-        raise unreadable(path, error) from error
+        size = Path(path).stat().st_size
+        message = f"{path}: not a complete safetensors file ({size} bytes; {error}). Copy or train it again."
+        raise ValueError(message) from error
 
 
 def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, counters: bool = True) -> list[str]:
-    """Reasons why `found` does not fill `expected`, one phrase a kind of problem; empty when all fits.
+    """Reasons why `found` does not fill a module's state `expected`, a phrase for each kind; empty when all fits.
 
-    Args:
-        expected: the module's state dict.
-        found: the file's.
-        counters: False if `num_batches_tracked` may be missing: it changes nothing in eval mode, and files of old
-            PyTorch versions do not have it.
+    Without `counters`, `num_batches_tracked` may be missing: it changes nothing in eval mode, and files of old PyTorch
+    versions do not have it.
     """
     missing = [n for n in expected if n not in found and (counters or not n.endswith("num_batches_tracked"))]
     unexpected = [name for name in found if name not in expected]
@@ -72,11 +89,8 @@ def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
         if name in found and found[name].shape != tensor.shape
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
-    return [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names]
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    shown = [(kind, len(names), names[:SHOWN] + ["..."] * (len(names) > SHOWN)) for kind, names in kinds if names]
+    return [f"{count} {kind} ({', '.join(names)})" for kind, count, names in shown]
 
 
 def require_file(path: str | Path) -> None:
@@ -85,12 +99,6 @@ def require_file(path: str | Path) -> None:
         raise FileNotFoundError(f"{path}: no such weights file.")
 
 
-def unreadable(path: str | Path, error: SafetensorError) -> ValueError:
-    """The error to raise for a file that is no whole safetensors file."""
-    size = Path(path).stat().st_size
-    return ValueError(f"{path}: not a complete safetensors file ({size} bytes; {error}). Copy or train it again.")
-
-
 def first_line(error: Exception) -> str:
-    """The first line of an error's message; its class where it has none."""
+    """First line of an error's message; its class where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from multiattn.inference.attention_maps import spread_crops
 from multiattn.inference.runs import TrainedModel
-from multiattn.model.checkpoints import read_metadata, save_weights
+from multiattn.model.checkpoints import save_weights
 from multiattn.model.predict import predict_logits
 from multiattn.runtime.layout import BEST_WEIGHTS
-from multiattn.runtime.tensor_files import read_state
+from multiattn.runtime.tensor_files import read_metadata, read_state
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import read_recipe

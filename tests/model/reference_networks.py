@@ -1,11 +1,13 @@
-"""EfficientNet and Xception written a second time, from a state dict and `torch.nn.functional` alone.
+"""EfficientNet, Xception and the released network written a second time: a state dict and `torch.nn.functional` alone.
 
-Sources: the layer tables of Tan & Le (arXiv:1905.11946, Table 1) and Chollet (arXiv:1610.02357, Figure 5), and the
-tensor names of efficientnet_pytorch and of Cadene's Xception. Nothing here comes from timm or from `multiattn`: a state
-dict in the authors' naming goes in, the maps a correct import must reproduce come out. Compared once with the packages
-themselves (efficientnet_pytorch 0.5.1 static and 0.7.1 dynamic, pretrainedmodels 0.7.4): 1e-6 and less.
+Sources: the layer tables of Tan & Le (arXiv:1905.11946, Table 1) and Chollet (arXiv:1610.02357, Figure 5), the tensor
+names of efficientnet_pytorch and of Cadene's Xception, and the layers of the released checkpoints
+(`multiattn/model/README.md`, profile `official`). Nothing here comes from timm or from `multiattn`: a state dict in the
+authors' naming goes in, the maps a correct import must reproduce come out. The backbones were compared once with the
+packages themselves (efficientnet_pytorch 0.5.1 static and 0.7.1 dynamic, pretrainedmodels 0.7.4): 1e-6 and less.
 """
 
+import functools
 import math
 
 import torch
@@ -58,8 +60,8 @@ class _RandomState(dict):
         self[f"{name}.running_var"] = 0.5 + torch.rand(width, generator=self.generator)
         self[f"{name}.num_batches_tracked"] = torch.tensor(7)
 
-    def linear(self, name: str, out: int, width: int) -> None:
-        self[f"{name}.weight"] = torch.randn(out, width, generator=self.generator) / math.sqrt(width)
+    def linear(self, name: str, out: int, width: int, *, gain: float = 1.0) -> None:
+        self[f"{name}.weight"] = gain * torch.randn(out, width, generator=self.generator) / math.sqrt(width)
         self[f"{name}.bias"] = torch.zeros(out)
 
 
@@ -89,16 +91,9 @@ def efficientnet_state(variant: str, *, seed: int = 0, num_classes: int = 2) -> 
 
 
 def efficientnet_maps(state: dict[str, Tensor], images: Tensor, variant: str, *, static: bool) -> dict[str, Tensor]:
-    """Eval-mode maps of an EfficientNet in efficientnet_pytorch's naming.
+    """Eval-mode maps "L1", ..., "L7" and "last" of an EfficientNet in efficientnet_pytorch's naming.
 
-    Args:
-        state: the weights; names other than the backbone's are ignored.
-        images: (B, 3, H, W).
-        variant: a key of `EFFICIENTNET_SCALES`.
-        static: pad for the variant's nominal size instead of each layer's input.
-
-    Returns:
-        {"L1": ..., ..., "L7": ..., "last": ...}.
+    `static` pads for the variant's nominal size instead of each layer's input.
     """
     nominal = EFFICIENTNET_SCALES[variant][2] if static else None
 
@@ -107,9 +102,7 @@ def efficientnet_maps(state: dict[str, Tensor], images: Tensor, variant: str, *,
         x = _pad_same(x, weight.shape[-1], stride, nominal)
         return functional.conv2d(x, weight, state.get(f"{name}.bias"), stride=stride, groups=groups)
 
-    def norm(x: Tensor, name: str) -> Tensor:
-        return _norm(state, x, name, 1e-3)
-
+    norm = functools.partial(_norm, state, epsilon=1e-3)
     x = functional.silu(norm(conv(images, "_conv_stem", 2), "_bn0"))
     maps = {}
     for index, (group, _, stride, _, _) in enumerate(_efficientnet_blocks(variant)):
@@ -159,8 +152,7 @@ def xception_state(*, seed: int = 0, num_classes: int = 2, flat_pointwise: bool 
 def xception_maps(state: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
     """Eval-mode maps of an Xception in Cadene's naming: L1..L12 as the blocks give them (no ReLU), and "last"."""
 
-    def norm(x: Tensor, name: str) -> Tensor:
-        return _norm(state, x, name, 1e-5)
+    norm = functools.partial(_norm, state)
 
     def separable(x: Tensor, name: str) -> Tensor:
         depthwise, pointwise = state[f"{name}.conv1.weight"], state[f"{name}.pointwise.weight"]
@@ -184,7 +176,7 @@ def xception_maps(state: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]
     return {**maps, "last": functional.relu(norm(separable(x, "conv4"), "bn4"))}
 
 
-def _norm(state: dict[str, Tensor], x: Tensor, name: str, epsilon: float) -> Tensor:
+def _norm(state: dict[str, Tensor], x: Tensor, name: str, epsilon: float = 1e-5) -> Tensor:
     mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
     scale = state[f"{name}.weight"] / torch.sqrt(variance + epsilon)
     shift = state[f"{name}.bias"] - mean * scale
@@ -211,3 +203,108 @@ def _efficientnet_blocks(variant: str) -> list[tuple[int, int, int, int, int]]:
         for repeat in range(math.ceil(repeats * EFFICIENTNET_SCALES[variant][1])):
             blocks.append((group, kernel, stride if repeat == 0 else 1, expansion, _width(channels, variant)))
     return blocks
+
+
+# --- the released network ---------------------------------------------------------------------------------------------
+
+
+HIDDEN = 256
+
+
+@functools.cache
+def official_state(kind: str, *, num_maps: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights of a whole released checkpoint of `b0`, `b1`, `b4` or `xception`; not to be changed."""
+    backbone = xception_state(seed=seed) if kind == "xception" else efficientnet_state(kind, seed=seed)
+    texture, attention, last = {
+        "b0": (24, 112, 1280),
+        "b1": (24, 112, 1280),
+        "b4": (32, 160, 1792),
+        "xception": (256, 728, 2048),
+    }[kind]
+    state = _RandomState(seed + 1)
+    state.update({f"net.{name}": tensor for name, tensor in backbone.items()})
+    state["attentions.mask"] = torch.zeros(1, 1, 24, 24)
+    state["attentions.mask"][:, :, 2:22, 2:22] = 1
+    state.conv("attentions.conv_extract", attention, attention, 3, bias=True)
+    state.norm("attentions.bn1", attention)
+    state.conv("attentions.conv2", num_maps, attention, 1)
+    state.norm("attentions.bn2", num_maps)
+    width = num_maps * texture
+    state.conv("texture_enhance.conv_extract", texture, texture, 3, bias=True)
+    state.conv("texture_enhance.conv0", width, texture, 5, bias=True)
+    for step in (1, 2, 3):
+        state.conv(f"texture_enhance.conv{step}", width, step * texture, 3, bias=True)
+        state.norm(f"texture_enhance.bn{step}", step * width)
+    state.conv("texture_enhance.conv_last", width, 4 * texture, 1, bias=True)
+    state.norm("texture_enhance.bn4", 4 * width)
+    state.norm("texture_enhance.bn_last", width)
+    # Large enough that two images differ by far more than the tolerance: P has unit rows, and hardswish halves.
+    state.linear("projection_local.0", HIDDEN, width, gain=22)
+    state.linear("projection_local.2", HIDDEN, HIDDEN, gain=3)
+    state.linear("project_final", HIDDEN, last, gain=6)
+    state.linear("ensemble_classifier_fc.0", HIDDEN, 2 * HIDDEN, gain=1.4)
+    state.linear("ensemble_classifier_fc.2", 2, HIDDEN, gain=1.4)
+    state["auxiliary_loss.feature_centers"] = torch.randn(num_maps, texture, generator=state.generator)
+    state["auxiliary_loss.alpha"] = torch.tensor(0.0125)
+    state["auxiliary_loss.inner_margin"] = torch.tensor([0.2, -0.8])
+    return dict(state)
+
+
+def official_forward(
+    state: dict[str, Tensor], images: Tensor, kind: str, *, static: bool = False, attention_stage: str = "L5"
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, 2) and attention maps (B, M, h, w) of images (B, 3, H, W)."""
+    trunk = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
+    maps = xception_maps(trunk, images) if kind == "xception" else efficientnet_maps(trunk, images, kind, static=static)
+    attention = _attention(state, maps[attention_stage])
+    textures = _textures(state, maps["L2"], attention)  # (B, M, N, H, W)
+
+    weights = functional.interpolate(attention, textures.shape[-2:], mode="bilinear", align_corners=True)
+    local = (textures * weights[:, :, None]).sum((-2, -1))
+    local = local / local.norm(dim=-1, keepdim=True)
+    total = attention.sum(1, keepdim=True)
+    total = functional.interpolate(total, maps["last"].shape[-2:], mode="bilinear", align_corners=True) + 1e-8
+    final = (maps["last"] * total).sum((-2, -1)) / total.sum((-2, -1))
+
+    local = functional.hardswish(_linear(state, "projection_local.0", local.flatten(1)))
+    local = functional.hardswish(_linear(state, "projection_local.2", local))
+    final = functional.hardswish(_linear(state, "project_final", final))
+    joint = functional.hardswish(_linear(state, "ensemble_classifier_fc.0", torch.cat([local, final], dim=1)))
+    return _linear(state, "ensemble_classifier_fc.2", joint), attention
+
+
+def _attention(state: dict[str, Tensor], features: Tensor) -> Tensor:
+    x = functional.relu(_norm(state, _conv(state, "attentions.conv_extract", features), "attentions.bn1"))
+    x = functional.elu(_norm(state, _conv(state, "attentions.conv2", x), "attentions.bn2")) + 1
+    return x * functional.interpolate(state["attentions.mask"], x.shape[-2:], mode="nearest")
+
+
+def _textures(state: dict[str, Tensor], features: Tensor, attention: Tensor) -> Tensor:
+    """One branch a map, each with its own slice of the grouped weights."""
+    num_maps = attention.shape[1]
+    extracted = _conv(state, "texture_enhance.conv_extract", features)
+    pooled = functional.adaptive_avg_pool2d(extracted, attention.shape[-2:])
+    residual = extracted - functional.interpolate(pooled, extracted.shape[-2:], mode="nearest")
+    weights = torch.tanh(functional.interpolate(attention, extracted.shape[-2:], mode="bilinear", align_corners=True))
+    branches = []
+    for number in range(num_maps):
+        own = {
+            name.removeprefix("texture_enhance."): tensor.chunk(num_maps)[number]
+            for name, tensor in state.items()
+            if name.startswith("texture_enhance.") and "conv_extract" not in name and tensor.ndim
+        }
+        made = [_conv(own, "conv0", residual * weights[:, number : number + 1])]
+        for step in (1, 2, 3):
+            made.append(_conv(own, f"conv{step}", functional.relu(_norm(own, torch.cat(made, dim=1), f"bn{step}"))))
+        x = _conv(own, "conv_last", functional.relu(_norm(own, torch.cat(made, dim=1), "bn4")))
+        branches.append(functional.relu(_norm(own, x, "bn_last")))
+    return torch.stack(branches, dim=1)
+
+
+def _conv(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    weight = state[f"{name}.weight"]
+    return functional.conv2d(x, weight, state.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
+
+
+def _linear(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
