@@ -1,6 +1,4 @@
-"""One thread a test: the tensors are tiny, and other tests run beside these. Weights to start a backbone from."""
-
-from collections.abc import Iterator
+"""The same random numbers in every test, and weights to start a backbone from."""
 
 import pytest
 import timm
@@ -9,12 +7,8 @@ from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seed() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -67,11 +67,6 @@ def test_an_all_zero_map_leaves_its_image_unchanged(mode):
     assert torch.equal(result[1], original[1])
 
 
-def test_mode_none_has_no_pass():
-    with pytest.raises(ValueError, match="expected mode soft or hard"):
-        AttentionGuidedAugmentation(AgdaConfig(mode="none"))(images(), torch.rand(2, 3, 4, 4))
-
-
 def test_the_map_that_was_degraded_is_named():
     original = images(16, (32, 32))
     attention = torch.zeros(16, 2, 2, 2)
@@ -113,21 +108,18 @@ def test_each_map_is_scaled_to_a_maximum_of_one():
     torch.testing.assert_close(a_star.amax((1, 2, 3)), torch.ones(3))
 
 
-def test_the_drawn_map_is_uniform_over_the_maps_and_differs_between_samples():
-    generator = torch.Generator().manual_seed(11)
-    attention = torch.arange(4.0).view(1, 4, 1, 1).expand(4000, 4, 1, 1)
-    drawn = draw_uniform(attention, generator=generator)
-    counts = torch.bincount(drawn, minlength=4).double()
-    assert ((counts - 1000) ** 2 / 1000).sum() < 16.27  # chi-square, 3 degrees of freedom, p = 0.001
-    assert torch.equal(draw_uniform(attention, generator=torch.Generator().manual_seed(11)), drawn)
-
-
-def test_a_map_drawn_by_mass_follows_the_root_of_its_sum():
+@pytest.mark.parametrize(
+    ("draw", "weights"),
+    [(draw_uniform, [1, 1, 1]), (draw_by_mass, [1, 2, 3])],
+    ids=["uniform", "by mass: the root of the sum and 1"],
+)
+def test_maps_are_drawn_by_their_weights_differently_for_each_sample(draw, weights):
     attention = torch.tensor([0.0, 3.0, 8.0]).view(1, 3, 1, 1).expand(6000, 3, 1, 1)
-    drawn = draw_by_mass(attention, torch.Generator().manual_seed(3))
+    drawn = draw(attention, torch.Generator().manual_seed(3))
     counts = torch.bincount(drawn, minlength=3).double()
-    expected = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) * 1000
+    expected = torch.tensor(weights, dtype=torch.float64) * 6000 / sum(weights)
     assert ((counts - expected) ** 2 / expected).sum() < 13.82  # chi-square, 2 degrees of freedom, p = 0.001
+    assert torch.equal(draw(attention, torch.Generator().manual_seed(3)), drawn)
 
 
 @pytest.mark.parametrize("sigma", [1.5, 7.0])
@@ -136,12 +128,6 @@ def test_the_blur_equals_that_of_scipy(sigma):
     expected = gaussian_filter(picture, sigma, mode="mirror", truncate=3.0)
     found = gaussian_blur(torch.tensor(picture)[None, None], sigma)[0, 0]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
-
-
-def test_degrading_equals_scipy_where_nothing_is_resized():
-    batch = images(2, (64, 64))
-    expected = gaussian_filter(batch.numpy(), (0, 0, 3.0, 3.0), mode="mirror")  # cut at 4 sigma
-    np.testing.assert_allclose(degrade(batch, 1.0, 3.0).numpy(), expected, atol=5e-3)
 
 
 @pytest.mark.parametrize("size", [(380, 380), (112, 112), (33, 20), (3, 5), (1, 1)])

@@ -32,7 +32,7 @@ def no_hub(monkeypatch, tmp_path):
     return tmp_path / "hub"
 
 
-@pytest.mark.parametrize("name", ["tinynet_e", "mnasnet_small", "mobilenetv2_035", "fbnetc_100", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["tinynet_e", "mnasnet_small", "mobilenetv2_035"])
 @pytest.mark.parametrize("size", [(64, 64), (97, 70)], ids=["multiple of 32", "odd"])
 def test_every_stage_has_the_channels_and_stride_that_are_promised(name, size):
     backbone = Backbone(name, stages=ALL).eval()
@@ -172,11 +172,6 @@ def test_static_padding_of_a_network_without_same_padding_is_refused(name):
         Backbone(name, stages=(), padding="static")
 
 
-def test_an_unknown_padding_is_refused():
-    with pytest.raises(ValueError, match="expected padding dynamic or static, found 'same'"):
-        Backbone("tinynet_e", stages=(), padding="same")
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -206,7 +201,7 @@ def test_stochastic_depth_is_passed_on():
     ("name", "stages", "message"),
     [
         ("tinynett_e", (), r"'tinynett_e': timm .* no such model\. Did you mean 'tinynet_e'"),
-        ("xqzv", (), "no such model"),
+        ("three_cnovs", (), r"'three_cnovs': timm .* no such model\. Did you mean 'three_convs'\?"),
         ("tf_efficientnet_b4.apple", (), r"Invalid pretrained tag .* tf_efficientnet_b4\.ap_in1k"),
         ("test_vit", (), r"'test_vit' cannot serve as a backbone: .*\(1, 101, 64\), tokens instead of one map"),
         ("crossvit_9_240", (), "cannot serve as a backbone: .* timm cannot build it without pooling"),
@@ -215,7 +210,7 @@ def test_stochastic_depth_is_passed_on():
         ("legacy_xception", ("b2",), r"no stage 'b2'; expected one of .*L2 256ch /8, .*L12 1024ch /32\."),
         ("tinynet_e", ("L0",), "no stage 'L0'; expected one of L1 8ch /2"),
     ],
-    ids=["misspelt", "nothing like it", "unknown tag", "tokens", "no maps", "too late", "of two", "xception", "zeroth"],
+    ids=["misspelt", "registered", "unknown tag", "tokens", "no maps", "too late", "of two", "xception", "zeroth"],
 )
 def test_a_backbone_that_cannot_serve_is_refused(name, stages, message):
     with pytest.raises(ValueError, match=message):
@@ -308,8 +303,3 @@ def test_a_registered_backbone_is_trained():
     terms = backward_passes(step, step, crops, torch.arange(4) % 2, scaler=torch.amp.GradScaler("cpu", enabled=False))
     assert torch.isfinite(terms["loss"])
     assert all(parameter.grad.abs().sum() > 0 for parameter in step.network.backbone.parameters())
-
-
-def test_a_misspelt_name_of_a_registered_backbone_is_answered_with_it():
-    with pytest.raises(ValueError, match=r"'three_cnovs': timm .* no such model\. Did you mean 'three_convs'\?"):
-        Backbone("three_cnovs", stages=())

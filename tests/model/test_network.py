@@ -107,15 +107,6 @@ def test_evaluation_is_deterministic_and_a_sample_does_not_depend_on_its_batch()
     torch.testing.assert_close(alone.logits[0], first.logits[1], atol=1e-5, rtol=1e-4)
 
 
-def test_the_seed_decides_the_initial_weights():
-    networks = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        networks.append(small())
-    first, second = (network.state_dict() for network in networks)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_fake_logit_is_the_logit_of_the_second_softmax_column():
     logits = torch.tensor([[0.0, 0.0], [3.0, -1.0], [-2.0, 5.0]])
     torch.testing.assert_close(fake_logit(logits).sigmoid(), logits.softmax(dim=1)[:, 1])

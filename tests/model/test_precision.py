@@ -11,7 +11,6 @@ from multiattn.model import precision
 from multiattn.model.network import make_network
 from multiattn.model.precision import (
     Trial,
-    choose_on_cpu,
     known_precision,
     processor_flags,
     resolve_precision,
@@ -41,12 +40,13 @@ FASTER, NO_FASTER = Trial(0.2, 0.1), Trial(0.2, 0.19)
         pytest.param(AMX, Trial(0.2, 0.1, math.nan), "fp32", "changes P(fake)", id="an answer that is no number"),
     ],
 )
-def test_a_cpu_takes_bf16_where_it_has_it_and_gains_by_it(flags, trial, name, reason):
+def test_a_cpu_takes_bf16_where_it_has_it_and_gains_by_it(flags, trial, name, reason, monkeypatch):
     def measured() -> Trial:
         assert trial is not None, "a processor without bf16 needs no trial"
         return trial
 
-    found = choose_on_cpu(flags, measured)
+    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset(flags))
+    found = resolve_precision("auto", CPU, measured)
     assert found.name == name
     assert reason in found.reason
 
@@ -57,7 +57,6 @@ def test_a_cpu_takes_bf16_where_it_has_it_and_gains_by_it(flags, trial, name, re
 def test_without_a_trial_a_cpu_computes_in_float32_unless_another_is_asked_for(asked, resolved, monkeypatch):
     monkeypatch.setattr(precision, "processor_flags", lambda: frozenset(AMX))
     assert resolve_precision(asked, CPU).name == resolved
-    assert resolve_precision("auto", CPU, lambda: FASTER).name == "bf16"
 
 
 @pytest.mark.parametrize(("has_it", "resolved"), [(True, "bf16"), (False, "fp16")])

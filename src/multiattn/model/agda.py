@@ -17,12 +17,7 @@ KERNEL_SIGMAS = 3.0
 
 
 class DegradedCopies(NamedTuple):
-    """Result of AGDA.
-
-    Attributes:
-        images: (B, 3, H, W) of the images' dtype.
-        dropped: (B,) int64, the map that was degraded in each.
-    """
+    """Images (B, 3, H, W) of the originals' dtype, and the map that was degraded in each, (B,) int64."""
 
     images: Tensor
     dropped: Tensor
@@ -51,15 +46,10 @@ class AttentionGuidedAugmentation(nn.Module):
 
         Returns:
             The copies and the maps drawn; an image whose map is all zero comes back as it was (but for its noise).
-
-        Raises:
-            ValueError: mode `none`.
         """
         config = self.config
-        if config.mode == "none":
-            raise ValueError("AGDA: expected mode soft or hard, found none; leave the AGDA pass out instead.")
         index = MAP_CHOICES[config.map_choice](attention, generator)
-        maps = attention[torch.arange(len(index), device=index.device), index].unsqueeze(1)
+        maps = attention[torch.arange(len(index), device=index.device), index].unsqueeze(1)  # (B, 1, h, w)
         aligned = config.resample == "align-corners"
         a_star = unit_maps(maps, images.shape[-2:], align_corners=aligned)
         if config.gate:

@@ -59,7 +59,7 @@ ATTENTION_MODULES = registry(ModelConfig, "attention", {"relu": AttentionModule,
 
 
 ZERO_NORM = 1e-6
-"""Rows shorter than this count as zero: their direction would be rounding noise, their gradient up to 1 / norm."""
+"""Length below which a row counts as zero: its direction would be rounding noise, its gradient up to 1 / norm."""
 MEAN_FLOOR = 1e-8
 """Added where the release divides by a sum of attention or by a standard deviation."""
 
@@ -137,15 +137,9 @@ GLOBAL_POOLS = registry(ModelConfig, "global_pool", {"unit": normalized_average_
 
 
 def global_vector(last: Tensor, attention: Tensor, kind: str = "unit", *, align_corners: bool = False) -> Tensor:
-    """G, the global feature of section 3.2: BAP of the last map with A_sum, the sum of all attention maps.
+    """G (B, C_last) float32, section 3.2: BAP of the last map (B, C_last, H, W) with A_sum, the sum of A (B, M, h, w).
 
-    Args:
-        last: (B, C_last, H, W), the backbone's last map.
-        attention: A (B, M, h, w).
-        kind: `unit` for Eq. (2), `mean` for the release's weighted mean.
-
-    Returns:
-        G (B, C_last) float32; of norm 1 when `unit`.
+    The kind is `unit` for Eq. (2), of norm 1, or `mean` for the release's weighted mean.
 
     Departures: none with `unit`.
     """

@@ -19,8 +19,8 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.xception import Xception
 from torch import Tensor, nn
 
-from multiattn.config import ModelConfig
-from multiattn.config.settings import choices, did_you_mean
+from multiattn.config import Padding
+from multiattn.config.settings import did_you_mean
 from multiattn.model.backbone_weights import WAYS_OUT, load_backbone_file
 from multiattn.model.rewrites import checkpoint_blocks, use_static_padding
 from multiattn.runtime.tensor_files import first_line
@@ -38,8 +38,9 @@ class StageTable:
 
     Attributes:
         channels: stage name L1, L2, ... -> channels of its map, finest stage first.
-        strides: stage name -> input pixels a cell of its map.
-        num_features: channels of the last map.
+        strides: stage name -> input pixels a cell of its map (nominal: static padding and Xception's unpadded stem
+            give slightly smaller grids than ceil(size / stride)).
+        num_features: channels of the last map (after the trunk's last normalisation and activation, before pooling).
         run: (network, images, stages) -> maps of those stages and the last map.
     """
 
@@ -56,13 +57,8 @@ class Backbone(nn.Module):
     """Features of an EfficientNet (or kin), an Xception, or any timm network with stages of spatial maps.
 
     Attributes:
-        names: every stage of the network, finest first: L1..L7 in EfficientNet B0 to B7, L1..L12 in Xception (the
-            authors' b1..b12), as many as timm's `feature_info` lists in the others.
+        names, channels, strides, num_features: of every stage of the network and its last map, as in `StageTable`.
         stages: the stages handed out.
-        channels: stage name -> channels of its map, for every stage.
-        strides: stage name -> input pixels a cell of its map (nominal: static padding and Xception's unpadded stem
-            give slightly smaller grids than ceil(size / stride)).
-        num_features: channels of the last map (after the trunk's last normalisation and activation, before pooling).
         net: timm's network, without classifier and pooling.
 
     Departures: the paper names EfficientNet-B4 and Xception; the others are ours.
@@ -76,7 +72,7 @@ class Backbone(nn.Module):
         drop_path_rate: float = 0.0,
         pretrained: bool = False,
         weights: str | Path | None = None,
-        padding: str = "dynamic",
+        padding: Padding = "dynamic",
         checkpoint_activations: bool = False,
     ) -> None:
         """Build the network and load its weights.
@@ -86,8 +82,7 @@ class Backbone(nn.Module):
             stages: the stages `forward` hands out.
             drop_path_rate: stochastic depth; families without it say so in the log.
             pretrained: start from timm's hub, unless `weights` names a file.
-            weights: a local safetensors or .pth file in the naming of timm, efficientnet_pytorch or Cadene's
-                Xception; used whenever it is given.
+            weights: a local file, as `load_backbone_file` takes it; used whenever it is given.
             padding: `dynamic` pads from the size at run time (TensorFlow's SAME where the network has it); `static`
                 for the network's nominal image size, as the authors' code did (`StaticSameConv2d`).
             checkpoint_activations: let its blocks compute their activations again in backward (`checkpoint_blocks`).
@@ -103,9 +98,6 @@ class Backbone(nn.Module):
         unknown = [stage for stage in stages if stage not in self.names]
         if unknown:
             raise ValueError(f"{name}: no stage {unknown[0]!r}; expected one of {table}.")
-        if padding not in choices(ModelConfig, "padding"):
-            expected = " or ".join(choices(ModelConfig, "padding"))
-            raise ValueError(f"{name}: expected padding {expected}, found {padding!r}.")
         self.stages = tuple(stages)
         self.channels, self.strides, self.num_features = table.channels, table.strides, table.num_features
         self._run = table.run
@@ -115,8 +107,10 @@ class Backbone(nn.Module):
             self.net = create_network(name, drop_path_rate=drop_path_rate)
         if padding == "static":
             use_static_padding(self.net, name)
-        if self._run is run_any:
-            forbid_in_place(self.net)  # the other two open no stage with an in-place layer
+        if self._run is run_any:  # the other two open no stage with an in-place layer, which would alter the map before
+            for module in self.net.modules():
+                if getattr(module, "inplace", False) is True:
+                    module.inplace = False
         if weights is not None:
             load_backbone_file(self.net, weights)
         if checkpoint_activations:
@@ -138,10 +132,7 @@ def read_stages(name: str) -> StageTable:
     """The stages of a timm model, read from a copy on the `meta` device: layers without memory.
 
     EfficientNets and their kin have one stage a group of blocks (L1..L7 in B0 to B7), Xception one a block (L1..L12,
-    each before the ReLU that opens the next block), any other network those of timm's `feature_info`.
-
-    Args:
-        name: timm model, with or without a weights tag.
+    the authors' b1..b12, each before the ReLU that opens the next), any other network those of timm's `feature_info`.
 
     Raises:
         ValueError: unknown name or tag, or a network that has no stages of spatial maps.
@@ -261,13 +252,6 @@ def run_any(net: nn.Module, images: Tensor, stages: tuple[str, ...]) -> Maps:
 def _unpooled(net: nn.Module, features: Tensor) -> Tensor:
     last = net.forward_head(features)
     return last.permute(0, 3, 1, 2) if getattr(net, "output_fmt", None) == "NHWC" else last  # Swin and kin
-
-
-def forbid_in_place(net: nn.Module) -> None:
-    """Turn off in-place activations: one that opens the next stage would alter the map that was handed out."""
-    for module in net.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False
 
 
 def create_network(name: str, *, drop_path_rate: float = 0.0, **options: object) -> nn.Module:

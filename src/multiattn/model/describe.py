@@ -17,11 +17,6 @@ from multiattn.model.texture import GroupedTextureEnhancement, TextureEnhancemen
 
 BATCH = 2
 """Images in the measured forward: the first axis of every tensor, left out of the shapes."""
-POOLING = "pooling"
-"""The part without parameters: what the network computes between its modules (P, G and V)."""
-
-PAPER = {"model": ModelConfig(), "loss": LossConfig(), "agda": AgdaConfig()}
-"""The groups of settings whose defaults are the paper's."""
 
 RESIDUAL_TAKERS: dict[type, Callable[[nn.Module], nn.Module]] = {
     TextureEnhancement: lambda texture: texture.layers[0],
@@ -36,7 +31,6 @@ class Layer:
 
     Attributes:
         symbols: its names in the paper: `f_2` and, where the stage has a part to play, `SL_t`.
-        meaning: in words.
         shape: without the batch, which comes first.
         stride: input pixels a cell, of the backbone's stages (nominal); None elsewhere.
     """
@@ -49,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """One of the network's modules.
+    """One of the network's modules, or `pooling`: P, G and V, computed between them without parameters.
 
     Attributes:
         parameters: numbers that training may change.
@@ -72,20 +66,14 @@ class NetworkDescription:
     total: Part
 
     def shape(self, symbol: str) -> tuple[int, ...]:
-        """The shape, without the batch, of the layer with that symbol.
-
-        Raises:
-            KeyError: the network has no such layer.
-        """
+        """The shape, without the batch, of the layer with that symbol."""
         return {name: layer.shape for layer in self.layers for name in layer.symbols}[symbol]
 
 
 def describe_network(network: MultiAttentionNet | BaselineNet, image_size: int) -> NetworkDescription:
-    """Shapes, parameters and FLOPs of an eval forward, which runs without computing: on shapes alone.
+    """Shapes, parameters and FLOPs of an eval forward on crops of that many pixels a side, which computes nothing.
 
-    Args:
-        network: left as it was; may live on the `meta` device, where it has no weights at all.
-        image_size: pixels a side of the crops.
+    The network is left as it was; it may live on the `meta` device, where it has no weights at all.
     """
     was_training, stages = network.training, network.backbone.stages
     network.eval()
@@ -104,20 +92,20 @@ def describe_network(network: MultiAttentionNet | BaselineNet, image_size: int) 
         network.train(was_training)
         network.backbone.stages = stages
     seen |= {"I": images, "A": output.attention, "V": output.parts, "logits": output.logits}
-    shapes = {name: _shape(value) for name, value in seen.items() if value is not None}
+    shapes = {name: tuple(value.shape[1:]) for name, value in seen.items() if value is not None}
     parts, total = _parts(network, counter)
     return NetworkDescription(_layers(network, shapes), parts, total)
 
 
 def departures(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Settings of network, losses and AGDA with another value than the paper's: name -> `found` and `paper`."""
-    unlike = {}
-    for group, paper in PAPER.items():
-        own = to_json(getattr(experiment, group))
-        for name, value in to_json(paper).items():
-            if own[name] != value:
-                unlike[f"{group}.{name}"] = {"found": own[name], "paper": value}
-    return unlike
+    own = to_json(experiment)
+    return {
+        f"{group}.{name}": {"found": own[group][name], "paper": value}
+        for group, paper in (("model", ModelConfig()), ("loss", LossConfig()), ("agda", AgdaConfig()))
+        for name, value in to_json(paper).items()
+        if own[group][name] != value
+    }
 
 
 @contextlib.contextmanager
@@ -139,12 +127,6 @@ def _watched(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _shape(value: Tensor) -> tuple[int, ...]:
-    if value.shape[0] != BATCH:
-        raise AssertionError(f"a layer of shape {tuple(value.shape)} does not begin with the batch of {BATCH}")
-    return tuple(value.shape[1:])
 
 
 def _layers(network: MultiAttentionNet | BaselineNet, shapes: dict[str, tuple[int, ...]]) -> tuple[Layer, ...]:
@@ -180,8 +162,7 @@ def _parts(network: nn.Module, counter: FlopCounterMode) -> tuple[tuple[Part, ..
     top = type(network).__name__
     parts = [_part(name, module, flops.get(f"{top}.{name}", 0)) for name, module in network.named_children()]
     total = _part("total", network, counter.get_total_flops() // BATCH)
-    between = total.flops - sum(part.flops for part in parts)
-    parts.append(Part(POOLING, 0, 0, between))
+    parts.append(Part("pooling", 0, 0, total.flops - sum(part.flops for part in parts)))
     return tuple(part for part in parts if part.parameters or part.flops), total
 
 

@@ -8,12 +8,7 @@ from torch.utils._pytree import _register_namedtuple
 
 from multiattn.config import ModelConfig
 from multiattn.config.settings import registry
-from multiattn.model.attention import (
-    ATTENTION_MODULES,
-    global_vector,
-    normalized_average_pool,
-    standardize,
-)
+from multiattn.model.attention import ATTENTION_MODULES, global_vector, normalized_average_pool, standardize
 from multiattn.model.backbone import Backbone
 from multiattn.model.texture import TEXTURE_BLOCKS
 
@@ -44,7 +39,7 @@ def fake_logit(logits: Tensor) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """Logits of the textural matrix P and the global vector G.
+    """The layers from the textural matrix P and the global vector G to the logits.
 
     Departures: none (the paper says only that both are "fed into the classifier"; the layers are the release's).
     """
@@ -92,7 +87,7 @@ class BaselineNet(nn.Module):
     def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
         """Build the network; arguments and errors as `MultiAttentionNet`."""
         super().__init__()
-        self.backbone = make_backbone(config, stages=(), load_weights=load_weights)
+        self.backbone = make_backbone(config, (), load_weights=load_weights)
         self.head = BaselineHead(self.backbone.num_features, config.global_dropout)
         self.to(memory_format=torch.channels_last)
 
@@ -121,11 +116,7 @@ class MultiAttentionNet(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
-        """Build the network.
-
-        Args:
-            config: its settings.
-            load_weights: False leaves the backbone random, for a checkpoint that is loaded next.
+        """Build the network; without `load_weights` the backbone stays random, for a checkpoint that is loaded next.
 
         Raises:
             ValueError: a backbone that cannot serve, its weights out of reach, or stages of equal stride.

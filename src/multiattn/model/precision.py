@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,56 +19,35 @@ BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 LEAST_GAIN = 1.1
 """bf16 must be this many times as fast as float32: less may be noise of the trial."""
 LARGEST_CHANGE = 2e-3
-"""Of P(fake) by bf16 against float32, for prediction."""
+"""Largest change of P(fake) by bf16 against float32 that prediction accepts."""
 TRIAL_CROPS, TRIAL_SECONDS, TRIAL_ROUNDS = 16, 1.0, 3
 """Crops of a trial's batch at most; no round begins after so many seconds; rounds at most."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision, and the reason it was taken."""
+    """A precision (`bf16`, `fp16`, `fp32` or `apex-O1`), and the reason it was taken."""
 
     name: str
-    """`bf16`, `fp16`, `fp32` or `apex-O1`."""
     reason: str
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One batch computed in float32 and in bf16 on this processor."""
+    """One batch computed in float32 and in bf16 on this processor: seconds of the fastest round."""
 
     seconds_fp32: float
-    """Of the fastest round."""
     seconds_bf16: float
     change: float = 0.0
     """The largest change of a P(fake) by bf16; 0 in training, where nothing is delivered."""
 
 
-def choose_on_cpu(flags: Collection[str], trial: Callable[[], Trial]) -> Precision:
-    """fp32 or bf16 for a CPU.
-
-    Args:
-        flags: of the processor, as /proc/cpuinfo names them.
-        trial: called only where the processor has bf16.
-    """
-    present = [flag for flag in BF16_FLAGS if flag in flags]
-    if not present:
-        return Precision("fp32", f"the processor has no bf16 arithmetic ({' or '.join(BF16_FLAGS)})")
-    found = trial()
-    times = f"{1000 * found.seconds_bf16:.3g} ms a batch in bf16, {1000 * found.seconds_fp32:.3g} ms in float32"
-    if not found.seconds_bf16 * LEAST_GAIN <= found.seconds_fp32:
-        return Precision("fp32", f"bf16 is not faster on this processor: {times}")
-    if not found.change <= LARGEST_CHANGE:
-        return Precision("fp32", f"bf16 changes P(fake) by up to {found.change:.1e}, more than {LARGEST_CHANGE:g}")
-    return Precision("bf16", f"{', '.join(present)}: {times}")
-
-
 def resolve_precision(precision: str, device: torch.device, trial: Callable[[], Trial] | None = None) -> Precision:
-    """Turn `auto` into what suits the device: bf16, fp16 on GPUs without bf16; on a CPU what `choose_on_cpu` says.
+    """Turn `auto` into what suits the device: bf16, fp16 on GPUs without bf16; float32 or bf16 on a CPU.
 
     Args:
         precision: as `--precision`; anything but `auto` stays as it is.
-        trial: of the network at hand; without one, a CPU computes in float32.
+        trial: of the network at hand, run only on a CPU that has bf16; without one, a CPU computes in float32.
     """
     if precision != "auto":
         return Precision(precision, "asked for")
@@ -78,15 +57,19 @@ def resolve_precision(precision: str, device: torch.device, trial: Callable[[], 
         return Precision("fp16", "the GPU has no bf16 arithmetic")
     if trial is None:
         return Precision("fp32", "float32 on a CPU")
-    return choose_on_cpu(processor_flags(), trial)
+    if not has_bf16():
+        return Precision("fp32", f"the processor has no bf16 arithmetic ({' or '.join(BF16_FLAGS)})")
+    found = trial()
+    times = f"{1000 * found.seconds_bf16:.3g} ms a batch in bf16, {1000 * found.seconds_fp32:.3g} ms in float32"
+    if not found.seconds_bf16 * LEAST_GAIN <= found.seconds_fp32:
+        return Precision("fp32", f"bf16 is not faster on this processor: {times}")
+    if not found.change <= LARGEST_CHANGE:
+        return Precision("fp32", f"bf16 changes P(fake) by up to {found.change:.1e}, more than {LARGEST_CHANGE:g}")
+    return Precision("bf16", f"{', '.join(flag for flag in BF16_FLAGS if flag in processor_flags())}: {times}")
 
 
 def training_precision(experiment: Experiment, device: torch.device, *, recorded: str | None = None) -> Precision:
-    """The precision an experiment trains in.
-
-    Args:
-        recorded: of the run that is continued. It stays where this processor has it, whatever a new trial would say.
-    """
+    """The precision an experiment trains in: that `recorded` by the run it continues, where this processor has it."""
     is_possible = recorded == "fp32" or (recorded == "bf16" and has_bf16())
     if experiment.precision == "auto" and device.type == "cpu" and is_possible:
         return Precision(recorded, "the run was begun with it")
@@ -155,8 +138,6 @@ def has_bf16() -> bool:
 def processor_flags() -> frozenset[str]:
     """Flags of the first processor in /proc/cpuinfo; empty where there is no such file or line."""
     path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return frozenset()
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     line = next((line for line in lines if line.startswith("flags")), "")
     return frozenset(line.partition(":")[2].split())

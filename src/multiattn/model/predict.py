@@ -41,12 +41,12 @@ def predict_logits(
     Args:
         network: in eval mode during the call, then in its former mode again.
         batches: (B, H, W, 3) uint8 RGB.
-        precision: `bf16`, `fp16` or `fp32`; the sigmoid is left to the caller, in float64.
+        precision: `bf16`, `fp16` or `fp32`.
         forward: called instead of the network itself.
         watch: called with every batch's output.
 
     Returns:
-        (N,) float64.
+        (N,) float64; the sigmoid is left to the caller.
 
     Raises:
         ValueError: a logit that is not finite: the weights are damaged or overflow in this precision.
