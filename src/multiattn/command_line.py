@@ -109,6 +109,13 @@ def _keep_lines(doc: str) -> str:
     return re.sub(r"^multiattn ", "    multiattn ", doc, flags=re.MULTILINE)
 
 
+def require_at_least(options: object, low: float, *names: str) -> None:
+    """Refuse options below a bound, as they are typed; None passes."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < low:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {low}, found {value}.")
+
+
 def results(*lines: str) -> None:
     """Print a stage's results to standard output; everything else goes to the log on standard error."""
     sys.stdout.write("\n".join(lines) + "\n")

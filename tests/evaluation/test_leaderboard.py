@@ -15,7 +15,7 @@ from sklearn import metrics
 
 from multiattn.evaluation.leaderboard import NOT_COMPARABLE, score_submissions
 from multiattn.evaluation.published import SCALES, among_kaggles_400, scale_of
-from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page
+from multiattn.figures.comparisons import draw_leaderboard, leaderboard_page
 from multiattn.figures.page import write_png
 from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
 from multiattn.stages import leaderboard as stage

@@ -8,7 +8,7 @@ import pytest
 
 from multiattn.evaluation.ablation_table import AblationTable
 from multiattn.evaluation.ablations import CELEB, HQ, get_ablation
-from multiattn.figures.ablation import OURS, PAPER, draw_ablation
+from multiattn.figures.comparisons import OURS, PAPER, draw_ablation
 
 
 def figures(accuracy: float) -> dict:

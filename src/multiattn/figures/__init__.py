@@ -8,6 +8,5 @@ attention.py         attention maps over faces, one run or several side by side
 evaluation.py        a test: tables, reliability, ROC, histogram, the worst videos
 score.py             scored files: P(fake) over time, deciding frames, attention
 submission.py        a submission at a glance, for the notebook
-leaderboard.py       submissions with intervals beside the published log losses
-ablation.py          an ablation table as a dot plot
+comparisons.py       the leaderboard beside the published log losses, an ablation table as a dot plot
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from multiattn.command_line import Device, FoldsTable, Positional, parse, results
+from multiattn.command_line import Device, FoldsTable, Positional, parse, require_at_least, results
 from multiattn.evaluation.ablation_table import (
     AblationTable,
     CrossData,
@@ -25,7 +25,7 @@ from multiattn.evaluation.ablation_table import (
     read_cross_data,
 )
 from multiattn.evaluation.ablations import LQ, Ablation, Cell, get_ablation, name_data, seeded
-from multiattn.figures.ablation import draw_ablation
+from multiattn.figures.comparisons import draw_ablation
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_csv, write_text
 from multiattn.training.engine.ranks import Ranks, distributed
@@ -67,8 +67,7 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="ablation", doc=__doc__)
     ablation = get_ablation(options.table, tiny=options.tiny)
-    if options.seeds < 1:
-        raise ValueError(f"--seeds: expected at least 1, found {options.seeds}.")
+    require_at_least(options, 1, "seeds")
     data = read_training_data(options.faces, options.folds)
     cross = None
     if options.cross_faces is not None:

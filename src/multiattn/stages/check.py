@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.command_line import VideosTable, parse, results
+from multiattn.command_line import VideosTable, parse, require_at_least, results
 from multiattn.datasets.folds import read_grouping
 from multiattn.datasets.health import Finding, HealthReport, check_health
 from multiattn.datasets.manifest import named_roots, roots_path
@@ -38,8 +38,7 @@ def main(argv: list[str]) -> None:
         SystemExit: a leak was found (code 1); the report has been printed.
     """
     options = parse(Options, argv, stage="check", doc=__doc__)
-    if options.examples < 0:
-        raise ValueError(f"--examples: expected at least 0, found {options.examples}.")
+    require_at_least(options, 0, "examples")
     videos = VIDEOS.read(options.videos)
     manifest = read_json(roots_path(options.videos)) if roots_path(options.videos).is_file() else None
     datasets = sorted(videos["dataset"].unique())

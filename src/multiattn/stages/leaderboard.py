@@ -8,7 +8,7 @@ from pathlib import Path
 
 from multiattn.command_line import parse, results
 from multiattn.evaluation.leaderboard import ScaleName, score_submissions
-from multiattn.figures.leaderboard import draw_leaderboard, leaderboard_page
+from multiattn.figures.comparisons import draw_leaderboard, leaderboard_page
 from multiattn.figures.page import write_png
 from multiattn.runtime.files import write_csv, write_text
 
