@@ -1,4 +1,5 @@
-"""Faces that need no network: bright squares on black, a detector of bright squares, and clips that show them."""
+"""Faces that need no network: bright squares on black, a detector of bright squares, and clips that show them; and
+faces folders of any table."""
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -7,8 +8,10 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pandas as pd
 
-from multiattn.video.crops.recipe import TEMPLATE
+from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
+from multiattn.video.crops.recipe import TEMPLATE, CropRecipe, write_recipe
 from multiattn.video.decoding.frames import Frame
 from multiattn.video.detectors.registry import Faces
 
@@ -82,3 +85,33 @@ def write_clip(path: Path, images: Iterable[np.ndarray]) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def write_faces_folder(
+    folder: Path,
+    faces: pd.DataFrame,
+    labels: dict[str, int],
+    recipe: CropRecipe,
+    *,
+    methods: dict[str, str] | None = None,
+    without: dict[str, tuple[str, str]] | None = None,
+) -> Path:
+    """A finished faces folder but for its crops, of the videos in `labels`, in their order.
+
+    Args:
+        without: status and message of videos without faces.
+    """
+    FACES.write(faces, folder / "faces.parquet")
+    counts = faces["video_id"].value_counts()
+    rows = [
+        (video, *(("ok", recipe.num_frames, counts[video], "") if video in counts else (status, 0, 0, message)))
+        for video in labels
+        for status, message in [(without or {}).get(video, ("no_face", ""))]
+    ]
+    VIDEO_STATUS.write(pd.DataFrame(rows, columns=list(VIDEO_STATUS.columns)), folder / "video_status.csv")
+    videos = pd.DataFrame(dict.fromkeys(VIDEOS.columns, ""), index=range(len(labels)))
+    videos = videos.assign(video_id=list(labels), label=list(labels.values()), dataset="set")
+    videos = videos.assign(path=videos["video_id"] + ".mp4", method=videos["video_id"].map(methods or {}).fillna(""))
+    VIDEOS.write(videos, folder / "videos.csv")
+    write_recipe(recipe, folder)
+    return folder

@@ -6,17 +6,16 @@ number of workers. Batches that were made ahead while the other side had its tur
 """
 
 import dataclasses
-import itertools
 import math
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -27,13 +26,15 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from multiattn.bench.harness import take_turns
 from multiattn.bench.train import training_rate
-from multiattn.bench.train_sides import labelled_faces
+from multiattn.bench.train_sides import endless, labelled_faces
+from multiattn.command_line import require_at_least
 from multiattn.config import DataConfig
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FACES, FAKE, REAL
 from multiattn.training.data.augment import PRESETS
 from multiattn.training.data.crops import FoldCrops, training_loader
@@ -41,7 +42,7 @@ from multiattn.video.crops.images import settle_worker
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
 
 MAX_CROPS = 512
-"""Of a faces folder, evenly spaced: enough to differ, few enough to lie in the page cache on both sides."""
+"""Crops taken of a faces folder, evenly spaced: enough to differ, few enough to lie in the page cache on both sides."""
 DRAWN_ACTORS, DRAWN_FRAMES, DRAWN_BLUR, DRAWN_NOISE = 8, 32, 2.0, 1.0
 TURNS = 3
 CROPS_AN_EPOCH = 20_000
@@ -58,7 +59,7 @@ class DataBench:
     """A function of experiments.py: whose batches, and whose training step must be fed."""
     faces: Path | None = None
     """A faces folder, of which some hundred crops are read; without it, drawn faces of 380 pixels."""
-    presets: tuple[str, ...] = tuple(PRESETS)
+    presets: tuple[Literal[tuple(PRESETS)], ...] = tuple(PRESETS)
     """Presets of `training/data/augment`."""
     num_workers: int = os.cpu_count() or 1
     """Processes that read on either side; 0 reads in the main process."""
@@ -67,17 +68,14 @@ class DataBench:
     batch_size: int | None = None
     """Crops in a batch; None is the experiment's."""
     seconds: float = 1.5
-    """Of each turn; every side has three."""
+    """Length of a turn; every side has three."""
     training_rate: float | None = None
     """Crops a second that the training takes; None measures a training step of the experiment."""
     device: str = "auto"
     """Device that this step is measured on: cpu, cuda or auto."""
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.presets if name not in PRESETS]:
-            raise ValueError(f"--presets: expected some of {', '.join(PRESETS)}, found {unknown[0]!r}.")
-        if self.num_workers < 0:
-            raise ValueError(f"--num-workers: expected at least 0, found {self.num_workers}.")
+        require_at_least(self, 0, "num_workers")
         if not self.seconds > 0:
             raise ValueError(f"--seconds: expected more than 0, found {self.seconds}.")
         if self.training_rate is not None and not self.training_rate > 0:
@@ -159,15 +157,7 @@ class _Turns:
 
     def __init__(self, loader: DataLoader) -> None:
         self.ahead = loader.num_workers * (loader.prefetch_factor or 0)
-        self.batches = self._endless(loader)
-
-    @staticmethod
-    def _endless(loader: DataLoader) -> Iterator[int]:
-        """The length of each batch."""
-        for epoch in itertools.count():
-            loader.batch_sampler.epoch = epoch
-            for crops, _ in loader:
-                yield len(crops)
+        self.batches = endless(loader)
 
     def run(self, *, seconds: float = 0.0, crops: int = 1) -> float:
         """Crops a second, over at least so many of both; those that lay ready are not counted."""
@@ -175,7 +165,7 @@ class _Turns:
             next(self.batches)
         started, passed, number = time.perf_counter(), 0.0, 0
         while passed < seconds or number < crops:
-            number += next(self.batches)
+            number += len(next(self.batches)[0])
             passed = time.perf_counter() - started
         return number / passed
 
@@ -219,12 +209,12 @@ def _plain_loader(crops: FoldCrops, config: DataConfig) -> DataLoader:
 
 def _table(sides: list[_Side], num_workers: int, rate: float) -> list[str]:
     plain = statistics.median(side.plain for side in sides)
-    rows = [("plain dataset", plain, plain)] + [(side.name, side.ours, side.plain) for side in sides]
-    lines = [f"{'':<24}{'crops/s':>10}{'per worker':>12}{'beside plain':>14}{'workers to feed training':>26}"]
-    for name, ours, beside in rows:
-        each = ours / num_workers
-        lines.append(f"{name:<24}{ours:>10.0f}{each:>12.0f}{ours / beside:>13.2f}x{math.ceil(rate / each):>26}")
-    return lines
+    rows = [("", "crops/s", "per worker", "beside plain", "workers to feed training")]
+    for side in (_Side("plain dataset", plain, plain), *sides):
+        each = side.ours / num_workers
+        beside = f"{side.ours / side.plain:.2f}x"
+        rows.append((side.name, f"{side.ours:.0f}", f"{each:.0f}", beside, math.ceil(rate / each)))
+    return terminal_table(rows, right=range(1, 5)).splitlines()
 
 
 def _drawn_faces(folder: Path) -> FoldCrops:

@@ -6,7 +6,6 @@ stages of the extraction, and decoding plus detection by themselves.
 
 import cProfile
 import pstats
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from multiattn.datasets.manifest import video_row
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import FACES_FILE
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FACES, UNKNOWN, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, align_crop
 from multiattn.video.decoding.frames import (
     FrameReader,
     UnreadableVideoError,
-    VideoShape,
     evenly_spaced_indices,
     probe_video,
     to_image,
@@ -115,27 +114,16 @@ class Comparison:
     stages: dict[str, float]
     """Stage -> seconds over all clips in one thread; `rest` is what no stage claims."""
     cpu_seconds: float
-    """Of the same, without the start of a process."""
+    """CPU time of the same, without the start of a process."""
     parts_cpu_seconds: float
     """Pure decoding of every frame up to the last wanted one, plus detection, alone in one thread."""
     longest_sides: dict[str, int]
     """video_id -> pixels of the longer side of its frames."""
 
-    @property
-    def speed_ratio(self) -> float:
-        """Our videos a second over the loop's."""
-        return self.loop.seconds / self.ours.seconds
-
-    @property
-    def cpu_ratio(self) -> float:
-        """CPU time of our extraction over that of decoding and detection alone, both without process starts."""
-        return self.cpu_seconds / self.parts_cpu_seconds
-
     def recall(self, *, min_share: float = 0.0) -> float:
         """Share of the loop's faces that we have too, in the same frame with an IoU of at least 0.5.
 
-        Args:
-            min_share: only faces whose longer side is at least this share of the frame's longer side.
+        Only faces whose longer side is at least `min_share` of the frame's longer side count.
         """
         reference = {}
         for (video, index), boxes in self.loop.result.items():
@@ -146,46 +134,39 @@ class Comparison:
     def table(self) -> list[str]:
         """Lines for a terminal: stages, sides, and the three figures."""
         total = sum(self.stages.values())
-        lines = [f"{'stage, one thread':<20}{'seconds':>10}{'share':>8}"]
-        lines += [f"{name:<20}{spent:>10.2f}{spent / total:>8.0%}" for name, spent in self.stages.items()]
-        lines += [
-            "",
-            f"{'':<8}{'wall, s':>10}{'CPU, s':>10}{'videos/s':>10}{'faces/s':>10}{'peak, GB':>10}{'faces':>8}"
-            f"{'hours for DFDC':>16}",
-        ]
+        stages = [(name, f"{spent:.2f}", f"{spent / total:.0%}") for name, spent in self.stages.items()]
+        sides = [("", "wall, s", "CPU, s", "videos/s", "faces/s", "peak, GB", "faces", "hours for DFDC")]
         for name, side in (("ours", self.ours), ("loop", self.loop)):
             rate, num_faces = self.num_videos / side.seconds, sum(map(len, side.result.values()))
-            lines.append(
-                f"{name:<8}{side.seconds:>10.1f}{side.cpu_seconds:>10.1f}{rate:>10.2f}{num_faces / side.seconds:>10.1f}"
-                f"{side.peak_bytes / 1e9:>10.2f}{num_faces:>8}{DFDC_VIDEOS / rate / 3600:>16,.0f}"
-            )
+            seconds = f"{side.seconds:.1f}", f"{side.cpu_seconds:.1f}"
+            rates = f"{rate:.2f}", f"{num_faces / side.seconds:.1f}"
+            peak, hours = f"{side.peak_bytes / 1e9:.2f}", f"{DFDC_VIDEOS / rate / 3600:,.0f}"
+            sides.append((name, *seconds, *rates, peak, num_faces, hours))
         return [
-            *lines,
+            *terminal_table([("stage, one thread", "seconds", "share"), *stages], right=(1, 2)).splitlines(),
             "",
-            f"{self.speed_ratio:.2f} times the loop's videos/s",
+            *terminal_table(sides, right=range(1, 8)).splitlines(),
+            "",
+            f"{self.loop.seconds / self.ours.seconds:.2f} times the loop's videos/s",
             f"{self.recall(min_share=SMALLEST_SHARE):.1%} of its faces that are at least {SMALLEST_SHARE:.0%} of the "
             f"frame's longer side, {self.recall():.1%} of all",
-            f"{self.cpu_ratio:.2f} times the CPU time of decoding and detection alone ({self.parts_cpu_seconds:.1f} s)",
+            f"{self.cpu_seconds / self.parts_cpu_seconds:.2f} times the CPU time of decoding and detection alone "
+            f"({self.parts_cpu_seconds:.1f} s)",
         ]
 
 
 def compare_extraction(
     videos: pd.DataFrame, tasks: list[VideoTask], settings: ExtractionSettings, *, jobs: int | None
 ) -> Comparison:
-    """Extract the faces of the clips both ways and take our way apart.
-
-    Args:
-        videos: the `videos` table of the clips.
-        tasks: the same clips.
-        jobs: our processes; None is one a core. The loop has one process, and all threads of its libraries.
+    """Extract the faces of the clips (table and tasks of the same ones) both ways and take our way apart.
 
     Raises:
         ValueError: a clip that cannot be read; the loop and the parts taken alone have no way to go on.
     """
-    shapes = {task.video_id: _shape(task.path) for task in tasks}
+    longest_sides = {task.video_id: _longest_side(task.path) for task in tasks}
     # The loop comes last, so that it, and not we, finds the clips in the system's memory.
     ours = run_alone("ours", _run_ours, videos, tasks, settings, jobs)
-    (stages, cpu), parts = run_alone("stages", _run_alone, tasks, settings).result
+    stages, cpu, parts = run_alone("stages", _run_alone, tasks, settings).result
     loop = run_alone("loop", _run_loop, tasks, settings)
     return Comparison(
         num_videos=len(tasks),
@@ -194,17 +175,18 @@ def compare_extraction(
         stages=stages,
         cpu_seconds=cpu,
         parts_cpu_seconds=parts,
-        longest_sides={video: max(shape.width, shape.height) for video, shape in shapes.items()},
+        longest_sides=longest_sides,
     )
 
 
-def _shape(path: Path) -> VideoShape:
+def _longest_side(path: Path) -> int:
     try:
-        return probe_video(path)
+        shape = probe_video(path)
     except UnreadableVideoError as error:
         raise ValueError(
             f"{path}: expected a video that can be read, found: {error}. Take it out and run again."
         ) from error
+    return max(shape.width, shape.height)
 
 
 def shared_faces(reference: Boxes, found: Boxes) -> float:
@@ -221,11 +203,8 @@ def _run_ours(videos: pd.DataFrame, tasks: list[VideoTask], settings: Extraction
     with tempfile.TemporaryDirectory() as folder:
         extract_faces(videos, tasks, Path(folder), settings, jobs=jobs)
         end_processes()  # the CPU time of processes that are still there is not counted
-        return _boxes(FACES.read(Path(folder) / FACES_FILE, allow_empty=True))
-
-
-def _boxes(faces: pd.DataFrame) -> Boxes:
-    return {key: rows[["x1", "y1", "x2", "y2"]].to_numpy() for key, rows in faces.groupby(["video_id", "frame_index"])}
+        faces = FACES.read(Path(folder) / FACES_FILE, allow_empty=True).groupby(["video_id", "frame_index"])
+        return {key: rows[["x1", "y1", "x2", "y2"]].to_numpy() for key, rows in faces}
 
 
 def _run_loop(tasks: list[VideoTask], settings: ExtractionSettings) -> Boxes:
@@ -259,24 +238,18 @@ def _write_crops(image: np.ndarray, detector: Detector, recipe: CropRecipe, fold
     return faces.boxes_xyxy
 
 
-def _run_alone(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[tuple[dict[str, float], float], float]:
-    """Results of `_take_apart` and `_run_parts`, in one process."""
-    return _take_apart(tasks, settings), _run_parts(tasks, settings)
+def _run_alone(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[dict[str, float], float, float]:
+    """Seconds of each stage of our extraction, its CPU seconds, and those of `_run_parts`, all in one process.
 
-
-def _take_apart(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[dict[str, float], float]:
-    """Seconds of each stage of our extraction, by Python's profiler, which costs such long calls next to nothing; and
-    CPU seconds of it all."""
+    The stages are told apart by Python's profiler, which costs such long calls next to nothing.
+    """
     detector = settings.load_detector()
     profile = cProfile.Profile()
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as folder:
         started, cpu = time.perf_counter(), time.process_time()
         for task in tasks:
-            profile.runcall(extract_video, task, folder, settings)
+            profile.runcall(extract_video, task, Path(folder), settings)
         total, cpu = time.perf_counter() - started, time.process_time() - cpu
-    finally:
-        shutil.rmtree(folder)
     spent = pstats.Stats(profile)
     convert, align = _cumulative(spent, to_image), _cumulative(spent, align_crop)
     stages = {
@@ -287,7 +260,7 @@ def _take_apart(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[d
         "encode": _cumulative(spent, cut_face) - align,
         "write": _cumulative(spent, write_crops),
     }
-    return {**stages, "rest": total - sum(stages.values())}, cpu
+    return {**stages, "rest": total - sum(stages.values())}, cpu, _run_parts(tasks, settings)
 
 
 def _cumulative(spent: pstats.Stats, function: FunctionType) -> float:

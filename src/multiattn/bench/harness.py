@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from multiattn.datasets.manifest import VIDEO_SUFFIXES
+from multiattn.datasets.manifest import video_files_below
 
 Result = TypeVar("Result")
 SAMPLE_SECONDS = 0.3
@@ -122,7 +122,7 @@ def run_alone(name: str, work: Callable[..., Result], *arguments: Any) -> Measur
 
 
 def _children_cpu_seconds() -> float:
-    """Of the processes that have ended, and of theirs."""
+    """CPU time of the processes that have ended, and of theirs."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -145,7 +145,7 @@ def find_videos(folder: Path) -> list[Path]:
     Raises:
         ValueError: none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    if not paths:
+    names = video_files_below(folder)
+    if not names:
         raise ValueError(f"--videos-dir {folder}: expected videos, found none.")
-    return paths
+    return [folder / name for name in names]

@@ -1,12 +1,10 @@
 """`multiattn submit` beside a straightforward loop: the same videos and models, videos a second, memory, answers.
 
 The loop is what one writes first: it decodes every frame up to the last wanted one, the detector sees one frame at a
-time, the crops of a video go through each network as it was loaded, in float32, and the next video comes after that,
-all libraries with the threads they take by themselves. So that probabilities can be compared, it cuts crops by the same
-recipe: frames, size of the searched copy, tracks and JPEG. MTCNN answers with the same bits whatever the threads and
-batches, at least on the processor it was measured on, so that nothing but the networks' rounding is left; where another
-detector or processor moves a crop by a fraction of a pixel, a second figure says what the networks alone differ by, on
-some videos' crops as `submit` cuts them.
+time, the crops of a video go through each network in float32, and the next video comes after that, all libraries with
+the threads they take by themselves. So that probabilities can be compared, it cuts crops by the same recipe: frames,
+size of the searched copy, tracks and JPEG. Where threads or batches move a crop by a fraction of a pixel, a second
+figure says what the networks alone differ by, on some videos' crops as `submit` cuts them.
 
 Timed from the first video's start to the last one's end, the start of workers and the loading of networks included.
 """
@@ -17,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +25,7 @@ import pandas as pd
 import torch
 
 from multiattn.bench.harness import find_videos, run_alone, take_turns
+from multiattn.command_line import require_at_least
 from multiattn.config import Precision, to_json
 from multiattn.datasets.manifest import video_id
 from multiattn.experiments import get_experiment
@@ -40,6 +40,7 @@ from multiattn.runtime.devices import pick_device, seed_everything
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.files import write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, IMPORT_FILE, RECIPE_FILE, fold_folder
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
@@ -52,7 +53,7 @@ from multiattn.video.extraction.policy import choose_faces
 from multiattn.video.extraction.scan import FaceCrop, scan_faces
 
 KAGGLE_VIDEOS = 4000
-"""Of the competition's hidden test set."""
+"""Videos of the competition's hidden test set."""
 LOOP_BATCH = 32
 COMPARED_VIDEOS = 8
 
@@ -67,7 +68,7 @@ class Side:
     on_same_crops: dict[str, float] = dataclasses.field(default_factory=dict)
     """The loop's networks on the crops that `submit` cuts of the first videos; not timed."""
     peak_bytes: int = 0
-    """Of the process and its children."""
+    """Memory of the process and its children."""
     stages: dict[str, float] = dataclasses.field(default_factory=dict)
     workers: int = 1
     threads: int = 1
@@ -85,11 +86,11 @@ class SubmitBench:
     """Instead of --runs: an experiment whose network is made with random weights."""
     untrained_folds: int = 1
     num_frames: int | None = None
-    """Of each video (default: as the runs were trained)."""
+    """Frames of each video (default: as the runs were trained)."""
     videos: int | None = None
     """Number of them: the first ones, or all of them again and again (default: all once)."""
     turns: int = 1
-    """Of each side."""
+    """Runs of each side."""
     device: str = "cpu"
     precision: Precision = "fp32"
     """Ours; the loop is float32."""
@@ -100,9 +101,7 @@ class SubmitBench:
     def __post_init__(self) -> None:
         if bool(self.runs) == (self.untrained is not None):
             raise ValueError("expected one of --runs and --untrained.")
-        for name in ("turns", "untrained_folds", "videos"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
+        require_at_least(self, 1, "turns", "untrained_folds", "videos")
 
     def lines(self) -> list[str]:
         """Measure, and put the figures into lines.
@@ -158,23 +157,18 @@ class SubmitBench:
 
 
 def table(ours: Sequence[Side], loop: Sequence[Side], count: int) -> list[str]:
-    """Lines for a terminal.
-
-    Args:
-        ours, loop: a run a turn.
-        count: videos of each run.
-    """
-    lines = [f"{'':<8}{'videos/s':>10}{'hours for 4,000':>17}{'peak memory':>13}"]
+    """Lines for a terminal, of a run a turn of each side, with `count` videos in each."""
+    rows = [("", "videos/s", f"hours for {KAGGLE_VIDEOS:,}", "peak memory")]
     for name, runs in (("submit", ours), ("loop", loop)):
         rate = median(count / run.seconds for run in runs)
         peak = max(run.peak_bytes for run in runs)
-        lines.append(f"{name:<8}{rate:>10.3f}{KAGGLE_VIDEOS / rate / 3600:>17.2f}{peak / 1e9:>10.2f} GB")
+        rows.append((name, f"{rate:.3f}", f"{KAGGLE_VIDEOS / rate / 3600:.2f}", f"{peak / 1e9:.2f} GB"))
     ratios = [theirs.seconds / mine.seconds for mine, theirs in zip(ours, loop, strict=True)]
     spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
     mine, theirs = ours[-1], loop[-1]
     alone = len(mine.answers.keys() ^ theirs.answers.keys())
     return [
-        *lines,
+        *terminal_table(rows, right=(1, 2, 3)).splitlines(),
         "",
         *busy_shares(mine),
         "",
@@ -202,15 +196,11 @@ def busy_shares(side: Side) -> list[str]:
     ]
 
 
-def untrained_run(folder: Path, experiment: str, *, folds: int = 1, seed: int = 0) -> Path:
-    """A run folder of an experiment's network with random weights, as an imported one: for measurements alone.
-
-    Returns:
-        `folder/<experiment>`.
-    """
+def untrained_run(folder: Path, experiment: str, *, folds: int = 1) -> Path:
+    """`folder/<experiment>`, an experiment's network with random weights as an imported run: to be timed alone."""
     settings = get_experiment(experiment)
     for fold in range(folds):
-        seed_everything(seed + fold)
+        seed_everything(fold)
         run = fold_folder(folder / settings.name, fold)
         run.mkdir(parents=True)
         save_weights(make_network(settings.model, load_weights=False), run / BEST_WEIGHTS, {"untrained": "yes"})
@@ -233,7 +223,6 @@ def _with_frames(run: Path, folder: Path, num_frames: int) -> Path:
 
 
 def _measured(name: str, work: Callable[[SubmitInputs], Side], inputs: SubmitInputs) -> Side:
-    """One run of a side in a process of its own."""
     measured = run_alone(name, work, inputs)
     return dataclasses.replace(measured.result, peak_bytes=measured.peak_bytes)
 
@@ -243,24 +232,13 @@ def run_ours(inputs: SubmitInputs) -> Side:
     result = run_submit(inputs)
     predicted = result.videos[result.videos["status"] == "ok"]
     answers = dict(zip(predicted["video_id"], predicted["probability"], strict=True))
-    return Side(
-        result.stage_seconds["wall"],
-        answers,
-        stages=result.stage_seconds,
-        workers=result.workers,
-        threads=result.threads,
-    )
+    seconds = result.stage_seconds
+    return Side(seconds["wall"], answers, stages=seconds, workers=result.workers, threads=result.threads)
 
 
-class OneByOne:
-    """A detector that sees one frame at a time."""
-
-    def __init__(self, detector: Detector) -> None:
-        self.detector = detector
-
-    def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
-        """As the detector."""
-        return [faces for image in images for faces in self.detector([image], thorough=thorough)]
+def _one_by_one(detector: Detector, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
+    """The detector's answers, one frame at a time."""
+    return [faces for image in images for faces in detector([image], thorough=thorough)]
 
 
 def run_loop(inputs: SubmitInputs) -> Side:
@@ -271,7 +249,7 @@ def run_loop(inputs: SubmitInputs) -> Side:
     networks = [model.load(device) for model in models]
     recipe = models[0].recipe.for_prediction()
     settings = ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights)
-    detector = OneByOne(settings.load_detector())
+    detector = partial(_one_by_one, settings.load_detector())
     tables = [FRAME_PREDICTIONS.empty()]
     paths = sorted(inputs.videos_dir.iterdir())
 

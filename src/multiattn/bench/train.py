@@ -16,6 +16,7 @@ from multiattn.config import Experiment
 from multiattn.model.describe import describe_network
 from multiattn.model.network import make_network
 from multiattn.runtime.environment import describe_machine
+from multiattn.runtime.text_tables import terminal_table
 
 SPLITS = 3
 """Extra repeats in which the pieces of a step are timed one by one."""
@@ -31,10 +32,9 @@ class Timing:
 
     Attributes:
         name: ours, compiled or plain.
-        precision: bf16, fp16 or fp32.
         seconds: of each repeat.
         peak_bytes: the most memory the process had at once: resident on a CPU, allocated on a GPU.
-        first: what the warm-up computed: the loss, or the logits.
+        first: result of the warm-up: the loss, or the logits.
         ceiling: FLOP/s of a large matrix product on this device in this precision.
         pieces: seconds of each of `PIECES`, medians; empty where they were not timed.
     """
@@ -51,11 +51,6 @@ class Timing:
     def median(self) -> float:
         """Median of the repeats in seconds."""
         return statistics.median(self.seconds)
-
-    @property
-    def fastest(self) -> float:
-        """The fastest repeat in seconds: what a machine that others use as well shows now and then."""
-        return min(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +92,9 @@ def compare(
     device: torch.device,
     faces: Path | None = None,
 ) -> Comparison:
-    """Time both sides; with `experiment.compile`, also ours through torch.compile.
+    """Time both sides, after one warm-up each; with `experiment.compile`, also ours through torch.compile.
 
     Args:
-        work: `train` for a step (clean pass, AGDA pass, backward, optimiser), `infer` for an eval forward.
-        repeats: timed ones, after one warm-up.
         faces: a faces folder to feed our training from as well.
 
     Raises:
@@ -187,23 +180,21 @@ def network_flops(experiment: Experiment, work: str, batch_size: int) -> int:
 def comparison_lines(comparison: Comparison, batch_size: int) -> list[str]:
     """The table of all sides, the pieces of a step, what was counted, and the rate when fed."""
     ours, plain = comparison.ours, comparison.plain
-    lines = [f"{'':<10}{'precision':>9}{'fastest, s':>12}{'median':>8}{'slowest':>9}{'crops/s':>9}{'peak, MiB':>11}"]
-    lines[0] += f"{'of ceiling':>12}"
+    rows = [("", "precision", "fastest, s", "median", "slowest", "crops/s", "peak, MiB", "of ceiling")]
     for side in comparison.sides:
-        lines.append(
-            f"{side.name:<10}{side.precision:>9}{side.fastest:>12.3f}{side.median:>8.3f}{max(side.seconds):>9.3f}"
-            f"{batch_size / side.median:>9.2f}{side.peak_bytes / 2**20:>11,.0f}"
-            f"{comparison.flops / side.median / side.ceiling:>12.0%}"
-        )
+        seconds = [f"{one:.3f}" for one in (min(side.seconds), side.median, max(side.seconds))]
+        peak, share = f"{side.peak_bytes / 2**20:,.0f}", f"{comparison.flops / side.median / side.ceiling:.0%}"
+        rows.append((side.name, side.precision, *seconds, f"{batch_size / side.median:.2f}", peak, share))
     for side in comparison.sides[:-1]:
-        lines.append(
-            f"{side.name + '/plain':<19}{side.fastest / plain.fastest:>12.3f}{side.median / plain.median:>8.3f}"
-            f"{'':>9}{plain.median / side.median:>8.2f}x{side.peak_bytes / plain.peak_bytes:>11.3f}"
-        )
-    pieces = [side for side in comparison.sides if side.pieces]
+        ratios = [f"{min(side.seconds) / min(plain.seconds):.3f}", f"{side.median / plain.median:.3f}", ""]
+        rate, peak = f"{plain.median / side.median:.2f}x", f"{side.peak_bytes / plain.peak_bytes:.3f}"
+        rows.append((f"{side.name}/plain", "", *ratios, rate, peak, ""))
+    lines = terminal_table(rows, right=range(1, 8)).splitlines()
+    pieces = [
+        (side.name, *(f"{side.pieces[piece]:.4f}" for piece in PIECES)) for side in comparison.sides if side.pieces
+    ]
     if pieces:
-        lines += ["", f"{'a step, s':<19}" + "".join(f"{piece:>11}" for piece in PIECES)]
-        lines += [f"{side.name:<19}" + "".join(f"{side.pieces[piece]:>11.4f}" for piece in PIECES) for side in pieces]
+        lines += ["", *terminal_table([("a step, s", *PIECES), *pieces], right=range(1, 6)).splitlines()]
     ceilings = " and ".join(
         f"{one.ceiling / 1e9:,.0f} in {one.precision}" for one in {o.precision: o for o in (ours, plain)}.values()
     )

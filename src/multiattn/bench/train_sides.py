@@ -46,8 +46,8 @@ PRODUCTS = 5
 Work = Literal["train", "infer"]
 Passes = Callable[..., dict[str, Tensor]]
 PIECES = ("data", "forward", "AGDA", "backward", "optimiser")
-"""Of a step. `data` is a ready batch on its way to the device, and its normalisation (for each pass); `forward` both
-passes and their losses; `AGDA` the making of the degraded copies."""
+"""Pieces of a step. `data` is a ready batch on its way to the device, and its normalisation (for each pass); `forward`
+both passes and their losses; `AGDA` the making of the degraded copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Task:
 
     @functools.cached_property
     def precision(self) -> str:
-        """Of our side: bf16, fp16 or fp32, as `multiattn train` would take it."""
+        """Our side's: bf16, fp16 or fp32, as `multiattn train` would take it."""
         return training_precision(self.experiment, self.device).name
 
     def load(self) -> TrainingStep:
@@ -196,7 +196,7 @@ class Training:
         """Crops a second when fed from the crops of the faces folder, and with the random batch, before and after."""
         config = self.task.experiment.data
         ahead = config.num_workers * 2  # batches that lie ready when nobody asks for them
-        fed = _endless(_loader(self.task))
+        fed = endless(_loader(self.task))
         before = self._rate(itertools.repeat(self.batch), updates)
         self._rate(fed, ahead + 1)
         found = self._rate(fed, updates)
@@ -247,7 +247,8 @@ def labelled_faces(folder: Path) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame
     return faces, labels, videos
 
 
-def _endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of one epoch after the other."""
     for epoch in itertools.count():
         loader.batch_sampler.epoch = epoch
         yield from loader
@@ -303,11 +304,7 @@ def make_plain(step: TrainingStep) -> TrainingStep:
 def joint_backward(
     step: TrainingStep, crops: Tensor, labels: Tensor, *, objective: str = "network", degrade: bool = True
 ) -> dict[str, Tensor]:
-    """Forward and backward of one step: both passes, then one backward of their sum.
-
-    Arguments and result as those of `training.engine.step.backward_passes`; the activations of both passes are kept
-    until the end.
-    """
+    """As `training.engine.step.backward_passes`, but with one backward of the sum of both passes."""
     clean = step(crops, labels, objective=objective)
     terms = dict(clean.terms)
     if degrade and objective == "network" and step.augmentation is not None:
@@ -400,13 +397,10 @@ def never_waiting(device: torch.device) -> Iterator[None]:
 
 
 def measured_ceiling(device: torch.device, precision: str) -> float:
-    """Floating point operations a second of a product of two large square matrices, the fastest of a few.
+    """Floating point operations a second of a product of two large square matrices in bf16, fp16 or fp32.
 
-    Taken as `torch.mm` and as a point-wise convolution, whichever is faster: on a CPU they are two libraries' work, and
-    on AMD's processors the first of them does without AVX-512 in float32.
-
-    Args:
-        precision: bf16, fp16 or fp32; float32 as torch computes it by default.
+    The fastest of a few, as `torch.mm` and as a point-wise convolution: on a CPU they are two libraries' work, and on
+    AMD's processors the first of them does without AVX-512 in float32.
     """
     side = MATRIX_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
