@@ -1,6 +1,11 @@
 """An HTML page as a test reads it."""
 
+import base64
+import re
 from html.parser import HTMLParser
+
+import cv2
+import numpy as np
 
 
 class Reader(HTMLParser):
@@ -27,3 +32,9 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         self.words.append(data)
+
+
+def picture_in(image: dict[str, str]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: the photograph that an image of the page carries."""
+    content = base64.b64decode(re.fullmatch(r"data:image/jpeg;base64,(\S+)", image["src"])[1])
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)

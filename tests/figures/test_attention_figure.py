@@ -1,8 +1,5 @@
 """The attention figure: colours that say what they should, a picture of the right size, a page that stands alone."""
 
-import base64
-import re
-
 import cv2
 import numpy as np
 import pytest
@@ -22,7 +19,7 @@ from multiattn.figures.attention import (
     overlay,
 )
 from multiattn.inference.attention_maps import FaceMaps
-from page_reader import Reader
+from page_reader import Reader, picture_in
 
 DPI = 50
 STATISTICS = {"map_cosine": 0.25, "map_strongest_share": 0.5, "map_entropy": 0.75, "map_dead_share": 0.0}
@@ -126,24 +123,13 @@ def test_the_page_holds_every_row_and_nothing_from_elsewhere():
 
 def test_the_pages_images_are_the_overlays():
     run = make_run(num_maps=1)
-    source = Reader(attention_page("t", ROWS, [run])).images[1]["src"]
-    content = base64.b64decode(re.fullmatch(r"data:image/jpeg;base64,(\S+)", source)[1])
-    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    found = picture_in(Reader(attention_page("t", ROWS, [run])).images[1])
     assert found.shape == (32, 32, 3)
     assert np.abs(found.mean(axis=(0, 1)) - run.pictures(0, "run")[0].mean(axis=(0, 1))).max() < 2
 
 
-@pytest.mark.parametrize(
-    ("rows", "runs", "message"),
-    [
-        pytest.param([], [make_run(num_rows=0)], "at least one face", id="no faces"),
-        pytest.param(ROWS, [], "at least one face and one run", id="no runs"),
-        pytest.param(ROWS, [make_run(), make_run("other", num_rows=1)], "other: expected maps of 2 faces", id="short"),
-    ],
-)
-def test_what_makes_no_grid_is_refused(tmp_path, rows, runs, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("rows", "runs"), [([], [make_run(num_rows=0)]), (ROWS, [])], ids=["no faces", "no runs"])
+def test_what_makes_no_grid_is_refused(tmp_path, rows, runs):
+    with pytest.raises(ValueError, match="at least one face and one run"):
         draw_attention(rows, runs, tmp_path / "a.png")
-    with pytest.raises(ValueError, match=message):
-        attention_page("t", rows, runs)
     assert list(tmp_path.iterdir()) == []

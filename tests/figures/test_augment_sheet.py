@@ -1,6 +1,5 @@
 """Contact sheets of augmentation: which crops are shown and what is made of them; cells, words and marks."""
 
-import re
 from pathlib import Path
 
 import cv2
@@ -8,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiattn.figures.augment import DPI, FolderCrops, SheetRow, augmentations_figure, draw_augmentations
-from multiattn.tables import FACES, LANDMARKS, VIDEO_STATUS, VIDEOS
+from drawn_faces import write_faces_folder
+from multiattn.figures.augment import FolderCrops, SheetRow, augmentations_figure
+from multiattn.tables import LANDMARKS
 from multiattn.training.data.augment import PRESETS
-from multiattn.video.crops.recipe import TEMPLATE, CropRecipe, write_recipe
+from multiattn.video.crops.recipe import TEMPLATE, CropRecipe
 
 
 def sheet_row(draws: int, *, kind: str = "real", differences: bool = False, marked: bool = False) -> SheetRow:
@@ -65,27 +65,8 @@ def test_cells_do_not_overlap_and_lie_on_the_page():
             assert one.x1 <= other.x0 or other.x1 <= one.x0 or one.y1 <= other.y0 or other.y1 <= one.y0
 
 
-@pytest.mark.parametrize(
-    ("rows", "found"),
-    [
-        pytest.param([], "no rows", id="empty"),
-        pytest.param([sheet_row(2), sheet_row(3)], "[2, 3]", id="rows of different lengths"),
-    ],
-)
-def test_what_is_no_grid_is_refused(rows, found):
-    with pytest.raises(ValueError, match=f"one number of draws, found {re.escape(found)}"):
-        augmentations_figure(rows, "x")
-
-
 def test_no_draws_at_all_leaves_the_originals():
     assert len(augmentations_figure([sheet_row(0)], "x").axes) == 1
-
-
-def test_the_picture_is_written_in_its_size(tmp_path):
-    rows = [sheet_row(2, differences=True, marked=True)]
-    draw_augmentations(rows, "sbi", tmp_path / "new" / "sbi.png")
-    width, height = augmentations_figure(rows, "sbi").get_size_inches()
-    assert cv2.imread(str(tmp_path / "new/sbi.png")).shape == (int(height * DPI), int(width * DPI), 3)
 
 
 # --- crops of a folder ----------------------------------------------------------------------------------------------
@@ -104,25 +85,11 @@ def make_folder(folder: Path, labels: dict[str, int], *, landmarks: np.ndarray =
             (folder / crop).parent.mkdir(parents=True, exist_ok=True)
             picture = cv2.resize(numbers.uniform(30, 220, (8, 8, 3)).astype(np.float32), (SIZE, SIZE))
             cv2.imwrite(str(folder / crop), picture.astype(np.uint8))
-            points = dict(zip(LANDMARKS, (100 * landmarks).ravel(), strict=True))
-            box = dict(zip(("x1", "y1", "x2", "y2"), (0.0, 0.0, 300.0, 300.0), strict=True))
-            rows.append(
-                {"video_id": video, "frame_index": frame, "seconds": frame / 30, "track": track, "crop": crop}
-                | box
-                | {"score": 1.0}
-                | points
-            )
-    FACES.write(pd.DataFrame(rows)[list(FACES.columns)], folder / "faces.parquet")
-    statuses = [(video, "ok", 4, 5, "") for video in labels]
-    VIDEO_STATUS.write(pd.DataFrame(statuses, columns=list(VIDEO_STATUS.columns)), folder / "video_status.csv")
-    empty = dict.fromkeys(VIDEOS.columns, "")
-    videos = [
-        empty | {"video_id": v, "path": f"{v}.mp4", "dataset": "d", "label": label, "method": "swap" * (v == "d/b")}
-        for v, label in labels.items()
-    ]
-    VIDEOS.write(pd.DataFrame(videos), folder / "videos.csv")
-    write_recipe(CropRecipe(num_frames=4, size=SIZE, **recipe), folder)
-    return folder
+            rows.append({"video_id": video, "frame_index": frame, "seconds": frame / 30, "track": track, "crop": crop})
+    points = dict(zip(LANDMARKS, (100 * landmarks).ravel(), strict=True))
+    faces = pd.DataFrame(rows).assign(x1=0.0, y1=0.0, x2=300.0, y2=300.0, score=1.0, **points)
+    recipe = CropRecipe(num_frames=4, size=SIZE, **recipe)
+    return write_faces_folder(folder, faces, labels, recipe, methods={"d/b": "swap"})
 
 
 @pytest.fixture(scope="module")

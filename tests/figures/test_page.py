@@ -10,7 +10,7 @@ from multiattn.figures import attention as attention_page
 from multiattn.figures import faces
 from multiattn.figures import score as score_page
 from multiattn.figures.page import SECTION_STYLE, STYLE, crop_figure, figures_table, whole_page
-from page_reader import Reader
+from page_reader import Reader, picture_in
 
 
 def rules(style: str) -> dict[str, str]:
@@ -41,10 +41,12 @@ def test_a_tables_first_column_names_the_row(rows):
     ]
 
 
-@pytest.mark.parametrize("side", [40, 200], ids=["small", "large"])
-def test_a_thumbnail_is_small_and_a_missing_one_says_so(side, tmp_path):
+@pytest.mark.parametrize(("side", "shown"), [(40, 40), (200, 88)], ids=["small", "large"])
+def test_a_thumbnail_is_small_and_a_missing_one_says_so(side, shown, tmp_path):
     path = tmp_path / "x.jpg"
     assert "no crop x.jpg" in Reader(crop_figure(path, "<caption>", "alt")).text
     cv2.imwrite(str(path), np.full((side, side, 3), 127, np.uint8))
     reader = Reader(crop_figure(path, "<caption>", "alt"))
     assert reader.text == "<caption>" and [image["alt"] for image in reader.images] == ["alt"]
+    picture = picture_in(reader.images[0])
+    assert picture.shape == (shown, shown, 3) and abs(picture.mean() - 127) < 2

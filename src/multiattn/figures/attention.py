@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from matplotlib import colormaps
 
-from multiattn.figures.page import InchPage, jpeg_tag, whole_page, write_png
+from multiattn.figures.page import InchPage, figures_table, jpeg_tag, whole_page, write_png
 from multiattn.inference.attention_maps import FaceMaps
 
 Scale = Literal["run", "map"]
@@ -26,10 +26,10 @@ Scale = Literal["run", "map"]
 COLORS = colormaps["inferno"]
 """Perceptually uniform, rising in lightness: legible without colour and to the colour-blind."""
 COLOR_WEIGHTS = (0.3, 0.85)
-"""Of the colour where there is no attention and where it is largest; the rest is the face in grey, so that no hue of
-the skin mixes with the scale."""
+"""Share of the colour where there is no attention and where it is largest; the rest is the face in grey, so that no hue
+of the skin mixes with the scale."""
 BRIGHT_QUANTILE = 0.99
-"""Of the attention in a run's pictures: what takes the brightest colour with the scale `run`."""
+"""Quantile of the attention in a run's pictures that takes the brightest colour with the scale `run`."""
 SCALE_WORDS = {
     "run": f"1 is the {100 * BRIGHT_QUANTILE:.0f}th percentile of the run's pictures",
     "map": "1 is the largest value of each picture",
@@ -62,18 +62,11 @@ class FaceOptions:
 
 @dataclass(frozen=True)
 class Row:
-    """The words of a row."""
+    """The words of a row: manipulation type, video_id, frame."""
 
     title: str
-    """The manipulation type."""
     video: str
-    """The video_id."""
     frame: int
-
-    @property
-    def caption(self) -> str:
-        """The end of the video_id, and the frame."""
-        return f"{self.video.rsplit('/', 1)[-1]}\nframe {self.frame}"
 
 
 @dataclass(frozen=True)
@@ -106,26 +99,14 @@ class RunMaps:
 
     def describe(self) -> str:
         """The statistics in one line; empty without any."""
-        words = {
-            "map_cosine": "mean cosine {:.2f}",
-            "map_strongest_share": "same map strongest on {:.0%} of faces",
-            "map_entropy": "entropy {:.2f}",
-            "map_dead_share": "dead maps {:.0%}",
-        }
-        known = [text.format(self.statistics[name]) for name, text in words.items() if name in self.statistics]
-        return ", ".join(known)
+        known = [name for name in STATISTICS if name in self.statistics]
+        return ", ".join(f"{STATISTICS[name]} {self.statistics[name]:.2f}" for name in known)
 
 
 def overlay(crop: np.ndarray, attention: np.ndarray, limit: float) -> np.ndarray:
-    """A map in colour over the face in grey.
+    """(H, W, 3) uint8 RGB: a map (H, W), 0 or more, in colour over the face (H, W, 3) uint8 RGB in grey.
 
-    Args:
-        crop: (H, W, 3) uint8 RGB.
-        attention: (H, W), 0 or more.
-        limit: the attention that takes the brightest colour; more of it has the same colour.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    `limit` is the attention that takes the brightest colour; more of it has the same colour.
     """
     grey = crop.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255  # luma of BT.601
     return blend(grey, np.clip(attention / limit, 0, 1))
@@ -143,15 +124,13 @@ def color_bar(steps: int = 256) -> np.ndarray:
 
 
 def draw_attention(rows: list[Row], runs: list[RunMaps], path: Path, *, note: str = "", scale: Scale = "run") -> None:
-    """Write a PNG.
-
-    Args:
-        note: words on what the statistics are over.
+    """Write a PNG; `note` says which crops the statistics are over.
 
     Raises:
-        ValueError: no rows or no runs, or a run that does not have every row.
+        ValueError: no rows or no runs.
     """
-    check_rows(rows, runs)
+    if not rows or not runs:
+        raise ValueError(f"expected at least one face and one run to draw, found {len(rows)} and {len(runs)}.")
     wrapped = [textwrap.wrap(run.describe(), int(_group_width(run) * 16)) for run in runs]
     num_lines = max(map(len, wrapped)) + bool(note)
     groups = sum(GROUP_GAP + _group_width(run) for run in runs)
@@ -172,25 +151,14 @@ def draw_attention(rows: list[Row], runs: list[RunMaps], path: Path, *, note: st
     write_png(page.figure, path)
 
 
-def check_rows(rows: list[Row], runs: list[RunMaps]) -> None:
-    """Refuse what makes no grid.
-
-    Raises:
-        ValueError: no rows or no runs, or a run that does not have every row.
-    """
-    if not rows or not runs:
-        raise ValueError(f"expected at least one face and one run to draw, found {len(rows)} and {len(runs)}.")
-    for run in runs:
-        if len(run.faces) != len(rows):
-            raise ValueError(f"{run.label}: expected maps of {len(rows)} faces, found {len(run.faces)}.")
-
-
 def _draw_faces(page: InchPage, rows: list[Row], faces: list[FaceMaps], left: float, top: float) -> None:
     page.text(left + CELL / 2, top - 0.08, "face", ha="center", va="bottom")
     for number, (row, face) in enumerate(zip(rows, faces, strict=True)):
         y = top + number * (CELL + GAP)
         page.text(MARGIN, y + CELL / 2 - 0.05, textwrap.fill(row.title, 14), va="bottom", weight="bold")
-        page.text(MARGIN, y + CELL / 2 + 0.02, _shorten(row.caption), va="top", size=7, color="0.35")
+        page.text(
+            MARGIN, y + CELL / 2 + 0.02, f"{_shorten(row.video)}\nframe {row.frame}", va="top", size=7, color="0.35"
+        )
         page.image(left, y, CELL, face.crop, interpolation="lanczos")
 
 
@@ -225,12 +193,10 @@ def _group_width(run: RunMaps) -> float:
     return run.num_maps * (CELL + GAP) + PROBABILITY
 
 
-def _shorten(caption: str, characters: int = 20) -> str:
-    """Long lines lose their middle."""
-    half = characters // 2 - 1
-    return "\n".join(
-        line if len(line) <= characters else f"{line[:half]}…{line[-half:]}" for line in caption.splitlines()
-    )
+def _shorten(video: str) -> str:
+    """The end of a video_id; a long one loses its middle."""
+    name = video.rsplit("/", 1)[-1]
+    return name if len(name) <= 20 else f"{name[:9]}…{name[-9:]}"
 
 
 PAGE_QUALITY = 92
@@ -245,9 +211,6 @@ STYLE = """
 .number { font-variant-numeric: tabular-nums; padding: 0 0.8rem; }
 .bar { width: 300px; height: 14px; margin-top: 0.8rem; border: 1px solid var(--line); }
 .ticks { width: 302px; display: flex; justify-content: space-between; font-size: 12px; }
-.statistics { margin-top: 1.2rem; }
-.statistics th, .statistics td { padding: 2px 0.8rem 2px 0; text-align: left; font-weight: normal; }
-.statistics td { text-align: right; font-variant-numeric: tabular-nums; }
 """
 STATISTICS = {
     "map_cosine": "mean cosine between maps",
@@ -258,15 +221,7 @@ STATISTICS = {
 
 
 def attention_page(title: str, rows: list[Row], runs: list[RunMaps], *, note: str = "", scale: Scale = "run") -> str:
-    """HTML of the grid that `draw_attention` draws, with a table of the statistics.
-
-    Args:
-        note: words on what the statistics are over.
-
-    Raises:
-        ValueError: as `draw_attention`.
-    """
-    check_rows(rows, runs)
+    """HTML of the grid that `draw_attention` draws, with a table of the statistics."""
     body = "\n".join(_table_row(number, row, runs, scale) for number, row in enumerate(rows))
     return whole_page(
         title,
@@ -325,10 +280,8 @@ def _bar(scale: Scale) -> str:
 
 def _statistics(runs: list[RunMaps]) -> str:
     names = [name for name in STATISTICS if any(name in run.statistics for run in runs)]
-    heads = "".join(f'<th scope="col">{escape(run.label)}</th>' for run in runs)
-    lines = []
-    for name in names:
-        values = [f"{run.statistics[name]:.3f}" if name in run.statistics else "none" for run in runs]
-        cells = "".join(f"<td>{value}</td>" for value in values)
-        lines.append(f'<tr><th scope="row">{STATISTICS[name]}</th>{cells}</tr>')
-    return f'<table class="statistics"><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    rows = [
+        [STATISTICS[name], *(f"{run.statistics[name]:.3f}" if name in run.statistics else "none" for run in runs)]
+        for name in names
+    ]
+    return figures_table(["", *(run.label for run in runs)], rows)

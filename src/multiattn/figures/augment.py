@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from multiattn.figures.page import InchPage, write_png
+from multiattn.figures.page import InchPage
 from multiattn.tables import FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment.faces import crop_landmarks, face_outline
 from multiattn.training.data.augment.presets import Augmentation
@@ -67,12 +67,7 @@ class FolderCrops:
 
     @classmethod
     def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":
-        """Choose crops.
-
-        Args:
-            count: how many, from as many videos; fewer where the folder has fewer.
-            size: side in pixels; None is the folder's own.
-            real_only: real ones only.
+        """Crops of `count` videos, fewer where the folder has fewer; `size` in pixels, None for the folder's own.
 
         Raises:
             FileNotFoundError: not a finished faces folder.
@@ -150,24 +145,12 @@ def _middle_row(faces: pd.DataFrame, video: str) -> pd.DataFrame:
     return rows.iloc[[len(rows) // 2]]
 
 
-def draw_augmentations(rows: list[SheetRow], title: str, path: Path, *, note: str = "") -> None:
-    """Write `augmentations_figure` as a PNG."""
-    write_png(augmentations_figure(rows, title, note=note), path)
-
-
 def augmentations_figure(rows: list[SheetRow], title: str, *, note: str = "") -> Figure:
-    """Draw a row for each crop: the original, then its draws; below them their differences, where there are any.
+    """A row for each crop: the original, then its draws, as many in each row; below them their differences, if any.
 
-    Args:
-        note: a paragraph under the title.
-
-    Raises:
-        ValueError: no rows, or rows with different numbers of draws.
+    `note` is a paragraph under the title.
     """
-    counts = {len(row.draws) for row in rows}
-    if len(counts) != 1:
-        raise ValueError(f"expected rows with one number of draws, found {sorted(counts) or 'no rows'}.")
-    columns = 1 + counts.pop()
+    columns = 1 + len(rows[0].draws)
     width = 2 * MARGIN + LABEL + columns * (CELL + GAP)
     words = textwrap.wrap(" ".join(note.split()), round(17 * (width - 2 * MARGIN)))
     top = MARGIN + TITLE + LINE * len(words) + HEADS

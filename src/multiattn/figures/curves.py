@@ -18,6 +18,7 @@ from multiattn.figures.page import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
 from multiattn.runtime.layout import EPOCHS_FILE, fold_folder, folds_below, is_run_folder
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
+from multiattn.training.engine.validation import PREFIXES
 
 REQUIRED = ("epoch", "phase", "loss", "learning_rate", "validation_log_loss", "validation_auc")
 DONE = "epochs_done"
@@ -32,9 +33,9 @@ LOSSES = {
 }
 """Terms of the loss: name and colour."""
 CANDIDATES = {
-    "validation_log_loss": ("last weights", BLUE, "-"),
-    "ema_log_loss": ("moving average", GREEN, "--"),
-    "average_log_loss": ("average of the best", PINK, (0, (1.5, 1))),
+    f"{PREFIXES['last']}log_loss": ("last weights", BLUE, "-"),
+    f"{PREFIXES['ema']}log_loss": ("moving average", GREEN, "--"),
+    f"{PREFIXES['average']}log_loss": ("average of the best", PINK, (0, (1.5, 1))),
 }
 """Validation log loss of the weights that were validated: name, colour, line."""
 SCORES = {"validation_auc": ("AUC", BLUE, "-"), "validation_accuracy": ("accuracy", GREEN, "--")}
@@ -55,7 +56,7 @@ class Curves:
     """Losses, validation, learning rate and attention statistics of one or more runs: curves.png."""
 
     runs: tuple[Path, ...]
-    """Of each run, runs/<experiment> (all folds that have been validated) or one of its folds."""
+    """runs/<experiment> of each run (all folds that have been validated) or one of its folds."""
     out: Path
     """The folder the picture goes to."""
 
@@ -67,7 +68,7 @@ class Curves:
             ValueError: no run, or a table that `multiattn train` did not write.
         """
         path = self.out / "curves.png"
-        draw_curves(read_runs(self.runs), path)
+        write_png(curves_figure(read_runs(self.runs)), path)
         return [path]
 
 
@@ -113,16 +114,8 @@ def read_epochs(folder: Path) -> pd.DataFrame:
     return table.drop_duplicates(DONE, keep="last").sort_values(DONE, ignore_index=True)
 
 
-def draw_curves(runs: dict[str, Folds], path: Path) -> None:
-    """Write `curves_figure` as a PNG."""
-    write_png(curves_figure(runs), path)
-
-
 def curves_figure(runs: dict[str, Folds]) -> Figure:
-    """A thin line for each fold, and a thick one for their mean where there are several.
-
-    Args:
-        runs: an experiment's name -> its folds.
+    """A thin line for each fold of each run, by the run's name, and a thick one for their mean where there are several.
 
     Raises:
         ValueError: no runs, or one without folds.

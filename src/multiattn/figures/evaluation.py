@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import norm
+from scipy.stats import binomtest
 
 from multiattn.evaluation.measures import Answers
 from multiattn.evaluation.run import Evaluation
@@ -30,7 +30,6 @@ from multiattn.scoring.metrics import log_losses, reliability, roc_points
 
 WORST_VIDEOS, CROPS_EACH = 20, 10
 HISTOGRAM_BINS, RELIABILITY_BINS = 20, 10
-INTERVAL_LEVEL = 0.95
 
 
 def evaluation_page(evaluation: Evaluation) -> str:
@@ -76,17 +75,18 @@ def panels(answers: Answers) -> Figure:
 def draw_reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> None:
     """Reliability diagram (Murphy and Winkler 1977): share of fakes over mean P(fake), a point a bin.
 
-    With each its Wilson interval and number of videos.
-
-    Args:
-        labels: (N,) of 0 and 1, N >= 1.
-        probabilities: (N,) P(fake).
+    With each its 95 % Wilson interval and number of videos; labels (N,) of 0 and 1, N >= 1, and P(fake) (N,).
     """
     means, fakes, counts = reliability(labels, probabilities, bins=RELIABILITY_BINS)
     means, fakes, counts = means[counts > 0], fakes[counts > 0], counts[counts > 0]
-    low, high = wilson_interval(fakes, counts)
+    intervals = [
+        binomtest(round(share * count), count).proportion_ci(method="wilson")
+        for share, count in zip(fakes, counts, strict=True)
+    ]
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-    axes.vlines(means, low, high, color=BLUE, linewidth=1.2, alpha=0.6)
+    axes.vlines(
+        means, [one.low for one in intervals], [one.high for one in intervals], color=BLUE, linewidth=1.2, alpha=0.6
+    )
     axes.plot(means, fakes, "o-", color=BLUE, markersize=4, linewidth=1)
     for x, y, count in zip(means, fakes, counts, strict=True):
         offset = (4, 6 if y < 0.5 else -11)
@@ -95,25 +95,10 @@ def draw_reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) 
     axes.set_title("reliability (with numbers of videos)", fontsize=10, loc="left")
 
 
-def wilson_interval(
-    shares: np.ndarray, counts: np.ndarray, level: float = INTERVAL_LEVEL
-) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of a share of `counts` draws, (B,) each; it stays in [0, 1], with few draws too (Wilson 1927).
-
-    (p + z²/2n ± z sqrt(p (1 - p) / n + z² / 4n²)) / (1 + z²/n), z the normal quantile of the level.
-    """
-    z = norm.ppf((1 + level) / 2)
-    scale = 1 + z**2 / counts
-    middle = (shares + z**2 / (2 * counts)) / scale
-    half = z * np.sqrt(shares * (1 - shares) / counts + z**2 / (4 * counts**2)) / scale
-    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
-
-
 def draw_roc(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """A step for each of at most two sets of answers; words instead where none has both classes.
+    """A step for each of at most two sets of answers, name -> labels (N,) and P(fake) (N,), N may be 0.
 
-    Args:
-        curves: name -> labels (N,) of 0 and 1, and P(fake) (N,); N may be 0.
+    Words instead where none has both classes.
     """
     drawn = False
     for (name, (labels, probabilities)), color in zip(curves.items(), (BLUE, ORANGE), strict=False):
@@ -133,12 +118,7 @@ def draw_roc(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> No
 
 
 def draw_class_histogram(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """Numbers of real videos upwards and of fake ones downwards, so that neither hides the other.
-
-    Args:
-        labels: (N,) of 0 and 1.
-        probabilities: (N,) P(fake).
-    """
+    """Numbers of real videos upwards and of fake ones downwards, so that neither hides the other; (N,) as above."""
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     heights = {label: np.histogram(probabilities[labels == label], edges)[0] for label in (0, 1)}
     for label, (sign, color) in enumerate(((1, BLUE), (-1, ORANGE))):
@@ -154,11 +134,7 @@ def draw_class_histogram(axes: Axes, labels: np.ndarray, probabilities: np.ndarr
 
 
 def worst_videos(answers: Answers, *, count: int = WORST_VIDEOS) -> pd.DataFrame:
-    """The `count` videos of the highest log loss, the worst first, equals by name.
-
-    Returns:
-        Rows of `answers.videos` with the column `loss`.
-    """
+    """Rows of `answers.videos` of the highest log loss, the worst first, equals by name; with the column `loss`."""
     videos = answers.videos
     losses = log_losses(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=answers.rule.clip)
     ordered = videos.assign(loss=losses).sort_values(["loss", "video_id"], ascending=[False, True])
@@ -166,11 +142,9 @@ def worst_videos(answers: Answers, *, count: int = WORST_VIDEOS) -> pd.DataFrame
 
 
 def predicted_crops(videos: pd.DataFrame, answers: Answers, extracted: Extracted) -> dict[str, pd.DataFrame]:
-    """At most `CROPS_EACH` crops of each video, evenly spaced, in order of track and time.
+    """At most `CROPS_EACH` crops of each video that has any, evenly spaced, in order of track and time.
 
-    Returns:
-        video_id -> folder, crop, frame_index, track, seconds and probability (mean over the models); a video without
-        crops is not in it.
+    By video_id: folder, crop, frame_index, track, seconds and probability (mean over the models).
     """
     wanted = set(videos["video_id"])
     frames = answers.blended_frames()

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from multiattn.figures.page import LABEL_WORDS, crop_figure, whole_page
+from multiattn.command_line import require_at_least
+from multiattn.figures.page import LABEL_WORDS, crop_figure, figures_table, whole_page
 from multiattn.runtime.files import write_text
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
@@ -40,7 +41,7 @@ h3 { font-size: 0.95rem; margin: 0; }
 .facts { flex: 0 0 12.5rem; font-size: 12px; font-variant-numeric: tabular-nums; }
 .facts b { display: block; font-size: 13px; }
 .doubted { font-weight: 600; }
-.list th, .list td { text-align: left; font-weight: normal; padding: 2px 1.2rem 2px 0; overflow-wrap: anywhere; }
+.figures td { text-align: left; white-space: normal; }
 """
 
 
@@ -64,18 +65,15 @@ class ContactSheet:
             FileNotFoundError: not a finished faces folder.
             ValueError: a limit below 1, or a video_id that is not in the folder.
         """
-        if self.limit < 1:
-            raise ValueError(f"--limit: expected at least 1, found {self.limit}.")
+        require_at_least(self, 1, "limit")
         write_text(self.out, contact_sheet(self.faces, videos=self.videos, limit=self.limit))
         return [self.out]
 
 
 def track_doubts(faces: pd.DataFrame, statuses: pd.DataFrame, *, threshold: float) -> pd.DataFrame:
-    """Doubt of every track, as the head of this file defines it.
+    """Doubt of every track, as the head of this file defines it, from the tables of a faces folder.
 
     Args:
-        faces: a `faces` table.
-        statuses: the `video_status` table of the same videos.
         threshold: the detector's.
 
     Returns:
@@ -133,13 +131,7 @@ def shown_rows(track: pd.DataFrame, count: int = PER_TRACK) -> pd.DataFrame:
 
 
 def contact_sheet(folder: Path, *, videos: tuple[str, ...] = (), limit: int = 200) -> str:
-    """The page's HTML; nothing in it is loaded from elsewhere.
-
-    Args:
-        folder: a faces folder.
-        videos: video_ids to show; none shows the most doubtful ones.
-        limit: at most so many videos with crops, and so many without.
-    """
+    """The page's HTML, of arguments as `ContactSheet` names them; nothing in it is loaded from elsewhere."""
     faces, statuses, table = read_faces_folder(folder)
     recipe = read_recipe(folder)
     total = statuses["status"].value_counts()
@@ -174,16 +166,9 @@ neighbouring boxes), tiny (median side), seldom (few rows). Under each thumbnail
 def _empty_videos(shown: pd.DataFrame, total: int) -> str:
     if not total:
         return ""
-    lines = "".join(
-        f'<tr><th scope="row">{escape(row.video_id)}</th><td>{row.status}</td><td>{row.num_frames}</td>'
-        f"<td>{escape(row.message)}</td></tr>\n"
-        for row in shown.itertuples()
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("video", "status", "frames", "message"))
-    return (
-        f"<h2>Videos without crops: {len(shown)} of {total}</h2>\n"
-        f'<div class="scroll"><table class="list"><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>'
-    )
+    rows = shown[["video_id", "status", "num_frames", "message"]].astype(str).to_numpy()
+    table = figures_table(("video", "status", "frames", "message"), rows)
+    return f"<h2>Videos without crops: {len(shown)} of {total}</h2>\n{table}"
 
 
 def _article(

@@ -62,11 +62,9 @@ class InchPage:
 
 
 def jpeg_tag(picture: np.ndarray, alt: str, *, longest: int | None = None, quality: int = 85) -> str:
-    """A photograph as an `img` tag.
+    """A photograph, (H, W, 3) uint8 RGB, as an `img` tag.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
-        alt: its content in words.
         longest: its longer side is averaged down to so many pixels; None keeps it, and a smaller one stays as it is.
     """
     scale = 1.0 if longest is None else min(1.0, longest / max(picture.shape[:2]))
@@ -128,16 +126,11 @@ h4 { font-size: 0.92rem; margin: 0; }
 ul.notes { margin: 0.4rem 0 0; padding-left: 1.1rem; color: var(--faint); font-size: 13px; }
 ul.warnings { padding-left: 1.1rem; }
 """
-"""Of pages with a section a data set or file."""
+"""Rules of pages with a section a data set or file."""
 
 
 def whole_page(title: str, body: str, *, style: str = "") -> str:
-    """A page that stands alone.
-
-    Args:
-        body: HTML below the title's heading, ending with a line break.
-        style: CSS beside `STYLE`.
-    """
+    """A page that stands alone; `body` is HTML below the title's heading and ends with a line break."""
     return f"""<!doctype html>
 <html lang="en">
 <head>

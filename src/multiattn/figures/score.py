@@ -1,6 +1,6 @@
 """Scored files as one HTML page: a table, and of each file P(fake) over time, deciding frames and attention maps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from multiattn.inference.score_files import ScoredFiles
 WIDTH, HEIGHT = 720, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 34
 TRACK_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Of Okabe and Ito; tracks beyond the sixth take them again, with another dash."""
+"""Colours of Okabe and Ito; tracks beyond the sixth take them again, with another dash."""
 DASHES = ("", "6 3", "2 3")
 GAP_SECONDS = 1.5
 """Times the track's usual distance: further apart, no line joins two frames."""
@@ -35,11 +35,10 @@ STYLE = """
 
 
 def score_page(title: str, scored: ScoredFiles, faces: Path, notes: Sequence[str], maps: RunMaps | None) -> str:
-    """The page's HTML; nothing in it is loaded from elsewhere.
+    """The page's HTML, with lines on how it was predicted; nothing in it is loaded from elsewhere.
 
     Args:
         faces: the faces folder, whose crops are read while the page is made.
-        notes: how it was predicted, one line each.
         maps: attention over the `extreme_crops` of the files; None where no model has any.
     """
     files = scored.files
@@ -106,12 +105,9 @@ def _attention(file: str, places: Iterable[int], maps: RunMaps) -> str:
 
 
 def timeline_svg(crops: pd.DataFrame, probability: float, alt: str) -> str:
-    """The drawing; colours of text and axes follow the page.
+    """The drawing of one file's crops (track, frame_index, seconds, probability; at least one), `alt` in words.
 
-    Args:
-        crops: track, frame_index, seconds and probability of one file's crops, at least one.
-        probability: of the whole file, a dashed line.
-        alt: the drawing in words.
+    Colours of text and axes follow the page; the whole file's probability is a dashed line.
     """
     last = max(float(crops["seconds"].max()), 1e-9)
     first = min(0.0, float(crops["seconds"].min()))
@@ -130,7 +126,7 @@ def timeline_svg(crops: pd.DataFrame, probability: float, alt: str) -> str:
         rows = rows.sort_values(["seconds", "frame_index"])
         color = TRACK_COLORS[number % len(TRACK_COLORS)]
         dash = DASHES[(number // len(TRACK_COLORS)) % len(DASHES)]
-        parts += [_line(piece, x, y, color, dash) for piece in _pieces(rows)]
+        parts += _lines(rows, x, y, color, dash)
         parts += [
             f'<circle cx="{x(row.seconds):.1f}" cy="{y(row.probability):.1f}" r="2.6" fill="{color}">'
             f"<title>track {track}, frame {row.frame_index}, {row.seconds:.2f} s: {row.probability:.3f}</title>"
@@ -157,17 +153,13 @@ def _axes(x, y, first: float, last: float) -> str:
     return f'{lines}{ticks}<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">seconds</text>'
 
 
-def _pieces(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """Rows of a track, cut where it was away."""
+def _lines(rows: pd.DataFrame, x, y, color: str, dash: str) -> Iterator[str]:
+    """A track in time, cut where it was away."""
     steps = rows["seconds"].diff()
-    away = steps > GAP_SECONDS * steps.median()
-    return [piece for _, piece in rows.groupby(away.cumsum(), sort=True)]
-
-
-def _line(rows: pd.DataFrame, x, y, color: str, dash: str) -> str:
-    points = " ".join(f"{x(row.seconds):.1f},{y(row.probability):.1f}" for row in rows.itertuples())
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6"{dashes}/>'
+    for _, piece in rows.groupby((steps > GAP_SECONDS * steps.median()).cumsum(), sort=True):
+        points = " ".join(f"{x(row.seconds):.1f},{y(row.probability):.1f}" for row in piece.itertuples())
+        yield f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6"{dashes}/>'
 
 
 def _legend(crops: pd.DataFrame) -> str:

@@ -20,12 +20,8 @@ ANSWERS = {
 
 
 def status_table(videos: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a submission by status: the answer it gets, videos, share, and for each but `ok`, which comes first, a
-    video with its message.
-
-    Args:
-        videos: a `video_predictions` table; a status that none has is left out.
-    """
+    """Rows of a `video_predictions` table by status: the answer it gets, videos, share, and for each but `ok`, which
+    comes first, a video with its message; a status that none has is left out."""
     rows = [
         {
             "status": status,
@@ -47,11 +43,7 @@ def _example(alike: pd.DataFrame) -> str:
 
 
 def draw_probabilities(videos: pd.DataFrame) -> Figure:
-    """Histogram of P(fake) over the videos of a submission, those answered with the prior in a colour of their own.
-
-    Args:
-        videos: a `video_predictions` table.
-    """
+    """Histogram of P(fake) over a `video_predictions` table, those answered with the prior in a colour of their own."""
     figure = new_figure(7, 3, dpi=100, layout="constrained")
     axes = figure.subplots()
     predicted = videos["status"] == "ok"
@@ -65,11 +57,8 @@ def draw_probabilities(videos: pd.DataFrame) -> Figure:
 
 
 def draw_least_certain(chosen: pd.DataFrame) -> Figure:
-    """A grid of faces, each with its video's name, P(fake) and number of crops.
-
-    Args:
-        chosen: columns filename, probability, num_crops and thumbnail: the bytes of a JPEG, which may be empty.
-    """
+    """A grid of faces, each with its video's filename, probability and num_crops; `thumbnail` holds the bytes of a
+    JPEG, which may be empty."""
     rows = max(1, -(-len(chosen) // THUMBNAIL_COLUMNS))
     figure = new_figure(2.2 * THUMBNAIL_COLUMNS, 2.1 * rows, dpi=100, layout="constrained")
     panels = figure.subplots(rows, THUMBNAIL_COLUMNS, squeeze=False).ravel()
@@ -78,7 +67,9 @@ def draw_least_certain(chosen: pd.DataFrame) -> Figure:
     for axes, video in zip(panels, chosen.itertuples(), strict=False):
         crops = f"{video.num_crops} crop{'' if video.num_crops == 1 else 's'}"
         axes.set_title(f"{video.filename}\nP(fake) {video.probability:.3f}, {crops}", fontsize=9)
-        image = _decoded(video.thumbnail)
+        image = (
+            cv2.imdecode(np.frombuffer(video.thumbnail, np.uint8), cv2.IMREAD_COLOR_RGB) if video.thumbnail else None
+        )
         if image is None:
             axes.text(0.5, 0.5, "no picture", ha="center", va="center", transform=axes.transAxes)
         else:
@@ -86,8 +77,3 @@ def draw_least_certain(chosen: pd.DataFrame) -> Figure:
     if chosen.empty:
         panels[0].text(0, 0.5, "no video was predicted", va="center", transform=panels[0].transAxes)
     return figure
-
-
-def _decoded(jpeg: bytes) -> np.ndarray | None:
-    """RGB; None for no bytes, or for none of an image."""
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB) if jpeg else None

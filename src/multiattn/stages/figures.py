@@ -15,11 +15,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from multiattn.command_line import parse, results
+from multiattn.command_line import parse, require_at_least, results
 from multiattn.figures.attention import FaceOptions, Row, RunMaps, attention_page, draw_attention
-from multiattn.figures.augment import FolderCrops, draw_augmentations
+from multiattn.figures.augment import FolderCrops, augmentations_figure
 from multiattn.figures.curves import Curves
 from multiattn.figures.faces import ContactSheet
+from multiattn.figures.page import write_png
 from multiattn.inference.attention_maps import (
     attention_model,
     faces_of,
@@ -83,14 +84,14 @@ class Augment:
 
     def draw(self) -> list[Path]:
         """Draw; returns the files."""
-        _require_at_least_one(self, "crops", "draws")
+        require_at_least(self, 1, "crops", "draws")
         for preset in self.presets:
             blended = preset == "sbi"
             chosen = FolderCrops.of(self.faces, count=self.crops, size=self.size, real_only=blended)
             draw = chosen.self_blended if blended else partial(chosen.through_preset, preset)
             rows = draw(draws=self.draws, seed=self.seed)
-            note = (self_blend if blended else PRESETS[preset]).__doc__
-            draw_augmentations(rows, preset, self.out / f"{preset}.png", note=inspect.cleandoc(note).split("\n\n")[0])
+            note = inspect.cleandoc((self_blend if blended else PRESETS[preset]).__doc__).split("\n\n")[0]
+            write_png(augmentations_figure(rows, preset, note=note), self.out / f"{preset}.png")
         return [self.out / f"{preset}.png" for preset in self.presets]
 
 
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
 
 
 def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[str], name: str) -> list[Path]:
-    _require_at_least_one(options, "per_type", "crops")
+    require_at_least(options, 1, "per_type", "crops")
     if options.videos:
         faces = faces_of(list(options.videos), models, options.faces)
     else:
@@ -131,9 +132,3 @@ def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[s
     write_text(page, attention_page(title, rows, runs, note=note, scale=options.scale))
     results(*(f"{run.label}: {run.describe()}" for run in runs))
     return [picture, page]
-
-
-def _require_at_least_one(options: FaceOptions | Augment, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(options, name)}.")
