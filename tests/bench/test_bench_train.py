@@ -192,7 +192,7 @@ def test_the_stage_prints_both_sides_and_their_ratios(work, capsys, request):
 
 def task(tmp_path: Path, experiment: Experiment = TINY, **options) -> Task:
     made = Task(
-        experiment=experiment, work="train", batch_size=4, device=torch.device("cpu"), weights=tmp_path / "step.pt",
+        experiment=experiment, work="train", device=torch.device("cpu"), weights=tmp_path / "step.pt",
         **options,
     )  # fmt: skip
     write_weights(made)
@@ -235,9 +235,8 @@ def test_the_split_step_is_the_step(tmp_path):
 def test_a_steps_operations_are_three_forwards_a_pass(experiment, factor):
     network = make_network(experiment.model, load_weights=False)
     forward = describe_network(network, experiment.data.image_size).total.flops
-    assert network_flops(experiment, "infer", 1) == forward
-    assert network_flops(experiment, "infer", 4) == 4 * forward
-    assert network_flops(experiment, "train", 2) == 2 * factor * forward
+    assert network_flops(experiment, "infer") == 4 * forward
+    assert network_flops(experiment, "train") == 4 * factor * forward
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -259,7 +258,7 @@ def test_a_faces_folder_that_is_none_is_an_error(tmp_path):
 
 
 def test_the_rate_of_training_is_crops_a_second(in_this_process):
-    assert 0 < training_rate(TINY, batch_size=2, device=torch.device("cpu")) < 1e5
+    assert 0 < training_rate(TINY, device=torch.device("cpu")) < 1e5
 
 
 # --- no step waits for the device ---------------------------------------------------------------------------------
@@ -327,20 +326,16 @@ def test_on_a_gpu_a_wait_inside_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("changes", "repeats", "expected"),
     [
-        pytest.param({"repeats": 0, "batch_size": 2}, "--repeats: expected at least 1, found 0", id="no repeat"),
-        pytest.param({"repeats": 1, "batch_size": 1}, "--batch-size: expected at least 2", id="one crop"),
-        pytest.param(
-            {"repeats": 1, "batch_size": 2, "experiment": dataclasses.replace(TINY, precision="apex-O1")},
-            "--precision apex-O1: the benchmark has torch's precisions only",
-            id="apex",
-        ),
+        pytest.param({}, 0, "--repeats: expected at least 1, found 0", id="no repeat"),
+        pytest.param({"data": DataConfig(batch_size=1)}, 1, "--batch-size: expected at least 2", id="one crop"),
+        pytest.param({"precision": "apex-O1"}, 1, "--precision apex-O1: the benchmark has torch's", id="apex"),
     ],
 )
-def test_a_benchmark_of_nothing_is_refused(settings, expected):
+def test_a_benchmark_of_nothing_is_refused(changes, repeats, expected):
     with pytest.raises(ValueError, match=expected):
-        compare(**{"experiment": TINY, "work": "train", "device": torch.device("cpu"), **settings})
+        compare(dataclasses.replace(TINY, **changes), "train", repeats=repeats, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

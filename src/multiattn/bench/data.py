@@ -94,7 +94,8 @@ class DataBench:
             batch_size=self.batch_size or experiment.data.batch_size,
             num_workers=self.num_workers,
         )
-        rate = self.training_rate or training_rate(experiment, batch_size=config.batch_size, device=device)
+        fed = dataclasses.replace(experiment.data, batch_size=config.batch_size)
+        rate = self.training_rate or training_rate(dataclasses.replace(experiment, data=fed), device=device)
         load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as folder:
             crops = _drawn_faces(Path(folder)) if self.faces is None else _some_faces(self.faces, Path(folder))

@@ -87,7 +87,6 @@ def compare(
     experiment: Experiment,
     work: Work,
     *,
-    batch_size: int,
     repeats: int,
     device: torch.device,
     faces: Path | None = None,
@@ -104,7 +103,7 @@ def compare(
     if repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, found {repeats}.")
     names = ["ours", *(["compiled"] if experiment.compile else []), "plain"]
-    with _prepared(experiment, work, batch_size, device, faces) as task, contextlib.ExitStack() as stack:
+    with _prepared(experiment, work, device, faces) as task, contextlib.ExitStack() as stack:
         sides = [stack.enter_context(SideProcess(name, Side, name, task)) for name in names]
         firsts = [side.ask("run")[1] for side in sides]
         runs = take_turns([partial(side.ask, "run") for side in sides], repeats)
@@ -123,44 +122,35 @@ def compare(
             for side, first, of_side in zip(sides, firsts, runs, strict=True)
         )
         fed = sides[0].ask("feed", FED_UPDATES) if faces is not None else None
-    return Comparison(
-        sides=timings, flops=network_flops(experiment, work, batch_size), machine=describe_machine(device), fed=fed
-    )
+    return Comparison(sides=timings, flops=network_flops(experiment, work), machine=describe_machine(device), fed=fed)
 
 
-def training_rate(experiment: Experiment, *, batch_size: int, device: torch.device) -> float:
+def training_rate(experiment: Experiment, *, device: torch.device) -> float:
     """Crops a second that our training step takes, in a process of its own: the median of a few repeats.
 
     Raises:
         ValueError: as `compare`.
     """
-    with (
-        _prepared(experiment, "train", batch_size, device, None) as task,
-        SideProcess("ours", Side, "ours", task) as side,
-    ):
+    with _prepared(experiment, "train", device, None) as task, SideProcess("ours", Side, "ours", task) as side:
         side.ask("run")
-        return batch_size / statistics.median(side.ask("run")[0] for _ in range(RATE_REPEATS))
+        return experiment.data.batch_size / statistics.median(side.ask("run")[0] for _ in range(RATE_REPEATS))
 
 
 @contextlib.contextmanager
-def _prepared(
-    experiment: Experiment, work: Work, batch_size: int, device: torch.device, faces: Path | None
-) -> Iterator[Task]:
-    if batch_size < 2:
-        raise ValueError(f"--batch-size: expected at least 2 (batch normalisation needs two), found {batch_size}.")
+def _prepared(experiment: Experiment, work: Work, device: torch.device, faces: Path | None) -> Iterator[Task]:
+    if (size := experiment.data.batch_size) < 2:
+        raise ValueError(f"--batch-size: expected at least 2 (batch normalisation needs two), found {size}.")
     if experiment.precision == "apex-O1":
         raise ValueError("--precision apex-O1: the benchmark has torch's precisions only: bf16, fp16, fp32 or auto.")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "step.pt"
-        task = Task(
-            experiment=experiment, work=work, batch_size=batch_size, device=device, weights=weights, faces=faces
-        )
+        task = Task(experiment=experiment, work=work, device=device, weights=weights, faces=faces)
         write_weights(task)
         yield task
 
 
-def network_flops(experiment: Experiment, work: str, batch_size: int) -> int:
-    """Floating point operations of the network's convolutions and matrix products; a multiply-add counts as two.
+def network_flops(experiment: Experiment, work: str) -> int:
+    """Floating point operations of a batch in convolutions and matrix products; a multiply-add counts as two.
 
     An eval forward counts them once. A training step does three times, and twice that with an AGDA pass: the forward
     and the two products of its backward, of the experiment's last phase. Losses, normalisations, activations, AGDA's
@@ -169,7 +159,7 @@ def network_flops(experiment: Experiment, work: str, batch_size: int) -> int:
     """
     with torch.device("meta"):
         network = make_network(experiment.model, load_weights=False)
-    forward = describe_network(network, experiment.data.image_size).total.flops * batch_size
+    forward = describe_network(network, experiment.data.image_size).total.flops * experiment.data.batch_size
     if work == "infer":
         return forward
     several = experiment.model.network == "multi-attention" and experiment.model.num_maps > 1

@@ -62,7 +62,6 @@ class Task:
 
     experiment: Experiment
     work: Work
-    batch_size: int
     device: torch.device
     weights: Path
     faces: Path | None = None
@@ -84,9 +83,9 @@ class Task:
         In the host's memory, from which a GPU can fetch them while it computes.
         """
         generator = torch.Generator().manual_seed(self.experiment.seed)
-        size = self.experiment.data.image_size
-        crops = torch.randint(0, 256, (self.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
-        labels = torch.arange(self.batch_size) % 2
+        count, size = self.experiment.data.batch_size, self.experiment.data.image_size
+        crops = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(count) % 2
         return (crops.pin_memory(), labels.pin_memory()) if self.device.type == "cuda" else (crops, labels)
 
 

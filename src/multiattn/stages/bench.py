@@ -66,8 +66,7 @@ def _bench_network(argv: list[str]) -> None:
     # In batches of the size that is timed, whoever makes them.
     data = dataclasses.replace(options.settings.data, batch_size=options.batch_size)
     experiment, device = dataclasses.replace(options.settings, data=data), pick_device(options.device)
-    sizes = {"batch_size": options.batch_size, "repeats": options.repeats}
-    comparison = compare(experiment, options.work, **sizes, device=device, faces=options.fed_from)
+    comparison = compare(experiment, options.work, repeats=options.repeats, device=device, faces=options.fed_from)
     results(
         f"{experiment.name}, {WHAT[options.work]}",
         f"batch {options.batch_size} at {experiment.data.image_size} px, {options.repeats} repeats",
