@@ -23,8 +23,7 @@ def sheet_row(draws: int, *, kind: str = "real", differences: bool = False, mark
         crop,
         [np.full_like(crop, 20 * number) for number in range(draws)],
         [np.full((40, 40), 30.0) for _ in range(draws)] if differences else [],
-        landmarks=np.array([[10.0, 12.0], [28, 12]]) if marked else None,
-        outline=np.array([[5.0, 5.0], [35, 5], [20, 60]]) if marked else None,
+        landmarks=40 * TEMPLATE if marked else None,
     )
 
 
@@ -157,6 +156,6 @@ def test_without_landmarks_presets_are_drawn_and_self_blending_is_refused(landma
     make_folder(tmp_path, {"d/r": 0}, landmarks=landmarks, **recipe)
     chosen = FolderCrops.of(tmp_path, count=1)
     row = chosen.through_preset("selim", draws=2)[0]
-    assert row.landmarks is None and row.outline is None
+    assert row.landmarks is None
     with pytest.raises(ValueError, match="self-blending needs landmarks"):
         chosen.self_blended(draws=1)

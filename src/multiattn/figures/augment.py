@@ -47,9 +47,7 @@ class SheetRow:
     """(H, W) float32, one a draw, shown below them: of a self-blended image to the real crop it was blended onto, mean
     of the colours; empty for a preset."""
     landmarks: np.ndarray | None = None
-    """(5, 2) pixels of the crop, where they are known; marked in the first column."""
-    outline: np.ndarray | None = None
-    """(K, 2) pixels, the outline estimated from them; marked there too."""
+    """(5, 2) pixels of the crop, where they are known; marked in the first column with the outline they give."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,7 @@ class FolderCrops:
         if target is not None:
             pairs = [(picture, target(crop, each)) for picture, each in zip(pictures, seeds, strict=True)]
             differences = [np.abs(a.astype(np.float32) - b).mean(axis=2) for a, b in pairs]
-        landmarks = self._landmarks(row)
-        outline = None if landmarks is None else face_outline(landmarks)
-        return SheetRow(row.kind, row.video_id, row.frame_index, crop, pictures, differences, landmarks, outline)
+        return SheetRow(row.kind, row.video_id, row.frame_index, crop, pictures, differences, self._landmarks(row))
 
     def _landmarks(self, row: Any) -> np.ndarray | None:
         points = np.array([getattr(row, name) for name in LANDMARKS]).reshape(5, 2)
@@ -180,9 +176,9 @@ def _draw_row(page: InchPage, row: SheetRow, top: float) -> None:
     page.text(MARGIN, top + CELL / 2 + 0.04, f"{name[-18:]}\nframe {row.frame}", size=7, va="top", color="0.35")
     axes = page.image(_column(0), top, CELL, row.crop)
     if row.landmarks is not None:
+        outline = face_outline(row.landmarks)
         axes.plot(*row.landmarks.T, "o", markersize=2.2, color=MARKS, markeredgewidth=0)
-    if row.outline is not None:
-        axes.plot(*np.vstack([row.outline, row.outline[:1]]).T, color=MARKS, linewidth=0.8)
+        axes.plot(*np.vstack([outline, outline[:1]]).T, color=MARKS, linewidth=0.8)
         axes.set(xlim=(-0.5, row.crop.shape[1] - 0.5), ylim=(row.crop.shape[0] - 0.5, -0.5))
     for column, picture in enumerate(row.draws, start=1):
         page.image(_column(column), top, CELL, picture)
