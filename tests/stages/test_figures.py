@@ -58,7 +58,7 @@ def test_curves_take_every_fold_that_has_an_epoch_of_every_run(pipeline: Pipelin
 
 
 def test_augment_draws_a_sheet_of_each_preset_and_of_self_blending(pipeline: Pipeline, tmp_path, capsys):
-    words = ["augment", "--faces", pipeline.faces, "--presets", "paper", "selim", "sbi", "--crops", 2, "--draws", 3]
+    words = ["augment", "--faces", pipeline.faces, "--presets", "paper", "selim", "sbi", "--crops", 1, "--draws", 2]
     figures(*words, "--out", tmp_path / "a")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["paper.png", "sbi.png", "selim.png"]
     assert "sbi.png" in capsys.readouterr().out
