@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from drawn_faces import write_faces_folder
 from multiattn.bench import data as bench_data
@@ -28,11 +29,12 @@ def faces(tmp_path, monkeypatch) -> Path:
 
 
 class InThisProcess:
-    """`SideProcess` without a process: the start of one takes seconds, and test_harness.py pays it."""
+    """`SideProcess` without a process, with random numbers of its own: the start of one takes seconds, and
+    test_harness.py pays it."""
 
     def __init__(self, name: str, make: Callable, *arguments: Any) -> None:
         make, arguments = pickle.loads(pickle.dumps((make, arguments)))
-        self.name, self.side = name, make(*arguments)
+        self.name, self.side, self.random = name, make(*arguments), torch.get_rng_state()
 
     def __enter__(self):
         return self
@@ -41,7 +43,10 @@ class InThisProcess:
         pass
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        return getattr(self.side, method)(*arguments)
+        torch.set_rng_state(self.random)
+        answer = getattr(self.side, method)(*arguments)
+        self.random = torch.get_rng_state()
+        return answer
 
 
 def run_here(name: str, work: Callable, *arguments: Any) -> Measured:

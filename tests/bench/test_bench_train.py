@@ -329,7 +329,6 @@ def test_on_a_gpu_a_wait_inside_is_an_error():
     ("changes", "repeats", "expected"),
     [
         pytest.param({}, 0, "--repeats: expected at least 1, found 0", id="no repeat"),
-        pytest.param({"data": DataConfig(batch_size=1)}, 1, "--batch-size: expected at least 2", id="one crop"),
         pytest.param({"precision": "apex-O1"}, 1, "--precision apex-O1: the benchmark has torch's", id="apex"),
     ],
 )

@@ -97,8 +97,7 @@ def compare(
         faces: a faces folder to feed our training from as well.
 
     Raises:
-        ValueError: fewer than one repeat, a batch that cannot be trained on, a precision that is not torch's, or a side
-            that ended early.
+        ValueError: fewer than one repeat, a precision that is not torch's, or a side that ended early.
     """
     if repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, found {repeats}.")
@@ -138,8 +137,6 @@ def training_rate(experiment: Experiment, *, device: torch.device) -> float:
 
 @contextlib.contextmanager
 def _prepared(experiment: Experiment, work: Work, device: torch.device, faces: Path | None) -> Iterator[Task]:
-    if (size := experiment.data.batch_size) < 2:
-        raise ValueError(f"--batch-size: expected at least 2 (batch normalisation needs two), found {size}.")
     if experiment.precision == "apex-O1":
         raise ValueError("--precision apex-O1: the benchmark has torch's precisions only: bf16, fp16, fp32 or auto.")
     with tempfile.TemporaryDirectory() as folder:

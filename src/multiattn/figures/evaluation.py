@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from multiattn.evaluation.measures import Answers
 from multiattn.evaluation.run import Evaluation
@@ -77,6 +76,8 @@ def draw_reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) 
 
     With each its 95 % Wilson interval and number of videos; labels (N,) of 0 and 1, N >= 1, and P(fake) (N,).
     """
+    from scipy.stats import binomtest  # a second of imports
+
     means, fakes, counts = reliability(labels, probabilities, bins=RELIABILITY_BINS)
     means, fakes, counts = means[counts > 0], fakes[counts > 0], counts[counts > 0]
     intervals = [
