@@ -1,20 +1,15 @@
 """Crops that the benchmarks read, and their sides without processes."""
 
 import pickle
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from drawn_faces import write_faces_folder
 from multiattn.bench import data as bench_data
-from multiattn.bench import faces as bench_faces
-from multiattn.bench import submit as bench_submit
 from multiattn.bench import train as bench_train
-from multiattn.bench.harness import Measured
 from multiattn.video.crops.recipe import CropRecipe
 
 
@@ -29,12 +24,11 @@ def faces(tmp_path, monkeypatch) -> Path:
 
 
 class InThisProcess:
-    """`SideProcess` without a process, with random numbers of its own: the start of one takes seconds, and
-    test_harness.py pays it."""
+    """`SideProcess` without a process: the start of one takes seconds, and test_harness.py pays it."""
 
     def __init__(self, name: str, make: Callable, *arguments: Any) -> None:
         make, arguments = pickle.loads(pickle.dumps((make, arguments)))
-        self.name, self.side, self.random = name, make(*arguments), torch.get_rng_state()
+        self.name, self.side = name, make(*arguments)
 
     def __enter__(self):
         return self
@@ -43,24 +37,10 @@ class InThisProcess:
         pass
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        torch.set_rng_state(self.random)
-        answer = getattr(self.side, method)(*arguments)
-        self.random = torch.get_rng_state()
-        return answer
-
-
-def run_here(name: str, work: Callable, *arguments: Any) -> Measured:
-    """`run_alone` without a process."""
-    work, arguments = pickle.loads(pickle.dumps((work, arguments)))
-    started = time.perf_counter()
-    result = work(*arguments)
-    seconds = time.perf_counter() - started
-    return Measured(result, seconds, seconds, 1)
+        return getattr(self.side, method)(*arguments)
 
 
 @pytest.fixture
 def in_this_process(monkeypatch) -> None:
-    """Run every side of a benchmark here."""
+    """Run the sides of `bench train` and `infer` here."""
     monkeypatch.setattr(bench_train, "SideProcess", InThisProcess)
-    for module in (bench_faces, bench_submit):
-        monkeypatch.setattr(module, "run_alone", run_here)
