@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ import torch
 from torch import nn
 
 from multiattn.config import OptimConfig
-from multiattn.training.engine import apex as apex_module
 from multiattn.training.engine.apex import find_apex, initialize_apex_o1, require_amp, require_fused
 from multiattn.training.engine.optimizer import make_optimizer
 
@@ -130,43 +130,34 @@ def test_the_version_is_that_of_its_metadata(install):
     assert "the installed apex 0.9.10.dev0 (" in find_apex().message
 
 
-@pytest.mark.parametrize(
-    ("files", "device", "found"),
-    [
-        pytest.param({}, CPU, "this one is on the cpu, and no apex is installed", id="CPU"),
-        pytest.param(WITH_AMP, CPU, "this one is on the cpu, and the installed apex", id="CPU with the right apex"),
-        pytest.param({}, GPU, "no apex is installed", id="nothing"),
-        pytest.param(PYPI, GPU, "is not NVIDIA's", id="PyPI's"),
-        pytest.param(PYTHON_ONLY, GPU, "its CUDA extensions do not load", id="Python-only build"),
-    ],
-)
-def test_a_fused_optimiser_that_cannot_run_is_one_error_with_a_way_out(install, files, device, found):
-    install(files)
-    with pytest.raises(ValueError, match=r"^--optim\.name fusedadamw: expected ") as caught:
-        require_fused("fusedadamw", device)
-    message = str(caught.value)
-    assert found in message
-    assert "use `--optim.name adamw`" in message
-    assert ("APEX_CUDA_EXT=1 pip install" in message) == (device == GPU)
+FUSED = partial(require_fused, "fusedadamw")
 
 
 @pytest.mark.parametrize(
-    ("files", "device", "found"),
+    ("require", "files", "device", "found"),
     [
-        pytest.param(WITH_AMP, CPU, "this one is on the cpu", id="CPU"),
-        pytest.param({}, GPU, "no apex is installed", id="nothing"),
-        pytest.param(PYPI, GPU, "is not NVIDIA's", id="PyPI's"),
-        pytest.param(OPTIMIZERS, GPU, "but without apex.amp", id="NVIDIA's of today"),
+        pytest.param(FUSED, {}, CPU, "this one is on the cpu, and no apex is installed", id="fused: CPU"),
+        pytest.param(FUSED, WITH_AMP, CPU, "this one is on the cpu, and the installed", id="fused: CPU with apex"),
+        pytest.param(FUSED, {}, GPU, "no apex is installed", id="fused: nothing"),
+        pytest.param(FUSED, PYPI, GPU, "is not NVIDIA's", id="fused: PyPI's"),
+        pytest.param(FUSED, PYTHON_ONLY, GPU, "its CUDA extensions do not load", id="fused: Python-only build"),
+        pytest.param(require_amp, WITH_AMP, CPU, "this one is on the cpu", id="O1: CPU"),
+        pytest.param(require_amp, {}, GPU, "no apex is installed", id="O1: nothing"),
+        pytest.param(require_amp, PYPI, GPU, "is not NVIDIA's", id="O1: PyPI's"),
+        pytest.param(require_amp, OPTIMIZERS, GPU, "but without apex.amp", id="O1: NVIDIA's of today"),
     ],
 )
-def test_apex_o1_that_cannot_run_is_one_error_with_a_way_out(install, files, device, found):
+def test_an_apex_that_cannot_run_is_one_error_with_a_way_out(install, require, files, device, found):
     install(files)
-    with pytest.raises(ValueError, match=r"^--precision apex-O1: expected ") as caught:
-        require_amp(device)
+    option, instead, remedy = {
+        FUSED: ("--optim.name fusedadamw", "use `--optim.name adamw`", "APEX_CUDA_EXT=1 pip install"),
+        require_amp: ("--precision apex-O1", "`--precision bf16`", "at its tag 25.05 or before"),
+    }[require]
+    with pytest.raises(ValueError, match=f"^{option}: expected ") as caught:
+        require(device)
     message = str(caught.value)
-    assert found in message
-    assert "`--precision bf16`" in message or "or `bf16`" in message
-    assert ("at its tag 25.05 or before" in message) == (device == GPU)
+    assert found in message and instead in message
+    assert (remedy in message) == (device == GPU)
 
 
 @pytest.mark.parametrize("files", [OPTIMIZERS, WITH_AMP], ids=["of today", "with amp"])
@@ -197,8 +188,7 @@ def test_training_starts_beside_pypis_apex(tmp_path):
         "make_optimizer(torch.nn.Linear(2, 2), OptimConfig())\n"
         "make_optimizer(torch.nn.Linear(2, 2), OptimConfig(name='fusedadam'))\n"
     )
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, timeout=120
     )
@@ -211,9 +201,8 @@ def test_training_starts_beside_pypis_apex(tmp_path):
 
 
 @pytest.fixture
-def initialize(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable:
+def initialize(install: Install) -> Callable:
     install(WITH_AMP)
-    monkeypatch.setattr(apex_module, "require_amp", lambda _: None)
     return initialize_apex_o1
 
 

@@ -2,11 +2,11 @@
 
 Nothing of apex is needed: torch's own mixed precision and fused optimisers do the same work, and are the default.
 timm imports whatever apex it finds and passes over an ImportError, which PyPI's raises; one that raises something else
-stops every import of timm, and this program with it. Not run by us: training with a real apex (there was no GPU to
-build it on). Tests cover the detection, the messages, and the calls to `apex.amp` against a stand-in that keeps to its
-documented protocol.
+stops every import of timm, and this program with it. Training with a real apex was not run by us: tests cover the
+detection, the messages, and the calls to `apex.amp` against a stand-in that keeps to its documented protocol.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
@@ -19,18 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 FUSED_PREFIX = "fused"
-"""Of the names timm's factory gives apex's optimisers: `fusedadam`, `fusedadamw`, `fusedlamb`, `fusedsgd`, ..."""
+"""Beginning of the names timm's factory gives apex's optimisers: `fusedadam`, `fusedadamw`, `fusedlamb`, ..."""
 BUILD = (
     "uninstall what is there (`pip uninstall apex`), clone NVIDIA's repository (NVIDIA/apex){tag} and, inside it, with "
     "the CUDA toolkit that torch was built with, run {command}"
 )
-BUILD_COMMAND = "`APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .`"
-BUILD_COMMAND_WITH_AMP = (
-    '`pip install -v --no-build-isolation --config-settings "--build-option=--cpp_ext" '
-    '--config-settings "--build-option=--cuda_ext" ./`'
-)
-LAST_TAG_WITH_AMP = "25.05"
-"""`apex.amp` was removed in May 2025; the next tag, 25.07, is without it."""
 IMPORT_FAILURES = (
     AssertionError, AttributeError, ImportError, LookupError, NameError,
     OSError, RuntimeError, SyntaxError, TypeError, ValueError,
@@ -46,9 +39,7 @@ class ApexFinding:
         kind: `none`; `other-project`, a package of that name that is not NVIDIA's, such as PyPI's; `no-extensions`,
             NVIDIA's whose CUDA extensions are missing (its Python-only build) or do not load; `optimizers`, NVIDIA's
             with its fused optimisers; `amp`, that with the old `apex.amp` as well.
-        version: as its metadata say.
-        location: its folder.
-        reason: why the extensions do not load.
+        reason: the error of extensions that do not load.
     """
 
     kind: Literal["none", "other-project", "no-extensions", "optimizers", "amp"]
@@ -61,14 +52,13 @@ class ApexFinding:
         """The finding, as half a sentence."""
         if self.kind == "none":
             return "no apex is installed"
-        found = f"the installed apex{f' {self.version}' if self.version else ''} ({self.location})"
-        if self.kind == "other-project":
-            return f"{found} is not NVIDIA's but another project of that name, such as `pip install apex` brings"
-        if self.kind == "no-extensions":
-            return f"{found} is NVIDIA's, but its CUDA extensions do not load ({self.reason})"
-        return (
-            f"{found} is NVIDIA's with its CUDA extensions, {'and' if self.kind == 'amp' else 'but without'} apex.amp"
-        )
+        finding = {
+            "other-project": "not NVIDIA's but another project of that name, such as `pip install apex` brings",
+            "no-extensions": f"NVIDIA's, but its CUDA extensions do not load ({self.reason})",
+            "optimizers": "NVIDIA's with its CUDA extensions, but without apex.amp",
+            "amp": "NVIDIA's with its CUDA extensions, and apex.amp",
+        }[self.kind]
+        return f"the installed apex{f' {self.version}' if self.version else ''} ({self.location}) is {finding}"
 
 
 def find_apex() -> ApexFinding:
@@ -77,7 +67,9 @@ def find_apex() -> ApexFinding:
     if spec is None:
         return ApexFinding("none")
     folders = [Path(folder) for folder in spec.submodule_search_locations or [Path(spec.origin or "").parent]]
-    found = {"version": _version(), "location": str(folders[0])}
+    found: dict[str, Any] = {"location": str(folders[0])}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["version"] = importlib.metadata.version("apex")
     if not any((folder / "optimizers" / "fused_adam.py").is_file() for folder in folders):
         return ApexFinding("other-project", **found)
     try:
@@ -100,7 +92,7 @@ def require_fused(name: str, device: torch.device) -> None:
         device,
         kinds=("optimizers", "amp"),
         expected="NVIDIA's apex with its CUDA extensions",
-        build=BUILD.format(tag="", command=BUILD_COMMAND),
+        build=BUILD.format(tag="", command="`APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .`"),
         instead=f"use `--optim.name {name.lower().replace(FUSED_PREFIX, '')}`, which needs no apex",
     )
 
@@ -111,12 +103,17 @@ def require_amp(device: torch.device) -> None:
     Raises:
         ValueError: not on a GPU, or no apex that still has `amp`; names the finding and the remedy.
     """
+    command = (
+        '`pip install -v --no-build-isolation --config-settings "--build-option=--cpp_ext" '
+        '--config-settings "--build-option=--cuda_ext" ./`'
+    )
     _require(
         "--precision apex-O1",
         device,
         kinds=("amp",),
         expected="an NVIDIA apex that has apex.amp and its CUDA extensions",
-        build=BUILD.format(tag=f" at its tag {LAST_TAG_WITH_AMP} or before", command=BUILD_COMMAND_WITH_AMP),
+        # Removed in May 2025: the next tag, 25.07, is without it.
+        build=BUILD.format(tag=" at its tag 25.05 or before", command=command),
         instead="use torch's own mixed precision: `--precision bf16`, or `fp16` on a GPU without bf16",
     )
 
@@ -187,17 +184,13 @@ class ApexScaler:
 def initialize_apex_o1(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer, ApexScaler]:
     """Model, optimiser and scaler of apex's O1: float32 weights, torch's functions patched to cast their inputs.
 
-    Call it before DistributedDataParallel, once for each optimiser, and use no autocast beside it. The patches are the
-    process's: they cast in validation too, and every further call (another phase, another fold) wraps them once more.
-
-    Raises:
-        ValueError: no GPU, or no apex that has `amp`.
+    Call it where `require_amp` lets it pass, before DistributedDataParallel, once for each optimiser, and use no
+    autocast beside it. The patches are the process's: they cast in validation too, and every further call (another
+    phase, another fold) wraps them once more.
     """
-    device = next(model.parameters()).device
-    require_amp(device)
     amp = _import_amp()
     model, optimizer = amp.initialize(model, optimizer, opt_level="O1", verbosity=0)
-    return model, optimizer, ApexScaler(amp, optimizer, device)
+    return model, optimizer, ApexScaler(amp, optimizer, next(model.parameters()).device)
 
 
 def _import_amp() -> ModuleType | None:
@@ -206,10 +199,3 @@ def _import_amp() -> ModuleType | None:
     except IMPORT_FAILURES:
         return None
     return amp
-
-
-def _version() -> str | None:
-    try:
-        return importlib.metadata.version("apex")
-    except importlib.metadata.PackageNotFoundError:
-        return None
