@@ -14,35 +14,27 @@ class MovingAverage:
     """The exponential moving average of a network's weights, by timm's `ModelEmaV3`.
 
     After the n-th update, average <- average + (1 - d_n) (weights - average). As timm has it, d_1 = 0: the average
-    begins as the weights after the first update (`update_after_step` = 0 updates are waited for). From the second on,
-    d_n = `decay`, or with a warm-up min(decay, 1 - n^(-2/3)), which is nearly a plain mean at first (`warmup_gamma` 1,
-    `warmup_power` 2/3): it passes 0.9 at n = 32, 0.99 at n = 1000 and 0.999 at n = 31,623.
+    begins as the weights after the first update. From the second on, d_n = `decay`, or with a warm-up
+    min(decay, 1 - n^(-2/3)), which is nearly a plain mean at first: it passes 0.9 at n = 32, 0.99 at n = 1000 and 0.999
+    at n = 31,623. Running statistics of batch normalisation are averaged like weights; integers
+    (`num_batches_tracked`) are copied. bf16 and fp16 training keep float32 weights, so nothing is rounded away.
 
-    Buffers are averaged like weights (`exclude_buffers` False): the running statistics of batch normalisation by the
-    same d_n; integers (`num_batches_tracked`) are copied. The update is one `torch._foreach_lerp_` over all tensors on
-    the network's device (`foreach` True). bf16 and fp16 training keep float32 weights, so nothing is rounded away.
-
-    Attributes:
-        network: a copy of the network in eval mode with the averaged weights, for validation.
+    Args:
+        network: followed from now on, by `update`. It is copied: convert, move and speed up its layers before, compile
+            and wrap it after.
+        decay: between 0 and 1; the larger, the longer the memory, of 1 / (1 - decay) updates.
+        warmup: let the decay rise to `decay`.
 
     Departures: none from timm's.
     """
 
     def __init__(self, network: nn.Module, *, decay: float, warmup: bool = True) -> None:
-        """Begin with the network as it is.
-
-        Args:
-            network: followed from now on, by `update`. It is copied: convert, move and speed up its layers before,
-                compile and wrap it after.
-            decay: between 0 and 1; the larger, the longer the memory, of 1 / (1 - decay) updates.
-            warmup: let the decay rise to `decay`.
-        """
         self._followed = network
         self._average = ModelEmaV3(network, decay=decay, use_warmup=warmup).requires_grad_(False)
 
     @property
     def network(self) -> nn.Module:
-        """The averaged network."""
+        """The averaged network in eval mode; its state dict is all there is to save."""
         return self._average.module
 
     def update(self, updates: int) -> None:
@@ -52,18 +44,6 @@ class MovingAverage:
             updates: done so far, this one included; counts from 1 at the beginning of training and through its phases.
         """
         self._average.update(self._followed, step=updates)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """All there is to save: the averaged network's tensors."""
-        return self.network.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved average, to the same bits.
-
-        Raises:
-            RuntimeError: the state of another network.
-        """
-        self.network.load_state_dict(state)
 
 
 def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -90,13 +70,11 @@ def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
     last = first
     for path in paths[1:]:
         last = read_state(path)
-        problems = state_problems(first, last)
-        if problems:
+        if problems := state_problems(first, last):
             raise ValueError(f"{path}: cannot be averaged with {paths[0]}: {'; '.join(problems)}.")
         for name, total in sums.items():
             total += last[name]
-    means = {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}
-    return {**last, **means}
+    return last | {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}
 
 
 def load_average(network: nn.Module, paths: Sequence[Path]) -> None:

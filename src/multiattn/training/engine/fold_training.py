@@ -1,9 +1,10 @@
 """State of one fold's training: network, optimiser, data and progress, prepared anew or restored from a saved state."""
 
+import itertools
 import random
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,27 +28,20 @@ from multiattn.training.engine.step import TrainingStep, set_trainable
 from multiattn.training.engine.sync_norm import synchronise_norms
 
 
-@dataclass(frozen=True)
-class PhaseSpan:
-    """A phase and the epochs of the run it covers."""
+class PhaseSpan(NamedTuple):
+    """A phase and its epochs of the run: from `first` until before `end`."""
 
     phase: Phase
     first: int
-    """Its first epoch, counted from the run's beginning."""
-
-    @property
-    def end(self) -> int:
-        """The epoch after its last."""
-        return self.first + self.phase.epochs
+    end: int
 
 
 def phase_spans(experiment: Experiment) -> list[PhaseSpan]:
     """The phases of an experiment, one after the other."""
-    spans, first = [], 0
-    for phase in experiment.schedule:
-        spans.append(PhaseSpan(phase, first))
-        first += phase.epochs
-    return spans
+    ends = itertools.accumulate((phase.epochs for phase in experiment.schedule), initial=0)
+    return [
+        PhaseSpan(phase, *epochs) for phase, epochs in zip(experiment.schedule, itertools.pairwise(ends), strict=True)
+    ]
 
 
 def span_at(experiment: Experiment, epoch: int) -> PhaseSpan:
@@ -101,14 +95,8 @@ class LossMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin an epoch."""
-        self.names: tuple[str, ...] = ()
-        self.count = 0
-        self._sums = self._first_bad = torch.zeros(0, dtype=torch.float64, device=self.device)
+        self.device, self.names, self.count = device, (), 0
+        self._sums = self._first_bad = torch.zeros(0, dtype=torch.float64, device=device)
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take in the scalars of one step; every step of an epoch has the same terms."""
@@ -118,8 +106,7 @@ class LossMeter:
             self._first_bad = torch.full_like(self._sums, NEVER)
         values = torch.stack([terms[name].double() for name in self.names])
         self._sums += values
-        finite = torch.isfinite(values)
-        self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp(max=self.count))
+        self._first_bad = torch.where(values.isfinite(), self._first_bad, self._first_bad.clamp(max=self.count))
         self.count += 1
 
     def means(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, int]]:
@@ -161,14 +148,17 @@ class FoldTraining:
     validation: DataLoader
     scaler: torch.amp.GradScaler | ApexScaler
     average: MovingAverage | None
-    meter: LossMeter
     progress: Progress = field(default_factory=Progress)
     random_state: dict[str, Any] | None = None
-    """Of this rank, inside an epoch that is continued."""
+    """This rank's generators, inside an epoch that is continued."""
+    meter: LossMeter = field(init=False)
     span: PhaseSpan = field(init=False)
     module: nn.Module = field(init=False)
     optimizer: Optimizer = field(init=False)
     schedule: Scheduler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = LossMeter(self.device)
 
     def begin_phase(self, span: PhaseSpan) -> None:
         """Set up trainable weights, optimiser and schedule of a phase."""
@@ -185,8 +175,7 @@ class FoldTraining:
     def _wrap(self) -> nn.Module:
         if self.ranks.world_size == 1:
             return self.step
-        # No static_graph: with it the first step's gradients were wrong (torch 2.14, gloo; seen in
-        # test_ranks.py), and nothing was gained.
+        # No static_graph: with it the first step's gradients were wrong (torch 2.14, gloo), and nothing was gained.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is new in torch 2.14
             return DistributedDataParallel(
@@ -247,13 +236,13 @@ class FoldTraining:
         """Go to the beginning of the next epoch."""
         self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
         self.progress.seconds = self.progress.waited = 0.0
-        self.meter.clear()
+        self.meter = LossMeter(self.device)
 
     def state(self) -> dict[str, Any]:
         """All that training needs to go on, as tensors and plain types; a collective call of all ranks."""
         return {
             "step": self.step.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
+            "average": self.average.network.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "phase": self.span.phase.name,
             "scaler": self.scaler.state_dict(),
@@ -279,23 +268,16 @@ class FoldTraining:
             if state["scaler"]:  # empty where nothing was scaled
                 self.scaler.load_state_dict(state["scaler"])
             if self.average is not None:  # an average that was asked for on the way begins here
-                self.average.load_state_dict(state["average"] or self.step.network.state_dict())
+                self.average.network.load_state_dict(state["average"] or self.step.network.state_dict())
             self.meter.restore(state["meter"], self.ranks)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise not_this_state(self.run, error) from error
-        self._continue_inside_epoch(state)
-
-    def _continue_inside_epoch(self, state: dict[str, Any]) -> None:
-        """The place in the epoch; with another global batch, which must have been allowed, the nearest one before."""
-        if self.progress.batch == 0:
-            return
-        if state["global_batch"] == self.global_batch:
-            if self.progress.batch < len(self.loader):
-                self.random_state = state["random"][self.ranks.rank]
-            return
-        seen = self.progress.batch * state["global_batch"] // self.global_batch
-        accumulate = self.span.phase.optim.accumulate
-        self.progress.batch = min(seen, len(self.loader)) // accumulate * accumulate
+        if state["global_batch"] != self.global_batch:  # which must have been allowed: the nearest place before
+            seen = self.progress.batch * state["global_batch"] // self.global_batch
+            accumulate = self.span.phase.optim.accumulate
+            self.progress.batch = min(seen, len(self.loader)) // accumulate * accumulate
+        elif 0 < self.progress.batch < len(self.loader):
+            self.random_state = state["random"][self.ranks.rank]
 
 
 def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
@@ -314,7 +296,7 @@ def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
 
 
 def not_this_state(run: RunFolder, error: Exception) -> ValueError:
-    """The error for a resume file that does not fit."""
+    """Make the error for a resume file that does not fit."""
     return ValueError(
         f"{run.path / STATE_FILE}: not the state of this experiment: {error}. Is it the file of another run, or of an "
         "earlier version of the code? Delete it to train this fold from its beginning."
@@ -349,13 +331,12 @@ def prepare(
     if state is None and experiment.start_from is not None:
         start_from(step.network, experiment.start_from, run.fold)
     step = synchronise_norms(step, device)  # nothing in one process
-    settings = experiment.average
-    average = None
+    settings, average = experiment.average, None
     if settings.ema_decay > 0:
         average = MovingAverage(step.network, decay=settings.ema_decay, warmup=settings.ema_warmup)
     if experiment.compile:
         step.network.compile()
-    precision = run.precision
+    precision, share = run.precision, {"rank": ranks.rank, "world_size": ranks.world_size}
     training = FoldTraining(
         experiment=experiment,
         crops=crops,
@@ -364,13 +345,10 @@ def prepare(
         device=device,
         precision=precision,
         step=step,
-        loader=training_loader(
-            crops, experiment.data, seed=experiment.seed, rank=ranks.rank, world_size=ranks.world_size
-        ),
-        validation=validation_loader(crops, experiment.data, rank=ranks.rank, world_size=ranks.world_size),
+        loader=training_loader(crops, experiment.data, seed=experiment.seed, **share),
+        validation=validation_loader(crops, experiment.data, **share),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         average=average,
-        meter=LossMeter(device),
     )
     if state is None:
         training.begin_phase(span_at(experiment, 0))
