@@ -27,10 +27,10 @@ def changed(crop: np.ndarray, seed: int, points: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [32, 57, 160, 300])
-def test_a_fake_is_a_crop_of_the_same_shape(size):
+def test_a_fake_and_its_target_are_crops_of_the_same_shape(size):
     for seed in range(8):
-        fake = self_blend(picture(size), landmarks(size), seed)
-        assert (fake.shape, fake.dtype) == ((size, size, 3), np.uint8)
+        for result in (self_blend(picture(size), landmarks(size), seed), blend_target(picture(size), seed)):
+            assert (result.shape, result.dtype) == ((size, size, 3), np.uint8)
 
 
 def test_the_same_seed_gives_the_same_fake_and_leaves_the_crop_as_it_was():
@@ -55,22 +55,12 @@ def test_outside_the_face_a_fake_is_its_target_and_inside_it_differs():
         assert different[face > 0].mean() > 0.3
 
 
-def test_half_of_the_targets_are_the_crop_itself():
+def test_half_of_the_targets_are_the_crop_itself_and_the_others_have_its_content():
     crop = picture()
-    same = [np.array_equal(blend_target(crop, seed), crop) for seed in range(200)]
-    assert 75 < sum(same) < 125
-    seed = same.index(True)
-    different = changed(crop, seed, landmarks())
-    fake = self_blend(crop, landmarks(), seed)
-    np.testing.assert_array_equal(fake[~different], crop[~different])
-
-
-def test_a_changed_target_has_the_crops_shape_and_content():
-    crop = picture()
-    for seed in SEEDS:
-        target = blend_target(crop, seed)
-        assert (target.shape, target.dtype) == (crop.shape, np.uint8)
-        assert np.corrcoef(target.ravel().astype(float), crop.ravel())[0, 1] > 0.6
+    targets = [blend_target(crop, seed) for seed in range(200)]
+    assert 75 < sum(np.array_equal(target, crop) for target in targets) < 125
+    for target in targets[:40]:
+        assert np.corrcoef(target.ravel().astype(float), crop.ravel())[0, 1] > 0.6, "its content stays"
 
 
 def test_the_mask_follows_the_face():

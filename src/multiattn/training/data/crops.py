@@ -11,14 +11,8 @@ from torch.utils.data import DataLoader
 from multiattn.config import DataConfig
 from multiattn.config.settings import registry
 from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
-from multiattn.training.data.augment import (
-    EARLIER_CROPS,
-    Augmentation,
-    CropContext,
-    blend_target,
-    crop_landmarks,
-    self_blend,
-)
+from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext, blend_target, self_blend
+from multiattn.training.data.augment.faces import crop_landmarks
 from multiattn.training.data.sampling import (
     EpochSampler,
     PairSampler,
@@ -27,7 +21,6 @@ from multiattn.training.data.sampling import (
     Visit,
     balanced_visits,
     find_pairs,
-    natural_visits,
     require_both_classes,
 )
 from multiattn.video.crops.cache import CropCache, open_cache
@@ -40,21 +33,24 @@ FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)
 
 @dataclass(frozen=True)
 class FoldCrops:
-    """The crops one fold trains on and those it is validated on."""
+    """The crops one fold trains on and those it is validated on.
+
+    Attributes:
+        folder: the faces folder the crops' paths start from.
+        training: video_id, frame_index, track and crop of `faces`, sorted by the table's key, with the columns `label`
+            and `face`, the number of the row in `faces`.
+        validation: the same for the held-out fold.
+        held_out: rows of the folds table of the held-out fold, those without a face included.
+        faces: the whole `faces` table: boxes and landmarks, for pairs, presets and self-blending.
+        videos: the `videos` table, which knows the originals of fakes.
+    """
 
     folder: Path
-    """The faces folder the crops' paths start from."""
     training: pd.DataFrame
-    """video_id, frame_index, track and crop of `faces`, sorted by the table's key, with the columns `label` and `face`,
-    the number of the row in `faces`."""
     validation: pd.DataFrame
-    """The same for the held-out fold."""
     held_out: pd.DataFrame
-    """Rows of the folds table of the held-out fold, those without a face included."""
     faces: pd.DataFrame | None = None
-    """The whole `faces` table: boxes and landmarks, for pairs, presets and self-blending."""
     videos: pd.DataFrame | None = None
-    """The `videos` table, which knows the originals of fakes."""
 
     def fingerprint(self) -> str:
         """Digest that changes when a crop is added, removed or moved between training and validation."""
@@ -78,11 +74,8 @@ def split_crops(
         videos: for paired sampling.
 
     Raises:
-        ValueError: no such fold, or a part of it has no crops, or one class only.
+        ValueError: training or validation has no crops, or one class only.
     """
-    present = sorted(set(folds["fold"]) - {-1})
-    if fold not in present:
-        raise ValueError(f"--fold {fold}: no such fold; folds present: {present}, or all.")
     # By the number of each video: joining millions of names takes many times the memory.
     video_of_face, names = pd.factorize(faces["video_id"])
     place = pd.Index(folds["video_id"]).get_indexer(names)
@@ -108,8 +101,7 @@ def split_crops(
                 f"fold {fold}: expected {name} crops of real (0) and fake (1) videos, found labels {classes} in "
                 f"{len(table)} crops of {folder}. Do the folds and the faces belong together?"
             )
-    held_out = folds[folds["fold"] == fold].reset_index(drop=True)
-    return FoldCrops(folder, training, validation, held_out, faces, videos)
+    return FoldCrops(folder, training, validation, folds[folds["fold"] == fold].reset_index(drop=True), faces, videos)
 
 
 def _spread_frames(table: pd.DataFrame, num_frames: int) -> pd.DataFrame:
@@ -157,8 +149,7 @@ class TrainingCrops(CropImages):
         self.landmarks = self.stored_size = None
         if self.augmentation.needs_landmarks or self.blended > 0:
             option = f"--sbi {config.sbi}" if self.blended > 0 else f"--data.augmentation {config.augmentation}"
-            self.stored_size = _stored_size(folder, option)
-            self.landmarks = _landmarks(folder, table, faces, option)  # (N, 5, 2) float32, pixels of the full frame
+            self.landmarks, self.stored_size = _landmarks(folder, table, faces, option)
         if self.augmentation.needs_clip:
             self.video = pd.factorize(table["video_id"])[0].astype(np.int32)
             self.track = table["track"].to_numpy().astype(np.int32)
@@ -192,31 +183,23 @@ class TrainingCrops(CropImages):
         return rows
 
 
-def _stored_size(folder: Path, option: str) -> int:
-    """The side of the stored crops; an error where landmarks cannot be carried into them."""
-    recipe = read_recipe(folder)
-    if recipe.foreign:
-        raise ValueError(
-            f"{folder}: {option} needs the landmarks of every crop, and where they lie in crops that another program "
-            f"cut is not known ({recipe.foreign}). Cut the faces with `multiattn faces`, or leave the option out."
-        )
-    return recipe.size
-
-
-def _landmarks(folder: Path, table: pd.DataFrame, faces: pd.DataFrame | None, option: str) -> np.ndarray:
-    """(N, 5, 2) float32 pixels of the full frame, of the table's rows."""
-    if faces is None:
-        raise ValueError(f"{folder}: {option} needs the landmarks of every crop, and the faces table was not given.")
+def _landmarks(folder: Path, table: pd.DataFrame, faces: pd.DataFrame, option: str) -> tuple[np.ndarray, int]:
+    """(N, 5, 2) float32 pixels of the full frame, of the table's rows, and the side of the stored crops."""
+    recipe, fault = read_recipe(folder), ""
     rows = table["face"].to_numpy()
     points = np.stack([faces[name].to_numpy(dtype=np.float32)[rows] for name in LANDMARKS], axis=1).reshape(-1, 5, 2)
     missing = ~np.isfinite(points).all(axis=(1, 2)) | (points == points[:, :1]).all(axis=(1, 2))
-    if missing.any():
+    if recipe.foreign:
+        fault = f"where they lie in crops that another program cut is not known ({recipe.foreign})"
+    elif missing.any():
+        first = table["crop"].iloc[int(missing.argmax())]
+        fault = f"{missing.sum()} of {len(table)} have none; the first: {first}"
+    if fault:
         raise ValueError(
-            f"{folder}: {option} needs the landmarks of every crop, and {missing.sum()} of {len(table)} have none; the "
-            f"first: {table['crop'].iloc[int(missing.argmax())]}. Cut the faces with `multiattn faces`, or leave the "
-            "option out."
+            f"{folder}: {option} needs the landmarks of every crop, and {fault}. Cut the faces with `multiattn faces`, "
+            "or leave the option out."
         )
-    return points
+    return points, recipe.size
 
 
 def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -227,10 +210,13 @@ def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return video_of_row, labels
 
 
-def _balanced(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
-    """As many visits of real videos as of fake ones."""
+def _by_class(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
+    """As many visits of real videos as of fake ones; with `weighted` every video once."""
     video_of_row, labels = _videos(crops.training)
-    visits = balanced_visits(labels, config.videos_per_class, blended=config.sbi)
+    if config.sampling == "weighted":  # `class_weights` make up for what the classes lack
+        visits = int(np.sum(labels == REAL)), int(np.sum(labels == FAKE))
+    else:
+        visits = balanced_visits(labels, config.videos_per_class, blended=config.sbi)
     return EpochSampler(video_of_row, labels, frames_per_video=config.frames_per_video, visits=visits, seed=seed)
 
 
@@ -245,15 +231,8 @@ def _paired(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
     )
 
 
-def _weighted(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
-    """Every video once; `class_weights` make up for what the classes lack."""
-    video_of_row, labels = _videos(crops.training)
-    visits = natural_visits(labels)
-    return EpochSampler(video_of_row, labels, frames_per_video=config.frames_per_video, visits=visits, seed=seed)
-
-
 SAMPLINGS: dict[str, Callable[[FoldCrops, DataConfig, int], Sampler]] = registry(
-    DataConfig, "sampling", {"balanced": _balanced, "paired": _paired, "weighted": _weighted}
+    DataConfig, "sampling", {"balanced": _by_class, "paired": _paired, "weighted": _by_class}
 )
 """Name -> the sampler of a fold's epochs. The names stand in `DataConfig.sampling`."""
 
@@ -299,11 +278,6 @@ def _cache(crops: FoldCrops, config: DataConfig) -> CropCache | None:
     """One of the whole folder: folds that are trained at the same time share it, and on disk all that ever are."""
     if config.cache == "none":
         return None
-    return open_cache(
-        config.cache,
-        crops.folder,
-        names_digest=names_digest(crops.faces["crop"]),
-        num_crops=len(crops.faces),
-        size=config.image_size,
-        gigabytes=config.cache_gb,
-    )
+    digest, count = names_digest(crops.faces["crop"]), len(crops.faces)
+    size, gigabytes = config.image_size, config.cache_gb
+    return open_cache(config.cache, crops.folder, names_digest=digest, num_crops=count, size=size, gigabytes=gigabytes)

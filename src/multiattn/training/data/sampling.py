@@ -23,26 +23,21 @@ VIDEOS, EPOCH, FRAMES, PAIRED_VIDEOS, PAIRED_EPOCH = 1, 2, 3, 4, 5
 
 
 class Visit(NamedTuple):
-    """A crop on its way into a batch."""
+    """A crop on its way into a batch: its row of the training table, and seeds of its augmentation."""
 
     row: int
-    """Of the training table."""
     seed: int
-    """Of its augmentation."""
     geometry_seed: int | None = None
-    """Of what moves its content; None is `seed`."""
+    """The seed of all that moves its content; None is `seed`."""
 
 
 @dataclass(frozen=True)
 class EpochDraw:
-    """The crops of one epoch in the order they are visited, by all processes together."""
+    """The crops of one epoch in the order they are visited, by all processes together: (S,) int64 each, as `Visit`."""
 
     rows: np.ndarray
-    """(S,) int64 rows of the training table."""
     seeds: np.ndarray
-    """(S,) int64 seed of each visit's augmentation."""
     geometry_seeds: np.ndarray | None = None
-    """(S,) int64 seed of its geometry; None where that is `seeds`."""
 
 
 class Sampler(Protocol):
@@ -51,30 +46,24 @@ class Sampler(Protocol):
     samples_per_epoch: int
     """Crops visited in one epoch, before padding to whole batches."""
     together: int
-    """So many consecutive visits belong into one batch."""
+    """Number of consecutive visits that belong into one batch."""
 
     def draw(self, epoch: int) -> EpochDraw:
         """The crops of one epoch."""
 
 
 class FreshRows:
-    """The rows of each video in an endless sequence of shuffled passes, handed out k at a time.
+    """The rows of each video in an endless sequence of shuffled passes, handed out k = `frames_per_video` at a time.
 
     Args:
         video_of_row: (N,) int64, the video of each row, numbered from 0 without gaps.
-        frames_per_video: k.
     """
 
     def __init__(self, video_of_row: np.ndarray, num_videos: int, *, frames_per_video: int, seed: int) -> None:
         self._order = np.argsort(video_of_row, kind="stable")
         self._starts = np.searchsorted(video_of_row[self._order], np.arange(num_videos + 1))
-        self.frames_per_video = frames_per_video
-        self.seed = seed
-
-    @property
-    def counts(self) -> np.ndarray:
-        """(V,) int64 rows of each video."""
-        return np.diff(self._starts)
+        self.counts = np.diff(self._starts)  # (V,) int64 rows of each video
+        self.frames_per_video, self.seed = frames_per_video, seed
 
     def of_video(self, video: int) -> np.ndarray:
         """All rows of a video, in order."""
@@ -85,7 +74,8 @@ class FreshRows:
         k = self.frames_per_video
         taken = np.empty((len(videos), k), dtype=np.int64)
         # The words default_rng((seed, FRAMES, video, number)) would make of them, one by one and slower.
-        words = np.array([*_words(self.seed), FRAMES, 0, 0], dtype=np.uint32)
+        seed = [self.seed >> shift & 0xFFFFFFFF for shift in range(0, max(self.seed.bit_length(), 1), 32)]
+        words = np.array([*seed, FRAMES, 0, 0], dtype=np.uint32)
         for place, video in enumerate(videos.tolist()):
             rows = self.of_video(video)
             first, end = cycle * k, (cycle + 1) * k
@@ -97,14 +87,6 @@ class FreshRows:
                 taken[place, k - (end - first) : k - (end - first) + len(part)] = part
                 first += len(part)
         return taken
-
-
-def _words(seed: int) -> list[int]:
-    """The 32 bit words of a whole number, the lowest first, as NumPy's SeedSequence takes it apart."""
-    words = [seed & 0xFFFFFFFF]
-    while seed := seed >> 32:
-        words.append(seed & 0xFFFFFFFF)
-    return words
 
 
 class EpochSampler:
@@ -119,19 +101,13 @@ class EpochSampler:
     Args:
         video_of_row: (N,) int64, the video of each row of the training table, numbered from 0 without gaps.
         labels: (V,) int64 label of each video, both classes present.
-        visits: of real and of fake videos in an epoch; see `balanced_visits` and `natural_visits`.
+        visits: of real and of fake videos in an epoch, as from `balanced_visits`.
     """
 
     together = 1
 
     def __init__(
-        self,
-        video_of_row: np.ndarray,
-        labels: np.ndarray,
-        *,
-        frames_per_video: int,
-        visits: tuple[int, int],
-        seed: int,
+        self, video_of_row: np.ndarray, labels: np.ndarray, *, frames_per_video: int, visits: tuple[int, int], seed: int
     ) -> None:
         self.fresh = FreshRows(video_of_row, len(labels), frames_per_video=frames_per_video, seed=seed)
         self.videos_of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
@@ -141,18 +117,14 @@ class EpochSampler:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Crops visited in one epoch, before padding to whole batches."""
         return sum(self.visits) * self.fresh.frames_per_video
 
     def draw(self, epoch: int) -> EpochDraw:
         """The crops of one epoch."""
-        rows = [
-            self.fresh.take(videos, cycle).reshape(-1)
-            for label in (0, 1)
-            for cycle, videos in _next_videos(
-                self.videos_of_class[label], self.visits[label], epoch, (self.seed, VIDEOS, label)
-            )
-        ]
+        rows = []
+        for label, (videos, visits) in enumerate(zip(self.videos_of_class, self.visits, strict=True)):
+            for cycle, some in _next_videos(videos, visits, epoch, (self.seed, VIDEOS, label)):
+                rows.append(self.fresh.take(some, cycle).reshape(-1))
         generator = np.random.default_rng((self.seed, EPOCH, epoch))
         shuffled = generator.permutation(np.concatenate(rows))
         return EpochDraw(shuffled, generator.integers(0, MAX_SEED, len(shuffled)))
@@ -179,18 +151,13 @@ def balanced_visits(labels: np.ndarray, videos_per_class: int | None, *, blended
     Args:
         labels: (V,) int64 label of each video.
         videos_per_class: visits a class; None takes the larger class once.
-        blended: the share of the visits of real crops that show a fake made of them. An epoch stays as long as without,
-            its fakes are then these and so many fewer forged videos: real videos take 1 / (2 - 2 blended) of it. At a
-            half no forged video is left, as in the paper of self-blended images; above it the fakes outweigh.
+        blended: the share of the visits of real crops that show a fake made of them, which take the place of as many
+            forged videos: real videos take 1 / (2 - 2 blended) of the epoch. At a half no forged video is left, as in
+            the paper of self-blended images; above it the fakes outweigh.
     """
     number = videos_per_class or int(max(np.sum(labels == 0), np.sum(labels == 1)))
     real = 2 * number if blended >= 0.5 else round(number / (1 - blended))
     return real, 2 * number - real
-
-
-def natural_visits(labels: np.ndarray) -> tuple[int, int]:
-    """Visits of real and of fake videos when every video comes once an epoch."""
-    return int(np.sum(labels == 0)), int(np.sum(labels == 1))
 
 
 class PairSampler:
@@ -227,7 +194,6 @@ class PairSampler:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Crops visited in one epoch, before padding to whole batches."""
         return 2 * self.visits * self.fresh.frames_per_video
 
     def draw(self, epoch: int) -> EpochDraw:
@@ -249,9 +215,7 @@ BOX_TOLERANCE = 0.01
 were found anew in fakes lay 2 to 5 % off (embedded clips, MTCNN); reused ones do not differ at all."""
 
 
-def find_pairs(
-    folder: Path, training: pd.DataFrame, faces: pd.DataFrame | None, videos: pd.DataFrame | None
-) -> np.ndarray:
+def find_pairs(folder: Path, training: pd.DataFrame, faces: pd.DataFrame, videos: pd.DataFrame) -> np.ndarray:
     """Rows of real crops and of the fakes made of them, at one frame and track, with boxes in one place.
 
     Args:
@@ -268,7 +232,9 @@ def find_pairs(
     """
     video, names = pd.factorize(training["video_id"])
     label = training["label"].to_numpy()
-    original = _original_of(names, videos)
+    place = pd.Index(videos["video_id"]).get_indexer(names)
+    named = pd.Index(names).get_indexer(videos["original"].to_numpy()[place])
+    original = np.where(place >= 0, named, -1)  # (V,) the number of each video's original; -1 where there is none
     is_real = np.zeros(len(names), dtype=bool)
     is_real[video[label == REAL]] = True
     original[(original >= 0) & ~is_real[original]] = -1
@@ -300,15 +266,6 @@ def find_pairs(
             "`multiattn faces --reuse-original`, or train with --sampling balanced."
         )
     return pairs[aligned]
-
-
-def _original_of(names: pd.Index, videos: pd.DataFrame | None) -> np.ndarray:
-    """(V,) the number of each video's original among the names; -1 where there is none."""
-    if videos is None:
-        return np.full(len(names), -1)
-    place = pd.Index(videos["video_id"]).get_indexer(names)
-    named = pd.Index(names).get_indexer(videos["original"].to_numpy()[place])
-    return np.where(place >= 0, named, -1)
 
 
 def _keys(video: np.ndarray, training: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
@@ -352,12 +309,9 @@ class RankBatches:
                 f"--data.batch-size: expected an even number with --sampling paired, found {batch_size}: a pair "
                 "belongs into one batch."
             )
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.first_batch = 0
+        self.sampler, self.batch_size = sampler, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_batch = 0
 
     def __len__(self) -> int:
         """Batches of the whole epoch."""
@@ -365,10 +319,9 @@ class RankBatches:
 
     def __iter__(self) -> Iterator[list[Visit]]:
         draw = self.sampler.draw(self.epoch)
+        drawn = [column for column in (draw.rows, draw.seeds, draw.geometry_seeds) if column is not None]
         size = len(self) * self.batch_size * self.world_size
         visits = np.resize(np.arange(len(draw.rows)), size).reshape(len(self), self.world_size, self.batch_size)
         for positions in visits[self.first_batch :, self.rank]:
-            columns = [draw.rows[positions].tolist(), draw.seeds[positions].tolist()]
-            if draw.geometry_seeds is not None:
-                columns.append(draw.geometry_seeds[positions].tolist())
+            columns = [column[positions].tolist() for column in drawn]
             yield [Visit(*values) for values in zip(*columns, strict=True)]

@@ -15,9 +15,6 @@ import numpy as np
 from multiattn.training.data.augment.steps import CropContext, Draws, Step
 from multiattn.video.crops.recipe import TEMPLATE, similarity_transform
 
-LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
-"""Their order; left and right as seen in the picture."""
-
 # In units of the eyes' distance, from the point between the eyes, y down: the right half from the chin to the brow's
 # middle and to the hairline's, after the proportions taught for drawing (the eyes' distance is 0.46 of the face's
 # width; from the eyes to the chin it is 1.75 of it, to the brows 0.45, to the hairline 1.1).
@@ -50,27 +47,22 @@ def face_outline(landmarks: np.ndarray, *, forehead: bool = True) -> np.ndarray:
     """The outline of a face.
 
     Args:
-        landmarks: (5, 2) pixels (x, y), in the order of `LANDMARKS`.
+        landmarks: (5, 2) pixels (x, y): left eye, right eye, nose, left and right mouth corner, as seen in the picture.
         forehead: up to the hairline; else up to the brows.
 
     Returns:
         (K, 2) float64 pixels, a closed polygon; it may leave the picture.
     """
     half = np.array(_JAW + (_FOREHEAD if forehead else _BROW))
-    right, left = half.copy(), half[-2:0:-1] * (-1, 1)
-    template = np.concatenate([right, left])
+    template = np.concatenate([half, half[-2:0:-1] * (-1, 1)])
     distance = np.linalg.norm(_EYES[1] - _EYES[0])
     matrix = similarity_transform(TEMPLATE, landmarks)
-    turn = _turn(landmarks)
-    template[:, 0] *= np.where(template[:, 0] > 0, 1 - _TURN * max(turn, 0), 1 + _TURN * min(turn, 0))
-    return (template * distance + _EYES.mean(axis=0)) @ matrix[:, :2].T + matrix[:, 2]
-
-
-def _turn(landmarks: np.ndarray) -> float:
-    """-1 to 1: where the nose's tip lies between the eyes, along the line between them; 0 is the middle."""
+    # -1 to 1: where the nose's tip lies between the eyes, along the line between them; 0 is the middle.
     left, right, nose = np.asarray(landmarks[:3], dtype=np.float64)
     line = right - left
-    return float(np.clip(2 * np.dot(nose - left, line) / max(np.dot(line, line), 1e-9) - 1, -1, 1))
+    turn = float(np.clip(2 * np.dot(nose - left, line) / max(np.dot(line, line), 1e-9) - 1, -1, 1))
+    template[:, 0] *= np.where(template[:, 0] > 0, 1 - _TURN * max(turn, 0), 1 + _TURN * min(turn, 0))
+    return (template * distance + _EYES.mean(axis=0)) @ matrix[:, :2].T + matrix[:, 2]
 
 
 def polygon_mask(outline: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
@@ -115,7 +107,7 @@ def feature_mask(landmarks: np.ndarray, feature: str, size_wh: tuple[int, int]) 
     return mask
 
 
-def half_face_mask(landmarks: np.ndarray, half: str, size_wh: tuple[int, int], *, forehead: bool = False) -> np.ndarray:
+def half_face_mask(landmarks: np.ndarray, half: str, size_wh: tuple[int, int]) -> np.ndarray:
     """One half of the face, cut through the centre of its area, level or upright in the picture.
 
     Args:
@@ -128,11 +120,10 @@ def half_face_mask(landmarks: np.ndarray, half: str, size_wh: tuple[int, int], *
     Departures: the published outline is the jaw and the brows of dlib's 68 landmarks; this is `face_outline`, an
     estimate from five.
     """
-    mask = polygon_mask(face_outline(landmarks, forehead=forehead), size_wh)
-    rows, columns = np.nonzero(mask)
-    if len(rows) == 0:
+    mask = polygon_mask(face_outline(landmarks, forehead=False), size_wh)
+    if not mask.any():
         return mask
-    y, x = round(float(rows.mean())), round(float(columns.mean()))
+    y, x = (round(float(places.mean())) for places in np.nonzero(mask))
     kept = {"upper": np.s_[y:], "lower": np.s_[:y], "left": np.s_[:, x:], "right": np.s_[:, :x]}
     mask[kept[half]] = 0
     return mask

@@ -13,21 +13,14 @@ import numpy as np
 from multiattn.config import DataConfig
 from multiattn.config.settings import registry
 from multiattn.training.data.augment.faces import black_out
-from multiattn.training.data.augment.reencode import reencoding, reencoding_alone
-from multiattn.training.data.augment.steps import (
-    CropContext,
-    Draws,
-    Step,
-    moving,
-    pixels,
-    require_albumentations,
-)
+from multiattn.training.data.augment.reencode import reencoding
+from multiattn.training.data.augment.steps import CropContext, Draws, Step, moving, pixels, require_albumentations
 
 NOTHING_KNOWN = CropContext()
 PIXEL_STREAM = 1
-"""Of the seed's numbers, where steps that move and steps that do not take turns. With one sequence the second kind's
-number of draws would decide where the first kind moves things; with the same sequence twice a crop would be blurred
-only where it is mirrored."""
+"""Stream of the seed's numbers where steps that move and steps that do not take turns. With one sequence the second
+kind's number of draws would decide where the first kind moves things; with the same sequence twice a crop would be
+blurred only where it is mirrored."""
 
 
 class Augmentation:
@@ -36,6 +29,9 @@ class Augmentation:
     Args:
         preset: a name in `PRESETS`.
         size: side of the crops in pixels.
+
+    Attributes:
+        needs_landmarks, needs_clip: True where it does less without that part of a `CropContext`.
 
     Raises:
         ValueError: no such preset, or a version of albumentations outside the bounds.
@@ -48,24 +44,11 @@ class Augmentation:
         self.steps = PRESETS[preset](size)
         moves = [step.moves for step in self.steps]
         self._moves_first = moves == sorted(moves, reverse=True)
-
-    @property
-    def needs_landmarks(self) -> bool:
-        """True where it does less without `CropContext.landmarks`."""
-        return any(step.needs_landmarks for step in self.steps)
-
-    @property
-    def needs_clip(self) -> bool:
-        """True where it does less without `CropContext.clip`."""
-        return any(step.needs_clip for step in self.steps)
+        self.needs_landmarks = any(step.needs_landmarks for step in self.steps)
+        self.needs_clip = any(step.needs_clip for step in self.steps)
 
     def __call__(
-        self,
-        crop: np.ndarray,
-        seed: int,
-        context: CropContext = NOTHING_KNOWN,
-        *,
-        geometry_seed: int | None = None,
+        self, crop: np.ndarray, seed: int, context: CropContext = NOTHING_KNOWN, *, geometry_seed: int | None = None
     ) -> np.ndarray:
         """The crop, augmented.
 
@@ -91,13 +74,8 @@ OLD_GAUSS_NOISE = (0.0124, 0.0277)
 """Standard deviations of `GaussNoise()` in the albumentations of 2020, whose variance was 10 to 50 grey levels."""
 
 
-def _none(size: int) -> list[Step]:
-    """Nothing."""
-    return []
-
-
 def _paper(size: int) -> list[Step]:
-    """Flip only: what the authors' FaceForensics++ recipe does; the paper itself names none beside AGDA."""
+    """Flip only, as in the authors' FaceForensics++ recipe; the paper itself names none beside AGDA."""
     return [moving(A.HorizontalFlip(p=0.5))]
 
 
@@ -170,8 +148,7 @@ def _selim(size: int) -> list[Step]:
 
     Departures: features and halves from five landmarks, see `black_out`; the third blackout, of quadrants, needs
     difference masks of real and fake and is left out. The published resize to the network's size, with one of three
-    pairs of kernels, becomes a way through 0.5 to 1 of it in half of the crops. The published cut-outs come before the
-    face is resized; here too, before everything else.
+    pairs of kernels, becomes a way through 0.5 to 1 of it in half of the crops.
     """
     kernels = [(cv2.INTER_AREA, cv2.INTER_CUBIC), (cv2.INTER_AREA, cv2.INTER_LINEAR), (cv2.INTER_LINEAR,) * 2]
     resampled = [
@@ -212,16 +189,13 @@ def _ntech(size: int) -> list[Step]:
             A.RandomSizedCrop(min_max_height=(window, window), size=(size, size)),
             *policy_geometry(0.5),
         ),
-        pixels(
-            policy_pixels(0.5),
-            A.Erasing(scale=(0.02, 1 / 3), ratio=(0.3, 3.3), fill="random", p=0.2),
-        ),
+        pixels(policy_pixels(0.5), A.Erasing(scale=(0.02, 1 / 3), ratio=(0.3, 3.3), fill="random", p=0.2)),
     ]
 
 
 def _strong(size: int) -> list[Step]:
-    """Ours, of what the evidence suggests: no single feature, codec or resolution shall be worth relying on, and the
-    traces of a forgery shall stay in most views.
+    """Our own, by the evidence: no single feature, codec or resolution shall be worth relying on, and the traces of a
+    forgery shall stay in most views.
 
     - A feature black (0.22) or half of the face (0.075): the first place's; Das et al. 2021 (arXiv:2102.09603) measured
       15 to 35 % less log loss with cut-outs by landmarks than with other ones. Less often than there (0.61 and 0.06),
@@ -257,7 +231,7 @@ def _strong(size: int) -> list[Step]:
             A.OneOf(mild, p=0.15),
             A.Downscale(scale_range=(lowest, 0.9), interpolation_pair=pair, p=0.15),
         ),
-        reencoding_alone(0.15, crf=(18, 32), scale=(lowest_encoded, 1.0)),
+        reencoding(0.15, alone=True, crf=(18, 32), scale=(lowest_encoded, 1.0)),
         pixels(A.ImageCompression(quality_range=(40, 95), p=0.35)),
     ]
 
@@ -266,14 +240,8 @@ def _shift_scale_rotate(
     *, shift: float, scale: tuple[float, float], degrees: float, border: int, p: float
 ) -> A.BasicTransform:
     """albumentations' `ShiftScaleRotate`, which warns that it is now `Affine`."""
-    return A.Affine(
-        translate_percent=(-shift, shift),
-        scale=scale,
-        rotate=(-degrees, degrees),
-        keep_ratio=True,
-        border_mode=border,
-        p=p,
-    )
+    shifts, angles = (-shift, shift), (-degrees, degrees)
+    return A.Affine(translate_percent=shifts, scale=scale, rotate=angles, keep_ratio=True, border_mode=border, p=p)
 
 
 # AutoAugment's policy for ImageNet as albumentations' transforms (Cubuk et al. 2019, arXiv:1805.09501), with magnitudes
@@ -334,8 +302,7 @@ def policy_geometry(probability: float) -> list[A.BasicTransform]:
 
 def _pixel_transform(name: str, probability: float, magnitude: int) -> A.BasicTransform:
     low, high = (min(max(magnitude + sign * MAGNITUDE_SPREAD, 0), 10) / 10 for sign in (-1, 1))
-    factor = (1.8 * low + 0.1, 1.8 * high + 0.1)
-    kept = (1.0, 1.0)
+    factor, kept = (1.8 * low + 0.1, 1.8 * high + 0.1), (1.0, 1.0)
     transforms = {
         "Posterize": lambda p: A.Posterize(num_bits=(int(4 * low) + 4, int(4 * high) + 4), p=p),
         "Solarize": lambda p: A.Solarize(threshold_range=(low, high), p=p),
@@ -353,7 +320,7 @@ PRESETS: dict[str, Callable[[int], list[Step]]] = registry(
     DataConfig,
     "augmentation",
     {
-        "none": _none,
+        "none": lambda _: [],
         "paper": _paper,
         "light": _light,
         "standard": _standard,

@@ -19,7 +19,7 @@ CRF = (17, 39)
 """Constant rate factor of x264: 17 is nearly without loss, 39 blocky; 23 is the encoder's default."""
 TUNES = ("film", "animation", "grain", "stillimage", "fastdecode", "zerolatency")
 PRESET = "veryfast"
-"""Of x264. `medium`, its default and the source's, took 1.8 times as long for a clip of four crops at 380 px."""
+"""x264's preset. `medium`, its default and the source's, took 1.8 times as long for a clip of four crops at 380 px."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Encoding:
 
     fps: int = SOURCE_FPS
     scale: float = 1.0
-    """Of the sides, before encoding; the result is scaled back."""
+    """Factor on the sides before encoding; the result is scaled back."""
     crf: int = 23
     tune: str = "film"
 
     @classmethod
-    def draw(cls, draws: Draws, *, crf: tuple[int, int] = CRF, scale: tuple[float, float] = SCALE) -> "Encoding":
+    def draw(cls, draws: Draws, *, crf: tuple[int, int], scale: tuple[float, float]) -> "Encoding":
         """Another frame rate and another scale with probability 0.5 each; ranges include both ends."""
         numbers = draws.generator
         return cls(
@@ -84,26 +84,21 @@ def _resized(frame: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
     return cv2.resize(frame, size_wh, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
-def reencoding(probability: float) -> Step:
-    """A step that re-encodes the clip of the earlier crops and this one, or this one alone where there are none."""
+def reencoding(
+    probability: float, *, alone: bool = False, crf: tuple[int, int] = CRF, scale: tuple[float, float] = SCALE
+) -> Step:
+    """A step that re-encodes the clip of the earlier crops and this one, or this one where there are none.
+
+    Args:
+        alone: encode the crop as a clip of one frame: the codec's blocks without its prediction over time, at a third
+            of the cost.
+    """
 
     def change(crop: np.ndarray, draws: Draws, context: CropContext) -> np.ndarray:
         if not draws.chance(probability):
             return crop
-        encoding = Encoding.draw(draws)
-        earlier = context.clip()[-EARLIER_CROPS:] if context.clip is not None else []
+        encoding = Encoding.draw(draws, crf=crf, scale=scale)
+        earlier = [] if alone or context.clip is None else context.clip()[-EARLIER_CROPS:]
         return reencode([*earlier, crop], encoding)
 
-    return Step(change, needs_clip=True)
-
-
-def reencoding_alone(probability: float, *, crf: tuple[int, int], scale: tuple[float, float]) -> Step:
-    """A step that encodes the crop as a clip of one frame: the codec's blocks without its prediction over time, at a
-    third of the cost."""
-
-    def change(crop: np.ndarray, draws: Draws, context: CropContext) -> np.ndarray:
-        if not draws.chance(probability):
-            return crop
-        return reencode([crop], Encoding.draw(draws, crf=crf, scale=scale))
-
-    return Step(change)
+    return Step(change, needs_clip=not alone)

@@ -24,7 +24,7 @@ FOREHEAD_PROBABILITY = 0.75
 SHIFT_XY = (0.03, 0.015)
 """Largest shift of the source as a share of the side."""
 SCALE = (0.95, 1 / 0.95)
-"""Of the source, drawn for each side."""
+"""Factor on the source's size, drawn for each side."""
 RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 LOWEST_SIDE = 64
 """A lower resolution keeps at least so many pixels a side."""
@@ -68,14 +68,10 @@ def self_blend(crop: np.ndarray, landmarks: np.ndarray, seed: int) -> np.ndarray
 
 
 def blend_target(crop: np.ndarray, seed: int) -> np.ndarray:
-    """The real crop that the fake of this seed is blended onto: for half of the seeds the crop itself, else the crop
-    changed in colour and in sharpness or resolution.
+    """The real crop, (H, W, 3) uint8 RGB, that the fake of this seed is blended onto: for half of the seeds the crop
+    itself, else the crop changed in colour and in sharpness or resolution.
 
     Shown such real crops, a network cannot take those changes themselves for a forgery.
-
-    Args:
-        crop: (H, W, 3) uint8 RGB; left as it is.
-        seed: 0 or more, as for `self_blend`.
     """
     return _copies(crop, seed)[0]
 
@@ -121,7 +117,11 @@ def _soft_mask(hull: np.ndarray, matrix: np.ndarray, size_wh: tuple[int, int], d
     moved = hull @ matrix[:, :2].T + matrix[:, 2]
     factor = MASK_SIDE / np.array(size_wh)
     mask = polygon_mask((moved + 0.5) * factor - 0.5, (MASK_SIDE, MASK_SIDE)).astype(np.float32)
-    mask = _elastic(mask, draws)
+    # Every point moved by smooth noise, some pixels at most (Simard et al. 2003).
+    noise = draws.generator.uniform(-1, 1, size=(2, *mask.shape)).astype(np.float32)
+    shift_x, shift_y = (ELASTIC_ALPHA * cv2.GaussianBlur(field, (0, 0), ELASTIC_SIGMA) for field in noise)
+    y, x = np.mgrid[:MASK_SIDE, :MASK_SIDE].astype(np.float32)
+    mask = cv2.remap(mask, x + shift_x, y + shift_y, cv2.INTER_LINEAR)
     inner, outer = (int(draws.generator.choice(KERNELS)) for _ in range(2))
     eroded = cv2.erode(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (inner, inner)))
     if not eroded.any():
@@ -129,11 +129,3 @@ def _soft_mask(hull: np.ndarray, matrix: np.ndarray, size_wh: tuple[int, int], d
     soft = cv2.GaussianBlur(eroded, (outer, outer), float(draws.generator.integers(*BLUR_SIGMAS)))
     ratio = float(draws.generator.choice(RATIOS))
     return ratio * cv2.resize(soft / soft.max(), size_wh, interpolation=cv2.INTER_LINEAR)
-
-
-def _elastic(mask: np.ndarray, draws: Draws) -> np.ndarray:
-    """The mask with every point moved by smooth noise, some pixels at most (Simard et al. 2003)."""
-    noise = draws.generator.uniform(-1, 1, size=(2, *mask.shape)).astype(np.float32)
-    shift_x, shift_y = (ELASTIC_ALPHA * cv2.GaussianBlur(field, (0, 0), ELASTIC_SIGMA) for field in noise)
-    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
-    return cv2.remap(mask, x + shift_x, y + shift_y, cv2.INTER_LINEAR)

@@ -59,24 +59,21 @@ class Step:
     needs_clip: bool = False
 
 
-def pixels(*transforms: A.BasicTransform | A.BaseCompose) -> Step:
-    """albumentations' transforms that leave everything where it is."""
-    return Step(_Composed(transforms))
+def pixels(*transforms: A.BasicTransform | A.BaseCompose, moves: bool = False) -> Step:
+    """A step of albumentations' transforms that leave everything where it is."""
+    compose = A.Compose(list(transforms))
+
+    def change(crop: np.ndarray, draws: Draws, context: CropContext) -> np.ndarray:
+        # Not set_random_seed: it gives every transform the same seed, and with it the same draws.
+        compose.set_random_state(draws.generator, draws.python)
+        return compose(image=crop, force_apply=True)["image"]
+
+    return Step(change, moves=moves)
 
 
 def moving(*transforms: A.BasicTransform | A.BaseCompose) -> Step:
-    """albumentations' transforms that move the picture's content."""
-    return Step(_Composed(transforms), moves=True)
-
-
-class _Composed:
-    def __init__(self, transforms: tuple[A.BasicTransform | A.BaseCompose, ...]) -> None:
-        self.compose = A.Compose(list(transforms))
-
-    def __call__(self, crop: np.ndarray, draws: Draws, context: CropContext) -> np.ndarray:
-        # Not set_random_seed: it gives every transform the same seed, and with it the same draws.
-        self.compose.set_random_state(draws.generator, draws.python)
-        return self.compose(image=crop, force_apply=True)["image"]
+    """A step of albumentations' transforms that move the picture's content."""
+    return pixels(*transforms, moves=True)
 
 
 def require_albumentations(found: str = A.__version__) -> None:
