@@ -1,7 +1,6 @@
 """Processes under torchrun: one run folder, every crop seen once, the numbers of one process, and an end together."""
 
 import dataclasses
-import gc
 import os
 import signal
 import subprocess
@@ -12,21 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from multiattn.experiments import get_experiment
 from multiattn.tables import FRAME_PREDICTIONS
-from multiattn.training.engine.ranks import (
-    CONTINUE,
-    SAVE,
-    STOP,
-    Ranks,
-    SharedDecision,
-    gather_objects,
-    gather_rows,
-    gather_strided,
-)
 from multiattn.training.engine.run_folder import load_state
 from pipeline import Pipeline, train_fold_zero
 
@@ -126,45 +113,3 @@ def test_a_killed_rank_ends_the_job_and_a_restart_continues(pipeline, tmp_path):
     state = load_state(folder)
     assert state["progress"]["epoch"] > reached
     assert len(state["random"]) == 2
-
-
-# --- the pieces ---------------------------------------------------------------------------------------------------
-
-
-def decide(rank: int, folder: str) -> None:
-    """Only rank 1 requests anything; both must learn of it after the same step."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    ranks = Ranks(rank, 2)
-    decision = SharedDecision(ranks)
-    requests = {2: SAVE, 4: STOP} if rank == 1 else {}
-    answers = [decision.agree(requests.get(step, CONTINUE)) for step in range(6)]
-    answers.append(decision.settle())
-    gathered = {
-        "answers": answers,
-        "objects": gather_objects({"rank": rank}, ranks),
-        "rows": gather_rows(torch.tensor([rank, 10.0 * rank]), ranks).tolist(),
-        "strided": gather_strided(torch.arange(7).numpy()[rank::2], 7, ranks).tolist(),
-    }
-    torch.save(gathered, f"{folder}/{rank}.pt")
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)
-
-
-def test_ranks_decide_and_gather_together(tmp_path):
-    mp.spawn(decide, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert first == second
-    assert first["answers"] == [CONTINUE, CONTINUE, CONTINUE, SAVE, CONTINUE, STOP, CONTINUE]
-    assert first["objects"] == [{"rank": 0}, {"rank": 1}]
-    assert first["rows"] == [[0.0, 0.0], [1.0, 10.0]]
-    assert first["strided"] == list(range(7))
-
-
-def test_one_process_decides_at_once_and_gathers_itself():
-    decision = SharedDecision(Ranks())
-    assert [decision.agree(request) for request in (CONTINUE, STOP, SAVE)] == [CONTINUE, STOP, SAVE]
-    assert decision.settle() == CONTINUE
-    assert gather_objects("x", Ranks()) == ["x"]
-    assert gather_rows(torch.tensor([1.0]), Ranks()).tolist() == [[1.0]]

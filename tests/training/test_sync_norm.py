@@ -1,10 +1,12 @@
-"""Batch normalisation over the shares of two and four processes is that of one process with the whole batch."""
+"""Several processes: batch normalisation over their shares is that of one process with the whole batch, and they decide
+and gather together."""
 
 import copy
 import gc
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,6 +17,16 @@ from torch import Tensor, nn
 from multiattn.model.backbone import Backbone
 from multiattn.model.rewrites import checkpoint_blocks, frozen_statistics
 from multiattn.training.engine import sync_norm
+from multiattn.training.engine.ranks import (
+    CONTINUE,
+    SAVE,
+    STOP,
+    Ranks,
+    SharedDecision,
+    gather_objects,
+    gather_rows,
+    gather_strided,
+)
 from multiattn.training.engine.sync_norm import SynchronisedBatchNormAct2d, synchronise_norms
 
 CPU, BATCH, STEPS = torch.device("cpu"), 8, 2
@@ -120,10 +132,23 @@ def work_in_group(rank: int, world_size: int, folder: Path) -> None:
     except ValueError as error:
         message = str(error)
     (folder / f"{world_size} single {rank}.txt").write_text(message, encoding="utf-8")
+    torch.save(decide(Ranks(rank, world_size)), folder / f"{world_size} decided {rank}.pt")
     # As in test_losses_distributed: every user of the group goes before it, and no rank before the others are through.
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def decide(ranks: Ranks) -> dict[str, list]:
+    """Only rank 1 requests anything; all must learn of it after the same step."""
+    decision, requests = SharedDecision(ranks), {2: SAVE, 4: STOP} if ranks.rank == 1 else {}
+    answers = [decision.agree(requests.get(step, CONTINUE)) for step in range(6)]
+    return {
+        "answers": [*answers, decision.settle()],
+        "objects": gather_objects({"rank": ranks.rank}, ranks),
+        "rows": gather_rows(torch.tensor([ranks.rank, 10.0 * ranks.rank]), ranks).tolist(),
+        "strided": gather_strided(np.arange(7)[ranks.rank :: ranks.world_size], 7, ranks).tolist(),
+    }
 
 
 def work(rank: int, folder: str) -> None:
@@ -197,7 +222,27 @@ def test_a_single_value_over_all_ranks_is_an_error_on_every_rank(results, world_
         assert message.startswith("expected more than 1 value a channel over all ranks")
 
 
+@pytest.mark.parametrize("world_size", SHARES)
+def test_ranks_decide_and_gather_together(results, world_size):
+    for rank in range(world_size):
+        assert torch.load(results / f"{world_size} decided {rank}.pt", weights_only=True) == {
+            "answers": [CONTINUE, CONTINUE, CONTINUE, SAVE, CONTINUE, STOP, CONTINUE],
+            "objects": [{"rank": number} for number in range(world_size)],
+            "rows": [[number, 10.0 * number] for number in range(world_size)],
+            "strided": list(range(7)),
+        }
+
+
 # --- in one process -----------------------------------------------------------------------------------------------
+
+
+def test_one_process_decides_at_once_and_gathers_itself():
+    decision = SharedDecision(Ranks())
+    assert [decision.agree(request) for request in (CONTINUE, STOP, SAVE)] == [CONTINUE, STOP, SAVE]
+    assert decision.settle() == CONTINUE
+    assert gather_objects("x", Ranks()) == ["x"]
+    assert gather_rows(torch.tensor([1.0]), Ranks()).tolist() == [[1.0]]
+    assert gather_strided(np.arange(3), 3, Ranks()).tolist() == [0, 1, 2]
 
 
 def test_one_process_is_left_as_it_is():
@@ -212,21 +257,14 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync_norm, "_world_size", lambda: 2)
 
 
-def test_every_normalisation_of_a_backbone_is_synchronised_and_keeps_its_name(two_ranks):
-    backbone = Backbone("tinynet_e", stages=())
-    names = list(backbone.state_dict())
-    backbone = synchronise_norms(backbone, CPU)
+def test_every_normalisation_of_a_backbone_is_synchronised_and_keeps_its_name_and_its_eval_mode(two_ranks):
+    backbone, images = Backbone("test_efficientnet", stages=()).eval(), torch.randn(2, 3, 32, 32)
+    names, expected = list(backbone.state_dict()), backbone(images)[1]
+    backbone = copy.deepcopy(synchronise_norms(backbone, CPU))
     norms = [type(module) for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert set(norms) == {SynchronisedBatchNormAct2d}
     assert list(backbone.state_dict()) == names
-
-
-def test_eval_mode_is_untouched(two_ranks):
-    backbone = Backbone("test_efficientnet", stages=()).eval()
-    images = torch.randn(2, 3, 32, 32)
-    expected = backbone(images)[1]
-    copied = copy.deepcopy(synchronise_norms(backbone, CPU))
-    assert torch.equal(copied(images)[1], expected)
+    assert torch.equal(backbone(images)[1], expected)
 
 
 def test_without_a_group_a_synchronised_layer_is_a_plain_one(two_ranks, monkeypatch):
@@ -246,7 +284,8 @@ def test_on_gpus_timms_layers_are_taken(two_ranks):
 
 
 def test_a_normalisation_that_cannot_be_synchronised_is_an_error(two_ranks):
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm3d(2))
     with pytest.raises(
         ValueError, match=r"^1: expected a batch normalisation of the classes BatchNorm1d, .*BatchNorm3d"
     ):
-        synchronise_norms(nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm3d(2)), CPU)
+        synchronise_norms(net, CPU)

@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 PATIENCE = timedelta(hours=1)
-"""Time a rank waits for the others, while rank 0 writes a state or one of them is slow at validating. A rank that
-has died does not cost this time: torchrun notices it and ends the others."""
+"""Longest wait for the other ranks; one that has died does not cost it: torchrun notices, and ends the others."""
 CONTINUE, SAVE, STOP = 0, 1, 2
 """Requests that a rank can make after a step; the larger is the stronger."""
 
@@ -61,8 +60,6 @@ def distributed(device: torch.device) -> Iterator[Ranks]:
 
 def gather_strided(values: np.ndarray, total: int, ranks: Ranks) -> np.ndarray:
     """Undo `rows[rank::world_size]`: every rank's values -> (total,) in the order of the rows, on every rank."""
-    if ranks.world_size == 1:
-        return values
     result = np.empty(total, dtype=values.dtype)
     for rank, part in enumerate(gather_objects(values, ranks)):
         result[rank :: ranks.world_size] = part
@@ -80,11 +77,7 @@ def gather_objects(value: object, ranks: Ranks) -> list:
 
 def gather_rows(values: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """(K,) on the CPU -> (R, K), a row of every rank, on every rank."""
-    if ranks.world_size == 1:
-        return values[None]
-    rows = [torch.empty_like(values) for _ in range(ranks.world_size)]
-    dist.all_gather(rows, values)
-    return torch.stack(rows)
+    return torch.stack(gather_objects(values, ranks))
 
 
 def wait_for_all(ranks: Ranks) -> None:

@@ -18,7 +18,6 @@ def synchronise_norms(step: nn.Module, device: torch.device) -> nn.Module:
 
     Args:
         step: all that is trained; before DistributedDataParallel, an average of the weights or a compilation.
-        device: where it is.
 
     Returns:
         The module to go on with.
@@ -29,8 +28,7 @@ def synchronise_norms(step: nn.Module, device: torch.device) -> nn.Module:
     if _world_size() == 1:
         return step
     if device.type == "cuda":
-        # It leaves parameters and buffers the same objects.
-        return convert_sync_batchnorm(step)
+        return convert_sync_batchnorm(step)  # parameters and buffers stay the same objects
     for path, layer in step.named_modules():
         if isinstance(layer, _BatchNorm) and not isinstance(layer, _Synchronised):
             if type(layer) not in SYNCHRONISED:
@@ -79,13 +77,12 @@ class _GlobalBatchNorm(torch.autograd.Function):
         x, weight, mean, variance = ctx.saved_tensors
         gradient = torch.zeros_like(x) if gradient is None else gradient
         values, slopes = x.to(mean.dtype), gradient.to(mean.dtype)
+        grad_x, grad_weight, grad_bias = values.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
         if x.numel():
             # As in eval mode, where mean and variance are constants: g weight / sigma, sum(g x_hat), sum(g).
             grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
                 slopes, values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
             )
-        else:
-            grad_x, grad_weight, grad_bias = values.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
         if ctx.needs_input_grad[0]:
             sums = torch.stack([grad_weight, grad_bias]).double()
             dist.all_reduce(sums)
@@ -137,7 +134,7 @@ class _Synchronised(_BatchNorm):
         out, mean, variance, count = _GlobalBatchNorm.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats and self.running_mean is not None:
             self._follow(mean, variance, count)
-        return self._activate(out)
+        return self.act(self.drop(out)) if isinstance(self, BatchNormAct2d) else out
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
@@ -147,9 +144,6 @@ class _Synchronised(_BatchNorm):
         self.running_mean.mul_(1 - rate).add_(mean.to(self.running_mean.dtype), alpha=rate)
         unbiased = (variance * (count / (count - 1))).to(self.running_var.dtype)
         self.running_var.mul_(1 - rate).add_(unbiased, alpha=rate)
-
-    def _activate(self, out: Tensor) -> Tensor:
-        return out
 
 
 class SynchronisedBatchNorm1d(_Synchronised, nn.BatchNorm1d):
@@ -162,9 +156,6 @@ class SynchronisedBatchNorm2d(_Synchronised, nn.BatchNorm2d):
 
 class SynchronisedBatchNormAct2d(_Synchronised, BatchNormAct2d):
     """timm's `BatchNormAct2d` over the batches of all ranks, on a CPU."""
-
-    def _activate(self, out: Tensor) -> Tensor:
-        return self.act(self.drop(out))
 
 
 SYNCHRONISED: dict[type[nn.Module], type[_Synchronised]] = {
