@@ -19,8 +19,9 @@ import torch
 from multiattn.config import Experiment
 from multiattn.datasets.folds import read_folds
 from multiattn.runtime.files import exclusive_folder
-from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder
+from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name
 from multiattn.runtime.signals import Interruption, listening
+from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FOLDS
 from multiattn.training.data.crops import FACE_COLUMNS, split_crops
 from multiattn.training.engine.loop import train_fold
@@ -38,7 +39,6 @@ class TrainingData:
     """A faces folder and the folds over its videos, read and checked once."""
 
     folder: Path
-    """The faces folder."""
     recipe: CropRecipe
     faces: pd.DataFrame
     videos: pd.DataFrame
@@ -53,7 +53,7 @@ class TrainingData:
         present = sorted(int(number) for number in set(self.folds["fold"]) - {-1})
         if text == "all":
             return present
-        if not text.isdigit():
+        if not text.isdecimal():
             raise ValueError(f"--fold: expected a number or `all`, found {text!r}.")
         if int(text) not in present:
             raise ValueError(f"--fold {text}: no such fold; folds present: {present}, or all.")
@@ -74,11 +74,10 @@ def read_training_data(faces: Path, folds: Path) -> TrainingData:
 
 @dataclass(frozen=True)
 class FoldOutcome:
-    """End of one fold's training."""
+    """End of one fold's training; `error` is empty where it ended well."""
 
     fold: int
     error: str = ""
-    """Reason of a failure; empty where there was none."""
 
 
 def train_folds(
@@ -103,16 +102,16 @@ def train_folds(
     """
     outcomes = []
     for number in numbers:
-        reason = ""
         try:
             train_one(experiment, data, number, runs, device=device, ranks=ranks, allow_changes=allow_changes)
+            outcomes.append(FoldOutcome(number))
         except (OSError, RuntimeError, ValueError) as error:
             if not keep_going:
                 raise
+            name = fold_name(fold_folder(runs / experiment.name, number))
             # A mistake that a user can correct needs no traceback.
-            logger.error("fold %d failed: %s", number, error, exc_info=isinstance(error, RuntimeError))
-            reason = str(error)
-        outcomes.append(FoldOutcome(number, reason))
+            logger.error("%s failed: %s", name, error, exc_info=isinstance(error, RuntimeError))
+            outcomes.append(FoldOutcome(number, str(error)))
     return outcomes
 
 
@@ -127,26 +126,13 @@ def train_one(
     allow_changes: bool = False,
 ) -> None:
     """Train one fold; arguments and errors as `train_folds`."""
-    crops = split_crops(
-        data.faces,
-        data.folds,
-        number,
-        data.folder,
-        validation_frames=experiment.data.validation_frames,
-        videos=data.videos,
-    )
+    frames = experiment.data.validation_frames
+    crops = split_crops(data.faces, data.folds, number, data.folder, validation_frames=frames, videos=data.videos)
     run = RunFolder(fold_folder(runs / experiment.name, number), number)
     with exclusive_folder(run.path) if ranks.is_main else contextlib.nullcontext():
         if ranks.is_main:
-            run.begin(
-                experiment,
-                data.recipe,
-                crops,
-                data.folds,
-                device=device,
-                world_size=ranks.world_size,
-                allow_changes=allow_changes,
-            )
+            place = {"device": device, "world_size": ranks.world_size}
+            run.begin(experiment, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
         wait_for_all(ranks)
         train_fold(experiment, crops, run, device=device, ranks=ranks)
 
@@ -162,7 +148,7 @@ def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> 
         FileNotFoundError: the runs to start from are not there.
         ValueError: a video lies in another fold there.
     """
-    mine = folds.assign(video=_at_any_compression(folds["video_id"]))[["video", "fold"]]
+    mine = _at_any_compression(folds)
     for number in numbers:
         path = fold_folder(start, number) / FOLDS_FILE
         if not path.is_file():
@@ -170,9 +156,7 @@ def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> 
                 f"{path}: no such run. The models of strongly compressed videos (c40) start from those of c23: run "
                 "the same ablation on the c23 faces first, with the same --runs."
             )
-        theirs = FOLDS.read(path)
-        theirs = theirs.assign(video=_at_any_compression(theirs["video_id"]))[["video", "fold"]]
-        joined = mine.merge(theirs, on="video", suffixes=("", "_there"))
+        joined = mine.merge(_at_any_compression(FOLDS.read(path)), on="video", suffixes=("", "_there"))
         moved = joined[joined["fold"] != joined["fold_there"]]
         if len(moved):
             raise ValueError(
@@ -181,8 +165,9 @@ def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> 
             )
 
 
-def _at_any_compression(video_ids: pd.Series) -> pd.Series:
-    return video_ids.str.replace(r"/(c23|c40)/", "/*/", regex=True)
+def _at_any_compression(folds: pd.DataFrame) -> pd.DataFrame:
+    videos = folds["video_id"].str.replace(r"/(c23|c40)/", "/*/", regex=True)
+    return pd.DataFrame({"video": videos, "fold": folds["fold"]})
 
 
 def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutcome]) -> str:
@@ -192,25 +177,20 @@ def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutc
         folder: `runs/<experiment>`.
         outcomes: ends of the folds of this command; other folds are left out.
     """
-    metric = experiment.validation.metric
-    rows = [
-        f"{'fold':>4}  {'ended':<10}{'epochs':>7}{metric:>24}{'AUC':>9}  {'epoch':>5}  {'weights':<8}{'minutes':>8}"
-    ]
+    rows = [["fold", "ended", "epochs", experiment.validation.metric, "AUC", "epoch", "weights", "minutes"]]
     for outcome in outcomes:
         path = fold_folder(folder, outcome.fold) / EPOCHS_FILE
-        ended = "failed" if outcome.error else "well"
-        if not path.is_file():
-            rows.append(f"{outcome.fold:>4}  {ended:<10}{0:>7}")
-            continue
-        history = pd.read_csv(path)
-        best, value, auc = _best(history, experiment)
-        minutes = history.groupby("epoch")["seconds"].last().sum() / 60
-        rows.append(
-            f"{outcome.fold:>4}  {ended:<10}{history['epochs_done'].max():>7g}{value:>24.4f}{auc:>9.4f}"
-            f"  {best['epoch']:>5}  {best['candidate']:<8}{minutes:>8.1f}"
-        )
+        row = [outcome.fold, "failed" if outcome.error else "well"]
+        if path.is_file():
+            history = pd.read_csv(path)
+            best, value, auc = _best(history, experiment)
+            minutes = history.groupby("epoch")["seconds"].last().sum() / 60
+            row += [f"{history['epochs_done'].max():g}", f"{value:.4f}", f"{auc:.4f}"]
+            rows.append([*row, best["epoch"], best["candidate"], f"{minutes:.1f}"])
+        else:
+            rows.append([*row, 0, *[""] * 5])
     failures = [f"fold {outcome.fold} failed: {outcome.error}" for outcome in outcomes if outcome.error]
-    return "\n".join([*rows, *failures])
+    return "\n".join([terminal_table(rows, right=(0, 2, 3, 4, 5, 7)), *failures])
 
 
 def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, float, float]:
@@ -219,12 +199,10 @@ def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, flo
     alone = {phase.name for phase in experiment.schedule if phase.objective == "backbone"}
     rows = history[~history["phase"].isin(alone)]
     rows = rows if len(rows) else history
-    prefixes = rows["candidate"].map(PREFIXES)
-    values = pd.Series(
-        [rows.loc[index, f"{prefix}{settings.metric}"] for index, prefix in prefixes.items()], index=rows.index
-    )
-    index = values.idxmax() if settings.higher_is_better else values.idxmin()
-    return rows.loc[index], float(values[index]), float(rows.loc[index, f"{prefixes[index]}auc"])
+    values = rows.apply(lambda row: row[f"{PREFIXES[row['candidate']]}{settings.metric}"], axis=1)
+    best = rows.loc[values.idxmax() if settings.higher_is_better else values.idxmin()]
+    prefix = PREFIXES[best["candidate"]]
+    return best, float(best[f"{prefix}{settings.metric}"]), float(best[f"{prefix}auc"])
 
 
 SECONDS_BETWEEN_REPORTS = 60.0
@@ -239,7 +217,7 @@ def parse_slots(text: str) -> list[str]:
     """
     slots = [part.strip() for part in text.split(",")]
     gpus = [slot for slot in slots if slot != "cpu"]
-    if not all(slot.isdigit() for slot in gpus) or len(set(gpus)) < len(gpus):
+    if not all(slot.isdecimal() for slot in gpus) or len(set(gpus)) < len(gpus):
         raise ValueError(f"--gpus: expected numbers of GPUs, each once, as 0,1,2,3 (or cpu), found {text!r}.")
     return slots
 
@@ -261,39 +239,39 @@ def train_in_processes(argv: list[str], numbers: list[int], slots: list[str], ex
         free.put(slot)
     with listening() as interruption, ThreadPoolExecutor(len(slots)) as pool:
         # Signals reach this thread alone; the pool's threads read what it noted.
-        jobs = [
-            pool.submit(_train_process, argv, number, free, len(slots), experiment, interruption) for number in numbers
-        ]
-        outcomes = [job.result() for job in jobs]
+
+        def train(number: int) -> FoldOutcome:
+            slot = free.get()
+            try:
+                return _train_process(argv, number, slot, len(slots), experiment, interruption)
+            finally:
+                free.put(slot)
+
+        outcomes = list(pool.map(train, numbers))
         interruption.exit_if_asked()
     return outcomes
 
 
 def _train_process(
-    argv: list[str], number: int, free: "queue.Queue[str]", places: int, experiment: Path, interruption: Interruption
+    argv: list[str], number: int, slot: str, places: int, experiment: Path, interruption: Interruption
 ) -> FoldOutcome:
-    """Train one fold in a process of its own, in the next place that is free."""
-    slot = free.get()
-    try:
-        if interruption.asked:
-            return FoldOutcome(number, "not begun")
-        log = fold_folder(experiment, number) / TRAIN_LOG
-        log.parent.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        place = "the CPU" if slot == "cpu" else f"GPU {slot}"
-        logger.info("fold %d: begins on %s; its output goes to %s", number, place, log)
-        device = "cpu" if slot == "cpu" else "cuda"
-        command = [sys.executable, "-m", "multiattn", "train", *argv, "--fold", str(number), "--device", device]
-        code = _run(command, _environment(slot, places), log, number, interruption)
-        minutes = (time.monotonic() - started) / 60
-        if code == 0:
-            logger.info("fold %d: done after %.1f minutes", number, minutes)
-            return FoldOutcome(number)
-        reason = _last_line(log)
-        logger.error("fold %d: ended with exit code %d after %.1f minutes: %s", number, code, minutes, reason)
-        return FoldOutcome(number, f"exit code {code}: {reason}")
-    finally:
-        free.put(slot)
+    """Train one fold in a process of its own."""
+    if interruption.asked:
+        return FoldOutcome(number, "not begun")
+    log = fold_folder(experiment, number) / TRAIN_LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    device, place = ("cpu", "the CPU") if slot == "cpu" else ("cuda", f"GPU {slot}")
+    logger.info("fold %d: begins on %s; its output goes to %s", number, place, log)
+    command = [sys.executable, "-m", "multiattn", "train", *argv, "--fold", str(number), "--device", device]
+    code = _run(command, _environment(slot, places), log, number, interruption)
+    minutes = (time.monotonic() - started) / 60
+    if code == 0:
+        logger.info("fold %d: done after %.1f minutes", number, minutes)
+        return FoldOutcome(number)
+    reason = _last_line(log)
+    logger.error("fold %d: ended with exit code %d after %.1f minutes: %s", number, code, minutes, reason)
+    return FoldOutcome(number, f"exit code {code}: {reason}")
 
 
 def _run(command: list[str], environment: dict[str, str], log: Path, number: int, interruption: Interruption) -> int:
@@ -322,18 +300,16 @@ def _environment(slot: str, places: int) -> dict[str, str]:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("(MULTIATTN_DEBUG")]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith("(MULTIATTN_DEBUG")]
     return lines[-1] if lines else "no output"
 
 
 def without_options(argv: list[str], names: tuple[str, ...]) -> Iterator[str]:
     """The arguments but for these options and their values (`--fold 0` or `--fold=0`)."""
-    skip = False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word in names:
-            skip = True
-        elif not word.startswith(tuple(f"{name}=" for name in names)):
+    words = iter(argv)
+    for word in words:
+        if word in names:
+            next(words, None)
+        elif word.partition("=")[0] not in names:
             yield word
