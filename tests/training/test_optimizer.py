@@ -1,6 +1,7 @@
 """Parameter groups and their rates, which optimisers there are, and every schedule against an outside source."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -30,10 +31,12 @@ def rates_of(step: TrainingStep, optimizer: torch.optim.Optimizer) -> dict[str, 
     return {names[one]: group["lr"] for group in optimizer.param_groups for one in group["params"]}
 
 
-def schedule_rates(config: OptimConfig, updates: list[int]) -> list[float]:
+def schedule_rates(
+    config: OptimConfig, updates: list[int], *, steps_per_epoch: int = STEPS_PER_EPOCH, epochs: int = EPOCHS
+) -> list[float]:
     """Our rate after so many updates."""
     optimizer = make_optimizer(nn.Linear(2, 2), config)
-    schedule = make_schedule(optimizer, config, steps_per_epoch=STEPS_PER_EPOCH, epochs=EPOCHS)
+    schedule = make_schedule(optimizer, config, steps_per_epoch=steps_per_epoch, epochs=epochs)
     found = []
     for update in updates:
         schedule.step_update(update)
@@ -41,9 +44,9 @@ def schedule_rates(config: OptimConfig, updates: list[int]) -> list[float]:
     return found
 
 
-def torch_rates(make, updates: int = TOTAL, lr: float = 1.0) -> list[float]:
+def torch_rates(make, updates: int) -> list[float]:
     """The rates of torch's scheduler for the same number of updates."""
-    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=lr)
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
     scheduler, found = make(optimizer), []
     for _ in range(updates):
         found.append(optimizer.param_groups[0]["lr"])
@@ -127,14 +130,14 @@ def test_what_is_frozen_is_left_out(step):
     set_trainable(frozen, Phase(name="frozen", epochs=1, freeze_backbone=True))
     rates = rates_of(frozen, make_optimizer(frozen, OptimConfig(layer_decay=0.8)))
     assert rates and not [name for name in rates if name.startswith("network.backbone.")]
-    with pytest.raises(ValueError, match="empty parameter list"):
-        make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
 
 
-def test_layer_wise_rates_of_a_network_without_layers_are_an_error():
+def test_without_layers_or_weights_to_train_there_is_no_optimiser():
     module = SimpleNamespace(network=SimpleNamespace(backbone=SimpleNamespace(net=nn.Linear(2, 2))))
     with pytest.raises(ValueError, match=r"layers of a Linear apart. Use --optim.backbone-lr-factor"):
         rate_scales(module, OptimConfig(layer_decay=0.9))
+    with pytest.raises(ValueError, match="empty parameter list"):
+        make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
 
 
 def test_a_group_keeps_its_part_of_the_rate_through_a_schedule(step):
@@ -184,77 +187,53 @@ def test_an_optimiser_that_cannot_be_had_is_an_error(name, message):
 # --- schedules ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        pytest.param(OptimConfig(lr=1.0), {0: 1.0, 20: 1.0, 39: 1.0, 40: 1.0, 99: 1.0}, id="constant"),
-        pytest.param(OptimConfig(lr=1.0, schedule="cosine"), {0: 1.0, 20: 0.5, 40: 0.0, 99: 0.0}, id="cosine"),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="cosine", lr_min=0.2), {0: 1.0, 20: 0.6, 40: 0.2}, id="cosine, floor"
-        ),
-        pytest.param(OptimConfig(lr=1.0, schedule="poly", poly_power=2.0), {0: 1.0, 20: 0.25, 40: 0.0}, id="poly"),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="poly", poly_power=1.0, lr_min=0.2),
-            {0: 1.0, 20: 0.6, 40: 0.2},
-            id="poly, floor",
-        ),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="step", step_epochs=2), {0: 1.0, 19: 1.0, 20: 0.5, 45: 0.25}, id="step"
-        ),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="one-cycle"),
-            {0: 1 / 25, 11: 1.0, 25: (1 + 4e-6) / 2, 39: 4e-6, 99: 4e-6},
-            id="one-cycle",
-        ),
-        pytest.param(OptimConfig(lr=1.0, warmup_epochs=1), {0: 0.01, 5: 0.505, 10: 1.0, 39: 1.0}, id="warm-up"),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="cosine", warmup_epochs=2),
-            {0: 0.01, 10: 0.505, 19: 0.9505, 20: 0.5, 40: 0.0},
-            id="the cosine goes on underneath the warm-up",
-        ),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="step", step_epochs=1, warmup_epochs=1),
-            {0: 0.01, 10: 1.0, 19: 1.0, 20: 0.5},
-            id="steps count from the warm-up's end",
-        ),
-    ],
-)
-def test_the_learning_rate_starts_peaks_and_ends_where_it_should(config, expected):
-    assert schedule_rates(config, list(expected)) == pytest.approx(list(expected.values()), abs=1e-9)
+RATES = {
+    "constant": ({}, {0: 1.0, 20: 1.0, 39: 1.0, 40: 1.0, 99: 1.0}),
+    "cosine": ({"schedule": "cosine"}, {0: 1.0, 20: 0.5, 40: 0.0, 99: 0.0}),
+    "cosine, floor": ({"schedule": "cosine", "lr_min": 0.2}, {0: 1.0, 20: 0.6, 40: 0.2}),
+    "poly": ({"schedule": "poly", "poly_power": 2.0}, {0: 1.0, 20: 0.25, 40: 0.0}),
+    "poly, floor": ({"schedule": "poly", "poly_power": 1.0, "lr_min": 0.2}, {0: 1.0, 20: 0.6, 40: 0.2}),
+    "step": ({"schedule": "step", "step_epochs": 2}, {0: 1.0, 19: 1.0, 20: 0.5, 45: 0.25}),
+    "one-cycle": ({"schedule": "one-cycle"}, {0: 1 / 25, 11: 1.0, 25: (1 + 4e-6) / 2, 39: 4e-6, 99: 4e-6}),
+    "warm-up": ({"warmup_epochs": 1}, {0: 0.01, 5: 0.505, 10: 1.0, 39: 1.0}),
+    "the cosine goes on underneath the warm-up": (
+        {"schedule": "cosine", "warmup_epochs": 2}, {0: 0.01, 10: 0.505, 19: 0.9505, 20: 0.5, 40: 0.0}
+    ),
+    "steps count from the warm-up's end": (
+        {"schedule": "step", "step_epochs": 1, "warmup_epochs": 1}, {0: 0.01, 10: 1.0, 19: 1.0, 20: 0.5}
+    ),
+}  # fmt: skip
+"""Settings, and the rate after so many updates."""
 
 
-@pytest.mark.parametrize(
-    ("config", "make"),
-    [
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="one-cycle"),
-            lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=TOTAL, cycle_momentum=False),
-            id="one-cycle",
-        ),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="poly", poly_power=0.9),
-            lambda optimizer: lr_scheduler.PolynomialLR(optimizer, total_iters=TOTAL, power=0.9),
-            id="poly",
-        ),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="cosine", lr_min=0.1),
-            lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL, eta_min=0.1),
-            id="cosine",
-        ),
-        pytest.param(
-            OptimConfig(lr=1.0, schedule="step", step_epochs=1, step_factor=0.3),
-            lambda optimizer: lr_scheduler.StepLR(optimizer, step_size=STEPS_PER_EPOCH, gamma=0.3),
-            id="step",
-        ),
-        pytest.param(
-            OptimConfig(lr=1.0, warmup_epochs=1.5),
-            lambda optimizer: lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=15),
-            id="warm-up",
-        ),
-    ],
-)
-def test_the_learning_rate_is_that_of_torchs_scheduler(config, make):
-    found = schedule_rates(config, list(range(TOTAL)))[: TOTAL - 1]  # torch's warns about the step after the last
+@pytest.mark.parametrize(("settings", "expected"), RATES.values(), ids=list(RATES))
+def test_the_learning_rate_starts_peaks_and_ends_where_it_should(settings, expected):
+    found = schedule_rates(OptimConfig(lr=1.0, **settings), list(expected))
+    assert found == pytest.approx(list(expected.values()), abs=1e-9)
+
+
+TORCHS = {
+    "one-cycle": (
+        {"schedule": "one-cycle"},
+        partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=TOTAL, cycle_momentum=False),
+    ),
+    "poly": ({"schedule": "poly"}, partial(lr_scheduler.PolynomialLR, total_iters=TOTAL, power=0.9)),
+    "cosine": (
+        {"schedule": "cosine", "lr_min": 0.1},
+        partial(lr_scheduler.CosineAnnealingLR, T_max=TOTAL, eta_min=0.1),
+    ),
+    "step": (
+        {"schedule": "step", "step_epochs": 1, "step_factor": 0.3},
+        partial(lr_scheduler.StepLR, step_size=STEPS_PER_EPOCH, gamma=0.3),
+    ),
+    "warm-up": ({"warmup_epochs": 1.5}, partial(lr_scheduler.LinearLR, start_factor=0.01, total_iters=15)),
+}
+"""Settings, and torch's scheduler of the same rates."""
+
+
+@pytest.mark.parametrize(("settings", "make"), TORCHS.values(), ids=list(TORCHS))
+def test_the_learning_rate_is_that_of_torchs_scheduler(settings, make):
+    found = schedule_rates(OptimConfig(lr=1.0, **settings), list(range(TOTAL - 1)))
     assert found == pytest.approx(torch_rates(make, TOTAL - 1), rel=1e-6, abs=1e-9)
 
 
@@ -286,17 +265,11 @@ def test_a_run_that_continues_goes_on_with_the_rate_it_would_have_had(step, sche
 
 def test_accumulating_gradients_goes_through_the_same_rates_in_fewer_updates():
     config = OptimConfig(lr=1.0, schedule="cosine")
-    optimizer = make_optimizer(nn.Linear(2, 2), config)
-    schedule = make_schedule(optimizer, config, steps_per_epoch=STEPS_PER_EPOCH // 2, epochs=EPOCHS)
-    for update in (0, 5, 10, 20):
-        schedule.step_update(update)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule_rates(config, [2 * update])[0], abs=1e-12)
+    fewer = schedule_rates(config, [0, 5, 10, 20], steps_per_epoch=STEPS_PER_EPOCH // 2)
+    assert fewer == pytest.approx(schedule_rates(config, [0, 10, 20, 40]), abs=1e-12)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4])
 def test_a_cycle_of_a_few_updates_ends_where_a_long_one_does(total):
     config = OptimConfig(lr=1.0, schedule="one-cycle")
-    optimizer = make_optimizer(nn.Linear(2, 2), config)
-    schedule = make_schedule(optimizer, config, steps_per_epoch=total, epochs=1)
-    schedule.step_update(total - 1)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1 / 25e4)
+    assert schedule_rates(config, [total - 1], steps_per_epoch=total, epochs=1) == pytest.approx([1 / 25e4])

@@ -17,8 +17,7 @@ from multiattn.config.settings import did_you_mean, registry
 from multiattn.training.engine.apex import FUSED_PREFIX, require_fused
 
 FUSED = ("adam", "adamw")
-"""Torch's own, which update all values of a tensor in one pass where the other form takes one for each operation:
-a sixth of the time for EfficientNet-B4 on a CPU."""
+"""Torch's own that update a tensor in one pass: a sixth of the time for EfficientNet-B4 on a CPU."""
 CYCLE_RISE, CYCLE_START, CYCLE_END = 0.3, 1 / 25, 1 / 25e4
 """One-cycle: the share of the updates in which the rate rises, and where it starts and ends, as parts of `lr`."""
 
@@ -112,12 +111,9 @@ def make_schedule(optimizer: Optimizer, config: OptimConfig, *, steps_per_epoch:
         steps_per_epoch: optimiser updates, not batches, where gradients are accumulated.
         epochs: of the phase.
     """
-    options = {
-        "warmup_t": round(config.warmup_epochs * steps_per_epoch),
-        "warmup_lr_init": config.lr / 100,
-        "t_in_epochs": False,
-    }
-    return SCHEDULES[config.schedule](optimizer, config, epochs * steps_per_epoch, steps_per_epoch, options)
+    updates = round(config.warmup_epochs * steps_per_epoch)
+    warmup = {"warmup_t": updates, "warmup_lr_init": config.lr / 100, "t_in_epochs": False}
+    return SCHEDULES[config.schedule](optimizer, config, epochs * steps_per_epoch, steps_per_epoch, warmup)
 
 
 class OneCycleScheduler(Scheduler):
@@ -127,16 +123,14 @@ class OneCycleScheduler(Scheduler):
     1cycle policy (Smith and Topin, arXiv:1708.07120) and torch's `OneCycleLR` with its defaults, whose values these are
     to rounding.
 
+    Args:
+        total: updates of the whole cycle; later ones get the last one's rate.
+
     Departures: the momentum does not cycle; Smith's lines are cosines and his third phase is part of the fall, as in
     torch.
     """
 
     def __init__(self, optimizer: Optimizer, total: int) -> None:
-        """Prepare the cycle.
-
-        Args:
-            total: updates of the whole cycle; later ones get the last one's rate.
-        """
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
         self.total = total
 
@@ -145,14 +139,11 @@ class OneCycleScheduler(Scheduler):
         peak = CYCLE_RISE * self.total - 1  # before 0 with fewer than four updates, which are a fall alone
         t = min(t, last)
         if t <= peak:
-            factor = _along_cosine(CYCLE_START, 1.0, t / peak)
+            start, end, share = CYCLE_START, 1.0, t / peak
         else:
-            factor = _along_cosine(1.0, CYCLE_END, (t - peak) / (last - peak))
+            start, end, share = 1.0, CYCLE_END, (t - peak) / (last - peak)
+        factor = end + (start - end) * (1 + math.cos(math.pi * share)) / 2
         return [value * factor for value in self.base_values]
-
-
-def _along_cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int, dict[str, Any]], Scheduler]] = registry(
@@ -160,22 +151,18 @@ SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int, dict[str, Any]]
     "schedule",
     {
         # The cosine whose lowest value is its highest.
-        "constant": lambda optimizer, config, total, _, options: CosineLRScheduler(
-            optimizer, t_initial=total, lr_min=config.lr, **options
-        ),
+        "constant": lambda opt, config, total, _, warmup: CosineLRScheduler(opt, total, lr_min=config.lr, **warmup),
         # arXiv:1608.03983: lr_min + (lr - lr_min) (1 + cos(pi t / T)) / 2.
-        "cosine": lambda optimizer, config, total, _, options: CosineLRScheduler(
-            optimizer, t_initial=total, lr_min=config.lr_min, **options
-        ),
+        "cosine": lambda opt, config, total, _, warmup: CosineLRScheduler(opt, total, lr_min=config.lr_min, **warmup),
         # By steps: lr * step_factor ** floor(epochs done / step_epochs).
-        "step": lambda optimizer, config, _, epoch, options: StepLRScheduler(
-            optimizer, decay_t=config.step_epochs * epoch, decay_rate=config.step_factor, **options
+        "step": lambda opt, config, _, epoch, warmup: StepLRScheduler(
+            opt, config.step_epochs * epoch, config.step_factor, **warmup
         ),
         # Polynomial: lr_min + (lr - lr_min) (1 - t / T) ** poly_power.
-        "poly": lambda optimizer, config, total, _, options: PolyLRScheduler(
-            optimizer, t_initial=total, power=config.poly_power, lr_min=config.lr_min, **options
+        "poly": lambda opt, config, total, _, warmup: PolyLRScheduler(
+            opt, total, config.poly_power, lr_min=config.lr_min, **warmup
         ),
-        "one-cycle": lambda optimizer, config, total, *_: OneCycleScheduler(optimizer, total),
+        "one-cycle": lambda opt, config, total, *_: OneCycleScheduler(opt, total),
     },
 )
 """Name -> (optimiser, settings, T updates of the phase, updates an epoch, timm's options of the warm-up) -> schedule,
