@@ -1,8 +1,7 @@
 """resume.pt: whatever happens to a write, a state that can be read is there."""
 
 import os
-import subprocess
-import sys
+import resource
 import types
 from pathlib import Path
 
@@ -36,38 +35,33 @@ def test_the_latest_state_comes_back_and_the_one_before_it_is_kept(folder):
     assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_STATE_FILE, STATE_FILE]
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def flip(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+def encrypt(content: bytes) -> bytes:
+    """Set the flag of encryption in the archive's directory, as one altered bit may."""
+    place = content.index(b"PK\1\2") + 8
+    return content[:place] + bytes([content[place] | 1]) + content[place + 1 :]
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def overwrite(path: Path) -> None:
-    path.write_text("not a state")
-
-
-DAMAGES = pytest.mark.parametrize("damage", [cut, empty, flip, overwrite], ids=lambda damage: damage.__name__)
-
-
-@DAMAGES
-def test_a_damaged_state_gives_way_to_the_one_before_it_with_a_message(folder, damage, caplog):
-    damage(folder / STATE_FILE)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: content[: len(content) // 2], id="cut"),
+        pytest.param(lambda _: b"", id="empty"),
+        pytest.param(flip, id="a bit flipped"),
+        pytest.param(encrypt, id="called encrypted"),
+        pytest.param(lambda _: b"not a state", id="overwritten"),
+    ],
+)
+def test_a_damaged_state_gives_way_to_the_one_before_it_and_two_are_an_error(folder, damage, caplog):
+    current, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
+    current.write_bytes(damage(current.read_bytes()))
     assert load_state(folder)["number"] == 1
     assert "damaged" in caplog.text and "the state before it" in caplog.text
-
-
-@DAMAGES
-def test_two_damaged_states_are_an_error_that_names_both(folder, damage):
-    damage(folder / STATE_FILE)
-    damage(folder / PREVIOUS_STATE_FILE)
+    previous.write_bytes(damage(previous.read_bytes()))
     with pytest.raises(ValueError, match=rf"{STATE_FILE}: damaged .*{PREVIOUS_STATE_FILE}: damaged .*Delete both"):
         load_state(folder)
 
@@ -108,7 +102,7 @@ def test_a_kill_between_the_two_renames_leaves_the_state_before(folder, links):
     save_state(folder, state(3))
     assert load_state(folder)["number"] == 3
     assert sorted(path.name for path in folder.iterdir()) == [PREVIOUS_STATE_FILE, STATE_FILE]
-    flip(folder / STATE_FILE)
+    (folder / STATE_FILE).write_bytes(flip((folder / STATE_FILE).read_bytes()))
     assert load_state(folder)["number"] == 2
 
 
@@ -133,16 +127,14 @@ def test_a_write_that_cannot_be_read_back_changes_nothing(folder, monkeypatch):
 
 
 def test_a_full_disk_changes_nothing(folder):
-    code = (
-        "import resource, sys, torch; from pathlib import Path\n"
-        "from multiattn.training.engine.run_folder import save_state\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "save_state(Path(sys.argv[1]), {'number': 3, 'weights': torch.zeros(100_000)})"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, env=os.environ
-    )
-    assert finished.returncode != 0
+    """A limit on the size of files refuses what a full disk refuses, in the middle of the write."""
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            save_state(folder, {"number": 3, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load_state(folder)["number"] == 2
     assert len(list(folder.iterdir())) == 2
 

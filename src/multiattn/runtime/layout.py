@@ -18,10 +18,13 @@ IMPORT_FILE = "import.json"
 # how it went,
 EPOCHS_FILE = "epochs.csv"
 TRAIN_LOG = "train.log"
+TENSORBOARD_FOLDER = "tensorboard"
 STATE_FILE, PREVIOUS_STATE_FILE = "resume.pt", "resume.previous.pt"
 # and what came out.
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
+CANDIDATES_FOLDER = "candidates"
+"""Weights of the best validations so far, for their average."""
 HELD_OUT_FILE = "oof.parquet"
 SCORING_FILE = "scoring.json"
 """In the folder of an experiment, beside its folds."""
@@ -60,14 +63,14 @@ def fold_number(folder: Path) -> int:
         ValueError: it is not named like one.
     """
     digits = folder.name.removeprefix(_FOLD)
-    if not digits.isdigit():
+    if not digits.isdecimal():
         raise ValueError(f"{folder}: expected a run folder named fold0, fold1, ..., found {folder.name!r}.")
     return int(digits)
 
 
 def folds_below(experiment: Path, file: str = "") -> list[Path]:
     """The fold folders in an experiment's folder that hold this file, by number; empty where there are none."""
-    folders = (path for path in Path(experiment).glob(ANY_FOLD) if path.name.removeprefix(_FOLD).isdigit())
+    folders = (path for path in Path(experiment).glob(ANY_FOLD) if path.name.removeprefix(_FOLD).isdecimal())
     return sorted((folder for folder in folders if (folder / file).exists()), key=fold_number)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import matplotlib
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,18 +10,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multiattn.model.predict import normalize_crops
 from multiattn.runtime.devices import autocast
+from multiattn.runtime.layout import TENSORBOARD_FOLDER
 from multiattn.runtime.processor import memory_in_use
 from multiattn.runtime.progress import progress_bar
 from multiattn.training.engine.fold_training import FoldTraining
 
 PICTURED = 8
 """Crops of the first batch of an epoch that are kept for its picture."""
-TERM_NAMES = {
-    "cross_entropy": "ce",
-    "auxiliary": "aux",
-    "cross_entropy_agda": "ce_agda",
-    "match": "match",
-}
+TERM_NAMES = {"cross_entropy": "ce", "auxiliary": "aux", "cross_entropy_agda": "ce_agda", "match": "match"}
 """Short names of the loss terms on the line."""
 
 
@@ -32,16 +28,10 @@ class Live:
         self.is_main = training.ranks.is_main
         samples_per_epoch = len(training.loader) * training.global_batch
         done = training.progress.epoch * samples_per_epoch + training.progress.batch * training.global_batch
-        self.bar = progress_bar(
-            training.experiment.num_epochs * samples_per_epoch,
-            training.run.model_name,
-            "samples",
-            initial=done,
-            disable=not self.is_main,
-        )
-        self.writer = None
-        if self.is_main:
-            self.writer = SummaryWriter(training.run.path / "tensorboard", purge_step=training.updates)
+        total, name = training.experiment.num_epochs * samples_per_epoch, training.run.model_name
+        self.bar = progress_bar(total, name, "samples", initial=done, disable=not self.is_main)
+        folder = training.run.path / TENSORBOARD_FOLDER
+        self.writer = SummaryWriter(folder, purge_step=training.updates) if self.is_main else None
         self.crops: Tensor | None = None
 
     def advance(self, samples: int, crops: Tensor) -> None:
@@ -62,27 +52,26 @@ class Live:
             "memory_gb": memory_in_use(training.device) / 1e9,
         }
         self._scalars("train", figures, training.updates)
-        terms = "".join(f" {short} {means[name]:.3f}" for name, short in TERM_NAMES.items() if name in means)
+        terms = " ".join(f"{short} {means[name]:.3f}" for name, short in TERM_NAMES.items() if name in means)
         self.bar.set_postfix_str(
             f"epoch {training.progress.epoch}, "
             f"step {training.updates_of_epoch}/{training.updates_in_epoch(training.span)}, "
-            f"loss {means['loss']:.4f} ({terms.strip()}), lr {figures['learning_rate']:.1e}, "
+            f"loss {means['loss']:.4f} ({terms}), lr {figures['learning_rate']:.1e}, "
             f"data wait {figures['data_wait']:.0%}, {figures['memory_gb']:.1f} GB",
             refresh=False,
         )
 
     def validated(self, record: dict[str, Any]) -> None:
         """Write the scalars of a validation."""
-        places = ("epoch", "step", "epochs_done")
-        figures = {name: value for name, value in record.items() if isinstance(value, float) and name not in places}
+        figures = {name: value for name, value in record.items() if isinstance(value, float) and name != "epochs_done"}
         self._scalars("validation", figures, record["step"])
 
     def picture(self, training: FoldTraining) -> None:
         """Write the epoch's first crops as the network sees them, with its attention maps."""
-        if self.writer is None or self.crops is None or training.trains_backbone_alone:
-            self.crops = None
+        crops, self.crops = self.crops, None
+        if crops is None or training.trains_backbone_alone:
             return
-        network, crops = training.step.network, self.crops
+        network = training.step.network
         was_training = network.training
         network.eval()
         with torch.inference_mode(), autocast(training.precision, training.device):
@@ -91,7 +80,6 @@ class Live:
         maps = attention.float().cpu().numpy() if attention is not None else None
         grid = attention_grid(crops.numpy(), maps)
         self.writer.add_image("crops and attention maps", grid, training.updates, dataformats="HWC")
-        self.crops = None
 
     def close(self) -> None:
         """End the line and the files."""
@@ -117,13 +105,14 @@ def attention_grid(crops: np.ndarray, attention: np.ndarray | None) -> np.ndarra
     """
     rows = [np.concatenate(list(crops), axis=1)]
     height, width = crops.shape[1:3]
-    colours = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.float32)
+    inferno = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
+    colours = inferno.reshape(256, 3)[:, ::-1].astype(np.float32)  # RGB
     for maps in np.moveaxis(attention, 1, 0) if attention is not None else ():
         top = np.maximum(maps.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
         large = torch.nn.functional.interpolate(
             torch.from_numpy(np.ascontiguousarray(maps / top))[:, None].float(), (height, width), mode="bilinear"
         )
         indices = (large[:, 0].numpy() * 255).round().astype(np.uint8)
-        over = 0.45 * crops + 0.55 * colours[indices]
-        rows.append(np.concatenate(list(over.round().astype(np.uint8)), axis=1))
+        over = (0.45 * crops + 0.55 * colours[indices]).round().astype(np.uint8)
+        rows.append(np.concatenate(list(over), axis=1))
     return np.concatenate(rows, axis=0)

@@ -20,24 +20,11 @@ from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights, save_weights
-from multiattn.model.precision import Precision, training_precision
+from multiattn.model.precision import training_precision
+from multiattn.runtime import layout
 from multiattn.runtime.environment import describe_environment, git_commit
 from multiattn.runtime.files import atomic_path, read_json, write_csv, write_json
-from multiattn.runtime.layout import (
-    BEST_WEIGHTS,
-    CHANGES_FILE,
-    ENVIRONMENT_FILE,
-    EPOCHS_FILE,
-    EXPERIMENT_FILE,
-    FOLDS_FILE,
-    HELD_OUT_FILE,
-    INPUTS_FILE,
-    LAST_WEIGHTS,
-    PREVIOUS_STATE_FILE,
-    STATE_FILE,
-    fold_folder,
-    fold_name,
-)
+from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, INPUTS_FILE, PREVIOUS_STATE_FILE, STATE_FILE
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
@@ -58,7 +45,7 @@ class RunFolder:
     @property
     def model_name(self) -> str:
         """`<experiment>/fold<k>`, the model's name in tables of predictions."""
-        return fold_name(self.path)
+        return layout.fold_name(self.path)
 
     @property
     def precision(self) -> str:
@@ -94,18 +81,26 @@ class RunFolder:
             "crops": crops.fingerprint(),
         }
         if is_new:
-            write_recipe(recipe, self.path)
-            FOLDS.write(folds, self.path / FOLDS_FILE)
-            self._write_settings(experiment, inputs, device, precision)
+            FOLDS.write(folds, self.path / layout.FOLDS_FILE)
+        elif not self._accept(experiment, recipe, folds, inputs, allow_changes):
             return
+        write_recipe(recipe, self.path)
+        write_json(self.path / INPUTS_FILE, inputs)
+        write_json(self.path / layout.ENVIRONMENT_FILE, describe_environment(device) | {"precision": vars(precision)})
+        write_json(self.path / EXPERIMENT_FILE, to_json(experiment))
+
+    def _accept(
+        self, experiment: Experiment, recipe: CropRecipe, folds: pd.DataFrame, inputs: dict[str, Any], allowed: bool
+    ) -> bool:
+        """Compare with the run that is there; True where there are changes, and they are allowed and noted."""
         differences = _differences(to_json(self.read_experiment()), to_json(experiment))
         if other_crops := describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {other_crops}")
         differences += _differences(read_json(self.path / INPUTS_FILE), inputs)
-        other_folds = not FOLDS.read(self.path / FOLDS_FILE).equals(FOLDS.validate(folds, "folds"))
+        other_folds = not FOLDS.read(self.path / layout.FOLDS_FILE).equals(FOLDS.validate(folds, "folds"))
         if other_folds:
             differences.append("folds: not the folds this run was begun with")
-        if differences and (other_folds or not allow_changes):
+        if differences and (other_folds or not allowed):
             raise ValueError(
                 f"{self.path}: holds a run with other settings: {'; '.join(differences)}. Give the same settings to "
                 "continue it, or another name or folder to begin a new one"
@@ -113,18 +108,10 @@ class RunFolder:
             )
         if differences:
             logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))
-            path = self.path / CHANGES_FILE
+            path = self.path / layout.CHANGES_FILE
             earlier = read_json(path) if path.is_file() else []
             write_json(path, [*earlier, {"commit": git_commit(), "changes": differences}])
-            write_recipe(recipe, self.path)
-            self._write_settings(experiment, inputs, device, precision)
-
-    def _write_settings(
-        self, experiment: Experiment, inputs: dict[str, Any], device: torch.device, precision: Precision
-    ) -> None:
-        write_json(self.path / INPUTS_FILE, inputs)
-        write_json(self.path / ENVIRONMENT_FILE, describe_environment(device) | {"precision": vars(precision)})
-        write_json(self.path / EXPERIMENT_FILE, to_json(experiment))
+        return bool(differences)
 
     def read_experiment(self) -> Experiment:
         """The experiment the run was made with."""
@@ -133,13 +120,13 @@ class RunFolder:
 
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
         """Weights and held-out frame predictions of the best validation so far."""
-        FRAME_PREDICTIONS.write(predictions, self.path / HELD_OUT_FILE)
+        FRAME_PREDICTIONS.write(predictions, self.path / layout.HELD_OUT_FILE)
         save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
 
     def save_validation(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
         """The table of validations, and the latest weights."""
-        write_csv(self.path / EPOCHS_FILE, pd.DataFrame(history))
-        save_weights(network, self.path / LAST_WEIGHTS, _metadata(history[-1]))
+        write_csv(self.path / layout.EPOCHS_FILE, pd.DataFrame(history))
+        save_weights(network, self.path / layout.LAST_WEIGHTS, _metadata(history[-1]))
 
 
 def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
@@ -155,8 +142,7 @@ def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") 
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:
-    names = ("epoch", "step", "candidate")
-    return {name: str(record[name]) for name in names} | {"validation_log_loss": repr(record["validation_log_loss"])}
+    return {name: str(record[name]) for name in ("epoch", "step", "candidate", "validation_log_loss")}
 
 
 def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
@@ -170,9 +156,8 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
         FileNotFoundError: nothing there.
         ValueError: the weights of another network.
     """
-    source = Path(source)
-    candidates = [source, source / BEST_WEIGHTS, fold_folder(source, fold) / BEST_WEIGHTS]
-    path = next((path for path in candidates if path.is_file()), None)
+    places = [Path(source), Path(source, BEST_WEIGHTS), layout.fold_folder(source, fold) / BEST_WEIGHTS]
+    path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise FileNotFoundError(
             f"--start-from {source}: expected a run with {BEST_WEIGHTS} (of fold {fold}) or a safetensors file, found "
@@ -249,8 +234,8 @@ def _fault(file: IO[bytes]) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    # What zipfile says of altered bytes: no archive, an entry cut off, an unknown compression, a place before the file.
-    # OSError is also a disk that cannot read them; whether the file may be opened was settled before.
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+    # Altered bytes may say: no archive, an entry cut off, unknown compression, encrypted, a place before the file.
+    # OSError is also a disk that cannot read them; the file could be opened before.
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
         return str(error) or type(error).__name__
     return f"entry {damaged} does not match its checksum" if damaged else None

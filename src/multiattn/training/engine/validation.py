@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -17,7 +16,7 @@ from multiattn.model.diagnostics import AttentionStatistics, center_distance, co
 from multiattn.model.losses import RegionalIndependenceLoss
 from multiattn.model.network import NetworkOutput
 from multiattn.model.predict import predict_logits
-from multiattn.runtime.layout import HELD_OUT_FILE
+from multiattn.runtime.layout import CANDIDATES_FOLDER, HELD_OUT_FILE
 from multiattn.runtime.signals import Interruption
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import video_metrics
@@ -33,17 +32,13 @@ logger = logging.getLogger(__name__)
 PREFIXES = {"last": "validation_", "ema": "ema_", "average": "average_"}
 """Candidate -> prefix of its figures in epochs.csv: the latest weights, their moving average, and the average of the
 best validations' weights."""
-TOP_FOLDER = "candidates"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that may become the best checkpoint, and its predictions of the held-out videos.
+    """A network that may become the best checkpoint, its frame predictions of the held-out videos, and their `scores`.
 
-    Attributes:
-        name: a key of `PREFIXES`.
-        predictions: its frame predictions, on every rank.
-        figures: `scores` of them.
+    Predictions and figures are the same on every rank; `name` is a key of `PREFIXES`.
     """
 
     name: str
@@ -99,18 +94,14 @@ def scores(crops: FoldCrops, predictions: pd.DataFrame) -> dict[str, float]:
     By the rule that makes submissions before any tuning, with its clip. A held-out video without a face counts with the
     prior; it has no frames.
     """
-    rule, held_out = ScoringRule(), crops.held_out
-    videos = complete_videos(held_out["video_id"], rule.score(predictions), rule.prior)
-    frames = np.clip(predictions["probability"].to_numpy(), rule.clip, 1 - rule.clip)
-    return {
-        **_scores(held_out["label"].to_numpy(), videos["probability"].to_numpy(), rule.clip, ""),
-        **_scores(crops.validation["label"].to_numpy(), frames, rule.clip, FRAME_PREFIX),
-    }
-
-
-def _scores(labels: np.ndarray, probabilities: np.ndarray, clip: float, prefix: str) -> dict[str, float]:
-    metrics = video_metrics(labels, probabilities, clip=clip)
-    return {f"{prefix}{name}": getattr(metrics, name) for name in METRICS}
+    rule, figures = ScoringRule(), {}
+    videos = complete_videos(crops.held_out["video_id"], rule.score(predictions), rule.prior)
+    frames = predictions.assign(probability=predictions["probability"].clip(rule.clip, 1 - rule.clip))
+    for prefix, labelled, table in (("", crops.held_out, videos), (FRAME_PREFIX, crops.validation, frames)):
+        labels, probabilities = labelled["label"].to_numpy(), table["probability"].to_numpy()
+        metrics = video_metrics(labels, probabilities, clip=rule.clip)
+        figures |= {f"{prefix}{name}": getattr(metrics, name) for name in METRICS}
+    return figures
 
 
 def _value(candidate: Candidate, settings: ValidationConfig) -> float:
@@ -161,7 +152,7 @@ def _average_of_top(training: FoldTraining, latest: Candidate) -> nn.Module | No
         save_weights(training.step.network, _top_path(training, entry), {"step": str(entry["step"])})
         # The state before this one may have to be taken up again, so the files it names stay too.
         named = [_top_path(training, one) for one in (*kept, *progress.top)]
-        for path in (training.run.path / TOP_FOLDER).glob("*.safetensors"):
+        for path in (training.run.path / CANDIDATES_FOLDER).glob("*.safetensors"):
             if path not in named:
                 path.unlink()
     wait_for_all(training.ranks)
@@ -174,7 +165,7 @@ def _average_of_top(training: FoldTraining, latest: Candidate) -> nn.Module | No
 
 
 def _top_path(training: FoldTraining, entry: dict[str, Any]) -> Path:
-    return training.run.path / TOP_FOLDER / f"step{entry['step']}.safetensors"
+    return training.run.path / CANDIDATES_FOLDER / f"step{entry['step']}.safetensors"
 
 
 def _attention_figures(training: FoldTraining, statistics: AttentionStatistics) -> dict[str, float]:
