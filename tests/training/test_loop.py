@@ -48,6 +48,12 @@ def best_notes(folder: Path) -> dict[str, str]:
         return file.metadata()
 
 
+def assert_same_weights(name: str, found: Path, expected: Path) -> None:
+    one, other = (safetensors.torch.load_file(path / name) for path in (found, expected))
+    assert one.keys() == other.keys()
+    assert [key for key in other if not torch.equal(one[key], other[key])] == []
+
+
 def test_a_record_has_the_figures_of_videos_and_frames_as_scikit_learn_computes_them(pipeline, tmp_path):
     folder = train_fold_zero(pipeline, tmp_path, dataclasses.replace(TINY, epochs=1))
     record, oof = history(folder).iloc[-1], FRAME_PREDICTIONS.read(folder / "oof.parquet")
@@ -120,10 +126,7 @@ def test_averages_are_candidates_and_the_kept_weights_are_those_of_the_best(pipe
     data = read_training_data(pipeline.faces, pipeline.folds)
     crops = split_crops(data.faces, data.folds, 0, data.folder)
     loader = validation_loader(crops, experiment.data, rank=0, world_size=1)
-    model = find_models(folder)[0]
-    logits = predict_logits(
-        model.load("cpu"), loader, device=next(model.load("cpu").parameters()).device, precision="fp32"
-    )
+    logits = predict_logits(find_models(folder)[0].load("cpu"), loader, device=torch.device("cpu"), precision="fp32")
     np.testing.assert_allclose(FRAME_PREDICTIONS.read(folder / "oof.parquet")["logit"], logits, atol=1e-4)
 
 
@@ -156,15 +159,14 @@ def test_what_a_run_does_not_learn_from_may_change(pipeline, begun, tmp_path, ch
 
 def test_other_settings_are_refused_unless_allowed_and_then_noted(pipeline, begun, tmp_path):
     longer = dataclasses.replace(STILL, epochs=2, loss=dataclasses.replace(STILL.loss, label_smoothing=0.1))
-    with pytest.raises(
-        ValueError, match=r"loss.label_smoothing: 0.0 there, 0.1 asked; epochs: 1 there, 2 asked.*--allow"
-    ):
+    changes = ["loss.label_smoothing: 0.0 there, 0.1 asked", "epochs: 1 there, 2 asked"]
+    with pytest.raises(ValueError, match=f"{'; '.join(changes)}.*--allow"):
         train_fold_zero(pipeline, tmp_path, longer)
     assert history(begun)["epoch"].tolist() == [0]
     train_fold_zero(pipeline, tmp_path, longer, allow_changes=True)
     assert history(begun)["epoch"].tolist() == [0, 1]
     (noted,) = json.loads((begun / "changes.json").read_text())
-    assert noted["changes"] == ["loss.label_smoothing: 0.0 there, 0.1 asked", "epochs: 1 there, 2 asked"]
+    assert noted["changes"] == changes
     train_fold_zero(pipeline, tmp_path, longer)  # these are its settings now
 
 
@@ -212,11 +214,6 @@ def test_a_run_that_goes_on_with_another_batch_goes_on_at_the_same_place_of_the_
     assert seen[0] == 7, "3 batches of 4 are 6 of 2"
 
 
-def test_the_state_of_a_finished_run_can_be_read(trained_once):
-    state = load_state(trained_once / STILL.name / "fold0")
-    assert (state["progress"]["epoch"], state["progress"]["batch"]) == (1, 0)
-
-
 # --- the staged schedule ---------------------------------------------------------------------------------------------
 
 
@@ -236,31 +233,23 @@ def staged(pipeline: Pipeline, tmp_path_factory) -> Path:
 
 
 def test_every_epoch_belongs_to_one_phase():
-    assert [(span.phase.name, span.first, span.end) for span in phase_spans(STAGED)] == [
-        ("backbone", 0, 2),
-        ("frozen", 2, 3),
-        ("full", 3, 4),
-    ]
+    spans = [("backbone", 0, 2), ("frozen", 2, 3), ("full", 3, 4)]
+    assert [(span.phase.name, span.first, span.end) for span in phase_spans(STAGED)] == spans
     assert [span_at(STAGED, epoch).phase.name for epoch in range(4)] == ["backbone", "backbone", "frozen", "full"]
     with pytest.raises(ValueError, match="epoch 4: expected 0 to 3"):
         span_at(STAGED, 4)
 
 
-def test_the_record_tells_the_phases_and_what_each_computed(staged):
-    history = pd.read_csv(staged / "epochs.csv")
-    assert history["phase"].tolist() == ["backbone", "backbone", "frozen", "full"]
-    assert history["auxiliary"].notna().tolist() == [False, False, True, True]
-    assert history["cross_entropy_agda"].notna().tolist() == [False, False, False, True]
-    assert history["match"].notna().tolist() == [False, False, False, True]
-    assert history["map_cosine"].notna().tolist() == [False, False, True, True]
-    assert history["validation_log_loss"].notna().all()
-
-
-def test_the_best_epoch_is_one_that_trained_the_network(staged):
-    history = pd.read_csv(staged / "epochs.csv")
-    best = history[history["phase"] != "backbone"].sort_values("validation_log_loss").iloc[0]
-    with safetensors.safe_open(staged / "best.safetensors", framework="pt") as file:
-        assert int(file.metadata()["epoch"]) == best["epoch"]
+def test_the_record_tells_the_phases_and_what_each_computed_and_the_best_epoch_trained_the_network(staged):
+    table = history(staged)
+    assert table["phase"].tolist() == ["backbone", "backbone", "frozen", "full"]
+    assert table["auxiliary"].notna().tolist() == [False, False, True, True]
+    assert table["cross_entropy_agda"].notna().tolist() == [False, False, False, True]
+    assert table["match"].notna().tolist() == [False, False, False, True]
+    assert table["map_cosine"].notna().tolist() == [False, False, True, True]
+    assert table["validation_log_loss"].notna().all()
+    best = table[table["phase"] != "backbone"].sort_values("validation_log_loss").iloc[0]
+    assert int(best_notes(staged)["epoch"]) == best["epoch"]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3], ids=["inside a phase", "between two phases", "before the last"])
@@ -268,20 +257,15 @@ def test_a_killed_run_continues_inside_any_phase_to_the_same_weights(pipeline, s
     with killed_when(lambda folder, state: state["progress"]["epoch"] == epochs):
         train_fold_zero(pipeline, tmp_path, STAGED)
     folder = train_fold_zero(pipeline, tmp_path, STAGED)
-    expected = safetensors.torch.load_file(staged / "last.safetensors")
-    found = safetensors.torch.load_file(folder / "last.safetensors")
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    pd.testing.assert_frame_equal(*(pd.read_csv(path / "epochs.csv").drop(columns=TIMES) for path in (folder, staged)))
+    assert_same_weights("last.safetensors", folder, staged)
+    pd.testing.assert_frame_equal(*(history(path).drop(columns=TIMES) for path in (folder, staged)))
 
 
 def test_a_run_starts_from_the_same_fold_of_another(pipeline, staged, tmp_path):
     # A learning rate of next to nothing: what comes out is what went in.
     optim = dataclasses.replace(STAGED.optim, lr=1e-12, weight_decay=0.0)
-    experiment = dataclasses.replace(
-        STAGED, name="c40", phases=(), optim=optim, epochs=1, start_from=str(staged.parent)
-    )
-    folder = train_fold_zero(pipeline, tmp_path, experiment)
+    changes = {"name": "c40", "phases": (), "optim": optim, "epochs": 1, "start_from": str(staged.parent)}
+    folder = train_fold_zero(pipeline, tmp_path, dataclasses.replace(STAGED, **changes))
     before = safetensors.torch.load_file(staged / "best.safetensors")
     after = safetensors.torch.load_file(folder / "last.safetensors")
     name = "classifier.joint.0.weight"
@@ -324,22 +308,18 @@ def undisturbed(pipeline: Pipeline, tmp_path_factory) -> Path:
 def assert_same_run(folder: Path, expected: Path) -> None:
     """Weights, averages, optimiser, records and predictions, bit for bit."""
     for name in ("last.safetensors", "best.safetensors"):
-        found, wanted = (safetensors.torch.load_file(path / name) for path in (folder, expected))
-        assert found.keys() == wanted.keys()
-        assert [key for key in wanted if not torch.equal(found[key], wanted[key])] == []
+        assert_same_weights(name, folder, expected)
     states = [load_state(path) for path in (folder, expected)]
     for state in states:
-        state["progress"]["history"] = [
-            {name: value for name, value in record.items() if name not in TIMES}
-            for record in state["progress"]["history"]
-        ]
+        for record in state["progress"]["history"]:
+            for name in TIMES:
+                del record[name]
         del state["random"], state["meter"]
     assert flat(states[0]) == flat(states[1])
-    histories = [pd.read_csv(path / "epochs.csv").drop(columns=TIMES) for path in (folder, expected)]
+    histories = [history(path).drop(columns=TIMES) for path in (folder, expected)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
-    pd.testing.assert_frame_equal(
-        *(FRAME_PREDICTIONS.read(path / "oof.parquet") for path in (folder, expected)), check_exact=True
-    )
+    tables = [FRAME_PREDICTIONS.read(path / "oof.parquet") for path in (folder, expected)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def flat(value: object) -> object:
@@ -352,19 +332,19 @@ def flat(value: object) -> object:
 
 
 def test_the_undisturbed_run_has_what_is_compared(undisturbed):
-    history = pd.read_csv(undisturbed / "epochs.csv")
+    table = history(undisturbed)
     # 4 fake and as many visits of real videos, 4 frames each, in batches of 4, two of them an update.
-    assert history["epochs_done"].tolist() == [0.5, 1.0, 1.5, 2.0]
-    assert history["step"].tolist() == [2, 4, 6, 8]
-    assert history["ema_log_loss"].notna().all()
-    assert history["average_log_loss"].notna().any()
+    assert table["epochs_done"].tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert table["step"].tolist() == [2, 4, 6, 8]
+    assert table["ema_log_loss"].notna().all()
+    assert table["average_log_loss"].notna().any()
     state = load_state(undisturbed)
     assert state["average"] is not None and state["optimizer"]["state"]
     assert 1 <= len(state["progress"]["top"]) <= 2
     assert len(list((undisturbed / "candidates").iterdir())) >= len(state["progress"]["top"])
 
 
-@pytest.mark.parametrize("saves", [1, 3, 6, 9, 11], ids=lambda saves: f"after {saves} saved states")
+@pytest.mark.parametrize("saves", [2, 6, 9, 11], ids=lambda saves: f"after {saves} saved states")
 def test_a_run_that_ends_after_any_saved_state_continues_to_the_same_bits(pipeline, undisturbed, tmp_path, saves):
     with killed_when(after(saves)):
         train_fold_zero(pipeline, tmp_path, EVERYTHING)
@@ -375,7 +355,7 @@ def test_a_run_that_ends_after_any_saved_state_continues_to_the_same_bits(pipeli
 def test_a_damaged_state_falls_back_to_the_one_before_it_and_comes_to_the_same_bits(
     pipeline, undisturbed, tmp_path, caplog
 ):
-    """So the run continues after its fourth saved state."""
+    """So the run continues after its fourth saved state, in the middle of an epoch."""
     with killed_when(after(5)):
         train_fold_zero(pipeline, tmp_path, EVERYTHING)
     state = tmp_path / "demo_tiny" / "fold0" / "resume.pt"
@@ -386,9 +366,8 @@ def test_a_damaged_state_falls_back_to_the_one_before_it_and_comes_to_the_same_b
 
 
 def test_a_loss_that_stops_being_a_number_ends_the_run_and_leaves_its_state(pipeline, tmp_path):
-    wild = dataclasses.replace(
-        EVERYTHING, name="wild", optim=dataclasses.replace(EVERYTHING.optim, lr=1e30, clip_grad_norm=None)
-    )
+    optim = dataclasses.replace(EVERYTHING.optim, lr=1e30, clip_grad_norm=None)
+    wild = dataclasses.replace(EVERYTHING, name="wild", optim=optim)
     with pytest.raises(ValueError, match=r"wild/fold0: epoch 0, step [1-9].*cross_entropy.*learning rate .*in fp32"):
         train_fold_zero(pipeline, tmp_path, wild)
     state = load_state(tmp_path / "wild" / "fold0")
@@ -431,7 +410,7 @@ def end_after(process: subprocess.Popen, seconds: float, number: int) -> float:
     return time.monotonic() - asked
 
 
-def test_sigterm_saves_and_ends_and_the_same_command_goes_on(pipeline, undisturbed, tmp_path):
+def test_sigterm_saves_and_ends_and_the_run_goes_on(pipeline, undisturbed, tmp_path):
     """As a scheduler does it: the signal goes to the process and to its loader's workers alike."""
     command, log = words_of(pipeline, tmp_path, EVERYTHING), tmp_path / "log"
     folder = tmp_path / "demo_tiny" / "fold0"
@@ -446,9 +425,7 @@ def test_sigterm_saves_and_ends_and_the_same_command_goes_on(pipeline, undisturb
     assert "the same command continues" in log.read_text()
     assert "Traceback" not in log.read_text()
     assert (folder / "resume.pt").is_file()
-    process = start(command, log)
-    assert process.wait(timeout=120) == 0, log.read_text()[-2000:]
-    assert_same_run(folder, undisturbed)
+    assert_same_run(train_fold_zero(pipeline, tmp_path, EVERYTHING), undisturbed)
 
 
 @pytest.mark.slow

@@ -22,17 +22,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CleanPass:
-    """Results of the clean pass, for the AGDA pass.
+    """Results of the clean pass, for the AGDA pass."""
 
-    Attributes:
-        terms: `loss` and its unweighted terms, scalars in float32.
-        attention: A, detached; None where there is no AGDA pass to come.
-        parts: V with its graph; None unless the match loss needs it.
-    """
-
-    terms: dict[str, Tensor]
-    attention: Tensor | None
-    parts: Tensor | None
+    terms: dict[str, Tensor]  # `loss` and its unweighted terms, scalars in float32
+    attention: Tensor | None = None  # A, detached; None where there is no AGDA pass to come
+    parts: Tensor | None = None  # V with its graph; None unless the match loss needs it
 
 
 class TrainingStep(nn.Module):
@@ -45,6 +39,10 @@ class TrainingStep(nn.Module):
     spans both (`separable`), the first is back-propagated before the second begins, so that only one pass's activations
     are ever kept. The gradients are the same sum.
 
+    Args:
+        load_weights: False leaves the backbone random, for a state that is loaded next.
+        class_weights: weights of a real and of a fake sample in the cross entropy; None counts all alike.
+
     Departures: batch normalisation's running statistics follow the clean crops only. Evaluation uses them and sees no
     degraded crop; the paper does not say.
     """
@@ -56,28 +54,20 @@ class TrainingStep(nn.Module):
         load_weights: bool = True,
         class_weights: tuple[float, float] | None = None,
     ) -> None:
-        """Build network and losses.
-
-        Args:
-            load_weights: False leaves the backbone random, for a state that is loaded next.
-            class_weights: weights of a real and of a fake sample in the cross entropy; None counts all alike.
-        """
         super().__init__()
         self.config = experiment.loss
         self.network = make_network(experiment.model, load_weights=load_weights)
         self.classification = ClassificationLoss(
             label_smoothing=experiment.loss.label_smoothing, class_weights=class_weights
         )
-        several = experiment.model.network == "multi-attention" and experiment.model.num_maps > 1
-        if not several:
+        self.auxiliary = self.augmentation = self.backbone_head = None
+        if experiment.model.network == "multi-attention" and experiment.model.num_maps > 1:
+            self.auxiliary = make_auxiliary(self.network.num_maps, self.network.num_part_features, experiment.loss)
+            if experiment.agda.mode != "none":
+                self.augmentation = AttentionGuidedAugmentation(experiment.agda)
+        else:
             reason = "the baseline has no attention" if experiment.model.network == "baseline" else "M = 1 (Table 5)"
             logger.info("%s: auxiliary loss and AGDA are off", reason)
-        self.auxiliary = self.augmentation = None
-        if several:
-            self.auxiliary = make_auxiliary(self.network.num_maps, self.network.num_part_features, experiment.loss)
-        if several and experiment.agda.mode != "none":
-            self.augmentation = AttentionGuidedAugmentation(experiment.agda)
-        self.backbone_head = None
         if any(phase.objective == "backbone" for phase in experiment.schedule):
             self.backbone_head = BaselineHead(self.network.backbone.num_features)
 
@@ -103,8 +93,8 @@ class TrainingStep(nn.Module):
         """
         images = normalize_crops(crops)
         if objective == "backbone":
-            value = self.classification(self.backbone_head(self.network.backbone(images)[1]), labels)
-            return CleanPass({"loss": value, "cross_entropy": value}, None, None)
+            value = self.classification(self.backbone_logits(images).logits, labels)
+            return CleanPass({"loss": value, "cross_entropy": value})
         return self._clean(images, labels) if before is None else self._degraded(images, labels, before)
 
     def _clean(self, images: Tensor, labels: Tensor) -> CleanPass:
@@ -128,7 +118,7 @@ class TrainingStep(nn.Module):
             loss = loss + self.config.match_weight * terms["match"]
         if self.config.centers_follow_agda and isinstance(self.auxiliary, RegionalIndependenceLoss):
             self.auxiliary.follow(output.parts, labels)
-        return CleanPass({"loss": loss, **terms}, None, None)
+        return CleanPass({"loss": loss, **terms})
 
     def backbone_logits(self, images: Tensor) -> NetworkOutput:
         """The outputs that are validated while the backbone is trained alone."""
@@ -165,10 +155,8 @@ def backward_passes(
 
     Args:
         module: the step itself, or DistributedDataParallel around it.
-        crops: (B, H, W, 3) uint8 RGB.
-        labels: (B,) int64, 1 = fake.
+        crops, labels, objective: as for `TrainingStep.forward`.
         context: the autocast context of each forward pass.
-        objective: as for `TrainingStep.forward`.
         degrade: False leaves the AGDA pass out.
         share: weight of this batch in the update: 1 / n where the gradients of n batches are accumulated.
         is_update: False where more batches follow before the update: the ranks need not exchange gradients yet.
