@@ -45,9 +45,6 @@ def test_data_are_called_what_the_paper_calls_them_only_where_they_are(rows, nam
     assert name_data(videos(*rows)) == name
 
 
-# --- out of fold ----------------------------------------------------------------------------------------------------
-
-
 def write_fold(runs: Path, number: int, folds: pd.DataFrame, frames: list[tuple[str, int, float]]) -> None:
     folder = runs / f"fold{number}"
     FOLDS.write(folds, folder / "folds.csv")
@@ -99,9 +96,6 @@ def test_out_of_fold_figures_are_scikit_learns(runs, folds, frame_labels, frames
 def test_a_fold_without_predictions_is_an_error(runs):
     with pytest.raises(FileNotFoundError, match="fold2"):
         measure_out_of_fold(runs, [0, 2])
-
-
-# --- the table ------------------------------------------------------------------------------------------------------
 
 
 def table_of(name: str, held_out: str, cross: str | None = None, *, tiny: bool = False) -> AblationTable:
@@ -196,9 +190,6 @@ def test_a_table_without_runs_is_all_pending():
     table = table_of("demo", "dfdc")
     assert set(table.rows()["status"]) == {"pending"}
     assert table.rows()["mean"].isna().all()
-
-
-# --- data to test on ------------------------------------------------------------------------------------------------
 
 
 def test_videos_that_were_trained_on_are_refused_as_test_data(pipeline: Pipeline):

@@ -12,7 +12,18 @@ from sklearn import metrics
 from multiattn.datasets.manifest import video_row
 from multiattn.evaluation import run as kept_predictions
 from multiattn.evaluation.ablations import CELEB, HQ, LQ
-from multiattn.evaluation.measures import SINGLE, Answers, Figures, answer_videos, measure, parts
+from multiattn.evaluation.measures import (
+    SINGLE,
+    Answers,
+    Figures,
+    answer_videos,
+    compare_with_paper,
+    dataset_tables,
+    measure,
+    paper_rows,
+    parts,
+    summary_table,
+)
 from multiattn.evaluation.run import choose_run, predict_kept, require_choosable
 from multiattn.evaluation.selection import (
     common_name,
@@ -23,7 +34,6 @@ from multiattn.evaluation.selection import (
     select_videos,
     trained_datasets,
 )
-from multiattn.evaluation.tables import compare_with_paper, dataset_tables, paper_rows, summary_table
 from multiattn.figures.evaluation import CROPS_EACH, predicted_crops, worst_videos
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.scoring.rule import ScoringRule
@@ -41,8 +51,6 @@ def table_of(*rows: dict) -> pd.DataFrame:
 def video(dataset: str, name: str, label: int, **values) -> dict:
     return video_row(dataset, f"{name}.mp4", label=label, **values)
 
-
-# --- which videos -------------------------------------------------------------------------------------------------
 
 MIXED = table_of(
     video("a", "1", 0, split="train"),
@@ -99,12 +107,9 @@ def test_faces_of_some_videos_only_are_an_error_and_of_none_a_data_set_left_out(
     kept, extracted = find_faces(other, [pipeline.faces])
     assert list(kept.datasets) == ["dfdc"]
     assert "none of its 1 videos" in kept.left_out["x"]
-    assert set(extracted.folder_of) == set(selection.videos["video_id"])
+    assert set(extracted.by_folder[pipeline.faces]) == set(selection.videos["video_id"])
     with pytest.raises(ValueError, match="none of the 1 selected"):
         find_faces(dataclasses.replace(selection, datasets={"x": extra}), [pipeline.faces])
-
-
-# --- which figures ------------------------------------------------------------------------------------------------
 
 
 def made_answers(
@@ -230,11 +235,16 @@ def test_clips_of_one_name_in_two_methods_stay_two_videos():
         assert set(rows["num_fake"]) == {1 if level == "video" else 2}
 
 
-def test_the_order_of_predictions_changes_nothing(pipeline: Pipeline):
-    selection, extracted = find_faces(training_selection(pipeline), [pipeline.faces])
-    predictions = kept_predictions.predict_faces(
-        find_models(pipeline.experiment), pipeline.faces, device=CPU, precision="fp32"
-    )
+@pytest.fixture(scope="module")
+def predicted(pipeline: Pipeline) -> tuple:
+    """Selection, faces and frame predictions of the miniature's training videos."""
+    models = find_models(pipeline.experiment)
+    predictions = kept_predictions.predict_faces(models, pipeline.faces, device=CPU, precision="fp32")
+    return *find_faces(training_selection(pipeline), [pipeline.faces]), predictions
+
+
+def test_the_order_of_predictions_changes_nothing(predicted):
+    selection, extracted, predictions = predicted
     tables = []
     for mixed in (predictions, predictions.sample(frac=1, random_state=1)):
         (answers,) = answer_videos(selection, extracted, mixed, ScoringRule())
@@ -242,11 +252,8 @@ def test_the_order_of_predictions_changes_nothing(pipeline: Pipeline):
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_videos_without_predictions_are_answered_with_the_prior(pipeline: Pipeline):
-    selection, extracted = find_faces(training_selection(pipeline), [pipeline.faces])
-    predictions = kept_predictions.predict_faces(
-        find_models(pipeline.experiment), pipeline.faces, device=CPU, precision="fp32"
-    )
+def test_videos_without_predictions_are_answered_with_the_prior(predicted):
+    selection, extracted, predictions = predicted
     gone = predictions["video_id"].iloc[0]
     left = predictions[predictions["video_id"] != gone]
     (answers,) = answer_videos(selection, extracted, left, ScoringRule())
@@ -260,9 +267,6 @@ def test_videos_without_predictions_are_answered_with_the_prior(pipeline: Pipeli
     assert gone not in crops
     counts = answers.blended_frames().groupby("video_id").size().clip(upper=CROPS_EACH)
     assert {video: len(rows) for video, rows in crops.items()} == counts.to_dict()
-
-
-# --- beside the paper ---------------------------------------------------------------------------------------------
 
 
 def test_the_papers_own_figures_stand_in_the_tables():
@@ -297,9 +301,6 @@ def test_what_departs_from_the_papers_protocol_is_said():
     assert "names no split" in " ".join(celeb.departures)
     other = made_answers([0, 1], [0.1, 0.9], name="dfdc")
     assert compare_with_paper(other, trained=("ffpp",), split="test", unsplit=False) == []
-
-
-# --- what is refused ----------------------------------------------------------------------------------------------
 
 
 def model_of(pipeline: Pipeline, folder: Path, folds: dict[str, int], fold: int = 0) -> TrainedModel:
@@ -391,9 +392,6 @@ def test_the_best_run_has_the_lowest_loss_or_the_highest_auc():
         choose_run(one_class, "auc")
 
 
-# --- predictions that are kept ------------------------------------------------------------------------------------
-
-
 def test_predictions_are_made_again_only_for_what_changed(pipeline: Pipeline, tmp_path, monkeypatch):
     models = find_models(pipeline.experiment)
     videos = training_selection(pipeline).videos["video_id"].tolist()[:3]
@@ -408,7 +406,8 @@ def test_predictions_are_made_again_only_for_what_changed(pipeline: Pipeline, tm
 
     def predict(which=models, ids=videos, precision="fp32") -> pd.DataFrame:
         asked.clear()
-        return predict_kept(which, {pipeline.faces: ids}, tmp_path, device=CPU, precision=precision)
+        path = tmp_path / "frame_predictions.parquet"
+        return predict_kept(which, {pipeline.faces: ids}, path, device=CPU, precision=precision)
 
     first = predict(models[:1])
     assert asked == ["demo_tiny/fold0"]

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
-from multiattn.evaluation.leaderboard import NOT_COMPARABLE, score_submissions
-from multiattn.evaluation.published import SCALES, among_kaggles_400, scale_of
+from multiattn.evaluation.leaderboard import NOT_COMPARABLE, SCALES, among_kaggles_400, scale_of, score_submissions
 from multiattn.figures.comparisons import draw_leaderboard, leaderboard_page
 from multiattn.figures.page import write_png
-from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
+from multiattn.scoring.metrics import bootstrap_log_loss, compare_log_loss
 from multiattn.stages import leaderboard as stage
 from page_reader import Reader
 
@@ -99,18 +98,14 @@ def test_a_submission_that_lacks_a_video_is_listed_last_without_metrics(folder, 
     assert last["num_videos"] == 39
 
 
-def test_a_submission_with_more_videos_than_labels_is_scored_on_those_labelled(tmp_path):
+@pytest.mark.parametrize(
+    ("labels", "auc"), [pytest.param(LABELS[:10], 0.5, id="10 of 40"), pytest.param([1] * 40, np.nan, id="one class")]
+)
+def test_a_submission_is_scored_on_the_videos_that_are_labelled(labels, auc, tmp_path):
     submit(tmp_path / "s", "x", np.full(40, 0.5))
-    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", LABELS[:10], NAMES[:10]))
-    assert board.ours["log_loss"].tolist() == [pytest.approx(math.log(2))]
-    assert "10 videos" in board.scored_on
-
-
-def test_labels_of_one_class_have_no_auc(tmp_path):
-    submit(tmp_path / "s", "x", np.full(40, 0.5))
-    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", np.ones(40, dtype=int)))
-    assert board.ours["auc"].isna().all()
-    assert board.ours["log_loss"].tolist() == [pytest.approx(math.log(2))]
+    board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", labels, NAMES[: len(labels)]))
+    assert board.ours[["log_loss", "auc"]].to_numpy()[0] == pytest.approx([math.log(2), auc], nan_ok=True)
+    assert f"{len(labels)} videos" in board.scored_on
 
 
 def test_one_submission_of_one_video_without_a_card(tmp_path):
@@ -156,7 +151,7 @@ def test_what_no_card_says_is_shown_as_not_known_and_not_as_none(card, counts, c
     board.table().to_csv(tmp_path / "board.csv", index=False)
     row = pd.read_csv(tmp_path / "board.csv", dtype=str, keep_default_na=False).iloc[0]
     assert row[COUNTS].tolist() == ["" if count is None else str(count) for count in counts]
-    assert any("trained on 7" in warning for warning in board.warnings) == (counts[-1] == 7)
+    assert ("x was trained on 7 of the videos" in board.markdown()) == (counts[-1] == 7)
 
 
 @pytest.mark.parametrize("kind", ["no folder", "empty folder", "a folder without a submission", "a file beside"])
@@ -196,34 +191,37 @@ def test_labels_that_are_not_there_are_refused(folder, tmp_path):
         score_submissions(folder, tmp_path / "nothing.csv")
 
 
-def test_the_interval_and_the_comparison_are_those_of_the_bootstrap(folder, labels):
-    board = score_submissions(folder, labels, resamples=2000).ours.set_index("name")
+@pytest.mark.parametrize("groups", [None, np.arange(40) // 10], ids=["single videos", "groups as a whole"])
+def test_the_interval_and_the_comparison_are_those_of_the_bootstrap(groups, folder, labels, tmp_path):
+    path = None if groups is None else tmp_path / "groups.csv"
+    if path is not None:
+        pd.DataFrame({"filename": NAMES, "group": groups}).to_csv(path, index=False)
+    board = score_submissions(folder, labels, path, resamples=2000).ours.set_index("name")
     given = {name: pd.read_csv(folder / name / "submission.csv")["label"].to_numpy() for name in board.index}
     for name, row in board.iterrows():
-        interval = bootstrap_log_loss(LABELS, given[name], clip=1e-15, resamples=2000)
+        interval = bootstrap_log_loss(LABELS, given[name], groups, clip=1e-15, resamples=2000)
         assert (row["low"], row["high"]) == (interval.low, interval.high)
-        found = compare_log_loss(LABELS, given[name], given["b_good"], clip=1e-15, resamples=2000)
+        found = compare_log_loss(LABELS, given[name], given["b_good"], groups, clip=1e-15, resamples=2000)
         assert row["difference"] == pytest.approx(row["log_loss"] - board.loc["b_good", "log_loss"], abs=1e-12)
         assert (row["difference_low"], row["probability_better"]) == (found.low, found.probability_better)
     assert (board.loc["b_good", ["difference", "difference_low", "difference_high"]] == 0).all()
 
 
-def test_groups_are_drawn_as_a_whole(folder, labels, tmp_path):
-    pd.DataFrame({"filename": NAMES, "group": np.arange(40) // 10}).to_csv(tmp_path / "groups.csv", index=False)
-    grouped = score_submissions(folder, labels, tmp_path / "groups.csv").ours.set_index("name")
-    given = pd.read_csv(folder / "a_guess" / "submission.csv")["label"].to_numpy()
-    expected = bootstrap_log_loss(LABELS, given, np.arange(40) // 10, clip=1e-15)
-    assert (grouped.loc["a_guess", "low"], grouped.loc["a_guess", "high"]) == (expected.low, expected.high)
-
-
 @pytest.mark.parametrize("grouped", [False, True])
-def test_pages_and_picture_say_what_the_bootstrap_draws(grouped, folder, labels, tmp_path, capsys):
+def test_the_stage_writes_pages_and_picture_that_say_what_the_bootstrap_draws(
+    grouped, folder, labels, tmp_path, capsys
+):
     pd.DataFrame({"filename": NAMES, "group": np.arange(40) // 10}).to_csv(tmp_path / "groups.csv", index=False)
-    words = ["--groups", str(tmp_path / "groups.csv")] if grouped else []
-    stage.main(["--submissions", str(folder), "--labels", str(labels), "--resamples", "100", *words])
+    words, out = ["--groups", str(tmp_path / "groups.csv")] if grouped else [], tmp_path / "out"
+    stage.main(["--submissions", str(folder), "--labels", str(labels), "--out", str(out), "--resamples", "100", *words])
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"leaderboard.{kind}" for kind in ("csv", "html", "md", "png")
+    ]
+    assert len(pd.read_csv(out / "leaderboard.csv")) == 4
     said = "draws the 4 groups of groups.csv" if grouped else "draws single videos"
-    page = Reader((folder / "leaderboard.html").read_text()).text
-    for text in (page, (folder / "leaderboard.md").read_text(), capsys.readouterr().out):
+    page = Reader((out / "leaderboard.html").read_text()).text
+    for text in (page, (out / "leaderboard.md").read_text(), capsys.readouterr().out):
+        assert "b_good" in text
         assert f"95 %: of the bootstrap, which {said}." in " ".join(text.split())
     board = score_submissions(folder, labels, tmp_path / "groups.csv" if grouped else None, resamples=100)
     figure = draw_leaderboard(board)
@@ -258,6 +256,7 @@ def test_every_row_of_the_page_has_the_cells_of_its_header(folder, labels):
 )
 def test_a_real_label_list_is_compared_on_its_own_scale_alone(shared, tmp_path, list_name, scale, best_anchor):
     labels = pd.read_csv(shared / "lists" / list_name)
+    assert scale_of(labels["filename"][1:]) is None, "one video less is another scale"
     rng = np.random.default_rng(0)
     for number in range(4):
         noise = rng.normal(0, 0.15 + 0.05 * number, len(labels))
@@ -272,11 +271,6 @@ def test_a_real_label_list_is_compared_on_its_own_scale_alone(shared, tmp_path, 
     others = [name for name in SCALES if name != scale]
     assert not any(SCALES[name].title in board.markdown() for name in others)
     assert board.ours["name"].tolist() == ["s0", "s1", "s2", "s3"]
-
-
-def test_one_video_less_is_another_scale(shared, tmp_path):
-    labels = pd.read_csv(shared / "lists" / "dfdc_test_labels.csv").iloc[1:]
-    assert scale_of(labels["filename"]) is None
 
 
 def test_a_scale_can_be_named_where_the_file_names_say_nothing(folder, labels):
@@ -376,11 +370,6 @@ def test_kaggles_400_are_on_no_scale_whichever_is_asked_for(count, scale, shared
     assert board.scale is None and len(board.warnings) == 1
 
 
-def test_a_run_that_has_seen_the_videos_is_warned_of(folder, labels):
-    submit(folder, "seen", np.full(40, 0.5), card={"seen_in_training": 7})
-    assert "seen was trained on 7 of the videos" in score_submissions(folder, labels).markdown()
-
-
 @pytest.mark.parametrize("count", [0, 1, 3, 40], ids=["none scored", "one submission", "three submissions", "many"])
 @pytest.mark.parametrize("scale", ["none", "released"])
 def test_picture_and_page_are_drawn(count, scale, tmp_path):
@@ -404,21 +393,12 @@ def test_picture_and_page_are_drawn(count, scale, tmp_path):
     assert all(f"s<{number}>" in reader.text for number in range(count))
 
 
-def test_the_stage_writes_page_table_and_picture(folder, labels, tmp_path, capsys):
-    stage.main(["--submissions", str(folder), "--labels", str(labels), "--out", str(tmp_path / "out")])
-    names = [f"leaderboard.{kind}" for kind in ("csv", "html", "md", "png")]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert "b_good" in capsys.readouterr().out
-    assert len(pd.read_csv(tmp_path / "out" / "leaderboard.csv")) == 4
-    assert len(score_submissions(folder, labels).ours) == 3
-
-
 def test_an_installed_package_carries_the_published_figures(tmp_path):
     """As a wheel does: setuptools copies the modules and their data."""
     root = Path(__file__).parents[2]
     for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md"):
         shutil.copy(root / name, tmp_path)
-    modules = ["__init__.py", "evaluation/__init__.py", "evaluation/published.py", "evaluation/published.json"]
+    modules = ["__init__.py", "evaluation/__init__.py", "evaluation/leaderboard.py", "evaluation/published.json"]
     for name in modules:
         (tmp_path / "src/multiattn" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / "src/multiattn" / name, tmp_path / "src/multiattn" / name)

@@ -9,7 +9,7 @@ import pytest
 
 from multiattn.evaluation.scoring_steps import steps_on_test, steps_out_of_fold
 from multiattn.scoring.aggregators import frame_predictions
-from multiattn.scoring.bootstrap import bootstrap_log_loss
+from multiattn.scoring.metrics import bootstrap_log_loss
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 
@@ -42,21 +42,6 @@ def test_the_intervals_on_test_are_those_of_a_bootstrap_over_the_groups(folder):
         assert (row.low, row.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
         assert (row.low, row.high) != pytest.approx((single.low, single.high), abs=1e-3)
         assert (row.num_videos, row.num_groups) == (12, 3)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        pytest.param(None, "no such file", id="no file"),
-        pytest.param("filename,group\nv00.mp4,a\n", "none for 11: v01.mp4", id="videos without a group"),
-    ],
-)
-def test_groups_that_do_not_fit_are_refused(content, expected, folder):
-    (folder / "groups.csv").unlink()
-    if content is not None:
-        (folder / "groups.csv").write_text(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=expected):
-        steps_on_test(folder, folder / "labels.csv", folder / "groups.csv", ScoringRule())
 
 
 def test_the_steps_out_of_fold_are_the_figures_of_tuning_with_what_it_drew(tmp_path):

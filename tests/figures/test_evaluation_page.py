@@ -7,10 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn import metrics
 
-from multiattn.evaluation.measures import Answers
+from multiattn.evaluation.measures import Answers, TextTable
 from multiattn.evaluation.run import Evaluation
 from multiattn.evaluation.selection import Extracted, Selection
-from multiattn.evaluation.tables import TextTable
 from multiattn.figures.evaluation import draw_class_histogram, draw_reliability, draw_roc, evaluation_page
 from multiattn.scoring.rule import ScoringRule
 from page_reader import Reader

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from multiattn.config import to_json
 from multiattn.inference.scoring_file import (
     UNTUNED,
     ScoringFile,
@@ -141,12 +142,12 @@ def test_a_named_rule_without_experiments_serves_any_and_one_that_is_not_there_i
         pytest.param("{}", id="nothing in it"),
         pytest.param("[]", id="a list"),
         pytest.param('{"rule": null}', id="no rule"),
-        pytest.param(json.dumps({"rule": TUNED.as_dict(), "tuned_on": {"a": 1}}), id="no digests of folds"),
-        pytest.param(json.dumps({"rule": TUNED.as_dict(), "tuned_on": {"a": {"fold0": 1}}}), id="no digest"),
-        pytest.param(json.dumps({"rule": TUNED.as_dict(), "tuned_on": []}), id="a list of digests"),
+        pytest.param(json.dumps({"rule": to_json(TUNED), "tuned_on": {"a": 1}}), id="no digests of folds"),
+        pytest.param(json.dumps({"rule": to_json(TUNED), "tuned_on": {"a": {"fold0": 1}}}), id="no digest"),
+        pytest.param(json.dumps({"rule": to_json(TUNED), "tuned_on": []}), id="a list of digests"),
         pytest.param('{"rule": {"aggregator": {}}}', id="a rule in part"),
-        pytest.param(json.dumps({"rule": {**TUNED.as_dict(), "clips": 1}}), id="an unknown field"),
-        pytest.param(json.dumps({"rule": {**TUNED.as_dict(), "ensemble": {"method": "magic"}}}), id="another ensemble"),
+        pytest.param(json.dumps({"rule": {**to_json(TUNED), "clips": 1}}), id="an unknown field"),
+        pytest.param(json.dumps({"rule": {**to_json(TUNED), "ensemble": {"method": "magic"}}}), id="another ensemble"),
     ],
 )
 def test_what_is_no_rule_is_refused_with_its_path(text, tmp_path):

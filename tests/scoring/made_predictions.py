@@ -103,16 +103,11 @@ class Simulation:
         # A sum over the inverse of (shared variance everywhere + own variance on the diagonal), by Sherman-Morrison.
         precision = knows / own_sd**2
         at_best = self.separation * (x @ precision) / (1 + shared_variance * precision.sum())
-        videos = self._name_videos(label, group, fold)
+        names = [f"simulated/{number:06d}" for number in range(self.num_videos)]
+        groups = pd.Series([f"part_{number:03d}" for number in range(self.num_groups)]).take(group).to_numpy()
+        videos = pd.DataFrame({"video_id": names, "label": label, "group": groups, "fold": fold.astype(np.int64)})
         predictions = self._frames(rng, logits, fold, videos["video_id"])
         return Simulated(predictions, videos, sigmoid(at_best + logit(self.fake_share)))
-
-    def _name_videos(self, label: np.ndarray, group: np.ndarray, fold: np.ndarray) -> pd.DataFrame:
-        names = [f"simulated/{number:06d}" for number in range(self.num_videos)]
-        groups = pd.Series([f"part_{number:03d}" for number in range(self.num_groups)])
-        return pd.DataFrame(
-            {"video_id": names, "label": label, "group": groups.take(group).to_numpy(), "fold": fold.astype(np.int64)}
-        )
 
     def _frames(self, rng: np.random.Generator, logits: np.ndarray, fold: np.ndarray, names: pd.Series) -> pd.DataFrame:
         seen = np.flatnonzero(rng.random(self.num_videos) >= self.faceless_share)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from multiattn.scoring.bootstrap import bootstrap_auc, bootstrap_log_loss, compare_log_loss
-from multiattn.scoring.metrics import log_loss, log_losses
+from multiattn.scoring.metrics import bootstrap_auc, bootstrap_log_loss, compare_log_loss, log_loss, log_losses
 
 CLIP = 0.01
 
@@ -70,16 +69,16 @@ def test_videos_that_are_alike_give_a_wider_interval_than_single_ones():
     assert together.standard_error > 1.5 * apart.standard_error
 
 
-def test_nine_of_ten_intervals_at_ninety_per_cent_hold_the_true_loss():
+def test_nineteen_of_twenty_intervals_hold_the_true_loss():
     rng = np.random.default_rng(0)
     true = -(0.7 * math.log(0.7) + 0.3 * math.log(0.3))
     inside = 0
     for seed in range(300):
         found = bootstrap_log_loss(
-            (rng.random(100) < 0.7).astype(int), np.full(100, 0.7), clip=CLIP, resamples=1000, seed=seed, level=0.9
+            (rng.random(100) < 0.7).astype(int), np.full(100, 0.7), clip=CLIP, resamples=1000, seed=seed
         )
         inside += found.low <= true <= found.high
-    assert 0.84 <= inside / 300 <= 0.95
+    assert 0.9 <= inside / 300 <= 0.98
 
 
 def test_identical_answers_are_neither_better_nor_worse():
@@ -155,7 +154,6 @@ def test_the_bootstrap_leaves_torchs_threads_alone():
     [
         pytest.param({"groups": np.zeros(3)}, "one for each of 2 videos, found 3", id="groups"),
         pytest.param({"resamples": 0}, "at least 1 resample", id="no resamples"),
-        pytest.param({"level": 1.0}, r"level in \(0, 1\)", id="level"),
     ],
 )
 @pytest.mark.parametrize("measure", [bootstrap_log_loss, bootstrap_auc])

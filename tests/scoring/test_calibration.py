@@ -29,9 +29,6 @@ def calibrated_videos(num_videos: int, *, share: float = 0.5, seed: int = 0) -> 
     return probabilities, (rng.random(num_videos) < probabilities).astype(int)
 
 
-# --- the maps -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("calibration", "given", "expected"),
     [
@@ -95,11 +92,8 @@ def test_beyond_the_steps_nothing_is_certain(method):
     ],
 )
 def test_every_fault_of_a_calibration_is_refused(method, parameters):
-    with pytest.raises(ValueError, match="calibration"):
+    with pytest.raises(ValueError, match="Calibration"):
         Calibration(method=method, parameters=parameters)
-
-
-# --- fits ---------------------------------------------------------------------------------------------------------
 
 
 def test_platt_is_the_logistic_regression_of_scikit_learn():
@@ -173,9 +167,6 @@ def test_the_solver_needs_no_good_start():
     assert near == pytest.approx(far, abs=1e-6)
 
 
-# --- prior shift --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("training", "test", "given", "expected"),
     [
@@ -207,11 +198,8 @@ def test_calibrated_probabilities_stay_calibrated_on_a_test_set_of_another_share
 
 @pytest.mark.parametrize("prior", [0.0, 1.0, -0.1, np.nan])
 def test_an_impossible_prior_is_refused(prior):
-    with pytest.raises(ValueError, match=r"test prior in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"PriorShift.test: expected a share in \(0, 1\)"):
         PriorShift(training=0.5, test=prior)
-
-
-# --- clip ---------------------------------------------------------------------------------------------------------
 
 
 def clip_cost(clip, labels, probabilities):

@@ -1,13 +1,13 @@
 """Blending experiments and fitting their weights: by hand, by brute force, by finite differences, by the conditions."""
 
 import numpy as np
-import pandas as pd
 import pytest
+from made_predictions import predictions
 from scipy.optimize import approx_fprime, minimize
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from multiattn.scoring.aggregators import Aggregator, aggregate_frames
+from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.ensembling import (
     STACKING_STRENGTHS,
     Ensemble,
@@ -42,9 +42,6 @@ def plain_loss(weights, values, labels, space):
     """Log loss of a blend, written without any of the code under test."""
     blended = expit(logit(values) @ weights) if space == "logit" else values @ weights
     return -np.mean(np.where(labels == 1, np.log(blended), np.log1p(-blended)))
-
-
-# --- blending -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,13 +99,14 @@ def test_an_experiment_without_a_weight_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "magic"}, "method of mean"),
-        ({"space": "odds"}, "space of probability"),
-        ({"weights": {"a": 1.0}}, "only"),
-        ({"method": "weighted"}, "only"),
+        ({"method": "magic"}, "method: expected one of mean"),
+        ({"space": "odds"}, "space: expected one of probability"),
+        ({"weights": {"a": 1.0}}, "weighted, greedy, stacked only, mean asked for"),
+        ({"method": "weighted"}, "weighted, greedy, stacked only, weighted asked for"),
         ({"method": "weighted", "weights": {"a": 0.5, "b": 0.6}}, "sum to 1"),
         ({"method": "weighted", "weights": {"a": -0.5, "b": 1.5}}, "at least 0"),
-        ({"method": "stacked", "weights": {"a": NAN}}, "finite"),
+        ({"method": "stacked", "weights": {"a": NAN}}, "weights: expected finite"),
+        ({"intercept": NAN}, "intercept: expected a finite"),
     ],
 )
 def test_every_fault_of_an_ensemble_is_refused(settings, message):
@@ -124,15 +122,9 @@ def test_the_experiment_of_a_model(model, expected):
     assert experiment_of(model) == expected
 
 
-def frames(*rows):
-    table = pd.DataFrame(rows, columns=["model", "video_id", "frame_index", "probability"])
-    return FRAME_PREDICTIONS.validate(table.assign(track=0, fold=0, logit=logit(table["probability"])), "made here")
-
-
 def test_folds_count_alike_within_an_experiment_and_experiments_among_each_other():
-    table = frames(
-        ("a/fold0", "v", 0, 0.1), ("a/fold1", "v", 0, 0.3), ("b/fold0", "v", 0, 0.8), ("b/fold0", "w", 0, 0.6)
-    )
+    rows = [("a/fold0", "v", 0, 0.1), ("a/fold1", "v", 0, 0.3), ("b/fold0", "v", 0, 0.8), ("b/fold0", "w", 0, 0.6)]
+    table = predictions(*rows)
     scores = score_experiments(table.sample(frac=1, random_state=0), Aggregator())
     assert scores.video_ids.tolist() == ["v", "w"]
     assert scores.experiments == ("a", "b")
@@ -140,16 +132,12 @@ def test_folds_count_alike_within_an_experiment_and_experiments_among_each_other
     assert scores.num_crops.tolist() == [1, 1]
     # Over models it would be 0.4.
     assert Ensemble().blend(scores.values, scores.experiments) == pytest.approx([0.5, 0.6])
-    assert aggregate_frames(table, Aggregator())["probability"].tolist() == pytest.approx([0.4, 0.6])
 
 
 def test_nothing_predicted_is_nothing_scored():
     scores = score_experiments(FRAME_PREDICTIONS.empty(), Aggregator())
     assert scores.values.shape == (0, 0)
     assert Ensemble().blend(scores.values, scores.experiments).tolist() == []
-
-
-# --- weights on the simplex ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -264,9 +252,6 @@ def test_without_both_classes_nothing_is_fitted(seen, method):
 def test_one_experiment_has_all_the_weight(how):
     values, labels = answers(100, [0.6])
     assert fit_ensemble(*how, values, labels, ("a",), np.arange(100) % 2).weights == {"a": 1.0}
-
-
-# --- greedy selection and stacking --------------------------------------------------------------------------------
 
 
 def greedy_by_the_book(values, labels, steps):

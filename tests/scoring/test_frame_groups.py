@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made_predictions import predictions, random_predictions
 
-from multiattn.scoring.frame_groups import FrameGroups, equal_lengths
+from multiattn.scoring.aggregators import FrameGroups, equal_lengths
 from multiattn.tables import FRAME_PREDICTIONS
 
 

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, against their definitions written out, and by hand."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ from sklearn import metrics
 
 from multiattn.scoring.metrics import (
     CONSTANT_LOG_LOSS,
-    VideoMetrics,
     balanced_log_loss,
     log_loss,
     roc_points,
@@ -118,14 +118,10 @@ def test_log_loss_by_hand(labels, probabilities, expected):
     assert log_loss(np.array(labels), np.array(probabilities)) == pytest.approx(expected, abs=1e-14)
 
 
-@pytest.mark.parametrize(("clip", "expected"), [(0.01, -math.log(0.01)), (0.25, -math.log(0.25))])
-def test_a_confident_mistake_costs_what_the_clip_says(clip, expected):
-    for labels, probabilities in (([1], [0.0]), ([0], [1.0])):
-        assert log_loss(np.array(labels), np.array(probabilities), clip=clip) == pytest.approx(expected, abs=1e-14)
-
-
-def test_a_confident_mistake_without_a_clip_of_its_own_stays_finite():
-    assert 34 < log_loss(np.array([1, 0]), np.array([0.0, 1.0])) < 35
+@pytest.mark.parametrize("clip", [0.01, 0.25, 1e-15])
+def test_a_confident_mistake_costs_what_the_clip_says(clip):
+    found = log_loss(np.array([1, 0]), np.array([0.0, 1.0]), **({"clip": clip} if clip > 1e-15 else {}))
+    assert found == pytest.approx(-math.log(clip), rel=1e-3)
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0], [1, 1, 1], [0, 1] * 2000], ids=["two", "real", "fakes", "many"])
@@ -142,7 +138,7 @@ def test_a_constant_half_costs_the_logarithm_of_two(labels):
 def test_one_class_has_no_auc(label, size):
     found = video_metrics(np.full(size, label), np.full(size, 0.8), clip=0.01)
     loss = -math.log(0.8 if label else 0.2)
-    assert found.as_dict() == {
+    assert asdict(found) == {
         "log_loss": pytest.approx(loss),
         "auc": None,
         "accuracy": float(label),
@@ -181,21 +177,14 @@ def test_what_cannot_be_scored_is_refused(labels, probabilities, expected):
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.float32])
 def test_labels_of_any_numeric_dtype_are_the_same(dtype):
     labels, probabilities = random_table(0, 50)
-    assert video_metrics(labels.astype(dtype), probabilities, clip=0.01) == video_metrics(
-        labels, probabilities, clip=0.01
-    )
-
-
-def test_float32_probabilities_are_scored_in_float64():
-    probabilities = np.array([0.1, 0.2, 0.7], dtype=np.float32)
-    labels = np.array([0, 1, 1])
-    assert log_loss(labels, probabilities) == log_loss(labels, probabilities.astype(np.float64))
+    probabilities = probabilities.astype(np.float32)  # scored in float64
+    expected = video_metrics(labels, probabilities.astype(np.float64), clip=0.01)
+    assert video_metrics(labels.astype(dtype), probabilities, clip=0.01) == expected
 
 
 def test_metrics_are_plain_numbers_that_json_knows():
-    values = video_metrics(*random_table(0, 10), clip=0.01).as_dict()
+    values = asdict(video_metrics(*random_table(0, 10), clip=0.01))
     assert {name: type(value) for name, value in values.items() if type(value) is not float} == {"num_videos": int}
-    assert VideoMetrics(**values).as_dict() == values
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -205,9 +194,3 @@ def test_the_balanced_log_loss_is_scikit_learns_with_weights_that_balance_the_cl
     weights = np.where(labels == 1, 1 / (labels == 1).sum(), 1 / (labels == 0).sum())
     expected = metrics.log_loss(labels, probabilities, sample_weight=weights, labels=[0, 1])
     assert balanced_log_loss(labels, probabilities) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_the_balanced_log_loss_of_one_class_is_its_log_loss(label):
-    labels, probabilities = np.full(3, label), np.array([0.2, 0.5, 0.9])
-    assert balanced_log_loss(labels, probabilities) == log_loss(labels, probabilities)

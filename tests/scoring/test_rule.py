@@ -1,16 +1,17 @@
 """The scoring rule: untuned it is the plain mean, tuned it does each step in its order, and JSON brings it back."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_predictions import predictions, random_predictions
 
-from multiattn.scoring.aggregators import Aggregator, aggregate_frames
+from multiattn.config import from_json, to_json
+from multiattn.scoring.aggregators import Aggregator, FrameGroups, aggregate_units
 from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble
-from multiattn.scoring.frame_groups import FrameGroups
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 
@@ -22,21 +23,19 @@ TUNED = ScoringRule(
     experiments=("a", "b"),
     out_of_fold={"log_loss": 0.2, "auc": 0.97},
 )
+read = partial(from_json, ScoringRule, source="not a scoring rule", complete=True)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_untuned_rule_is_the_plain_mean_over_folds_with_the_clip(seed):
+@pytest.mark.parametrize("experiments", [1, 2])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_untuned_rule_is_the_plain_mean_over_folds_with_the_clip(seed, experiments):
+    """Over experiments of as many folds for each video too."""
     table = random_predictions(seed)
-    expected = aggregate_frames(table, Aggregator())
+    table = pd.concat([table, table.assign(model="n/" + table["model"].str[2:], probability=0.3)][:experiments])
+    units = aggregate_units(table, Aggregator()).groupby("video_id")
+    expected = units.agg(probability=("probability", "mean"), num_crops=("num_crops", "max")).reset_index()
+    expected["probability"] = expected["probability"].clip(0.01, 0.99)
     pd.testing.assert_frame_equal(ScoringRule().score(table), expected, rtol=0, atol=1e-14)
-
-
-def test_the_untuned_rule_is_the_plain_mean_over_experiments_of_as_many_folds():
-    table = random_predictions(0, videos=6)
-    both = pd.concat([table, table.assign(model="n/" + table["model"].str[2:], probability=0.3)])
-    expected = aggregate_frames(both, Aggregator())
-    # every experiment's own mean counts once: equal where both have as many folds for each video, as here
-    pd.testing.assert_frame_equal(ScoringRule().score(both), expected, rtol=0, atol=1e-14)
 
 
 def test_every_step_is_done_and_in_its_order():
@@ -80,11 +79,12 @@ def test_predictions_of_an_experiment_that_was_not_tuned_for_are_refused():
         TUNED,
         ScoringRule(ensemble=Ensemble(method="stacked", space="logit", weights={"a": -1.5}, intercept=0.3)),
         ScoringRule(calibration=Calibration(method="isotonic", parameters=(0.1, 0.7, 0.2, 0.6))),
+        ScoringRule(aggregator=Aggregator(frames="top_k", amount=3, tracks="faces_shrunk", faithful=True)),
     ],
-    ids=["untuned", "tuned", "stacked", "isotonic"],
+    ids=["untuned", "tuned", "stacked", "isotonic", "faithful"],
 )
 def test_json_brings_a_rule_back(rule):
-    assert ScoringRule.from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
+    assert read(json.loads(json.dumps(to_json(rule)))) == rule
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_json_brings_a_rule_back(rule):
     ],
 )
 def test_what_is_no_rule_is_refused(change):
-    values = json.loads(json.dumps(TUNED.as_dict()))
+    values = json.loads(json.dumps(to_json(TUNED)))
     change(values)
-    with pytest.raises(ValueError):
-        ScoringRule.from_dict(values)
+    with pytest.raises(ValueError, match="not a scoring rule"):
+        read(values)
 
 
 @pytest.mark.parametrize("values", [None, [], "rule", {}])
 def test_other_json_is_no_rule(values):
     with pytest.raises(ValueError, match="not a scoring rule"):
-        ScoringRule.from_dict(values)
+        read(values)

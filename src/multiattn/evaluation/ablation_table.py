@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, Ablation, Cell, PaperColumn, name_data
-from multiattn.inference.predictor import predict_faces
+from multiattn.evaluation.measures import single_model_figures
+from multiattn.evaluation.run import predict_kept
 from multiattn.inference.runs import find_models
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
 from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import complete_videos
-from multiattn.scoring.metrics import VideoMetrics, video_metrics
+from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, REAL, UNKNOWN, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe
@@ -73,7 +74,7 @@ def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> 
     return CrossData(folder, name_data(labelled), labels, frames.reset_index(drop=True))
 
 
-def measure_out_of_fold(runs: Path, folds: list[int], rule: ScoringRule | None = None) -> Figures:
+def measure_out_of_fold(runs: Path, folds: list[int]) -> Figures:
     """Frame and video metrics over the held-out videos of these folds together.
 
     Frames are those of `oof.parquet`; a video without a face counts at video level, with the prior.
@@ -84,7 +85,7 @@ def measure_out_of_fold(runs: Path, folds: list[int], rule: ScoringRule | None =
     Raises:
         FileNotFoundError: a fold has no predictions yet.
     """
-    rule = rule or ScoringRule()
+    rule = ScoringRule()
     frame_tables, video_tables = [], []
     for number in folds:
         folder = fold_folder(runs, number)
@@ -94,54 +95,25 @@ def measure_out_of_fold(runs: Path, folds: list[int], rule: ScoringRule | None =
         frame_tables.append(predictions.merge(held_out[["video_id", "label"]], on="video_id", validate="many_to_one"))
         videos = complete_videos(held_out["video_id"], rule.score(predictions), rule.prior)
         video_tables.append(videos.assign(label=held_out["label"].to_numpy()))
-    frames, videos = _metrics(pd.concat(frame_tables)), _metrics(pd.concat(video_tables), clip=rule.clip)
-    return {
-        **_frame_figures([frames], "held-out"),
-        ("held-out", "video_log_loss"): videos.log_loss,
-        ("held-out", "video_auc"): _number(videos.auc),
-    }
+    frames, videos = pd.concat(frame_tables), pd.concat(video_tables)
+    figures = {name: 100 * figure for name, figure in single_model_figures(frames.assign(model="")).items()}
+    metrics = video_metrics(videos["label"].to_numpy(), videos["probability"].to_numpy(), clip=rule.clip)
+    figures |= {"video_log_loss": metrics.log_loss, "video_auc": np.nan if metrics.auc is None else metrics.auc}
+    return {("held-out", metric): figure for metric, figure in figures.items()}
 
 
 def measure_cross(runs: Path, folds: list[int], cross: CrossData, *, device: torch.device) -> Figures:
     """Frame metrics on other data: each fold's best checkpoint by itself, then the mean over folds.
 
     Blending the folds would measure an ensemble, which the paper's figure is not. The predictions are kept in the
-    experiment's folder and taken from there as long as they are of the same folds and crops.
+    experiment's folder and taken from there as long as they are of the same checkpoints and crops.
     """
     models = [find_models(fold_folder(runs, number))[0] for number in folds]
-    kept = runs / f"cross_{cross.folder.resolve().name}.parquet"
-    key = ["video_id", "frame_index", "track"]
-    asked = pd.MultiIndex.from_frame(cross.frames[key])
-    predictions = FRAME_PREDICTIONS.read(kept) if kept.is_file() else FRAME_PREDICTIONS.empty()
-    by_model = dict(iter(predictions.groupby("model")))
-    missing = [
-        model
-        for model in models
-        if model.name not in by_model or not asked.isin(pd.MultiIndex.from_frame(by_model[model.name][key])).all()
-    ]
-    if missing:
-        new = predict_faces(missing, cross.folder, device=device, precision=missing[0].experiment.precision)
-        others = predictions[~predictions["model"].isin({model.name for model in missing})]
-        predictions = pd.concat([others, new], ignore_index=True)
-        FRAME_PREDICTIONS.write(predictions, kept)
-    labelled = predictions.assign(label=predictions["video_id"].map(cross.labels)).dropna(subset="label")
-    rows = [labelled[labelled["model"] == model.name] for model in models]
-    return _frame_figures([_metrics(table) for table in rows], "cross")
-
-
-def _metrics(table: pd.DataFrame, *, clip: float = 1e-15) -> VideoMetrics:
-    return video_metrics(table["label"].to_numpy(), table["probability"].to_numpy(), clip=clip)
-
-
-def _frame_figures(metrics: list[VideoMetrics], place: Place) -> Figures:
-    return {
-        (place, "accuracy"): 100 * float(np.mean([entry.accuracy for entry in metrics])),
-        (place, "auc"): 100 * float(np.mean([_number(entry.auc) for entry in metrics])),
-    }
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+    videos = cross.frames["video_id"].unique().tolist()
+    path, precision = runs / f"cross_{cross.folder.resolve().name}.parquet", models[0].experiment.precision
+    predictions = predict_kept(models, {cross.folder: videos}, path, device=device, precision=precision)
+    figures = single_model_figures(predictions.assign(label=predictions["video_id"].map(cross.labels)))
+    return {("cross", metric): 100 * figure for metric, figure in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -210,8 +182,10 @@ class AblationTable:
         """
         rows = []
         for cell in self.ablation.cells:
+            seeds = self.figures.get(cell.label, [])
+            status = "quoted" if cell.experiment is None else "measured" if seeds else "pending"
+            status = "failed" if cell.label in self.failures else status
             for column in self.columns:
-                seeds = self.figures.get(cell.label, [])
                 values = np.array([figures[column.source] for figures in seeds if column.source in figures])
                 paper = cell.paper.get(column.paper, np.nan) if column.paper is not None else np.nan
                 mean = values.mean() if len(values) else np.nan
@@ -219,7 +193,7 @@ class AblationTable:
                     {
                         "cell": cell.label,
                         "run": cell.experiment.name if cell.experiment is not None else "",
-                        "status": self._status(cell),
+                        "status": status,
                         "column": column.name,
                         "mean": mean,
                         "spread": values.std(ddof=1) if len(values) > 1 else np.nan,
@@ -230,13 +204,6 @@ class AblationTable:
                 )
         return pd.DataFrame(rows)
 
-    def _status(self, cell: Cell) -> str:
-        if cell.experiment is None:
-            return "quoted"
-        if cell.label in self.failures:
-            return "failed"
-        return "measured" if cell.label in self.figures else "pending"
-
     def wide(self) -> pd.DataFrame:
         """One row a cell; for each column its mean, `... sd`, `... n`, and where the paper has one `... paper` and
         `... difference`."""
@@ -244,12 +211,9 @@ class AblationTable:
         table = rows[["cell", "run", "status"]].drop_duplicates(ignore_index=True)
         for column in self.columns:
             part = rows[rows["column"] == column.name].reset_index(drop=True)
-            table[column.name] = part["mean"]
-            table[f"{column.name} sd"] = part["spread"]
-            table[f"{column.name} n"] = part["num_seeds"]
-            if column.paper is not None:
-                table[f"{column.name} paper"] = part["paper"]
-                table[f"{column.name} difference"] = part["difference"]
+            names = {"": "mean", " sd": "spread", " n": "num_seeds"}
+            names |= {" paper": "paper", " difference": "difference"} if column.paper is not None else {}
+            table = table.assign(**{f"{column.name}{ending}": part[name] for ending, name in names.items()})
         return table
 
     @property
@@ -265,21 +229,16 @@ class AblationTable:
 
     def markdown(self) -> str:
         """The table as a page."""
-        parts = [f"# {self.title}"]
-        if self.ablation.is_demo:
-            parts.append(f"**{DEMO_NOTE}**")
-        parts += ["\n".join(f"- {fact}" for fact in self.facts)] if self.facts else []
-        parts.append(self._grid())
-        failures = [
-            f"- **{label}** failed: {message}" for label, messages in self.failures.items() for message in messages
-        ]
-        parts += ["\n".join(failures)] if failures else []
-        return "\n\n".join([*parts, "\n".join(f"- {note}" for note in self.notes())]) + "\n"
+        demo = f"**{DEMO_NOTE}**" if self.ablation.is_demo else ""
+        failed = [f"**{label}** failed: {message}" for label, seeds in self.failures.items() for message in seeds]
+        facts, failures, notes = ("\n".join(f"- {line}" for line in of) for of in (self.facts, failed, self.notes()))
+        parts = [f"# {self.title}", demo, facts, self._grid(), failures, notes]
+        return "\n\n".join(part for part in parts if part) + "\n"
 
     def _grid(self) -> str:
         header = ["cell"]
         for column in self.columns:
-            header += [column.name, "paper", "difference"] if column.paper is not None else [column.name]
+            header += [column.name, *(["paper", "difference"] if column.paper is not None else [])]
         lines, rows = [], self.rows().set_index(["cell", "column"])
         for cell in self.ablation.cells:
             words = [cell.label]
@@ -320,10 +279,8 @@ class AblationTable:
 
 
 def _measured(row: pd.Series, column: Column) -> str:
-    if row["status"] in ("quoted", "pending"):
-        return {"quoted": "", "pending": "pending"}[row["status"]]
     if np.isnan(row["mean"]):
-        return "failed" if row["status"] == "failed" else "not measured"
+        return {"quoted": "", "measured": "not measured"}.get(row["status"], row["status"])
     spread = "" if np.isnan(row["spread"]) else f" ± {row['spread']:.{column.decimals}f}"
     return f"{row['mean']:.{column.decimals}f}{spread} ({row['num_seeds']})"
 

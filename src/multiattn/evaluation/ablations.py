@@ -21,8 +21,8 @@ XCEPTION_STAND_IN = "test_efficientnet"
 """Backbone of the tiny Xception cells: timm's smallest network, as far from the B4 cells' tinynet_e as Xception is
 from B4. Xception itself has 21 million parameters, too many for a trial."""
 EMA_DECAY, SBI_SHARE = 0.98, 0.3
-"""Of the table `demo-training`: the average reaches back over about 50 updates, some two epochs of the demo; three in
-ten visits of a real crop show a self-blended one."""
+"""Settings of the table `demo-training`: the average reaches back over about 50 updates, some two epochs of the demo;
+three in ten visits of a real crop show a self-blended one."""
 TINY_VIDEOS_PER_CLASS, TINY_VALIDATION_FRAMES = 4, 2
 
 Metric = Literal["accuracy", "auc"]
@@ -100,12 +100,11 @@ def variant(
     """
     texture = texture or experiment.model.texture_stage
     attention = attention or experiment.model.attention_stage
+    switches = {"num_maps": num_maps, "texture_stage": texture, "attention_stage": attention}
     return dataclasses.replace(
         experiment,
         name=f"{prefix}_{auxiliary}_{agda}_m{num_maps}_{texture}{attention}",
-        model=dataclasses.replace(
-            experiment.model, num_maps=num_maps, texture_stage=texture, attention_stage=attention
-        ),
+        model=dataclasses.replace(experiment.model, **switches),
         loss=dataclasses.replace(experiment.loss, auxiliary=auxiliary),
         agda=dataclasses.replace(experiment.agda, mode=agda),
     )
@@ -205,14 +204,10 @@ def demo_cells() -> Ablation:
     With balanced sampling: with pairs all of them solve these clips, and no two differ.
     """
     base = demo_balanced()
-
-    def cell(label: str, auxiliary: str, agda: str) -> Cell:
-        return Cell(label, variant(base, "demo", auxiliary=auxiliary, agda=agda))
-
     cells = (
-        cell("full method", base.loss.auxiliary, base.agda.mode),
-        cell("RIL without AGDA", "ril", "none"),
-        cell("neither RIL nor AGDA", "none", "none"),
+        Cell("full method", variant(base, "demo", auxiliary=base.loss.auxiliary, agda=base.agda.mode)),
+        Cell("RIL without AGDA", variant(base, "demo", auxiliary="ril", agda="none")),
+        Cell("neither RIL nor AGDA", variant(base, "demo", auxiliary="none", agda="none")),
         Cell("plain twin", plain(base, "demo")),
     )
     return Ablation("demo", "What each part brings on the embedded clips", (), cells)
@@ -265,24 +260,19 @@ def get_ablation(table: str, *, tiny: bool = False) -> Ablation:
     ablation = look_up(ABLATIONS, table, "ablation table")()
     if not tiny:
         return ablation
-    cells = tuple(
-        dataclasses.replace(cell, experiment=shrink_cell(cell.experiment)) if cell.experiment is not None else cell
-        for cell in ablation.cells
-    )
-    return dataclasses.replace(ablation, cells=cells, is_tiny=True)
+    shrunk = [cell.experiment and shrink_cell(cell.experiment) for cell in ablation.cells]
+    cells = [dataclasses.replace(cell, experiment=of) for cell, of in zip(ablation.cells, shrunk, strict=True)]
+    return dataclasses.replace(ablation, cells=tuple(cells), is_tiny=True)
 
 
 def shrink_cell(experiment: Experiment) -> Experiment:
     """The tiny variant of a cell. Stages, maps, loss and AGDA stay, so cells differ in what they differed in."""
     tiny = shrink(experiment)
-    is_xception = "xception" in experiment.model.backbone
-    return dataclasses.replace(
-        tiny,
-        model=dataclasses.replace(tiny.model, backbone=XCEPTION_STAND_IN) if is_xception else tiny.model,
-        data=dataclasses.replace(
-            tiny.data, videos_per_class=TINY_VIDEOS_PER_CLASS, validation_frames=TINY_VALIDATION_FRAMES
-        ),
-    )
+    model = tiny.model
+    if "xception" in experiment.model.backbone:
+        model = dataclasses.replace(model, backbone=XCEPTION_STAND_IN)
+    few = {"videos_per_class": TINY_VIDEOS_PER_CLASS, "validation_frames": TINY_VALIDATION_FRAMES}
+    return dataclasses.replace(tiny, model=model, data=dataclasses.replace(tiny.data, **few))
 
 
 def seeded(
@@ -294,12 +284,8 @@ def seeded(
         suffix: of the names of runs on other data (`_c40`).
         start_from: the run folder it starts from.
     """
-    return dataclasses.replace(
-        experiment,
-        name=f"{experiment.name}{suffix}_seed{repetition}",
-        seed=experiment.seed + repetition,
-        start_from=str(start_from) if start_from is not None else None,
-    )
+    name, start = f"{experiment.name}{suffix}_seed{repetition}", str(start_from) if start_from is not None else None
+    return dataclasses.replace(experiment, name=name, seed=experiment.seed + repetition, start_from=start)
 
 
 def name_data(videos: pd.DataFrame) -> str:

@@ -1,19 +1,31 @@
-"""Submissions scored against labels: log loss with its interval, the pairwise comparison with the best, coverage."""
+"""Submissions scored against labels: log loss with its interval, the pairwise comparison with the best, coverage.
 
+Beside them stand the published log losses, each on the one of three DFDC scales it was measured on. The scales share a
+name and nothing else: a model that reaches 0.20 on the released test set is at 0.43 on the private one, half of whose
+videos came from the web. So a figure is compared on its own scale or not at all.
+
+The figures lie in `published.json`, and with them the first bytes of the SHA-256 of each file name (without its ending)
+of the competition's 400 sample videos, which lie inside dfdc_train_part_0 to 2: apart from each other, so that any part
+of the 400 is known.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.resources import files
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from multiattn.evaluation.published import SCALES, Scale, among_kaggles_400, scale_of
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
 from multiattn.runtime.text_tables import markdown_table
-from multiattn.scoring.bootstrap import bootstrap_log_loss, compare_log_loss
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, video_metrics
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, bootstrap_log_loss, compare_log_loss, video_metrics
 from multiattn.tables import LABELS, SUBMISSION
+from multiattn.video.crops.images import names_digest
 
 ScaleName = Literal["auto", "released", "public", "private", "none"]
 SCORING_CLIP = 1e-15
@@ -27,6 +39,41 @@ NOT_COMPARABLE = (
     "These videos are none of the three sets that log losses were published for, so the published figures are not "
     "comparable with those above, nor with each other."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """One set of videos that figures were published for."""
+
+    name: str
+    """`released`, `public` or `private`."""
+    title: str
+    num_videos: int
+    source: str
+    """Where the figures stand."""
+    anchors: dict[str, float]
+    """Who -> log loss, the lowest first."""
+    digest: str = ""
+    """`names_digest` of its file names, sorted; empty where they were never released."""
+
+
+_PUBLISHED = json.loads((files(__package__) / "published.json").read_text(encoding="utf-8"))
+SCALES = {entry["name"]: Scale(**entry) for entry in _PUBLISHED["scales"]}
+KAGGLE_400 = frozenset(map(bytes.fromhex, _PUBLISHED["kaggle_400"]))
+HASH_BYTES = 5
+"""Length of a hash in `KAGGLE_400`. A name that is none of them is taken for one once in 2.7 billion; some 128 names of
+ten letters have the same hash, so the hashes are no list of the names."""
+
+
+def scale_of(names: Iterable[str]) -> Scale | None:
+    """The scale whose videos these are, all of them and no others; None for any other videos."""
+    digest = names_digest(sorted(names))
+    return next((scale for scale in SCALES.values() if scale.digest == digest), None)
+
+
+def among_kaggles_400(names: Iterable[str]) -> int:
+    """Number of these that are among the competition's 400 sample videos, whatever their folder and file format."""
+    return sum(hashlib.sha256(PurePath(name).stem.encode()).digest()[:HASH_BYTES] in KAGGLE_400 for name in names)
 
 
 @dataclass(frozen=True)
@@ -82,22 +129,18 @@ class Leaderboard:
         """Header and cells of our submissions, as pages show them."""
         header = ["submission", "log loss", "95 %", "minus the best", "P(better)", "AUC", "accuracy", "videos"]
         header += ["answered with the prior", "seen in training", "out of fold"]
-        cells = [
-            [
-                row.name,
+        cells = []
+        for row in self.ours.itertuples():
+            difference = _show(row.difference, row.difference_low, row.difference_high)
+            better = "" if np.isnan(row.probability_better) else f"{row.probability_better:.3f}"
+            measured = [
                 _show(row.log_loss),
                 _span(row.low, row.high),
-                "" if row.Index == 0 else _show(row.difference, row.difference_low, row.difference_high),
-                "" if row.Index == 0 or np.isnan(row.probability_better) else f"{row.probability_better:.3f}",
-                _show(row.auc),
-                _show(row.accuracy),
-                str(row.num_videos),
-                _failures(row),
-                NOT_KNOWN if pd.isna(row.seen_in_training) else str(row.seen_in_training),
-                _show(row.out_of_fold_log_loss),
+                *([difference, better] if row.Index else ["", ""]),
             ]
-            for row in self.ours.itertuples()
-        ]
+            measured += [_show(row.auc), _show(row.accuracy), str(row.num_videos), _failures(row)]
+            seen = NOT_KNOWN if pd.isna(row.seen_in_training) else str(row.seen_in_training)
+            cells.append([row.name, *measured, seen, _show(row.out_of_fold_log_loss)])
         cells.append(["constant 0.5", _show(CONSTANT_LOG_LOSS), "", "", "", "0.5000", *[""] * 5])
         return header, cells
 
@@ -161,24 +204,20 @@ def score_submissions(
     paths = sorted(submissions.glob(f"*/{SUBMISSION_FILE}"))
     if not paths:
         raise FileNotFoundError(f"{submissions}: no */{SUBMISSION_FILE} here. Make one with `multiattn submit`.")
-    labels = None
-    if labels_path is not None:
-        labels = LABELS.read(labels_path).sort_values("filename")  # the bootstrap draws the same whatever their order
-    groups = read_groups(groups_path, labels) if groups_path is not None and labels is not None else None
     read = {path.parent.name: SUBMISSION.read(path) for path in paths}
     rows = pd.DataFrame([_describe(submissions / name, len(answers)) for name, answers in read.items()])
     rows = rows.astype(dict.fromkeys([*FAILURES, "seen_in_training"], "Int64"))
-    if labels is None:
-        rows = _in_order(rows)
-        return Leaderboard(rows, "nothing, no labels were given", scale=SCALES.get(scale))
+    if labels_path is None:
+        return Leaderboard(_in_order(rows), "nothing, no labels were given", scale=SCALES.get(scale))
+    labels = LABELS.read(labels_path).sort_values("filename")  # the bootstrap draws the same whatever their order
+    groups = read_groups(groups_path, labels) if groups_path is not None else None
     found, notes, drawn = scale_of(labels["filename"]), _kaggles_400(labels["filename"]), Leaderboard.drawn
     if scale != "auto":
         notes += _doubts(scale, found, labels_path, notes)
         found = SCALES.get(scale)
     if groups is not None:
         drawn = f"the {len(set(groups)):,} groups of {groups_path.name}"
-    answers = {name: _answers(submission, labels) for name, submission in read.items()}
-    rows = _in_order(_scored(rows, labels["label"].to_numpy(), answers, groups, resamples))
+    rows = _in_order(_scored(rows, labels, read, groups, resamples))
     return Leaderboard(rows, f"{len(labels):,} videos of {labels_path.name}", drawn, found, tuple(notes))
 
 
@@ -276,28 +315,23 @@ def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
     return row
 
 
-def _answers(submission: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray | None:
-    """(N,) probabilities of the labelled videos, in their order; None where one is missing."""
-    answers = labels["filename"].map(submission.set_index("filename")["label"])
-    return None if answers.isna().any() else answers.to_numpy(np.float64)
-
-
 def _scored(
     rows: pd.DataFrame,
-    labels: np.ndarray,
-    answers: dict[str, np.ndarray | None],
+    labels: pd.DataFrame,
+    submissions: dict[str, pd.DataFrame],
     groups: np.ndarray | None,
     resamples: int,
 ) -> pd.DataFrame:
-    """The rows with their figures, and with the comparison with the best of them."""
+    """The rows with the figures of submissions that answer every labelled video, compared with the best of them."""
     rows, settings = rows.set_index("name"), {"clip": SCORING_CLIP, "resamples": resamples}
-    complete = {name: given for name, given in answers.items() if given is not None}
+    names, labels = labels["filename"], labels["label"].to_numpy()
+    answers = {name: names.map(table.set_index("filename")["label"]) for name, table in submissions.items()}
+    complete = {name: given.to_numpy(np.float64) for name, given in answers.items() if given.notna().all()}
     for name, given in complete.items():
         metrics = video_metrics(labels, given, clip=SCORING_CLIP)
         interval = bootstrap_log_loss(labels, given, groups, **settings)
-        auc = np.nan if metrics.auc is None else metrics.auc
         columns = ["log_loss", "low", "high", "auc", "accuracy"]
-        rows.loc[name, columns] = [metrics.log_loss, interval.low, interval.high, auc, metrics.accuracy]
+        rows.loc[name, columns] = [metrics.log_loss, interval.low, interval.high, metrics.auc, metrics.accuracy]
     best = min(complete, key=lambda name: (rows.loc[name, "log_loss"], name), default=None)
     for name, given in complete.items():
         found = compare_log_loss(labels, given, complete[best], groups, **settings)

@@ -1,20 +1,22 @@
-"""Answers to the videos of a test, and every figure of them: per data set, method, compression and number of faces.
+"""Answers to the videos of a test, every figure of them, and the tables of a report: the paper's figures beside ours.
 
 Three levels: `video`, the scoring rule's answers; `frame`, single crops by the mean of the models; `frame of single
-models`, each model's crops by itself and then the mean over models, which is what papers print.
+models`, each model's crops by itself and then the mean over models, which is what papers print. Figures are measured
+per data set, method, compression and number of faces.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from multiattn.evaluation.selection import Extracted, Selection
+from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
+from multiattn.evaluation.selection import Extracted, Selection, Split
+from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import complete_videos
-from multiattn.scoring.bootstrap import Interval, bootstrap_auc, bootstrap_log_loss
-from multiattn.scoring.metrics import video_metrics
+from multiattn.scoring.metrics import Interval, bootstrap_auc, bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FAKE, REAL
 
@@ -24,6 +26,37 @@ COLUMNS = ("dataset", "by", "value", "level", "metric", "figure", "low", "high",
 MOST_FACES = 3
 """Videos with so many tracks or more are one group."""
 FRAME_CLIP = 1e-6
+NOT_MEASURED = (np.nan, np.nan, np.nan)
+TABLES = ("2", "4")
+PAPER_METHODS = {"Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures"}
+"""Methods of FF++ as the paper has it; FaceShifter and DFD came later."""
+TRAINED_ON = ("ffpp",)
+NONE = "none"
+"""Stands where a metric needs both classes and one is missing."""
+VIDEO_COLUMNS = {
+    "log loss": ("video", "log_loss"),
+    "balanced": ("video", "balanced_log_loss"),
+    "AUC": ("video", "auc"),
+    "AP": ("video", "average_precision"),
+    "EER": ("video", "eer"),
+    "accuracy": ("video", "accuracy"),
+    "Brier": ("video", "brier"),
+    "ECE": ("video", "calibration_error"),
+}
+FRAME_COLUMNS = {
+    "frame log loss": ("frame", "log_loss"),
+    "frame AUC": ("frame", "auc"),
+    "frame accuracy": ("frame", "accuracy"),
+    "single models' frame AUC": (SINGLE, "auc"),
+    "single models' frame accuracy": (SINGLE, "accuracy"),
+}
+COVERAGE_COLUMNS = {
+    "videos": "n_videos",
+    "no face": "n_no_face",
+    "unreadable": "n_unreadable",
+    "frames": "n_frames",
+    "crops": "n_crops",
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +70,6 @@ class Answers:
     frames: pd.DataFrame
     """Every crop of every model: model, video_id, frame_index, track, probability, label."""
     rule: ScoringRule
-
-    @property
-    def models(self) -> list[str]:
-        """Names of the models, sorted."""
-        return sorted(self.frames["model"].unique())
 
     def blended_frames(self) -> pd.DataFrame:
         """One row a crop: video_id, frame_index, track, label and the mean probability over the models that saw it."""
@@ -119,12 +147,12 @@ def parts(videos: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 def _with_intervals(
     rows: pd.DataFrame, groups: pd.Series, place: dict[str, str], clip: float, seed: int
 ) -> list[dict[str, Any]]:
-    labels, probabilities, names = rows["label"].to_numpy(), rows["probability"].to_numpy(), groups.to_numpy()
-    metrics = video_metrics(labels, probabilities, clip=clip)
-    intervals = {"log_loss": bootstrap_log_loss(labels, probabilities, names, clip=clip, seed=seed)}
+    answers = (rows["label"].to_numpy(), rows["probability"].to_numpy())
+    metrics = video_metrics(*answers, clip=clip)
+    intervals = {"log_loss": bootstrap_log_loss(*answers, groups.to_numpy(), clip=clip, seed=seed)}
     if metrics.auc is not None:
-        intervals["auc"] = bootstrap_auc(labels, probabilities, names, seed=seed)
-    figures = {metric: figure for metric, figure in metrics.as_dict().items() if metric != "num_videos"}
+        intervals["auc"] = bootstrap_auc(*answers, groups.to_numpy(), seed=seed)
+    figures = {metric: figure for metric, figure in asdict(metrics).items() if metric != "num_videos"}
     return _rows(place, figures, rows["label"], intervals)
 
 
@@ -150,14 +178,9 @@ def single_model_figures(frames: pd.DataFrame) -> dict[str, float]:
     Args:
         frames: rows of `Answers.frames`, at least one.
     """
-    found = [
-        video_metrics(rows["label"].to_numpy(), rows["probability"].to_numpy(), clip=FRAME_CLIP)
-        for _, rows in frames.groupby("model")
-    ]
-    return {
-        "accuracy": float(np.mean([metrics.accuracy for metrics in found])),
-        "auc": float(np.mean([_number(metrics.auc) for metrics in found])),
-    }
+    of_models = [(rows["label"].to_numpy(), rows["probability"].to_numpy()) for _, rows in frames.groupby("model")]
+    found = [video_metrics(*answers, clip=FRAME_CLIP) for answers in of_models]
+    return {name: float(np.mean([_number(getattr(of, name)) for of in found])) for name in ("accuracy", "auc")}
 
 
 def _coverage(videos: pd.DataFrame) -> dict[str, float]:
@@ -178,19 +201,176 @@ class Figures:
     """Figures of a table of `measure`, by their place in it."""
 
     def __init__(self, table: pd.DataFrame) -> None:
-        key = ["dataset", "by", "value", "level", "metric"]
-        self.table = table
-        self._rows = table.set_index(key).sort_index()
+        self._rows = {
+            (row.dataset, row.by, row.value, row.level, row.metric): (row.figure, row.low, row.high)
+            for row in table.itertuples(index=False)
+        }
 
     def of(self, dataset: str, by: str, value: str, level: str, metric: str) -> tuple[float, float, float]:
         """Figure, low and high; NaN where it is not measured."""
-        place = (dataset, by, value, level, metric)
-        if place not in self._rows.index:
-            return np.nan, np.nan, np.nan
-        row = self._rows.loc[place]
-        return float(row["figure"]), float(row["low"]), float(row["high"])
+        return self._rows.get((dataset, by, value, level, metric), NOT_MEASURED)
 
     def places(self, dataset: str) -> list[tuple[str, str]]:
         """(by, value) of a data set, in the order measured."""
-        mine = self.table.loc[self.table["dataset"] == dataset, ["by", "value"]].drop_duplicates()
-        return list(mine.itertuples(index=False, name=None))
+        return list(dict.fromkeys((by, value) for name, by, value, *_ in self._rows if name == dataset))
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of one of the paper's tables, as far as it is about one set of data."""
+
+    table: str
+    method: str
+    accuracy: float
+    """Per cent of frames; NaN where the table has none."""
+    auc: float
+
+
+@dataclass(frozen=True)
+class PaperComparison:
+    """A data set the paper has, or one compression of it."""
+
+    data: str
+    """`FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
+    accuracy: float
+    """Ours, in per cent of frames: each model by itself, then the mean over models."""
+    auc: float
+    rows: tuple[PaperRow, ...]
+    departures: tuple[str, ...]
+    """In what ours was measured otherwise; empty where there is nothing known."""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of finished words."""
+
+    title: str
+    rows: pd.DataFrame
+    """Text in every cell; the first column names the row."""
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """Title, table, notes."""
+        table = markdown_table(list(self.rows), self.rows.itertuples(index=False))
+        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join([f"### {self.title}", "", table, *notes]) + "\n"
+
+
+def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComparison]) -> list[TextTable]:
+    """Videos, frames, coverage, and the paper's tables where they apply."""
+    places = figures.places(answers.name)
+
+    def rows(columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+        parts = pd.Series([by if by == ALL else f"{by} {value}" for by, value in places], name="part")
+        cells = {
+            name: [_figure(*figures.of(answers.name, *place, *column)) for place in places]
+            for name, column in columns.items()
+        }
+        return pd.DataFrame({"part": parts, **cells})
+
+    coverage = rows({name: ("coverage", metric) for name, metric in COVERAGE_COLUMNS.items()})
+    coverage = coverage.map(lambda text: text.removesuffix(".0000"))
+    rule, models = answers.rule, answers.frames["model"].nunique()
+    tuned = f"tuned for {', '.join(rule.experiments)}" if rule.experiments else "untuned"
+    notes = [
+        f"By the scoring rule: {tuned}, frames {rule.aggregator.frames}, tracks {rule.aggregator.tracks}. Log loss is "
+        f"natural, probabilities clipped to [{rule.clip:g}, {1 - rule.clip:g}].",
+        "In brackets the 95 % interval of the bootstrap over originals with their fakes.",
+        f"Videos without a face and unreadable ones count with the prior {rule.prior:g}.",
+        "A method's row holds its fakes and all real videos; faces are the tracks that were predicted.",
+    ]
+    frame_notes = [f"Every crop once, by the mean of {models} models; single models: each by itself, then their mean."]
+    return [
+        TextTable("Videos", rows(VIDEO_COLUMNS), tuple(notes)),
+        TextTable("Frames", rows(FRAME_COLUMNS), tuple(frame_notes)),
+        TextTable("Coverage", coverage),
+        *(paper_table(comparison) for comparison in paper),
+    ]
+
+
+def paper_table(comparison: PaperComparison) -> TextTable:
+    """Our frame figures beside what the paper prints for the same data."""
+    lines = [PaperRow("", "measured here", comparison.accuracy, comparison.auc), *comparison.rows]
+    cells = [
+        (row.method, row.table, *("" if np.isnan(figure) else f"{figure:.2f}" for figure in (row.accuracy, row.auc)))
+        for row in lines
+    ]
+    table = pd.DataFrame(cells, columns=["method", "where", "frame ACC %", "frame AUC %"])
+    departures = [f"Not the paper's protocol: {words}." for words in comparison.departures]
+    return TextTable(f"{comparison.data}, beside arXiv:2103.02406", table, tuple(departures))
+
+
+def summary_table(answers: Sequence[Answers], figures: Figures) -> TextTable:
+    """One row a data set."""
+    names = ("log loss", "AUC", "accuracy", "frame AUC", "frame accuracy")
+    rows = []
+    for one in answers:
+        columns = {name: (VIDEO_COLUMNS | FRAME_COLUMNS)[name] for name in names}
+        cells = {name: _figure(*figures.of(one.name, ALL, "", *column)) for name, column in columns.items()}
+        faceless = int((one.videos["num_crops"] == 0).sum())
+        rows.append({"data set": one.name, "videos": str(len(one.videos)), "without a face": str(faceless), **cells})
+    return TextTable("Data sets", pd.DataFrame(rows))
+
+
+def selection_notes(selection: Selection) -> list[str]:
+    """Notes on which videos were taken and which left out."""
+    notes = [f"Split {selection.split}."]
+    if selection.unsplit:
+        notes.append(f"Without any split in the table, so all videos were taken: {', '.join(selection.unsplit)}.")
+    notes += [f"Left out: {name}: {why}." for name, why in selection.left_out.items()]
+    notes += [f"{name}: {count} videos without a label do not count." for name, count in selection.unlabelled.items()]
+    return notes
+
+
+def _figure(figure: float, low: float, high: float) -> str:
+    if np.isnan(figure):
+        return NONE
+    return f"{figure:.4f}" if np.isnan(low) else f"{figure:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def compare_with_paper(
+    answers: Answers, *, trained: Sequence[str], split: Split, unsplit: bool
+) -> list[PaperComparison]:
+    """Parts of a data set that the paper's Tables 2 and 4 have figures of; [] for any other data.
+
+    Args:
+        trained: names of the data sets the runs were trained on.
+        split: the one evaluated.
+        unsplit: the data set names no split, so that all of it was taken.
+    """
+    found = []
+    for _, videos in answers.videos.groupby("compression", sort=True):
+        data = name_data(videos)
+        frames = answers.frames[answers.frames["video_id"].isin(set(videos["video_id"]))]
+        if data not in (HQ, LQ, CELEB) or frames.empty:
+            continue
+        said = []
+        if split != "test":
+            said.append(f"measured on split {split}, the paper's figures are of the test split")
+        elif unsplit:
+            said.append("the table names no split, so all videos were taken instead of the official test split")
+        if tuple(trained) != TRAINED_ON:
+            names = ", ".join(trained) or "data nobody knows (imported)"
+            said.append(f"trained on {names}, the paper's models on FF++")
+        if (num_models := frames["model"].nunique()) > 1:
+            said.append(f"the mean over {num_models} models, each by itself; the paper's figure is of one model")
+        methods = set(videos.loc[videos["label"] == FAKE, "method"])
+        if data != CELEB and methods != PAPER_METHODS:
+            said.append(f"fakes of {', '.join(sorted(methods)) or 'no method'}, the paper's of the four first methods")
+        if without := int((videos["num_crops"] == 0).sum()):
+            said.append(f"{without} videos without a face have no frames that could count")
+        accuracy, auc = (100 * figure for figure in single_model_figures(frames).values())
+        found.append(PaperComparison(data, accuracy, auc, paper_rows(data), tuple(said)))
+    return found
+
+
+def paper_rows(data: str) -> tuple[PaperRow, ...]:
+    """Rows that Tables 2 and 4 of arXiv:2103.02406 print for `FF++ HQ`, `FF++ LQ` or `Celeb-DF`."""
+    rows = []
+    for table in TABLES:
+        for cell in get_ablation(table).cells:
+            figures = {column.metric: value for column, value in cell.paper.items() if column.data == data}
+            if figures:
+                accuracy, auc = (figures.get(metric, float("nan")) for metric in ("accuracy", "auc"))
+                rows.append(PaperRow(f"Table {table}", cell.label, accuracy, auc))
+    return tuple(rows)

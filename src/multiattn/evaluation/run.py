@@ -18,7 +18,18 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from multiattn.evaluation.measures import ALL, Answers, Figures, answer_videos, measure
+from multiattn.evaluation.measures import (
+    ALL,
+    Answers,
+    Figures,
+    TextTable,
+    answer_videos,
+    compare_with_paper,
+    dataset_tables,
+    measure,
+    selection_notes,
+    summary_table,
+)
 from multiattn.evaluation.selection import (
     Extracted,
     Selection,
@@ -30,7 +41,6 @@ from multiattn.evaluation.selection import (
     select_videos,
     trained_datasets,
 )
-from multiattn.evaluation.tables import TextTable, compare_with_paper, dataset_tables, selection_notes, summary_table
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring
@@ -71,7 +81,7 @@ class Evaluation:
     extracted: Extracted
     answers: list[Answers]
     metrics: pd.DataFrame
-    """Of `measures.measure`, all data sets."""
+    """Figures of all data sets, as `measures.measure` has them."""
     summary: TextTable
     tables: dict[str, list[TextTable]]
     """Data set -> its tables."""
@@ -107,46 +117,38 @@ class Choice:
         return f"{words}\nchosen by {self.criterion} of videos: {self.best}"
 
 
-def evaluate_runs(inputs: EvaluationInputs) -> Evaluation:
-    """Measure the blend of all runs.
+def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) -> tuple[Evaluation, Choice | None]:
+    """Measure the blend of all runs; with `choose` every run by itself, each with its own scoring rule.
+
+    Returns:
+        The evaluation, with `choose` that of the best run, and then the choice.
 
     Raises:
         FileNotFoundError: no runs, table or faces folder.
-        ValueError: a leak, videos without faces extracted, or nothing to evaluate.
+        ValueError: a leak, videos without faces extracted, or nothing to evaluate; as `choose_run`.
     """
     table = VIDEOS.read(inputs.videos)
     models = find_models(*inputs.runs)
     selection = select_videos(table, inputs.split)
-    rule = choose_scoring(inputs.runs, inputs.scoring)
-    allowed = _check_leaks(models, selection, table)
-    selection, extracted = find_faces(selection, inputs.faces)
-    predictions = _predict(inputs, models, extracted, allowed)
-    return _evaluation(models, selection, extracted, answer_videos(selection, extracted, predictions, rule))
-
-
-def choose_among(inputs: EvaluationInputs, criterion: Criterion) -> tuple[Choice, Evaluation]:
-    """Measure every run by itself, each with its own scoring rule; the evaluation is that of the best one.
-
-    Arguments and errors as `evaluate_runs` and `choose_run`.
-    """
-    table = VIDEOS.read(inputs.videos)
-    models = find_models(*inputs.runs)
-    selection = select_videos(table, inputs.split)
-    by_run = {experiment_name(run): find_models(run) for run in inputs.runs}
+    blends = [inputs.runs] if choose is None else [(run,) for run in inputs.runs]
+    members = [find_models(*runs) for runs in blends]
+    rules = [choose_scoring(runs, inputs.scoring) for runs in blends]
     allowed: dict[str, set[str]] = {}
-    rules = {}
-    for run in inputs.runs:
-        allowed |= _check_leaks(by_run[experiment_name(run)], selection, table)
-        rules[experiment_name(run)] = choose_scoring([run], inputs.scoring)
+    for of_blend in members:
+        allowed |= _check_leaks(of_blend, selection, table)
     selection, extracted = find_faces(selection, inputs.faces)
     predictions = _predict(inputs, models, extracted, allowed)
-    answers, measured = {}, {}
-    for name, members in by_run.items():
-        mine = predictions[predictions["model"].isin({model.name for model in members})]
-        answers[name] = answer_videos(selection, extracted, mine, rules[name])
-        measured[name] = pd.concat([measure(one) for one in answers[name]], ignore_index=True)
-    choice = choose_run(measured, criterion)
-    return choice, _evaluation(by_run[choice.best], selection, extracted, answers[choice.best])
+    answers = []
+    for of_blend, rule in zip(members, rules, strict=True):
+        mine = predictions[predictions["model"].isin({model.name for model in of_blend})]
+        answers.append(answer_videos(selection, extracted, mine, rule))
+    best, choice = 0, None
+    if choose is not None:
+        names = [experiment_name(run) for run in inputs.runs]
+        measured = [pd.concat([measure(one) for one in of_run], ignore_index=True) for of_run in answers]
+        choice = choose_run(dict(zip(names, measured, strict=True)), choose)
+        best = names.index(choice.best)
+    return _evaluation(members[best], selection, extracted, answers[best]), choice
 
 
 def _check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.DataFrame) -> dict[str, set[str]]:
@@ -164,15 +166,13 @@ def _predict(
     inputs: EvaluationInputs, models: list[TrainedModel], extracted: Extracted, allowed: dict[str, set[str]]
 ) -> pd.DataFrame:
     device = pick_device(inputs.device)
-    folders = extracted.by_folder()
-    logger.info(
-        "%d models, %d crops of %d videos, on %s",
-        len(models), len(extracted.faces), len(extracted.folder_of), device,
-    )  # fmt: skip
-    predictions = predict_kept(models, folders, inputs.out, device=device, precision=inputs.precision)
-    pairs = [predictions[(predictions["model"] == model)] for model in allowed]
-    kept = [rows[rows["video_id"].isin(videos)] for rows, videos in zip(pairs, allowed.values(), strict=True)]
-    return pd.concat(kept, ignore_index=True)
+    crops, videos = len(extracted.faces), len(extracted.statuses)
+    logger.info("%d models, %d crops of %d videos, on %s", len(models), crops, videos, device)
+    path = inputs.out / PREDICTIONS_FILE
+    predictions = predict_kept(models, extracted.by_folder, path, device=device, precision=inputs.precision)
+    by_model = predictions.groupby("model")
+    kept = [rows[rows["video_id"].isin(allowed[model])] for model, rows in by_model if model in allowed]
+    return pd.concat([predictions.head(0), *kept], ignore_index=True)
 
 
 def _evaluation(
@@ -185,20 +185,17 @@ def _evaluation(
     for one in answers:
         paper = compare_with_paper(one, trained=trained, split=selection.split, unsplit=one.name in selection.unsplit)
         tables[one.name] = dataset_tables(one, figures, paper)
-    runs = sorted({model.name.split("/", 1)[0] for model in models})
-    notes = [
-        f"{len(models)} models of {', '.join(runs)}, trained on {', '.join(trained) or 'data nobody knows'}.",
-        *selection_notes(selection),
-    ]
+    runs = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
+    first = f"{len(models)} models of {runs}, trained on {', '.join(trained) or 'data nobody knows'}."
     return Evaluation(
-        title=f"Evaluation of {', '.join(runs)}",
+        title=f"Evaluation of {runs}",
         selection=selection,
         extracted=extracted,
         answers=answers,
         metrics=metrics,
         summary=summary_table(answers, figures),
         tables=tables,
-        notes=tuple(notes),
+        notes=(first, *selection_notes(selection)),
         warnings=tuple(_warnings(models, selection, trained)),
     )
 
@@ -229,13 +226,11 @@ def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choic
         ValueError: AUC where a data set has one class only.
     """
     rows = []
-    for run, table in measured.items():
-        figures, datasets = Figures(table), table["dataset"].unique()
-        of = {
-            metric: sum(figures.of(name, ALL, "", "video", metric)[0] for name in datasets) / len(datasets)
-            for metric in ("log_loss", "auc")
-        }
-        rows.append({"run": run, **of, "num_datasets": len(datasets)})
+    for run, figures in measured.items():
+        of_videos = figures[(figures["by"] == ALL) & (figures["level"] == "video")]
+        log_loss, auc = (of_videos.loc[of_videos["metric"] == name, "figure"] for name in ("log_loss", "auc"))
+        means = {"log_loss": log_loss.mean(), "auc": auc.mean(skipna=False)}
+        rows.append({"run": run, **means, "num_datasets": len(log_loss)})
     table = pd.DataFrame(rows)
     if table[criterion].isna().any():
         raise ValueError(f"--choose {criterion}: a data set has one class only. Choose by log_loss.")
@@ -255,7 +250,7 @@ def require_choosable(runs: Sequence[Path], split: str, criterion: Criterion) ->
             "better than it is. Choose with --split val, then evaluate the chosen run on the test split."
         )
     names = sorted({experiment_name(run) for run in runs})
-    if len(names) < 2 or len(names) < len(runs):
+    if len(names) < max(2, len(runs)):
         raise ValueError(
             f"--choose {criterion}: expected two experiments or more to choose among, each once, found "
             f"{', '.join(names)} in {len(runs)} --runs."
@@ -265,26 +260,22 @@ def require_choosable(runs: Sequence[Path], split: str, criterion: Criterion) ->
 def predict_kept(
     models: Sequence[TrainedModel],
     folders: dict[Path, list[str]],
-    out: Path,
+    path: Path,
     *,
     device: torch.device,
     precision: str,
 ) -> pd.DataFrame:
-    """The predictions of some videos, from `out/frame_predictions.parquet` where they are those asked for.
+    """The predictions of some videos, from the table at `path` where they are those asked for.
 
     Args:
         folders: faces folder -> video_ids to predict there; no video in two of them.
-        out: the folder they are kept in.
+        path: the `frame_predictions` table they are kept in, with their basis beside it.
 
     Raises:
         ValueError: crops that were not made the way a model's were.
     """
-    path = out / PREDICTIONS_FILE
-    basis = {
-        "faces": faces_digest(folders),
-        "precision": known_precision(precision, device),
-        "device": device.type,
-    }
+    known = known_precision(precision, device)
+    basis = {"faces": faces_digest(folders), "precision": known, "device": device.type}
     checkpoints = {model.name: file_digest(model.path / BEST_WEIGHTS) for model in models}
     kept, kept_checkpoints = _read_kept(path, basis)
     same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
@@ -318,6 +309,8 @@ def _read_kept(path: Path, basis: dict[str, Any]) -> tuple[pd.DataFrame, dict[st
         return FRAME_PREDICTIONS.empty(), {}
     facts = read_json(facts_path)
     checkpoints = facts.pop("checkpoints", {})
+    if basis["precision"] == "auto":  # open until a network is tried: predictions of either precision serve
+        basis = {**basis, "precision": facts.get("precision")}
     if facts != basis:
         logger.info("%s: of other faces, videos or precision, so everything is predicted anew", path)
         return FRAME_PREDICTIONS.empty(), {}

@@ -1,9 +1,7 @@
 """Log loss after each step of scoring: the constant, one fold, all folds by their mean, all folds tuned."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from multiattn.datasets.manifest import video_id
@@ -11,8 +9,7 @@ from multiattn.evaluation.leaderboard import read_groups
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import PREDICTIONS_FILE
 from multiattn.scoring.aggregators import complete_videos
-from multiattn.scoring.bootstrap import bootstrap_log_loss
-from multiattn.scoring.metrics import video_metrics
+from multiattn.scoring.metrics import bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.scoring.tuning import EXACT, TUNED, UNTUNED
 from multiattn.tables import FRAME_PREDICTIONS, LABELS
@@ -72,15 +69,11 @@ def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRul
         "all folds, mean": (predictions, plain),
         "all folds, tuned": (predictions, rule),
     }
-    answers = {
-        name: complete_videos(ids, of.score(given), of.prior)["probability"].to_numpy()
-        for name, (given, of) in steps.items()
-    }
-    return pd.DataFrame([_row(name, table["label"].to_numpy(), given, drawn) for name, given in answers.items()])
-
-
-def _row(name: str, labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    metrics = video_metrics(labels, answers, clip=EXACT)
-    interval = bootstrap_log_loss(labels, answers, groups, clip=EXACT)
-    counts = (metrics.num_videos, len(set(groups)))
-    return dict(zip(COLUMNS, (name, metrics.log_loss, interval.low, interval.high, metrics.auc, *counts), strict=True))
+    rows = []
+    for name, (given, of) in steps.items():
+        answers = complete_videos(ids, of.score(given), of.prior)["probability"].to_numpy()
+        metrics = video_metrics(table["label"].to_numpy(), answers, clip=EXACT)
+        interval = bootstrap_log_loss(table["label"].to_numpy(), answers, drawn, clip=EXACT)
+        figures = (metrics.log_loss, interval.low, interval.high, metrics.auc)
+        rows.append((name, *figures, metrics.num_videos, len(set(drawn))))
+    return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -8,11 +8,10 @@ and for DFDC's ten letters (the 400 videos of Kaggle's public test lie inside tr
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from multiattn.inference.runs import TrainedModel, folds_table
@@ -47,7 +46,7 @@ class Selection:
 
 
 def select_videos(table: pd.DataFrame, split: Split) -> Selection:
-    """Of every data set its videos of the split; of one without any split, all of them for a test and none to choose.
+    """Every data set's videos of the split; of one without any split, all of them for a test and none to choose.
 
     Args:
         table: a `videos` table.
@@ -62,11 +61,9 @@ def select_videos(table: pd.DataFrame, split: Split) -> Selection:
         labelled = chosen[chosen["label"] != UNKNOWN]
         if labelled.empty:
             found = ", ".join(f"{number} {part or 'none'}" for part, number in videos["split"].value_counts().items())
-            left_out[name] = (
-                f"none of its {len(chosen)} videos of split {split} has a label"
-                if len(chosen)
-                else f"no video of split {split} (splits: {found})"
-            )
+            left_out[name] = f"no video of split {split} (splits: {found})"
+            if len(chosen):
+                left_out[name] = f"none of its {len(chosen)} videos of split {split} has a label"
             continue
         datasets[name] = labelled.reset_index(drop=True)
         unsplit += [] if has_splits else [name]
@@ -82,19 +79,12 @@ def select_videos(table: pd.DataFrame, split: Split) -> Selection:
 class Extracted:
     """The faces of the selected videos."""
 
-    folder_of: dict[str, Path]
-    """video_id -> the faces folder that holds it."""
+    by_folder: dict[Path, list[str]]
+    """Faces folder -> its selected videos."""
     statuses: pd.DataFrame
     """Their rows of the `video_status` tables."""
     faces: pd.DataFrame
     """Their rows of the `faces` tables, with the column `folder`."""
-
-    def by_folder(self) -> dict[Path, list[str]]:
-        """Faces folder -> its selected videos."""
-        folders: dict[Path, list[str]] = {}
-        for video, folder in self.folder_of.items():
-            folders.setdefault(folder, []).append(video)
-        return folders
 
 
 def find_faces(selection: Selection, folders: Sequence[Path]) -> tuple[Selection, Extracted]:
@@ -135,9 +125,10 @@ def find_faces(selection: Selection, folders: Sequence[Path]) -> tuple[Selection
             f"--faces: none of the {len(wanted)} selected videos is in {', '.join(map(str, folders))}. Make them "
             "with `multiattn faces --videos` and this table."
         )
-    kept = Selection(selection.split, datasets, selection.unsplit, left_out, selection.unlabelled)
-    extracted = Extracted(folder_of, pd.concat(statuses, ignore_index=True), pd.concat(faces, ignore_index=True))
-    return kept, extracted
+    by_folder = {folder: found["video_id"].tolist() for folder, found in zip(folders, statuses, strict=True)}
+    tables = (pd.concat(statuses, ignore_index=True), pd.concat(faces, ignore_index=True))
+    extracted = Extracted({folder: ids for folder, ids in by_folder.items() if ids}, *tables)
+    return replace(selection, datasets=datasets, left_out=left_out), extracted
 
 
 def require_unseen(models: Sequence[TrainedModel], videos: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -199,8 +190,8 @@ def seen_originals(models: Sequence[TrainedModel], videos: pd.DataFrame) -> int:
 
 def trained_datasets(models: Sequence[TrainedModel]) -> tuple[str, ...]:
     """Names of the data sets in the runs' folds, sorted; empty where only imported checkpoints are given."""
-    names = {video.split("/", 1)[0] for folds, _ in _distinct_folds(models) for video in folds["video_id"]}
-    return tuple(sorted(names))
+    videos = {video for folds, _ in _distinct_folds(models) for video in folds["video_id"]}
+    return tuple(sorted({video.split("/", 1)[0] for video in videos}))
 
 
 def known_folds(model: TrainedModel) -> pd.DataFrame:
@@ -232,10 +223,6 @@ def _distinct_folds(models: Sequence[TrainedModel]) -> list[tuple[pd.DataFrame, 
     found: list[tuple[pd.DataFrame, str]] = []
     for model in models:
         folds = known_folds(model)
-        if not any(_same_videos(folds, other) for other, _ in found):
+        if not any(folds["video_id"].equals(other["video_id"]) for other, _ in found):
             found.append((folds, model.name))
     return found
-
-
-def _same_videos(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    return np.array_equal(one["video_id"].to_numpy(), other["video_id"].to_numpy())

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multiattn.evaluation.tables import TextTable
+from multiattn.evaluation.measures import TextTable
 from multiattn.runtime.files import atomic_path
 
 BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from multiattn.evaluation.tables import TextTable
+from multiattn.evaluation.measures import TextTable
 from multiattn.figures.attention import RunMaps
 from multiattn.figures.page import SECTION_STYLE, crop_figure, jpeg_tag, section_table, whole_page
 from multiattn.inference.attention_maps import deciding_crops, extreme_crops

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -167,7 +167,7 @@ def score_out_of_fold(
     videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.predictions), rule.prior)
     videos[["label", "fold"]] = held_out.videos[["label", "fold"]].to_numpy()
     rows = [
-        {"fold": fold, **_metrics(of_fold, rule.clip).as_dict()} for fold, of_fold in videos.groupby("fold", sort=True)
+        {"fold": fold, **asdict(_metrics(of_fold, rule.clip))} for fold, of_fold in videos.groupby("fold", sort=True)
     ]
     without_face = int((videos["num_crops"] == 0).sum())
     return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from multiattn.config import from_json, to_json
 from multiattn.inference.predictor import read_out_of_fold
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.files import file_digest, read_json, write_json
@@ -69,7 +70,8 @@ def read_scoring_file(path: Path) -> ScoringFile:
         raise FileNotFoundError(f"{path}: no scoring rule here. Make it with `multiattn tune`.")
     values = read_json(path)
     try:
-        return ScoringFile(rule=ScoringRule.from_dict(values["rule"]), tuned_on=_digests(values.get("tuned_on", {})))
+        rule = from_json(ScoringRule, values["rule"], source="not a scoring rule", complete=True)
+        return ScoringFile(rule=rule, tuned_on=_digests(values.get("tuned_on", {})))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}. Make it again with `multiattn tune`.") from error
 
@@ -78,7 +80,7 @@ def write_scoring(
     rule: ScoringRule, path: Path, report: dict[str, Any], tuned_on: Mapping[str, Mapping[str, str]] | None = None
 ) -> None:
     """Write a `scoring.json`; `report` is for people, `tuned_on` the `held_out_digests` before the rule was tuned."""
-    write_json(path, {"rule": rule.as_dict(), **({"tuned_on": tuned_on} if tuned_on else {}), "report": report})
+    write_json(path, {"rule": to_json(rule), **({"tuned_on": tuned_on} if tuned_on else {}), "report": report})
 
 
 def choose_scoring(runs: Sequence[Path], scoring: str | Path | None) -> ScoringRule:

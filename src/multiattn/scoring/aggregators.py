@@ -2,20 +2,25 @@
 
 Frames of a track, tracks of a video, mean over models, clip: the same for validation, out-of-fold scores and
 submission. `RECIPES`, `FRAME_RULES` and `TRACK_RULES` are the only lists: checks, messages, help and tuning read them.
+
+A table of frames is sorted once, into `FrameGroups`, for any number of rules. A rule sees stacks of them: all lists of
+one length as the rows of one array, so that it is a few operations on arrays, whatever the number of videos.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pandas as pd
 
+from multiattn.config.settings import require, require_choices
 from multiattn.scoring import DEFAULT_PRIOR
-from multiattn.scoring.frame_groups import FrameGroups, equal_lengths
 from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES, FrameRule, TrackRule, sigmoid
 
 DEFAULT_CLIP = 0.01
-"""Of a submission whose clip was not tuned: probabilities lie in [0.01, 0.99]."""
+"""Clip of a submission whose clip was not tuned: probabilities lie in [0.01, 0.99]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,38 +47,19 @@ class Aggregator:
     """The answer for a video without a usable face."""
 
     def __post_init__(self) -> None:
-        for name, rules in (("frames", FRAME_RULES), ("tracks", TRACK_RULES)):
-            if getattr(self, name) not in rules:
-                raise ValueError(
-                    f"aggregator: expected {name} to be one of {', '.join(rules)}, found {getattr(self, name)!r}."
-                )
+        require_choices(self, frames=FRAME_RULES, tracks=TRACK_RULES)
         frames, tracks = FRAME_RULES[self.frames], TRACK_RULES[self.tracks]
-        if self.amount is not None and frames.default is None:
-            raise ValueError(
-                f"aggregator: frames {self.frames} takes no amount, found {self.amount}; those that do: "
-                f"{_names(FRAME_RULES, lambda rule: rule.default is not None)}."
-            )
-        if self.amount is not None and not frames.accepts(self.amount):
-            raise ValueError(
-                f"aggregator: expected an amount that is {frames.expected} with frames {self.frames}, found "
-                f"{self.amount}."
-            )
-        if self.faithful and not (frames.has_fault or tracks.has_fault):
-            raise ValueError(
-                f"aggregator: faithful is for rules whose originals have a fault: frames "
-                f"{_names(FRAME_RULES, lambda rule: rule.has_fault)}, tracks "
-                f"{_names(TRACK_RULES, lambda rule: rule.has_fault)}; found frames {self.frames}, tracks {self.tracks}."
-            )
-        if not 0 < self.clip < 0.5:
-            raise ValueError(f"aggregator: expected a clip in (0, 0.5), found {self.clip}.")
-        if not self.clip <= self.prior <= 1 - self.clip:
-            raise ValueError(
-                f"aggregator: expected a prior in [clip, 1 - clip], found {self.prior} with clip {self.clip}."
-            )
-
-
-def _names(rules: Mapping[str, FrameRule | TrackRule], wanted: Callable[[FrameRule | TrackRule], bool]) -> str:
-    return ", ".join(name for name, rule in rules.items() if wanted(rule))
+        if self.amount is not None:
+            with_one = ", ".join(name for name, rule in FRAME_RULES.items() if rule.default is not None)
+            expected = frames.expected or f"None (frames that take a number: {with_one})"
+            accepted = frames.default is not None and frames.accepts(self.amount)
+            require(accepted, self, "amount", f"{expected} with frames {self.frames}")
+        if self.faithful:
+            at_fault = [name for rules in (FRAME_RULES, TRACK_RULES) for name, rule in rules.items() if rule.has_fault]
+            expected = f"False with frames {self.frames} and tracks {self.tracks} (originals with a fault have "
+            require(frames.has_fault or tracks.has_fault, self, "faithful", f"{expected}{', '.join(at_fault)})")
+        require(0 < self.clip < 0.5, self, "clip", "a number in (0, 0.5)")
+        require(self.clip <= self.prior <= 1 - self.clip, self, "prior", f"in [clip, 1 - clip] with clip {self.clip}")
 
 
 RECIPES: dict[str, Aggregator] = {
@@ -117,8 +103,6 @@ def register_aggregator(
 ) -> Aggregator:
     """Add an aggregator to `RECIPES`, from outside the package: from then on `multiattn tune` compares it.
 
-    A `scoring.json` that names one of its rules is read only by a process that has registered it.
-
     Args:
         name: of the recipe, and of the rules given as rules.
         frames, tracks: names of rules, or new rules, which are registered under `name`.
@@ -148,48 +132,170 @@ def frame_predictions(crops: pd.DataFrame, logits: np.ndarray, *, model: str, fo
     )
 
 
-def aggregate_units(predictions: pd.DataFrame | FrameGroups, aggregator: Aggregator) -> pd.DataFrame:
-    """Frame predictions of any number of models -> one row a video and model.
+@dataclass(frozen=True, eq=False)
+class FrameStack:
+    """The K lists of frames that have n frames each; arrays are (K, n) float64, made when first asked for."""
+
+    lists: np.ndarray
+    """(K,) int64: which lists."""
+    frames: np.ndarray
+    """(K, n) int64: where their frames lie, in the order of time."""
+    all_logits: np.ndarray
+    all_probabilities: np.ndarray
+    """(N,) of the groups it is a part of."""
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """P(fake), ascending."""
+        return np.sort(self.all_probabilities[self.frames], axis=1)
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """Logits, ascending."""
+        return np.sort(self.all_logits[self.frames], axis=1)
+
+    @property
+    def logits_in_time(self) -> np.ndarray:
+        """Logits in the order of their frames; of several tracks, track after track."""
+        return self.all_logits[self.frames]
+
+
+@dataclass(frozen=True, eq=False)
+class FrameGroups:
+    """Frames of tracks of units, a unit being one video as one model saw it.
+
+    Sorted by (video_id, model, track, frame_index), text by code points. The order of the rows it was made from
+    reaches nothing here.
+    """
+
+    video_ids: pd.Index
+    """(V,) in ascending order, each once."""
+    models: pd.Index
+    """(M,) likewise."""
+    unit_videos: np.ndarray
+    """(U,) int64: positions in `video_ids`, ascending."""
+    unit_models: np.ndarray
+    """(U,) int64: positions in `models`, ascending within a video."""
+    unit_starts: np.ndarray
+    """(U + 1,) int64: the first track of every unit, and the number of tracks, T."""
+    track_starts: np.ndarray
+    """(T + 1,) int64: the first frame of every track, and the number of frames, N."""
+    logits: np.ndarray
+    """(N,) float64."""
+    probabilities: np.ndarray
+    """(N,) float64 in [0, 1], as the table has them."""
+
+    @classmethod
+    def of(cls, predictions: "pd.DataFrame | FrameGroups") -> Self:
+        """Sort a `frame_predictions` table (its key, logit and probability; text may be categories), which may be
+        empty; groups stay as they are."""
+        if isinstance(predictions, FrameGroups):
+            return predictions
+        video, video_ids = _codes(predictions["video_id"])
+        model, models = _codes(predictions["model"])
+        unit = video * max(len(models), 1) + model
+        track = predictions["track"].to_numpy(np.int64)
+        time = predictions["frame_index"].to_numpy(np.int64)
+        logits = predictions["logit"].to_numpy(np.float64)
+        probabilities = predictions["probability"].to_numpy(np.float64)
+        order = np.lexsort((time, track, unit))
+        unit, track = unit[order], track[order]
+        new_unit = np.diff(unit, prepend=-1) != 0
+        new_track = new_unit | (np.diff(track, prepend=0) != 0)
+        track_starts = _starts(new_track)
+        unit_starts = _starts(new_unit[track_starts[:-1]])
+        units = unit[track_starts[:-1]][unit_starts[:-1]]
+        unit_videos, unit_models = np.divmod(units, max(len(models), 1))
+        units_of = (unit_videos, unit_models, unit_starts)
+        return cls(video_ids, models, *units_of, track_starts, logits[order], probabilities[order])
+
+    @cached_property
+    def frames_of_tracks(self) -> np.ndarray:
+        """(T,) int64: frames of every track."""
+        return np.diff(self.track_starts)
+
+    @cached_property
+    def frames_of_units(self) -> np.ndarray:
+        """(U,) int64: frames of every unit, over all tracks."""
+        return np.diff(self.track_starts[self.unit_starts])
+
+    @cached_property
+    def stacks_of_tracks(self) -> list[FrameStack]:
+        """Every track is a list of frames."""
+        return self._stacks(self.track_starts)
+
+    @cached_property
+    def stacks_of_units(self) -> list[FrameStack]:
+        """Every unit is one, with the frames of all its tracks."""
+        if len(self.unit_starts) == len(self.track_starts):  # one track each: the same, sorted already
+            return self.stacks_of_tracks
+        return self._stacks(self.track_starts[self.unit_starts])
+
+    def _stacks(self, starts: np.ndarray) -> list[FrameStack]:
+        return [FrameStack(*stack, self.logits, self.probabilities) for stack in equal_lengths(starts)]
+
+
+def equal_lengths(starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Consecutive segments of an array, those of one length together, shortest first.
 
     Args:
-        predictions: a `frame_predictions` table, or the groups made of one, which serve any number of rules; may be
-            empty.
+        starts: (S + 1,) int64, ascending: where every segment begins, and where the last one ends.
 
-    Returns:
-        Columns video_id, model, probability (float64 in [0, 1], not clipped) and num_crops (int64), sorted by video_id
-        and model. The order of the rows given changes nothing, not the last bit; neither do other videos and models.
+    Yields:
+        (K,) int64 numbers of the segments of length n, and (K, n) int64 positions of their elements. None of length 0.
     """
-    groups = predictions if isinstance(predictions, FrameGroups) else FrameGroups.of(predictions)
-    return pd.DataFrame(
-        {
-            "video_id": groups.video_ids.take(groups.unit_videos),
-            "model": groups.models.take(groups.unit_models),
-            "probability": _unit_probabilities(groups, aggregator),
-            "num_crops": groups.frames_of_units,
-        }
-    )
+    lengths = np.diff(starts)
+    order = np.argsort(lengths, kind="stable")
+    for segments in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        length = lengths[segments[0]] if len(segments) else 0
+        if length:
+            yield segments, starts[segments][:, None] + np.arange(length)
 
 
-def aggregate_frames(predictions: pd.DataFrame | FrameGroups, aggregator: Aggregator) -> pd.DataFrame:
-    """Frame predictions of any number of models -> one row a video.
+def _codes(names: pd.Series) -> tuple[np.ndarray, pd.Index]:
+    """(N,) int64 positions in the sorted names, and those names, each once. Categories are not turned into text."""
+    present = names.astype("category").cat.remove_unused_categories().cat
+    order = present.categories.argsort()
+    return np.argsort(order)[present.codes], present.categories[order]
+
+
+def _starts(is_new: np.ndarray) -> np.ndarray:
+    """(S + 1,) int64: where `is_new`, and the length at the end."""
+    return np.append(np.flatnonzero(is_new), len(is_new)).astype(np.int64)
+
+
+def aggregate_units(predictions: pd.DataFrame | FrameGroups, aggregator: Aggregator) -> pd.DataFrame:
+    """Frame predictions of any number of models -> one row a video and model.
 
     Args:
         predictions: a `frame_predictions` table, or the groups made of one; may be empty.
 
     Returns:
-        Columns video_id, probability (float64, mean over the models that saw the video, clipped) and num_crops (the
-        most frames any model saw), sorted by video_id. The order of the rows given changes nothing.
+        Columns video_id, model, probability (float64 in [0, 1], not clipped) and num_crops (int64), sorted by video_id
+        and model. The order of the rows given changes nothing, not the last bit; neither do other videos and models.
     """
-    groups = predictions if isinstance(predictions, FrameGroups) else FrameGroups.of(predictions)
-    of_units = _unit_probabilities(groups, aggregator)
-    probability = np.empty(len(groups.video_ids))
-    num_crops = np.empty(len(groups.video_ids), dtype=np.int64)
-    starts = np.searchsorted(groups.unit_videos, np.arange(len(groups.video_ids) + 1))
-    for videos, units in equal_lengths(starts):
-        probability[videos] = np.mean(of_units[units], axis=1)
-        num_crops[videos] = np.max(groups.frames_of_units[units], axis=1)
-    probability = np.clip(probability, aggregator.clip, 1 - aggregator.clip)
-    return pd.DataFrame({"video_id": groups.video_ids, "probability": probability, "num_crops": num_crops})
+    groups = FrameGroups.of(predictions)
+    rule, track_rule = FRAME_RULES[aggregator.frames], TRACK_RULES[aggregator.tracks]
+    settings = {"faithful": aggregator.faithful} if rule.has_fault else {}
+    amount = () if rule.default is None else (rule.default if aggregator.amount is None else aggregator.amount,)
+    pooled = track_rule.pools_frames
+    of_lists = np.empty(len(groups.unit_videos) if pooled else len(groups.frames_of_tracks))
+    for stack in groups.stacks_of_units if pooled else groups.stacks_of_tracks:
+        of_lists[stack.lists] = rule.of(getattr(stack, rule.takes), *amount, **settings)
+    of_units = of_lists
+    if not pooled:
+        settings = {"faithful": aggregator.faithful} if track_rule.has_fault else {}
+        of_units = np.empty(len(groups.unit_videos))
+        for units, tracks in equal_lengths(groups.unit_starts):
+            of_units[units] = track_rule.of(of_lists[tracks], groups.frames_of_tracks[tracks], **settings)
+    return pd.DataFrame(
+        {
+            "video_id": groups.video_ids.take(groups.unit_videos),
+            "model": groups.models.take(groups.unit_models),
+            "probability": of_units,
+            "num_crops": groups.frames_of_units,
+        }
+    )
 
 
 def complete_videos(video_ids: pd.Series, aggregated: pd.DataFrame, prior: float) -> pd.DataFrame:
@@ -198,23 +304,3 @@ def complete_videos(video_ids: pd.Series, aggregated: pd.DataFrame, prior: float
     table["probability"] = table["probability"].fillna(prior)
     table["num_crops"] = table["num_crops"].fillna(0).astype("int64")
     return table
-
-
-def _unit_probabilities(groups: FrameGroups, aggregator: Aggregator) -> np.ndarray:
-    """(U,) P(fake) of every video as every model saw it."""
-    rule = FRAME_RULES[aggregator.frames]
-    settings = {"faithful": aggregator.faithful} if rule.has_fault else {}
-    amount = () if rule.default is None else (rule.default if aggregator.amount is None else aggregator.amount,)
-    track_rule = TRACK_RULES[aggregator.tracks]
-    pooled = track_rule.pools_frames
-    of_lists = np.empty(len(groups.unit_videos) if pooled else len(groups.frames_of_tracks))
-    for stack in groups.stacks_of_units if pooled else groups.stacks_of_tracks:
-        of_lists[stack.lists] = rule.of(getattr(stack, rule.takes), *amount, **settings)
-    if pooled:
-        return of_lists
-
-    settings = {"faithful": aggregator.faithful} if track_rule.has_fault else {}
-    of_units = np.empty(len(groups.unit_videos))
-    for units, tracks in equal_lengths(groups.unit_starts):
-        of_units[units] = track_rule.of(of_lists[tracks], groups.frames_of_tracks[tracks], **settings)
-    return of_units

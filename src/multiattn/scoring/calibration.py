@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
 
+from multiattn.config.settings import require, require_choices
 from multiattn.scoring.frame_rules import sigmoid, to_logits
 
 RIDGE = 1.0
 SMALLEST_SLOPE = 1e-3
-"""Of `temperature`: at most 1,000."""
+"""A temperature is at most 1,000."""
 NEWTON_STEPS, CONVERGED = 200, 1e-12
 DAMPING = 1e-8
 """Share of the largest possible curvature that is added: where all p are 0 or 1 there is none."""
@@ -32,10 +32,9 @@ class Calibration:
     b ln(1 - p) + c). isotonic: (x_1 .. x_k, y_1 .. y_k), y interpolated between the x and constant beyond them."""
 
     def __post_init__(self) -> None:
-        if self.method not in CALIBRATORS:
-            raise ValueError(f"calibration: expected one of {', '.join(CALIBRATORS)}, found {self.method!r}.")
-        if not CALIBRATORS[self.method].accepts(np.array(self.parameters, dtype=np.float64)):
-            raise ValueError(f"calibration {self.method}: parameters of another form, found {self.parameters[:6]}.")
+        require_choices(self, method=CALIBRATORS)
+        accepted = CALIBRATORS[self.method].accepts(np.array(self.parameters, dtype=np.float64))
+        require(accepted, self, "parameters", f"those of {self.method}")
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """(N,) P(fake) in [0, 1] -> (N,) in [0, 1], float64; NaN stays."""
@@ -98,7 +97,7 @@ def fit_logistic(features: np.ndarray, targets: np.ndarray, start: np.ndarray, r
 
 
 def _fit_temperature(labels: np.ndarray, p: np.ndarray, ridge: float) -> list[float]:
-    (slope,) = fit_logistic(to_logits(p)[:, None], labels, np.ones(1), ridge)
+    (slope,) = fit_logistic(_platt_features(p), labels, np.ones(1), ridge)
     return [1 / max(float(slope), SMALLEST_SLOPE)]
 
 
@@ -116,6 +115,8 @@ def _fit_slopes(slopes: np.ndarray, labels: np.ndarray, ridge: float) -> list[fl
 
 
 def _fit_isotonic(labels: np.ndarray, p: np.ndarray, ridge: float) -> list[float]:
+    from sklearn.isotonic import IsotonicRegression
+
     edge = 1 / (len(labels) + 2)
     fitted = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(p, labels)
     return np.concatenate([fitted.X_thresholds_, fitted.y_thresholds_]).tolist()
@@ -195,8 +196,7 @@ class PriorShift:
 
     def __post_init__(self) -> None:
         for name in ("training", "test"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"prior shift: expected a {name} prior in (0, 1), found {getattr(self, name)}.")
+            require(0 < getattr(self, name) < 1, self, name, "a share in (0, 1)")
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """P(fake) at the test prior, (N,) float64; 0, 1 and NaN stay.

@@ -12,20 +12,17 @@ an experiment share its weight and the order of experiments means nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
-from sklearn.linear_model import LogisticRegression
 
-from multiattn.scoring.aggregators import Aggregator, aggregate_units
+from multiattn.config.settings import require, require_choices
+from multiattn.scoring.aggregators import Aggregator, FrameGroups, aggregate_units
 from multiattn.scoring.calibration import fit_calibration
-from multiattn.scoring.frame_groups import FrameGroups
 from multiattn.scoring.frame_rules import gate, sigmoid, to_logits
 
 SPACES = ("probability", "logit")
 GATE_HIGH, GATE_LOW, GATE_SHARE = 0.8, 0.2, 0.7
-"""Of `gated`."""
+"""Bounds and share of `gated`."""
 PULL = 10.0
 """Towards equal weights: half of it times the squared distance, in nats over all videos together. For 100,000 videos
 next to nothing."""
@@ -63,7 +60,7 @@ def score_experiments(predictions: pd.DataFrame | FrameGroups, aggregator: Aggre
     Args:
         predictions: a `frame_predictions` table, or the groups made of one, which serve any number of aggregators.
     """
-    groups = predictions if isinstance(predictions, FrameGroups) else FrameGroups.of(predictions)
+    groups = FrameGroups.of(predictions)
     experiment_of_model, experiments = pd.factorize(
         np.array([experiment_of(model) for model in groups.models], dtype=object), sort=True
     )
@@ -79,9 +76,6 @@ def score_experiments(predictions: pd.DataFrame | FrameGroups, aggregator: Aggre
     return ExperimentScores(groups.video_ids, tuple(experiments), np.clip(values, 0, 1), num_crops)
 
 
-# --- blends -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """A blend of experiments; the default is their plain mean."""
@@ -93,22 +87,18 @@ class Ensemble:
     weights: dict[str, float] = field(default_factory=dict)
     """Experiment -> weight; empty for methods without a fit: all count alike."""
     intercept: float = 0.0
-    """Of `stacked`."""
+    """Logit added by `stacked`."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", METHODS), ("space", SPACES)):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(choices)
-                raise ValueError(f"ensemble: expected a {name} of {expected}, found {getattr(self, name)!r}.")
-        if bool(self.weights) == (METHODS[self.method].fit is None):
-            fitted = ", ".join(name for name, method in METHODS.items() if method.fit)
-            raise ValueError(f"ensemble: expected weights with {fitted} only, found {self}.")
-        if not np.isfinite([*self.weights.values(), self.intercept]).all():
-            raise ValueError(f"ensemble: expected finite weights, found {self.weights}, {self.intercept}.")
+        require_choices(self, method=METHODS, space=SPACES)
+        fitted = ", ".join(name for name, method in METHODS.items() if method.fit)
+        has_fit, weights = METHODS[self.method].fit is not None, np.array(list(self.weights.values()))
+        require(bool(self.weights) == has_fit, self, "weights", f"some with {fitted} only, {self.method} asked for")
+        require(bool(np.isfinite(weights).all()), self, "weights", "finite numbers")
+        require(bool(np.isfinite(self.intercept)), self, "intercept", "a finite number")
         if METHODS[self.method].on_simplex:
-            weights = np.array(list(self.weights.values()))
-            if weights.min() < 0 or abs(weights.sum() - 1) > 1e-6:
-                raise ValueError(f"ensemble: expected weights of at least 0 that sum to 1, found {self.weights}.")
+            on_simplex = weights.min() >= 0 and abs(weights.sum() - 1) <= 1e-6
+            require(on_simplex, self, "weights", "numbers of at least 0 that sum to 1")
 
     def blend(self, values: np.ndarray, experiments: Sequence[str]) -> np.ndarray:
         """(V, E) P(fake) of experiments -> (V,) P(fake), not clipped.
@@ -120,12 +110,9 @@ class Ensemble:
         Raises:
             ValueError: an experiment has no weight.
         """
-        if not self.weights:
-            names = list(experiments)
-        elif unknown := sorted(set(experiments) - set(self.weights)):
-            raise ValueError(f"weights are for {', '.join(self.weights)}; found none for {', '.join(unknown)}.")
-        else:
-            names = list(self.weights)
+        names = list(self.weights or experiments)
+        if unknown := sorted(set(experiments) - set(names)):
+            raise ValueError(f"weights are for {', '.join(names)}; found none for {', '.join(unknown)}.")
         given = np.asarray(values, dtype=np.float64)
         values = np.full((len(given), len(names)), np.nan)
         for column, name in enumerate(experiments):
@@ -161,11 +148,7 @@ def _blend_stacked(values: np.ndarray, weights: np.ndarray, ensemble: Ensemble) 
 
 
 def _blend_gated(values: np.ndarray, weights: np.ndarray, ensemble: Ensemble) -> np.ndarray:
-    seen = np.where(np.isnan(values), 0.0, 1.0)
-    return gate(values, seen, high=GATE_HIGH, low=GATE_LOW, share=GATE_SHARE)
-
-
-# --- weights ------------------------------------------------------------------------------------------------------
+    return gate(values, ~np.isnan(values), high=GATE_HIGH, low=GATE_LOW, share=GATE_SHARE)
 
 
 def fit_ensemble(
@@ -220,6 +203,8 @@ def simplex_weights(
     Raises:
         RuntimeError: the solver stopped early.
     """
+    from scipy.optimize import minimize
+
     objective = simplex_objective(values, labels, space=space, pull=pull, floor=floor)
     size = values.shape[1]
     found = minimize(
@@ -242,13 +227,15 @@ def simplex_objective(
     values: np.ndarray, labels: np.ndarray, *, space: str, pull: float, floor: float
 ) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """(E,) weights -> the mean loss that `simplex_weights` minimises, and its (E,) gradient."""
+    from multiattn.scoring.compiled import logit_loss, mixture_loss
+
     is_fake = (np.asarray(labels) == 1)[:, None]
     if space == "logit":
         logits = to_logits(values)
-        terms, compiled = np.where(is_fake, logits, -logits), _logit_loss
+        terms, compiled = np.where(is_fake, logits, -logits), logit_loss
     else:
         # Squeezing every p is squeezing the blend, because the weights sum to 1.
-        terms, compiled = floor + (1 - 2 * floor) * np.where(is_fake, values, 1 - values), _mixture_loss
+        terms, compiled = floor + (1 - 2 * floor) * np.where(is_fake, values, 1 - values), mixture_loss
     count, size = terms.shape
     terms = np.ascontiguousarray(terms, dtype=np.float64)
 
@@ -272,8 +259,10 @@ def greedy_weights(
     first. Departures: no bagging of the library (§2.3): it is for thousands of models; the loss is that of
     floor + (1 - 2 floor) p, as in `simplex_weights`.
     """
+    from multiattn.scoring.compiled import greedy_shares
+
     likelihoods = floor + (1 - 2 * floor) * np.where((np.asarray(labels) == 1)[:, None], values, 1 - values)
-    return _greedy(np.ascontiguousarray(likelihoods.T), steps)
+    return greedy_shares(np.ascontiguousarray(likelihoods.T), steps)
 
 
 def stacking_weights(values: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, float]:
@@ -282,6 +271,12 @@ def stacking_weights(values: np.ndarray, labels: np.ndarray, folds: np.ndarray) 
     Source: Wolpert, "Stacked generalization" (1992); scikit-learn's ridge-penalised `LogisticRegression`. With fewer
     than two folds that leave both classes, C is 1.
     """
+    from sklearn.linear_model import LogisticRegression
+
+    def regression(rows: np.ndarray, strength: float) -> LogisticRegression:
+        solver = LogisticRegression(C=strength, solver="newton-cholesky", tol=1e-8, max_iter=200)
+        return solver.fit(logits[rows], labels[rows])
+
     logits = to_logits(values)
     parts = [part for part in np.unique(folds) if len(np.unique(labels[folds != part])) == 2]
     strength = 1.0
@@ -290,17 +285,11 @@ def stacking_weights(values: np.ndarray, labels: np.ndarray, folds: np.ndarray) 
         for part in parts:
             held_out = folds == part
             for index, candidate in enumerate(STACKING_STRENGTHS):
-                margins = _regression(logits[~held_out], labels[~held_out], candidate).decision_function(
-                    logits[held_out]
-                )
+                margins = regression(~held_out, candidate).decision_function(logits[held_out])
                 costs[index] += np.logaddexp(0.0, np.where(labels[held_out] == 1, -margins, margins)).sum()
         strength = STACKING_STRENGTHS[int(np.argmin(costs))]
-    fitted = _regression(logits, labels, strength)
+    fitted = regression(np.ones(len(labels), dtype=bool), strength)
     return fitted.coef_[0], float(fitted.intercept_[0])
-
-
-def _regression(logits: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, solver="newton-cholesky", tol=1e-8, max_iter=200).fit(logits, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +322,7 @@ METHODS: dict[str, EnsembleMethod] = {
     ),
     "stacked": EnsembleMethod(
         blend=_blend_stacked,
-        fit=lambda space, values, labels, folds: stacking_weights(values, labels, folds),
+        fit=lambda space, *evidence: stacking_weights(*evidence),
         candidates={"stacked": "logit"},
     ),
     "gated": EnsembleMethod(blend=_blend_gated, candidates={"gated": "probability"}),
@@ -347,86 +336,3 @@ else the mean of all."""
 def ensemble_candidates() -> dict[str, tuple[str, str]]:
     """Name -> method and space of every ensemble that tuning compares."""
     return {name: (method, space) for method, of in METHODS.items() for name, space in of.candidates.items()}
-
-
-@numba.njit(cache=False)
-def _mixture_loss(weights, likelihoods, gradient):
-    """Mean of -ln(likelihoods @ weights). A product of many likelihoods takes one logarithm."""
-    total, product = 0.0, 1.0
-    gradient[:] = 0.0
-    for video in range(likelihoods.shape[0]):
-        likelihood = 0.0
-        for experiment in range(len(weights)):
-            likelihood += weights[experiment] * likelihoods[video, experiment]
-        product *= likelihood
-        if product < 1e-200:
-            total -= np.log(product)
-            product = 1.0
-        share = 1.0 / likelihood
-        for experiment in range(len(weights)):
-            gradient[experiment] -= share * likelihoods[video, experiment]
-    gradient /= likelihoods.shape[0]
-    return (total - np.log(product)) / likelihoods.shape[0]
-
-
-@numba.njit(cache=False)
-def _logit_loss(weights, margins, gradient):
-    """Mean of ln(1 + exp(-margins @ weights)), margins being logits of the true label."""
-    total = 0.0
-    gradient[:] = 0.0
-    for video in range(margins.shape[0]):
-        margin = 0.0
-        for experiment in range(len(weights)):
-            margin += weights[experiment] * margins[video, experiment]
-        small = np.exp(-abs(margin))
-        total += np.log1p(small) + max(-margin, 0.0)
-        share = (small if margin > 0 else 1.0) / (1.0 + small)
-        for experiment in range(len(weights)):
-            gradient[experiment] -= share * margins[video, experiment]
-    gradient /= margins.shape[0]
-    return total / margins.shape[0]
-
-
-@numba.njit(cache=False)
-def _greedy(likelihoods, steps):
-    num_experiments, num_videos = likelihoods.shape
-    bag = np.zeros(num_videos)
-    single = np.empty(num_experiments)
-    for experiment in range(num_experiments):
-        single[experiment] = _bag_loss(bag, likelihoods[experiment], 1)
-    counts = np.zeros(num_experiments)
-    best_counts, best_loss, begin = counts.copy(), np.inf, 0
-    order = np.argsort(single, kind="mergesort")
-    for rank in range(num_experiments):
-        loss = _bag_loss(bag, likelihoods[order[rank]], rank + 1)
-        counts[order[rank]] += 1
-        bag += likelihoods[order[rank]]
-        if loss < best_loss:
-            best_loss, best_counts, begin = loss, counts.copy(), rank + 1
-    counts = best_counts.copy()
-    bag[:] = 0.0
-    for experiment in range(num_experiments):
-        bag += counts[experiment] * likelihoods[experiment]
-    for picked in range(begin, steps):
-        added, least = 0, np.inf
-        for experiment in range(num_experiments):
-            loss = _bag_loss(bag, likelihoods[experiment], picked + 1)
-            if loss < least:
-                added, least = experiment, loss
-        counts[added] += 1
-        bag += likelihoods[added]
-        if least < best_loss:
-            best_loss, best_counts = least, counts.copy()
-    return best_counts / best_counts.sum()
-
-
-@numba.njit(cache=False)
-def _bag_loss(bag, more, size):
-    """Mean of -ln((bag + more) / size)."""
-    total, product = 0.0, 1.0
-    for video in range(len(bag)):
-        product *= (bag[video] + more[video]) / size
-        if product < 1e-200:
-            total -= np.log(product)
-            product = 1.0
-    return (total - np.log(product)) / len(bag)

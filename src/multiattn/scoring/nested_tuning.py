@@ -13,19 +13,17 @@ Videos without a face take no part in any fit; they count in every figure with t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
-from multiattn.scoring.aggregators import DEFAULT_CLIP, RECIPES, Aggregator
-from multiattn.scoring.bootstrap import Comparison, compare_log_loss
-from multiattn.scoring.calibration import CALIBRATORS, CLIP_RANGE, Calibration, PriorShift, fit_calibration, fit_clip
+from multiattn.scoring.aggregators import DEFAULT_CLIP, RECIPES, Aggregator, FrameGroups
+from multiattn.scoring.calibration import CALIBRATORS, CLIP_RANGE, PriorShift, fit_calibration, fit_clip
 from multiattn.scoring.ensembling import Ensemble, ensemble_candidates, fit_ensemble, score_experiments
-from multiattn.scoring.frame_groups import FrameGroups
+from multiattn.scoring.metrics import Comparison, compare_log_loss
 from multiattn.scoring.rule import ScoringRule
 
 RESAMPLES = 2_000
@@ -38,7 +36,7 @@ class Candidate:
     name: str
     log_loss: float
     standard_error: float
-    """Of that log loss, over groups: sqrt(G / (G - 1) sum_g (sum of g's losses - its videos * mean)^2) / N."""
+    """sqrt(G / (G - 1) sum_g (sum of g's losses - its videos * mean)^2) / N, over groups g."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +50,6 @@ class Decision:
     """Choosing the best candidate, cross-fitted, against the simple one; negative: choosing is better."""
     chosen: str
     reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
 
 
 def decide(
@@ -91,13 +85,12 @@ def decide(
     part_values, part_of = np.unique(parts, return_inverse=True)
     in_part = np.stack([losses[:, part_of == part].sum(axis=1) for part in range(len(part_values))])
     best_elsewhere = np.argmin(in_part.sum(axis=0) - in_part, axis=1)
-    chosen_elsewhere = probabilities[best_elsewhere[part_of], np.arange(len(labels))]
-    comparison = compare_log_loss(
-        labels, chosen_elsewhere, probabilities[0], groups, clip=clip, resamples=RESAMPLES, seed=seed
-    )
+    elsewhere = probabilities[best_elsewhere[part_of], np.arange(len(labels))]
+    drawn = {"clip": clip, "resamples": RESAMPLES, "seed": seed}
+    comparison = compare_log_loss(labels, elsewhere, probabilities[0], groups, **drawn)
     best = int(np.argmin(in_part.sum(axis=0)))
-    reason = _why_simple(comparison, best, len(np.unique(groups)))
-    gain = f"{-comparison.difference:.4f} [{-comparison.high:.4f}, {-comparison.low:.4f}]"
+    is_taken = best != 0 and gain_is_certain(comparison, len(np.unique(groups)))
+    gain = f"gain of choosing {-comparison.difference:.4f} [{-comparison.high:.4f}, {-comparison.low:.4f}]"
     return Decision(
         stage=stage,
         candidates=tuple(
@@ -105,8 +98,8 @@ def decide(
             for name, of in zip(names, losses, strict=True)
         ),
         challenger=comparison,
-        chosen=names[0] if reason else names[best],
-        reason=f"{reason}, gain of choosing {gain}" if reason else f"gain of choosing {gain}",
+        chosen=names[best] if is_taken else names[0],
+        reason=gain if is_taken else f"{'within the error' if best else 'none is better'}, {gain}",
     )
 
 
@@ -114,14 +107,8 @@ def gain_is_certain(comparison: Comparison, num_groups: int) -> bool:
     """True where the first of two compared is better beyond the error of the comparison, as `decide` says."""
     if num_groups < 2:
         return False
-    margin = student_t.ppf(0.975, num_groups - 1) * np.sqrt(num_groups / (num_groups - 1)) * comparison.standard_error
+    margin = stdtrit(num_groups - 1, 0.975) * np.sqrt(num_groups / (num_groups - 1)) * comparison.standard_error
     return bool(comparison.high < 0 and comparison.difference + margin < 0)
-
-
-def _why_simple(comparison: Comparison, best: int, num_groups: int) -> str:
-    if best == 0:
-        return "none is better"
-    return "" if gain_is_certain(comparison, num_groups) else "within the error"
 
 
 def _standard_error(losses: np.ndarray, groups: np.ndarray) -> float:
@@ -207,7 +194,7 @@ def gather_evidence(
         ValueError: fewer than two folds; a video that is not among those given, or was scored by a model of another
             fold, which may have learned it; no video with a face of one of the classes.
     """
-    groups = predictions if isinstance(predictions, FrameGroups) else FrameGroups.of(predictions)
+    groups = FrameGroups.of(predictions)
     if videos["fold"].nunique() < 2:
         raise ValueError(
             f"expected out-of-fold predictions of at least 2 folds, found {videos['fold'].nunique()}: what is fitted on"
@@ -295,16 +282,8 @@ def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None
     labels, decisions = evidence.labels, []
 
     def stage(name: str, candidates: dict[str, np.ndarray], clip: float = DEFAULT_CLIP) -> str:
-        decision = decide(
-            name,
-            list(candidates),
-            np.stack(list(candidates.values())),
-            labels,
-            evidence.groups,
-            parts,
-            clip=clip,
-            seed=seed,
-        )
+        of_videos = (np.stack(list(candidates.values())), labels, evidence.groups, parts)
+        decision = decide(name, list(candidates), *of_videos, clip=clip, seed=seed)
         decisions.append(decision)
         advance()
         return decision.chosen
@@ -331,14 +310,13 @@ def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None
     method = stage("calibration", candidates)
     calibration, held_out = fit_calibration(method, labels, held_out), candidates[method]
 
-    default, fitted = f"{DEFAULT_CLIP:g}", "fitted"
-    clipped = {default: np.clip(held_out, DEFAULT_CLIP, 1 - DEFAULT_CLIP)}
-    clipped[fitted] = _clip_held_out(held_out, labels, parts)
+    default = f"{DEFAULT_CLIP:g}"
+    unfitted = np.clip(held_out, DEFAULT_CLIP, 1 - DEFAULT_CLIP)
+    clipped = {default: unfitted, "fitted": _clip_held_out(held_out, labels, parts)}
     clip = DEFAULT_CLIP if stage("clip", clipped, CLIP_RANGE[0]) == default else fit_clip(labels, held_out)
     aggregator = replace(RECIPES[recipe], clip=clip, prior=Aggregator().prior)
-    return Choice(
-        ScoringRule(aggregator=aggregator, ensemble=ensemble, calibration=calibration), recipe, tuple(decisions)
-    )
+    rule = ScoringRule(aggregator=aggregator, ensemble=ensemble, calibration=calibration)
+    return Choice(rule, recipe, tuple(decisions))
 
 
 def inner_parts(folds: np.ndarray, groups: np.ndarray) -> np.ndarray | None:
@@ -361,24 +339,23 @@ def inner_parts(folds: np.ndarray, groups: np.ndarray) -> np.ndarray | None:
 def _blend_held_out(
     how: tuple[str, str], values: np.ndarray, labels: np.ndarray, experiments: Sequence[str], parts: np.ndarray
 ) -> np.ndarray:
-    def of(fitting: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        ensemble = fit_ensemble(*how, values[fitting], labels[fitting], experiments, parts[fitting])
-        return ensemble.blend(values[held_out], experiments)
+    def of(rest: np.ndarray, part: np.ndarray) -> np.ndarray:
+        ensemble = fit_ensemble(*how, values[rest], labels[rest], experiments, parts[rest])
+        return ensemble.blend(values[part], experiments)
 
     return _held_out(parts, of)
 
 
 def _calibrate_held_out(method: str, blended: np.ndarray, labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    def of(fitting: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        return fit_calibration(method, labels[fitting], blended[fitting]).apply(blended[held_out])
-
-    return Calibration().apply(blended) if method == "none" else _held_out(parts, of)
+    return _held_out(
+        parts, lambda rest, part: fit_calibration(method, labels[rest], blended[rest]).apply(blended[part])
+    )
 
 
 def _clip_held_out(calibrated: np.ndarray, labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    def of(fitting: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        clip = fit_clip(labels[fitting], calibrated[fitting])
-        return np.clip(calibrated[held_out], clip, 1 - clip)
+    def of(rest: np.ndarray, part: np.ndarray) -> np.ndarray:
+        clip = fit_clip(labels[rest], calibrated[rest])
+        return np.clip(calibrated[part], clip, 1 - clip)
 
     return _held_out(parts, of)
 

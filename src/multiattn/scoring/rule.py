@@ -7,16 +7,13 @@ Out-of-fold scores, submissions, evaluation and single files all go through `Sco
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from multiattn.config import from_json, to_json
-from multiattn.scoring.aggregators import Aggregator
+from multiattn.scoring.aggregators import Aggregator, FrameGroups
 from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble, score_experiments
-from multiattn.scoring.frame_groups import FrameGroups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +71,3 @@ class ScoringRule:
         if self.prior_shift is not None:
             probability = self.prior_shift.apply(probability)
         return np.clip(probability, self.clip, 1 - self.clip)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for `scoring.json`."""
-        return to_json(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ScoringRule":
-        """The inverse of `as_dict`.
-
-        Raises:
-            ValueError: a field is missing, unknown, or has a value the rule does not take.
-        """
-        return from_json(cls, values, source="not a scoring rule", complete=True)

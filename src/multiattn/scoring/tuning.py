@@ -12,12 +12,10 @@ import numpy as np
 import pandas as pd
 
 from multiattn.runtime.text_tables import markdown_table
-from multiattn.scoring.aggregators import RECIPES
-from multiattn.scoring.bootstrap import Comparison, bootstrap_log_loss, compare_log_loss
+from multiattn.scoring.aggregators import RECIPES, FrameGroups
 from multiattn.scoring.calibration import CALIBRATORS
 from multiattn.scoring.ensembling import ensemble_candidates
-from multiattn.scoring.frame_groups import FrameGroups
-from multiattn.scoring.metrics import log_loss, video_metrics
+from multiattn.scoring.metrics import Comparison, bootstrap_log_loss, compare_log_loss, log_loss, video_metrics
 from multiattn.scoring.nested_tuning import (
     STAGES,
     Choice,
@@ -43,9 +41,9 @@ class Tuned:
 
     rule: ScoringRule
     report: dict[str, Any]
-    """Of `report_tuning`, and `decision`: whether the tuned rule was taken."""
+    """Report of `report_tuning`, and `decision`: whether the tuned rule was taken."""
     videos: pd.DataFrame
-    """Of `Nested.videos`."""
+    """As `Nested.videos`."""
 
 
 def num_steps(videos: pd.DataFrame) -> int:
@@ -117,43 +115,33 @@ def report_tuning(nested: Nested, *, test_prior: float | None, seed: int) -> dic
             "folds": int(videos["fold"].nunique()),
         },
         "experiments": list(nested.final.rule.experiments),
-        "stages": [decision.as_dict() for decision in nested.final.decisions],
+        "stages": [asdict(decision) for decision in nested.final.decisions],
         "folds": [{"fold": fold, **_chosen(choice)} for fold, choice in nested.choices.items()],
-        "figures": [_figures(name, *row, groups, seed) for name, row in _answers(videos).items()],
+        "figures": [_figures(name, labels, of, groups, seed) for name, of in _answers(videos).items()],
         "tuned_against_untuned": asdict(comparison),
         "test_prior": None if test_prior is None else _at_prior(videos, test_prior),
     }
 
 
-def _answers(videos: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Row name -> labels and P(fake)."""
+def _answers(videos: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Row name -> (N,) P(fake)."""
     label = videos["label"]
     sums, sizes = label.groupby(videos["fold"]).agg("sum"), label.groupby(videos["fold"]).size()
-    base_rate = videos["fold"].map((label.sum() - sums) / (len(videos) - sizes))
-    columns = {
-        "constant 0.5": pd.Series(0.5, index=videos.index),
-        "base rate": base_rate,
-        **{name: videos[name] for name in videos if name.startswith("only ")},
-        UNTUNED: videos["untuned"],
-        TUNED: videos["tuned"],
-        "tuned, on the videos it was fitted on": videos["in_sample"],
+    return {
+        "constant 0.5": np.full(len(videos), 0.5),
+        "base rate": videos["fold"].map((label.sum() - sums) / (len(videos) - sizes)).to_numpy(np.float64),
+        **{name: videos[name].to_numpy() for name in videos if name.startswith("only ")},
+        UNTUNED: videos["untuned"].to_numpy(),
+        TUNED: videos["tuned"].to_numpy(),
+        "tuned, on the videos it was fitted on": videos["in_sample"].to_numpy(),
     }
-    return {name: (label.to_numpy(), column.to_numpy(np.float64)) for name, column in columns.items()}
 
 
 def _figures(name: str, labels: np.ndarray, answers: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, Any]:
     metrics = video_metrics(labels, answers, clip=EXACT)
     interval = bootstrap_log_loss(labels, answers, groups, clip=EXACT, seed=seed)
-    return {
-        "name": name,
-        "log_loss": metrics.log_loss,
-        "low": interval.low,
-        "high": interval.high,
-        "standard_error": interval.standard_error,
-        "auc": metrics.auc,
-        "brier": metrics.brier,
-        "calibration_error": metrics.calibration_error,
-    }
+    measured = {metric: getattr(metrics, metric) for metric in ("auc", "brier", "calibration_error")}
+    return {"name": name, "log_loss": metrics.log_loss, **asdict(interval), **measured}
 
 
 def _chosen(choice: Choice) -> dict[str, Any]:
@@ -202,14 +190,10 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
         lines += [f"{stage['stage']}: {stage['chosen']} ({stage['reason']})", ""]
     rows = [[row[key] if key != "clip" else f"{row[key]:.4g}" for key in row] for row in report["folds"]]
     lines += _table(["without fold", "aggregator", "ensemble", "calibration", "clip"], rows)
-    rows = [
-        [
-            row["name"],
-            f"{row['log_loss']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
-            *(_number(row[key]) for key in ("auc", "brier", "calibration_error")),
-        ]
-        for row in report["figures"]
-    ]
+    rows = []
+    for row in report["figures"]:
+        others = [_number(row[key]) for key in ("auc", "brier", "calibration_error")]
+        rows.append([row["name"], f"{row['log_loss']:.4f} [{row['low']:.4f}, {row['high']:.4f}]", *others])
     lines += _table(["out of fold", "log loss [95 % interval]", "AUC", "Brier", "calibration error"], rows)
     difference = report["tuned_against_untuned"]
     lines += [
@@ -238,12 +222,12 @@ def describe_rule(rule: ScoringRule) -> str:
     weights = ", ".join(f"{name} {weight:.3f}" for name, weight in rule.ensemble.weights.items())
     blend = f"{rule.ensemble.method} of {'logits' if rule.ensemble.space == 'logit' else 'probabilities'}"
     # Isotonic calibration has as many parameters as steps.
-    parameters = ", ".join(f"{value:.4g}" for value in rule.calibration.parameters[:3])
+    is_short = rule.calibration.method not in ("none", "isotonic")
+    parameters = f" ({', '.join(f'{value:.4g}' for value in rule.calibration.parameters)})" if is_short else ""
     parts = [
         f"frames {rule.aggregator.frames}, tracks {rule.aggregator.tracks}",
         f"experiments {blend}" + (f" ({weights})" if weights else ""),
-        f"calibration {rule.calibration.method}"
-        + (f" ({parameters})" if rule.calibration.method not in ("none", "isotonic") else ""),
+        f"calibration {rule.calibration.method}{parameters}",
         f"clip {rule.clip:.4g}",
         f"prior {rule.prior:g}",
     ]

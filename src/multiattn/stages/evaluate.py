@@ -10,13 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import Device, PredictPrecision, Scoring, parse, results
-from multiattn.evaluation.run import (
-    Criterion,
-    EvaluationInputs,
-    choose_among,
-    evaluate_runs,
-    require_choosable,
-)
+from multiattn.evaluation.run import Criterion, EvaluationInputs, evaluate_runs, require_choosable
 from multiattn.evaluation.selection import Split
 from multiattn.figures.evaluation import evaluation_page
 from multiattn.runtime.files import write_csv, write_text
@@ -52,10 +46,8 @@ def main(argv: list[str]) -> None:
     out = options.out or options.runs[0] / f"evaluation_{options.videos.stem}_{options.split}"
     given = {name: value for name, value in vars(options).items() if name != "choose"}
     inputs, lines = EvaluationInputs(**{**given, "out": out}), []
-    if options.choose is None:
-        evaluation = evaluate_runs(inputs)
-    else:
-        choice, evaluation = choose_among(inputs, options.choose)
+    evaluation, choice = evaluate_runs(inputs, choose=options.choose)
+    if choice is not None:
         lines.append(choice.describe())
         write_csv(out / "choice.csv", choice.table)
     write_text(out / "evaluation.md", evaluation.markdown())

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from multiattn.config import to_json
 from multiattn.figures.submission import draw_probabilities
 from multiattn.inference.submit.delivery import Submission, build_submission, check_submission, write_submission
 from multiattn.scoring.aggregators import Aggregator
@@ -127,7 +128,7 @@ def test_a_submission_folder_holds_submission_predictions_and_card(four, tmp_pat
     card = json.loads((tmp_path / "mine" / "card.json").read_text())
     assert card["runs"] == ["m/fold0"]
     assert card["coverage"] == {"ok": 1, "no_face": 1, "unreadable": 1, "missing": 1}
-    assert card["scoring"] == UNTUNED.as_dict()
+    assert card["scoring"] == to_json(UNTUNED)
     assert card["commit"]
 
 

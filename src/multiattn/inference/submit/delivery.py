@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from multiattn.config import to_json
 from multiattn.datasets.manifest import video_id
 from multiattn.inference.submit.extraction import Extraction, Work
 from multiattn.inference.submit.plan import PlanChange
@@ -104,7 +105,7 @@ def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, car
     path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
     VIDEO_PREDICTIONS.write(result.videos, folder / VIDEO_PREDICTIONS_FILE)
-    card = {**card, "commit": git_commit(), "scoring": result.rule.as_dict(), "coverage": result.coverage}
+    card = {**card, "commit": git_commit(), "scoring": to_json(result.rule), "coverage": result.coverage}
     write_json(folder / CARD_FILE, card)
     SUBMISSION.write(result.submission, path)
     check_submission(SUBMISSION.read(path), sample, result.rule, path)
