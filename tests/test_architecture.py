@@ -30,6 +30,7 @@ GROUND_FLOOR_NEIGHBOURS = {
     ("experiments", "config"),
     ("command_line", "config"),
     ("command_line", "experiments"),
+    ("tables", "config"),
     ("tables", "runtime"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

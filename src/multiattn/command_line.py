@@ -52,12 +52,12 @@ class NameOf:
     names: Callable[[], Iterable[str]]
 
 
-def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | None) -> Any:
+def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callable[[], str] | None) -> Any:
     """Read a stage's options.
 
     Args:
         options_class: a dataclass, or a union of dataclasses for subcommands.
-        doc: the stage's docstring, shown by `--help`.
+        doc: the stage's docstring, shown by `--help`; a function that gives it is called for that only.
 
     Raises:
         SystemExit: after `--help`, or after one message about a wrong option (exit code 2).
@@ -67,6 +67,8 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | None) -
             for mark in getattr(hint, "__metadata__", ()):
                 if isinstance(mark, NameOf):
                     options_class.__annotations__[option] = Annotated[Literal[tuple(mark.names())], mark]
+    if callable(doc):
+        doc = doc() if {"-h", "--help"} & set(argv) else ""
     return tyro.cli(
         options_class,
         args=argv,

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,11 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
+from multiattn.config.choices import SplitName
 from multiattn.runtime.files import atomic_path
 
 FAKE, REAL, UNKNOWN = 1, 0, -1
-SPLITS = ("train", "val", "test")
+SPLITS = get_args(SplitName)
 BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
 ROWS_AT_ONCE = 1 << 17

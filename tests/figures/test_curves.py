@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from multiattn.figures.curves import Curves, curves_figure, mean_over_folds, read_epochs, read_runs
+from multiattn.figures.curves import curves_figure, mean_over_folds, read_epochs, read_runs
+from multiattn.figures.options import Curves
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
 
 

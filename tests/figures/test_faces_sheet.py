@@ -10,7 +10,7 @@ import pytest
 
 from drawn_faces import write_faces_folder
 from multiattn.figures import faces as sheet
-from multiattn.figures.faces import ContactSheet, contact_sheet, shown_rows, track_doubts
+from multiattn.figures.faces import contact_sheet, shown_rows, track_doubts
 from multiattn.stages.figures import main
 from multiattn.tables import FACES, LANDMARKS
 from multiattn.video.crops.recipe import CropRecipe
@@ -180,9 +180,9 @@ def test_the_stage_writes_the_page(tmp_path, capsys):
     assert f"written: {tmp_path / 'new/sheet.html'}" in capsys.readouterr().out
     assert (tmp_path / "new/sheet.html").read_text() == contact_sheet(folder)
     with pytest.raises(ValueError, match="--limit: expected at least 1, found 0"):
-        ContactSheet(faces=folder, out=tmp_path / "x.html", limit=0).draw()
+        main(["faces", "--faces", str(folder), "--out", str(tmp_path / "x.html"), "--limit", "0"])
     with pytest.raises(FileNotFoundError, match="not a faces folder"):
-        ContactSheet(faces=tmp_path, out=tmp_path / "x.html").draw()
+        main(["faces", "--faces", str(tmp_path), "--out", str(tmp_path / "x.html")])
 
 
 def test_doubts_of_a_hundred_thousand_tracks_take_seconds():

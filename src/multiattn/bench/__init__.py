@@ -1,5 +1,6 @@
 """Benchmarks: what we do beside a plain version of it, `multiattn bench`.
 
+options.py           options of data, faces and submit
 harness.py           sides in processes of their own, in turns; seconds and peak memory
 train.py             a training step or an eval forward: time, memory, share of what the device reaches
 train_sides.py       their two sides

@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,9 +24,9 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from multiattn.bench.harness import take_turns
+from multiattn.bench.options import DataBench
 from multiattn.bench.train import training_rate
 from multiattn.bench.train_sides import endless, labelled_faces
-from multiattn.command_line import require_at_least
 from multiattn.config import DataConfig
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
@@ -36,7 +35,6 @@ from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FACES, FAKE, REAL
-from multiattn.training.data.augment import PRESETS
 from multiattn.training.data.crops import FoldCrops, training_loader
 from multiattn.video.crops.images import settle_worker
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
@@ -51,69 +49,40 @@ BLENDED = 0.5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataBench:
-    """Options of `multiattn bench data`."""
+def measure(options: DataBench) -> list[str]:
+    """Measure, and put the figures into a table.
 
-    experiment: str = "dfdc_b4"
-    """A function of experiments.py: whose batches, and whose training step must be fed."""
-    faces: Path | None = None
-    """A faces folder, of which some hundred crops are read; without it, drawn faces of 380 pixels."""
-    presets: tuple[Literal[tuple(PRESETS)], ...] = tuple(PRESETS)
-    """Presets of `training/data/augment`."""
-    num_workers: int = os.cpu_count() or 1
-    """Processes that read on either side; 0 reads in the main process."""
-    image_size: int | None = None
-    """Side of the crops in pixels; None is the experiment's."""
-    batch_size: int | None = None
-    """Crops in a batch; None is the experiment's."""
-    seconds: float = 1.5
-    """Length of a turn; every side has three."""
-    training_rate: float | None = None
-    """Crops a second that the training takes; None measures a training step of the experiment."""
-    device: str = "auto"
-    """Device that this step is measured on: cpu, cuda or auto."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 0, "num_workers")
-        if not self.seconds > 0:
-            raise ValueError(f"--seconds: expected more than 0, found {self.seconds}.")
-        if self.training_rate is not None and not self.training_rate > 0:
-            raise ValueError(f"--training-rate: expected more than 0 crops a second, found {self.training_rate}.")
-
-    def lines(self) -> list[str]:
-        """Measure, and put the figures into a table.
-
-        Raises:
-            FileNotFoundError, ValueError: no such experiment or faces folder, or crops smaller than the image size.
-        """
-        experiment, device = get_experiment(self.experiment), pick_device(self.device)
-        config = dataclasses.replace(
-            experiment.data,
-            image_size=self.image_size or experiment.data.image_size,
-            batch_size=self.batch_size or experiment.data.batch_size,
-            num_workers=self.num_workers,
-        )
-        fed = dataclasses.replace(experiment.data, batch_size=config.batch_size)
-        rate = self.training_rate or training_rate(dataclasses.replace(experiment, data=fed), device=device)
-        load = os.getloadavg()[0]
-        with tempfile.TemporaryDirectory() as folder:
-            crops = _drawn_faces(Path(folder)) if self.faces is None else _some_faces(self.faces, Path(folder))
-            sides = [
-                _compare(name, crops, side, seconds=self.seconds) for name, side in _sides(config, self.presets).items()
-            ]
-            kilobytes = np.mean([(crops.folder / name).stat().st_size for name in crops.training["crop"]]) / 1000
-            stored = read_recipe(crops.folder).size
-        source = "given" if self.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
-        return [
-            f"{len(crops.training)} crops of {stored} pixels, {kilobytes:.0f} KB each, read at {config.image_size} in "
-            f"batches of {config.batch_size} by {self.num_workers} workers, from the page cache",
-            f"{describe_machine(device)}; load {load:.1f} before",
-            "",
-            *_table(sides, max(1, self.num_workers), rate),
-            "",
-            f"{self.experiment} takes {rate:.1f} crops/s ({source})",
+    Raises:
+        FileNotFoundError, ValueError: no such experiment or faces folder, or crops smaller than the image size.
+    """
+    experiment, device = get_experiment(options.experiment), pick_device(options.device)
+    config = dataclasses.replace(
+        experiment.data,
+        image_size=options.image_size or experiment.data.image_size,
+        batch_size=options.batch_size or experiment.data.batch_size,
+        num_workers=options.num_workers,
+    )
+    fed = dataclasses.replace(experiment.data, batch_size=config.batch_size)
+    rate = options.training_rate or training_rate(dataclasses.replace(experiment, data=fed), device=device)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        crops = _drawn_faces(Path(folder)) if options.faces is None else _some_faces(options.faces, Path(folder))
+        sides = [
+            _compare(name, crops, side, seconds=options.seconds)
+            for name, side in _sides(config, options.presets).items()
         ]
+        kilobytes = np.mean([(crops.folder / name).stat().st_size for name in crops.training["crop"]]) / 1000
+        stored = read_recipe(crops.folder).size
+    source = "given" if options.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
+    return [
+        f"{len(crops.training)} crops of {stored} pixels, {kilobytes:.0f} KB each, read at {config.image_size} in "
+        f"batches of {config.batch_size} by {options.num_workers} workers, from the page cache",
+        f"{describe_machine(device)}; load {load:.1f} before",
+        "",
+        *_table(sides, max(1, options.num_workers), rate),
+        "",
+        f"{options.experiment} takes {rate:.1f} crops/s ({source})",
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import Annotated
 
 import av
 import cv2
@@ -20,7 +19,7 @@ import pandas as pd
 import torch
 
 from multiattn.bench.harness import Measured, find_videos, run_alone
-from multiattn.command_line import NameOf
+from multiattn.bench.options import FacesBench
 from multiattn.datasets.manifest import video_row
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
@@ -35,7 +34,7 @@ from multiattn.video.decoding.frames import (
     probe_video,
     to_image,
 )
-from multiattn.video.detectors.registry import DEFAULT_DETECTOR, LONGEST_SIDE, SMALLEST_FACE, Detector, detector_names
+from multiattn.video.detectors.registry import LONGEST_SIDE, SMALLEST_FACE, Detector
 from multiattn.video.extraction.extract import (
     ExtractionSettings,
     VideoTask,
@@ -62,46 +61,30 @@ Boxes = dict[tuple[str, int], np.ndarray]
 """(video_id, frame_index) -> (N, 4) boxes in pixels of the full frame."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FacesBench:
-    """Options of `multiattn bench faces`."""
+def measure(options: FacesBench) -> list[str]:
+    """Measure, and put the figures into a table.
 
-    videos_dir: Path
-    """A folder of videos, those of its subfolders too."""
-    num_frames: int = 32
-    size: int = 380
-    detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
-    weights: Path | None = None
-    """The detector's weights file, where it needs one."""
-    jobs: int | None = None
-    """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
-    device: str = "cpu"
-    """cpu, cuda or auto."""
-
-    def lines(self) -> list[str]:
-        """Measure, and put the figures into a table.
-
-        Raises:
-            ValueError: no videos, or one that cannot be read.
-        """
-        paths = find_videos(self.videos_dir)
-        names = [path.relative_to(self.videos_dir).as_posix() for path in paths]
-        videos = VIDEOS.validate(pd.DataFrame([video_row("folder", name, label=UNKNOWN) for name in names]), "videos")
-        settings = extraction_settings(
-            detector=self.detector,
-            weights=self.weights,
-            threshold=None,
-            device=str(pick_device(self.device)),
-            num_frames=self.num_frames,
-            size=self.size,
-        )
-        tasks = [VideoTask(video_id=name, path=path) for name, path in zip(videos["video_id"], paths, strict=True)]
-        return [
-            f"{len(tasks)} videos, {self.num_frames} frames each, {self.detector}",
-            describe_machine(torch.device(settings.device)),
-            "",
-            *compare_extraction(videos, tasks, settings, jobs=self.jobs).table(),
-        ]
+    Raises:
+        ValueError: no videos, or one that cannot be read.
+    """
+    paths = find_videos(options.videos_dir)
+    names = [path.relative_to(options.videos_dir).as_posix() for path in paths]
+    videos = VIDEOS.validate(pd.DataFrame([video_row("folder", name, label=UNKNOWN) for name in names]), "videos")
+    settings = extraction_settings(
+        detector=options.detector,
+        weights=options.weights,
+        threshold=None,
+        device=str(pick_device(options.device)),
+        num_frames=options.num_frames,
+        size=options.size,
+    )
+    tasks = [VideoTask(video_id=name, path=path) for name, path in zip(videos["video_id"], paths, strict=True)]
+    return [
+        f"{len(tasks)} videos, {options.num_frames} frames each, {options.detector}",
+        describe_machine(torch.device(settings.device)),
+        "",
+        *compare_extraction(videos, tasks, settings, jobs=options.jobs).table(),
+    ]
 
 
 @dataclass(frozen=True)

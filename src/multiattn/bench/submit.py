@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 
 from multiattn.bench.harness import find_videos, run_alone, take_turns
-from multiattn.command_line import require_at_least
-from multiattn.config import Precision, to_json
+from multiattn.bench.options import SubmitBench
+from multiattn.config import to_json
 from multiattn.datasets.manifest import video_id
 from multiattn.experiments import get_experiment
 from multiattn.inference.runs import find_models
@@ -74,86 +74,58 @@ class Side:
     threads: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubmitBench:
-    """Options of `multiattn bench submit`."""
+def measure(options: SubmitBench) -> list[str]:
+    """Measure, and put the figures into lines.
 
-    videos_dir: Path
-    """A folder of videos, those of its subfolders too."""
-    runs: tuple[Path, ...] = ()
-    """As `multiattn submit`."""
-    untrained: str | None = None
-    """Instead of --runs: an experiment whose network is made with random weights."""
-    untrained_folds: int = 1
-    num_frames: int | None = None
-    """Frames of each video (default: as the runs were trained)."""
-    videos: int | None = None
-    """Number of them: the first ones, or all of them again and again (default: all once)."""
-    turns: int = 1
-    """Runs of each side."""
-    device: str = "cpu"
-    precision: Precision = "fp32"
-    """Ours; the loop is float32."""
-    jobs: int | None = None
-    weights: Path | None = None
-    """The detector's."""
-
-    def __post_init__(self) -> None:
-        if bool(self.runs) == (self.untrained is not None):
-            raise ValueError("expected one of --runs and --untrained.")
-        require_at_least(self, 1, "turns", "untrained_folds", "videos")
-
-    def lines(self) -> list[str]:
-        """Measure, and put the figures into lines.
-
-        Raises:
-            FileNotFoundError, ValueError: no videos, or no runs.
-        """
-        paths = find_videos(self.videos_dir)
-        count = self.videos or len(paths)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            inputs = self._inputs(folder, [paths[number % len(paths)] for number in range(count)])
-            models = find_models(*inputs.runs)
-            outs = (folder / f"out{turn}" for turn in itertools.count())
-            ours, loop = take_turns(
-                [
-                    lambda: _measured("submit", run_ours, dataclasses.replace(inputs, out=next(outs))),
-                    lambda: _measured("loop", run_loop, inputs),
-                ],
-                self.turns,
-            )
-        recipe = models[0].recipe
-        return [
-            f"{count} videos, {recipe.num_frames} frames each, {recipe.detector}, {len(models)} models",
-            f"{describe_machine(pick_device(self.device))}; submit {self.precision}, loop float32",
-            "",
-            *table(ours, loop, count),
-        ]
-
-    def _inputs(self, folder: Path, paths: list[Path]) -> SubmitInputs:
-        """The videos under names of their own, and a sample that asks for them."""
-        (folder / "videos").mkdir()
-        names = [f"{number:05d}{path.suffix.lower()}" for number, path in enumerate(paths)]
-        for name, path in zip(names, paths, strict=True):
-            (folder / "videos" / name).symlink_to(path.resolve())
-        SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), folder / "sample.csv")
-        runs = self.runs
-        if self.untrained is not None:
-            runs = (untrained_run(folder / "runs", self.untrained, folds=self.untrained_folds),)
-        if self.num_frames is not None:
-            runs = tuple(_with_frames(run, folder / "resampled", self.num_frames) for run in runs)
-        return SubmitInputs(
-            runs=runs,
-            videos_dir=folder / "videos",
-            sample_submission=folder / "sample.csv",
-            out=folder / "out",
-            scoring=UNTUNED if self.untrained else None,
-            device=self.device,
-            precision=self.precision,
-            jobs=self.jobs,
-            weights=self.weights,
+    Raises:
+        FileNotFoundError, ValueError: no videos, or no runs.
+    """
+    paths = find_videos(options.videos_dir)
+    count = options.videos or len(paths)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        inputs = _inputs(options, folder, [paths[number % len(paths)] for number in range(count)])
+        models = find_models(*inputs.runs)
+        outs = (folder / f"out{turn}" for turn in itertools.count())
+        ours, loop = take_turns(
+            [
+                lambda: _measured("submit", run_ours, dataclasses.replace(inputs, out=next(outs))),
+                lambda: _measured("loop", run_loop, inputs),
+            ],
+            options.turns,
         )
+    recipe = models[0].recipe
+    return [
+        f"{count} videos, {recipe.num_frames} frames each, {recipe.detector}, {len(models)} models",
+        f"{describe_machine(pick_device(options.device))}; submit {options.precision}, loop float32",
+        "",
+        *table(ours, loop, count),
+    ]
+
+
+def _inputs(options: SubmitBench, folder: Path, paths: list[Path]) -> SubmitInputs:
+    """The videos under names of their own, and a sample that asks for them."""
+    (folder / "videos").mkdir()
+    names = [f"{number:05d}{path.suffix.lower()}" for number, path in enumerate(paths)]
+    for name, path in zip(names, paths, strict=True):
+        (folder / "videos" / name).symlink_to(path.resolve())
+    SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), folder / "sample.csv")
+    runs = options.runs
+    if options.untrained is not None:
+        runs = (untrained_run(folder / "runs", options.untrained, folds=options.untrained_folds),)
+    if options.num_frames is not None:
+        runs = tuple(_with_frames(run, folder / "resampled", options.num_frames) for run in runs)
+    return SubmitInputs(
+        runs=runs,
+        videos_dir=folder / "videos",
+        sample_submission=folder / "sample.csv",
+        out=folder / "out",
+        scoring=UNTUNED if options.untrained else None,
+        device=options.device,
+        precision=options.precision,
+        jobs=options.jobs,
+        weights=options.weights,
+    )
 
 
 def table(ours: Sequence[Side], loop: Sequence[Side], count: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Settings as frozen dataclasses that check themselves; JSON in and out.
 
+    choices.py    choices that options and packages share
     settings.py   checks, and settings as JSON and back: also for crop recipes and scoring rules
     model.py      settings of the network, its losses and AGDA
     training.py   settings of data, optimiser, phases and the whole experiment

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from multiattn.config.choices import Preset
 from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
 from multiattn.config.settings import require, require_at_least, require_choices
 
@@ -17,7 +18,7 @@ class DataConfig:
 
     image_size: int = 380
     """Side of the square crops in pixels; larger ones of the faces folder (`--size`) are averaged down."""
-    augmentation: Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"] = "standard"
+    augmentation: Preset = "standard"
     """Preset of `training/data/augment`; `multiattn figures augment` draws what each does."""
     sbi: Annotated[float, tyro.conf.arg(aliases=("--sbi",))] = 0.0
     """Probability that a visit of a real crop shows it blended with itself instead (self-blended image), as a fake.

@@ -2,17 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from multiattn.config.choices import Grouping
 from multiattn.runtime.files import read_json, write_json
 from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
 
 logger = logging.getLogger(__name__)
-
-Grouping = Literal["part", "original"]
 
 
 def group_videos(videos: pd.DataFrame, grouping: Grouping) -> pd.Series:

@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from multiattn.config.choices import ScaleName
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
 from multiattn.runtime.text_tables import markdown_table
@@ -27,7 +28,6 @@ from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, bootstrap_log_loss, com
 from multiattn.tables import LABELS, SUBMISSION
 from multiattn.video.crops.images import names_digest
 
-ScaleName = Literal["auto", "released", "public", "private", "none"]
 SCORING_CLIP = 1e-15
 """Only keeps a confident mistake of somebody's file finite; our own submissions are clipped harder already."""
 FAILURES = ("no_face", "unreadable", "missing", "failed", "late")

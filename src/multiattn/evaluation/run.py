@@ -13,11 +13,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 
+from multiattn.config.choices import Criterion
 from multiattn.evaluation.measures import (
     ALL,
     Answers,
@@ -52,8 +53,6 @@ from multiattn.tables import FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.images import names_digest
 
 logger = logging.getLogger(__name__)
-
-Criterion = Literal["log_loss", "auc"]
 
 
 @dataclass(frozen=True, kw_only=True)

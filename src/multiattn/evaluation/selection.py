@@ -10,17 +10,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import pandas as pd
 
+from multiattn.config.choices import Split
 from multiattn.inference.runs import TrainedModel, folds_table
 from multiattn.tables import FOLDS, UNKNOWN
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["test", "val"]
 DFDC_NAME = re.compile(r"[a-z]{10}")
 FFPP_PREFIX = "ffpp/"
 

@@ -13,15 +13,13 @@ import textwrap
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
 
+from multiattn.config.choices import MapScale
 from multiattn.figures.page import InchPage, figures_table, jpeg_tag, whole_page, write_png
 from multiattn.inference.attention_maps import FaceMaps
-
-Scale = Literal["run", "map"]
 
 COLORS = colormaps["inferno"]
 """Perceptually uniform, rising in lightness: legible without colour and to the colour-blind."""
@@ -39,25 +37,6 @@ DPI = 200
 # All in inches.
 LABEL, CELL, GAP, GROUP_GAP, PROBABILITY, MARGIN = 1.35, 1.2, 0.05, 0.22, 0.52, 0.12
 HEADER, FOOTER, LINE, LEGEND = 0.52, 0.55, 0.165, 4.7
-
-
-@dataclass(frozen=True, kw_only=True)
-class FaceOptions:
-    """Options that `figures attention` and `figures compare` share: which faces, and where the figure goes."""
-
-    faces: Path
-    """A faces folder. Without --videos, only videos the run was not trained on are shown."""
-    out: Path
-    """The folder the picture and the page go to."""
-    videos: tuple[str, ...] = ()
-    """video_ids to show, a row each, instead of the first ones of each type."""
-    per_type: int = 1
-    """Rows of each manipulation type."""
-    crops: int = 64
-    """At most so many crops, evenly spaced, are measured for the statistics."""
-    scale: Scale = "run"
-    """One colour scale for all pictures of a run, or one for every map."""
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -83,7 +62,7 @@ class RunMaps:
         """M."""
         return len(self.faces[0].maps)
 
-    def limits(self, row: int, scale: Scale) -> np.ndarray:
+    def limits(self, row: int, scale: MapScale) -> np.ndarray:
         """(M,) the attention that takes the brightest colour in each picture of a row; above 0."""
         highest = self.faces[row].maps.max(axis=(1, 2))
         if scale == "run":
@@ -92,7 +71,7 @@ class RunMaps:
             highest = np.full(self.num_maps, bright if bright > 0 else everywhere.max())
         return np.where(highest > 0, highest, 1.0)
 
-    def pictures(self, row: int, scale: Scale) -> list[np.ndarray]:
+    def pictures(self, row: int, scale: MapScale) -> list[np.ndarray]:
         """The overlays of a row, M of them, (H, W, 3) uint8 RGB."""
         face, limits = self.faces[row], self.limits(row, scale)
         return [overlay(face.crop, one, limit) for one, limit in zip(face.maps, limits, strict=True)]
@@ -123,7 +102,9 @@ def color_bar(steps: int = 256) -> np.ndarray:
     return blend(np.full(steps, 0.5), np.linspace(0, 1, steps))
 
 
-def draw_attention(rows: list[Row], runs: list[RunMaps], path: Path, *, note: str = "", scale: Scale = "run") -> None:
+def draw_attention(
+    rows: list[Row], runs: list[RunMaps], path: Path, *, note: str = "", scale: MapScale = "run"
+) -> None:
     """Write a PNG; `note` says which crops the statistics are over.
 
     Raises:
@@ -162,7 +143,7 @@ def _draw_faces(page: InchPage, rows: list[Row], faces: list[FaceMaps], left: fl
         page.image(left, y, CELL, face.crop, interpolation="lanczos")
 
 
-def _draw_run(page: InchPage, run: RunMaps, left: float, top: float, scale: Scale) -> None:
+def _draw_run(page: InchPage, run: RunMaps, left: float, top: float, scale: MapScale) -> None:
     maps_width = run.num_maps * (CELL + GAP) - GAP
     label = textwrap.shorten(run.label, int(_group_width(run) * 13), placeholder="…")
     page.text(left, top - 0.34, label, va="bottom", weight="bold")
@@ -180,7 +161,7 @@ def _draw_run(page: InchPage, run: RunMaps, left: float, top: float, scale: Scal
         page.text(right, y + CELL / 2, f"{face.probability:.2f}", ha="center", va="center")
 
 
-def _draw_bar(page: InchPage, x: float, y: float, scale: Scale) -> None:
+def _draw_bar(page: InchPage, x: float, y: float, scale: MapScale) -> None:
     axes = page.axes(x, y, 1.5, 0.12)
     axes.imshow(color_bar()[None], aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
@@ -220,7 +201,7 @@ STATISTICS = {
 }
 
 
-def attention_page(title: str, rows: list[Row], runs: list[RunMaps], *, note: str = "", scale: Scale = "run") -> str:
+def attention_page(title: str, rows: list[Row], runs: list[RunMaps], *, note: str = "", scale: MapScale = "run") -> str:
     """HTML of the grid that `draw_attention` draws, with a table of the statistics."""
     body = "\n".join(_table_row(number, row, runs, scale) for number, row in enumerate(rows))
     return whole_page(
@@ -253,7 +234,7 @@ def _head(runs: list[RunMaps]) -> str:
     return f'<tr><th></th><th></th>{groups}</tr>\n<tr><th></th><th scope="col">face</th>{"".join(columns)}</tr>'
 
 
-def _table_row(number: int, row: Row, runs: list[RunMaps], scale: Scale) -> str:
+def _table_row(number: int, row: Row, runs: list[RunMaps], scale: MapScale) -> str:
     where = f"{row.title}, {row.video}, frame {row.frame}"
     cells = [
         f'<th class="row" scope="row"><b>{escape(row.title)}</b>'
@@ -268,7 +249,7 @@ def _table_row(number: int, row: Row, runs: list[RunMaps], scale: Scale) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _bar(scale: Scale) -> str:
+def _bar(scale: MapScale) -> str:
     colors = ", ".join("#{:02x}{:02x}{:02x}".format(*color) for color in color_bar(17))
     return (
         f'<div role="img" aria-label="Colour scale from dark to bright: {SCALE_WORDS[scale]}">'

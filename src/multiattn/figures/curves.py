@@ -4,7 +4,6 @@ One run is drawn with a colour for each quantity, several with a colour for each
 panel. Folds are thin lines, their mean is thick.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from multiattn.figures.page import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, new_figure, write_png
+from multiattn.figures.page import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, new_figure
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
 from multiattn.runtime.layout import EPOCHS_FILE, fold_folder, folds_below, is_run_folder
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
@@ -49,27 +48,6 @@ MAPS = {
 
 Folds = dict[str, pd.DataFrame]
 """A fold's name -> its `read_epochs`; folds may have gone through different numbers of epochs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curves:
-    """Losses, validation, learning rate and attention statistics of one or more runs: curves.png."""
-
-    runs: tuple[Path, ...]
-    """runs/<experiment> of each run (all folds that have been validated) or one of its folds."""
-    out: Path
-    """The folder the picture goes to."""
-
-    def draw(self) -> list[Path]:
-        """Draw; returns the file.
-
-        Raises:
-            FileNotFoundError: a run that has not been validated yet.
-            ValueError: no run, or a table that `multiattn train` did not write.
-        """
-        path = self.out / "curves.png"
-        write_png(curves_figure(read_runs(self.runs)), path)
-        return [path]
 
 
 def read_runs(folders: tuple[Path, ...]) -> dict[str, Folds]:

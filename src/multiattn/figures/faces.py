@@ -12,16 +12,13 @@ A video is as doubtful as its most doubtful track. Only crops on the page are re
 videos costs a pass over its tables and some hundred thumbnails.
 """
 
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from multiattn.command_line import require_at_least
 from multiattn.figures.page import LABEL_WORDS, crop_figure, figures_table, whole_page
-from multiattn.runtime.files import write_text
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 from multiattn.video.extraction.scan import MIN_IOU, box_areas, paired_iou
@@ -43,31 +40,6 @@ h3 { font-size: 0.95rem; margin: 0; }
 .doubted { font-weight: 600; }
 .figures td { text-align: left; white-space: normal; }
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContactSheet:
-    """Thumbnails of a faces folder by video, status and track, the doubtful ones first: one HTML page."""
-
-    faces: Path
-    """A faces folder."""
-    out: Path
-    """The HTML file to write."""
-    videos: tuple[str, ...] = ()
-    """video_ids to show (default: the most doubtful ones)."""
-    limit: int = 200
-    """At most so many videos with crops, and so many without."""
-
-    def draw(self) -> list[Path]:
-        """Draw; returns the file.
-
-        Raises:
-            FileNotFoundError: not a finished faces folder.
-            ValueError: a limit below 1, or a video_id that is not in the folder.
-        """
-        require_at_least(self, 1, "limit")
-        write_text(self.out, contact_sheet(self.faces, videos=self.videos, limit=self.limit))
-        return [self.out]
 
 
 def track_doubts(faces: pd.DataFrame, statuses: pd.DataFrame, *, threshold: float) -> pd.DataFrame:

@@ -12,24 +12,19 @@ import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from multiattn.command_line import Device, FoldsTable, Positional, parse, require_at_least, results
-from multiattn.evaluation.ablation_table import (
-    AblationTable,
-    CrossData,
-    count_videos,
-    measure_cross,
-    measure_out_of_fold,
-    read_cross_data,
-)
-from multiattn.evaluation.ablations import LQ, Ablation, Cell, get_ablation, name_data, seeded
-from multiattn.figures.comparisons import draw_ablation
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_csv, write_text
-from multiattn.training.engine.ranks import Ranks, distributed
-from multiattn.training.folds import TrainingData, read_training_data, require_same_folds, train_folds
+
+if TYPE_CHECKING:
+    import torch
+
+    from multiattn.evaluation.ablation_table import AblationTable, CrossData
+    from multiattn.evaluation.ablations import Ablation, Cell
+    from multiattn.training.engine.ranks import Ranks
+    from multiattn.training.folds import TrainingData
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +52,21 @@ class Options:
 
 @dataclass(frozen=True)
 class _Inputs:
-    data: TrainingData
+    data: "TrainingData"
     numbers: list[int]
-    cross: CrossData | None
-    device: torch.device
+    cross: "CrossData | None"
+    device: "torch.device"
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="ablation", doc=__doc__)
+    from multiattn.evaluation.ablation_table import read_cross_data
+    from multiattn.evaluation.ablations import get_ablation
+    from multiattn.figures.comparisons import draw_ablation
+    from multiattn.training.engine.ranks import distributed
+    from multiattn.training.folds import read_training_data
+
     ablation = get_ablation(options.table, tiny=options.tiny)
     require_at_least(options, 1, "seeds")
     data = read_training_data(options.faces, options.folds)
@@ -90,7 +91,10 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{len(table.failures)} of {len(cells)} cells failed; the table says which and why.")
 
 
-def _empty_table(options: Options, ablation: Ablation, inputs: _Inputs) -> AblationTable:
+def _empty_table(options: Options, ablation: "Ablation", inputs: _Inputs) -> "AblationTable":
+    from multiattn.evaluation.ablation_table import AblationTable, count_videos
+    from multiattn.evaluation.ablations import name_data
+
     data, cross = inputs.data, inputs.cross
     used = data.videos[data.videos["video_id"].isin(data.folds["video_id"])]
     trained = [cell.experiment for cell in ablation.cells if cell.experiment is not None]
@@ -114,8 +118,14 @@ def _command(options: Options) -> str:
     return shlex.join(words)
 
 
-def _fill(table: AblationTable, cell: Cell, repetition: int, options: Options, inputs: _Inputs, ranks: Ranks) -> None:
+def _fill(
+    table: "AblationTable", cell: "Cell", repetition: int, options: Options, inputs: _Inputs, ranks: "Ranks"
+) -> None:
     """Train and measure one seed of a cell. A user's mistake is noted in the table, and the others go on."""
+    from multiattn.evaluation.ablation_table import measure_cross, measure_out_of_fold
+    from multiattn.evaluation.ablations import LQ, seeded
+    from multiattn.training.folds import require_same_folds, train_folds
+
     try:
         experiment = seeded(cell.experiment, repetition)
         if table.held_out == LQ:  # the paper starts its models of LQ from those of HQ

@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from multiattn.bench.data import DataBench
-from multiattn.bench.faces import FacesBench
-from multiattn.bench.submit import SubmitBench
-from multiattn.bench.train import compare, comparison_lines
+from multiattn.bench.options import DataBench, FacesBench, SubmitBench
 from multiattn.command_line import Device, ExperimentName, Inline, Positional, parse, parse_experiment, results
 from multiattn.config import Experiment
 from multiattn.experiments import DEFAULT_EXPERIMENT
@@ -63,6 +60,8 @@ def _bench_network(argv: list[str]) -> None:
     options = parse_experiment(Options, argv, stage="bench", doc=__doc__, place=1)
     if options.fed_from is not None and options.work == "infer":
         raise ValueError("--fed-from: only a training step is fed; multiattn bench train ...")
+    from multiattn.bench.train import compare, comparison_lines
+
     # In batches of the size that is timed, whoever makes them.
     data = dataclasses.replace(options.settings.data, batch_size=options.batch_size)
     experiment, device = dataclasses.replace(options.settings, data=data), pick_device(options.device)

@@ -5,19 +5,26 @@
 Weights are stored in float16 where that changes no prediction by more than 1e-3: the same crops go through both forms.
 """
 
+from typing import TYPE_CHECKING
+
 from multiattn.command_line import parse, results
-from multiattn.inference.kit.bundle import Bundle, BundleOptions, build_bundle
-from multiattn.inference.scoring_file import choose_scoring_file
+from multiattn.inference.kit.options import BundleOptions
+
+if TYPE_CHECKING:
+    from multiattn.inference.kit.bundle import Bundle
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(BundleOptions, argv, stage="bundle", doc=__doc__)
+    from multiattn.inference.kit.bundle import build_bundle
+    from multiattn.inference.scoring_file import choose_scoring_file
+
     bundle = build_bundle(options, choose_scoring_file(options.runs, options.scoring))
     results(*_lines(bundle, options))
 
 
-def _lines(bundle: Bundle, options: BundleOptions) -> list[str]:
+def _lines(bundle: "Bundle", options: BundleOptions) -> list[str]:
     lines = []
     for one in bundle.weights:
         if one.difference is None:

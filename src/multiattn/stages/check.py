@@ -7,14 +7,14 @@ multiattn check --videos data/videos.csv --folds folds/dfdc.csv --root dfdc=/dat
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multiattn.command_line import VideosTable, parse, require_at_least, results
-from multiattn.datasets.folds import read_grouping
-from multiattn.datasets.health import Finding, HealthReport, check_health
-from multiattn.datasets.manifest import named_roots, roots_path
 from multiattn.runtime.files import read_json
 from multiattn.runtime.text_tables import terminal_table
-from multiattn.tables import FOLDS, VIDEOS
+
+if TYPE_CHECKING:
+    from multiattn.datasets.health import Finding, HealthReport
 
 WIDTH = 120
 
@@ -38,6 +38,11 @@ def main(argv: list[str]) -> None:
         SystemExit: a leak was found (code 1); the report has been printed.
     """
     options = parse(Options, argv, stage="check", doc=__doc__)
+    from multiattn.datasets.folds import read_grouping
+    from multiattn.datasets.health import check_health
+    from multiattn.datasets.manifest import named_roots, roots_path
+    from multiattn.tables import FOLDS, VIDEOS
+
     require_at_least(options, 0, "examples")
     videos = VIDEOS.read(options.videos)
     manifest = read_json(roots_path(options.videos)) if roots_path(options.videos).is_file() else None
@@ -56,7 +61,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _lines(report: HealthReport, options: Options, num_videos: int, unlocated: list[str]) -> list[str]:
+def _lines(report: "HealthReport", options: Options, num_videos: int, unlocated: list[str]) -> list[str]:
     counts = report.counts.replace({"": "-"})
     numbers = [place for place, name in enumerate(counts) if name not in ("dataset", "split", "method")]
     lines = [
@@ -75,7 +80,7 @@ def _lines(report: HealthReport, options: Options, num_videos: int, unlocated: l
     return [*lines, ", ".join(numbers) + "." + unchecked]
 
 
-def _finding(finding: Finding, examples: int) -> list[str]:
+def _finding(finding: "Finding", examples: int) -> list[str]:
     """`LEAK  what: sentence`, then cases and what to do, indented."""
     head = f"{finding.severity.upper():<8}{finding.name}: {finding.text}"
     indent = " " * 8

@@ -10,20 +10,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from multiattn.command_line import parse, results
-from multiattn.datasets.embedded import build_demo_dataset
-from multiattn.evaluation.scoring_steps import steps_on_test, steps_out_of_fold
 from multiattn.experiments import get_experiment
-from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
-from multiattn.inference.scoring_file import default_scoring_path, read_scoring_file
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import ANY_FOLD, CARD_FILE, EPOCHS_FILE, STATUS_FILE, SUBMISSION_FILE, VIDEOS_FILE
 from multiattn.runtime.text_tables import terminal_table
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.stages import faces, folds, index, leaderboard, train, tune
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NUM_FRAMES = 8
 
@@ -44,6 +41,8 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="demo", doc=__doc__)
+    from multiattn.datasets.embedded import build_demo_dataset
+
     started = time.monotonic()
     experiment = get_experiment("demo", tiny=options.tiny)
     root, crops = options.data / "dfdc", options.data / "faces"
@@ -77,6 +76,8 @@ def _run(stage: ModuleType, *words: str, **settings: object) -> None:
 
 def _submit(options: Options, name: str, root: Path, out: Path) -> None:
     """The notebook instead of `multiattn submit`: what Kaggle would run, on videos nothing was trained on."""
+    from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
+
     results(f"\n{NOTEBOOK.name}, headless, on {root / 'test_videos'}; the executed copy is {out / NOTEBOOK.name}")
     paths = {
         "RUNS": options.runs / name,
@@ -89,6 +90,11 @@ def _submit(options: Options, name: str, root: Path, out: Path) -> None:
 
 
 def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
+    from multiattn.evaluation.scoring_steps import steps_on_test, steps_out_of_fold
+    from multiattn.inference.kit.notebook import NOTEBOOK
+    from multiattn.inference.scoring_file import default_scoring_path, read_scoring_file
+    from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
+
     scoring = default_scoring_path([options.runs / name])
     held_out = steps_out_of_fold(scoring)
     test = steps_on_test(out, root / "labels.csv", root / "groups.csv", read_scoring_file(scoring).rule)
@@ -127,7 +133,7 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
     return "\n".join(lines)
 
 
-def _figures(steps: pd.DataFrame, where: str) -> list[list[str]]:
+def _figures(steps: "pd.DataFrame", where: str) -> list[list[str]]:
     return [
         [f"{where}: {row.name}", f"{row.log_loss:.4f}", f"{row.low:.4f} to {row.high:.4f}", f"{row.auc:.4f}",
          row.num_videos]

@@ -11,15 +11,15 @@ import dataclasses
 import json
 import textwrap
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from multiattn.command_line import ExperimentName, Inline, parse_experiment, results
 from multiattn.config import Experiment, Phase, to_json
-from multiattn.model.describe import NetworkDescription, departures, describe_network
 from multiattn.runtime.text_tables import terminal_table
-from multiattn.training.engine.step import TrainingStep, set_trainable
+
+if TYPE_CHECKING:
+    from multiattn.model.describe import NetworkDescription
+    from multiattn.training.engine.step import TrainingStep
 
 WIDTH = 100
 
@@ -37,6 +37,11 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse_experiment(Options, argv, stage="describe", doc=__doc__)
+    import torch
+
+    from multiattn.model.describe import departures, describe_network
+    from multiattn.training.engine.step import TrainingStep
+
     experiment = options.settings
     with torch.device("meta"):  # layers without memory: nothing is drawn, nothing is fetched
         step = TrainingStep(experiment, load_weights=False)
@@ -52,7 +57,9 @@ def main(argv: list[str]) -> None:
     results(*_losses(experiment, step), "", *_departure_lines(experiment))
 
 
-def _trainable(step: TrainingStep, phase: Phase) -> int:
+def _trainable(step: "TrainingStep", phase: Phase) -> int:
+    from multiattn.training.engine.step import set_trainable
+
     set_trainable(step, phase)
     alone = (step.network.backbone, step.backbone_head)
     modules = alone if phase.objective == "backbone" else (step.network, step.auxiliary)
@@ -60,7 +67,7 @@ def _trainable(step: TrainingStep, phase: Phase) -> int:
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
-def _title(experiment: Experiment, network: NetworkDescription) -> str:
+def _title(experiment: Experiment, network: "NetworkDescription") -> str:
     model, lines = experiment.model, [f"{experiment.data.image_size} px, {experiment.model.padding} padding"]
     if model.network == "multi-attention":
         grid = "x".join(map(str, network.shape("A")[1:]))
@@ -68,7 +75,7 @@ def _title(experiment: Experiment, network: NetworkDescription) -> str:
     return f"{experiment.name}: {model.network} on {model.backbone}\n{', '.join(lines)}"
 
 
-def _network_tables(network: NetworkDescription) -> str:
+def _network_tables(network: "NetworkDescription") -> str:
     rows = [["layer", "", "shape", "stride"]]
     for layer in network.layers:
         shape = ", ".join(["B", *map(str, layer.shape)])
@@ -79,7 +86,7 @@ def _network_tables(network: NetworkDescription) -> str:
     return f"{terminal_table(rows, right=(3,))}\n\n{terminal_table(parts, right=(1, 2, 3))}"
 
 
-def _phase_table(phases: list[dict[str, Any]], experiment: Experiment, step: TrainingStep) -> str:
+def _phase_table(phases: list[dict[str, Any]], experiment: Experiment, step: "TrainingStep") -> str:
     rows = [["phase", "epochs", "objective", "frozen", "AGDA", "trainable", "optimiser", "lr", "schedule"]]
     for phase in phases:
         optim = phase["optim"]
@@ -94,7 +101,7 @@ def _phase_table(phases: list[dict[str, Any]], experiment: Experiment, step: Tra
     return terminal_table(rows, right=(1, 5))
 
 
-def _losses(experiment: Experiment, step: TrainingStep) -> list[str]:
+def _losses(experiment: Experiment, step: "TrainingStep") -> list[str]:
     loss, agda = experiment.loss, experiment.agda
     terms, auxiliary, copies = [f"{loss.cross_entropy_weight:g} CE(I)"], "none", "none"
     if step.auxiliary is not None:
@@ -117,6 +124,8 @@ def _losses(experiment: Experiment, step: TrainingStep) -> list[str]:
 
 
 def _departure_lines(experiment: Experiment) -> list[str]:
+    from multiattn.model.describe import departures
+
     found = departures(experiment)
     if not found:
         return ["network, losses and AGDA have the paper's settings"]

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import Device, PredictPrecision, Scoring, parse, results
-from multiattn.evaluation.run import Criterion, EvaluationInputs, evaluate_runs, require_choosable
-from multiattn.evaluation.selection import Split
-from multiattn.figures.evaluation import evaluation_page
+from multiattn.config.choices import Criterion, Split
 from multiattn.runtime.files import write_csv, write_text
 from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE
-from multiattn.tables import VIDEO_PREDICTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,10 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="evaluate", doc=__doc__)
+    from multiattn.evaluation.run import EvaluationInputs, evaluate_runs, require_choosable
+    from multiattn.figures.evaluation import evaluation_page
+    from multiattn.tables import VIDEO_PREDICTIONS
+
     if options.choose is not None:
         require_choosable(options.runs, options.split, options.choose)
     out = options.out or options.runs[0] / f"evaluation_{options.videos.stem}_{options.split}"

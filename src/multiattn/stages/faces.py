@@ -6,20 +6,19 @@ multiattn faces --videos data/videos.csv --out data/faces/dfdc --backend dask --
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Annotated
 
 from multiattn.command_line import Device, Jobs, NameOf, VideosTable, parse, results
-from multiattn.datasets.ffpp import mask_of
-from multiattn.datasets.manifest import locate_videos, named_roots
+from multiattn.config.choices import FacePolicy, SplitName
 from multiattn.runtime.devices import pick_device
-from multiattn.tables import FAKE, SPLITS, VIDEOS
-from multiattn.video.crops.recipe import CropRecipe, FacePolicy
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.engine import Backend
-from multiattn.video.extraction.extract import VideoTask, extraction_settings
-from multiattn.video.extraction.faces_folder import extract_faces
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from multiattn.video.crops.recipe import CropRecipe
+    from multiattn.video.extraction.extract import VideoTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Options:
     videos: VideosTable
     out: Path
     """The faces folder."""
-    splits: tuple[Literal[SPLITS], ...] = ()
+    splits: tuple[SplitName, ...] = ()
     """Only videos of these splits, as `--splits train val` (default: all, those without a split too)."""
     root: tuple[str, ...] = ()
     """Overrides the roots kept in videos.json: DIR where the table holds one data set, else NAME=DIR for each."""
@@ -61,6 +60,11 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="faces", doc=__doc__)
+    from multiattn.datasets.manifest import locate_videos, named_roots
+    from multiattn.tables import VIDEOS
+    from multiattn.video.extraction.extract import extraction_settings
+    from multiattn.video.extraction.faces_folder import extract_faces
+
     videos = VIDEOS.read(options.videos)
     if options.splits:
         videos = videos[videos["split"].isin(options.splits)].reset_index(drop=True)
@@ -92,7 +96,11 @@ def main(argv: list[str]) -> None:
         results(f"{left_out} fakes have faces, but none that a mask marks; video_status.csv says why (no_face).")
 
 
-def _tasks(videos: pd.DataFrame, located: dict[str, Path], recipe: CropRecipe) -> list[VideoTask]:
+def _tasks(videos: "pd.DataFrame", located: dict[str, Path], recipe: "CropRecipe") -> "list[VideoTask]":
+    from multiattn.datasets.ffpp import mask_of
+    from multiattn.tables import FAKE
+    from multiattn.video.extraction.extract import VideoTask
+
     tasks = []
     names = ("video_id", "dataset", "path", "label", "original")
     # As lists: pandas hands out single values of a column ten times slower.

@@ -11,28 +11,18 @@ import inspect
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
 from multiattn.command_line import parse, require_at_least, results
-from multiattn.figures.attention import FaceOptions, Row, RunMaps, attention_page, draw_attention
-from multiattn.figures.augment import FolderCrops, augmentations_figure
-from multiattn.figures.curves import Curves
-from multiattn.figures.faces import ContactSheet
-from multiattn.figures.page import write_png
-from multiattn.inference.attention_maps import (
-    attention_model,
-    faces_of,
-    held_out_faces,
-    predict_maps,
-    representative_crops,
-    spread_crops,
-)
-from multiattn.inference.runs import TrainedModel
+from multiattn.config.choices import Preset
+from multiattn.figures.options import ContactSheet, Curves, FaceOptions
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_text
-from multiattn.training.data.augment import PRESETS, self_blend
+
+if TYPE_CHECKING:
+    from multiattn.inference.runs import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +34,8 @@ class Attention(FaceOptions):
 
     def draw(self) -> list[Path]:
         """Draw; returns the files."""
+        from multiattn.inference.attention_maps import attention_model
+
         model = attention_model(self.run)
         return _draw_faces(self, [model], [model.name], "attention")
 
@@ -59,6 +51,8 @@ class Compare(FaceOptions):
 
     def draw(self) -> list[Path]:
         """Draw; returns the files."""
+        from multiattn.inference.attention_maps import attention_model
+
         models = [attention_model(run) for run in self.runs]
         labels = list(self.labels) or [model.name for model in models]
         if len(labels) != len(models):
@@ -74,7 +68,7 @@ class Augment:
     """A faces folder."""
     out: Path
     """The folder the pictures go to."""
-    presets: tuple[Literal[(*PRESETS, "sbi")], ...] = (*PRESETS, "sbi")
+    presets: tuple[Literal[Preset, "sbi"], ...] = (*get_args(Preset), "sbi")
     """Which ones, a picture each; `sbi` is self-blending, of real crops."""
     crops: int = 4
     draws: int = 8
@@ -84,6 +78,10 @@ class Augment:
 
     def draw(self) -> list[Path]:
         """Draw; returns the files."""
+        from multiattn.figures.augment import FolderCrops, augmentations_figure
+        from multiattn.figures.page import write_png
+        from multiattn.training.data.augment import PRESETS, self_blend
+
         require_at_least(self, 1, "crops", "draws")
         for preset in self.presets:
             blended = preset == "sbi"
@@ -110,7 +108,16 @@ def main(argv: list[str]) -> None:
     results(*(f"written: {path}" for path in options.draw()))
 
 
-def _draw_faces(options: FaceOptions, models: list[TrainedModel], labels: list[str], name: str) -> list[Path]:
+def _draw_faces(options: FaceOptions, models: "list[TrainedModel]", labels: list[str], name: str) -> list[Path]:
+    from multiattn.figures.attention import Row, RunMaps, attention_page, draw_attention
+    from multiattn.inference.attention_maps import (
+        faces_of,
+        held_out_faces,
+        predict_maps,
+        representative_crops,
+        spread_crops,
+    )
+
     require_at_least(options, 1, "per_type", "crops")
     if options.videos:
         faces = faces_of(list(options.videos), models, options.faces)

@@ -6,11 +6,8 @@ multiattn folds --videos data/videos.csv --out folds/dfdc.csv --num-folds 5 --se
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from multiattn.command_line import VideosTable, parse, results
-from multiattn.datasets.folds import Grouping, make_folds, write_folds
-from multiattn.tables import VIDEOS
+from multiattn.config.choices import Grouping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +24,11 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="folds", doc=__doc__)
+    import pandas as pd
+
+    from multiattn.datasets.folds import make_folds, write_folds
+    from multiattn.tables import VIDEOS
+
     videos = VIDEOS.read(options.videos)
     folds = make_folds(videos, num_folds=options.num_folds, seed=options.seed, grouping=options.group)
     recipe = {

@@ -10,7 +10,6 @@ from typing import Literal
 
 from multiattn.command_line import Positional, parse, results
 from multiattn.config import Padding
-from multiattn.inference.import_checkpoint import import_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,4 +32,6 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="import-checkpoint", doc=__doc__)
+    from multiattn.inference.import_checkpoint import import_checkpoint
+
     results(import_checkpoint(**vars(options)).describe())

@@ -11,7 +11,6 @@ from typing import Annotated
 from tyro.conf import subcommand
 
 from multiattn.command_line import parse, results
-from multiattn.datasets.manifest import write_manifest
 from multiattn.datasets.readers import READERS
 
 
@@ -19,6 +18,8 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     choices = reduce(or_, (Annotated[options, subcommand(name)] for name, options in READERS.items()))
     options = parse(choices, argv, stage="index", doc=__doc__)
+    from multiattn.datasets.manifest import write_manifest
+
     listing = options.read()
     table = write_manifest(listing, options.out, append=options.append)
     counts = table.assign(label=table["label"].map({0: "real", 1: "fake", -1: "unknown"}))

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
-from multiattn.evaluation.leaderboard import ScaleName, score_submissions
-from multiattn.figures.comparisons import draw_leaderboard, leaderboard_page
-from multiattn.figures.page import write_png
+from multiattn.config.choices import ScaleName
 from multiattn.runtime.files import write_csv, write_text
 
 
@@ -33,6 +31,10 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="leaderboard", doc=__doc__)
+    from multiattn.evaluation.leaderboard import score_submissions
+    from multiattn.figures.comparisons import draw_leaderboard, leaderboard_page
+    from multiattn.figures.page import write_png
+
     board = score_submissions(
         options.submissions, options.labels, options.groups, scale=options.scale, resamples=options.resamples
     )

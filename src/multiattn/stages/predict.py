@@ -8,11 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiattn.command_line import Device, Jobs, PredictPrecision, parse, results
-from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import find_models
-from multiattn.inference.score_files import extract_folder_faces
 from multiattn.runtime.devices import pick_device
-from multiattn.tables import FRAME_PREDICTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +33,11 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="predict", doc=__doc__)
+    from multiattn.inference.predictor import predict_faces
+    from multiattn.inference.runs import find_models
+    from multiattn.inference.score_files import extract_folder_faces
+    from multiattn.tables import FRAME_PREDICTIONS
+
     models = find_models(options.runs)
     if options.any_recipe:
         models = [replace(model, any_crops=True) for model in models]

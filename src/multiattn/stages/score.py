@@ -9,16 +9,17 @@ Exit code 0 if any file could be read; a file that could not be has its reason i
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from multiattn.command_line import DetectorWeights, Device, Positional, Scoring, parse, results
-from multiattn.inference.attention_maps import extreme_crops, model_with_maps, predict_maps
-from multiattn.inference.runs import TrainedModel, find_models
-from multiattn.inference.score_files import ScoredFiles, find_files, score_files
-from multiattn.inference.scoring_file import choose_scoring
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from multiattn.inference.runs import TrainedModel
+    from multiattn.inference.score_files import ScoredFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="score", doc=__doc__)
+    from multiattn.inference.runs import find_models
+    from multiattn.inference.score_files import find_files, score_files
+    from multiattn.inference.scoring_file import choose_scoring
+
     files = find_files(options.files)
     models = find_models(*options.runs)
     rule = choose_scoring(options.runs, options.scoring)
@@ -54,10 +59,10 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"none of {len(files)} files could be read; the table says why.")
 
 
-def _page(scored: ScoredFiles, models: list[TrainedModel], faces: Path, device: torch.device) -> str:
-    # Only here: drawing takes a tenth of the start, which a table has no use for.
+def _page(scored: "ScoredFiles", models: "list[TrainedModel]", faces: Path, device: "torch.device") -> str:
     from multiattn.figures.attention import RunMaps
     from multiattn.figures.score import score_page
+    from multiattn.inference.attention_maps import extreme_crops, model_with_maps, predict_maps
 
     model = model_with_maps(models)
     shown = extreme_crops(scored.crops)

@@ -13,17 +13,7 @@ from pathlib import Path
 
 from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTable, Inline, parse_experiment, results
 from multiattn.config import Experiment
-from multiattn.inference.predictor import score_out_of_fold
 from multiattn.runtime.devices import pick_device
-from multiattn.training.engine.ranks import distributed
-from multiattn.training.folds import (
-    describe_folds,
-    parse_slots,
-    read_training_data,
-    train_folds,
-    train_in_processes,
-    without_options,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +38,29 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse_experiment(Options, argv, stage="train", doc=__doc__)
+    from multiattn.inference.predictor import score_out_of_fold
+    from multiattn.training import folds as training
+    from multiattn.training.engine.ranks import distributed
+
     experiment = options.settings
-    data = read_training_data(options.faces, options.folds)
+    data = training.read_training_data(options.faces, options.folds)
     numbers = data.fold_numbers(options.fold)
     folder, outcomes = options.runs / experiment.name, []
     if options.gpus is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("--gpus: starts processes of its own; leave it out under torchrun.")
-        words = list(without_options(argv, ("--fold", "--gpus", "--device")))
-        outcomes = train_in_processes(words, numbers, parse_slots(options.gpus), folder)
+        words = list(training.without_options(argv, ("--fold", "--gpus", "--device")))
+        outcomes = training.train_in_processes(words, numbers, training.parse_slots(options.gpus), folder)
     else:
         device = pick_device(options.device)
         with distributed(device) as ranks:
             rules = {"allow_changes": options.allow_changes, "keep_going": len(numbers) > 1 and ranks.world_size == 1}
-            outcomes = train_folds(experiment, data, numbers, options.runs, device=device, ranks=ranks, **rules)
+            outcomes = training.train_folds(
+                experiment, data, numbers, options.runs, device=device, ranks=ranks, **rules
+            )
         if not ranks.is_main:
             return
-    results(describe_folds(experiment, folder, outcomes))
+    results(training.describe_folds(experiment, folder, outcomes))
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):
         results(score_out_of_fold(folder, unfinished="skip").describe())

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
-from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, tune_runs, write_scoring
-from multiattn.scoring.tuning import describe_candidates, describe_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +21,19 @@ class Options:
     """Seed of the bootstraps that decide whether a gain is beyond its error."""
 
 
+def _doc() -> str:
+    """The docstring, and the names of all that is compared, those registered from outside too."""
+    from multiattn.scoring.tuning import describe_candidates
+
+    return f"{__doc__}\n{describe_candidates()}"
+
+
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    options = parse(Options, argv, stage="tune", doc=f"{__doc__}\n{describe_candidates()}")
+    options = parse(Options, argv, stage="tune", doc=_doc)
+    from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, tune_runs, write_scoring
+    from multiattn.scoring.tuning import describe_tuning
+
     path = options.out or default_scoring_path(options.runs)
     tuned_on = held_out_digests(options.runs)  # before they are read: what changes meanwhile is noticed later
     tuned = tune_runs(options.runs, test_prior=options.test_prior, seed=options.seed)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiattn.config.choices import StoredPrecision
 from multiattn.inference.attention_maps import spread_crops
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.checkpoints import save_weights
@@ -32,8 +33,6 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 SMALL = 1 << 14
 """Tensors of up to so many numbers stay float32."""
 BATCH_SIZE = 16
-
-Precision = Literal["auto", "float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def store_weights(
     folder: Path,
     crops: np.ndarray,
     *,
-    precision: Precision,
+    precision: StoredPrecision,
     largest_change: float,
     device: torch.device,
 ) -> StoredWeights:

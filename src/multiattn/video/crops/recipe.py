@@ -8,12 +8,13 @@ foreign: crops that another program cut, which one can train on and predict, but
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import cv2
 import numpy as np
 
 from multiattn.config import from_json, to_json
+from multiattn.config.choices import FacePolicy
 from multiattn.runtime.files import read_json, write_json
 from multiattn.runtime.layout import RECIPE_FILE
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names, get_detector, require_weights
@@ -87,7 +88,6 @@ VERSION = 2
 MAX_DETECT_EVERY = 16
 """So many full frames wait for the next detection: 100 MB of 1080p."""
 
-FacePolicy = Literal["all-tracks", "largest", "forged-mask"]
 COUNTED_APART = ("version", "num_frames", "reuse_original", "fast_frames")
 """Settings that decide which frames there are and what the work costs, but no pixel of a crop."""
 

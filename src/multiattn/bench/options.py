@@ -1,0 +1,107 @@
+"""Options of the benchmarks, read before anything heavy is imported."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, get_args
+
+from multiattn.command_line import NameOf, require_at_least
+from multiattn.config import Precision
+from multiattn.config.choices import Preset
+from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBench:
+    """Options of `multiattn bench data`."""
+
+    experiment: str = "dfdc_b4"
+    """A function of experiments.py: whose batches, and whose training step must be fed."""
+    faces: Path | None = None
+    """A faces folder, of which some hundred crops are read; without it, drawn faces of 380 pixels."""
+    presets: tuple[Preset, ...] = get_args(Preset)
+    """Presets of `training/data/augment`."""
+    num_workers: int = os.cpu_count() or 1
+    """Processes that read on either side; 0 reads in the main process."""
+    image_size: int | None = None
+    """Side of the crops in pixels; None is the experiment's."""
+    batch_size: int | None = None
+    """Crops in a batch; None is the experiment's."""
+    seconds: float = 1.5
+    """Length of each turn; every side has three."""
+    training_rate: float | None = None
+    """Crops a second that the training takes; None measures a training step of the experiment."""
+    device: str = "auto"
+    """Device that this step is measured on: cpu, cuda or auto."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "num_workers")
+        if not self.seconds > 0:
+            raise ValueError(f"--seconds: expected more than 0, found {self.seconds}.")
+        if self.training_rate is not None and not self.training_rate > 0:
+            raise ValueError(f"--training-rate: expected more than 0 crops a second, found {self.training_rate}.")
+
+    def lines(self) -> list[str]:
+        """Measure, and put the figures into lines, as `bench/data.py` says."""
+        from multiattn.bench.data import measure
+
+        return measure(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacesBench:
+    """Options of `multiattn bench faces`."""
+
+    videos_dir: Path
+    """A folder of videos, those of its subfolders too."""
+    num_frames: int = 32
+    size: int = 380
+    detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
+    weights: Path | None = None
+    """The detector's weights file, where it needs one."""
+    jobs: int | None = None
+    """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
+    device: str = "cpu"
+    """cpu, cuda or auto."""
+
+    def lines(self) -> list[str]:
+        """Measure, and put the figures into lines, as `bench/faces.py` says."""
+        from multiattn.bench.faces import measure
+
+        return measure(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitBench:
+    """Options of `multiattn bench submit`."""
+
+    videos_dir: Path
+    """A folder of videos, those of its subfolders too."""
+    runs: tuple[Path, ...] = ()
+    """As `multiattn submit`."""
+    untrained: str | None = None
+    """Instead of --runs: an experiment whose network is made with random weights."""
+    untrained_folds: int = 1
+    num_frames: int | None = None
+    """Frames of each video (default: as the runs were trained)."""
+    videos: int | None = None
+    """Number of them: the first ones, or all of them again and again (default: all once)."""
+    turns: int = 1
+    """Runs of each side, in turns."""
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    """Precision of our side; the loop is float32."""
+    jobs: int | None = None
+    weights: Path | None = None
+    """The weights file of the detector, where it needs one."""
+
+    def __post_init__(self) -> None:
+        if bool(self.runs) == (self.untrained is not None):
+            raise ValueError("expected one of --runs and --untrained.")
+        require_at_least(self, 1, "turns", "untrained_folds", "videos")
+
+    def lines(self) -> list[str]:
+        """Measure, and put the figures into lines, as `bench/submit.py` says."""
+        from multiattn.bench.submit import measure
+
+        return measure(self)

@@ -1,0 +1,22 @@
+"""Choices that an option and the package behind it share; here, so that options are read before anything heavy."""
+
+from typing import Literal
+
+Grouping = Literal["part", "original"]
+"""Videos that never span folds: those of one part too, or of one original or person only."""
+FacePolicy = Literal["all-tracks", "largest", "forged-mask"]
+"""Faces of a video that become crops."""
+Preset = Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"]
+"""Augmentations of `training/data/augment`."""
+SplitName = Literal["train", "val", "test"]
+"""The splits that a data set may have."""
+Split = Literal["test", "val"]
+"""The videos of a data set that `evaluate` takes."""
+Criterion = Literal["log_loss", "auc"]
+"""The figure that the best of several runs is chosen by."""
+ScaleName = Literal["auto", "released", "public", "private", "none"]
+"""The test videos of a leaderboard, and so the published figures it may stand beside."""
+MapScale = Literal["run", "map"]
+"""The maps of a figure that share a colour scale: all of a run, or none."""
+StoredPrecision = Literal["auto", "float16", "float32"]
+"""The form of a bundle's weights."""

@@ -1,0 +1,39 @@
+"""Options of `multiattn bundle`, read before anything heavy is imported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiattn.command_line import DetectorWeights, Device, Scoring
+from multiattn.config.choices import StoredPrecision
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOptions:
+    """Sources, contents and limits of a bundle."""
+
+    runs: tuple[Path, ...]
+    """runs/<experiment>, several, or single folds of them: runs/<experiment>/fold0."""
+    out: Path
+    """The folder to make; an older bundle there is replaced, anything else is left alone."""
+    scoring: Scoring = None
+    max_gb: float = 1.0
+    """Refuse to make a larger one (10^9 bytes)."""
+    wheels: Path | None = None
+    """A folder of wheels; those of --packages are copied."""
+    download_wheels: bool = False
+    """Fetch the wheels of --packages with pip instead."""
+    packages: tuple[str, ...] = ()
+    """Packages that the image lacks, with those they need and it lacks too (default: av, facenet-pytorch, tyro,
+    pandera, and their small dependencies)."""
+    python: str = "3.11"
+    """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
+    weights: DetectorWeights = None
+    precision: StoredPrecision = "auto"
+    """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
+    largest_change: float = 1e-3
+    """Allowed change of P(fake) by float16."""
+    check_faces: Path | None = None
+    """A faces folder, made as the runs' own, to compare both forms on (default: drawn pictures, which are no faces)."""
+    check_crops: int = 128
+    """Crops each fold is compared on."""
+    device: Device = "auto"
