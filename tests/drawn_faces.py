@@ -72,18 +72,32 @@ class SquareDetector:
         )
 
 
-def write_clip(path: Path, images: Iterable[np.ndarray]) -> Path:
-    """A clip of exactly these images, coded without loss."""
+def write_clip(
+    path: Path,
+    images: Iterable[np.ndarray],
+    *,
+    codec: str = "libx264rgb",
+    pixels: str = "rgb24",
+    encoder: dict[str, str] | None = None,
+    container: dict[str, str] | None = None,
+    pts: list[int] | None = None,
+) -> Path:
+    """A clip of exactly these images, coded without loss unless `encoder` says otherwise; `pts` in milliseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = list(images)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264rgb", rate=FPS)
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=FPS)
         stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt, stream.time_base = "rgb24", Fraction(1, FPS)
-        stream.options = {"qp": "0", "g": "5"}
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
+        stream.pix_fmt = pixels
+        stream.options = {"qp": "0", "g": "5"} if encoder is None else encoder
+        if pts is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if pts is not None:
+                frame.pts, frame.time_base = pts[index], Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
     return path
 
 

@@ -57,13 +57,14 @@ def test_a_crop_too_small_or_not_square_is_refused_with_the_command(size_wh, fou
     assert str(tmp_path / "a.png") in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0"], ids=["empty", "text", "start of a jpeg"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"text", b"\xff\xd8\xff\xe0"], ids=["not there", "empty", "text", "start of a jpeg"]
+)
 def test_an_unreadable_crop_is_refused_with_its_path(content, tmp_path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="not a readable image") as caught:
-        read_crop(path, 64)
-    assert str(path) in str(caught.value)
+    if content is not None:
+        (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}/a.jpg: not a readable image"):
+        read_crop(tmp_path / "a.jpg", 64)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
@@ -75,11 +76,6 @@ def test_a_crop_that_was_cut_off_is_refused_not_filled_up_with_grey(suffix, shar
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(ValueError, match="not a readable image"):
         read_crop(path, 64)
-
-
-def test_a_crop_that_is_not_there_is_refused_with_its_path(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing\.jpg"):
-        read_crop(tmp_path / "nothing.jpg", 64)
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +129,8 @@ def test_the_size_of_a_jpeg_stands_in_its_header(options, size_wh):
     file = io.BytesIO()
     Image.new("RGB", size_wh or (8, 8)).save(file, **options)
     assert jpeg_size(file.getvalue()) == size_wh
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\xff\xd8text"], ids=str)
-def test_a_header_without_a_size_has_none(content):
-    assert jpeg_size(content) is None
+    for content in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\xff\xd8text"):
+        assert jpeg_size(content) is None
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
@@ -168,18 +161,12 @@ def test_a_crop_in_the_cache_is_not_read_again(tmp_path):
 
 
 def test_the_data_set_gives_each_crop_by_its_number(tmp_path):
-    paths = []
     for level in (10, 200):
-        paths.append(tmp_path / f"{level}.png")
-        Image.new("RGB", (32, 32), (level, 0, 0)).save(paths[-1])
-    crops = CropImages(tmp_path, pd.Series([path.name for path in paths]), 32)
-    assert len(crops) == 2
+        Image.new("RGB", (32, 32), (level, 0, 0)).save(tmp_path / f"{level}.png")
+    crops = CropImages(tmp_path, pd.Series(["10.png", "200.png"]), 32)
+    assert len(crops) == 2 and len(CropImages(Path(), pd.Series(dtype=str), 32)) == 0
     assert [int(crops[index][0, 0, 0]) for index in range(2)] == [10, 200]
     assert tuple(crops[0].shape) == (32, 32, 3)
-
-
-def test_an_empty_data_set_is_empty():
-    assert len(CropImages(Path(), pd.Series(dtype=str), 32)) == 0
 
 
 SIZE = 32

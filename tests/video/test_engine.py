@@ -9,13 +9,6 @@ import pytest
 
 from multiattn.video.extraction import engine
 from multiattn.video.extraction.engine import Engine, in_threads
-from multiattn.video.extraction.isolation import end_processes
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_no_process() -> Iterator[None]:
-    yield
-    end_processes()
 
 
 def make_engine(*, jobs: int = 2, target: str = "misbehaving:extract", **limits) -> Engine:

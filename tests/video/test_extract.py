@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drawn_faces import SquareDetector, draw, write_clip
+from drawn_faces import draw, write_clip
 from multiattn.tables import FACES
 from multiattn.video.crops.images import decode_crop, read_crop
 from multiattn.video.crops.recipe import CropRecipe
@@ -21,14 +21,6 @@ RECIPE = CropRecipe(num_frames=12, size=32)
 
 def recipe(**changes) -> CropRecipe:
     return dataclasses.replace(RECIPE, **changes)
-
-
-@pytest.fixture
-def detector(monkeypatch) -> SquareDetector:
-    """In place of the networks."""
-    found = SquareDetector()
-    monkeypatch.setattr(extract, "load_detector", lambda *_, **__: found)
-    return found
 
 
 def run(path, folder, *, task: dict | None = None, rows=None, **changes) -> VideoFaces:
@@ -81,7 +73,6 @@ def test_one_face_in_the_first_pass_is_enough_to_spare_the_second(detector, tmp_
     ("images", "status", "crops"),
     [
         pytest.param([draw([])] * 5, "no_face", 0, id="no face"),
-        pytest.param([draw([(20, 20, 40, 1.0)])], "ok", 1, id="a single frame"),
         pytest.param([draw([(20, 20, 40, 0.9)])], "ok", 1, id="a single frame, a low score"),
         pytest.param([draw([(20, 20, 40, 1.0)]), draw([])], "ok", 1, id="one of two frames"),
         pytest.param([draw([(4, 4, 30, 0.91), (90, 9, 60, 0.92)])] * 2, "ok", 4, id="two faces, both doubtful"),
@@ -93,9 +84,8 @@ def test_short_videos_give_their_faces(detector, images, status, crops, every, t
     assert (result.status, len(result.rows), result.num_frames) == (status, crops, len(images))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video at all\n" * 50], ids=["empty", "text"])
-def test_a_file_that_is_no_video_ends_as_unreadable(detector, content, tmp_path):
-    (tmp_path / "clip.mp4").write_bytes(content)
+def test_a_file_that_is_no_video_ends_as_unreadable(detector, tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"not a video at all\n" * 50)
     result = run(tmp_path / "clip.mp4", tmp_path / "faces")
     assert (result.status, result.num_frames, result.rows, result.detected_frames) == ("unreadable", 0, [], 0)
     assert result.message and str(tmp_path) not in result.message
@@ -128,16 +118,13 @@ def test_settings_take_the_weights_their_recipe_names(tmp_path):
     weights.write_bytes(b"some weights")
     retinaface = recipe(detector="retinaface", weights=weights_digest(weights))
     assert ExtractionSettings(recipe=retinaface, weights=weights).weights == weights
-    with pytest.raises(ValueError, match=r"retinaface needs its weights file .* Pass --weights FILE"):
+    with pytest.raises(ValueError, match=r"retinaface needs its weights file, .* Pass --weights FILE"):
         ExtractionSettings(recipe=retinaface)
     weights.write_bytes(b"other weights")
     with pytest.raises(ValueError, match=rf"begins with {retinaface.weights}, found {weights_digest(weights)}"):
         ExtractionSettings(recipe=retinaface, weights=weights)
     with pytest.raises(ValueError, match="--detector mtcnn needs no weights file"):
         ExtractionSettings(recipe=RECIPE, weights=weights)
-
-
-def test_settings_refuse_a_recipe_of_another_program():
     foreign = recipe(detector="dlib", template="deepfakebench, dlib 81 points, margin 1.3")
     with pytest.raises(ValueError, match=r"cut by another program .*found 'dlib'.*found 'deepfakebench"):
         ExtractionSettings(recipe=foreign)

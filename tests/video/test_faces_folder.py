@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -21,12 +20,6 @@ from multiattn.video.extraction.isolation import end_processes
 
 RECIPE = CropRecipe(num_frames=2, size=64)
 TABLES = ("faces.parquet", "video_status.csv", "videos.csv", "faces.json")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_no_process() -> Iterator[None]:
-    yield
-    end_processes()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What extraction of the clips by one process leaves."""
+    """Files that an extraction of the clips by one process leaves."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert extract(clips, folder, jobs=1) == dict.fromkeys(sorted(clips), ("ok", 2, ""))
     return content(folder)

@@ -6,7 +6,7 @@ of their own that may crash without ending the test run; a few are whole clips, 
 
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -19,19 +19,13 @@ from multiattn.tables import VIDEOS
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 from multiattn.video.extraction.faces_folder import extract_faces
-from multiattn.video.extraction.isolation import call_isolated, end_processes
+from multiattn.video.extraction.isolation import call_isolated
 
 pytestmark = pytest.mark.shared
 PACKETS, WANTED = 12, 3
 SEEDS = 22
 TIME_LIMIT = 60
 BOXES = (b"moov", b"tkhd", b"mdhd", b"stsd", b"avc1", b"avcC", b"stts", b"ctts", b"stsc", b"stsz", b"stco", b"mdat")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_no_process() -> Iterator[None]:
-    yield
-    end_processes()
 
 
 @pytest.fixture(scope="module")
@@ -62,38 +56,45 @@ def starts(clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[
     return contents
 
 
+def flip(content: bytearray, rng: np.random.Generator, start: int, end: int, most: int) -> None:
+    """Flip bits of fewer than 2 ** `most` bytes."""
+    for place in rng.integers(start, end, size=2 ** rng.integers(0, most)):
+        content[place] ^= 1 << rng.integers(0, 8)
+
+
+def block(content: bytearray, rng: np.random.Generator, least_parts: int) -> slice:
+    """A piece of it, at most one of so many parts."""
+    size = int(rng.integers(1, len(content) // least_parts))
+    start = int(rng.integers(0, len(content) - size))
+    return slice(start, start + size)
+
+
 def truncate(content: bytearray, rng: np.random.Generator) -> None:
     del content[rng.integers(1, len(content)) :]
 
 
 def flip_bits(content: bytearray, rng: np.random.Generator) -> None:
-    for place in rng.integers(0, len(content), size=2 ** rng.integers(0, 9)):
-        content[place] ^= 1 << rng.integers(0, 8)
+    flip(content, rng, 0, len(content), 9)
 
 
 def flip_bits_of_the_header(content: bytearray, rng: np.random.Generator) -> None:
     start = content.index(b"moov") - 4
-    end = min(len(content), start + int.from_bytes(content[start : start + 4], "big"))
-    for place in rng.integers(start, end, size=2 ** rng.integers(0, 6)):
-        content[place] ^= 1 << rng.integers(0, 8)
+    flip(content, rng, start, min(len(content), start + int.from_bytes(content[start : start + 4], "big")), 6)
 
 
 def flip_bits_of_the_parameter_sets(content: bytearray, rng: np.random.Generator) -> None:
     start = content.index(b"avcC") + 4
-    for place in rng.integers(start, start + 40, size=2 ** rng.integers(0, 4)):
-        content[place] ^= 1 << rng.integers(0, 8)
+    flip(content, rng, start, start + 40, 4)
 
 
 def zero_a_block(content: bytearray, rng: np.random.Generator) -> None:
-    size = int(rng.integers(1, len(content) // 2))
-    start = int(rng.integers(0, len(content) - size))
-    content[start : start + size] = bytes(size)
+    part = block(content, rng, 2)
+    content[part] = bytes(part.stop - part.start)
 
 
 def overwrite_a_block(content: bytearray, rng: np.random.Generator) -> None:
-    size = int(rng.integers(1, len(content) // 4))
-    start = int(rng.integers(0, len(content) - size))
-    content[start : start + size] = rng.bytes(size)
+    part = block(content, rng, 4)
+    content[part] = rng.bytes(part.stop - part.start)
 
 
 def declare_huge_sizes(content: bytearray, rng: np.random.Generator) -> None:
@@ -104,12 +105,11 @@ def declare_huge_sizes(content: bytearray, rng: np.random.Generator) -> None:
 
 
 def move_a_block(content: bytearray, rng: np.random.Generator) -> None:
-    size = int(rng.integers(1, len(content) // 3))
-    start = int(rng.integers(0, len(content) - size))
-    block = content[start : start + size]
-    del content[start : start + size]
+    part = block(content, rng, 3)
+    moved = content[part]
+    del content[part]
     at = int(rng.integers(0, len(content)))
-    content[at:at] = block
+    content[at:at] = moved
 
 
 def lose_the_start(content: bytearray, rng: np.random.Generator) -> None:
@@ -122,27 +122,11 @@ def replace_it(content: bytearray, rng: np.random.Generator) -> None:
 
 
 MUTATIONS: list[Callable[[bytearray, np.random.Generator], None]] = [
-    truncate,
-    flip_bits,
-    flip_bits_of_the_header,
-    flip_bits_of_the_parameter_sets,
-    zero_a_block,
-    overwrite_a_block,
-    declare_huge_sizes,
-    move_a_block,
-    lose_the_start,
-    replace_it,
-]
-NAMES = [
-    "clip.mp4",
-    "a clip  with spaces .mp4",
-    "клип 影片 é\u0301 🎬.mp4",
-    "-y.mp4",
-    "%d 100%.mp4",
-    "clip.avi",
-    "clip.txt",
-    "c",
-]
+    truncate, flip_bits, flip_bits_of_the_header, flip_bits_of_the_parameter_sets, zero_a_block,
+    overwrite_a_block, declare_huge_sizes, move_a_block, lose_the_start, replace_it,
+]  # fmt: skip
+NAMES = ["clip.mp4", "a clip  with spaces .mp4", "клип 影片 é\u0301 🎬.mp4", "-y.mp4", "%d 100%.mp4", "clip.avi"]
+NAMES += ["clip.txt", "c"]
 
 
 def status_of(path: Path, num_frames: int, *, fast_frames: bool = False) -> str:

@@ -7,21 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from multiattn.video.extraction.isolation import ProcessPool, call_isolated, end_processes
+from multiattn.video.extraction.isolation import ProcessPool, call_isolated
 
 TARGET = "misbehaving:obey"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_no_process() -> Iterator[None]:
-    yield
-    end_processes()
 
 
 def call(order: str, seconds: float | None = 60) -> tuple[str, Any]:

@@ -23,7 +23,7 @@ from sums import machine_was_measured
 BATCHES = [1, 2, 3, 5, 7, 8, 9, 20]
 PATCH_NETWORKS = [pytest.param(RNet, 24, id="refine"), pytest.param(ONet, 48, id="output")]
 LANDMARKS = np.array([[203.5, 101], [246.5, 103.5], [225, 128], [204, 139.5], [243, 141]])
-"""Of the portrait, read off the enlarged picture."""
+"""Landmarks of the portrait, read off the enlarged picture."""
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +127,10 @@ def test_the_best_face_comes_first(detector, portrait):
     ],
 )
 def test_frames_without_a_face_give_none(detector, image, thorough):
+    assert detector([], thorough=thorough) == []
     for faces in detector([image, image], thorough=thorough):
         assert len(faces) == 0
         assert faces.boxes_xyxy.shape == (0, 4) and faces.landmarks.shape == (0, 5, 2)
-
-
-@pytest.mark.parametrize("thorough", [False, True])
-def test_no_frames_give_no_faces(detector, thorough):
-    assert detector([], thorough=thorough) == []
 
 
 def test_the_thorough_pass_finds_faces_too_small_for_the_first(detector, portrait):

@@ -1,12 +1,12 @@
 """Which packets are left out, and that the frames are those of decoding everything."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from drawn_faces import write_clip
 from multiattn.video.decoding.frames import FrameReader, evenly_spaced_indices
 from multiattn.video.decoding.packets import DecodingPlan, PacketFacts, UnitParser, plan_decoding
 
@@ -27,21 +27,12 @@ def write_motion(
     rng = np.random.default_rng(3)
     width, height = size_wh
     scene = rng.integers(0, 256, (height // 4 + 12, width // 4 + 60, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
-        if pts is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        stream.options = {"g": "250", **{name.replace("_", "-"): value for name, value in encoder.items()}}
-        for index in range(num_frames):
-            x = 3 * index
-            image = np.ascontiguousarray(scene[index % 40 : index % 40 + height, x : x + width])
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            if pts is not None:
-                frame.pts, frame.time_base = pts[index], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    images = [
+        np.ascontiguousarray(scene[index % 40 : index % 40 + height, 3 * index : 3 * index + width])
+        for index in range(num_frames)
+    ]
+    encoder = {"g": "250", **{name.replace("_", "-"): value for name, value in encoder.items()}}
+    return write_clip(path, images, codec=codec, pixels=pixels, encoder=encoder, pts=pts)
 
 
 def decode_everything(path: Path) -> list[np.ndarray]:
@@ -50,7 +41,7 @@ def decode_everything(path: Path) -> list[np.ndarray]:
 
 
 def plan_of(path: Path, num_frames: int, *, fast_frames: bool = False) -> DecodingPlan | None:
-    """What FrameReader would send to the decoder."""
+    """The packets that FrameReader would send to the decoder."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         parser = UnitParser(stream.codec_context.name, stream.codec_context.extradata)

@@ -13,7 +13,6 @@ from drawn_faces import SIZE_WH, SquareDetector, draw, frames_of, landmarks_of, 
 from multiattn.tables import FAKE, REAL, UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import Frame, evenly_spaced_indices
-from multiattn.video.extraction import extract
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, extract_video
 from multiattn.video.extraction.policy import choose_faces, forged_shares, largest_track
 from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
@@ -125,29 +124,24 @@ def test_a_fake_without_a_mask_or_with_a_broken_one_is_left_out(tmp_path):
         assert note.startswith("left out: its mask cannot be read: ") and str(tmp_path) not in note
 
 
-def test_the_share_is_that_of_the_boxes_by_hand(tmp_path):
-    mask = mask_of(tmp_path, (10, 20, 20, 1.0), (90, 20, 30, 1.0))
-    assert forged_shares(two_people(), mask, NUM_FRAMES) == {0: pytest.approx(1 / 4), 1: pytest.approx(1 / 4)}
-
-
-def test_frames_in_which_the_mask_is_dark_do_not_count(tmp_path):
-    mask = mask_of(tmp_path, (10, 20, 20, 1.0), dark={1, 4})
-    assert forged_shares(two_people(), mask, NUM_FRAMES) == {0: pytest.approx(1 / 4), 1: 0}
-
-
-def test_a_mask_of_half_the_size_is_laid_over_the_video(tmp_path):
-    mask = mask_of(tmp_path, (5, 10, 10, 1.0), size_wh=(SIZE_WH[0] // 2, SIZE_WH[1] // 2))
-    assert forged_shares(two_people(), mask, NUM_FRAMES) == {0: pytest.approx(1 / 4), 1: 0}
+@pytest.mark.parametrize(
+    ("squares", "options", "shares"),
+    [
+        pytest.param([(10, 20, 20, 1.0), (90, 20, 30, 1.0)], {}, {0: 1 / 4, 1: 1 / 4}, id="a quarter of each box"),
+        pytest.param([(10, 20, 20, 1.0)], {"dark": {1, 4}}, {0: 1 / 4, 1: 0}, id="dark frames do not count"),
+        pytest.param(
+            [(5, 10, 10, 1.0)], {"size_wh": (SIZE_WH[0] // 2, SIZE_WH[1] // 2)}, {0: 1 / 4, 1: 0}, id="half the size"
+        ),
+        pytest.param([middle(LEFT, 0.5)], {"total": 60, "dark": range(20)}, {}, id="a much longer mask has no frames"),
+    ],
+)
+def test_the_share_is_that_of_the_boxes_by_hand(squares, options, shares, tmp_path):
+    assert forged_shares(two_people(), mask_of(tmp_path, *squares, **options), NUM_FRAMES) == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("total", [12, 11, 15], ids=["as long", "a frame shorter", "three frames longer"])
 def test_a_mask_of_nearly_the_same_length_is_matched_frame_by_frame(total, tmp_path):
     assert kept(two_people(), mask_of(tmp_path, middle(LEFT, 0.5), total=total)) == ({0}, "")
-
-
-def test_frames_of_a_much_longer_mask_belong_to_no_frame_of_the_video(tmp_path):
-    mask = mask_of(tmp_path, middle(LEFT, 0.5), total=60, dark=range(20))
-    assert forged_shares(two_people(), mask, NUM_FRAMES) == {}
 
 
 def test_boxes_that_leave_the_picture_are_cut_to_it(tmp_path):
@@ -164,14 +158,6 @@ def test_boxes_that_leave_the_picture_are_cut_to_it(tmp_path):
 
 
 RECIPE = CropRecipe(num_frames=6, size=32, reuse_original=True)
-
-
-@pytest.fixture
-def detector(monkeypatch) -> SquareDetector:
-    """In place of the networks."""
-    found = SquareDetector()
-    monkeypatch.setattr(extract, "load_detector", lambda *_, **__: found)
-    return found
 
 
 def run(path: Path, folder: Path, *, original: Path | None = None, rows=None, **changes) -> VideoFaces:
@@ -218,26 +204,29 @@ def test_a_copy_of_the_original_gives_the_same_bytes(original, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "rows_of", "reason"),
     [
-        pytest.param({"size_wh": (192, 96)}, "192x96, the original 160x96", id="wider"),
-        pytest.param({"total": 13}, "13 frames, the original 12", id="longer"),
-        pytest.param({"total": 11}, "11 frames, the original 12", id="shorter"),
+        pytest.param({"size_wh": (192, 96)}, list, "192x96, the original 160x96", id="wider"),
+        pytest.param({"total": 13}, list, "13 frames, the original 12", id="longer"),
+        pytest.param({"total": 11}, list, "11 frames, the original 12", id="shorter"),
+        pytest.param({}, lambda rows: None, "the original shows no face", id="the original is not extracted"),
+        pytest.param({}, lambda rows: [], "the original shows no face", id="the original has no face"),
+        pytest.param(
+            {},
+            lambda rows: [[row[0], row[1] + 1, *row[2:]] for row in rows],
+            "frame 2 was sampled of the original only",
+            id="rows of other frames",
+        ),
     ],
 )
-def test_a_fake_unlike_its_original_is_detected_anew_and_says_why(changes, reason, original, detector, tmp_path):
+def test_a_fake_unlike_its_original_is_detected_anew_and_says_why(
+    changes, rows_of, reason, original, detector, tmp_path
+):
     path, rows = original
-    result = run(clip(tmp_path / "fake.mp4", **changes), tmp_path / "faces", original=path, rows=rows)
+    result = run(clip(tmp_path / "fake.mp4", **changes), tmp_path / "faces", original=path, rows=rows_of(rows))
     assert (result.status, result.reused, len(result.rows)) == ("ok", False, 12)
     assert result.detected_frames == len(detector.searched[False]) == 6
     assert result.message == f"not cropped like the original: {reason}"
-
-
-@pytest.mark.parametrize("rows", [None, []], ids=["not extracted", "no face"])
-def test_without_rows_of_the_original_the_fake_is_detected(rows, original, tmp_path):
-    result = run(clip(tmp_path / "fake.mp4"), tmp_path / "faces", original=original[0], rows=rows)
-    assert (result.reused, result.detected_frames) == (False, 6)
-    assert result.message == "not cropped like the original: the original shows no face"
 
 
 def test_an_original_that_cannot_be_read_is_a_reason_too(original, tmp_path):
@@ -252,14 +241,6 @@ def test_a_fake_that_cannot_be_read_is_unreadable(original, tmp_path):
     (tmp_path / "fake.mp4").write_bytes(b"text")
     result = run(tmp_path / "fake.mp4", tmp_path / "faces", original=original[0], rows=original[1])
     assert (result.status, result.reused, result.rows) == ("unreadable", False, [])
-
-
-def test_rows_of_other_frames_are_not_taken(original, detector, tmp_path):
-    path, rows = original
-    shifted = [[row[0], row[1] + 1, *row[2:]] for row in rows]
-    result = run(clip(tmp_path / "fake.mp4"), tmp_path / "faces", original=path, rows=shifted)
-    assert (result.reused, result.detected_frames) == (False, 6)
-    assert result.message == "not cropped like the original: frame 2 was sampled of the original only"
 
 
 def test_an_original_with_a_face_in_some_frames_gives_the_fake_the_same_frames(detector, tmp_path):

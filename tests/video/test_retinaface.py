@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -35,7 +36,7 @@ MOBILENET_BLOCKS = [
 ]
 MOBILENET_WIDTHS = [8, 16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256]
 MOBILENET_STRIDES = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
-"""Of the 13 separable blocks of MobileNet v1 at a quarter of its width, without its last 1 x 1 and its classifier."""
+"""Strides of the 13 separable blocks of MobileNet v1 at a quarter of its width, without its last 1 x 1 and its classifier."""
 
 
 def normalised(state: State, convolution: str, normalisation: str, *shape: int) -> None:
@@ -49,9 +50,7 @@ def normalised(state: State, convolution: str, normalisation: str, *shape: int) 
 def mobilenet_body() -> State:
     state: State = {}
     normalised(state, "body.stage1.0.0", "body.stage1.0.1", 8, 3, 3, 3)
-    for (stage, number), inputs, outputs in zip(
-        MOBILENET_BLOCKS, MOBILENET_WIDTHS[:-1], MOBILENET_WIDTHS[1:], strict=True
-    ):
+    for (stage, number), (inputs, outputs) in zip(MOBILENET_BLOCKS, pairwise(MOBILENET_WIDTHS), strict=True):
         block = f"{stage}.{number}"
         normalised(state, f"{block}.0", f"{block}.1", inputs, 1, 3, 3)
         normalised(state, f"{block}.3", f"{block}.4", outputs, inputs, 1, 1)
@@ -67,22 +66,17 @@ def resnet_body() -> State:
 def make_state(layout: str) -> State:
     """Random weights under the names of the public state dicts."""
     torch.manual_seed(0)
-    state, channels, width = {
-        "mobilenet": lambda: (mobilenet_body(), (64, 128, 256), 64),
-        "resnet": lambda: (resnet_body(), (512, 1024, 2048), 256),
-    }[layout]()
+    is_small = layout == "mobilenet"
+    state = mobilenet_body() if is_small else resnet_body()
+    channels, width = ((64, 128, 256), 64) if is_small else ((512, 1024, 2048), 256)
     for level, inputs in enumerate(channels, start=1):
         normalised(state, f"fpn.output{level}.0", f"fpn.output{level}.1", width, inputs, 1, 1)
     for name in ("fpn.merge1", "fpn.merge2"):
         normalised(state, f"{name}.0", f"{name}.1", width, width, 3, 3)
     for level in (1, 2, 3):
-        for name, inputs, outputs in [
-            ("conv3X3", width, width // 2),
-            ("conv5X5_1", width, width // 4),
-            ("conv5X5_2", width // 4, width // 4),
-            ("conv7X7_2", width // 4, width // 4),
-            ("conv7x7_3", width // 4, width // 4),
-        ]:
+        for name in ("conv3X3", "conv5X5_1", "conv5X5_2", "conv7X7_2", "conv7x7_3"):
+            inputs = width if name in ("conv3X3", "conv5X5_1") else width // 4
+            outputs = width // 2 if name == "conv3X3" else width // 4
             normalised(state, f"ssh{level}.{name}.0", f"ssh{level}.{name}.1", outputs, inputs, 3, 3)
         for head, values in (("ClassHead", 2), ("BboxHead", 4), ("LandmarkHead", 10)):
             state[f"{head}.{level - 1}.conv1x1.weight"] = torch.randn(2 * values, width, 1, 1) / math.sqrt(width)
@@ -176,16 +170,15 @@ def test_the_network_is_the_published_one(layout, state, saved, size_hw):
         assert theirs.std() > 0.1
 
 
-def without_counters(state: State) -> State:
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-
-
 @pytest.mark.parametrize(
     "disguise",
     [
         pytest.param(lambda state: {f"module.{name}": tensor for name, tensor in state.items()}, id="data parallel"),
         pytest.param(lambda state: {"state_dict": state, "epoch": 3}, id="of a training checkpoint"),
-        pytest.param(without_counters, id="without counters"),
+        pytest.param(
+            lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
+            id="no counters",
+        ),
     ],
 )
 def test_the_same_weights_load_in_their_usual_wrappings(disguise, saved):
@@ -250,24 +243,18 @@ def test_weights_that_do_not_fit_say_how(content, messages, saved):
         assert message in str(error.value)
 
 
-def test_there_are_as_many_anchors_as_the_paper_counts():
-    """640 x 640 with two anchors at strides 8, 16 and 32: 2 (80² + 40² + 20²)."""
-    assert anchors((640, 640)).shape == (16800, 3)
-
-
 def test_anchors_by_hand():
-    """20 x 9 pixels: 3 x 2 cells of stride 8, 2 x 1 of stride 16, one of stride 32; x first, the smaller side first."""
+    """20 x 9 pixels: 3 x 2 cells of stride 8, 2 x 1 of stride 16, one of stride 32; x first, the smaller side first.
+
+    640 x 640 with two anchors at strides 8, 16 and 32, as the paper counts: 2 (80² + 40² + 20²).
+    """
+    assert anchors((640, 640)).shape == (16800, 3)
     expected = [
         *[[x, y, side] for y in (4, 12) for x in (4, 12, 20) for side in (16, 32)],
         *[[x, 8, side] for x in (8, 24) for side in (64, 128)],
         *[[16, 16, side] for side in (256, 512)],
     ]
     assert anchors((20, 9)).tolist() == expected
-
-
-def test_anchors_are_made_once_a_size():
-    assert anchors((123, 45)) is anchors((123, 45))
-    assert anchors((123, 45)) is not anchors((45, 123))
 
 
 def test_offsets_by_hand():

@@ -1,6 +1,5 @@
 """One pass over a video: boxes linked to tracks by hand; what is detected, interpolated and cut."""
 
-import dataclasses
 import weakref
 
 import cv2
@@ -33,16 +32,12 @@ def boxes(*rows: list[float]) -> np.ndarray:
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
-def link_tracks(frames: list[np.ndarray]) -> list[np.ndarray]:
+def link(*frames: np.ndarray) -> list[list[int]]:
     """Final track numbers of each frame's boxes, as a scan gives them."""
     linker = TrackLinker()
     assigned = [linker.link(found) for found in frames]
     rank = rank_tracks(linker.lengths)
-    return [rank[numbers] for numbers in assigned]
-
-
-def link(*frames: np.ndarray) -> list[list[int]]:
-    return [tracks.tolist() for tracks in link_tracks(list(frames))]
+    return [rank[numbers].tolist() for numbers in assigned]
 
 
 @pytest.mark.parametrize(
@@ -62,17 +57,13 @@ def link(*frames: np.ndarray) -> list[list[int]]:
 )
 def test_iou_equals_the_value_by_hand(first, second, iou):
     assert pairwise_iou(boxes(first), boxes(second)).tolist() == [[pytest.approx(iou, abs=1e-15)]]
-    assert pairwise_iou(boxes(second), boxes(first)).tolist() == [[pytest.approx(iou, abs=1e-15)]]
+    assert pairwise_iou(np.array([second]), np.array([first])).tolist() == [[pytest.approx(iou, abs=1e-15)]]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0, 3), (3, 0), (2, 3)])
 def test_iou_has_a_row_and_a_column_a_box(rows, columns):
     found = pairwise_iou(boxes(*[box(0)] * rows), boxes(*[box(0)] * columns))
     np.testing.assert_array_equal(found, np.ones((rows, columns)))
-
-
-def test_iou_of_whole_numbers_is_a_fraction_too():
-    assert pairwise_iou(np.array([[0, 0, 2, 2]]), np.array([[1, 1, 3, 3]]))[0, 0] == pytest.approx(1 / 7)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +80,22 @@ def test_iou_of_whole_numbers_is_a_fraction_too():
         pytest.param([boxes(box(2 * n)) for n in range(9)], [[0]] * 9, id="one face that walks"),
         pytest.param([boxes(box(0)), boxes(box(100))], [[0], [1]], id="a cut"),
         pytest.param([boxes(box(0), box(50)), boxes(box(50), box(0))], [[0, 1], [1, 0]], id="listed in another order"),
+        # Greedily the left track would take the middle box (IoU .82) and leave the right one without a match.
+        pytest.param([boxes(box(0), box(4)), boxes(box(1), box(-3))], [[0, 1], [1, 0]], id="the sum of overlaps"),
+        pytest.param([boxes(box(0)), boxes(box(5.3))], [[0], [0]], id="IoU .307 links"),
+        pytest.param([boxes(box(0)), boxes(box(5.5))], [[0], [1]], id="IoU .290 does not"),
+        pytest.param([boxes(box(0)), *[NOBODY] * 2, boxes(box(1))], [[0], [], [], [0]], id="a gap of two is bridged"),
+        pytest.param([boxes(box(0)), *[NOBODY] * 3, boxes(box(1))], [[0], [], [], [], [1]], id="one of three is not"),
+        pytest.param(
+            [boxes(box(0)), *[NOBODY] * 2, boxes(box(1)), *[NOBODY] * 2, boxes(box(2))],
+            [[0], [], [], [0], [], [], [0]],
+            id="every return starts the gap anew",
+        ),
+        pytest.param(
+            [boxes(box(99)), *[boxes(box(0), box(50))] * 2, boxes(box(0)), boxes(box(50))],
+            [[2], [0, 1], [0, 1], [0], [1]],
+            id="numbered by length, ties by first appearance",
+        ),
     ],
 )
 def test_tracks_by_hand(frames, tracks):
@@ -102,39 +109,6 @@ def test_two_people_who_cross_keep_their_tracks():
     assert pairwise_iou(frames[5][:1], frames[5][1:])[0, 0] > 0, "they do overlap"
 
 
-def test_the_sum_of_overlaps_decides_not_the_first_come():
-    """Greedily the left track would take the middle box (IoU .82) and leave the right one without a match."""
-    before = boxes(box(0), box(4))
-    after = boxes(box(1), box(-3))
-    tracks = link(before, after)
-    assert sorted(tracks[1]) == [0, 1]
-    assert tracks[1] == [1, 0]
-
-
-@pytest.mark.parametrize(("missing", "same"), [(0, True), (1, True), (2, True), (3, False), (4, False)])
-def test_a_gap_of_two_frames_is_bridged_and_one_of_three_is_not(missing, same):
-    tracks = link(boxes(box(0)), *[NOBODY] * missing, boxes(box(1)))
-    assert (tracks[-1] == [0]) == same
-
-
-def test_every_return_starts_the_gap_anew():
-    tracks = link(boxes(box(0)), NOBODY, NOBODY, boxes(box(1)), NOBODY, NOBODY, boxes(box(2)))
-    assert tracks == [[0], [], [], [0], [], [], [0]]
-
-
-@pytest.mark.parametrize(
-    ("shift", "same"), [(5.0, True), (5.3, True), (5.5, False)], ids=["IoU .333", "IoU .307", "IoU .290"]
-)
-def test_faces_that_overlap_too_little_are_two_people(shift, same):
-    assert link(boxes(box(0)), boxes(box(shift)))[1] == ([0] if same else [1])
-
-
-def test_tracks_are_numbered_by_length_and_ties_by_first_appearance():
-    passer_by, speaker, listener = box(100), box(0), box(50)
-    frames = [boxes(passer_by), boxes(speaker, listener), boxes(listener, speaker), boxes(speaker), boxes(listener)]
-    assert link(*frames) == [[2], [0, 1], [1, 0], [0], [1]]
-
-
 def test_a_track_number_is_used_once_a_frame_whatever_the_boxes():
     rng = np.random.default_rng(0)
     for _ in range(30):
@@ -142,9 +116,9 @@ def test_a_track_number_is_used_once_a_frame_whatever_the_boxes():
         for count in rng.integers(0, 6, size=12):
             corners = rng.uniform(0, 30, size=(count, 2))
             frames.append(np.concatenate([corners, corners + rng.uniform(1, 20, size=(count, 2))], axis=1))
-        tracks = link_tracks(frames)
+        tracks = link(*frames)
         assert [len(numbers) for numbers in tracks] == [len(frame) for frame in frames]
-        assert all(len(set(numbers)) == len(numbers) for numbers in map(np.ndarray.tolist, tracks))
+        assert all(len(set(numbers)) == len(numbers) for numbers in tracks)
         lengths = np.bincount(np.concatenate(tracks).astype(int))
         assert (np.diff(lengths) <= 0).all()
         assert (lengths > 0).all()
@@ -171,15 +145,6 @@ def test_areas_by_hand(row, area):
     assert box_areas(np.array(row, dtype=np.float64)) == area
     assert box_areas(boxes(row)).tolist() == [area]
     assert box_areas(NOBODY).shape == (0,)
-
-
-def test_a_linker_counts_by_first_appearance_and_the_rank_by_length():
-    linker = TrackLinker()
-    frames = [boxes(box(100)), boxes(box(0)), boxes(box(0), box(50))]
-    assert [linker.link(frame).tolist() for frame in frames] == [[0], [1], [1, 2]]
-    assert linker.lengths == [1, 2, 1]
-    assert rank_tracks(linker.lengths).tolist() == [1, 0, 2]
-    assert rank_tracks([]).tolist() == []
 
 
 GOOD, POOR = 0.99, 0.92
@@ -209,19 +174,8 @@ def test_spurious_tracks_by_hand(scores, frames, spurious):
     assert spurious_tracks(scores, frames_with_faces=frames, threshold=0.9) == spurious
 
 
-RECIPE = CropRecipe(num_frames=12, size=32)
-
-
-def recipe(**changes) -> CropRecipe:
-    return dataclasses.replace(RECIPE, **changes)
-
-
 def scan(frames, every: int = 1, detector=None):
-    return scan_faces(frames, detector or SquareDetector(), recipe(detect_every=every))
-
-
-def places(found) -> list[tuple[int, int, list[float]]]:
-    return [(crop.frame_index, crop.track, crop.box_xyxy.tolist()) for crop in found.crops]
+    return scan_faces(frames, detector or SquareDetector(), CropRecipe(num_frames=12, size=32, detect_every=every))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +311,8 @@ def test_a_face_that_cannot_be_aligned_is_left_out(landmarks):
             )
 
     found = scan(frames_of(lambda n: [(20, 20, 40, 1.0)], 3), detector=Broken())
-    assert places(found) == [(10 * n, 0, [20, 20, 60, 60]) for n in range(3)]
+    found = [(crop.frame_index, crop.track, crop.box_xyxy.tolist()) for crop in found.crops]
+    assert found == [(10 * n, 0, [20, 20, 60, 60]) for n in range(3)]
 
 
 @pytest.mark.parametrize("every", [1, 4, 16])

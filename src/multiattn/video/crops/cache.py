@@ -1,9 +1,9 @@
 """Decoded crops kept for the next epoch: one file, in memory or on disk, that any number of processes share.
 
 The file is a row of records of equal length, one a crop: its pixels, then a check of them. The check is written last,
-and a record whose pixels do not fit their check counts as empty, so neither a killed process nor a power cut leaves
-half a crop. Records are read through a memory map and written with `pwrite`, which a full disk refuses with an error
-where a memory map would end the process.
+and a record whose pixels do not fit it counts as empty, so neither a killed process nor a power cut leaves half a crop.
+Records are read through a memory map and written with `pwrite`, which a full disk refuses with an error where a memory
+map would end the process.
 
 In memory means a file in /dev/shm, which all training processes of a machine find by its name and the last of them
 removes. The file of a killed run serves the same command run again; any other run removes it.
@@ -39,7 +39,7 @@ _CHECK_STRIDE = 509
 time that a check of all bytes takes."""
 GIGABYTE = 10**9
 _in_use: "weakref.WeakValueDictionary[Path, CropCache]" = weakref.WeakValueDictionary()
-"""By this process, which holds one lock on each file: closing a second one would give up the first."""
+"""Caches of this process, which holds one lock on each file: closing a second one would give up the first."""
 
 
 def record_bytes(size: int) -> int:
@@ -57,12 +57,8 @@ class CropCache:
     """
 
     def __init__(self, path: Path, rows: int, size: int) -> None:
-        self.path = path
-        self.rows = rows
-        self.size = size
-        self._bytes = size * size * 3
-        self._stride = record_bytes(size)
-        self._is_full = False
+        self.path, self.rows, self.size = path, rows, size
+        self._bytes, self._stride, self._is_full = size * size * 3, record_bytes(size), False
         self._file = _open_and_hold(path)
         if os.fstat(self._file).st_size < rows * self._stride:
             # Not ftruncate: of two processes that open it at once, one could cut off what the other made.
@@ -169,15 +165,12 @@ def open_cache(
 
 
 def _cache_path(kind: str, folder: Path, names_digest: str, size: int) -> Path:
-    """`<what the crops are>-<size>.crops`; tables written anew are other crops, whatever their names."""
-    table = (folder / FACES_FILE).stat()
+    """`<digest of what the crops are>-<size>.crops`; tables written anew are other crops, whatever their names."""
+    table, in_memory = (folder / FACES_FILE).stat(), kind == "memory"
     facts = [to_json(read_recipe(folder)), names_digest, table.st_size, table.st_mtime_ns, DECODING]
-    if kind == "memory":
-        facts.append(str(folder.resolve()))
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    if kind == "memory":
-        return SHARED_MEMORY / f"multiattn-{os.getuid()}-{key}-{size}.crops"
-    return folder / ".cache" / f"{key}-{size}.crops"
+    facts += [str(folder.resolve())] if in_memory else []
+    name = f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}-{size}.crops"
+    return SHARED_MEMORY / f"multiattn-{os.getuid()}-{name}" if in_memory else folder / ".cache" / name
 
 
 def _remove_others(path: Path) -> None:

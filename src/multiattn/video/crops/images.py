@@ -33,7 +33,7 @@ NAMES_AT_ONCE = 1 << 18
 PREFETCH = 3
 """Batches each worker makes ahead."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""The markers of a JPEG that are followed by its size."""
+"""Markers of a JPEG that are followed by its size."""
 
 
 def read_crop(path: Path, size: int) -> np.ndarray:
@@ -46,7 +46,11 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     Raises:
         ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
     """
-    return decode_crop(_content(path), size, path)
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        content = b""
+    return decode_crop(content, size, path)
 
 
 def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
@@ -82,14 +86,6 @@ def _decoding_factor(stored: int, size: int) -> int:
     return next((factor for factor, side in sides.items() if side == size or 2 * side >= 3 * size), 1)
 
 
-def _content(path: Path) -> bytes:
-    """Empty where there is no such file."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return b""
-
-
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
     """Width and height that a JPEG's header names; None where it is no JPEG or has no such header."""
     if not content.startswith(b"\xff\xd8"):
@@ -106,16 +102,14 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 def names_digest(*names: pd.Series | list[str]) -> str:
     """SHA-256 of all names, one a line, in hex: of millions in a fraction of a second and without a copy of them."""
-    digest, is_first = hashlib.sha256(), True
+    digest, separator = hashlib.sha256(), b""
     for part in names:
         for start in range(0, len(part), NAMES_AT_ONCE):
             lines = pa.array(part[start : start + NAMES_AT_ONCE], type=pa.string(), from_pandas=True)
             lines = lines.combine_chunks() if isinstance(lines, pa.ChunkedArray) else lines
-            text = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")[0].as_buffer()
-            digest.update(text if is_first else b"\n")
-            if not is_first:
-                digest.update(text)
-            is_first = False
+            digest.update(separator)
+            digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")[0].as_buffer())
+            separator = b"\n"
     return digest.hexdigest()
 
 
@@ -124,8 +118,8 @@ class CropImages(Dataset):
 
     Args:
         folder: the faces folder.
-        names: paths below it. Kept in one piece of memory that worker processes share: of millions of Python objects
-            each would get copies of its own, as soon as it touches them.
+        names: paths below it; kept in one piece of memory, since of millions of Python objects each worker would get
+            copies of its own as soon as it touches them.
         cache: where decoded crops are kept.
         cache_rows: (N,) int, the number by which the cache knows each row.
     """
@@ -139,13 +133,10 @@ class CropImages(Dataset):
         cache: CropCache | None = None,
         cache_rows: np.ndarray | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.size, self.cache, self.cache_rows = folder, size, cache, cache_rows
         self.names = pa.array(names, type=pa.large_string(), from_pandas=True)
         if isinstance(self.names, pa.ChunkedArray):
             self.names = self.names.combine_chunks()
-        self.size = size
-        self.cache = cache
-        self.cache_rows = cache_rows
 
     def __len__(self) -> int:
         return len(self.names)
@@ -155,33 +146,27 @@ class CropImages(Dataset):
 
     def read(self, index: int) -> np.ndarray:
         """(size, size, 3) uint8 RGB, from the cache or from its file; an array of its own."""
-        if self.cache is None:
-            return read_crop(self._path(index), self.size)
-        row = int(self.cache_rows[index])
-        crop = self.cache.get(row)
+        crop = None if self.cache is None else self.cache.get(int(self.cache_rows[index]))
         if crop is None:
-            crop = read_crop(self._path(index), self.size)
-            self.cache.put(row, crop)
+            crop = read_crop(self.folder / self.names[index].as_py(), self.size)
+            if self.cache is not None:
+                self.cache.put(int(self.cache_rows[index]), crop)
         return crop
 
     def fill(self, index: int, out: np.ndarray) -> None:
         """Write the crop of a row into `out`, (size, size, 3) uint8."""
         out[...] = self.read(index)
 
-    def _path(self, index: int) -> Path:
-        return self.folder / self.names[index].as_py()
-
 
 class CropSource(Protocol):
-    """Source of a loader: `CropImages`, or anything of the kind."""
+    """Source of a loader, as `CropImages` is one."""
 
     size: int
 
     def __len__(self) -> int: ...
 
     def fill(self, item: Any, out: np.ndarray) -> int | None:
-        """Write the crop of an item of the sampler into `out`, (size, size, 3) uint8; returns its label, if it has
-        one."""
+        """Write the crop of a sampler's item into `out`, (size, size, 3) uint8; returns its label, if it has one."""
 
 
 def crop_loader(
@@ -247,13 +232,12 @@ class _Places:
 
     def free_one(self, worker: int) -> int | None:
         """A place of this worker; None when all are full."""
-        free = (self.is_full[worker] == 0).nonzero()
-        return int(free[0]) if len(free) else None
+        return next((place for place in range(PREFETCH) if not self.is_full[worker, place]), None)
 
 
 _numbers = itertools.count()
 _places: "weakref.WeakValueDictionary[int, _Places]" = weakref.WeakValueDictionary()
-"""Of this process's loaders; the workers know theirs by number."""
+"""Places of this process's loaders; the workers know theirs by number."""
 
 
 class _InPlace:
@@ -283,8 +267,7 @@ class _Batches(Dataset):
     """Lists of items -> batches."""
 
     def __init__(self, source: CropSource, places: _Places | None) -> None:
-        self.source = source
-        self.places = places
+        self.source, self.places = source, places
 
     def __len__(self) -> int:
         return len(self.source)
@@ -301,7 +284,7 @@ class _Batches(Dataset):
 
 
 def settle_worker(worker: int) -> None:
-    """For the worker processes of a loader: one thread each (OpenCV would start one for every core), and no end of
-    their own when the job is asked to end."""
+    """Settle a worker process of a loader: one thread (OpenCV would start one for every core), and no end of its own
+    when the job is asked to end."""
     cv2.setNumThreads(0)
     leave_signals_to_parent()

@@ -15,6 +15,7 @@ import numpy as np
 
 from multiattn.config import from_json, to_json
 from multiattn.config.choices import FacePolicy
+from multiattn.config.settings import require
 from multiattn.runtime.files import read_json, write_json
 from multiattn.runtime.layout import RECIPE_FILE
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names, get_detector, require_weights
@@ -47,13 +48,11 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: all source points are equal.
     """
-    source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
-    z = source[:, 0] + 1j * source[:, 1]
-    w = target[:, 0] + 1j * target[:, 1]
+    z, w = (points[:, 0] + 1j * points[:, 1] for points in (np.asarray(source, float), np.asarray(target, float)))
     z_mean, w_mean = z.mean(), w.mean()
     spread = np.sum(np.abs(z - z_mean) ** 2)
     if spread == 0:
-        raise ValueError(f"expected landmarks that differ, found {source.tolist()}.")
+        raise ValueError(f"expected landmarks that differ, found {np.asarray(source).tolist()}.")
     a = np.sum(np.conj(z - z_mean) * (w - w_mean)) / spread
     b = w_mean - a * z_mean
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
@@ -86,7 +85,7 @@ def align_crop(image: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarra
 
 VERSION = 2
 MAX_DETECT_EVERY = 16
-"""So many full frames wait for the next detection: 100 MB of 1080p."""
+"""Full frames that wait for the next detection: 100 MB of 1080p."""
 
 COUNTED_APART = ("version", "num_frames", "reuse_original", "fast_frames")
 """Settings that decide which frames there are and what the work costs, but no pixel of a crop."""
@@ -97,7 +96,7 @@ class CropRecipe:
     """Everything that decides which crops a video gives and what their pixels are."""
 
     version: int = VERSION
-    """Of this object, raised whenever equal settings begin to mean other pixels."""
+    """Raised whenever equal settings begin to mean other pixels."""
     num_frames: int = 32
     """Evenly spaced frames of each video; a shorter video gives all of its frames once."""
     size: int = 380
@@ -119,27 +118,25 @@ class CropRecipe:
     fast_frames: bool = False
     """The reference frame nearest to a wanted frame may stand for it."""
     jpeg_quality: int = 95
-    """Of the stored crops: baseline JPEG, 4:4:4, so chroma keeps its resolution."""
+    """Quality of the stored crops: baseline JPEG, 4:4:4, so chroma keeps its resolution."""
     template: str = TEMPLATE_NAME
     """Where the landmarks come to lie in the crop, with the margin around the face."""
     interpolation: str = INTERPOLATION_NAME
     """Sampling of a crop's pixels from the frame's."""
 
     def __post_init__(self) -> None:
-        if self.version != VERSION:
-            raise ValueError(f"version: expected {VERSION}, found {self.version}.")
-        if self.num_frames < 1:
-            raise ValueError(f"--num-frames: expected at least 1, found {self.num_frames}.")
-        if not 32 <= self.size <= 4096:
-            raise ValueError(f"--size: expected 32 to 4096 pixels, found {self.size}.")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"--threshold: expected a score between 0 and 1, found {self.threshold}.")
-        if not 1 <= self.detect_every <= MAX_DETECT_EVERY:
-            raise ValueError(f"--detect-every: expected 1 to {MAX_DETECT_EVERY}, found {self.detect_every}.")
-        if self.policy not in get_args(FacePolicy):
-            raise ValueError(f"--policy: expected one of {', '.join(get_args(FacePolicy))}, found {self.policy!r}.")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"--jpeg-quality: expected 1 to 100, found {self.jpeg_quality}.")
+        policies = get_args(FacePolicy)
+        require(self.version == VERSION, self, "version", str(VERSION))
+        for name, holds, expected in (
+            ("num_frames", self.num_frames >= 1, "at least 1"),
+            ("size", 32 <= self.size <= 4096, "32 to 4096 pixels"),
+            ("threshold", 0 < self.threshold < 1, "a score between 0 and 1"),
+            ("detect_every", 1 <= self.detect_every <= MAX_DETECT_EVERY, f"1 to {MAX_DETECT_EVERY}"),
+            ("policy", self.policy in policies, f"one of {', '.join(policies)}"),
+            ("jpeg_quality", 1 <= self.jpeg_quality <= 100, "1 to 100"),
+        ):
+            if not holds:
+                raise ValueError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(self, name)!r}.")
         if self.detector in detector_names():
             require_weights(get_detector(self.detector), self.weights)
 
@@ -154,11 +151,7 @@ class CropRecipe:
         )
 
     def require_makeable(self) -> None:
-        """Refuse to cut crops after a foreign recipe.
-
-        Raises:
-            ValueError: it is foreign.
-        """
+        """Raise `ValueError` for a foreign recipe, after which no crops can be cut."""
         if self.foreign:
             raise ValueError(
                 f"these crops were cut by another program ({self.foreign}), and `multiattn faces` cannot cut more of "

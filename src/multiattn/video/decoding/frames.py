@@ -13,7 +13,7 @@ from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_deco
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MAX_PIXELS = 1 << 26
-"""Of one frame, 8192 x 8192: a damaged header may declare sizes that would take all memory."""
+"""Bound on a frame, 8192 x 8192: a damaged header may declare sizes that would take all memory."""
 
 
 class UnreadableVideoError(Exception):
@@ -65,16 +65,15 @@ def probe_video(path: Path) -> VideoShape:
             first = next(container.decode(stream), None)
             if first is None:
                 raise UnreadableVideoError("no frame could be decoded")
-            turned = _quarter_turns(first) % 2
-            width, height = (first.height, first.width) if turned else (first.width, first.height)
+            size_wh = (first.width, first.height)[:: -1 if _quarter_turns(first) % 2 else 1]
             total = stream.frames
-        return VideoShape(width=width, height=height, total_frames=total or _count_packets(path))
+        return VideoShape(*size_wh, total_frames=total or _count_packets(path))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableVideoError(_describe(error)) from error
 
 
 class FrameReader:
-    """Iterates over evenly spaced frames of one video, one in memory at a time.
+    """Iterates over evenly spaced frames of one video, one in memory at a time; over the one frame of a picture.
 
     Only wanted frames are converted to RGB. Where the packets of an H.264 or HEVC stream allow it (`packets.py`),
     frames that no wanted frame is predicted from are not decoded; the frames yielded and their pixels are those of
@@ -98,12 +97,8 @@ class FrameReader:
     """
 
     def __init__(self, path: Path, num_frames: int, *, fast_frames: bool = False) -> None:
-        self.path = Path(path)
-        self.wanted = num_frames
-        self.fast_frames = fast_frames
-        self.seconds = 0.0
-        self.num_frames = 0
-        self.message = ""
+        self.path, self.wanted, self.fast_frames = Path(path), num_frames, fast_frames
+        self.seconds, self.num_frames, self.message = 0.0, 0, ""
 
     def __iter__(self) -> Iterator[Frame]:
         self.num_frames, self.message = 0, ""
@@ -123,6 +118,10 @@ class FrameReader:
             raise UnreadableVideoError(self.message or "no frame could be decoded")
 
     def _read(self) -> Iterator[Frame]:
+        if is_image_name(self.path.name):
+            image, self.num_frames = read_image(self.path), 1
+            yield Frame(index=0, seconds=0.0, image=image)
+            return
         total, plan = self._plan()
         frames = evenly_spaced_indices(total, self.wanted) if plan is None else plan.frames
         if not frames:
@@ -150,8 +149,7 @@ class FrameReader:
         return total, plan_decoding(packets, wanted, reorders=reorders, fast_frames=self.fast_frames)
 
     def _select(self, decoded: Iterator[tuple[int, av.VideoFrame]], frames: list[int], total: int) -> Iterator[Frame]:
-        wanted = set(frames)
-        last_index = -1
+        wanted, last_index = set(frames), -1
         for index, frame in decoded:
             if frame.is_corrupt:  # FFmpeg filled it up with the pixels of another frame
                 self.message = f"frame {index} of {total} is damaged"
@@ -204,7 +202,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Of the container's display rotation: phones record portrait lying down."""
+    """Quarter turns of the container's display rotation: phones record portrait lying down."""
     return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
@@ -223,31 +221,12 @@ def _count_packets(path: Path) -> int:
 
 def _describe(error: Exception) -> str:
     """FFmpeg's message without the path, which differs between machines and would make the tables differ."""
-    if isinstance(error, av.FFmpegError):
-        return f"{type(error).__name__}: {error.strerror}"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error.strerror if isinstance(error, av.FFmpegError) else error}"
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file of this name is a picture: by its extension, in any case; hidden files are none."""
+    """True for the name of a picture: by its extension, in any case; hidden files are none."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-
-
-class StillImage:
-    """Iterates over the one frame of a picture; the attributes are those of `FrameReader`.
-
-    Raises:
-        UnreadableVideoError: while iterating, when the picture cannot be decoded or is larger than `MAX_PIXELS`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.num_frames, self.message, self.seconds = Path(path), 0, "", 0.0
-
-    def __iter__(self) -> Iterator[Frame]:
-        self.num_frames, started = 0, time.perf_counter()
-        image = read_image(self.path)
-        self.num_frames, self.seconds = 1, self.seconds + time.perf_counter() - started
-        yield Frame(index=0, seconds=0.0, image=image)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -267,8 +246,3 @@ def read_image(path: Path) -> np.ndarray:
     if image.shape[0] * image.shape[1] > MAX_PIXELS:
         raise UnreadableVideoError(f"a picture of {image.shape[1]}x{image.shape[0]}")
     return image
-
-
-def open_frames(path: Path, num_frames: int, *, fast_frames: bool = False) -> FrameReader | StillImage:
-    """The reader of a file: of a picture's one frame, or of `num_frames` of a video."""
-    return StillImage(path) if is_image_name(path.name) else FrameReader(path, num_frames, fast_frames=fast_frames)

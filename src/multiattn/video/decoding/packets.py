@@ -1,13 +1,10 @@
 """The packets of an H.264 or HEVC stream that must be decoded for a few wanted frames.
 
-Decoding is the largest part of extraction, and most of it goes into frames nobody needs. Two kinds of packets can be
-left out without changing a pixel of any other frame: frames that the stream itself marks as referenced by no other
-(H.264: nal_ref_idc = 0, ITU-T H.264 7.4.1; HEVC: the `_N` types of a stream of one temporal layer, ITU-T H.265 Table
-7-1), about half of what x264 writes, and whatever follows the last wanted frame up to the next IDR frame, behind which
-nothing refers back.
-
-Packets come in decoding order, which B-frames make differ from the order of presentation; a frame's index is the rank
-of its packet's time stamp.
+Two kinds of packets can be left out without changing a pixel of any other frame: frames that the stream itself marks as
+referenced by no other (H.264: nal_ref_idc = 0, ITU-T H.264 7.4.1; HEVC: the `_N` types of a stream of one temporal
+layer, ITU-T H.265 Table 7-1), about half of what x264 writes, and whatever follows the last wanted frame up to the next
+IDR frame, behind which nothing refers back. Packets come in decoding order; a frame's index is the rank of its packet's
+time stamp.
 """
 
 from collections.abc import Iterable, Iterator
@@ -68,8 +65,8 @@ class UnitParser:
 
     def read(self, packet: av.Packet) -> PacketFacts:
         """The facts of one packet; a damaged one is neither droppable nor a start."""
-        units = list(self._units(bytes(packet)))
-        kinds = {(self._h264 if self.codec == "h264" else self._hevc)(unit) for unit in units}
+        kind_of = self._h264 if self.codec == "h264" else self._hevc
+        kinds = {"broken" if len(unit) < 2 or unit[0] & 0x80 else kind_of(unit) for unit in self._units(bytes(packet))}
         pictures = kinds & {"idr", "needed", "droppable"}
         return PacketFacts(
             pts=packet.pts,
@@ -82,10 +79,7 @@ class UnitParser:
     def _units(self, content: bytes) -> Iterator[bytes]:
         """The first two bytes of each unit; b"" for what is none."""
         if not self.length_size:
-            at = content.find(b"\0\0\1")
-            while at >= 0:
-                yield content[at + 3 : at + 5]
-                at = content.find(b"\0\0\1", at + 3)
+            yield from (unit[:2] for unit in content.split(b"\0\0\1")[1:])
             return
         at = 0
         while at < len(content):
@@ -96,8 +90,6 @@ class UnitParser:
 
     @staticmethod
     def _h264(unit: bytes) -> str:
-        if len(unit) < 2 or unit[0] & 0x80:
-            return "broken"
         kind, referenced = unit[0] & 31, unit[0] >> 5 & 3
         if kind == 5:
             return "idr"
@@ -109,8 +101,6 @@ class UnitParser:
 
     @staticmethod
     def _hevc(unit: bytes) -> str:
-        if len(unit) < 2 or unit[0] & 0x80:
-            return "broken"
         kind, temporal_layer, picture_layer = unit[0] >> 1, (unit[1] & 7) - 1, (unit[0] & 1) << 5 | unit[1] >> 3
         if temporal_layer or picture_layer:
             return "needed"

@@ -2,16 +2,15 @@
 
 The networks and their weights are facenet-pytorch's; the cascade around them is our own, with the package's thresholds,
 pyramid and rounding. Measured on one core, 640 pixels, eight frames of five real clips: 30 ms of CPU a frame against
-the package's 73, and the same faces. It also survives candidates outside the image, over which the package stumbles.
+the package's 73, and the same faces.
 Departures from the package: images are averaged by OpenCV instead of torch's adaptive pooling, and small pyramid levels
 are made of larger ones.
 
 The networks are arranged so that an answer depends on its image alone. A library of linear algebra sums in another
 order for one row than for many, and for some shapes with two threads than with one. MTCNN cuts its boxes to whole
-pixels between the networks, and a crop is sampled at thirty-seconds of a pixel: such last bits moved logits by up to
-0.1. With the shapes below the order stays the same, as measured with one to four threads and 1 to 512 images on an AMD
-EPYC with AVX-512. The tests ask for the same bits on that kind of processor, and for answers within 1e-4 on others,
-whose libraries choose other loops. Pooling is the maximum of slices; torch's takes 1.2 to 10 times as long.
+pixels between the networks, so such last bits moved logits by up to 0.1. With the shapes below the order stays the
+same, as measured with one to four threads and 1 to 512 images on an AMD EPYC with AVX-512; on other processors answers
+stay within 1e-4. Pooling is the maximum of slices; torch's takes 1.2 to 10 times as long.
 """
 
 import math
@@ -38,13 +37,13 @@ PATCHES_A_PASS = 512
 FILLED_CHANNELS = 16
 ANSWERS = 5
 LEAST_PIXELS = 4096
-"""Of one pass of the first network: smaller levels of the pyramid are filled up with empty images."""
+"""Pixels of one pass of the first network: smaller levels of the pyramid are filled up with empty images."""
 LEAST_PATCHES = 2
-"""For one patch alone a convolution sums in another order."""
+"""Patches of one pass at least: for one alone a convolution sums in another order."""
 ROWS_A_STEP = 8
 """Linear layers are given multiples of it."""
 STRIDE = 2
-"""Of all pooling here."""
+"""Step of all pooling here."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ class MtcnnDetector(Detector):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        networks = ProposalNetwork(PNet()), PatchNetwork(RNet()), PatchNetwork(ONet())
         # Channels innermost in memory: measured on a CPU, up to three times as fast.
         self.proposal_network, self.refine_network, self.output_network = (
-            network.eval().to(self.device, memory_format=torch.channels_last)
-            for network in (ProposalNetwork(PNet()), PatchNetwork(RNet()), PatchNetwork(ONet()))
+            network.eval().to(self.device, memory_format=torch.channels_last) for network in networks
         )
 
     def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
@@ -94,7 +93,8 @@ class MtcnnDetector(Detector):
     def _propose(self, copies: list[np.ndarray], effort: Effort) -> "Candidates":
         """Propose every cell of every pyramid level that may be a face."""
         logit_threshold = math.log(effort.proposal_threshold / (1 - effort.proposal_threshold))
-        levels, offsets = [], []
+        levels = [Candidates(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))]
+        offsets = [np.zeros((0, 4), np.float32)]
         for scale, level in pyramid(copies, effort.min_face_pixels):
             answers = self.proposal_network(self._to_input(level))
             cells = torch.nonzero(answers[:, 0] >= logit_threshold)
@@ -106,13 +106,8 @@ class MtcnnDetector(Detector):
             keep = batched_nms(boxes, scores, cells[:, 0], 0.5)
             levels.append(Candidates(cells[keep, 0].numpy(), boxes[keep].numpy(), scores[keep].numpy()))
             offsets.append(chosen[keep, 1:].numpy())
-        if not levels:
-            return Candidates.none()
-        candidates, offsets = Candidates.joined(levels), np.concatenate(offsets)
-        keep = candidates.without_overlap()
-        candidates, offsets = candidates[keep], offsets[keep]
-        sides = candidates.boxes_xyxy[:, 2:] - candidates.boxes_xyxy[:, :2]
-        return candidates.moved(candidates.boxes_xyxy + offsets * np.tile(sides, 2)).squared()
+        candidates = Candidates(*map(np.concatenate, zip(*(vars(level).values() for level in levels), strict=True)))
+        return candidates.merged(np.concatenate(offsets), side_of_one_pixel=0)
 
     def _refine(self, copies: list[np.ndarray], candidates: "Candidates", effort: Effort) -> "Candidates":
         candidates, patches = cut_patches(copies, candidates, REFINE_PIXELS)
@@ -120,10 +115,7 @@ class MtcnnDetector(Detector):
             return candidates
         scores, offsets = self._run(self.refine_network, patches)
         keep = scores > effort.refine_threshold
-        candidates, offsets = candidates.rescored(scores)[keep], offsets[keep]
-        keep = candidates.without_overlap()
-        candidates, offsets = candidates[keep], offsets[keep]
-        return candidates.moved(candidates.boxes_xyxy + offsets * np.tile(candidates.sides(), 2)).squared()
+        return replace(candidates, scores=scores)[keep].merged(offsets[keep])
 
     def _decide(
         self, copies: list[np.ndarray], candidates: "Candidates", threshold: float
@@ -133,11 +125,11 @@ class MtcnnDetector(Detector):
             return candidates, np.zeros((0, 5, 2), dtype=np.float32)
         scores, offsets, points = self._run(self.output_network, patches)
         keep = scores >= threshold
-        candidates, offsets, points = candidates.rescored(scores)[keep], offsets[keep], points[keep]
+        candidates, offsets, points = replace(candidates, scores=scores)[keep], offsets[keep], points[keep]
         # The network gives five x, then five y, in fractions of its patch.
         landmarks = points.reshape(-1, 2, 5).transpose(0, 2, 1) * candidates.sides()[:, None]
         landmarks += candidates.boxes_xyxy[:, None, :2] - 1
-        return candidates.moved(candidates.boxes_xyxy + offsets * np.tile(candidates.sides(), 2)), landmarks
+        return candidates.moved(offsets), landmarks
 
     def _run(self, network: nn.Module, patches: np.ndarray) -> list[np.ndarray]:
         passes = [
@@ -168,36 +160,24 @@ class Candidates:
     def __getitem__(self, keep: np.ndarray) -> "Candidates":
         return Candidates(self.image_index[keep], self.boxes_xyxy[keep], self.scores[keep])
 
-    @classmethod
-    def none(cls) -> "Candidates":
-        return cls(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-
-    @classmethod
-    def joined(cls, parts: list["Candidates"]) -> "Candidates":
-        names = ("image_index", "boxes_xyxy", "scores")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def moved(self, boxes_xyxy: np.ndarray) -> "Candidates":
-        return replace(self, boxes_xyxy=boxes_xyxy)
-
-    def rescored(self, scores: np.ndarray) -> "Candidates":
-        return replace(self, scores=scores)
-
-    def sides(self) -> np.ndarray:
+    def sides(self, side_of_one_pixel: int = 1) -> np.ndarray:
         """(N, 2) width and height."""
-        return self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2] + 1
+        return self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2] + side_of_one_pixel
 
-    def squared(self) -> "Candidates":
-        """Each box as the square of its longer side about the same centre."""
-        top_left, size = self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
-        side = size.max(axis=1, keepdims=True)
-        corner = top_left + (size - side) / 2
-        return self.moved(np.concatenate([corner, corner + side], axis=1))
+    def moved(self, offsets: np.ndarray, side_of_one_pixel: int = 1) -> "Candidates":
+        """Their corners moved by (N, 4) offsets in units of their sides."""
+        return replace(self, boxes_xyxy=self.boxes_xyxy + offsets * np.tile(self.sides(side_of_one_pixel), 2))
 
-    def without_overlap(self) -> np.ndarray:
-        """Indices of those that overlap no better one of their image by an IoU above 0.7, best first."""
+    def merged(self, offsets: np.ndarray, side_of_one_pixel: int = 1) -> "Candidates":
+        """Those that overlap no better one of their image by an IoU above 0.7, best first, moved by their offsets; each
+        as the square of its longer side about the same centre."""
         boxes, scores, index = map(torch.from_numpy, (self.boxes_xyxy, self.scores, self.image_index))
-        return batched_nms(boxes, scores, index, 0.7).numpy()
+        keep = batched_nms(boxes, scores, index, 0.7).numpy()
+        moved = self[keep].moved(offsets[keep], side_of_one_pixel)
+        size = moved.sides(0)
+        side = size.max(axis=1, keepdims=True)
+        corner = moved.boxes_xyxy[:, :2] + (size - side) / 2
+        return replace(moved, boxes_xyxy=np.concatenate([corner, corner + side], axis=1))
 
 
 def pyramid(copies: Sequence[np.ndarray], min_face_pixels: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -281,11 +261,10 @@ class ProposalNetwork(nn.Module):
             self.answers.bias.zero_()[:ANSWERS] = torch.cat([face.bias[1:] - face.bias[:1], offsets.bias])
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], H and W even -> (B, 5, H / 2 - 5, W / 2 - 5)."""
+        """Classify the cells of images: (B, 3, H, W) in [-1, 1], H and W even -> (B, 5, H / 2 - 5, W / 2 - 5)."""
         count = len(images)
         images = _filled(images, -(-LEAST_PIXELS // images[0, 0].numel()))
-        features = self.first_slopes(self.first(images))
-        features = self.pool(features)
+        features = self.pool(self.first_slopes(self.first(images)))
         return self.answers(self.rest(self.second(features)))[:count, :ANSWERS]
 
 
@@ -298,20 +277,14 @@ class LargestPixel(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W'), a last window that is cut off included."""
-        return _pooled_along(_pooled_along(features, 2, self.side), 3, self.side)
-
-
-def _pooled_along(features: Tensor, axis: int, side: int) -> Tensor:
-    def every_second(start: int) -> Tensor:
-        return features[(slice(None),) * axis + (slice(start, None, STRIDE),)]
-
-    outputs = -(-(features.shape[axis] - side) // STRIDE) + 1
-    largest = torch.maximum(*(every_second(start).narrow(axis, 0, outputs) for start in (0, 1)))
-    if side == 3:
-        third = every_second(2)  # the last window may lack it
-        whole = largest.narrow(axis, 0, third.shape[axis])
-        torch.maximum(whole, third, out=whole)
-    return largest
+        for axis in (2, 3):
+            rows = [features[(slice(None),) * axis + (slice(start, None, STRIDE),)] for start in range(self.side)]
+            outputs = -(-(features.shape[axis] - self.side) // STRIDE) + 1
+            features = torch.maximum(*(row.narrow(axis, 0, outputs) for row in rows[:2]))
+            for third in rows[2:]:  # the last window may lack it
+                whole = features.narrow(axis, 0, third.shape[axis])
+                torch.maximum(whole, third, out=whole)
+        return features
 
 
 class PatchNetwork(nn.Module):
@@ -333,8 +306,8 @@ class PatchNetwork(nn.Module):
         self.face, self.others = face, nn.ModuleList(others)
 
     def forward(self, patches: Tensor) -> list[Tensor]:
-        """(N, 3, side, side) in [-1, 1], N >= 1 -> (N,) probability of a face, (N, 4) offsets and, from the third
-        network, (N, 10) landmarks."""
+        """Classify patches: (N, 3, side, side) in [-1, 1], N >= 1 -> (N,) probability of a face, (N, 4) offsets and,
+        from the third network, (N, 10) landmarks."""
         count = len(patches)
         features = self.features(_filled(patches, LEAST_PATCHES))
         features = features.permute(0, 3, 2, 1).flatten(1)[:count]

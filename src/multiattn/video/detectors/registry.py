@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from multiattn.runtime.files import file_digest
+from multiattn.runtime.tensor_files import require_file
 
 DEFAULT_DETECTOR = "mtcnn"
 LONGEST_SIDE = 640
@@ -51,7 +52,7 @@ class Detector(ABC):
     Args:
         threshold: faces below this score are left out, in (0, 1); None is the detector's default.
         weights: the weights file, of a detector that needs one.
-        longest_side: bound on the copy that the first pass searches, in pixels; smaller frames are not enlarged.
+        longest_side: bound on the copy that the first pass searches, in pixels.
         device: where it runs, as torch names it.
     """
 
@@ -84,16 +85,16 @@ class Detector(ABC):
         """
         if not images:
             return []
-        size_wh = search_size(images[0].shape[1::-1], thorough=thorough, longest_side=self.longest_side)
-        width, height = size_wh
-        a_pass = max(1, PIXELS_A_PASS.get(self.device.type, PIXELS_A_PASS["cpu"]) // (width * height))
+        frame_wh = images[0].shape[1::-1]
+        size_wh = search_size(frame_wh, thorough=thorough, longest_side=self.longest_side)
+        a_pass = max(1, PIXELS_A_PASS.get(self.device.type, PIXELS_A_PASS["cpu"]) // (size_wh[0] * size_wh[1]))
         threshold = min(self.threshold, self.thorough_threshold) if thorough else self.threshold
         found: list[Faces] = []
         with torch.inference_mode():
             for start in range(0, len(images), a_pass):
-                copies = [resized(image, size_wh) for image in images[start : start + a_pass]]
+                copies = [_resized(image, size_wh) for image in images[start : start + a_pass]]
                 found += self.search(copies, threshold, thorough=thorough)
-        scale = np.array(images[0].shape[1::-1], dtype=np.float64) / np.array(size_wh)
+        scale = np.array(frame_wh, dtype=np.float64) / size_wh
         return [_enlarge(faces, scale) for faces in found]
 
     @abstractmethod
@@ -108,13 +109,10 @@ class Detector(ABC):
 
 
 def search_size(size_wh: tuple[int, int], *, thorough: bool, longest_side: int = LONGEST_SIDE) -> tuple[int, int]:
-    """The size of the copy that is searched, (width, height) in whole pixels, at least 1 each.
+    """The (width, height) of the copy of a frame that is searched, in whole pixels, at least 1 each.
 
     The first pass bounds the longest side by `longest_side`. The thorough pass takes frames of 1280 pixels and more
     as they are, up to 1920; it enlarges smaller ones, twofold where that stays within 1280.
-
-    Args:
-        size_wh: of the full frame.
     """
     longest = max(size_wh)
     if thorough:
@@ -124,9 +122,9 @@ def search_size(size_wh: tuple[int, int], *, thorough: bool, longest_side: int =
     return max(1, round(size_wh[0] * side / longest)), max(1, round(size_wh[1] * side / longest))
 
 
-def resized(image: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
+def _resized(image: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
     """The image at another size: averaged over areas when it shrinks, bilinear when it grows."""
-    if image.shape[1::-1] == tuple(size_wh):
+    if image.shape[1::-1] == size_wh:
         return image
     shrinks = size_wh[0] < image.shape[1] or size_wh[1] < image.shape[0]
     return cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -179,11 +177,7 @@ def get_detector(name: str) -> type[Detector]:
 
 
 def require_weights(detector: type[Detector], weights: object) -> None:
-    """Refuse a weights file (or its digest) where none belongs, and none where one does.
-
-    Raises:
-        ValueError: so it is.
-    """
+    """Raise `ValueError` for a weights file (or its digest) where none belongs, and for none where one does."""
     if weights and not detector.weights_file:
         raise ValueError(f"--weights: --detector {detector.name} needs no weights file, found {weights}. Leave it out.")
     if detector.weights_file and not weights:
@@ -212,6 +206,5 @@ def weights_digest(path: Path) -> str:
     Raises:
         FileNotFoundError: no such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such weights file.")
+    require_file(path)
     return file_digest(path)[:DIGEST_DIGITS]

@@ -30,7 +30,7 @@ ANCHOR_SIDES = ((16, 32), (64, 128), (256, 512))
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 """The network was trained on offsets divided by these."""
 MAX_OVERLAP = 0.4
-"""Of two faces with a larger IoU the lower score is dropped."""
+"""Two faces with a larger IoU are one, of the better score."""
 ANCHORS_A_CELL = 2
 LAYOUTS = {"body.stage1.0.0.weight": "MobileNet-0.25", "body.layer1.0.conv1.weight": "ResNet-50"}
 """A tensor that only this layout has -> its name."""
@@ -65,9 +65,7 @@ class RetinaFaceDetector(Detector):
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.device.type == "cuda"):
             answers = self.network(pixels)
         found = [values.cpu().numpy() for values in select_faces(*answers, (width, height), threshold)]
-        image_index, boxes, scores, landmarks = found
-        mine = [image_index == index for index in range(len(copies))]
-        return [Faces(boxes[rows], scores[rows], landmarks[rows]) for rows in mine]
+        return [Faces(*(values[found[0] == index] for values in found[1:])) for index in range(len(copies))]
 
 
 def _convolution(
@@ -104,6 +102,7 @@ class MobileNetBody(nn.Module):
         self.stage3 = nn.Sequential(_separable(128, 256, 2), _separable(256, 256))
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> features of 64, 128 and 256 channels."""
         stride8 = self.stage1(images)
         stride16 = self.stage2(stride8)
         return [stride8, stride16, self.stage3(stride16)]
@@ -116,12 +115,12 @@ class ResNetBody(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        network = torchvision.models.resnet50(weights=None)
-        for name, module in network.named_children():
+        for name, module in torchvision.models.resnet50(weights=None).named_children():
             if name not in ("avgpool", "fc"):
                 self.add_module(name, module)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> features of 512, 1024 and 2048 channels."""
         features = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         stride8 = self.layer2(features)
         stride16 = self.layer3(stride8)
@@ -139,6 +138,7 @@ class FeaturePyramid(nn.Module):
         self.merge2 = nn.Sequential(*_convolution(width, width, 3, slope=slope))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Features of strides 8, 16 and 32 -> as many of `width` channels."""
         fine, middle, coarse = self.output1(features[0]), self.output2(features[1]), self.output3(features[2])
         middle = self.merge2(middle + functional.interpolate(coarse, size=middle.shape[-2:], mode="nearest"))
         fine = self.merge1(fine + functional.interpolate(middle, size=fine.shape[-2:], mode="nearest"))
@@ -158,6 +158,7 @@ class ContextHead(nn.Module):
         self.conv7x7_3 = nn.Sequential(*_convolution(quarter, quarter, 3, slope=None))
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, width, h, w) -> the same shape."""
         narrow = self.conv5X5_1(features)
         fields = [self.conv3X3(features), self.conv5X5_2(narrow), self.conv7x7_3(self.conv7X7_2(narrow))]
         return functional.relu(torch.cat(fields, dim=1))
@@ -205,11 +206,10 @@ class RetinaFace(nn.Module):
         """
         levels = self.fpn(self.body(images))
         contexts = [head(level) for head, level in zip((self.ssh1, self.ssh2, self.ssh3), levels, strict=True)]
-
-        def predict(heads: nn.ModuleList) -> Tensor:
-            return torch.cat([head(context) for head, context in zip(heads, contexts, strict=True)], dim=1)
-
-        return predict(self.ClassHead), predict(self.BboxHead), predict(self.LandmarkHead)
+        return tuple(
+            torch.cat([head(context) for head, context in zip(heads, contexts, strict=True)], dim=1)
+            for heads in (self.ClassHead, self.BboxHead, self.LandmarkHead)
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -254,10 +254,8 @@ def select_faces(
     Only anchors that reach the threshold are decoded; suppression runs over the whole batch at once.
 
     Args:
-        logits: (B, A, 2) background and face.
-        box_offsets: (B, A, 4).
-        landmark_offsets: (B, A, 10).
-        size_wh: of the searched images.
+        logits: (B, A, 2) background and face; `box_offsets` are (B, A, 4), `landmark_offsets` (B, A, 10).
+        size_wh: size of the searched images.
         threshold: lowest probability of a face.
 
     Returns:

@@ -1,8 +1,7 @@
 """The engine that runs work on videos: each task in an isolated process, here or on a cluster, results as they come.
 
 A backend only carries calls out and results back; the work itself happens in a process that the receiver of a call
-starts beside itself (`isolation.py`). So this machine needs threads that wait, and a Dask or Ray cluster, used through
-joblib, its own workers.
+starts beside itself (`isolation.py`): a waiting thread here, or a worker of a Dask or Ray cluster.
 
 A task whose process dies (the decoder crashed, memory ran out, it was killed) waits until all others are through
 and is then tried again, alone, so that a shortage that others caused is not held against it. One that takes longer than
@@ -29,11 +28,11 @@ Backend = Literal["local", "dask", "ray"]
 Run = Callable[[Iterable[tuple]], Iterator[tuple]]
 """Takes (function, key, *arguments) lazily and gives (key, kind, value) as it comes, in any order."""
 ATTEMPTS = 3
-"""For a task whose process dies."""
+"""Attempts at a task whose process dies."""
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 30
 RAY_CALLS_AT_ONCE = 16
-"""A worker. Ray's joblib backend hands out results only when all of a list are there."""
+"""Calls a worker in one list: Ray's joblib backend hands out results only when all of a list are there."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Engine:
     """Runs one function on many tasks.
 
     Args:
-        run: where; of `open_backend`, or `in_threads`.
+        run: where; from `open_backend`, or `in_threads`.
         target: the function, `module:function`.
         time_limit: seconds a task may take; None is no limit.
         most_deaths: after so many deaths one after the other it is the machine and not the tasks; None is any number.
@@ -116,13 +115,11 @@ class Engine:
                 if self._stopping.is_set():
                     return
                 in_flight[key] = call
-                # As bytes, so that a cluster's workers need not import torch to pass it on.
-                try:
-                    arguments = pickle.dumps(call[1])
+                try:  # as bytes, so that a cluster's workers need not import torch to pass it on
+                    sent = call_isolated, key, self._target, pickle.dumps(call[1]), self._time_limit
                 except Exception as error:
-                    yield _raised, key, error
-                else:
-                    yield call_isolated, key, self._target, arguments, self._time_limit
+                    sent = _raised, key, error
+                yield sent
 
         with contextlib.closing(self._run(outgoing())) as results:
             for key, kind, value in results:
@@ -144,7 +141,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """Its kind and its first line."""
+    """Kind and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
@@ -154,13 +151,13 @@ def in_threads(calls: Iterable[tuple], *, jobs: int) -> Iterator[tuple]:
     calls, taking, leaving = iter(calls), threading.Lock(), threading.Event()
     results: queue.Queue[Any] = queue.Queue(jobs)
 
+    def take() -> tuple | None:
+        with taking:
+            return next(calls, None)
+
     def work() -> None:
         try:
-            while not leaving.is_set():
-                with taking:
-                    call = next(calls, None)
-                if call is None:
-                    break
+            while not leaving.is_set() and (call := take()) is not None:
                 put_until(leaving, results, _guarded(*call))
         except BaseException as error:  # of the iterable of calls; raised where the results are taken
             put_until(leaving, results, error)
@@ -207,7 +204,7 @@ def _raised(key: Any, error: Exception) -> tuple:
 
 @contextlib.contextmanager
 def open_backend(name: Backend, *, jobs: int, scheduler: str | None) -> Iterator[Run]:
-    """A way to run calls, connected while the block lasts.
+    """Connect to what runs calls, while the block lasts.
 
     Args:
         jobs: calls at one time on this machine; a cluster runs as many as its workers have threads (Dask) or CPUs
@@ -218,9 +215,9 @@ def open_backend(name: Backend, *, jobs: int, scheduler: str | None) -> Iterator
         ValueError: the package is not installed, the scheduler is missing where it is needed, does not answer, or has
             no workers.
     """
+    if name == "local" and scheduler is not None:
+        raise ValueError(f"--scheduler {scheduler}: --backend local has none. Add --backend dask or ray.")
     if name == "local":
-        if scheduler is not None:
-            raise ValueError(f"--scheduler {scheduler}: --backend local has none. Add --backend dask or ray.")
         yield functools.partial(in_threads, jobs=jobs)
     elif name == "dask":
         with _dask_client(scheduler) as client:

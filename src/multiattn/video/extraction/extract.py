@@ -13,7 +13,7 @@ from multiattn.runtime.files import atomic_path
 from multiattn.runtime.layout import CROPS_FOLDER
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.decoding.frames import FrameReader, StillImage, UnreadableVideoError, open_frames
+from multiattn.video.decoding.frames import FrameReader, UnreadableVideoError
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, require_weights, weights_digest
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
@@ -35,11 +35,6 @@ class ExtractionSettings:
     def __post_init__(self) -> None:
         self.recipe.require_makeable()
         object.__setattr__(self, "detector", get_detector(self.recipe.detector))
-        if self.recipe.weights and self.weights is None:
-            raise ValueError(
-                f"--weights: {self.recipe.detector} needs its weights file (SHA-256 {self.recipe.weights}...), found "
-                "none. Pass --weights FILE."
-            )
         require_weights(self.detector, self.weights)
         if self.weights is not None and (found := weights_digest(self.weights)) != self.recipe.weights:
             raise ValueError(
@@ -57,10 +52,7 @@ def extraction_settings(
     """Make settings of options.
 
     Args:
-        detector: a name of `video/detectors`.
-        weights: its weights file, where it needs one.
         threshold: lowest score of a face; None is the detector's own.
-        device: `cpu` or `cuda`.
         recipe: further fields of `CropRecipe`.
 
     Raises:
@@ -83,7 +75,7 @@ class VideoTask:
     video_id: str
     path: Path
     label: int = UNKNOWN
-    """Of the `videos` table. The policy `forged-mask` leaves out a fake whose forged face no mask shows."""
+    """As the `videos` table has it. The policy `forged-mask` leaves out a fake whose forged face no mask shows."""
     mask: Path | None = None
     """A fake's mask video: as the video, forged pixels bright on black."""
     original: str = ""
@@ -140,9 +132,8 @@ def find_crops(
             there are none.
     """
     started = time.perf_counter()
-    recipe, scan, notes, crops = settings.recipe, None, [], []
-    reader = open_frames(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
-    reused = False
+    recipe, scan, notes, crops, reused = settings.recipe, None, [], [], False
+    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
     with single_threaded():
         try:
             if recipe.reuse_original and task.original_path is not None:
@@ -153,19 +144,18 @@ def find_crops(
                 scan, note = _search(reader, settings)
                 notes += [note] if note else []
             notes.insert(0, reader.message)
-            num_frames = reader.num_frames  # the policy reads other files
             crops, note = choose_faces(
                 scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames
             )
             notes.append(note)
             status = "ok" if crops else "no_face"
         except UnreadableVideoError as error:
-            scan, status, num_frames, notes = Scan(), "unreadable", 0, [str(error)]
+            scan, status, notes = Scan(), "unreadable", [str(error)]
     return EncodedCrops(
         task.video_id,
         status,
         "; ".join(filter(None, notes)),
-        num_frames,
+        reader.num_frames,
         crops,
         decode_seconds=reader.seconds,
         search_seconds=max(0.0, time.perf_counter() - started - reader.seconds),
@@ -174,7 +164,7 @@ def find_crops(
     )
 
 
-def _search(reader: FrameReader | StillImage, settings: ExtractionSettings) -> tuple[Scan, str]:
+def _search(reader: FrameReader, settings: ExtractionSettings) -> tuple[Scan, str]:
     """The detector's pass, and where it finds nothing at all, the thorough one; and a note of the second."""
     detector = settings.load_detector()
     first = scan_faces(reader, detector, settings.recipe)
@@ -211,13 +201,10 @@ def encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
 def extract_video(
     task: VideoTask, folder: Path, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
 ) -> VideoFaces:
-    """Decode, detect, align, track and write the crops of one video below `folder/crops`.
+    """Find the crops of one video (`find_crops`) and write them below `folder/crops/<video_id>`.
 
     Any damage of the video ends in its status, never in an exception; errors of the machine (a full disk) do raise.
     Unfinished files of an attempt that was killed are removed.
-
-    Args:
-        original_rows: as `find_crops`.
     """
     for leftover in (folder / CROPS_FOLDER / task.video_id).glob(".*"):
         leftover.unlink(missing_ok=True)

@@ -1,9 +1,4 @@
-"""A faces folder and its restartable extraction.
-
-    FACES/faces.json         the recipe
-    FACES/crops/<video_id>/  the crops
-    FACES/journal.jsonl      finished videos of a run that has not ended yet, one line each
-    FACES/faces.parquet, video_status.csv, videos.csv   the tables, written when a run ends
+"""A faces folder (video/README.md names its files) and its restartable extraction.
 
 A video is done when its line stands in the journal or its row in `video_status.csv`. Any process killed at any moment
 loses the videos in flight; the next run does those only, and its tables equal those of an undisturbed run.
@@ -13,8 +8,7 @@ import contextlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +30,11 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 200_000
 TARGET = "multiattn.video.extraction.extract:extract_video"
 MAX_DEATHS_IN_A_ROW = 20
-"""Then it is the machine and not the videos."""
+"""With so many it is the machine and not the videos."""
 
 
 def faces_journal(folder: Path) -> Journal[VideoFaces]:
-    """The finished videos of a faces folder's run that has not ended yet, in the order in which they finished."""
+    """The finished videos of a run that has not ended yet, in the order in which they finished."""
     return Journal(folder / FACES_JOURNAL, VideoFaces)
 
 
@@ -87,7 +81,8 @@ def extract_faces(
         journal = faces_journal(folder)
         journal.repair()
         _keep_recipe(folder, settings.recipe)
-        statuses = _read_statuses(folder)
+        path = folder / STATUS_FILE
+        statuses = VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
         in_journal = journal.places()
         done = in_journal.keys() | set(statuses["video_id"].tolist())
         todo = [task for task in tasks if task.video_id not in done]
@@ -95,14 +90,14 @@ def extract_faces(
             logger.info("%d of %d videos are done already", len(tasks) - len(todo), len(tasks))
         if todo:
             originals = _originals(tasks) if settings.recipe.reuse_original else {}
-            rows = _OriginalRows(folder, journal, in_journal, originals, done)
+            rows = _OriginalRows(folder, journal, in_journal, originals)
             with open_backend(backend, jobs=min(jobs, len(todo)), scheduler=scheduler) as run:
                 engine = Engine(run, TARGET, time_limit=time_limit, most_deaths=MAX_DEATHS_IN_A_ROW)
                 _extract(todo, engine, settings, journal, rows)
             if settings.device != "cpu":
                 end_processes()  # each holds a part of the GPU's memory
         _write_videos(videos, folder)
-        if journal.path.is_file() or not (folder / STATUS_FILE).is_file():
+        if journal.path.is_file() or not path.is_file():
             statuses = _finish(statuses, folder, settings.recipe)
     return statuses
 
@@ -117,24 +112,22 @@ def _originals(tasks: list[VideoTask]) -> dict[str, str]:
     }
 
 
-@dataclass
 class _OriginalRows:
-    """The rows of finished originals, read when they are asked for: those of all of DFDC would take gigabytes."""
+    """The rows of finished originals, read when they are asked for: those of all of DFDC would take gigabytes.
 
-    folder: Path
-    journal: Journal[VideoFaces]
-    places: dict[str, int]
-    """video_id -> its line in the journal; grows as videos finish."""
-    originals: dict[str, str]
-    """Fake -> original."""
-    done: Iterable[str]
-    _merged: dict[str, pd.DataFrame] = field(default_factory=dict)
+    Attributes:
+        places: video_id -> its line in the journal; grows as videos finish.
+        originals: fake -> original.
+    """
 
-    def __post_init__(self) -> None:
-        earlier = set(self.originals.values()) & set(self.done) - self.places.keys()
-        if earlier and (self.folder / FACES_FILE).is_file():
-            faces = FACES.read(self.folder / FACES_FILE, allow_empty=True)
-            faces = faces[faces["video_id"].isin(earlier)]
+    def __init__(
+        self, folder: Path, journal: Journal[VideoFaces], places: dict[str, int], originals: dict[str, str]
+    ) -> None:
+        self.folder, self.journal, self.places, self.originals = folder, journal, places, originals
+        self._merged: dict[str, pd.DataFrame] = {}
+        if originals and (folder / FACES_FILE).is_file():
+            faces = FACES.read(folder / FACES_FILE, allow_empty=True)
+            faces = faces[faces["video_id"].isin(set(originals.values()) - places.keys())]
             self._merged = dict(iter(faces.groupby("video_id", sort=False)))
 
     def of(self, task: VideoTask) -> list[list[Any]] | None:
@@ -144,9 +137,8 @@ class _OriginalRows:
             return None
         if original in self.places:
             return self.journal.read_at(self.places[original]).rows
-        if original in self._merged:
-            return [list(row) for row in self._merged[original].itertuples(index=False, name=None)]
-        return []
+        merged = self._merged.get(original, FACES.empty())
+        return [list(row) for row in merged.itertuples(index=False, name=None)]
 
 
 def _extract(
@@ -158,11 +150,10 @@ def _extract(
 ) -> None:
     """Run the tasks, originals first, and keep each result in the journal as soon as it is there."""
     counts: Counter[str] = Counter()
-    first = [task for task in todo if task.video_id not in rows.originals]
-    second = [task for task in todo if task.video_id in rows.originals]
     try:
         with progress_bar(len(todo), "faces", "videos") as bar, journal:
-            for tasks in (first, second):
+            for is_fake in (False, True):
+                tasks = (task for task in todo if (task.video_id in rows.originals) == is_fake)
                 calls = ((task, (task, rows.folder, settings, rows.of(task))) for task in tasks)
                 with contextlib.closing(engine.outcomes(calls)) as outcomes:
                     for outcome in outcomes:
@@ -205,11 +196,6 @@ def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
         )
 
 
-def _read_statuses(folder: Path) -> pd.DataFrame:
-    path = folder / STATUS_FILE
-    return VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
-
-
 def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
     """Keep the folder's copy of the videos table up to date: labels and splits may have been indexed anew."""
     path = folder / VIDEOS_FILE
@@ -231,12 +217,13 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
         rows += result.rows
         new.append((result.video_id, result.status, result.num_frames, len(result.rows), result.message))
         reuse["videos"] += result.reused
-        reuse["saved"] += _frames_searched(result.num_frames, recipe) if result.reused else 0
+        # Of so many sampled frames the detector would have searched every k-th from the first on, and the last.
+        reuse["saved"] += -(-(result.num_frames - 1) // recipe.detect_every) + 1 if result.reused else 0
         reuse["searched"] += result.detected_frames
         if len(rows) > ROWS_AT_ONCE:  # typed columns take a tenth of what lists of Python objects take
             tables.append(pd.DataFrame(rows, columns=list(FACES.columns)))
             rows = []
-    tables.append(pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty())
+    tables += [pd.DataFrame(rows, columns=list(FACES.columns))] if rows else []
     added = {row[0] for row in new}
     if (folder / FACES_FILE).is_file():
         earlier = FACES.read(folder / FACES_FILE, allow_empty=True)
@@ -256,14 +243,6 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
             reuse["videos"], len(new), reuse["searched"], total, 100 * reuse["saved"] / max(1, total),
         )  # fmt: skip
     return statuses
-
-
-def _frames_searched(num_frames: int, recipe: CropRecipe) -> int:
-    """Number of searched frames of so many sampled ones: every k-th from the first on, and the last."""
-    if num_frames == 0:
-        return 0
-    steps, left = divmod(num_frames - 1, recipe.detect_every)
-    return steps + 1 + (left > 0)
 
 
 def read_faces_folder(

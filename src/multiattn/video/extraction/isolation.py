@@ -1,8 +1,7 @@
 """Calls in processes of their own, which may crash, hang or run out of memory without harm to the caller.
 
-FFmpeg and the networks are C code: on a damaged file it may end its process or never come back. So a thread here, or a
-worker of Dask or Ray elsewhere, hands each video to a process that does nothing else, waits for its answer, and knows
-which video it was that killed it. With joblib's own processes that is not known, and all go down with one.
+FFmpeg and the networks are C code: on a damaged file it may end its process or never come back. So each video goes to a
+process that does nothing else, and it is known which video killed it; of joblib's own processes all go down with one.
 
     python -m multiattn.video.extraction.isolation MODULE:FUNCTION   the other end: answers calls until its input closes
 
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 START_SECONDS = 300.0
-"""To import torch from a cold network disk."""
+"""Time to import torch from a cold network disk."""
 IDLE_SECONDS = 60.0
 """An unused process gives its memory back after so long."""
 GRACE_SECONDS = 60.0
@@ -61,9 +60,7 @@ class IsolatedProcess:
     """
 
     def __init__(self, target: str) -> None:
-        self.calls = 0
-        self.at_work = False
-        self.last_used = time.monotonic()
+        self.calls, self.at_work, self.last_used = 0, False, time.monotonic()
         self.process = subprocess.Popen(
             # -P: nothing that happens to lie in the working folder is imported.
             [sys.executable, "-P", "-m", "multiattn.video.extraction.isolation", target],
@@ -82,8 +79,7 @@ class IsolatedProcess:
 
     def call(self, argument: bytes, seconds: float | None) -> tuple[str, bytes | str]:
         """Call the function there; as `call_isolated`, without the key."""
-        self.calls += 1
-        self.at_work = True
+        self.calls, self.at_work = self.calls + 1, True
         try:
             _write(self.process.stdin, pickle.dumps((seconds, argument)))
             returned, value = pickle.loads(self._receive(seconds))
@@ -94,8 +90,7 @@ class IsolatedProcess:
         except TimeoutError as error:
             self.kill()
             return "late", str(error)
-        self.at_work = False
-        self.last_used = time.monotonic()
+        self.at_work, self.last_used = False, time.monotonic()
         return "done" if returned else "raised", value
 
     def kill(self) -> None:
@@ -115,21 +110,19 @@ class IsolatedProcess:
 
     def _receive(self, seconds: float | None) -> bytes:
         deadline = None if seconds is None else time.monotonic() + seconds
-        (length,) = _LENGTH.unpack(self._receive_bytes(_LENGTH.size, deadline, seconds))
-        return self._receive_bytes(length, deadline, seconds)
-
-    def _receive_bytes(self, count: int, deadline: float | None, seconds: float | None) -> bytes:
-        handle, received = self.process.stdout.fileno(), bytearray()
+        handle, received, length = self.process.stdout.fileno(), bytearray(), None
         with selectors.DefaultSelector() as selector:
             selector.register(handle, selectors.EVENT_READ)
-            while len(received) < count:
+            while length is None or len(received) < length:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not selector.select(left):
                     raise TimeoutError(f"took longer than the time limit of {seconds:g} s")
-                some = os.read(handle, count - len(received))
+                some = os.read(handle, (_LENGTH.size if length is None else length) - len(received))
                 if not some:
                     raise EOFError(self._how_it_ended())
                 received += some
+                if length is None and len(received) == _LENGTH.size:
+                    length, received = _LENGTH.unpack(received)[0], bytearray()
         return bytes(received)
 
     def _how_it_ended(self) -> str:
@@ -186,9 +179,10 @@ class ProcessPool:
 
     def _take(self) -> IsolatedProcess:
         with self._lock:
-            stale = [process for process in self._idle if not process.fresh]
-            self._idle = [process for process in self._idle if process.fresh]
-            free = self._idle.pop() if self._idle else None
+            fresh = [process for process in self._idle if process.fresh]
+            stale = [process for process in self._idle if process not in fresh]
+            free = fresh.pop() if fresh else None
+            self._idle = fresh
         for process in stale:
             self._end(process)
         free = free or IsolatedProcess(self.target)
@@ -230,8 +224,7 @@ def call_isolated(key: Any, target: str, argument: bytes, seconds: float | None)
 
 
 def end_processes() -> None:
-    """End the processes of `call_isolated` on this machine, those at work too. Else they end with this process, or
-    after a minute without a call."""
+    """End the processes of `call_isolated` on this machine, those at work too, at once instead of with this process."""
     with _pools_lock:
         pools = list(_pools.values())
         _pools.clear()
@@ -240,7 +233,7 @@ def end_processes() -> None:
 
 
 def serve(target: str) -> None:
-    """The loop of the other end."""
+    """Answer calls of a function until the input closes: the loop of the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends us
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers

@@ -1,17 +1,14 @@
 """Choice of the faces of a video: by policy, the same at training and at inference, or as its original's.
 
 `all-tracks`   every track.
-`largest`      the track whose boxes have the largest median area, among those with at least half as many rows as the
-               longest track, so that a passer-by close to the camera does not displace the speaker. Ties: the lower
-               number.
+`largest`      the track of the largest median box, among those at least half as long as the longest, so that nobody who
+               passes close to the camera displaces the speaker. Ties: the lower number.
 `forged-mask`  of a fake, the tracks that its mask video marks as forged; of any other video, every track. In Google's
                DFD several people share a picture and one of them is forged; the label is wrong for the others.
 
 A fake whose forged face is not known (no mask, a mask that cannot be read, is black, or marks no face) keeps no face
 under `forged-mask` and ends as `no_face` with a message: the label "fake" on a face that may be genuine is worse than a
 video less.
-
-`reuse_faces` crops a fake where its original's faces are: no detection, and crops that align pixel by pixel.
 """
 
 from pathlib import Path
@@ -29,7 +26,7 @@ FORGED_LEVEL = 16
 """A mask's pixel is forged above this, of 255 in any channel: coded video rings a few levels around bright areas."""
 MIN_FORGED_SHARE = 0.05
 """A track is forged only where the mask covers this share of its boxes. A swapped face covers a third or more."""
-OF_THE_MOST_FORGED = 0.5
+SHARE_OF_THE_MOST_FORGED = 0.5
 """Several faces of one video may be forged: a track counts with this share of the most covered track's share."""
 MAX_FRAME_SHIFT = 5
 """A mask of another length is sampled at other frames; one within so many of a sampled frame is taken for it."""
@@ -41,7 +38,7 @@ def choose_faces(
     """The crops that a policy keeps, their track numbers unchanged, and the reason when it kept none.
 
     Args:
-        label: of the `videos` table; only a known fake is left out for want of a mask.
+        label: as the `videos` table has it; only a known fake is left out for want of a mask.
         mask: a fake's mask video.
         num_frames: how many frames of the video were asked for.
     """
@@ -65,7 +62,7 @@ def choose_faces(
     most = max(shares.values())
     if most < MIN_FORGED_SHARE:
         return [], f"left out: its mask marks no face, at most {most:.1%} of one"
-    return of_tracks({track for track, share in shares.items() if share >= OF_THE_MOST_FORGED * most}), ""
+    return of_tracks({track for track, share in shares.items() if share >= SHARE_OF_THE_MOST_FORGED * most}), ""
 
 
 def largest_track(crops: list[FaceCrop]) -> int:
@@ -74,9 +71,8 @@ def largest_track(crops: list[FaceCrop]) -> int:
     for crop in crops:
         areas.setdefault(crop.track, []).append(float(box_areas(crop.box_xyxy)))
     least = MIN_LENGTH_SHARE * max(map(len, areas.values()))
-    return max(
-        (track for track in sorted(areas) if len(areas[track]) >= least), key=lambda track: np.median(areas[track])
-    )
+    long_enough = [track for track in sorted(areas) if len(areas[track]) >= least]
+    return max(long_enough, key=lambda track: np.median(areas[track]))
 
 
 def forged_shares(scan: Scan, mask: Path, num_frames: int) -> dict[int, float]:
@@ -90,22 +86,17 @@ def forged_shares(scan: Scan, mask: Path, num_frames: int) -> dict[int, float]:
     Raises:
         UnreadableVideoError: the mask.
     """
-    crops_per_frame: dict[int, list[FaceCrop]] = {}
-    for crop in scan.crops:
-        crops_per_frame.setdefault(crop.frame_index, []).append(crop)
     frames = np.array(sorted(scan.frame_sizes_wh))
-    forged: dict[int, float] = {}
-    area: dict[int, float] = {}
+    pixels: dict[int, np.ndarray] = {}  # track -> forged pixels and all
     for frame in FrameReader(mask, num_frames):
         nearest = int(frames[np.abs(frames - frame.index).argmin()])
         if abs(nearest - frame.index) > MAX_FRAME_SHIFT:
             continue
         marked = frame.image.max(axis=2) > FORGED_LEVEL  # (H, W)
-        for crop in crops_per_frame.get(nearest, []) if marked.any() else []:
+        for crop in [one for one in scan.crops if one.frame_index == nearest and marked.any()]:
             inside = marked[_pixels(crop.box_xyxy, scan.frame_sizes_wh[nearest], frame)]
-            forged[crop.track] = forged.get(crop.track, 0) + float(inside.sum())
-            area[crop.track] = area.get(crop.track, 0) + float(inside.size)
-    return {track: forged[track] / area[track] for track in forged if area[track]}
+            pixels[crop.track] = pixels.get(crop.track, 0) + np.array([inside.sum(), inside.size])
+    return {track: float(forged / area) for track, (forged, area) in pixels.items() if area}
 
 
 def _pixels(box_xyxy: np.ndarray, size_wh: tuple[int, int], mask: Frame) -> tuple[slice, slice]:
@@ -116,17 +107,13 @@ def _pixels(box_xyxy: np.ndarray, size_wh: tuple[int, int], mask: Frame) -> tupl
     return slice(max(0, top), max(0, bottom)), slice(max(0, left), max(0, right))
 
 
-_COLUMN = {name: place for place, name in enumerate(FACES.columns)}
-
-
 def reuse_faces(
     reader: FrameReader, path: Path, original_path: Path, original_rows: list[list[Any]] | None, recipe: CropRecipe
 ) -> tuple[Scan | None, str]:
     """Crop the faces of a fake in the places, tracks and scores of its original's.
 
     The two must have one upright size and one number of frames, and every frame in which the original shows a face
-    must be among the fake's sampled frames (up to where a damaged fake ends). The landmarks are the original's, so the
-    crops are cut by the identical transform.
+    must be among the fake's sampled frames (up to where a damaged fake ends). The crops then align pixel by pixel.
 
     Returns:
         The fake's crops, or None and the reason why its faces must be detected anew.
@@ -145,9 +132,9 @@ def reuse_faces(
         return None, f"{fake.width}x{fake.height}, the original {original.width}x{original.height}"
     if fake.total_frames != original.total_frames:
         return None, f"{fake.total_frames} frames, the original {original.total_frames}"
-    rows_per_frame: dict[int, list[list[Any]]] = {}
-    for row in original_rows:
-        rows_per_frame.setdefault(row[_COLUMN["frame_index"]], []).append(row)
+    rows_per_frame: dict[int, list[dict[str, Any]]] = {}
+    for row in (dict(zip(FACES.columns, values, strict=True)) for values in original_rows):
+        rows_per_frame.setdefault(row["frame_index"], []).append(row)
     scan = Scan()
     for frame in reader:
         size_wh = frame.image.shape[1::-1]
@@ -164,11 +151,8 @@ def reuse_faces(
     return scan, ""
 
 
-def _place(row: list[Any]) -> dict[str, Any]:
+def _place(row: dict[str, Any]) -> dict[str, Any]:
     """Track, box, score and landmarks of a row, bit by bit."""
-    return {
-        "track": row[_COLUMN["track"]],
-        "box_xyxy": np.array([row[_COLUMN[name]] for name in ("x1", "y1", "x2", "y2")], dtype=np.float64),
-        "score": row[_COLUMN["score"]],
-        "landmarks": np.array([row[_COLUMN[name]] for name in LANDMARKS], dtype=np.float64).reshape(5, 2),
-    }
+    box = np.array([row[name] for name in ("x1", "y1", "x2", "y2")], dtype=np.float64)
+    landmarks = np.array([row[name] for name in LANDMARKS], dtype=np.float64).reshape(5, 2)
+    return {"track": row["track"], "box_xyxy": box, "score": row["score"], "landmarks": landmarks}

@@ -1,9 +1,8 @@
 """One pass over a video's sampled frames: detect, link boxes into tracks, interpolate, cut crops.
 
 Full frames are the only large thing here (6 MB each of 1080p), so a crop is cut and encoded as soon as its place is
-known. Between two searched frames up to `detect_every` - 1 frames wait in memory for the second one. Decoding a video
-twice instead would need no window, but decoding costs more than detection on a GPU and about as much on a CPU, so it
-would cost what searching fewer frames saves.
+known. Between two searched frames up to `detect_every` - 1 frames wait in memory for the second one: decoding a video
+twice instead would cost what searching fewer frames saves.
 """
 
 import itertools
@@ -22,6 +21,10 @@ MIN_IOU = 0.3
 MAX_GAP_FRAMES = 2
 LEAST_FRAMES_WITH_FACES = 5
 SHORT_SHARE, SHORT_FRAMES = 0.1, 2
+BATCH_FRAMES = 8
+"""Sampled frames in flight at once, the waiting ones not counted."""
+MIN_LANDMARK_SPREAD = 1.0
+"""Pixels; landmarks closer together fix no scale, and such a face is left out."""
 
 
 def pairwise_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
@@ -31,8 +34,8 @@ def pairwise_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
 
 def paired_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes (..., 4), each with its partner -> (...) in [0, 1]; 0 where both are empty."""
-    size_wh = np.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
-    size_wh = size_wh - np.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
+    bottom_right = np.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
+    size_wh = bottom_right - np.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
     intersection = np.prod(np.clip(size_wh, 0, None), axis=-1)
     union = box_areas(first_xyxy) + box_areas(second_xyxy) - intersection
     return np.divide(intersection, union, out=np.zeros(intersection.shape), where=union > 0)
@@ -83,10 +86,7 @@ class TrackLinker:
 def rank_tracks(lengths: list[int]) -> np.ndarray:
     """The final number of every track: by length, longest first, ties by first appearance. Track 0 is the person seen
     most."""
-    order = np.argsort(-np.array(lengths, dtype=np.int64), kind="stable")
-    rank = np.empty(len(lengths), dtype=np.int64)
-    rank[order] = np.arange(len(lengths))
-    return rank
+    return np.argsort(np.argsort(-np.array(lengths, dtype=np.int64), kind="stable"))
 
 
 def spurious_tracks(
@@ -94,13 +94,9 @@ def spurious_tracks(
 ) -> frozenset[int]:
     """The tracks that are most likely no face: detected seldom, and never with a good score.
 
-    A track is spurious when all of this holds:
-      - the detector found faces in at least 5 frames of the video (in fewer, being seen once means nothing);
-      - the track has a box in fewer than max(2, 10 % of those frames);
-      - its best score lies below the middle between the detector's threshold and 1;
-      - it is not the longest track (the first of several), so a video with faces always keeps one.
-    A face that passes through the picture is short too, but a detector is sure of it in at least one frame. With
-    MTCNN's default threshold of 0.9 the middle is 0.95.
+    Where the detector found faces in at least 5 frames (in fewer, being seen once means nothing), a track is spurious
+    if it has a box in fewer than max(2, 10 % of those frames), and its best score lies below the middle between the
+    threshold and 1: of a face that passes by, a detector is sure at least once. The longest track always stays.
 
     Args:
         scores_per_track: the detection scores of every track, without interpolated ones.
@@ -116,12 +112,6 @@ def spurious_tracks(
         for track, scores in scores_per_track.items()
         if track != longest and len(scores) < least and max(scores) < (threshold + 1) / 2
     )
-
-
-BATCH_FRAMES = 8
-"""Sampled frames in flight at once, the waiting ones not counted."""
-MIN_LANDMARK_SPREAD = 1.0
-"""In pixels: landmarks closer together than this fix no scale, and such a face is left out."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +157,7 @@ def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, 
 
     The detector searches the first frame, every `detect_every`-th after it and the last. Where it found a track in two
     such frames in a row, the track has a row in each frame between them too: box, landmarks and score linear in the
-    frames' times. Nothing is added before a track's first or after its last detection, nor in a searched frame where
-    it was not found: a gap of at most 2 searched frames keeps the track's number, but gets no rows, since the face was
+    frames' times. A gap of at most 2 searched frames keeps the track's number, but gets no rows, since the face was
     most likely hidden or turned away.
 
     Args:
@@ -185,10 +174,7 @@ def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, 
     keyed = _keyed(frames, recipe.detect_every)
     while batch := list(itertools.islice(keyed, BATCH_FRAMES)):
         scan.frame_sizes_wh.update({frame.index: frame.image.shape[1::-1] for frame, _ in batch})
-        keys = [frame for frame, is_key in batch if is_key]
-        scan.detected_frames += len(keys)
-        found = iter(list(_detect(keys, detector, thorough)))
-        keys.clear()
+        found = iter(list(_detect([frame for frame, is_key in batch if is_key], detector, thorough)))
         while batch:  # each frame is let go of: the next batch does not come on top of this one
             frame, is_key = batch.pop(0)
             if not is_key:
@@ -201,6 +187,7 @@ def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, 
             scan.crops += _cut(frame, faces, seen.tracks, recipe)
             for track, score in zip(seen.tracks, faces.scores.tolist(), strict=True):
                 detections.setdefault(track, []).append(score)
+            scan.detected_frames += 1
             frames_with_faces += len(faces) > 0
             previous, waiting = seen, []
     spurious = spurious_tracks(detections, frames_with_faces=frames_with_faces, threshold=recipe.threshold)
@@ -228,36 +215,29 @@ def _detect(frames: list[Frame], detector: Detector, thorough: bool) -> Iterator
 
 
 def _usable(faces: Faces) -> Faces:
-    """Without faces that cannot be aligned."""
+    """Leave out the faces that cannot be aligned."""
     spread = np.ptp(faces.landmarks, axis=1).max(axis=1, initial=0)  # (N,)
-    keep = np.isfinite(faces.landmarks).all(axis=(1, 2)) & (spread >= MIN_LANDMARK_SPREAD)
-    return faces if keep.all() else _pick(faces, np.flatnonzero(keep))
+    return _pick(faces, np.isfinite(faces.landmarks).all(axis=(1, 2)) & (spread >= MIN_LANDMARK_SPREAD))
 
 
 def _pick(faces: Faces, rows: np.ndarray) -> Faces:
-    return Faces(faces.boxes_xyxy[rows], faces.scores[rows], faces.landmarks[rows])
+    return Faces(*(values[rows] for values in vars(faces).values()))
 
 
 def _interpolate(before: _Seen, after: _Seen, frame: Frame) -> tuple[Faces, list[int]]:
     """The faces of a frame between two searched ones, and their tracks."""
-    tracks = [track for track in before.tracks if track in after.tracks]
-    if not before.shape == frame.image.shape == after.shape:  # pixels of one size are no places in another
-        tracks = []
-    first = _pick(before.faces, np.array([before.tracks.index(track) for track in tracks], dtype=np.int64))
-    last = _pick(after.faces, np.array([after.tracks.index(track) for track in tracks], dtype=np.int64))
+    same_size = before.shape == frame.image.shape == after.shape  # pixels of one size are no places in another
+    tracks = [track for track in before.tracks if same_size and track in after.tracks]
+    first, last = (
+        _pick(seen.faces, np.array([seen.tracks.index(track) for track in tracks], dtype=np.int64))
+        for seen in (before, after)
+    )
     if before.seconds < frame.seconds < after.seconds:
         weight = (frame.seconds - before.seconds) / (after.seconds - before.seconds)
     else:  # a stream without times
         weight = (frame.index - before.index) / (after.index - before.index)
-    between = [
-        (1 - weight) * old + weight * new
-        for old, new in (
-            (first.boxes_xyxy, last.boxes_xyxy),
-            (first.scores, last.scores),
-            (first.landmarks, last.landmarks),
-        )
-    ]
-    return Faces(*between), tracks
+    pairs = zip(vars(first).values(), vars(last).values(), strict=True)
+    return Faces(*((1 - weight) * old + weight * new for old, new in pairs)), tracks
 
 
 def _cut(frame: Frame, faces: Faces, tracks: list[int], recipe: CropRecipe) -> list[FaceCrop]:
@@ -283,6 +263,5 @@ def cut_face(
 
 def _number(crops: list[FaceCrop], detections: list[int], spurious: frozenset[int]) -> list[FaceCrop]:
     """Final track numbers: by detections, ties by first appearance; the spurious ones come last and have no crops."""
-    lengths = [0 if track in spurious else count for track, count in enumerate(detections)]
-    rank = rank_tracks(lengths).tolist()
+    rank = rank_tracks([0 if track in spurious else count for track, count in enumerate(detections)]).tolist()
     return sorted((replace(crop, track=rank[crop.track]) for crop in crops), key=lambda c: (c.frame_index, c.track))
