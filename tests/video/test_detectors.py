@@ -1,4 +1,4 @@
-"""Common parts of all detectors: the copies they search, the registry, clear errors; and one from outside the package."""
+"""Common parts of all detectors: the copies they search, the registry, clear errors; one from outside the package."""
 
 import hashlib
 import re
@@ -103,7 +103,7 @@ def test_only_a_detector_that_needs_weights_is_asked_for_them(tmp_path):
     assert extraction_settings(detector="toy", weights=None, **settings).load_detector().threshold == 0.6
     hungry = extraction_settings(detector="hungry", weights=tmp_path / "weights", **settings)
     assert hungry.load_detector().weights == tmp_path / "weights"
-    with pytest.raises(ValueError, match=r"--detector toy needs no weights file, found ba7816bf8f01cfea. Leave it out"):
+    with pytest.raises(ValueError, match=r"--detector toy needs no weights file, found .*weights. Leave it out"):
         extraction_settings(detector="toy", weights=tmp_path / "weights", **settings)
     with pytest.raises(
         ValueError, match=r"hungry needs .*with anything, or take a detector without one \(mtcnn, toy\)"

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from toy_detector import SleepyDetector
 
+from drawn_faces import write_clip
 from multiattn.datasets.manifest import video_row
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.detectors import registry
 from multiattn.video.extraction import engine
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
 from multiattn.video.extraction.faces_folder import extract_faces, faces_journal, read_faces_folder
@@ -135,7 +138,7 @@ def test_a_cluster_of_dask_gives_the_same_tables(clips, undisturbed, tmp_path):
     quiet = {"distributed.admin.log-length": 0, "distributed.worker.daemon": True}
     with (
         dask.config.set(quiet),
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
     ):
         extract(clips, tmp_path, backend="dask", scheduler=cluster.scheduler_address)
     assert content(tmp_path) == undisturbed
@@ -206,12 +209,14 @@ def test_other_settings_are_refused_by_name_once_there_are_crops(clips, tmp_path
         extract({name: path}, tmp_path, recipe=other)
 
 
-def test_a_video_that_hangs_is_given_up_with_its_crops_and_the_others_are_not(clips, tmp_path):
+def test_a_video_that_hangs_is_given_up_with_its_crops_and_the_others_are_not(clips, tmp_path, monkeypatch):
     crop = tmp_path / "faces/crops/clips/hangs/000001_0.jpg"
     crop.parent.mkdir(parents=True)
     crop.write_bytes(b"left by an attempt")
-    os.mkfifo(tmp_path / "hangs.mp4")  # whoever opens it waits for a writer
-    found = extract({"hangs": tmp_path / "hangs.mp4", **clips}, tmp_path / "faces", time_limit=20)
-    assert found.pop("hangs") == ("unreadable", 0, "took longer than the time limit of 20 s")
+    write_clip(tmp_path / "hangs.mp4", [np.zeros((64, 64, 3), np.uint8)] * 2)
+    monkeypatch.setattr(registry, "_detectors", {**registry._detectors, "sleepy": SleepyDetector})
+    recipe = dataclasses.replace(RECIPE, detector="sleepy")
+    found = extract({"hangs": tmp_path / "hangs.mp4", **clips}, tmp_path / "faces", recipe=recipe, time_limit=5)
+    assert found.pop("hangs") == ("unreadable", 0, "took longer than the time limit of 5 s")
     assert set(found.values()) == {("ok", 2, "")}
     assert not crop.parent.exists()

@@ -1,27 +1,35 @@
 """MTCNN against its package: on a real portrait, the second pass, and the same bits whatever batch and threads."""
 
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import skimage.data
 import torch
-from facenet_pytorch import MTCNN
-from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 from torch import nn
 
-from multiattn.video.detectors.mtcnn import (
+from multiattn.video.detectors.mtcnn import MtcnnDetector
+from multiattn.video.detectors.mtcnn_cascade import (
+    WEIGHTS,
     Candidates,
     LargestPixel,
-    MtcnnDetector,
     PatchNetwork,
     ProposalNetwork,
     cut_patches,
+    read_weights,
 )
+from multiattn.video.extraction.extract import extraction_settings
 from multiattn.video.extraction.scan import pairwise_iou
 from sums import machine_was_measured
 
 BATCHES = [1, 2, 3, 5, 7, 8, 9, 20]
-PATCH_NETWORKS = [pytest.param(RNet, 24, id="refine"), pytest.param(ONet, 48, id="output")]
+PROPOSAL, REFINE, OUTPUT = read_weights()
+PATCH_NETWORKS = [pytest.param("RNet", REFINE, 24, id="refine"), pytest.param("ONet", OUTPUT, 48, id="output")]
 LANDMARKS = np.array([[203.5, 101], [246.5, 103.5], [225, 128], [204, 139.5], [243, 141]])
 """Landmarks of the portrait, read off the enlarged picture."""
 
@@ -30,6 +38,15 @@ LANDMARKS = np.array([[203.5, 101], [246.5, 103.5], [225, 128], [204, 139.5], [2
 def portrait() -> np.ndarray:
     """(512, 512, 3) uint8 RGB, one woman, a face of about 85 x 110 pixels."""
     return skimage.data.astronaut()
+
+
+@pytest.fixture(scope="module")
+def package():
+    """The code beside the weights, as a second opinion; nothing of the source uses it."""
+    pytest.importorskip("facenet_pytorch", exc_type=ImportError)
+    import facenet_pytorch.models.mtcnn
+
+    return facenet_pytorch.models.mtcnn
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +88,10 @@ def test_the_landmarks_lie_where_the_face_is(detector, portrait):
         pytest.param((128, 128), id="small"),
     ],
 )
-def test_faces_are_those_of_the_package(portrait, detector, size_wh):
+def test_faces_are_those_of_the_package(portrait, package, detector, size_wh):
     """facenet-pytorch's own cascade, on the same pixels."""
     image = cv2.resize(two_people(portrait), size_wh, interpolation=cv2.INTER_AREA)
-    boxes, scores, landmarks = MTCNN(keep_all=True, min_face_size=32).detect(image, landmarks=True)
+    boxes, scores, landmarks = package.MTCNN(keep_all=True, min_face_size=32).detect(image, landmarks=True)
     sure = np.flatnonzero((scores.astype(float) >= 0.9) if boxes is not None else [])
     (faces,) = detector([image])
     assert len(sure) == len(faces)
@@ -181,22 +198,22 @@ def answers_of(network: nn.Module, frames: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("size_hw", [(12, 12), (12, 14), (46, 90)])
-def test_the_proposal_network_is_the_packages(size_hw):
+def test_the_proposal_network_is_the_packages(package, size_hw):
     frames = images(2, 3, *size_hw)
     with torch.inference_mode():
-        offsets, probabilities = PNet().eval()(frames)
-        answers = ours(ProposalNetwork(PNet()))(frames)
+        offsets, probabilities = package.PNet().eval()(frames)
+        answers = ours(ProposalNetwork(PROPOSAL))(frames)
     torch.testing.assert_close(answers[:, 1:], offsets, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.sigmoid(answers[:, 0]), probabilities[:, 1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9])
-@pytest.mark.parametrize(("package", "side"), PATCH_NETWORKS)
-def test_the_patch_networks_are_the_packages(package, side, batch):
+@pytest.mark.parametrize(("name", "state", "side"), PATCH_NETWORKS)
+def test_the_patch_networks_are_the_packages(package, name, state, side, batch):
     patches = images(batch, 3, side, side)
     with torch.inference_mode():
-        *expected, probabilities = package().eval()(patches)
-        scores, *answers = ours(PatchNetwork(package()))(patches)
+        *expected, probabilities = getattr(package, name)().eval()(patches)
+        scores, *answers = ours(PatchNetwork(state))(patches)
     torch.testing.assert_close(scores, probabilities[:, 1], atol=1e-5, rtol=1e-5)
     for mine, theirs in zip(answers, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
@@ -221,11 +238,11 @@ def test_pooling_is_torchs(side, size_hw):
 @pytest.mark.parametrize(
     ("network", "size_hw"),
     [
-        pytest.param(lambda: ProposalNetwork(PNet()), (12, 12), id="smallest proposals"),
-        pytest.param(lambda: ProposalNetwork(PNet()), (12, 22), id="a wide film's smallest proposals"),
-        pytest.param(lambda: ProposalNetwork(PNet()), (90, 70), id="proposals"),
-        pytest.param(lambda: PatchNetwork(RNet()), (24, 24), id="refine"),
-        pytest.param(lambda: PatchNetwork(ONet()), (48, 48), id="output"),
+        pytest.param(lambda: ProposalNetwork(PROPOSAL), (12, 12), id="smallest proposals"),
+        pytest.param(lambda: ProposalNetwork(PROPOSAL), (12, 22), id="a wide film's smallest proposals"),
+        pytest.param(lambda: ProposalNetwork(PROPOSAL), (90, 70), id="proposals"),
+        pytest.param(lambda: PatchNetwork(REFINE), (24, 24), id="refine"),
+        pytest.param(lambda: PatchNetwork(OUTPUT), (48, 48), id="output"),
     ],
 )
 def test_an_answer_depends_on_its_image_alone(network, size_hw, thread_setter, threads):
@@ -237,3 +254,26 @@ def test_an_answer_depends_on_its_image_alone(network, size_hw, thread_setter, t
     for batch in BATCHES:
         for mine, all_of_them in zip(answers_of(network, frames[-batch:]), expected, strict=True):
             torch.testing.assert_close(mine, all_of_them[-batch:], rtol=0, atol=atol)
+
+
+def test_the_weights_lie_in_any_folder_and_are_checked(tmp_path, monkeypatch):
+    package = Path(importlib.util.find_spec("facenet_pytorch").submodule_search_locations[0])
+    for name in WEIGHTS:
+        shutil.copy(package / "data" / name, tmp_path)
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)  # neither to be found nor to be imported
+    with pytest.raises(FileNotFoundError, match=r"--no-deps facenet-pytorch==2\.5\.3`, or name a folder with pnet\.pt"):
+        MtcnnDetector()
+    settings = {"detector": "mtcnn", "threshold": None, "device": "cpu"}
+    found = extraction_settings(weights=tmp_path, **settings)
+    assert found.recipe.weights == "" and found.load_detector().weights == tmp_path
+    (tmp_path / "rnet.pt").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match=r"rnet\.pt: expected the file of SHA-256 bbb937de72efc9ef"):
+        MtcnnDetector(weights=tmp_path)
+    (tmp_path / "rnet.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"rnet\.pt"):
+        MtcnnDetector(weights=tmp_path)
+
+
+def test_naming_the_detectors_imports_no_torch():
+    code = "import sys, multiattn.video.crops.recipe; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from multiattn.video.decoding.frames import FrameReader
 from multiattn.video.detectors.mtcnn import MtcnnDetector
-from multiattn.video.detectors.retinaface import (
-    RetinaFaceDetector,
+from multiattn.video.detectors.retinaface import RetinaFaceDetector
+from multiattn.video.detectors.retinaface_network import (
     anchors,
     decode_boxes,
     decode_landmarks,
@@ -28,7 +28,8 @@ from multiattn.video.detectors.retinaface import (
 from multiattn.video.extraction.scan import pairwise_iou
 
 State = dict[str, Tensor]
-FRAMES = 8
+CPU = torch.device("cpu")
+FRAMES = 4
 MOBILENET_BLOCKS = [
     *[("body.stage1", number) for number in range(1, 6)],
     *[("body.stage2", number) for number in range(6)],
@@ -36,7 +37,7 @@ MOBILENET_BLOCKS = [
 ]
 MOBILENET_WIDTHS = [8, 16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256]
 MOBILENET_STRIDES = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
-"""Strides of the 13 separable blocks of MobileNet v1 at a quarter of its width, without its last 1 x 1 and its classifier."""
+"""Strides of the 13 separable blocks of MobileNet v1 at a quarter of its width, without what follows the last."""
 
 
 def normalised(state: State, convolution: str, normalisation: str, *shape: int) -> None:
@@ -161,7 +162,7 @@ def resnet_features(state: State, values: Tensor) -> Iterator[Tensor]:
 @pytest.mark.parametrize("size_hw", [(64, 96), (45, 71)], ids=["whole strides", "odd"])
 def test_the_network_is_the_published_one(layout, state, saved, size_hw):
     images = 60 * torch.randn(2, 3, *size_hw, generator=torch.Generator().manual_seed(1))
-    network = load_retinaface(saved(state))
+    network = load_retinaface(saved(state), CPU)
     with torch.inference_mode():
         found, expected = network(images), reference(state, layout, images)
     assert [values.shape[1:] for values in found] == [(len(anchors(size_hw[::-1])), values) for values in (2, 4, 10)]
@@ -183,14 +184,14 @@ def test_the_network_is_the_published_one(layout, state, saved, size_hw):
 )
 def test_the_same_weights_load_in_their_usual_wrappings(disguise, saved):
     state = make_state("mobilenet")
-    network = load_retinaface(saved(disguise(state)))
+    network = load_retinaface(saved(disguise(state), CPU))
     torch.testing.assert_close(network.ClassHead[1].conv1x1.weight, state["ClassHead.1.conv1x1.weight"])
 
 
 def test_safetensors_and_half_precision_load_too(tmp_path):
     state = {name: tensor.half() for name, tensor in make_state("mobilenet").items()}
     save_file(state, tmp_path / "weights.safetensors")
-    network = load_retinaface(tmp_path / "weights.safetensors")
+    network = load_retinaface(tmp_path / "weights.safetensors", CPU)
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules()), "all folded"
     assert not network.training
@@ -238,7 +239,7 @@ def changed(**changes: Tensor | None) -> State:
 )
 def test_weights_that_do_not_fit_say_how(content, messages, saved):
     with pytest.raises(ValueError) as error:
-        load_retinaface(saved(content()))
+        load_retinaface(saved(content(), CPU))
     for message in ["weights.pth", *messages]:
         assert message in str(error.value)
 
@@ -324,10 +325,10 @@ def test_the_names_of_the_real_file_are_the_ones_tested(weights):
 
 @pytest.mark.shared
 def test_every_frame_of_the_real_clips_shows_a_face_where_mtcnn_finds_one(shared, weights):
-    """Eight frames of each of seven clips, each detector at its own threshold.
+    """Four frames of each of seven clips, each detector at its own threshold.
 
     In one clip the woman's face blurs behind her hands, where MTCNN finds nothing but a portrait on the wall behind her
-    (of 32 frames in one, of these 8 in another one).
+    (in one of 32 frames).
     """
     retinaface, mtcnn = RetinaFaceDetector(weights=weights), MtcnnDetector()
     disagreements = []

@@ -79,6 +79,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_file(path: str | Path) -> None:
+    """Raise `FileNotFoundError` unless there is such a weights file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such weights file.")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from multiattn.runtime.files import require_file
+
 SHOWN = 3
 """Names an error lists of each kind of problem."""
 
@@ -91,12 +93,6 @@ def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
     shown = [(kind, len(names), names[:SHOWN] + ["..."] * (len(names) > SHOWN)) for kind, names in kinds if names]
     return [f"{count} {kind} ({', '.join(names)})" for kind, count, names in shown]
-
-
-def require_file(path: str | Path) -> None:
-    """Raise `FileNotFoundError` unless there is such a weights file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such weights file.")
 
 
 def first_line(error: Exception) -> str:

@@ -8,10 +8,8 @@ from typing import ClassVar, TypeVar
 
 import cv2
 import numpy as np
-import torch
 
-from multiattn.runtime.files import file_digest
-from multiattn.runtime.tensor_files import require_file
+from multiattn.runtime.files import file_digest, require_file
 
 DEFAULT_DETECTOR = "mtcnn"
 LONGEST_SIDE = 640
@@ -51,7 +49,7 @@ class Detector(ABC):
 
     Args:
         threshold: faces below this score are left out, in (0, 1); None is the detector's default.
-        weights: the weights file, of a detector that needs one.
+        weights: the weights file, of a detector that needs one; the folder of its files, of one that may be told.
         longest_side: bound on the copy that the first pass searches, in pixels.
         device: where it runs, as torch names it.
     """
@@ -63,6 +61,8 @@ class Detector(ABC):
     """The second pass also takes faces from this score on."""
     weights_file: ClassVar[str] = ""
     """Contents of the weights file it needs, as text; empty for a detector that needs none."""
+    weights_folder: ClassVar[str] = ""
+    """Contents of the folder that --weights may name, of a detector that else finds its files by itself."""
 
     def __init__(
         self,
@@ -72,6 +72,8 @@ class Detector(ABC):
         longest_side: int = LONGEST_SIDE,
         device: str = "cpu",
     ) -> None:
+        import torch
+
         self.threshold = self.default_threshold if threshold is None else threshold
         self.weights, self.longest_side, self.device = weights, longest_side, torch.device(device)
 
@@ -83,6 +85,8 @@ class Detector(ABC):
             thorough: the second pass, for a video in which the first found nothing: a larger copy (`search_size`) and
                 a lower threshold.
         """
+        import torch
+
         if not images:
             return []
         frame_wh = images[0].shape[1::-1]
@@ -176,10 +180,14 @@ def get_detector(name: str) -> type[Detector]:
     return _detectors[name]
 
 
-def require_weights(detector: type[Detector], weights: object) -> None:
+def require_weights(detector: type[Detector], weights: Path | str | None) -> None:
     """Raise `ValueError` for a weights file (or its digest) where none belongs, and for none where one does."""
-    if weights and not detector.weights_file:
-        raise ValueError(f"--weights: --detector {detector.name} needs no weights file, found {weights}. Leave it out.")
+    is_folder = bool(weights and detector.weights_folder) and Path(weights).is_dir()
+    if weights and not detector.weights_file and not is_folder:
+        folder = f", or name a folder with {detector.weights_folder}" if detector.weights_folder else ""
+        raise ValueError(
+            f"--weights: --detector {detector.name} needs no weights file, found {weights}. Leave it out{folder}."
+        )
     if detector.weights_file and not weights:
         others = [other.name for other in _detectors.values() if not other.weights_file]
         raise ValueError(
@@ -198,6 +206,11 @@ def load_detector(detector: type[Detector], *, threshold: float, device: str, we
     """
     require_weights(detector, weights)
     return detector(threshold=threshold, device=device, weights=weights)
+
+
+def recipe_weights(detector: type[Detector], weights: Path | None) -> str:
+    """The weights as the crop recipe names them: their digest, of a detector that needs a file; else empty."""
+    return weights_digest(weights) if detector.weights_file and weights is not None else ""
 
 
 def weights_digest(path: Path) -> str:

@@ -14,7 +14,7 @@ from multiattn.runtime.layout import CROPS_FOLDER
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameReader, UnreadableVideoError
-from multiattn.video.detectors.registry import Detector, get_detector, load_detector, require_weights, weights_digest
+from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
 from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
@@ -28,7 +28,7 @@ class ExtractionSettings:
     device: str = "cpu"
     """`cpu` or `cuda`, for the detector."""
     weights: Path | None = None
-    """The detector's weights file, where it needs one."""
+    """The detector's weights file, where it needs one, or the folder of its files, where it may be told."""
     detector: type[Detector] = field(init=False)
     """The recipe's. It goes to worker processes with these settings, so they know one that was registered here."""
 
@@ -36,7 +36,7 @@ class ExtractionSettings:
         self.recipe.require_makeable()
         object.__setattr__(self, "detector", get_detector(self.recipe.detector))
         require_weights(self.detector, self.weights)
-        if self.weights is not None and (found := weights_digest(self.weights)) != self.recipe.weights:
+        if (found := recipe_weights(self.detector, self.weights)) != self.recipe.weights:
             raise ValueError(
                 f"{self.weights}: expected the weights whose SHA-256 begins with {self.recipe.weights}, found {found}."
             )
@@ -61,7 +61,7 @@ def extraction_settings(
     """
     made = CropRecipe(
         detector=detector,
-        weights=weights_digest(weights) if weights is not None else "",
+        weights=recipe_weights(get_detector(detector), weights),
         threshold=get_detector(detector).default_threshold if threshold is None else threshold,
         **recipe,
     )
