@@ -184,7 +184,7 @@ def test_the_network_is_the_published_one(layout, state, saved, size_hw):
 )
 def test_the_same_weights_load_in_their_usual_wrappings(disguise, saved):
     state = make_state("mobilenet")
-    network = load_retinaface(saved(disguise(state), CPU))
+    network = load_retinaface(saved(disguise(state)), CPU)
     torch.testing.assert_close(network.ClassHead[1].conv1x1.weight, state["ClassHead.1.conv1x1.weight"])
 
 
@@ -239,7 +239,7 @@ def changed(**changes: Tensor | None) -> State:
 )
 def test_weights_that_do_not_fit_say_how(content, messages, saved):
     with pytest.raises(ValueError) as error:
-        load_retinaface(saved(content(), CPU))
+        load_retinaface(saved(content()), CPU)
     for message in ["weights.pth", *messages]:
         assert message in str(error.value)
 
