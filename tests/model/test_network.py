@@ -128,15 +128,13 @@ def test_weights_are_not_looked_for_when_a_checkpoint_comes_next():
 
 
 PAPER = ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3")
-OFFICIAL = dataclasses.replace(
-    official(Experiment(name="x", model=ModelConfig(backbone="tinynet_e", pretrained=False))).model, padding="dynamic"
-)
+OFFICIAL = dataclasses.replace(official(Experiment(name="x", model=PAPER)).model, padding="dynamic")
 BASELINE = dataclasses.replace(PAPER, network="baseline")
 PROFILES = pytest.mark.parametrize(
     "config",
     [
-        pytest.param(PAPER, id="paper, test_efficientnet"),
-        pytest.param(OFFICIAL, id="official, tinynet_e"),
+        pytest.param(PAPER, id="paper"),
+        pytest.param(OFFICIAL, id="official"),
         pytest.param(BASELINE, id="baseline"),
     ],
 )
@@ -172,16 +170,7 @@ def test_the_exported_network_gives_the_same_logits_also_from_a_file_and_for_oth
                 torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(PAPER, id="paper"),
-        pytest.param(
-            dataclasses.replace(OFFICIAL, backbone="test_efficientnet", attention_stage="L3"),
-            id="official, fewer layers",
-        ),
-    ],
-)
+@PROFILES
 def test_the_compiled_network_gives_the_same_logits_without_a_break_in_its_graph(config):
     network = settled(config)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
