@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multiattn.bench import data as bench_data
-from multiattn.bench.data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns
+from multiattn.bench.data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns, measure
 from multiattn.config import DataConfig
 from multiattn.tables import FACES, VIDEOS
 from multiattn.training.data.crops import training_loader
@@ -27,7 +27,7 @@ def test_the_table_names_every_side_and_what_it_must_feed(monkeypatch):
     bench = DataBench(
         experiment="demo", presets=("none", "strong"), num_workers=0, image_size=95, seconds=0.02, training_rate=1e6
     )
-    lines = bench.lines()
+    lines = measure(bench)
     names = ["plain dataset", "none", "strong", "none, --sbi 0.5", "none, cached in memory", "none, cached on disk"]
     rows = [line.rsplit(maxsplit=4) for line in lines if line.startswith(tuple(names))]
     assert [row[0] for row in rows] == names

@@ -2,7 +2,7 @@
 
 import pytest
 
-from multiattn.bench.submit import Side, SubmitBench, table, untrained_run
+from multiattn.bench.submit import Side, SubmitBench, measure, table, untrained_run
 from multiattn.inference.runs import find_models
 from sums import machine_was_measured
 
@@ -30,7 +30,7 @@ def test_turns_are_summed_up_by_their_median_and_spread():
 @pytest.mark.slow
 def test_both_sides_answer_alike(pipeline):
     bench = SubmitBench(videos_dir=pipeline.dataset / "test_videos", runs=(pipeline.experiment,), jobs=1)
-    text = "\n".join(bench.lines())
+    text = "\n".join(measure(bench))
     assert "4 videos, 4 frames each, mtcnn, 2 models" in text
     different, same = (float(line.rpartition(" ")[2]) for line in text.splitlines()[-2:])
     assert different < (1e-3 if machine_was_measured() else 3e-2) and same < 1e-6

@@ -41,12 +41,6 @@ class DataBench:
         if self.training_rate is not None and not self.training_rate > 0:
             raise ValueError(f"--training-rate: expected more than 0 crops a second, found {self.training_rate}.")
 
-    def lines(self) -> list[str]:
-        """Measure, and put the figures into lines, as `bench/data.py` says."""
-        from multiattn.bench.data import measure
-
-        return measure(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FacesBench:
@@ -63,12 +57,6 @@ class FacesBench:
     """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
     device: str = "cpu"
     """cpu, cuda or auto."""
-
-    def lines(self) -> list[str]:
-        """Measure, and put the figures into lines, as `bench/faces.py` says."""
-        from multiattn.bench.faces import measure
-
-        return measure(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +87,3 @@ class SubmitBench:
         if bool(self.runs) == (self.untrained is not None):
             raise ValueError("expected one of --runs and --untrained.")
         require_at_least(self, 1, "turns", "untrained_folds", "videos")
-
-    def lines(self) -> list[str]:
-        """Measure, and put the figures into lines, as `bench/submit.py` says."""
-        from multiattn.bench.submit import measure
-
-        return measure(self)

@@ -51,9 +51,19 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     name = argv[0] if argv else ""
     if name in BENCHES:
-        results(*parse(BENCHES[name], argv[1:], stage=f"bench {name}", doc=__doc__).lines())
+        results(*_measure(parse(BENCHES[name], argv[1:], stage=f"bench {name}", doc=__doc__)))
     else:
         _bench_network(argv)
+
+
+def _measure(options: DataBench | FacesBench | SubmitBench) -> list[str]:
+    if isinstance(options, DataBench):
+        from multiattn.bench.data import measure
+    elif isinstance(options, FacesBench):
+        from multiattn.bench.faces import measure
+    else:
+        from multiattn.bench.submit import measure
+    return measure(options)
 
 
 def _bench_network(argv: list[str]) -> None:
