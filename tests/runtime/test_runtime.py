@@ -15,7 +15,15 @@ import torch
 from multiattn.runtime import progress
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
-from multiattn.runtime.files import atomic_path, exclusive_folder, read_json, write_json, write_text
+from multiattn.runtime.files import (
+    atomic_path,
+    content_fingerprint,
+    exclusive_folder,
+    read_json,
+    require_plain_file,
+    write_json,
+    write_text,
+)
 from multiattn.runtime.progress import progress_bar
 
 
@@ -211,3 +219,27 @@ def test_a_machine_without_cuda_computes_on_its_cpu_or_says_what_there_is(name, 
 
 def test_the_commit_is_one_word():
     assert len(git_commit().split()) == 1
+
+
+def test_a_fingerprint_is_of_the_content_and_not_of_its_time(tmp_path):
+    """The digest of "abc": FIPS 180-2, example B.1."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"abc")
+    expected = "3-ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert content_fingerprint(path) == expected
+    os.utime(path, (1, 1))
+    assert content_fingerprint(path) == expected
+    path.write_bytes(b"abd")
+    assert content_fingerprint(path) != expected
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device"])
+def test_what_only_looks_like_a_file_is_refused_before_it_is_opened(kind, tmp_path):
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "clip.mp4"
+    if kind != "device":
+        {"FIFO": os.mkfifo, "folder": os.mkdir}[kind](path)
+    for refuse in (require_plain_file, content_fingerprint):
+        with pytest.raises(OSError, match=f"expected a file, found a {kind}"):
+            refuse(path)
+    with pytest.raises(FileNotFoundError):
+        require_plain_file(tmp_path / "nothing")

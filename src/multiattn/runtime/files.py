@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -77,6 +78,28 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_plain_file(path: Path) -> None:
+    """Refuse what only looks like a file: whoever opens a FIFO waits for ever, and a device may have no end.
+
+    Raises:
+        OSError: it is none; the message names no path. `FileNotFoundError` where there is nothing.
+    """
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        raise OSError(f"expected a file, found {kinds.get(stat.S_IFMT(mode), 'a device')}")
+
+
+def content_fingerprint(path: Path) -> str:
+    """Size and SHA-256 of a file's whole content: `<bytes>-<hex digits>`; results of a file are kept under it.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+    """
+    require_plain_file(path)
+    return f"{Path(path).stat().st_size}-{file_digest(path)}"
 
 
 def require_file(path: str | Path) -> None:
