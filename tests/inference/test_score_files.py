@@ -150,7 +150,7 @@ RETINAFACE = CropRecipe(detector="retinaface", weights="0123456789abcdef")
     ("recipe", "message"),
     [
         pytest.param(FOREIGN, "cut by another program", id="another program's"),
-        pytest.param(RETINAFACE, "retinaface needs its weights file .* Pass --weights FILE", id="no weights"),
+        pytest.param(RETINAFACE, "retinaface needs its weights file, .* Pass --weights FILE", id="no weights"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused_before_anything_is_written(recipe, message, tmp_path):

@@ -10,16 +10,14 @@ import pytest
 from PIL import Image
 
 from drawn_faces import write_clip
-from multiattn.video.decoding import frames
+from multiattn.video.decoding import pictures
 from multiattn.video.decoding.frames import (
     FrameReader,
-    UnreadableVideoError,
     VideoShape,
     evenly_spaced_indices,
-    is_image_name,
     probe_video,
-    read_image,
 )
+from multiattn.video.decoding.pictures import UnreadableVideoError, is_image_name, read_image
 
 WIDTH, HEIGHT, FPS = 64, 48, 25
 
@@ -286,6 +284,6 @@ def test_a_picture_lying_on_its_side_is_turned_upright(tmp_path):
 def test_a_picture_beyond_the_bound_is_unreadable(tmp_path, monkeypatch):
     path = tmp_path / "picture.png"
     Image.fromarray(PICTURE).save(path)
-    monkeypatch.setattr(frames, "MAX_PIXELS", 40 * 60 - 1)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 40 * 60 - 1)
     with pytest.raises(UnreadableVideoError, match="60x40"):
         read_image(path)

@@ -22,7 +22,7 @@ from multiattn.runtime.text_tables import terminal_table
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
-from multiattn.video.decoding.frames import is_image_name
+from multiattn.video.decoding.pictures import is_image_name
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
 from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
 

@@ -25,6 +25,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
 from multiattn.runtime.signals import ending_signals_wait, leave_signals_to_parent
 from multiattn.video.crops.cache import SHARED_MEMORY, CropCache
+from multiattn.video.decoding.pictures import MAX_PIXELS, decode_picture
 
 # A decoder asked for half the size skips the fine half of each block's frequencies. OpenCV takes the factor from these
 # flags and the colours from IMREAD_COLOR_RGB, whatever the names of the former mean.
@@ -64,7 +65,10 @@ def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
     stored_wh = jpeg_size(content)
     is_square = stored_wh is not None and stored_wh[0] == stored_wh[1]
     flags = cv2.IMREAD_COLOR_RGB | _REDUCED.get(_decoding_factor(stored_wh[0], size) if is_square else 1, 0)
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content and whole else None
+    if stored_wh is not None and stored_wh[0] * stored_wh[1] <= MAX_PIXELS:  # known: no second look at the header
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if whole else None
+    else:
+        image = decode_picture(content, flags, str(source))
     if image is None:
         raise ValueError(
             f"{source}: not a readable image. Delete the line of its video in video_status.csv of the faces folder, "

@@ -1,23 +1,32 @@
-"""Evenly spaced frames of a video, decoded only as far as needed; a picture as a video of one frame."""
+"""Evenly spaced frames of a video as a player shows it, decoded only as far as needed; pictures as one frame."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 
+from multiattn.runtime.files import require_plain_file
 from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_decoding
+from multiattn.video.decoding.pictures import MAX_PIXELS, UnreadableVideoError, is_image_name, read_image
+from multiattn.video.decoding.upright import turned_upright
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-MAX_PIXELS = 1 << 26
-"""Bound on a frame, 8192 x 8192: a damaged header may declare sizes that would take all memory."""
-
-
-class UnreadableVideoError(Exception):
-    """Not one wanted frame could be decoded; the message is the decoder's."""
+OPEN_OPTIONS = {
+    "max_pixels": str(MAX_PIXELS),
+    "protocol_whitelist": "file",
+    # Files of one film: a playlist (HLS, ffconcat, SDP) of any name would make FFmpeg read other files.
+    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,asf,flv,live_flv,mxf,ogg,gif,apng,nut,ivf,obu,dv,rm,"
+    "wtv,nsv,amv,bink,smk,yuv4mpegpipe,h263,h264,hevc,m4v,vc1,mjpeg",
+}
+DEFAULT_STREAM = 5_000_000
+"""Pixels that a stream marked as the default counts more, where FFmpeg chooses one of several."""
+FRAMES_UNLIKE_PACKETS = frozenset({"vp8", "mpeg1video", "mpeg2video"})
+"""Codecs that have packets of no frame of their own (hidden ones, leading ones of an open group)."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +69,12 @@ def probe_video(path: Path) -> VideoShape:
         UnreadableVideoError: no such file, no video, or its first frame cannot be decoded.
     """
     try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container)
+        with _opened(path) as (container, stream):
             first = next(container.decode(stream), None)
             if first is None:
                 raise UnreadableVideoError("no frame could be decoded")
-            size_wh = (first.width, first.height)[:: -1 if _quarter_turns(first) % 2 else 1]
-            total = stream.frames
-        return VideoShape(*size_wh, total_frames=total or _count_packets(path))
+            height, width = to_image(first).shape[:2]
+        return VideoShape(width, height, FrameReader(path, 0).count())
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableVideoError(_describe(error)) from error
 
@@ -126,27 +133,33 @@ class FrameReader:
         frames = evenly_spaced_indices(total, self.wanted) if plan is None else plan.frames
         if not frames:
             raise UnreadableVideoError("no frames in the video stream")
-        with av.open(str(self.path)) as container:
-            stream = _video_stream(container)
-            codec = stream.codec_context
-            codec.thread_count = 1  # the work is parallel over videos
-            codec.options = {"max_pixels": str(MAX_PIXELS)}
+        with _opened(self.path) as (container, stream):
             decoded = enumerate(container.decode(stream)) if plan is None else _decode(container, stream, plan)
             yield from self._select(decoded, frames, total)
 
+    def count(self) -> int:
+        """The number of frames that a player shows."""
+        return self._plan()[0]
+
     def _plan(self) -> tuple[int, DecodingPlan | None]:
-        """The number of frames, by the header where it has one, and the plan to decode by; None for everything."""
-        with av.open(str(self.path)) as container:
-            stream = _video_stream(container)
-            total = stream.frames
-            parser = UnitParser(stream.codec_context.name, stream.codec_context.extradata)
-            if not parser.understood:
-                return total or _count_packets(self.path), None
-            reorders = stream.codec_context.has_b_frames
+        """The number of frames that a player shows, and the plan to decode by; None for everything."""
+        with _opened(self.path) as (container, stream):
+            codec = stream.codec_context
+            # The index of an MP4 file also tells of frames that a cut-off file lacks; an edit list leaves others out.
+            declared = sum(not entry.is_discard for entry in stream.index_entries) if stream.frames else 0
+            declared = declared if container.format.name.startswith("mov,") else 0
+            parser = UnitParser(codec.name, codec.extradata)
             packets = [parser.read(packet) for packet in container.demux(stream) if packet.size]
-        total = total or len(packets)
-        wanted = evenly_spaced_indices(total, self.wanted)
-        return total, plan_decoding(packets, wanted, reorders=reorders, fast_frames=self.fast_frames)
+            total = max(declared, sum(packet.shown for packet in packets))
+            plan = None
+            if parser.understood:
+                wanted, reorders = evenly_spaced_indices(total, self.wanted), codec.has_b_frames
+                plan = plan_decoding(packets, wanted, reorders=reorders, fast_frames=self.fast_frames)
+            starts_within = parser.reads_units and packets and not packets[0].starts_anew
+        if plan is None and total and (codec.name in FRAMES_UNLIKE_PACKETS or starts_within):
+            with _opened(self.path) as (container, stream):
+                total = sum(1 for _ in container.decode(stream))
+        return total, plan
 
     def _select(self, decoded: Iterator[tuple[int, av.VideoFrame]], frames: list[int], total: int) -> Iterator[Frame]:
         wanted, last_index = set(frames), -1
@@ -189,60 +202,42 @@ def _decode(
     yield from numbered(None)
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    if not container.streams.video:
-        raise UnreadableVideoError("no video stream")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise UnreadableVideoError("its codec is unknown")
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MAX_PIXELS:
-        raise UnreadableVideoError(f"declares frames of {width}x{height}")
-    return stream
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """A video file and its film: of several video streams the one that FFmpeg chooses, and never a cover picture."""
+    require_plain_file(path)
+    try:  # as file:, whatever its name means
+        opened = av.open(f"file:{Path(path).absolute()}", options=OPEN_OPTIONS)
+    except av.error.ArgumentError as error:
+        raise UnreadableVideoError("a list of other files, or of a format that no film has") from error
+    with opened as container:
+        films = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+        if not films:
+            raise UnreadableVideoError("no video stream")
+        known = [one for one in films if one.codec_context is not None]
+        if not known:
+            raise UnreadableVideoError("its codec is unknown")
+        stream = max(known, key=_preference)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            raise UnreadableVideoError(f"declares frames of {width}x{height}")
+        stream.codec_context.thread_count = 1  # the work is parallel over videos
+        stream.codec_context.options = {"max_pixels": OPEN_OPTIONS["max_pixels"]}
+        yield container, stream
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Quarter turns of the container's display rotation: phones record portrait lying down."""
-    return round(getattr(frame, "rotation", 0) / 90) % 4
+def _preference(stream: av.VideoStream) -> int:
+    is_default = bool(stream.disposition & Disposition.default)
+    return stream.codec_context.width * stream.codec_context.height + DEFAULT_STREAM * is_default
 
 
 def to_image(frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8 RGB with the display rotation applied."""
+    """(H, W, 3) uint8 RGB, turned and mirrored as the container's display matrix says."""
+    matrix = next((bytes(data) for data in frame.side_data if data.type == SideData.DISPLAYMATRIX), None)
     image = frame.to_ndarray(format="rgb24")
-    quarter_turns = _quarter_turns(frame)
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
-
-
-def _count_packets(path: Path) -> int:
-    """Packets of the video stream, for containers whose header has no frame count; nothing is decoded."""
-    with av.open(str(path)) as container:
-        return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+    return image if matrix is None else turned_upright(image, np.frombuffer(matrix, np.int32).reshape(3, 3))
 
 
 def _describe(error: Exception) -> str:
     """FFmpeg's message without the path, which differs between machines and would make the tables differ."""
-    return f"{type(error).__name__}: {error.strerror if isinstance(error, av.FFmpegError) else error}"
-
-
-def is_image_name(name: str) -> bool:
-    """True for the name of a picture: by its extension, in any case; hidden files are none."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight.
-
-    Raises:
-        UnreadableVideoError: no such file, not a picture OpenCV reads, or one of more than `MAX_PIXELS`.
-    """
-    try:
-        content = np.fromfile(path, dtype=np.uint8)
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
-    except (OSError, cv2.error) as error:  # cv2: a header that declares more pixels than OpenCV's own bound
-        reason = error.strerror if isinstance(error, OSError) else error.err
-        raise UnreadableVideoError(f"{type(error).__name__}: {reason}") from error
-    if image is None:
-        raise UnreadableVideoError("not a readable picture")
-    if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise UnreadableVideoError(f"a picture of {image.shape[1]}x{image.shape[0]}")
-    return image
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"

@@ -20,7 +20,9 @@ class PacketFacts:
 
     pts: int | None
     sound: bool = True
-    """The container neither calls it damaged nor hides it from view."""
+    """The container does not call it damaged."""
+    shown: bool = True
+    """False for a frame that an edit list hides."""
     starts_anew: bool = False
     """An IDR frame: nothing after it refers to anything before it."""
     droppable: bool = False
@@ -55,6 +57,7 @@ class UnitParser:
         record = extradata if extradata and extradata[0] == 1 else b""
         self.codec = codec
         self.length_size = 0
+        self.reads_units = codec in ("h264", "hevc")
         self.understood = codec == "h264"
         if codec == "h264" and len(record) > 4:
             self.length_size = (record[4] & 3) + 1
@@ -65,12 +68,15 @@ class UnitParser:
 
     def read(self, packet: av.Packet) -> PacketFacts:
         """The facts of one packet; a damaged one is neither droppable nor a start."""
+        if not self.reads_units:
+            return PacketFacts(packet.pts, shown=not packet.is_discard)
         kind_of = self._h264 if self.codec == "h264" else self._hevc
         kinds = {"broken" if len(unit) < 2 or unit[0] & 0x80 else kind_of(unit) for unit in self._units(bytes(packet))}
         pictures = kinds & {"idr", "needed", "droppable"}
         return PacketFacts(
             pts=packet.pts,
-            sound=not (packet.is_corrupt or packet.is_discard),
+            sound=not packet.is_corrupt,
+            shown=not packet.is_discard,
             starts_anew=pictures == {"idr"} and "broken" not in kinds,
             droppable=kinds <= {"droppable", "remark"} and "droppable" in kinds,
             carries_settings="settings" in kinds or bool(packet.has_sidedata("new_extradata")),
@@ -130,7 +136,7 @@ def plan_decoding(
         None where the stream is not marked enough to leave anything out safely: time stamps that are missing, double,
         out of order, or of decoding instead of presentation (AVI has no others); or a start that is no IDR frame.
     """
-    if not packets or not packets[0].starts_anew or not all(packet.sound for packet in packets):
+    if not packets or not packets[0].starts_anew or not all(packet.sound and packet.shown for packet in packets):
         return None
     times = [packet.pts for packet in packets]
     if None in times or len(set(times)) < len(times) or (reorders and len(times) > 2 and times == sorted(times)):
