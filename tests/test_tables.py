@@ -50,6 +50,7 @@ GOOD_ROWS = {
     },
     "video_predictions": {"video_id": "a/b", "probability": 0.5, "num_crops": 0, "status": "missing", "message": "x"},
     "submission": {"filename": "b.mp4", "label": 0.5},
+    "sample submission": {"filename": "b.mp4"},
     "labels": {"filename": "b.mp4", "label": 0},
 }
 
@@ -125,7 +126,7 @@ def test_a_missing_column_is_named_with_what_was_found_and_the_command(table):
             table.validate(frame, "some/file.csv")
         message = str(caught.value)
         assert message.startswith(f"some/file.csv: not a {table.name} table: expected column {column!r}")
-        assert f"`{table.made_by}`" in message
+        assert table.advice in message
         assert str(frame.columns[0]) in message.split("found columns")[1]
     with pytest.raises(ValueError, match="found columns none"):
         table.validate(pd.DataFrame(), "some/file.csv")
@@ -200,7 +201,7 @@ def test_a_missing_file_names_the_command_that_makes_it(table, suffix, tmp_path)
         with pytest.raises(FileNotFoundError, match=f"no {table.name} table here") as caught:
             table.read(path)
         assert str(path) in str(caught.value)
-        assert f"`{table.made_by}`" in str(caught.value)
+        assert table.advice in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -31,12 +31,18 @@ ROWS_AT_ONCE = 1 << 17
 
 @dataclass(frozen=True)
 class Table:
-    """One kind of table: its schema, its key, and the command that makes it."""
+    """One kind of table: its schema, its key, and how it is made."""
 
     name: str
     key: tuple[str, ...]
     columns: dict[str, pa.Column]
     made_by: str
+    """The command that makes it, or a sentence where none does."""
+
+    @property
+    def advice(self) -> str:
+        """The next step after an error."""
+        return f"Make it with `{self.made_by}`." if self.made_by.startswith("multiattn ") else f"{self.made_by}."
 
     def empty(self) -> pd.DataFrame:
         """The table with no rows and the right dtypes."""
@@ -55,7 +61,7 @@ class Table:
         if missing:
             raise ValueError(
                 f"{source}: not a {self.name} table: expected column {missing[0]!r} (of {', '.join(self.columns)}), "
-                f"found columns {', '.join(map(str, frame.columns)) or 'none'}. Make it with `{self.made_by}`."
+                f"found columns {', '.join(map(str, frame.columns)) or 'none'}. {self.advice}"
             )
         schema = pa.DataFrameSchema(self.columns, coerce=True)
         frame = frame[list(self.columns)].reset_index(drop=True)
@@ -101,16 +107,14 @@ class Table:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no {self.name} table here. Make it with `{self.made_by}`.")
+            raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
         try:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
         except (csv.Error, OSError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not a readable {self.name} table: {error}. Make it with `{self.made_by}`."
-            ) from error
+            raise ValueError(f"{path}: not a readable {self.name} table: {error}. {self.advice}") from error
         frame = self.validate(frame, path)
         if frame.empty and not allow_empty:
-            raise ValueError(f"{path}: the {self.name} table has no rows. Make it with `{self.made_by}`.")
+            raise ValueError(f"{path}: the {self.name} table has no rows. {self.advice}")
         return frame
 
     def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -128,7 +132,7 @@ class Table:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no {self.name} table here. Make it with `{self.made_by}`.")
+            raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
         part = replace(self, columns={name: self.columns[name] for name in self.columns if name in columns})
         compact = {"int64": "int64", "float64": "float32"}
         kinds = {name: compact.get(str(column.dtype.type), "text") for name, column in part.columns.items()}
@@ -373,9 +377,16 @@ SUBMISSION = Table(
     columns={"filename": _name("a video's file name"), "label": _probability()},
 )
 
+SAMPLE = Table(
+    name="sample submission",
+    key=("filename",),
+    made_by="Pass the competition's sample_submission.csv",
+    columns={"filename": _name("a video's file name")},
+)
+
 LABELS = Table(
     name="labels",
     key=("filename",),
-    made_by="the data set's owner",
+    made_by="Pass the labels that came with the videos",
     columns={"filename": _name("a video's file name"), "label": _label(REAL, FAKE)},
 )

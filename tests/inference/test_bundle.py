@@ -1,6 +1,7 @@
 """The offline kit: half-size weights, the wheels, and a folder that is whole or not there at all."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -263,6 +264,35 @@ def test_a_kit_that_could_not_run_is_not_put_in_place(pipeline, tmp_path, monkey
     with pytest.raises((ValueError, FileNotFoundError)):
         bundle(pipeline, tmp_path / "kit", rule=weighted(demo_tiny=1.0))
     assert tree(tmp_path) == before
+
+
+def test_a_bundle_publishes_names_alone_of_absolute_paths(pipeline, tmp_path):
+    shutil.copytree(pipeline.experiment, tmp_path / "demo_tiny")
+    for fold in (0, 1):
+        path = tmp_path / "demo_tiny" / f"fold{fold}" / "experiment.json"
+        settings = json.loads(path.read_text())
+        settings["start_from"], settings["model"]["weights"] = str(tmp_path / "first_run"), r"C:\Users\me\b4.pth"
+        path.write_text(json.dumps(settings))
+    (tmp_path / "demo_tiny/fold0/import.json").write_text(json.dumps({"source": [{"file": f"{tmp_path}/ckpt.pth"}]}))
+    rule = weighted(demo_tiny=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "out_of_fold_figures", lambda *_: rule.out_of_fold)
+        bundle(pipeline, tmp_path / "kit", runs=(tmp_path / "demo_tiny",), rule=rule)
+    of_runs = [path for path in (tmp_path / "kit").rglob("*.json") if "src" not in path.parts]
+    assert not [path for path in of_runs if str(tmp_path) in path.read_text() or "Users" in path.read_text()]
+    experiment = find_models(tmp_path / "kit" / "runs" / "demo_tiny")[0].experiment
+    assert (experiment.start_from, experiment.model.weights) == ("first_run", "b4.pth")
+    assert "ckpt.pth" in (tmp_path / "kit/runs/demo_tiny/fold0/import.json").read_text()
+
+
+def test_the_manifest_digests_code_and_wheels(made):
+    manifest = json.loads((made.folder / "bundle.json").read_text())
+    digests = {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in tree(made.folder).items()
+        if name.startswith("src/")
+    }
+    assert manifest["sha256"] == digests != {}
 
 
 def test_the_same_bundle_has_the_same_bytes(pipeline, tmp_path):

@@ -14,7 +14,7 @@ CLASS_FOLDERS = {"real": REAL, "fake": FAKE}
 PATH_LABELS = Table(
     name="labelled paths",
     key=("path",),
-    made_by="a text editor: the line `path,label`, then one line a clip, path below --root, 1 = fake, 0 = real",
+    made_by="Write it by hand: the line `path,label`, then one line a clip, path below --root, 1 = fake, 0 = real",
     columns={
         "path": pa.Column(str, pa.Check.str_length(min_value=1), description="a clip's path below --root, not empty"),
         "label": LABELS.columns["label"],

@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -73,14 +75,72 @@ def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_co
     assert not [out for out in outputs if "Warning" in out.get("text", "")], "warnings are no part of the result"
 
 
-def test_the_notebook_finds_the_repositorys_code(monkeypatch):
+@pytest.fixture
+def first_cell(tmp_path, monkeypatch) -> Callable[[Path], dict]:
+    """Execute the notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input; returns its names."""
     monkeypatch.setattr(sys, "path", sys.path[:])
-    monkeypatch.chdir(NOTEBOOK.parent)
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    found = {}
-    exec(next(cell.source for cell in cells if cell.cell_type == "code"), found)
-    repository = NOTEBOOK.parents[1]
+    source = next(cell.source for cell in cells if cell.cell_type == "code")
+
+    def execute(here: Path) -> dict:
+        monkeypatch.chdir(here)
+        names: dict = {}
+        exec(source.replace("/kaggle/input", str(tmp_path / "input")), names)
+        return names
+
+    return execute
+
+
+def test_the_notebook_finds_the_repositorys_code(first_cell):
+    found, repository = first_cell(NOTEBOOK.parent), NOTEBOOK.parents[1]
     assert (found["root"], found["code"]) == (repository, repository / "src" / "multiattn")
+
+
+def make_kit(folder: Path) -> Path:
+    """A bundle as the first cell sees one."""
+    files = {"src/multiattn/__init__.py": b"", "wheels/requirements.txt": b"av\n", "wheels/av.whl": b"wheel"}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    (folder / "bundle.json").write_text(json.dumps({"kind": "multiattn bundle", "sha256": digests}))
+    return folder
+
+
+def test_on_kaggle_only_a_bundles_code_is_taken_whatever_else_lies_there(first_cell, tmp_path):
+    kit = make_kit(tmp_path / "input" / "datasets" / "me" / "my-bundle")
+    other = tmp_path / "input" / "aaa"
+    (other / "src" / "multiattn").mkdir(parents=True)
+    for content in ("{}", "[1]", '{"kind": "other"}', "\0"):
+        (other / "bundle.json").write_text(content)
+        assert first_cell(tmp_path)["code"] == kit / "src" / "multiattn"
+    (kit / "src" / "multiattn" / "__pycache__").mkdir()
+    (kit / "src" / "multiattn" / "__pycache__" / "x.pyc").touch()
+    assert first_cell(tmp_path)["root"] == kit
+
+
+def without_digests(kit: Path) -> None:
+    (kit / "bundle.json").write_text('{"kind": "multiattn bundle"}')
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda kit: (kit / "bundle.json").unlink(), "expected one bundle", id="none"),
+        pytest.param(lambda kit: make_kit(kit.parent / "b"), "expected one bundle", id="two"),
+        pytest.param(lambda kit: (kit / "src/multiattn/__init__.py").write_text("1"), "__init__.py", id="other code"),
+        pytest.param(lambda kit: (kit / "src/multiattn/more.py").touch(), "more.py", id="more code"),
+        pytest.param(lambda kit: (kit / "wheels/av.whl").write_bytes(b"other"), "av.whl", id="another wheel"),
+        pytest.param(lambda kit: (kit / "wheels/av.whl").unlink(), "av.whl", id="a wheel less"),
+        pytest.param(without_digests, "attach it anew", id="of an older version"),
+    ],
+)
+def test_what_is_not_one_whole_bundle_is_refused_before_anything_is_imported(change, message, first_cell, tmp_path):
+    change(make_kit(tmp_path / "input" / "a"))
+    before = sys.path[:]
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        first_cell(tmp_path)
+    assert sys.path == before
 
 
 @pytest.mark.slow
@@ -134,7 +194,7 @@ def test_blocking_the_network_really_blocks_it(tmp_path):
 def test_the_notebook_is_thin_and_clean():
     document = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in document.cells if cell.cell_type == "code"]
-    assert sum(len(cell.source.splitlines()) for cell in code) < 40
+    assert sum(len(cell.source.splitlines()) for cell in code) < 60
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 

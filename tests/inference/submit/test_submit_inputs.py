@@ -8,16 +8,31 @@ from pathlib import Path
 import pytest
 
 from multiattn.inference.submit.inputs import write_first_answer
-from multiattn.tables import SUBMISSION
+from multiattn.tables import SAMPLE, SUBMISSION
 
 
-def test_it_is_a_complete_submission_in_the_samples_order(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param('filename,label\nb.mp4,0\n"a, b.mp4",1\nc.mp4,0.2\n', id="as the competition's"),
+        pytest.param('\ufefffilename,label\r\nb.mp4,0\r\n"a, b.mp4",\r\nc.mp4,\r\n', id="saved by a spreadsheet"),
+        pytest.param('filename\nb.mp4\n"a, b.mp4"\nc.mp4\n', id="without labels"),
+        pytest.param('label,filename\nx,b.mp4\nx,"a, b.mp4"\nx,c.mp4\n', id="other labels"),
+    ],
+)
+def test_it_is_a_complete_submission_in_the_samples_order(content, tmp_path):
     sample = tmp_path / "sample.csv"
-    sample.write_text('filename,label\nb.mp4,0\n"a, b.mp4",1\nc.mp4,0.2\n')
+    sample.write_text(content, newline="")
     write_first_answer(sample, tmp_path / "out")
     table = SUBMISSION.read(tmp_path / "out" / "submission.csv")
-    assert table["filename"].tolist() == SUBMISSION.read(sample)["filename"].tolist() == ["b.mp4", "a, b.mp4", "c.mp4"]
+    assert table["filename"].tolist() == SAMPLE.read(sample)["filename"].tolist() == ["b.mp4", "a, b.mp4", "c.mp4"]
     assert table["label"].tolist() == [0.5] * 3
+
+
+def test_a_sample_that_is_not_there_is_asked_for_and_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nope.csv: no sample submission .* Pass the competition's") as error:
+        SAMPLE.read(tmp_path / "nope.csv")
+    assert "Make it" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Everything an offline machine needs for a submission, in one folder that Kaggle attaches as one data set.
 
-    bundle.json              what it holds, how each fold's weights are stored, its size by part
+    bundle.json              what it holds, how each fold's weights are stored, sizes, digests of code and wheels
     README.txt               what to attach and click
     dataset-metadata.json    for Kaggle's uploader
     inference.ipynb          the notebook
@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from multiattn.inference.kit.half_weights import StoredWeights, crops_to_compare, store_weights
@@ -40,7 +40,7 @@ from multiattn.inference.scoring_file import (
 )
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
-from multiattn.runtime.files import exclusive_folder, read_json, write_json, write_text
+from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json, write_text
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
     BUNDLE_FILE,
@@ -109,7 +109,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
             weights = _fill(building, options, models, scoring)
             sizes = _sizes(building)
             _require_fits(sizes, options, weights)
-            write_json(building / BUNDLE_FILE, _manifest(options, models, weights, sizes))
+            write_json(building / BUNDLE_FILE, _manifest(options, models, weights, sizes, _digests(building)))
             _require_runs(building, rule)
             (building / LOCK).unlink()
             _replace(building, out)
@@ -200,7 +200,7 @@ def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) 
             folder.mkdir(parents=True)
             for name in (EXPERIMENT_FILE, RECIPE_FILE, IMPORT_FILE):
                 if (model.path / name).is_file():
-                    shutil.copyfile(model.path / name, folder / name)
+                    write_json(folder / name, _without_folders(read_json(model.path / name)))
             _copy_folds(folds_table(model.path), folder)
             count = 1 if options.precision == "float32" else options.check_crops
             crops = crops_to_compare(model, options.check_faces, count)
@@ -208,6 +208,16 @@ def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) 
             weights.append(store_weights(model, folder, crops, **limits, device=device))
             bar.update()
     return weights
+
+
+def _without_folders(values: Any) -> Any:
+    """The same JSON with the names alone of absolute paths: a bundle is published, a home folder is not."""
+    if isinstance(values, dict):
+        return {name: _without_folders(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_without_folders(value) for value in values]
+    is_path = isinstance(values, str) and (PurePosixPath(values).is_absolute() or PureWindowsPath(values).is_absolute())
+    return PureWindowsPath(values).name if is_path else values
 
 
 def _copy_folds(table: Path, folder: Path) -> None:
@@ -278,7 +288,11 @@ def _require_fits(sizes: dict[str, int], options: BundleOptions, weights: list[S
 
 
 def _manifest(
-    options: BundleOptions, models: list[TrainedModel], weights: list[StoredWeights], sizes: dict[str, int]
+    options: BundleOptions,
+    models: list[TrainedModel],
+    weights: list[StoredWeights],
+    sizes: dict[str, int],
+    digests: dict[str, str],
 ) -> dict[str, Any]:
     infinite = {"difference": None}  # which JSON does not have
     stored = [{**vars(one), **(infinite if one.difference == float("inf") else {})} for one in weights]
@@ -290,7 +304,14 @@ def _manifest(
         "compared_on": options.check_faces.resolve().name if options.check_faces else "drawn pictures",
         "detector_weights": options.weights and options.weights.name,
         "bytes": sizes,
+        "sha256": digests,
     }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of code and wheels, by its path: what the notebook checks before it installs or imports."""
+    paths = sorted(path for name in ("src", "wheels") for path in (folder / name).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
 
 def _replace(building: Path, out: Path) -> None:

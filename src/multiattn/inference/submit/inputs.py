@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, Scoring
 from multiattn.config.settings import require, require_at_least
 from multiattn.runtime.files import write_text
-from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, SCORING_FILE, SUBMISSION_FILE
+from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, CARD_FILE, SCORING_FILE, SUBMISSION_FILE
 from multiattn.scoring import DEFAULT_PRIOR
 
 if TYPE_CHECKING:
@@ -73,26 +73,28 @@ def write_first_answer(sample: Path, out: Path) -> None:
     try:
         if path.exists():
             return
-        with sample.open(newline="", encoding="utf-8") as file:
+        with sample.open(newline="", encoding="utf-8-sig") as file:
             names = [row["filename"] for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):
         return
     if not names or not all(names) or len(set(names)) < len(names):
         return
+    (out / CARD_FILE).unlink(missing_ok=True)  # of answers that are gone
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("filename", "label"), *((name, DEFAULT_PRIOR) for name in names)])
     write_text(path, text.getvalue())
 
 
 def find_inputs(root: Path | None = None) -> SubmitInputs:
-    """Inputs of the notebook, found below `/kaggle/input` or, elsewhere, in `root`'s `runs` and `data`.
+    """Inputs of the notebook: a bundle's runs, or the first below `root`'s `runs`; its other inputs are found below
+    `/kaggle/input` or, elsewhere, `root`'s `data`.
 
-    Taken are the first folder with trained folds (of a bundle all of them, for its rule was tuned for all), the first
-    folder named test_videos, and the sample_submission.csv beside it or else the first one. Environment variables
-    override the search (README.md, On Kaggle).
+    Of a bundle all runs are taken, for its rule was tuned for all; of the others the first folder named test_videos,
+    and the sample_submission.csv beside it or else the first one. Environment variables override the search
+    (README.md, On Kaggle).
 
     Args:
-        root: the repository; by default the working directory.
+        root: the bundle, or the repository; by default the working directory.
 
     Raises:
         FileNotFoundError: something was not found; says what, and where it was searched for.
@@ -100,13 +102,12 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
     named = tuple(Path(name) for name in os.environ.get("MULTIATTN_RUNS", "").split(os.pathsep) if name)
-    runs = named or _find_runs(root, on_kaggle)
-    videos = _from_environment("VIDEOS_DIR") or _first(
-        _search(root / "data", "test_videos", on_kaggle), "folder test_videos", root / "data"
-    )
-    samples = _search(root / "data", "sample_submission.csv", on_kaggle)
+    runs = named or _find_runs(root)
+    data = KAGGLE_INPUT if on_kaggle else root / "data"
+    videos = _from_environment("VIDEOS_DIR") or _first(_search(data, "test_videos"), "folder test_videos", data)
+    samples = _search(data, "sample_submission.csv")
     samples = [path for path in samples if path.parent == videos.parent] or samples
-    sample = _from_environment("SAMPLE_SUBMISSION") or _first(samples, "sample_submission.csv", root / "data")
+    sample = _from_environment("SAMPLE_SUBMISSION") or _first(samples, "sample_submission.csv", data)
     return SubmitInputs(
         runs=runs,
         videos_dir=videos,
@@ -118,13 +119,11 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     )
 
 
-def _find_runs(root: Path, on_kaggle: bool) -> tuple[Path, ...]:
+def _find_runs(root: Path) -> tuple[Path, ...]:
     """The first experiment; of a bundle all of them, the one that brings the scoring rule first."""
-    found = sorted({path.parent.parent for path in _search(root / "runs", f"{ANY_FOLD}/{BEST_WEIGHTS}", on_kaggle)})
-    bundled = [run for run in found if (run.parent.parent / BUNDLE_FILE).is_file()]
-    together = [run for run in bundled if run.parent == bundled[0].parent]
-    if together:
-        return tuple(sorted(together, key=lambda run: not (run / SCORING_FILE).is_file()))
+    found = sorted({path.parent.parent for path in _search(root / "runs", f"{ANY_FOLD}/{BEST_WEIGHTS}")})
+    if found and (root / BUNDLE_FILE).is_file():
+        return tuple(sorted(found, key=lambda run: not (run / SCORING_FILE).is_file()))
     return (_first(found, f"trained runs ({ANY_FOLD}/{BEST_WEIGHTS})", root / "runs"),)
 
 
@@ -142,9 +141,8 @@ def _budget_hours() -> float:
         raise ValueError(f"MULTIATTN_BUDGET_HOURS: expected hours, found {text!r}.") from error
 
 
-def _search(folder: Path, pattern: str, on_kaggle: bool) -> list[Path]:
+def _search(folder: Path, pattern: str) -> list[Path]:
     """Matches a few levels down. Not `**`: a faces folder may hold millions of crops."""
-    folder = KAGGLE_INPUT if on_kaggle else folder
     return [path for depth in range(SEARCH_DEPTH) for path in sorted(folder.glob("*/" * depth + pattern))]
 
 
@@ -154,8 +152,7 @@ def _from_environment(name: str) -> Path | None:
 
 def _first(found: list[Path], what: str, folder: Path) -> Path:
     if not found:
-        place = KAGGLE_INPUT if KAGGLE_INPUT.is_dir() else folder
-        raise FileNotFoundError(f"{place}: expected {what} at most {SEARCH_DEPTH} levels down, found none.")
+        raise FileNotFoundError(f"{folder}: expected {what} at most {SEARCH_DEPTH} levels down, found none.")
     if len(found) > 1:
         logger.warning("several candidates for %s, taking the first: %s", what, ", ".join(map(str, found[:3])))
     return found[0]
