@@ -1,5 +1,6 @@
 """Files by name: what is found, and the scores of each, down to the crops."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -37,12 +38,13 @@ def test_folders_give_their_videos_and_pictures_each_once(tmp_path):
     (tmp_path / "link.mp4").symlink_to(tmp_path / "b.mp4")
     named = find_files([tmp_path / "odd", tmp_path, tmp_path / "a"])
     assert [path.relative_to(tmp_path).as_posix() for path in named] == ["odd", "a/b.mp4", "a/c.JPG", "b.mp4"]
-    assert find_files([]) == []
 
 
 def test_what_is_not_there_is_an_error_before_any_work(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found none named: multiattn score"):
+        find_files([])
     with pytest.raises(FileNotFoundError, match=r"b\.mp4: no such file or folder \(1 of 2 named"):
         find_files([tmp_path / "a.mp4", tmp_path / "b.mp4"])
     with pytest.raises(ValueError, match="expected videos or pictures in this folder"):
@@ -93,6 +95,24 @@ def test_files_of_one_name_unreadable_ones_and_pictures_each_get_their_row(pipel
     lines = scored.describe().splitlines()
     assert len(lines) == 6
     assert lines[3].split()[1:] == ["-", "0", "0", "0", "unreadable", *table["reason"][2].split()]
+
+
+def test_an_odd_name_or_link_costs_its_own_row_and_is_named(pipeline: Pipeline, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    clip = clips(pipeline)[0]
+    names = [b"good.mp4", b"not utf-8 \xff\xfe.mp4", b"broken \xff.mp4", b"loop.mp4", b"nowhere.mp4"]
+    paths = [Path(os.fsdecode(os.fsencode(folder) + b"/" + name)) for name in names]
+    for path in paths[:2]:
+        shutil.copy(clip, path)
+    paths[2].write_bytes(b"no video")
+    paths[3].symlink_to("loop.mp4")
+    paths[4].symlink_to("gone.mp4")
+    for files in (find_files([folder]), find_files([paths[0], paths[3]])):
+        table = score(files, pipeline, tmp_path / str(len(files)), jobs=1).files.set_index("file")
+        readable = {str(folder / "good.mp4"), f"{folder}/not utf-8 \\xff\\xfe.mp4"} & set(table.index)
+        assert set(table.index[table["status"] == "ok"]) == readable != set()
+        assert (table.loc[table["status"] != "ok", "reason"] != "").all() and len(table) == len(files) in (2, 5)
 
 
 def test_only_files_without_a_face_leave_no_crops(pipeline: Pipeline, tmp_path):

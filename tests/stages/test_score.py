@@ -1,11 +1,15 @@
 """`multiattn score` from the command line: the table, the page, the exit code, nothing left behind."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from multiattn.__main__ import main
+from multiattn.tables import FOLDS
 from page_reader import Reader
 from pipeline import Pipeline
 
@@ -23,18 +27,25 @@ def score(pipeline: Pipeline, *words: object) -> int:
     return main(["score", *map(str, words), "--runs", str(pipeline.experiment), "--device", "cpu"])
 
 
-def test_a_clip_gives_a_row_and_a_page(pipeline: Pipeline, tmp_path, temporary, capsys):
+def test_a_clip_gives_a_row_and_a_page_with_what_the_run_is(pipeline: Pipeline, tmp_path, temporary, capsys):
     clip = min((pipeline.dataset / "test_videos").glob("*.mp4"))
     report = tmp_path / "pages" / "report.html"
-    assert score(pipeline, clip, "--report", report) == 0
-    head, row, written = capsys.readouterr().out.splitlines()
+    assert (
+        main(["score", "--device", "cpu", "--report", str(report), "--runs", str(pipeline.experiment), str(clip)]) == 0
+    )
+    head, row, _, note, written = capsys.readouterr().out.splitlines()
+    losses = [pd.read_csv(path)["validation_log_loss"].min() for path in pipeline.experiment.glob("*/epochs.csv")]
+    assert note == (
+        "demo_tiny: trained on 12 videos of dfdc to try the program out: it knows nothing about real faces; "
+        f"out-of-fold log loss {np.mean(losses):.4f} (constant 0.5: 0.6931)."
+    )
     assert head.split() == ["file", "P(fake)", "faces", "frames", "crops", "status", "reason"]
     name, probability, *_ = row.split()
     assert name == str(clip)
     assert 0 <= float(probability) <= 1
     assert written == f"written: {report}"
     read = Reader(report.read_text())
-    assert read.loaded == []
+    assert read.loaded == [] and note in read.text
     assert f"P(fake) {probability}" in read.text
     assert list(temporary.iterdir()) == []
 
@@ -52,3 +63,17 @@ def test_one_readable_file_is_enough_and_none_is_an_error(pipeline: Pipeline, tm
     assert score(pipeline, tmp_path / "absent.mp4") == 2
     assert "absent.mp4: no such file or folder" in capsys.readouterr().err
     assert list(temporary.iterdir()) == []
+
+
+def test_a_clip_of_the_training_is_named(pipeline: Pipeline, tmp_path, capsys):
+    folds = FOLDS.read(pipeline.folds)
+    seen, held_out = (folds.loc[folds["fold"] == fold, "video_id"].iloc[0] for fold in (1, 0))
+    clip = min((pipeline.dataset / "test_videos").glob("*.mp4"))
+    files = [shutil.copy(clip, tmp_path / f"{Path(video).name}.mov") for video in (seen, held_out)]
+    assert main(["score", *map(str, files), "--device", "cpu", "--runs", str(pipeline.experiment / "fold0")]) == 0
+    *_, note = capsys.readouterr().out.splitlines()
+    assert note.startswith(
+        f"demo_tiny has seen in its training, by the name: {Path(seen).name}.mov ({seen}). Its score"
+    )
+    assert score(pipeline, *files) == 0
+    assert f"{Path(held_out).name}.mov ({held_out})" in capsys.readouterr().out, "by the other fold"

@@ -4,6 +4,7 @@ A file or two are read in this process, which saves starting another and loading
 a process of its own, and one that makes the decoder crash costs its own row only.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from multiattn.datasets.manifest import folder_manifest, is_video_name, video_ro
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
+from multiattn.model.checkpoints import read_metadata
 from multiattn.runtime.files import read_json, write_json
-from multiattn.runtime.layout import FACES_FILE, STATUS_FILE, VIDEOS_FILE
+from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.text_tables import terminal_table
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
@@ -105,18 +108,20 @@ def find_files(names: Sequence[Path]) -> list[Path]:
         FileNotFoundError: nothing of that name; says how many.
         ValueError: a folder without a video or picture.
     """
-    absent = [name for name in names if not name.exists()]
+    if not names:
+        raise ValueError("expected videos or pictures to score, found none named: multiattn score clip.mp4 --runs RUN.")
+    absent = [name for name in names if not os.path.lexists(name)]
     if absent:
         raise FileNotFoundError(
             f"{absent[0]}: no such file or folder ({len(absent)} of {len(names)} named are not there). Check the path."
         )
-    files: dict[Path, Path] = {}
+    files: dict[str, Path] = {}
     for name in names:
         below = [name]
         if name.is_dir() and not (below := _media_below(name)):
             raise ValueError(f"{name}: expected videos or pictures in this folder, found none.")
         for path in below:
-            files.setdefault(path.resolve(), path)
+            files.setdefault(os.path.realpath(path), path)  # of a link to itself too
     return list(files.values())
 
 
@@ -125,7 +130,7 @@ def _media_below(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if (is_video_name(path.name) or is_image_name(path.name))
-        and path.is_file()
+        and not path.is_dir()  # what is no file either gets its row
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
@@ -153,9 +158,8 @@ def score_files(
         ValueError: a detector without its weights, or a recipe of another program.
     """
     settings = ExtractionSettings(recipe=models[0].recipe.for_prediction(), device=str(device), weights=weights)
-    rows = [video_row(DATASET, str(path), label=UNKNOWN) for path in files]
-    for number, row in enumerate(rows):
-        row["video_id"] = f"{DATASET}/{number:05d}"  # two folders may hold files of one name
+    # By number: two folders may hold files of one name, and a table does not take every name a file system does.
+    rows = [video_row(DATASET, f"{number:05d}", label=UNKNOWN) for number in range(len(files))]
     videos = VIDEOS.validate(pd.DataFrame(rows), "files")
     tasks = [VideoTask(video_id=row["video_id"], path=path.absolute()) for row, path in zip(rows, files, strict=True)]
     if len(files) <= FEW:
@@ -164,7 +168,8 @@ def score_files(
         extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
     predictions = predict_faces(models, faces, device=device, precision=precision)
     found, statuses, _ = read_faces_folder(faces)
-    return _scored(videos, found, statuses, predictions, rule)
+    names = [os.fsencode(path).decode(errors="backslashreplace") for path in files]
+    return _scored(videos.assign(path=names), found, statuses, predictions, rule)
 
 
 def _extract_here(videos: pd.DataFrame, tasks: list[VideoTask], faces: Path, settings: ExtractionSettings) -> None:
@@ -194,3 +199,44 @@ def _scored(
     table = table.rename(columns={"path": "file", "num_frames": "frames", "num_crops": "crops", "message": "reason"})
     columns = ["file", "video_id", "probability", "faces", "frames", "crops", "status", "reason"]
     return ScoredFiles(table[columns], crops)
+
+
+def training_notes(models: Sequence[TrainedModel]) -> list[str]:
+    """What the models of each experiment know, one line each: data sets, number of videos, held-out log loss."""
+    return [_training_note(name, of_name) for name, of_name in _by_experiment(models).items()]
+
+
+def _training_note(name: str, models: list[TrainedModel]) -> str:
+    if models[0].imported:
+        return f"{name}: imported; its training videos and its loss on others are not known here."
+    folds = models[0].folds()
+    datasets = ", ".join(sorted({video.split("/", 1)[0] for video in folds["video_id"]})) or "an unknown data set"
+    made = f"trained on {len(folds)} videos of {datasets}" if len(folds) else "its training videos are not known"
+    if models[0].experiment.name.startswith("demo") or models[0].experiment.name.endswith("_tiny"):
+        made += " to try the program out: it knows nothing about real faces"
+    losses = [read_metadata(model.path / BEST_WEIGHTS).get("validation_log_loss") for model in models]
+    if None in losses:
+        return f"{name}: {made}; its out-of-fold log loss is not known."
+    loss = np.mean([float(loss) for loss in losses])
+    return f"{name}: {made}; out-of-fold log loss {loss:.4f} (constant 0.5: {CONSTANT_LOG_LOSS:.4f})."
+
+
+def seen_notes(models: Sequence[TrainedModel], files: Sequence[Path]) -> list[str]:
+    """Warnings of files whose name a training video of the models bears, one line an experiment."""
+    notes = []
+    for name, of_name in _by_experiment(models).items():
+        known: dict[str, str] = {}
+        for model in of_name[:2]:  # two folds leave no video of their table out
+            known |= {Path(video).name: video for video in model.trained_videos()}
+        if seen := [path for path in files if path.stem in known]:
+            more = f" and {len(seen) - 3} more" if len(seen) > 3 else ""
+            words = ", ".join(f"{path.name} ({known[path.stem]})" for path in seen[:3])
+            notes.append(f"{name} has seen in its training, by the name: {words}{more}. Its score there says little.")
+    return notes
+
+
+def _by_experiment(models: Sequence[TrainedModel]) -> dict[str, list[TrainedModel]]:
+    found: dict[str, list[TrainedModel]] = {}
+    for model in models:
+        found.setdefault(model.name.split("/", 1)[0], []).append(model)
+    return found

@@ -10,6 +10,7 @@ STAGES = (
     "tune",
     "predict",
     "submit",
+    "verify",
     "leaderboard",
     "evaluate",
     "score",
