@@ -97,13 +97,17 @@ def test_the_same_runs_give_the_same_bytes_over_the_old_file_and_in_another_orde
         pytest.param(["{0}", "nowhere"], "nowhere", id="no runs"),
         pytest.param(["{0}", "--test-prior", "1.5"], "--test-prior: expected a share", id="a prior above 1"),
         pytest.param(["{2}"], "oof.parquet", id="untrained runs"),
+        pytest.param(["{0}", "{3}"], "trained on other crops than", id="other crops"),
     ],
 )
 def test_what_can_not_be_tuned_is_refused_and_the_old_rule_stays(words, message, runs, capsys):
     path, untrained = runs[0] / "scoring.json", runs[0].with_name("untrained")
     path.write_text("old")
     shutil.copytree(runs[0], untrained, ignore=shutil.ignore_patterns("oof.parquet"))
-    assert main(["tune", "--runs", *(word.format(*runs, untrained) for word in words)]) == 2
+    other = shutil.copytree(runs[0], runs[0].with_name("other"))
+    recipe = json.loads((other / "fold1" / "faces.json").read_text())
+    (other / "fold1" / "faces.json").write_text(json.dumps({**recipe, "size": 96}))
+    assert main(["tune", "--runs", *(word.format(*runs, untrained, other) for word in words)]) == 2
     assert message in capsys.readouterr().err
     assert path.read_text() == "old"
 

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from multiattn.inference.runs import TrainedModel
+from multiattn.inference.runs import TrainedModel, require_one_recipe
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
-from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folders, fold_name, fold_number
+from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, RECIPE_FILE, fold_folders, fold_name, fold_number
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
@@ -126,8 +126,10 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
 
     Raises:
         FileNotFoundError: a fold has no predictions yet (with `skip`: none has).
-        ValueError: the runs were made from different folds tables, or have different folds.
+        ValueError: the runs were made from different folds tables or crops, or have different folds.
     """
+    made = [folder for run in runs for folder in fold_folders(run) if (folder / RECIPE_FILE).is_file()]
+    require_one_recipe({folder: read_recipe(folder) for folder in made})
     tables: list[pd.DataFrame] = []
     numbers: dict[Path, set[int]] = {}
     kept: pd.DataFrame | None = None

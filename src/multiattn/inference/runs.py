@@ -1,6 +1,9 @@
 """Trained (or imported) models of a folder, and one of them as a network with its own preprocessing."""
 
+import hashlib
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from multiattn.config import Experiment, from_json
+from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
 from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import normalize_crops, predict_logits
 from multiattn.runtime.devices import pick_device
-from multiattn.runtime.files import read_json
+from multiattn.runtime.files import file_digest, read_json
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
     EXPERIMENT_FILE,
@@ -58,17 +61,24 @@ class TrainedModel:
         """True for somebody else's checkpoint, of which the training videos are not known."""
         return (self.path / IMPORT_FILE).is_file()
 
+    def fingerprint(self) -> str:
+        """16 hex digits of all that decides a prediction: weights, the network's settings, the size of its crops."""
+        settings = {"model": to_json(self.experiment.model), "image_size": self.experiment.data.image_size}
+        content = json.dumps(settings, sort_keys=True) + file_digest(self.path / BEST_WEIGHTS)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
     def trained_videos(self) -> set[str]:
         """The video_ids of the other folds; empty where no folds table is there, as for an imported checkpoint."""
-        folds = self._folds()
+        folds = self.folds()
         return set(folds.loc[folds["fold"] != self.fold, "video_id"])
 
     def held_out_videos(self) -> set[str]:
         """The video_ids of its own fold; empty as `trained_videos`."""
-        folds = self._folds()
+        folds = self.folds()
         return set(folds.loc[folds["fold"] == self.fold, "video_id"])
 
-    def _folds(self) -> pd.DataFrame:
+    def folds(self) -> pd.DataFrame:
+        """The `folds` table it was trained with; empty where there is none."""
         path = folds_table(self.path)
         return FOLDS.read(path) if path.is_file() else FOLDS.empty()
 
@@ -119,9 +129,7 @@ def find_models(*runs: Path) -> list[TrainedModel]:
             )
         experiment = from_json(Experiment, read_json(path), source=str(path))
         models.append(TrainedModel(folder, fold_number(folder), experiment, read_recipe(folder)))
-    for model in models[1:]:
-        if difference := describe_difference(models[0].recipe, model.recipe):
-            raise ValueError(f"{model.path}: trained on other crops than {models[0].path}: {difference}.")
+    require_one_recipe({model.path: model.recipe for model in models})
     by_name = {model.name: model for model in models}
     for model in models:
         if by_name[model.name] is not model:
@@ -129,6 +137,16 @@ def find_models(*runs: Path) -> list[TrainedModel]:
                 f"{model.path} and {by_name[model.name].path}: two runs of one name, {model.name}. Rename one's folder."
             )
     return models
+
+
+def require_one_recipe(recipes: Mapping[Path, CropRecipe]) -> None:
+    """Raise `ValueError` where runs, by their folders, were trained on crops made differently."""
+    first = next(iter(recipes), None)
+    for folder, recipe in recipes.items():
+        if difference := describe_difference(recipes[first], recipe):
+            raise ValueError(
+                f"{folder}: trained on other crops than {first}: {difference}. Take runs of one kind of crops together."
+            )
 
 
 def trained_on(runs: Path) -> set[str]:
