@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -106,6 +107,12 @@ def require_file(path: str | Path) -> None:
     """Raise `FileNotFoundError` unless there is such a weights file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file.")
+
+
+def free_name(path: Path) -> Path:
+    """The first name beside a file that is free for setting it aside: `card.1.json` of `card.json`."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def read_json(path: Path) -> Any:

@@ -12,6 +12,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from multiattn.runtime.files import free_name
+
 logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
@@ -69,9 +71,7 @@ class Journal(Generic[Record]):
             found = self.work()
             if found == work:
                 return
-            names = (self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}") for number in range(1, 10**6))
-            aside = next(path for path in names if not path.exists())
-            self.path.replace(aside)
+            aside = self.path.replace(free_name(self.path))
             parts = ", ".join(key for key in work if found.get(key) != work[key]) or "other settings"
             logger.warning("%s: results of other work (%s differ), set aside as %s", self.path, parts, aside.name)
         with self:

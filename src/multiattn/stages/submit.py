@@ -21,7 +21,10 @@ def main(argv: list[str]) -> None:
 
     result = run_submit(inputs)
     coverage = ", ".join(f"{count} {status}" for status, count in result.coverage.items())
-    lines = [f"{len(result.submission)} rows in {inputs.out / SUBMISSION_FILE}: {coverage}"]
+    where = f"{len(result.submission)} rows in {inputs.out / SUBMISSION_FILE}"
+    if not result.delivered:
+        where = f"{inputs.out / SUBMISSION_FILE} keeps its former answers, for this run has fewer so far"
+    lines = [f"{where}: {coverage}"]
     lines += map(str, result.plan_changes)
     if result.reduced:
         lines.append(f"{result.reduced} from fewer frames or models; the same command with time left improves them")

@@ -10,7 +10,15 @@ import pytest
 
 from multiattn.config import to_json
 from multiattn.figures.submission import draw_probabilities
-from multiattn.inference.submit.delivery import Submission, build_submission, check_submission, write_submission
+from multiattn.inference.submit import delivery as delivery_module
+from multiattn.inference.submit.delivery import (
+    Delivery,
+    Submission,
+    build_submission,
+    check_submission,
+    submission_ids,
+    write_submission,
+)
 from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
@@ -81,9 +89,11 @@ def test_each_row_is_the_clipped_probability_or_the_prior(seen, prior, expected)
     check_submission(result.submission, sample, rule, Path("s.csv"))
 
 
-def test_two_names_that_differ_in_extension_only_are_refused():
-    with pytest.raises(ValueError, match="share theirs"):
-        build(make_sample("a.mp4", "a.mov"), make_predictions(a=0.9))
+def test_names_that_differ_in_their_ending_are_two_videos_and_what_is_no_name_goes_by_its_row():
+    assert submission_ids(["a.mp4", "a.mov", "b.mp4"]) == ["folder/a.mp4", "folder/a.mov", "folder/b"]
+    odd = ["../a.mp4", "/a.mp4", "n" * 300, "a//b.mp4", "a\0.mp4"]
+    assert submission_ids(odd) == [f"folder/row {row}" for row in range(5)]
+    assert submission_ids([]) == []
 
 
 @pytest.mark.parametrize(
@@ -130,6 +140,58 @@ def test_a_submission_folder_holds_submission_predictions_and_card(four, tmp_pat
     assert card["coverage"] == {"ok": 1, "no_face": 1, "unreadable": 1, "missing": 1}
     assert card["scoring"] == to_json(UNTUNED)
     assert card["commit"]
+
+
+def stay(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("*.*") if path.suffix != ".parquet"}
+
+
+def deliver(folder: Path, sample: pd.DataFrame, seen: dict[str, float], **status_of: str) -> bool:
+    """Of a new run at its end."""
+    delivery = Delivery(sample, UNTUNED, folder)
+    delivery.begin()
+    result = build(sample, make_predictions(**seen), **status_of)
+    delivery.try_to_write(result, {"complete": False})
+    return delivery.deliver(result, {"complete": True}, FRAME_PREDICTIONS.empty())
+
+
+def test_former_answers_stay_until_a_run_has_as_many_or_comes_to_its_end(tmp_path, caplog):
+    sample = make_sample("a.mp4", "b.mp4", "c.mp4")
+    assert deliver(tmp_path, sample, {"a": 0.9, "b": 0.8}, c="no_face")
+    first = stay(tmp_path)
+    assert json.loads(first["card.json"])["complete"] is True
+    Delivery(sample, UNTUNED, tmp_path).begin()
+    assert stay(tmp_path) == first, "a killed run leaves them too"
+    assert not deliver(tmp_path, sample, {"a": 0.1}, b="late", c="late")
+    assert not deliver(tmp_path, sample, {}, a="failed", b="failed", c="failed")
+    assert stay(tmp_path) == first and "former answers to 2 videos stay" in caplog.text
+    assert deliver(tmp_path, sample, {"a": 0.2, "b": 0.3}, c="late")
+    assert "a.mp4,0.2" in stay(tmp_path)["submission.csv"] and len(stay(tmp_path)) == len(first)
+    assert deliver(tmp_path, sample, {"a": 0.4}, b="unreadable", c="no_face")
+    found = stay(tmp_path)
+    assert "b.mp4,0.5" in found["submission.csv"] and "b.mp4,0.3" in found["submission.1.csv"]
+    assert json.loads(found["card.1.json"])["coverage"]["ok"] == 2, "what answered more is set aside, with its card"
+
+
+def test_answers_to_another_sample_are_set_aside_and_priors_beside_an_old_card_are_no_answers(tmp_path):
+    deliver(tmp_path, make_sample("a.mp4"), {"a": 0.9})
+    delivery = Delivery(make_sample("b.mp4"), UNTUNED, tmp_path)
+    delivery.begin()
+    assert set(stay(tmp_path)) == {"submission.csv", "submission.1.csv", "card.1.json", "video_predictions.1.csv"}
+    (tmp_path / "card.json").write_text('{"coverage": {"ok": 1}}')
+    delivery = Delivery(make_sample("b.mp4"), ScoringRule(aggregator=Aggregator(prior=0.3)), tmp_path)
+    delivery.begin()
+    assert delivery.answered == 0
+    assert "card.json" not in stay(tmp_path) and "b.mp4,0.3" in stay(tmp_path)["submission.csv"]
+
+
+def test_no_card_lies_beside_answers_it_does_not_describe(four, tmp_path, monkeypatch):
+    sample, result = four
+    write_submission(result, sample, tmp_path, {}, FRAME_PREDICTIONS.empty())
+    monkeypatch.setattr(delivery_module, "git_commit", lambda: pytest.fail("killed before the card is written"))
+    with pytest.raises(BaseException, match="killed"):
+        write_submission(result, sample, tmp_path, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"submission.csv", "video_predictions.csv"}
 
 
 def test_a_submission_that_is_refused_is_not_written(four, tmp_path):

@@ -1,54 +1,137 @@
-"""Results of a submission: they come back, the latest counts, and a full disk stops nothing."""
+"""Results of a submission: kept with what they depend on, used where nothing of it changed, whatever the disk does."""
 
-from multiattn.inference.submit.results import ResultStore, VideoResult
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from multiattn.inference.submit.results import FileStamp, ResultStore, VideoResult
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
-WORK = {"models": {"m/fold0": "abc"}, "crops": {"size": 64}, "precision": "fp32"}
+WORK = {"crops": {"size": 64}}
+PRINTS = {"m/fold0": "abc", "n/fold0": "def"}
 
 
-def result(name: str, logit: float = 0.5) -> VideoResult:
-    return VideoResult(
-        video_id=f"folder/{name}", file_bytes=10, status="ok", frames=4, crops=[[0, 0], [7, 1]],
-        models=["m/fold0"], logits=[[logit, -1e-17]],
+def clip(folder: Path, name: str) -> Path:
+    (folder / f"{name}.mp4").write_bytes(b"content of " + name.encode())
+    return folder / f"{name}.mp4"
+
+
+def result(folder: Path, name: str, logit: float = 0.5, **changes: object) -> VideoResult:
+    """By the models of `PRINTS`, each of two crops."""
+    stamp = dataclasses.asdict(FileStamp.of(clip(folder, name)))
+    made = VideoResult(
+        video_id=f"folder/{name}", **stamp, status="ok", frames=4, crops=[[0, 0], [7, 1]], models=list(PRINTS),
+        fingerprints=list(PRINTS.values()), precisions=["fp32", "fp32"], logits=[[logit, -1e-17], [logit, 2.0]],
     )  # fmt: skip
+    return dataclasses.replace(made, **changes)
 
 
-def filled(folder, *names: str) -> list[VideoResult]:
+def keep(folder: Path, *results: VideoResult) -> None:
     store = ResultStore(folder, WORK)
-    made = [result(name, number / 3) for number, name in enumerate(names)]
-    for each in made:
+    for each in results:
         store.add(each)
     store.close()
-    return made
 
 
-def test_results_come_back_by_video(tmp_path):
-    assert ResultStore(tmp_path, WORK).results == {}
-    made = filled(tmp_path, "a", "b")
-    assert ResultStore(tmp_path, WORK).results == {each.video_id: each for each in made}
+def usable(folder: Path, prints: dict[str, str] = PRINTS, precision: str = "auto") -> dict[str, VideoResult]:
+    paths = {f"folder/{path.stem}": path for path in folder.glob("*.mp4")}
+    return ResultStore(folder, WORK).usable(paths, prints, precision)
 
 
-def test_results_of_a_version_that_also_kept_pictures_are_read(tmp_path):
-    made = filled(tmp_path, "a")
+def test_results_come_back_by_video_also_those_of_a_version_that_kept_pictures(tmp_path):
+    assert usable(tmp_path) == {}
+    made = [result(tmp_path, name, number / 3) for number, name in enumerate("ab")]
+    keep(tmp_path, *made)
     path = tmp_path / SUBMISSION_JOURNAL
     path.write_text(path.read_text().replace('"again":', '"thumbnail":"/9j/","again":'))
-    assert ResultStore(tmp_path, WORK).results == {"folder/a": made[0]}
+    assert usable(tmp_path) == {each.video_id: each for each in made}
 
 
-def test_a_damaged_line_costs_its_own_video(tmp_path):
-    filled(tmp_path, "a", "b", "c")
+def test_results_of_a_version_that_knew_a_file_by_its_size_are_set_aside(tmp_path, caplog):
+    clip(tmp_path, "a")
+    (tmp_path / SUBMISSION_JOURNAL).write_text(
+        '{"work":{"crops":{"size":64},"models":{"m/fold0":"abc"},"precision":"fp32"}}\n'
+        '{"video_id":"folder/a","file_bytes":12,"file_modified":5,"status":"no_face","frames":4}\n'
+    )
+    assert usable(tmp_path) == {}
+    assert "results of other work" in caplog.text and (tmp_path / "kernel_results.1.jsonl").is_file()
+
+
+def same_size(path: Path) -> None:
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=times)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_used"),
+    [
+        pytest.param(lambda path: os.utime(path, (1, 1)), True, id="another time"),
+        pytest.param(same_size, False, id="another content of the same size and time"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"."), False, id="another size"),
+        pytest.param(lambda path: path.unlink(), False, id="gone"),
+        pytest.param(pipe, False, id="a pipe"),
+    ],
+)
+def test_a_result_is_of_the_content_of_its_file(change: Callable[[Path], None], is_used, tmp_path):
+    keep(tmp_path, result(tmp_path, "a"), result(tmp_path, "b"))
+    change(tmp_path / "a.mp4")
+    assert set(usable(tmp_path)) == ({"folder/a", "folder/b"} if is_used else {"folder/b"})
+
+
+@pytest.mark.parametrize(
+    ("prints", "precision", "models"),
+    [
+        pytest.param({"n/fold0": "def"}, "auto", ["n/fold0"], id="a model taken away"),
+        pytest.param({**PRINTS, "o/fold0": "123"}, "auto", ["m/fold0", "n/fold0"], id="a model added"),
+        pytest.param({**PRINTS, "m/fold0": "changed"}, "auto", ["n/fold0"], id="a model changed"),
+        pytest.param({"renamed/fold0": "abc"}, "auto", ["renamed/fold0"], id="a model renamed"),
+        pytest.param({"m/fold0": "x", "n/fold0": "y"}, "auto", None, id="other models"),
+        pytest.param(PRINTS, "fp32", ["m/fold0", "n/fold0"], id="the same precision"),
+        pytest.param(PRINTS, "bf16", None, id="another precision"),
+    ],
+)
+def test_a_result_is_of_the_models_that_are_as_they_were(prints, precision, models, tmp_path):
+    faceless = result(tmp_path, "b", status="no_face", crops=[], models=[], fingerprints=[], precisions=[], logits=[])
+    keep(tmp_path, result(tmp_path, "a"), faceless)
+    found = usable(tmp_path, prints, precision)
+    assert found.pop("folder/b") == faceless, "no model had a part in it"
+    assert [each.models for each in found.values()] == ([models] if models else [])
+
+
+def test_results_of_other_settings_are_kept_beside_each_other(tmp_path):
+    first = result(tmp_path, "a")
+    one = {"models": ["m/fold0"], "fingerprints": ["abc"], "logits": [[9.0, 9.0]]}
+    half, failed = result(tmp_path, "a", **one, precisions=["bf16"]), result(tmp_path, "a", status="failed", **one)
+    few = dataclasses.replace(first, frames=2, crops=[[0, 0]], logits=[[5.0], [5.0]])
+    keep(tmp_path, few, first, half, failed)
+    assert usable(tmp_path, precision="bf16") == {"folder/a": half}
+    assert usable(tmp_path, precision="fp32") == {"folder/a": first}
+    keep(tmp_path, result(tmp_path, "a", **{**one, "models": ["o"], "fingerprints": ["ghi"]}, precisions=["fp32"]))
+    joined = usable(tmp_path, {**PRINTS, "o": "ghi"})["folder/a"]
+    assert joined.models == ["m/fold0", "n/fold0", "o"] and joined.logits == [*first.logits, [9.0, 9.0]]
+
+
+def test_a_machine_that_failed_at_everything_leaves_nothing_to_use(tmp_path):
+    keep(tmp_path, *(result(tmp_path, name, status=status) for name, status in (("a", "failed"), ("b", "unreadable"))))
+    assert usable(tmp_path) == {}
+
+
+def test_a_damaged_line_costs_its_own_video_and_a_later_result_counts(tmp_path):
+    keep(tmp_path, *(result(tmp_path, name) for name in "abc"), result(tmp_path, "a", 9.0))
     path = tmp_path / SUBMISSION_JOURNAL
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:20], *lines[3:], ""]))
-    assert list(ResultStore(tmp_path, WORK).results) == ["folder/a", "folder/c"]
-
-
-def test_a_later_result_of_a_video_counts(tmp_path):
-    filled(tmp_path, "a")
-    store = ResultStore(tmp_path, WORK)
-    store.add(result("a", 9.0))
-    store.close()
-    assert ResultStore(tmp_path, WORK).results["folder/a"].logits[0][0] == 9.0
+    found = usable(tmp_path)
+    assert set(found) == {"folder/a", "folder/c"} and found["folder/a"].logits[0][0] == 9.0
 
 
 def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
@@ -62,11 +145,10 @@ def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
             return store_file.write(content[:30])
 
     store_file, store.journal._file = store.journal._file, FullDisk()
-    store.add(result("a"))
-    store.add(result("b"))
-    assert list(store.results) == ["folder/a", "folder/b"]
+    store.add(result(tmp_path, "a"))
+    store.add(result(tmp_path, "b"))
     assert caplog.text.count("cannot be kept") == 1
     store.journal._file = store_file
-    store.add(result("c"))
+    store.add(result(tmp_path, "c"))
     store.close()
-    assert list(ResultStore(tmp_path, WORK).results) == ["folder/c"], "what was torn is cut off again"
+    assert list(usable(tmp_path)) == ["folder/c"], "what was torn is cut off again"

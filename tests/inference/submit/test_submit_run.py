@@ -23,16 +23,14 @@ from multiattn.inference.submit.delivery import cut_thumbnails
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan
 from multiattn.inference.submit.predict import Setup
-from multiattn.inference.submit.results import ResultStore
 from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.crops.images import decode_crop
-from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction import engine
-from multiattn.video.extraction.extract import ExtractionSettings, encode_crops
+from multiattn.video.extraction.extract import encode_crops
 from multiattn.video.extraction.isolation import end_processes
-from pipeline import Pipeline
+from pipeline import Killed, Pipeline
 
 
 @contextlib.contextmanager
@@ -186,12 +184,50 @@ def test_without_a_face_in_any_video_it_stops_loudly(case):
     assert set(SUBMISSION.read(case.inputs.out / "submission.csv")["label"]) == {PRIOR}
 
 
-def test_two_videos_that_differ_in_their_ending_are_refused_by_their_names(case):
-    name = case.sample["filename"][0]
-    other = f"{Path(name).stem}.avi"
-    shutil.copy(case.inputs.videos_dir / name, case.inputs.videos_dir / other)
-    with pytest.raises(ValueError, match=f"found {name} and {other}. Rename one"):
-        run_submit(case.asking_for(name, other))
+def test_odd_rows_of_a_sample_cost_nothing_but_themselves(case, monkeypatch):
+    """Two that differ in their ending, one elsewhere, one under another ending, one under none; and what is no file."""
+    folder, (first, other, *rest) = case.inputs.videos_dir, case.with_faces
+    stems = [Path(name).stem for name in rest]
+    shutil.copy(folder / other, folder / f"{Path(first).stem}.mov")
+    (folder / "below" / "it").mkdir(parents=True)
+    (folder / rest[0]).rename(folder / "below" / "it" / rest[0])
+    (folder / rest[1]).rename(folder / f"{stems[1]}.avi")
+    for copy in ("x", "y"):
+        (folder / copy).mkdir()
+        shutil.copy(folder / rest[3], folder / copy / "twice.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    absent = ["loop.mp4", "pipe.mp4", "twice.mp4", "n" * 300 + ".mp4", "../videos/" + first, "gone.mp4"]
+    names = [first, f"{Path(first).stem}.mov", rest[0], rest[1], stems[2], *absent]
+    result = in_this_process(dataclasses.replace(case, inputs=case.asking_for(*names)), monkeypatch)
+    answers = dict(zip(result.submission["filename"], result.submission["label"], strict=True))
+    expected = [case.answers[name] for name in (first, other, *rest[:3])]
+    assert [answers[name] for name in names] == pytest.approx([*expected, *[PRIOR] * len(absent)], abs=SAME)
+    assert result.videos["status"].tolist() == ["ok"] * 5 + ["missing"] * len(absent)
+    said = dict(zip(names, result.videos["message"], strict=True))
+    assert "a link to nothing" in said["loop.mp4"] and "pipe" in said["pipe.mp4"]
+    assert "x/twice.mp4 and y/twice.mp4" in said["twice.mp4"] and said["gone.mp4"] == "not in the folder of videos"
+
+
+def test_a_folder_with_none_of_the_samples_videos_is_refused_with_what_both_hold(case):
+    with pytest.raises(
+        ValueError, match=f"none of the 2 videos .* first is a.mp4; the folder holds .*{case.with_faces[0]}"
+    ):
+        run_submit(case.asking_for("a.mp4", "b.mp4"))
+
+
+def test_room_is_asked_for_before_the_work(case, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_module.PredictionPass, "run", lambda self: pytest.fail("begun without room"))
+    monkeypatch.setattr(run_module, "KAGGLE_WORKING", tmp_path)
+    (tmp_path / "big").write_bytes(b"." * 5000)
+    monkeypatch.setattr(run_module, "KAGGLE_WORKING_BYTES", 9000)
+    with pytest.raises(ValueError, match=r"out: expected room for 0 MB of results, found 0 MB \(9e-06 GB less"):
+        run_submit(case.inputs)
+    assert set(case.read().values()) == {PRIOR}
+    monkeypatch.setattr(run_module, "KAGGLE_WORKING_BYTES", 10**9)
+    run_module.require_room(tmp_path, 10**6)
+    with pytest.raises(ValueError, match=r"room for 64,000,000 MB of results, found [\d,]+ MB\. Delete"):
+        run_module.require_room(Path("/"), 10**12)
 
 
 def test_an_error_nobody_foresaw_in_a_thread_costs_one_video(case, monkeypatch):
@@ -218,15 +254,47 @@ def test_an_error_of_the_extraction_itself_ends_the_run_with_it(case, monkeypatc
         run_submit(case.inputs)
 
 
-@pytest.mark.parametrize(("asked", "kept"), [("auto", "fp32"), ("bf16", "bf16")])
-def test_results_that_are_there_decide_an_open_precision(asked, kept, tmp_path):
-    setup = Setup(
-        paths={}, stamps={}, models=(), settings=ExtractionSettings(recipe=CropRecipe()),
-        device=torch.device("cpu"), precision=asked, workers=1, cores=1,
-    )  # fmt: skip
-    assert run_module._keep_precision(setup, tmp_path).precision == asked
-    ResultStore(tmp_path, {"precision": "fp32"}).close()
-    assert run_module._keep_precision(setup, tmp_path).precision == kept
+def test_a_finished_submission_survives_another_setting_that_is_killed(undisturbed, case, monkeypatch):
+    shutil.copytree(undisturbed.inputs.out, case.inputs.out)
+    before = {path.name: path.read_bytes() for path in case.inputs.out.iterdir() if path.suffix != ".jsonl"}
+    keep, other = run_module._Run._keep, next(name for name in ("bf16", "fp32") if name not in str(before["card.json"]))
+
+    def killed_at_the_fourth(self, result) -> None:
+        keep(self, result)
+        self._write_on_the_way()
+        if len(self.results) == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_module._Run, "_keep", killed_at_the_fourth)
+        run_submit(dataclasses.replace(case.inputs, precision=other))
+    assert {name: (case.inputs.out / name).read_bytes() for name in before} == before
+    in_this_process(case, monkeypatch, precision=other)
+    assert case.card()["kernel"]["complete"] is True and case.card()["kernel"]["precision"] == other
+    monkeypatch.setattr(run_module.PredictionPass, "run", lambda self: pytest.fail("the first results are there still"))
+    run_submit(dataclasses.replace(case.inputs, precision="fp32" if other == "bf16" else "bf16"))
+    assert case.require_no_wrong_row() == 8
+
+
+def test_a_run_added_or_changed_costs_that_run_only(pipeline: Pipeline, case, monkeypatch, tmp_path):
+    runs = shutil.copytree(pipeline.experiment, tmp_path / "demo_tiny")
+    predicted: set[str] = set()
+    logits = LoadedModels.logits
+
+    def counted(self, number, *rest, **named):
+        predicted.add(self.models[number].name)
+        return logits(self, number, *rest, **named)
+
+    monkeypatch.setattr(LoadedModels, "logits", counted)
+    run_submit(dataclasses.replace(case.inputs, runs=(runs / "fold0",)))
+    predicted.clear()
+    run_submit(dataclasses.replace(case.inputs, runs=(runs,)))
+    assert predicted == {"demo_tiny/fold1"} and case.require_no_wrong_row() == 8
+    predicted.clear()
+    settings = runs / "fold0" / "experiment.json"
+    settings.write_text(settings.read_text().replace('"image_size": 64', '"image_size": 32'))
+    run_submit(dataclasses.replace(case.inputs, runs=(runs,)))
+    assert predicted == {"demo_tiny/fold0"} and case.read() != case.answers
 
 
 def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, monkeypatch):
@@ -273,16 +341,6 @@ def test_a_rerun_with_nothing_to_do_names_the_precision_of_its_results(undisturb
     journal.write_text(re.sub(r'"precisions":\[[^]]*]', '"precisions":["bf16","fp32"]', journal.read_text()))
     run_submit(case.inputs)
     assert case.card()["kernel"]["precision"] == "bf16, fp32"
-
-
-@pytest.mark.slow
-def test_results_of_other_runs_are_not_taken_over(case, monkeypatch):
-    run_submit(dataclasses.replace(case.inputs, runs=(case.inputs.runs[0] / "fold0",)))
-    of_one_fold = case.read()
-    assert of_one_fold != case.answers
-    run_submit(case.inputs)
-    assert case.require_no_wrong_row() == 8
-    assert (case.inputs.out / "kernel_results.1.jsonl").is_file()
 
 
 @pytest.mark.slow

@@ -128,8 +128,8 @@ class Classified:
     """A video on its way through the models, and at its end the logits, or the reason why there are none."""
 
     extracted: Extracted
-    models: int = 0
-    """The first so many predict it."""
+    models: tuple[int, ...] = ()
+    """Numbers of those that predict it: the first ones of the run, without those whose logits are known."""
     left: int = 0
     """Crops without logits yet."""
     logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
@@ -227,13 +227,15 @@ class Classifier:
             return taken or None
 
     def _admit(self, extracted: Extracted) -> None:
-        count = len(extracted.crops.crops) if extracted.crops is not None else 0
-        if not count:
+        crops = extracted.crops.crops if extracted.crops is not None else []
+        known = extracted.work.known_logits(crops)
+        models = self.models.models[: extracted.work.models] if crops else []
+        numbers = tuple(number for number, model in enumerate(models) if model.name not in known)
+        if not numbers:
             self._done(Classified(extracted))
             return
-        models = min(extracted.work.models, len(self.models.models))
-        video = Classified(extracted, models, count, np.full((models, count), np.nan))
-        self._pending += [(video, number) for number in range(count)]
+        video = Classified(extracted, numbers, len(crops), np.full((len(numbers), len(crops)), np.nan))
+        self._pending += [(video, number) for number in range(len(crops))]
 
     def _classify(self, entries: list[Entry]) -> None:
         """Write the logits of some crops into their videos; any error costs these videos only."""
@@ -246,7 +248,7 @@ class Classifier:
         except Exception as error:  # of any kind: a video must not cost the others
             self._recover(entries, error)
             return
-        seconds = (time.perf_counter() - started) / sum(video.models for video, _ in entries)
+        seconds = (time.perf_counter() - started) / sum(len(video.models) for video, _ in entries)
         self._grow()
         for (video, number), column in zip(entries, logits, strict=True):
             self._keep(video, number, column, seconds)
@@ -279,16 +281,16 @@ class Classifier:
 
     def _logits(self, entries: list[Entry], *, on_cpu: bool = False) -> list[list[float]]:
         """For each crop a list of the logits of its video's models."""
-        models = max(video.models for video, _ in entries)
+        models = sorted(set().union(*(video.models for video, _ in entries)))
         videos = [video.extracted.crops for video, _ in entries]
         chosen = [(crops.crops[number], crops.video_id) for crops, (_, number) in zip(videos, entries, strict=True)]
         of_size = {}
-        for size in sorted(set(self.models.sizes[:models])):
+        for size in sorted({self.models.sizes[number] for number in models}):
             crops = [decode_crop(crop.jpeg, size, f"{name}, frame {crop.frame_index}") for crop, name in chosen]
             of_size[size] = torch.from_numpy(np.stack(crops))
         result: list[list[float]] = [[] for _ in entries]
-        for number in range(models):
-            rows = [row for row, (video, _) in enumerate(entries) if number < video.models]
+        for number in models:
+            rows = [row for row, (video, _) in enumerate(entries) if number in video.models]
             crops = of_size[self.models.sizes[number]]
             crops = crops if len(rows) == len(entries) else crops[rows]
             for row, logit in zip(rows, self._finite(number, crops, on_cpu), strict=True):
@@ -309,7 +311,7 @@ class Classifier:
                 return
             video.logits[:, number] = logits
             video.left -= 1
-            video.seconds += seconds * video.models
+            video.seconds += seconds * len(video.models)
             is_last = video.left == 0
         if is_last:
             self._done(video)

@@ -1,7 +1,10 @@
 """The submission folder: submission.csv in the sample's rows and order, always complete; card.json and tables."""
 
+import contextlib
 import logging
+import os
 import queue
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,8 +22,9 @@ from multiattn.inference.submit.extraction import Extraction, Work
 from multiattn.inference.submit.plan import PlanChange
 from multiattn.inference.submit.results import VideoResult
 from multiattn.runtime.environment import git_commit
-from multiattn.runtime.files import write_json
-from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
+from multiattn.runtime.files import free_name, read_json, write_json
+from multiattn.runtime.layout import CARD_FILE, PREDICTIONS_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
+from multiattn.scoring import DEFAULT_PRIOR
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
@@ -28,6 +32,7 @@ from multiattn.video.extraction.isolation import end_processes
 
 logger = logging.getLogger(__name__)
 
+NOT_THERE = "not in the folder of videos"
 STATUSES = ("ok", "no_face", "unreadable", "missing", "failed", "late")
 Statuses = dict[str, tuple[str, str]]
 """video_id -> status and message."""
@@ -54,6 +59,21 @@ class Submission:
         return {name: counts[name] for name in STATUSES if name in counts or name not in ("failed", "late")}
 
 
+def submission_ids(names: Iterable[str]) -> list[str]:
+    """The video_id of each row: `folder/<name>` without its ending, which stays where rows differ in nothing else; the
+    row's number in place of a name that is none of a file."""
+    ids = {name: video_id("folder", name if is_file_name(name) else f"row {row}") for row, name in enumerate(names)}
+    counts = Counter(ids.values())
+    return [video if counts[video] == 1 else f"folder/{name}" for name, video in ids.items()]
+
+
+def is_file_name(name: str) -> bool:
+    """True for a path that stays in the folder it is joined to, and that a file system may hold."""
+    parts = [os.fsencode(part) for part in name.split("/")]
+    sound = all(part not in (b"", b".", b"..") and len(part) <= 255 and b"\0" not in part for part in parts)
+    return sound and len(parts) < 10
+
+
 def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFrame, rule: ScoringRule) -> Submission:
     """One probability for each row of the sample.
 
@@ -63,9 +83,8 @@ def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFr
             of a `video_status` table. A sample row without a status is `missing`.
         sample: the sample submission; only its filenames and their order matter.
     """
-    ids = sample["filename"].map(lambda name: video_id("folder", name))
-    videos = complete_videos(ids, scored, rule.prior)
-    known = [statuses.get(video, ("missing", "not in the folder of videos")) for video in videos["video_id"]]
+    videos = complete_videos(pd.Series(submission_ids(sample["filename"])), scored, rule.prior)
+    known = [statuses.get(video, ("missing", NOT_THERE)) for video in videos["video_id"]]
     videos["status"], videos["message"] = [status for status, _ in known], [message for _, message in known]
     silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]
     if len(silent):
@@ -81,14 +100,7 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, rule: Scori
         ValueError: rows missing, added or out of order, or a probability outside [clip, 1 - clip].
     """
     SUBMISSION.validate(submission, source)
-    expected, found = sample["filename"].tolist(), submission["filename"].tolist()
-    if expected != found:
-        missing = sorted(set(expected) - set(found))[:3]
-        added = sorted(set(found) - set(expected))[:3]
-        raise ValueError(
-            f"{source}: expected the sample's {len(expected)} rows in its order, found {len(found)}; "
-            f"missing {missing}, added {added}."
-        )
+    require_rows(submission, sample, source)
     probabilities = submission["label"].to_numpy(np.float64)
     outside = (probabilities < rule.clip) | (probabilities > 1 - rule.clip)
     if outside.any():
@@ -99,38 +111,99 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, rule: Scori
         )
 
 
-def write_submission(result: Submission, sample: pd.DataFrame, folder: Path, card: dict[str, Any]) -> None:
-    """Write video_predictions.csv, card.json and, last, submission.csv, read back and checked; the card's commit,
-    scoring rule and coverage are added."""
+def require_rows(submission: pd.DataFrame, sample: pd.DataFrame, source: Path) -> None:
+    """Raise `ValueError` where the rows are not the sample's, each once and in its order."""
+    expected, found = sample["filename"].tolist(), submission["filename"].tolist()
+    if expected != found:
+        missing = sorted(set(expected) - set(found))[:3]
+        added = sorted(set(found) - set(expected))[:3]
+        raise ValueError(
+            f"{source}: expected the sample's {len(expected)} rows in its order, found {len(found)}; "
+            f"missing {missing}, added {added}."
+        )
+
+
+def describe_submission(submission: pd.DataFrame) -> str:
+    """A sound submission in words, with what a careful eye would stop at."""
+    labels = submission["label"]
+    words = f"{len(labels)} rows, as the sample has them; P(fake) from {labels.min():.4g} to {labels.max():.4g}"
+    value, count = next(iter(Counter(labels).most_common(1)))
+    if count > 1:
+        words += f", {count} of them {value:g}"
+    if count == len(labels) > 1:
+        words += ". All rows are alike: it answers nothing"
+    elif labels.isin([0, 1]).any():
+        words += ". A wrong answer of exactly 0 or 1 costs as much as log loss allows: clip them"
+    return f"{words}."
+
+
+def write_submission(
+    result: Submission,
+    sample: pd.DataFrame,
+    folder: Path,
+    card: dict[str, Any],
+    frames: pd.DataFrame | None = None,
+) -> None:
+    """Write the files of a submission folder, submission.csv read back and checked, the card last: at no moment does
+    one lie there beside answers it does not describe.
+
+    Args:
+        card: its commit, scoring rule and coverage are added.
+        frames: the frame predictions; None where they are not complete.
+    """
     path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
     VIDEO_PREDICTIONS.write(result.videos, folder / VIDEO_PREDICTIONS_FILE)
-    card = {**card, "commit": git_commit(), "scoring": to_json(result.rule), "coverage": result.coverage}
-    write_json(folder / CARD_FILE, card)
+    for name in (CARD_FILE, PREDICTIONS_FILE):
+        (folder / name).unlink(missing_ok=True)
     SUBMISSION.write(result.submission, path)
     check_submission(SUBMISSION.read(path), sample, result.rule, path)
+    if frames is not None:
+        FRAME_PREDICTIONS.write(frames, folder / PREDICTIONS_FILE)
+    card = {**card, "commit": git_commit(), "scoring": to_json(result.rule), "coverage": result.coverage}
+    write_json(folder / CARD_FILE, card)
 
 
 class Delivery:
-    """Writes the answers to one sample submission into its folder."""
+    """Writes the answers to one sample submission into its folder. The former answers to the same sample stay until
+    there are as many new ones.
+
+    Attributes:
+        answered: videos that submission.csv answers otherwise than by the prior.
+    """
 
     def __init__(self, sample: pd.DataFrame, rule: ScoringRule, folder: Path) -> None:
         self.sample, self.rule, self.folder = sample, rule, folder
         self.path = folder / SUBMISSION_FILE
+        self.answered = 0
         self._scored: dict[str, tuple[VideoResult, float, int]] = {}
 
-    @property
-    def is_there(self) -> bool:
-        """True when a complete valid submission for this sample lies in the folder."""
+    def begin(self) -> None:
+        """Make sure that a complete submission for this sample lies there, by priors where there is none; one for
+        another sample is set aside."""
         try:
-            check_submission(SUBMISSION.read(self.path), self.sample, self.rule, self.path)
+            labels = SUBMISSION.read(self.path).set_index("filename")["label"]
         except (FileNotFoundError, ValueError):
-            return False
-        return True
+            labels = pd.Series(dtype=float)
+        if labels.index.tolist() == self.sample["filename"].tolist():
+            self.answered = int((~labels.isin([DEFAULT_PRIOR, self.rule.prior])).sum())
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the prior may have been another
+                self.answered = min(self.answered, read_json(self.folder / CARD_FILE)["coverage"]["ok"])
+        else:
+            self._set_aside()
+        if not self.answered:
+            (self.folder / CARD_FILE).unlink(missing_ok=True)
+            SUBMISSION.write(self.sample.assign(label=self.rule.prior), self.path)
 
-    def write_priors(self) -> None:
-        """A complete submission before anything is known."""
-        SUBMISSION.write(self.sample.assign(label=self.rule.prior), self.path)
+    def _set_aside(self) -> None:
+        """Keep what lies there under other names; submission.csv stays until it is replaced."""
+        for name in (CARD_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE, PREDICTIONS_FILE):
+            if (path := self.folder / name).is_file():
+                aside = free_name(path)
+                logger.warning("%s: of other answers, set aside as %s", path, aside.name)
+                shutil.copyfile(path, aside)
+                if name != SUBMISSION_FILE:
+                    path.unlink()
 
     def build(self, results: Iterable[VideoResult], others: Statuses) -> Submission:
         """The submission of what is known so far.
@@ -154,11 +227,31 @@ class Delivery:
         return build_submission(scored, statuses, self.sample, self.rule)
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
-        """Replace what is in the folder; a full disk is no reason to end."""
+        """Replace what is in the folder, unless it answers more; a full disk is no reason to end."""
+        if submission.coverage["ok"] < self.answered:
+            return
         try:
             write_submission(submission, self.sample, self.folder, card)
         except OSError as error:
             logger.warning("%s could not be replaced (%s); the former one is still there", self.path, error)
+        else:
+            self.answered = submission.coverage["ok"]
+
+    def deliver(self, submission: Submission, card: dict[str, Any], frames: pd.DataFrame) -> bool:
+        """Write the folder at a run's end; False where the former answers stay, for this run was ended early and has
+        fewer. What answers more than a run that came to its end is set aside."""
+        coverage = submission.coverage
+        if coverage["ok"] < self.answered:
+            if "late" in coverage or not coverage["ok"]:
+                logger.warning(
+                    "%s: the former answers to %d videos stay; this run has %d so far, and the same command goes on",
+                    self.path, self.answered, coverage["ok"],
+                )  # fmt: skip
+                return False
+            self._set_aside()
+        write_submission(submission, self.sample, self.folder, card, frames)
+        self.answered = coverage["ok"]
+        return True
 
 
 def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None) -> pd.DataFrame:
@@ -203,6 +296,8 @@ class SubmitResult(Submission):
     threads: int = 0
     crops: dict[str, "SurestCrop"] = field(default_factory=dict)
     """video_id -> the crop that the models are surest of; `ok` videos only."""
+    delivered: bool = True
+    """False where the former answers stay in the folder, for they are more."""
 
     def least_certain(self, count: int) -> pd.DataFrame:
         """The `count` videos with faces whose P(fake) is nearest to 0.5, the nearest first, equals by name.

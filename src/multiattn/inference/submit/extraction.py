@@ -7,11 +7,13 @@ and two videos a worker.
 import functools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from multiattn.inference.submit.results import VideoResult
 from multiattn.video.extraction.engine import Engine, Outcome, describe_error, in_threads, put_until
 from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
+from multiattn.video.extraction.scan import FaceCrop
 
 TARGET = "multiattn.video.extraction.extract:encode_crops"
 TIME_LIMIT_SECONDS = 600.0
@@ -26,6 +28,14 @@ class Work:
     settings: ExtractionSettings
     models: int
     """The first so many of the run's models predict it."""
+    known: VideoResult | None = None
+    """Logits of an earlier run, which need not be computed again where the crops are the same."""
+
+    def known_logits(self, crops: Sequence[FaceCrop]) -> dict[str, tuple[list[float], str]]:
+        """Model -> its known logits of these very crops, and their precision."""
+        if self.known is None or self.known.crops != [[crop.frame_index, crop.track] for crop in crops]:
+            return {}
+        return self.known.by_model()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import logging
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,12 @@ class Setup:
 
     paths: dict[str, Path]
     """video_id -> file, of the videos that are there."""
-    stamps: dict[str, FileStamp]
-    """Stamps of the same files, when the run began."""
+    absent: dict[str, tuple[str, str]]
+    """video_id -> status and message, of those about which there is something to say."""
     models: tuple[TrainedModel, ...]
     """In the order of `by_importance`."""
+    fingerprints: dict[str, str]
+    """Model -> its fingerprint."""
     settings: ExtractionSettings
     device: torch.device
     precision: str
@@ -73,14 +75,14 @@ class Setup:
         """Frames and models of a video when there is time."""
         return Level(self.settings.recipe.num_frames, len(self.models))
 
-    def work(self, video: str, level: Level) -> Work:
+    def work(self, video: str, level: Level, known: VideoResult | None = None) -> Work:
         """One video at a level, for the extraction."""
         if level.frames not in self._settings:
             recipe = replace(self.settings.recipe, num_frames=level.frames)
             is_all = level.frames == self.settings.recipe.num_frames
             self._settings[level.frames] = self.settings if is_all else replace(self.settings, recipe=recipe)
         task = VideoTask(video_id=video, path=self.paths[video])
-        return Work(task, self._settings[level.frames], level.models)
+        return Work(task, self._settings[level.frames], level.models, known)
 
 
 @dataclass
@@ -99,6 +101,8 @@ class PredictionPass:
     tick: Callable[[], None]
     """Called every few tenths of a second by the same thread."""
     interruption: Interruption
+    known: Mapping[str, VideoResult] = field(default_factory=dict)
+    """Results so far of these videos, which are extended."""
     begun: set[str] = field(default_factory=set)
     """video_ids handed to a worker so far."""
     done: int = 0
@@ -108,6 +112,7 @@ class PredictionPass:
 
     def __post_init__(self) -> None:
         self._precisions: dict[int, str] = {}
+        self._stamps: dict[str, FileStamp] = {}
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._next_videos = iter(self.videos)
         self._failures: dict[str, str] | None = None if self.machine_works else {}
@@ -159,7 +164,8 @@ class PredictionPass:
         if level is None:
             return None
         self.begun.add(video)
-        return self.setup.work(video, level)
+        self._stamps[video] = FileStamp.of(self.setup.paths[video])
+        return self.setup.work(video, level, self.known.get(video))
 
     def _loop(self, classifier: Classifier, bar: tqdm) -> None:
         while not self.plan.out_of_time and not self.interruption.asked:
@@ -202,23 +208,33 @@ class PredictionPass:
         work, crops = classified.extracted.work, classified.extracted.crops
         level, everything = Level(work.settings.recipe.num_frames, work.models), self.setup.everything
         video = work.task.video_id
-        common = {"video_id": video, **asdict(self.setup.stamps[video]), "frames": level.frames}
+        common = {"video_id": video, **asdict(self._stamps[video]), "frames": level.frames}
         if crops is None:  # it ended its process again and again, or took too long; short memory does the same
             failed = classified.extracted
             return VideoResult(**common, status=failed.status, message=failed.message, again=True)
         if classified.error:
             return VideoResult(**common, status="failed", message=classified.error)
-        few_frames = level.frames < everything.frames and crops.status != "unreadable"
-        is_less = few_frames or (bool(crops.crops) and level.models < everything.models)
-        message = "; ".join(filter(None, (crops.message, f"{level} instead of {everything}" if is_less else "")))
+        logits = work.known_logits(crops.crops)
+        for number, values in zip(classified.models, classified.logits.tolist(), strict=True):
+            precision = self._precisions.get(number, self.setup.precision)
+            logits[self.setup.models[number].name] = values, precision
+        models = [model.name for model in self.setup.models if model.name in logits]
+        used = Level(level.frames, len(models) if crops.crops else everything.models)
+        is_less = used != everything and crops.status != "unreadable"
+        message = "; ".join(filter(None, (crops.message, f"{used} instead of {everything}" if is_less else "")))
         if not crops.crops:
             again = crops.status == "unreadable" and message.startswith(OS_ERRORS)
             return VideoResult(**common, status=crops.status, message=message, again=again)
-        places = [[crop.frame_index, crop.track] for crop in crops.crops]
-        models = [model.name for model in self.setup.models[: len(classified.logits)]]
-        precisions = [self._precisions.get(number, self.setup.precision) for number in range(len(models))]
-        predicted = {"models": models, "precisions": precisions, "logits": classified.logits.tolist()}
-        return VideoResult(**common, status="ok", message=message, crops=places, **predicted)
+        return VideoResult(
+            **common,
+            status="ok",
+            message=message,
+            crops=[[crop.frame_index, crop.track] for crop in crops.crops],
+            models=models,
+            fingerprints=[self.setup.fingerprints[name] for name in models],
+            logits=[logits[name][0] for name in models],
+            precisions=[logits[name][1] for name in models],
+        )
 
     def _notice_failure(self, video: str, status: str, message: str) -> None:
         """Stop when the first videos all fail. A video without a face was decoded and searched: the machine works."""
@@ -247,6 +263,7 @@ def _costs(classified: Classified) -> Costs | None:
         crops=len(crops.crops),
         decode_seconds=crops.decode_seconds,
         search_seconds=crops.search_seconds,
-        crop_models=classified.logits.size,
+        crop_models=len(crops.crops)
+        * classified.extracted.work.models,  # also those that were known: it projects alike
         classify_seconds=classified.seconds,
     )

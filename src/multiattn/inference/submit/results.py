@@ -1,12 +1,16 @@
 """Results of the videos of a submission, kept in a journal so that a killed run goes on where it was."""
 
 import contextlib
+import functools
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from multiattn.inference.submit.plan import Level
+from multiattn.runtime.files import file_digest
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
@@ -18,21 +22,22 @@ ANSWERED = ("ok", "no_face")
 
 @dataclass(frozen=True)
 class FileStamp:
-    """A video's file as it was when it was read."""
+    """Size and content of a video's file when it was read; another time of change is no other file."""
 
     file_bytes: int
     """-1: it could not be asked."""
-    file_modified: int
-    """Nanoseconds."""
+    file_digest: str
+    """SHA-256 of the whole content; empty where it could not be read."""
 
     @classmethod
     def of(cls, path: Path) -> "FileStamp":
         """The stamp of a file now."""
         try:
-            facts = path.stat()
+            if path.is_file():  # a pipe or a device might never end
+                return cls(path.stat().st_size, file_digest(path))
         except OSError:
-            return cls(-1, 0)
-        return cls(facts.st_size, facts.st_mtime_ns)
+            pass
+        return cls(-1, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +46,8 @@ class VideoResult:
 
     video_id: str
     file_bytes: int
-    """Of `FileStamp`; another size is another video."""
-    file_modified: int = 0
-    """Of `FileStamp`; an unreadable file that was changed since is tried again."""
+    file_digest: str
+    """Of `FileStamp`; another content is another video."""
     status: str
     message: str = ""
     frames: int = 0
@@ -52,30 +56,51 @@ class VideoResult:
     """[frame_index, track] of each crop."""
     models: list[str] = field(default_factory=list)
     """Names of those that predicted it."""
+    fingerprints: list[str] = field(default_factory=list)
+    """Of each model, `TrainedModel.fingerprint`."""
     precisions: list[str] = field(default_factory=list)
-    """Precision of each model; empty in results of older versions."""
+    """Precision of each model's logits."""
     logits: list[list[float]] = field(default_factory=list)
     """(models, crops)."""
     again: bool = False
     """True where the file is unreadable by what may have been the machine's fault."""
-
-    def is_of(self, stamp: FileStamp) -> bool:
-        """True where it is the same file, and the machine did not fail at it."""
-        return self.file_bytes == stamp.file_bytes and self.status != "failed"
 
     def is_reduced(self, everything: Level) -> bool:
         """True where fewer frames or models were used than there are."""
         few_models = self.status == "ok" and len(self.models) < everything.models
         return few_models or (self.status in ANSWERED and self.frames < everything.frames)
 
-    def may_be_readable(self, stamp: FileStamp) -> bool:
-        """True where the file could not be read, and another try might."""
-        return self.status == "unreadable" and (self.again or self.file_modified != stamp.file_modified)
+    def by_model(self) -> dict[str, tuple[list[float], str]]:
+        """Model -> its logits and their precision."""
+        return dict(zip(self.models, zip(self.logits, self.precisions, strict=True), strict=True))
 
+    def of_models(self, fingerprints: Mapping[str, str], precision: str) -> "VideoResult | None":
+        """The part that models as they are now would give again, by their present names; None where nothing is left.
 
-def recorded_work(folder: Path) -> dict[str, Any]:
-    """The work that a submission folder's results belong to, as `ResultStore` keeps it; empty where there are none."""
-    return Journal(folder / SUBMISSION_JOURNAL, VideoResult).work()
+        Args:
+            fingerprints: model -> its fingerprint, of all models of the run.
+            precision: the one asked for; `auto` takes any.
+        """
+        rows = {
+            name: row
+            for name, wanted in fingerprints.items()
+            for row, found in enumerate(self.fingerprints)
+            if found == wanted and precision in ("auto", self.precisions[row])
+        }
+        if self.status == "ok" and not rows:
+            return None
+        columns = ("fingerprints", "precisions", "logits")
+        return replace(
+            self, models=list(rows), **{name: [getattr(self, name)[row] for row in rows.values()] for name in columns}
+        )
+
+    def joined(self, other: "VideoResult") -> "VideoResult":
+        """The same with those models of another result of the same crops that this one lacks."""
+        more = [row for row, name in enumerate(other.models) if name not in self.models]
+        columns = ("models", "fingerprints", "precisions", "logits")
+        return replace(
+            self, **{name: getattr(self, name) + [getattr(other, name)[row] for row in more] for name in columns}
+        )
 
 
 class ResultStore:
@@ -84,22 +109,49 @@ class ResultStore:
 
     Args:
         folder: the submission folder.
-        work: what results belong to, plain types: they are of use only to the same work.
+        work: what all results belong to, whatever the models, plain types.
 
     Attributes:
-        results: video_id -> result, those of earlier runs too.
+        results: video_id -> its results, those of earlier runs and of other models too, the latest last.
     """
 
     def __init__(self, folder: Path, work: dict[str, Any]) -> None:
         self.journal = Journal(folder / SUBMISSION_JOURNAL, VideoResult)
         self.journal.claim(work)
-        self.results = {result.video_id: result for result in self.journal.records(skip_damaged=True)}
+        self.results: dict[str, list[VideoResult]] = {}
+        for result in self.journal.records(skip_damaged=True):
+            self.results.setdefault(result.video_id, []).append(result)
         self.journal.__enter__()
         self._warned = False
 
+    def usable(
+        self, paths: Mapping[str, Path], fingerprints: Mapping[str, str], precision: str
+    ) -> dict[str, VideoResult]:
+        """The most thorough result of each video that is of this very file and of models as they are now.
+
+        Args:
+            paths: video_id -> file.
+            fingerprints, precision: as of `VideoResult.of_models`.
+
+        Returns:
+            Nothing where no video was answered: a machine may have failed at everything.
+        """
+        known = [video for video in paths if video in self.results]
+        with ThreadPoolExecutor() as threads:
+            stamps = dict(zip(known, threads.map(FileStamp.of, (paths[video] for video in known)), strict=True))
+        usable = {}
+        for video, stamp in stamps.items():
+            own = [it for it in self.results[video] if (it.file_bytes, it.file_digest) == astuple(stamp)]
+            parts = [it.of_models(fingerprints, precision) for it in own if it.status != "failed"]
+            ordered = sorted(filter(None, parts), key=lambda it: (it.status == "ok", len(it.models) * it.frames))
+            if ordered:
+                *others, best = ordered
+                same = (it for it in reversed(others) if it.crops == best.crops)
+                usable[video] = functools.reduce(VideoResult.joined, same, best)
+        return usable if any(result.status in ANSWERED for result in usable.values()) else {}
+
     def add(self, result: VideoResult) -> None:
         """Keep a result. A disk without room costs the restart, not the submission."""
-        self.results[result.video_id] = result
         try:
             self.journal.append(result)
         except OSError as error:

@@ -2,44 +2,53 @@
 
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from multiattn.config import to_json
-from multiattn.datasets.manifest import video_files, video_id
+from multiattn.datasets.manifest import is_video_name, video_files_below
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, trained_on
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
 from multiattn.inference.submit.delivery import (
+    NOT_THERE,
     Delivery,
     Statuses,
     SubmitResult,
     SurestCrop,
     frame_table,
+    is_file_name,
     reasons,
-    write_submission,
+    submission_ids,
 )
-from multiattn.inference.submit.inputs import SubmitInputs
+from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
-from multiattn.inference.submit.results import ANSWERED, FileStamp, ResultStore, VideoResult, recorded_work
+from multiattn.inference.submit.results import ANSWERED, ResultStore, VideoResult
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, pick_device
-from multiattn.runtime.files import exclusive_folder, file_digest
-from multiattn.runtime.layout import BEST_WEIGHTS, PREDICTIONS_FILE, SUBMISSION_JOURNAL
+from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.processor import process_seconds
 from multiattn.runtime.signals import Interruption, listening
-from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.tables import SAMPLE
 from multiattn.video.extraction.extract import ExtractionSettings
 
 logger = logging.getLogger(__name__)
+
+KAGGLE_WORKING_BYTES = 19.5e9
+"""What a notebook may write; the disk below it is larger."""
+BYTES_A_LOGIT, CROPS_A_FRAME = 64, 2
+"""Of the journal and the table together, at most as a rule."""
+RESULTS_VERSION = 2
+"""Of the results a folder keeps. Version 1 knew a file by its size alone."""
 
 
 def run_submit(inputs: SubmitInputs) -> SubmitResult:
@@ -60,24 +69,17 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         SystematicFailureError: each of the first 20 videos (all, of fewer) failed, or not one was answered in the end.
         KeyboardInterrupt, SystemExit: it was asked to end; what is known is written.
     """
-    sample = SUBMISSION.read(inputs.sample_submission)
+    sample = SAMPLE.read(inputs.sample_submission)
     delivery = Delivery(sample, inputs.rule, inputs.out)
     with listening(signal.SIGINT) as interruption, exclusive_folder(inputs.out):
-        if not ((inputs.out / SUBMISSION_JOURNAL).is_file() and delivery.is_there):
-            delivery.write_priors()
+        delivery.begin()
         models = find_models(*inputs.runs)
         require_rule_fits(inputs.rule, models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         history = _history(inputs, models, sample)
-        setup = _keep_precision(_set_up(inputs, models, sample), inputs.out)
-        store = ResultStore(
-            inputs.out,
-            {
-                "models": {model.name: file_digest(model.path / BEST_WEIGHTS)[:16] for model in models},
-                "crops": to_json(setup.settings.recipe),
-                "precision": setup.precision,
-            },
-        )
+        setup = _set_up(inputs, models, sample)
+        require_room(inputs.out, len(setup.paths) * setup.everything.frames * CROPS_A_FRAME * len(models))
+        store = ResultStore(inputs.out, {"version": RESULTS_VERSION, "crops": to_json(setup.settings.recipe)})
         try:
             return _Run(inputs, models, history, setup, store, delivery, interruption).run()
         finally:
@@ -99,20 +101,20 @@ class _Run:
     passes: list[PredictionPass] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.results = _usable(self.store.results, self.setup.stamps)
+        asked = "auto" if self.inputs.precision == "auto" else self.setup.precision
+        self.results = self.store.usable(self.setup.paths, self.setup.fingerprints, asked)
         self._written = time.monotonic()
 
     def run(self) -> SubmitResult:
         """Answer the videos without an answer, then those that could have a better one, and deliver."""
         setup, results = self.setup, self.results
         todo = [video for video in setup.paths if video not in results]
-        unreadable = {video for video, it in results.items() if it.may_be_readable(setup.stamps[video])}
+        unreadable = {video for video, it in results.items() if it.status == "unreadable" and it.again}
         self.waiting = dict.fromkeys(todo, ("late", "not answered yet"))
         if results:
             logger.info("%d of %d videos are done already", len(results), len(setup.paths))
+        if results and todo:
             self._write_on_the_way()
-        else:
-            self.delivery.write_priors()  # whatever lies there is of other work
         levels = levels_of(setup.everything.frames, setup.everything.models)
         self._predict(todo, levels)
         better = [it for it in results.values() if it.video_id in unreadable or it.is_reduced(setup.everything)]
@@ -141,7 +143,7 @@ class _Run:
             label, len(self.models), len(videos), len(self.delivery.sample), setup.device, setup.precision,
             plan.workers, plan.classifiers, "no time limit" if hours is None else f"{hours:g} hours",
         )  # fmt: skip
-        hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption}
+        hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption, "known": self.results}
         self.passes.append(PredictionPass(setup, videos, plan, machine_works=bool(self.results), label=label, **hooks))
         try:
             self.passes[-1].run()
@@ -155,8 +157,8 @@ class _Run:
         if self.interruption.asked:
             self._write_on_the_way()
             logger.warning(
-                "asked to end: %s holds the answers to %d of %d videos; the same call continues from here",
-                self.delivery.path, len(self.results), len(setup.paths),
+                "asked to end: %d of %d videos are done, %s holds the answers to %d; the same call continues from here",
+                len(self.results), len(setup.paths), self.delivery.path, self.delivery.answered,
             )  # fmt: skip
             self.interruption.exit_if_asked()
 
@@ -177,7 +179,7 @@ class _Run:
 
     def _write_on_the_way(self) -> None:
         self.store.sync()
-        submission = self.delivery.build(self.results.values(), self.waiting)
+        submission = self.delivery.build(self.results.values(), self.waiting | self.setup.absent)
         self.delivery.try_to_write(submission, self._card(submission.videos, self._figures(), complete=False))
         self._written = time.monotonic()
 
@@ -185,12 +187,11 @@ class _Run:
         begun = {video for each in self.passes for video in each.begun}
         for video in self.waiting:
             self.waiting[video] = ("late", f"not {'finished' if video in begun else 'begun'} when the time was over")
-        submission = self.delivery.build(self.results.values(), self.waiting)
+        submission = self.delivery.build(self.results.values(), self.waiting | self.setup.absent)
         figures = self._figures()
         card = self._card(submission.videos, figures, complete=True)
-        write_submission(submission, self.delivery.sample, self.inputs.out, card)
         table = frame_table(list(self.results.values()), {model.name: model.fold for model in self.models})
-        FRAME_PREDICTIONS.write(table, self.inputs.out / PREDICTIONS_FILE)
+        delivered = self.delivery.deliver(submission, card, table)
         logger.info("%s: %s", self.delivery.path, submission.coverage)
         if not submission.coverage["ok"]:
             self._refuse_priors_only(submission.coverage)
@@ -200,7 +201,7 @@ class _Run:
             if result.logits
         }
         workers = self.passes[-1].plan.workers if self.passes else self.setup.workers
-        machine = {"workers": workers, "threads": self.setup.threads}
+        machine = {"workers": workers, "threads": self.setup.threads, "delivered": delivered}
         return SubmitResult(
             submission.submission, submission.videos, submission.rule, **figures, **machine, crops=crops
         )
@@ -246,9 +247,29 @@ class _Run:
         logger.error("%s The time was too short.", words)  # what a budget allows is what was asked for
 
     def _of_no_use(self) -> str:
+        if self.delivery.answered:
+            return f"{self.delivery.path} holds the answers of an earlier run to {self.delivery.answered} videos."
         return (
             f"{self.delivery.path} is complete, and holds the prior {self.delivery.rule.prior:g} in every row: do not "
             "hand it in."
+        )
+
+
+def require_room(folder: Path, results: int) -> None:
+    """Raise `ValueError` where the disk, or what Kaggle gives a notebook, has no room for so many logits.
+
+    Args:
+        folder: the submission folder.
+        results: logits of all crops by all models.
+    """
+    needed, free, quota = results * BYTES_A_LOGIT, shutil.disk_usage(folder).free, ""
+    if folder.resolve().is_relative_to(KAGGLE_WORKING):
+        used = sum(path.lstat().st_size for path in KAGGLE_WORKING.rglob("*") if not path.is_dir())
+        free, quota = min(free, KAGGLE_WORKING_BYTES - used), f" ({KAGGLE_WORKING_BYTES / 1e9:g} GB less what is there)"
+    if free < needed:
+        raise ValueError(
+            f"{folder}: expected room for {needed / 1e6:,.0f} MB of results, found {max(0, free) / 1e6:,.0f} MB{quota}."
+            " Delete what is not needed there, or choose another --out."
         )
 
 
@@ -256,29 +277,18 @@ def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFra
     device = pick_device(inputs.device)
     recipe = models[0].recipe.for_prediction()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    paths = _present(sample, inputs)
+    paths, absent = _locate(sample, inputs)
     return Setup(
         paths=paths,
-        stamps={video: FileStamp.of(path) for video, path in paths.items()},
+        absent=absent,
         models=tuple(by_importance(models, inputs.rule)),
+        fingerprints={model.name: model.fingerprint() for model in models},
         settings=ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights),
         device=device,
         precision=known_precision(inputs.precision, device),
         workers=inputs.jobs or min(default_jobs(str(device)), max(1, cores)),
         cores=cores,
     )
-
-
-def _keep_precision(setup: Setup, folder: Path) -> Setup:
-    """The setup, with the precision of the results that are there already where `--precision auto` leaves it open."""
-    recorded = recorded_work(folder).get("precision")
-    return replace(setup, precision=recorded) if setup.precision == "auto" and recorded is not None else setup
-
-
-def _usable(stored: dict[str, VideoResult], stamps: dict[str, FileStamp]) -> dict[str, VideoResult]:
-    """Those results of an earlier run that are of these very files; none of a machine that failed at everything."""
-    usable = {video: it for video, it in stored.items() if video in stamps and it.is_of(stamps[video])}
-    return usable if any(result.status in ANSWERED for result in usable.values()) else {}
 
 
 def _history(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> dict[str, Any]:
@@ -294,22 +304,41 @@ def _history(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFr
     return {"seen_in_training": len(seen), "out_of_fold": figures}
 
 
-def _present(sample: pd.DataFrame, inputs: SubmitInputs) -> dict[str, Path]:
-    """video_id -> file of the sample's videos that are there, in the sample's order."""
+def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path], Statuses]:
+    """video_id -> file of the sample's videos, in the sample's order, and the reasons of those that are not there.
+
+    A file that lies in a folder below, or whose name has another ending or none, is taken where it is the only one of
+    its name and no row's own.
+    """
     if not inputs.videos_dir.is_dir():
         raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
-    present = set(video_files(inputs.videos_dir))
-    names = [name for name in sample["filename"] if name in present]
-    by_video: dict[str, str] = {}
-    for name in names:
-        if (other := by_video.setdefault(video_id("folder", name), name)) != name:
-            raise ValueError(
-                f"{inputs.sample_submission}: expected videos that differ in more than their ending, found {other} and "
-                f"{name}. Rename one, in the folder and in the sample."
-            )
-    if not names:
+    folder, names = inputs.videos_dir.absolute(), sample["filename"].tolist()
+    own = {name for name in names if is_file_name(name) and (folder / name).is_file()}
+    others: dict[str, list[str]] = {}
+    for path in video_files_below(folder) if len(own) < len(names) else []:
+        if path not in own:
+            others.setdefault(PurePosixPath(path).stem, []).append(path)
+    paths, absent, elsewhere = {}, {}, {}
+    for video, name in zip(submission_ids(names), names, strict=True):
+        stem = PurePosixPath(name).stem if is_video_name(name) else PurePosixPath(name).name
+        found = others.get(stem, [])
+        found = [path for path in found if PurePosixPath(path).name == PurePosixPath(name).name] or found
+        if name in own:
+            paths[video] = folder / name
+        elif len(found) == 1:
+            paths[video] = folder / found[0]
+            elsewhere[name] = found[0]
+        elif found:
+            absent[video] = ("missing", f"{NOT_THERE}; below it there are {' and '.join(found[:2])}")
+        elif is_file_name(name) and os.path.lexists(folder / name):
+            absent[video] = ("missing", f"{NOT_THERE} as a file: a link to nothing, a folder or a pipe")
+    if not paths:
+        held = ", ".join(path for same in others.values() for path in same[:1])[:200] or "no videos"
         raise ValueError(
-            f"{inputs.videos_dir}: none of the {len(sample)} videos of {inputs.sample_submission} is here, "
-            "so every answer would be the prior."
+            f"{inputs.videos_dir}: none of the {len(sample)} videos of {inputs.sample_submission} is here, so every "
+            f"answer would be the prior. The first is {names[0]}; the folder holds {held}."
         )
-    return {video: inputs.videos_dir.absolute() / name for video, name in by_video.items()}
+    if elsewhere:
+        first = next(iter(elsewhere))
+        logger.warning("%d videos lie elsewhere, the first: %s is %s", len(elsewhere), first, elsewhere[first])
+    return paths, absent
