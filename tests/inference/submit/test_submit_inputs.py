@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.inference.submit.inputs import write_first_answer
+from multiattn.inference.submit.inputs import KAGGLE_INPUT, find_inputs, write_first_answer
 from multiattn.tables import SAMPLE, SUBMISSION
 
 
@@ -83,3 +83,5 @@ main("--runs x --videos-dir x --sample-submission sample.csv --out out".split())
 def test_a_notebook_older_than_the_code_says_how_to_make_it_anew():
     with pytest.raises(ImportError, match="make the bundle anew with `multiattn bundle`"):
         importlib.import_module("multiattn.inference.kernel")
+    with pytest.raises(ValueError, match=r"notebook is older than the code .* of the same bundle"):
+        find_inputs(KAGGLE_INPUT)

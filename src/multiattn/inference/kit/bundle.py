@@ -101,6 +101,8 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     rule = dataclasses.replace(scoring.rule, experiments=tuple(_experiments(models)), out_of_fold=figures)
     scoring = dataclasses.replace(scoring, rule=rule)  # for exactly these experiments
     building = out.parent / f".{out.name}.building"
+    if building.is_symlink():
+        raise ValueError(f"{building}: expected a folder to build in, found a link. Remove it.")
     with exclusive_folder(building):
         try:
             for leftover in building.iterdir():  # of a run that was killed

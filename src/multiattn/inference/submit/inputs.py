@@ -98,9 +98,12 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
 
     Raises:
         FileNotFoundError: something was not found; says what, and where it was searched for.
+        ValueError: called by a notebook of an earlier version.
     """
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
+    if root == KAGGLE_INPUT:
+        raise ValueError("this notebook is older than the code beside it: take the inference.ipynb of the same bundle.")
     named = tuple(Path(name) for name in os.environ.get("MULTIATTN_RUNS", "").split(os.pathsep) if name)
     runs = named or _find_runs(root)
     data = KAGGLE_INPUT if on_kaggle else root / "data"
