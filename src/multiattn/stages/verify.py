@@ -21,8 +21,8 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="verify", doc=__doc__)
-    from multiattn.inference.submit.delivery import describe_submission, require_rows  # with pandas and torch
-    from multiattn.tables import SAMPLE, SUBMISSION
+    from multiattn.inference.submit.inputs import describe_submission, require_rows
+    from multiattn.tables import SAMPLE, SUBMISSION  # with pandas
 
     path = options.submission / SUBMISSION_FILE if options.submission.is_dir() else options.submission
     submission, sample = SUBMISSION.read(path), SAMPLE.read(options.sample_submission)

@@ -19,6 +19,7 @@ import pandas as pd
 from multiattn.config import to_json
 from multiattn.datasets.manifest import video_id
 from multiattn.inference.submit.extraction import Extraction, Work
+from multiattn.inference.submit.inputs import require_rows
 from multiattn.inference.submit.plan import PlanChange
 from multiattn.inference.submit.results import VideoResult
 from multiattn.runtime.environment import git_commit
@@ -109,32 +110,6 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, rule: Scori
             f"{source}: expected probabilities in [{rule.clip}, {1 - rule.clip}], found "
             f"{int(outside.sum())} outside; the first: {name}."
         )
-
-
-def require_rows(submission: pd.DataFrame, sample: pd.DataFrame, source: Path) -> None:
-    """Raise `ValueError` where the rows are not the sample's, each once and in its order."""
-    expected, found = sample["filename"].tolist(), submission["filename"].tolist()
-    if expected != found:
-        missing = sorted(set(expected) - set(found))[:3]
-        added = sorted(set(found) - set(expected))[:3]
-        raise ValueError(
-            f"{source}: expected the sample's {len(expected)} rows in its order, found {len(found)}; "
-            f"missing {missing}, added {added}."
-        )
-
-
-def describe_submission(submission: pd.DataFrame) -> str:
-    """A sound submission in words, with what a careful eye would stop at."""
-    labels = submission["label"]
-    words = f"{len(labels)} rows, as the sample has them; P(fake) from {labels.min():.4g} to {labels.max():.4g}"
-    value, count = next(iter(Counter(labels).most_common(1)))
-    if count > 1:
-        words += f", {count} of them {value:g}"
-    if count == len(labels) > 1:
-        words += ". All rows are alike: it answers nothing"
-    elif labels.isin([0, 1]).any():
-        words += ". A wrong answer of exactly 0 or 1 costs as much as log loss allows: clip them"
-    return f"{words}."
 
 
 def write_submission(

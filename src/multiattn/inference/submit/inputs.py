@@ -1,10 +1,12 @@
-"""Inputs of a submission run, given by name or found by the notebook; the first answer, before torch is imported."""
+"""Inputs of a submission run, given by name or found by the notebook; the first answer, and a submission held against
+its sample, without torch."""
 
 import csv
 import functools
 import io
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, CARD_F
 from multiattn.scoring import DEFAULT_PRIOR
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from multiattn.scoring.rule import ScoringRule
 
 logger = logging.getLogger(__name__)
@@ -83,6 +87,32 @@ def write_first_answer(sample: Path, out: Path) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("filename", "label"), *((name, DEFAULT_PRIOR) for name in names)])
     write_text(path, text.getvalue())
+
+
+def require_rows(submission: "pd.DataFrame", sample: "pd.DataFrame", source: Path) -> None:
+    """Raise `ValueError` where the rows are not the sample's, each once and in its order."""
+    expected, found = sample["filename"].tolist(), submission["filename"].tolist()
+    if expected != found:
+        missing = sorted(set(expected) - set(found))[:3]
+        added = sorted(set(found) - set(expected))[:3]
+        raise ValueError(
+            f"{source}: expected the sample's {len(expected)} rows in its order, found {len(found)}; "
+            f"missing {missing}, added {added}."
+        )
+
+
+def describe_submission(submission: "pd.DataFrame") -> str:
+    """A sound submission in words, with what a careful eye would stop at."""
+    labels = submission["label"]
+    words = f"{len(labels)} rows, as the sample has them; P(fake) from {labels.min():.4g} to {labels.max():.4g}"
+    value, count = next(iter(Counter(labels).most_common(1)))
+    if count > 1:
+        words += f", {count} of them {value:g}"
+    if count == len(labels) > 1:
+        words += ". All rows are alike: it answers nothing"
+    elif labels.isin([0, 1]).any():
+        words += ". A wrong answer of exactly 0 or 1 costs as much as log loss allows: clip them"
+    return f"{words}."
 
 
 def find_inputs(root: Path | None = None) -> SubmitInputs:
