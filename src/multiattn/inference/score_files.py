@@ -17,9 +17,9 @@ from multiattn.datasets.manifest import folder_manifest, is_video_name, video_ro
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
-from multiattn.model.checkpoints import read_metadata
 from multiattn.runtime.files import read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
+from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.scoring.rule import ScoringRule
