@@ -1,5 +1,6 @@
 """The training table of a fold, what a visit of a crop shows, and the loaders."""
 
+import os
 import time
 from pathlib import Path
 
@@ -147,6 +148,19 @@ def test_training_batches_do_not_depend_on_the_workers(changes, crops):
     assert len(one) == 2 * 18
     for other in others:
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "asked", "workers"),
+    [(2, "1", 8, 2), (8, "4", 8, 2), (1, "3", 2, 1), (8, "1", 3, 3)],
+    ids=str,
+)
+def test_workers_are_never_more_than_a_process_has_cores(crops, monkeypatch, cores, processes, asked, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    training = training_loader(crops, config(num_workers=asked), seed=7, rank=0, world_size=1)
+    validation = validation_loader(crops, config(num_workers=asked), rank=0, world_size=1)
+    assert training.num_workers == validation.num_workers == workers
 
 
 def test_a_loader_begins_inside_an_epoch_and_is_whole_again_in_the_next(crops):

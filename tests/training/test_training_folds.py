@@ -53,7 +53,8 @@ def test_options_of_the_parent_are_left_out_for_the_children(words, left):
 )
 def test_a_child_sees_its_own_gpu_alone(monkeypatch, visible, slot, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert _environment(slot, 3)["CUDA_VISIBLE_DEVICES"] == expected
+    found = _environment(slot, 3)
+    assert (found["CUDA_VISIBLE_DEVICES"], found["LOCAL_WORLD_SIZE"]) == (expected, "3")
 
 
 @pytest.mark.parametrize("options", [["--gpus", "cpu,cpu"], []], ids=["at once", "in turn"])
@@ -85,9 +86,19 @@ def test_the_summary_shows_the_best_candidate_of_each_fold(tmp_path):
     )  # fmt: skip
     history.to_csv(tmp_path / "fold0" / "epochs.csv", index=False)
     text = describe_folds(experiment, tmp_path, [FoldOutcome(0), FoldOutcome(1, "no GPU left")])
-    assert text.splitlines()[1].split() == ["0", "well", "2", "0.4000", "0.8000", "1", "ema", "2.0"]
+    assert text.splitlines()[1].split() == ["0", "well", "2", "0.4000", "0.8000", "1", "ema", "0.6000", "2.0"]
     assert text.splitlines()[2].split() == ["1", "failed", "0"]
     assert text.splitlines()[3] == "fold 1 failed: no GPU left"
+
+
+@pytest.mark.parametrize("options", [["--gpus", "cpu,cpu"], []], ids=["at once", "in turn"])
+def test_crops_that_are_too_small_are_refused_before_any_fold_begins(pipeline, tmp_path, capfd, options):
+    words = ["--faces", str(pipeline.faces), "--folds", str(pipeline.folds), "--runs", str(tmp_path), *options]
+    assert main(["train", "demo", "--tiny", "--fold", "all", "--data.image-size", "96", *words]) == 2
+    error = capfd.readouterr().err
+    assert "expected crops of 96 pixels or more, which demo_tiny trains on, found crops of 64" in error
+    assert "multiattn faces --size 96" in error and "--data.image-size 64" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_under_torchrun_the_folds_are_not_spread_a_second_time(pipeline: Pipeline, monkeypatch, capsys):

@@ -37,7 +37,7 @@ class DataConfig:
     batch_size: int = 12
     """Crops in a step of one process."""
     num_workers: int = 4
-    """Processes that read and augment crops; 0 does it in the training process."""
+    """Processes that read and augment crops, at most one a core; 0 does it in the training process."""
     cache: Literal["none", "memory", "disk"] = "none"
     """Keep decoded crops: in memory, shared by all workers, or in a memory-mapped file beside the crops."""
     cache_gb: float = 8.0

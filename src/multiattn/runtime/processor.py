@@ -62,6 +62,12 @@ def _mallopt(parameter: int, value: int) -> None:
         ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
+def usable_cores() -> int:
+    """Cores this process may use, or its share of them where torchrun or `train --gpus` started several."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def memory_in_use(device: "torch.device") -> int:
     """Bytes: allocated by tensors on a GPU, else resident in this process."""
     import torch

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     experiment = options.settings
     data = training.read_training_data(options.faces, options.folds)
     numbers = data.fold_numbers(options.fold)
+    data.require_crops_for(experiment)
     folder, outcomes = options.runs / experiment.name, []
     if options.gpus is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

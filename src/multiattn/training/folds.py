@@ -59,6 +59,16 @@ class TrainingData:
             raise ValueError(f"--fold {text}: no such fold; folds present: {present}, or all.")
         return [int(text)]
 
+    def require_crops_for(self, experiment: Experiment) -> None:
+        """Refuse an experiment on larger crops than are stored."""
+        size, stored = experiment.data.image_size, self.recipe.size
+        if size > stored:
+            raise ValueError(
+                f"{self.folder}: expected crops of {size} pixels or more, which {experiment.name} trains on, found "
+                f"crops of {stored}. Cut them anew with `multiattn faces --size {size}`, or train with "
+                f"--data.image-size {stored}."
+            )
+
 
 def read_training_data(faces: Path, folds: Path) -> TrainingData:
     """Read a faces folder and a folds CSV.
@@ -100,6 +110,7 @@ def train_folds(
     Raises:
         ValueError: a folder holds a run with other settings, or settings do not fit the data.
     """
+    data.require_crops_for(experiment)
     outcomes = []
     for number in numbers:
         try:
@@ -171,13 +182,15 @@ def _at_any_compression(folds: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutcome]) -> str:
-    """A table of the folds for a terminal, a line each: how it ended, and its best validation.
+    """A table of the folds for a terminal, a line each: how it ended, its best validation, and the metric at its end,
+    which no choice on the held-out fold has bettered.
 
     Args:
         folder: `runs/<experiment>`.
         outcomes: ends of the folds of this command; other folds are left out.
     """
-    rows = [["fold", "ended", "epochs", experiment.validation.metric, "AUC", "epoch", "weights", "minutes"]]
+    metric = experiment.validation.metric
+    rows = [["fold", "ended", "epochs", metric, "AUC", "epoch", "weights", "at the end", "minutes"]]
     for outcome in outcomes:
         path = fold_folder(folder, outcome.fold) / EPOCHS_FILE
         row = [outcome.fold, "failed" if outcome.error else "well"]
@@ -185,12 +198,13 @@ def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutc
             history = pd.read_csv(path)
             best, value, auc = _best(history, experiment)
             minutes = history.groupby("epoch")["seconds"].last().sum() / 60
+            last = history[f"{PREFIXES['last']}{metric}"].iloc[-1]
             row += [f"{history['epochs_done'].max():g}", f"{value:.4f}", f"{auc:.4f}"]
-            rows.append([*row, best["epoch"], best["candidate"], f"{minutes:.1f}"])
+            rows.append([*row, best["epoch"], best["candidate"], f"{last:.4f}", f"{minutes:.1f}"])
         else:
-            rows.append([*row, 0, *[""] * 5])
+            rows.append([*row, 0, *[""] * 6])
     failures = [f"fold {outcome.fold} failed: {outcome.error}" for outcome in outcomes if outcome.error]
-    return "\n".join([terminal_table(rows, right=(0, 2, 3, 4, 5, 7)), *failures])
+    return "\n".join([terminal_table(rows, right=(0, 2, 3, 4, 5, 7, 8)), *failures])
 
 
 def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, float, float]:
@@ -291,12 +305,13 @@ def _run(command: list[str], environment: dict[str, str], log: Path, number: int
 
 
 def _environment(slot: str, places: int) -> dict[str, str]:
-    """Environment of a child: a GPU's process sees that one alone; processes on a CPU share its cores."""
+    """Environment of a child: a GPU's process sees that one alone; all of them share the cores."""
+    shared = {**os.environ, "LOCAL_WORLD_SIZE": str(places)}  # for `usable_cores`
     if slot == "cpu":
-        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ}
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **shared}
     # The number counts the GPUs that this process may use.
     allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": allowed[int(slot)] if int(slot) < len(allowed) else slot}
+    return {**shared, "CUDA_VISIBLE_DEVICES": allowed[int(slot)] if int(slot) < len(allowed) else slot}
 
 
 def _last_line(log: Path) -> str:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
+from multiattn.runtime.processor import usable_cores
 from multiattn.runtime.signals import ending_signals_wait, leave_signals_to_parent
 from multiattn.video.crops.cache import SHARED_MEMORY, CropCache
 from multiattn.video.decoding.pictures import MAX_PIXELS, decode_picture
@@ -181,11 +182,13 @@ def crop_loader(
     Workers persist between epochs and use one thread each; batches lie in pinned memory where there is a GPU.
 
     Args:
+        num_workers: at most; there are never more than this process has cores.
         batch_size: crops in a batch, in order; or give a `batch_sampler`, with an attribute of this name.
 
     Raises:
         ValueError: not so much shared memory.
     """
+    num_workers = min(num_workers, usable_cores())
     size = batch_size if batch_sampler is None else batch_sampler.batch_size
     places = _Places(num_workers, size, source.size) if num_workers and len(source) else None
     return _CropLoader(
