@@ -198,10 +198,44 @@ def test_evaluation_measures_against_the_stored_centres_and_leaves_them_alone():
     assert value.item() == pytest.approx(expected, abs=1e-5)
 
 
+WIDE = {"intra_margin_real": 4.0, "intra_margin_fake": 4.0}
+"""Margins that every part keeps: what pushes is the term between the centres."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(LossConfig(), id="per part"),
+        pytest.param(LossConfig(reduction="sum"), id="a sum"),
+        pytest.param(LossConfig(ril="joint", inter_margin=0.8, intra_margin_fake=-0.8), id="joint"),
+        pytest.param(LossConfig(**WIDE), id="per part, centres alone"),
+        pytest.param(LossConfig(ril="joint", inter_margin=0.8, **WIDE), id="joint, centres alone"),
+    ],
+)
+@pytest.mark.parametrize("number", [2, 4])
+def test_accumulated_batches_push_and_move_as_the_whole_batch_does(config, number):
+    """By the projection on the whole batch's gradient, 1 where none is lost; and the centres, which must be the same,
+    those moved by second views too."""
+    whole, often = (make_auxiliary(4, 6, config) for _ in range(2))
+    labels, share = torch.arange(32) % 2, 1 / number
+    for step in range(3):
+        parts, views = (unit_parts(32, seed=seed, spread=0.1).float() for seed in (step, step + 50))
+        once, shared = (parts.clone().requires_grad_() for _ in range(2))
+        whole(once, labels).backward()
+        whole.follow(views, labels)
+        for one, rows in enumerate(torch.arange(32).chunk(number)):
+            often.begin_batch(share, is_first=one == 0)
+            (share * often(shared[rows], labels[rows])).backward()
+            often.follow(views[rows], labels[rows])
+        torch.testing.assert_close(often.centers, whole.centers, atol=1e-6, rtol=1e-5)
+        projection = (shared.grad * once.grad).sum() / once.grad.square().sum()
+        assert projection.item() == pytest.approx(1, abs=0.1), step
+
+
 def test_the_rate_decays_once_an_epoch_and_travels_in_the_state():
     criterion = RegionalIndependenceLoss(2, 3, LossConfig())
-    for _ in range(2):
-        criterion.end_epoch()
+    for epoch in (5, 2):  # whatever it was before
+        criterion.set_epoch(epoch)
     assert criterion.center_rate.item() == pytest.approx(0.05 * 0.81)
     other = RegionalIndependenceLoss(2, 3, LossConfig())
     other.load_state_dict(criterion.state_dict())

@@ -150,7 +150,7 @@ def test_after_a_step_momentum_is_back_centres_have_moved_and_alpha_decays_once_
     momenta = {module.momentum for module in step.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     assert momenta == {0.1}
     assert step.auxiliary.centers.norm() > 0
-    step.end_epoch()
+    step.set_epoch(1)
     assert step.auxiliary.center_rate.item() == pytest.approx(0.05 * 0.9)
 
 
@@ -189,15 +189,20 @@ def test_two_halves_of_an_update_give_the_gradients_of_one():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_the_centres_of_accumulated_batches_move_as_in_one_step():
-    def centers(share: float, times: int) -> torch.Tensor:
+@pytest.mark.parametrize("ril", ["per-part", "joint"])
+def test_accumulated_batches_move_centres_and_weights_as_one_batch_does(ril):
+    """The same batch n times at 1 / n: centres, and gradients of the loss that moves them, are those of it once."""
+    loss, found = LossConfig(ril=ril, cross_entropy_weight=0.0, inter_margin=0.8), []
+    for number in (1, 4):
         torch.manual_seed(0)
-        step = TrainingStep(dataclasses.replace(TINY, agda=AgdaConfig(mode="none")))
-        for _ in range(times):
-            backward_passes(step, step, *batch(), scaler=UNSCALED, share=share)
-        return step.auxiliary.centers
-
-    once, twice = centers(1.0, 1), centers(0.5, 2)
-    alpha = TINY.loss.center_rate
-    # Towards the same mean V: alpha V in one step, (1 - (1 - alpha / 2)^2) V in two halves.
-    torch.testing.assert_close(twice, once / alpha * (1 - (1 - alpha / 2) ** 2), rtol=1e-4, atol=1e-7)
+        step = TrainingStep(dataclasses.replace(TINY, loss=loss, agda=AgdaConfig(mode="none")))
+        for _ in range(2):  # from zero, and from where that led
+            step.zero_grad()
+            for one in range(number):
+                ends = {"is_first": one == 0, "is_update": one + 1 == number}
+                backward_passes(step, step, *batch(), scaler=UNSCALED, share=1 / number, **ends)
+            found.append((step.auxiliary.centers.clone(), step.network.attention.conv.weight.grad))
+    for once, often in zip(found[:2], found[2:], strict=True):
+        assert once[0].norm() > 1e-4 and once[1].norm() > 1e-6
+        for one, other in zip(once, often, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-6 * float(one.abs().max() + 1))

@@ -45,7 +45,10 @@ class RegionalIndependenceLoss(nn.Module):
     Attributes:
         centers: buffer (M, N) float32, c of Eq. (4).
         center_rate: buffer, scalar float32, alpha of Eq. (4).
-        share: weight of a batch in a step: 1 / n where a step accumulates n batches.
+    Where a step accumulates n batches (`begin_batch`), the centres that a batch is measured against are those at the
+    step's beginning, moved by alpha by this batch alone: an estimate of what the whole step makes of them, so that a
+    mean of the batches' gradients is that of the whole. The buffer itself moves to exactly where the whole batch takes
+    it.
 
     Departures: with `reduction="mean"` the first sum of Eq. (3) is a mean over the batch (a sum would tie the loss's
     weight to the batch size); `reduction="sum"` is the equation to the letter.
@@ -59,7 +62,15 @@ class RegionalIndependenceLoss(nn.Module):
         self.config = config
         self.register_buffer("centers", torch.zeros(num_maps, num_features))
         self.register_buffer("center_rate", torch.tensor(config.center_rate))
-        self.share = 1.0
+        self._share = 1.0
+        self._start: Tensor | None = None  # the centres at the beginning of a step of several batches
+        self._measured: Tensor | None = None  # those that the latest batch was measured against
+
+    def begin_batch(self, share: float, *, is_first: bool) -> None:
+        """Count the next batch as this share of a step, 1 / n where n batches make one; `is_first` of them."""
+        self._share = share
+        if is_first:
+            self._start = None
 
     def forward(self, parts: Tensor, labels: Tensor) -> Tensor:
         """L_RIL of one batch; in training mode each call moves the centres once.
@@ -84,21 +95,26 @@ class RegionalIndependenceLoss(nn.Module):
             centers = self.centers.to(parts.dtype)
             total, ranks = parts.new_full((), float(len(parts))), 1
             if self.training:
+                if self._share < 1:
+                    self._start = self.centers.clone() if self._start is None else self._start
+                    centers = self._start.to(parts.dtype)
                 shares = self.counted_samples(labels).to(parts.dtype)
                 step, total, ranks = mean_step(parts, centers, shares)
-                centers = centers + self.share * self.center_rate.to(parts.dtype) * step  # Eq. (4)
-                self.centers.copy_(centers.detach())
+                move = self.center_rate.to(parts.dtype) * step
+                centers = centers + move  # Eq. (4)
+                self._measured = centers.detach()
+                self.centers.add_((self._share * move.detach()).to(self.centers.dtype))
             intra = self.intra_terms(parts, centers, labels).sum() * ranks
-            if self.config.reduction == "mean":
-                intra = intra / total
+            intra = intra / (total if self.config.reduction == "mean" else self._share)  # a sum is of the whole step
             return intra + self.inter_term(centers)  # Eq. (3)
 
     @torch.no_grad()
     def follow(self, parts: Tensor, labels: Tensor) -> None:
-        """Move the centres by a batch without computing a loss."""
+        """Move the centres by a second view of the batch that `forward` took last, without computing a loss."""
         parts = parts.detach().to(torch.promote_types(parts.dtype, torch.float32))
-        step, _, _ = mean_step(parts, self.centers.to(parts.dtype), self.counted_samples(labels).to(parts.dtype))
-        self.centers.add_(self.share * self.center_rate * step.to(self.centers.dtype))
+        centers = self.centers if self._measured is None else self._measured
+        step, _, _ = mean_step(parts, centers.to(parts.dtype), self.counted_samples(labels).to(parts.dtype))
+        self.centers.add_(self._share * self.center_rate * step.to(self.centers.dtype))
 
     def counted_samples(self, labels: Tensor) -> Tensor:
         """(B,) 1 where a sample moves the centres: everywhere, Eq. (4)."""
@@ -122,9 +138,12 @@ class RegionalIndependenceLoss(nn.Module):
         # Picking by a mask would wait for the GPU to count it.
         return (F.relu(self.config.inter_margin - distance) * others).sum()
 
-    def end_epoch(self) -> None:
-        """Decay alpha ("we decay alpha after each training epoch", section 3.3)."""
-        self.center_rate.mul_(self.config.center_decay)
+    def set_epoch(self, epoch: int) -> None:
+        """Let alpha be that of an epoch, counted from the first that uses this loss ("we decay alpha after each
+        training epoch", section 3.3)."""
+        self.center_rate.fill_(self.config.center_rate)
+        for _ in range(epoch):  # not a power: each epoch's product rounded, as they come one after the other
+            self.center_rate.mul_(self.config.center_decay)
 
     def _check(self, parts: Tensor, labels: Tensor) -> None:
         if parts.ndim != 3 or parts.shape[1:] != self.centers.shape:

@@ -79,7 +79,6 @@ def _train(training: FoldTraining, live: Live, interruption: Interruption) -> No
             logger.info("%s: phase %s begins, %d epochs", name, phase.name, phase.epochs)
         if progress.batch < len(training.loader):
             _train_epoch(training, live, interruption)
-            training.step.end_epoch()
             _save(training)
         _validate(training, live, interruption)
         live.picture(training)
@@ -133,6 +132,7 @@ def _begin(training: FoldTraining) -> Iterator[tuple[Tensor, Tensor]]:
     key = (training.experiment.seed, progress.epoch, training.ranks.rank)
     seed_everything(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
+    training.step.set_epoch(progress.epoch - training.span.first)
     set_train_mode(training.module, training.step, training.span.phase)
     batches = iter(loader)
     if training.random_state is not None:  # inside an epoch
@@ -161,6 +161,7 @@ def _train_batch(training: FoldTraining, number: int, crops: Tensor, labels: Ten
         objective=training.span.phase.objective,
         degrade=training.span.phase.agda and training.progress.epoch >= agda.first_epoch,
         share=1 / group,
+        is_first=number == first,
         is_update=is_update,
     )
     training.meter.add(terms)

@@ -124,18 +124,10 @@ class TrainingStep(nn.Module):
         """The outputs that are validated while the backbone is trained alone."""
         return NetworkOutput(self.backbone_head(self.network.backbone(images)[1]), None, None)
 
-    def count_batches_as(self, share: float) -> None:
-        """Let the centres move by this share of alpha, 1 / n where n batches make one update.
-
-        To first order in alpha they then move by alpha towards the mean of all n, as Eq. (4) asks of a step.
-        """
+    def set_epoch(self, epoch: int) -> None:
+        """Let the rate of the moving centres be that of an epoch of the phase, counted from 0."""
         if isinstance(self.auxiliary, RegionalIndependenceLoss):
-            self.auxiliary.share = share
-
-    def end_epoch(self) -> None:
-        """Let the rate of the moving centres decay."""
-        if isinstance(self.auxiliary, RegionalIndependenceLoss):
-            self.auxiliary.end_epoch()
+            self.auxiliary.set_epoch(epoch)
 
 
 def backward_passes(
@@ -149,6 +141,7 @@ def backward_passes(
     objective: str = "network",
     degrade: bool = True,
     share: float = 1.0,
+    is_first: bool = True,
     is_update: bool = True,
 ) -> dict[str, Tensor]:
     """Forward and backward of one batch; gradients are added to what the parameters hold.
@@ -159,13 +152,15 @@ def backward_passes(
         context: the autocast context of each forward pass.
         degrade: False leaves the AGDA pass out.
         share: weight of this batch in the update: 1 / n where the gradients of n batches are accumulated.
+        is_first: False after the first of these.
         is_update: False where more batches follow before the update: the ranks need not exchange gradients yet.
 
     Returns:
         The terms of both passes, detached and not multiplied by `share`; `loss` is their sum.
     """
     twice = degrade and objective == "network" and step.augmentation is not None
-    step.count_batches_as(share)
+    if isinstance(step.auxiliary, RegionalIndependenceLoss):
+        step.auxiliary.begin_batch(share, is_first=is_first)
     # The gradients of the first of two backward passes stay on their rank; the second one's reduction brings the sum.
     with _gradients_stay(module, not is_update or (twice and step.separable)):
         with context():
