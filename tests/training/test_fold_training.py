@@ -53,10 +53,14 @@ def test_a_continued_epoch_has_the_means_of_an_undisturbed_one():
         meter.add({"loss": torch.tensor(first), "cross_entropy": torch.tensor(second)})
     assert meter.means(Ranks()) == filled(*steps).means(Ranks())
     assert meter.count == 7
+    for value in (2.0, 4.0):  # settings that were changed on the way: another term, one less
+        meter.add({"loss": torch.tensor(value), "match": torch.tensor(1.0)})
+    assert meter.means(Ranks()) == ({"loss": 3.0, "match": 1.0}, {})
 
 
 def test_a_state_that_names_its_progress_as_earlier_versions_did_is_taken_up():
     run = RunFolder(Path("runs/x/fold0"), 0)
     assert progress_of({"progress": {"epoch": 3, "is_judged": False}}, run).is_validated is False
-    with pytest.raises(ValueError, match="not the state of this experiment"):
-        progress_of({"progress": {"epoch": 3, "unknown": 1}}, run)
+    for strange in ({"epoch": 3, "unknown": 1}, {"epoch": -1}, {"batch": math.nan}, {"epoch": "3"}, [3], "text"):
+        with pytest.raises(ValueError, match="not the state of this experiment"):
+            progress_of({"progress": strange}, run)

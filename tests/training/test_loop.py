@@ -170,6 +170,73 @@ def test_other_settings_are_refused_unless_allowed_and_then_noted(pipeline, begu
     train_fold_zero(pipeline, tmp_path, longer)  # these are its settings now
 
 
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        pytest.param({"weight_decay": 0.125}, [(0.0, 1.0), (0.125, 1.0)], id="weight decay"),
+        pytest.param(
+            {"backbone_lr_factor": 0.5},
+            [(0.0, 0.5), (0.0, 1.0), (1e-6, 0.5), (1e-6, 1.0)],
+            id="a rate for the backbone",
+        ),
+        pytest.param({"name": "sgd"}, [(0.0, 1.0), (1e-6, 1.0)], id="another optimiser"),
+    ],
+)
+def test_changed_settings_of_the_optimiser_are_used_and_not_only_recorded(pipeline, begun, tmp_path, optim, expected):
+    before = load_state(begun)
+    changed = dataclasses.replace(STILL, epochs=2, optim=dataclasses.replace(STILL.optim, **optim))
+    changed = dataclasses.replace(changed, loss=dataclasses.replace(STILL.loss, center_rate=0.02))
+    with killed_when(after(1)):
+        train_fold_zero(pipeline, tmp_path, changed, allow_changes=True)
+    state = load_state(begun)
+    groups = state["optimizer"]["param_groups"]
+    assert sorted((group["weight_decay"], group["lr_scale"]) for group in groups) == sorted(expected)
+    assert state["step"]["auxiliary.center_rate"].item() == pytest.approx(0.02 * 0.9)
+    if "name" not in optim:  # each parameter goes on with its own moments
+        moments = [
+            dict(
+                zip(
+                    one["parameters"],
+                    (one["optimizer"]["state"][k] for k in sorted(one["optimizer"]["state"])),
+                    strict=True,
+                )
+            )
+            for one in (before, state)
+        ]
+        for name, entry in moments[1].items():
+            assert entry["step"] == moments[0][name]["step"] + 4, "an epoch of 4 updates"
+            assert entry["exp_avg"].shape == moments[0][name]["exp_avg"].shape
+
+
+def test_a_change_that_makes_another_network_is_refused_before_it_is_recorded(pipeline, begun, tmp_path):
+    recorded = (begun / "experiment.json").read_bytes()
+    other = dataclasses.replace(STILL, model=dataclasses.replace(STILL.model, num_maps=3))
+    with pytest.raises(ValueError, match=r"model.num_maps: .*another network than the saved one"):
+        train_fold_zero(pipeline, tmp_path, dataclasses.replace(other, epochs=2), allow_changes=True)
+    assert (begun / "experiment.json").read_bytes() == recorded and not (begun / "changes.json").exists()
+
+
+def test_the_best_so_far_is_measured_anew_by_a_changed_metric(pipeline, begun, tmp_path):
+    changed = dataclasses.replace(STILL, epochs=2, validation=ValidationConfig(metric="auc"))
+    train_fold_zero(pipeline, tmp_path, changed, allow_changes=True)
+    best = load_state(begun)["progress"]["best"]
+    row = history(begun).set_index("step").loc[best["step"]]
+    assert best["value"] == pytest.approx(row["validation_auc"])
+
+
+def test_a_run_that_failed_before_its_first_state_takes_other_settings(pipeline, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"best\.safetensors"):
+        train_fold_zero(pipeline, tmp_path, dataclasses.replace(STILL, epochs=1, start_from=str(tmp_path / "nowhere")))
+    folder = train_fold_zero(pipeline, tmp_path, dataclasses.replace(STILL, epochs=1))
+    assert json.loads((folder / "experiment.json").read_text())["start_from"] is None
+    assert not (folder / "changes.json").exists()
+
+
+def test_the_latest_predictions_stand_beside_the_best_ones(pipeline, begun):
+    latest, best = (FRAME_PREDICTIONS.read(begun / name) for name in ("oof_last.parquet", "oof.parquet"))
+    pd.testing.assert_frame_equal(latest, best)  # of one validation
+
+
 def test_an_average_and_gradient_scaling_may_begin_on_the_way(pipeline, begun, tmp_path):
     changed = dataclasses.replace(STILL, epochs=2, average=AverageConfig(ema_decay=0.5), precision="fp16")
     train_fold_zero(pipeline, tmp_path, changed, allow_changes=True)
@@ -318,8 +385,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     assert flat(states[0]) == flat(states[1])
     histories = [history(path).drop(columns=TIMES) for path in (folder, expected)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
-    tables = [FRAME_PREDICTIONS.read(path / "oof.parquet") for path in (folder, expected)]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    for name in ("oof.parquet", "oof_last.parquet"):
+        tables = [FRAME_PREDICTIONS.read(path / name) for path in (folder, expected)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def flat(value: object) -> object:
@@ -374,6 +442,27 @@ def test_a_loss_that_stops_being_a_number_ends_the_run_and_leaves_its_state(pipe
     assert state is None or all(
         bool(torch.isfinite(value).all()) for value in state["step"].values() if value.is_floating_point()
     )
+
+
+@pytest.mark.parametrize("batch", [3, 7], ids=["inside the epoch", "the epoch's last"])
+def test_a_gradient_that_is_no_number_is_never_saved(pipeline, tmp_path, monkeypatch, batch):
+    """The loss of its step is finite still, and so are the terms of the next validation where no crop is left."""
+    real_update = loop.update
+
+    def spoil(module, *rest) -> None:
+        if training_batches.pop(0) == batch:
+            next(module.parameters()).grad.fill_(float("nan"))
+        real_update(module, *rest)
+
+    training_batches = list(range(1, 99, 2))
+    monkeypatch.setattr(loop, "update", spoil)
+    with pytest.raises(
+        ValueError, match=r"demo_tiny/fold0: epoch 0, a gradient was not finite, and step\..* is not since"
+    ):
+        train_fold_zero(pipeline, tmp_path, EVERYTHING)
+    state = load_state(tmp_path / "demo_tiny/fold0")
+    assert state["progress"]["batch"] == batch - 1
+    assert all(value.isfinite().all() for value in state["step"].values() if value.is_floating_point())
 
 
 # --- real processes -----------------------------------------------------------------------------------------------

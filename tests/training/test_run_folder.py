@@ -1,6 +1,8 @@
 """resume.pt: whatever happens to a write, a state that can be read is there."""
 
+import math
 import os
+import re
 import resource
 import types
 from pathlib import Path
@@ -142,3 +144,23 @@ def test_a_full_disk_changes_nothing(folder):
 def test_a_pickled_object_is_not_run(folder):
     torch.save({"number": 4, "object": types.SimpleNamespace()}, folder / STATE_FILE)
     assert load_state(folder)["number"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        pytest.param(torch.zeros(3), "expected a saved state, found a Tensor", id="a bare tensor"),
+        pytest.param([1, 2], "expected a saved state, found a list", id="a list"),
+        pytest.param({"step": {"w": torch.tensor([1.0, math.nan])}}, r"step\.w is not finite", id="weights"),
+        pytest.param({"average": {"w": torch.tensor(math.inf)}}, r"average\.w is not finite", id="an average"),
+        pytest.param(
+            {"optimizer": {"state": {0: {"exp_avg": torch.tensor([math.nan])}}}},
+            r"optimizer\.state\.0\.exp_avg is not finite",
+            id="an optimiser",
+        ),
+    ],
+)
+def test_a_state_that_nothing_can_be_gone_on_from_gives_way_to_the_one_before_it(folder, content, fault, caplog):
+    torch.save(content, folder / STATE_FILE)
+    assert load_state(folder)["number"] == 1
+    assert re.search(fault, caplog.text)

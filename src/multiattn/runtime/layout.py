@@ -25,7 +25,13 @@ BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 CANDIDATES_FOLDER = "candidates"
 """Weights of the best validations so far, for their average."""
-HELD_OUT_FILE = "oof.parquet"
+HELD_OUT_FILE, LAST_HELD_OUT_FILE = "oof.parquet", "oof_last.parquet"
+"""Frame predictions of the held-out fold by the best weights, and by the latest ones, which nobody chose."""
+RESULT_FILES = (
+    *(STATE_FILE, PREVIOUS_STATE_FILE, EPOCHS_FILE, BEST_WEIGHTS, LAST_WEIGHTS, HELD_OUT_FILE, LAST_HELD_OUT_FILE),
+    IMPORT_FILE,
+)
+"""What training, or an import, leaves: a run folder without any of them holds settings alone."""
 SCORING_FILE = "scoring.json"
 """In the folder of an experiment, beside its folds."""
 

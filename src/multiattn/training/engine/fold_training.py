@@ -1,6 +1,7 @@
 """State of one fold's training: network, optimiser, data and progress, prepared anew or restored from a saved state."""
 
 import itertools
+import logging
 import random
 import warnings
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows
 from multiattn.training.engine.run_folder import RunFolder, start_from
 from multiattn.training.engine.step import TrainingStep, set_trainable
 from multiattn.training.engine.sync_norm import synchronise_norms
+
+logger = logging.getLogger(__name__)
 
 
 class PhaseSpan(NamedTuple):
@@ -99,9 +102,9 @@ class LossMeter:
         self._sums = self._first_bad = torch.zeros(0, dtype=torch.float64, device=device)
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Take in the scalars of one step; every step of an epoch has the same terms."""
-        if not self.names:
-            self.names = tuple(terms)
+        """Take in the scalars of one step; with other terms than before, by changed settings, the sums begin anew."""
+        if self.names != tuple(terms):
+            self.names, self.count = tuple(terms), 0
             self._sums = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
             self._first_bad = torch.full_like(self._sums, NEVER)
         values = torch.stack([terms[name].double() for name in self.names])
@@ -244,6 +247,8 @@ class FoldTraining:
             "step": self.step.state_dict(),
             "average": self.average.network.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": self.span.phase.optim.name.lower(),
+            "parameters": self._parameter_names(),
             "phase": self.span.phase.name,
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state(self.ranks),
@@ -258,26 +263,57 @@ class FoldTraining:
         Raises:
             ValueError: the state of another experiment.
         """
-        progress = progress_of(state, self.run)
-        self.begin_phase(span_at(self.experiment, min(progress.epoch, self.experiment.num_epochs - 1)))
+        self.progress = progress_of(state, self.run)
+        self.begin_phase(span_at(self.experiment, min(self.progress.epoch, self.experiment.num_epochs - 1)))
         try:
-            self.progress = progress
             self.step.load_state_dict(state["step"])
-            if state["phase"] == self.span.phase.name:  # a phase that begins has a new optimiser
-                self.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"]:  # empty where nothing was scaled
                 self.scaler.load_state_dict(state["scaler"])
             if self.average is not None:  # an average that was asked for on the way begins here
                 self.average.network.load_state_dict(state["average"] or self.step.network.state_dict())
             self.meter.restore(state["meter"], self.ranks)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            # With another batch or more accumulated, which must have been allowed: the nearest place before.
+            seen = min(self.progress.batch * state["global_batch"] // self.global_batch, len(self.loader))
+            begun = seen % self.span.phase.optim.accumulate if seen < len(self.loader) else 0
+            is_moved, self.progress.batch = seen - begun != self.progress.batch, seen - begun
+            if not is_moved and 0 < self.progress.batch < len(self.loader):
+                self.random_state = state["random"][self.ranks.rank]
+            if state["phase"] == self.span.phase.name:  # a phase that begins has a new optimiser
+                self._restore_optimizer(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise not_this_state(self.run, error) from error
-        if state["global_batch"] != self.global_batch:  # which must have been allowed: the nearest place before
-            seen = self.progress.batch * state["global_batch"] // self.global_batch
-            accumulate = self.span.phase.optim.accumulate
-            self.progress.batch = min(seen, len(self.loader)) // accumulate * accumulate
-        elif 0 < self.progress.batch < len(self.loader):
-            self.random_state = state["random"][self.ranks.rank]
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Take up what the optimiser knows of each parameter; rates, decay and the like are those asked for now."""
+        saved, fresh, names = state["optimizer"], self.optimizer.state_dict(), self._parameter_names()
+        name, saved_names = self.span.phase.optim.name.lower(), state.get("parameters", names)
+        is_same = state.get("optimizer_name", name) == name
+        if "parameters" not in state:  # an earlier version's, which tells optimisers and layers apart by their looks
+            looks = [
+                [(len(group["params"]), {"betas", "momentum"} & set(group)) for group in one["param_groups"]]
+                for one in (saved, fresh)
+            ]
+            is_same = looks[0] == looks[1]
+        if not is_same:
+            logger.warning("%s: the optimiser begins anew: what is saved is another one's.", self.run.model_name)
+            return
+        place = {name: number for number, name in enumerate(saved_names)}
+        entries = {number: saved["state"].get(place.get(name)) for number, name in enumerate(names)}
+        asked = ("params", "lr", "initial_lr", "lr_scale", "weight_decay")
+        kept = {key: value for key, value in saved["param_groups"][0].items() if key not in asked}
+        self.optimizer.load_state_dict(
+            {
+                "state": {number: entry for number, entry in entries.items() if entry is not None},
+                "param_groups": [{**group, **kept} for group in fresh["param_groups"]],
+            }
+        )
+        if self.updates_of_phase:
+            self.schedule.step_update(self.updates_of_phase - 1)  # the rates of the latest update
+
+    def _parameter_names(self) -> list[str]:
+        """Names of the parameters in the optimiser's order."""
+        names = {parameter: name for name, parameter in self.step.named_parameters()}
+        return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
@@ -290,8 +326,12 @@ def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
         values = dict(state["progress"])
         if "is_judged" in values:  # its name in states of earlier versions
             values["is_validated"] = values.pop("is_judged")
-        return Progress(**values)
-    except (KeyError, TypeError) as error:
+        progress = Progress(**values)
+        for name in ("epoch", "batch", "since_best"):
+            if type(values.get(name, 0)) is not int or values.get(name, 0) < 0:
+                raise TypeError(f"progress.{name}: expected a number from 0, found {values[name]!r}")
+        return progress
+    except (KeyError, TypeError, ValueError) as error:
         raise not_this_state(run, error) from error
 
 

@@ -1,5 +1,6 @@
 """Progress of a training on the screen: one live line, and TensorBoard's scalars and pictures."""
 
+import threading
 from typing import Any
 
 import cv2
@@ -32,6 +33,7 @@ class Live:
         self.bar = progress_bar(total, name, "samples", initial=done, disable=not self.is_main)
         folder = training.run.path / TENSORBOARD_FOLDER
         self.writer = SummaryWriter(folder, purge_step=training.updates) if self.is_main else None
+        threading.excepthook = _leave_to_writer
         self.crops: Tensor | None = None
 
     def advance(self, samples: int, crops: Tensor) -> None:
@@ -86,11 +88,18 @@ class Live:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+        threading.excepthook = threading.__excepthook__
 
     def _scalars(self, group: str, figures: dict[str, float], step: int) -> None:
         for name, value in figures.items():
             if self.writer is not None:
                 self.writer.add_scalar(f"{group}/{name}", value, step)
+
+
+def _leave_to_writer(failure: threading.ExceptHookArgs) -> None:
+    """Say nothing of a full disk: the next line that TensorBoard's thread is given raises its error again."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def attention_grid(crops: np.ndarray, attention: np.ndarray | None) -> np.ndarray:

@@ -24,9 +24,9 @@ from multiattn.training.engine.fold_training import (
 )
 from multiattn.training.engine.live import Live
 from multiattn.training.engine.ranks import CONTINUE, SAVE, STOP, Ranks, SharedDecision, wait_for_all
-from multiattn.training.engine.run_folder import RunFolder, load_state, save_state
+from multiattn.training.engine.run_folder import RunFolder, first_not_finite, load_state, save_state
 from multiattn.training.engine.step import backward_passes, set_train_mode
-from multiattn.training.engine.validation import PREFIXES, is_best, validate
+from multiattn.training.engine.validation import PREFIXES, Candidate, is_best, rescore, validate
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, devi
     with listening() as interruption:
         training = prepare(experiment, crops, run, device=device, ranks=ranks, state=state)
         if state is not None:
+            rescore(training)
             progress = training.progress
             logger.info("%s: continues in epoch %d, batch %d", run.model_name, progress.epoch, progress.batch)
         live = Live(training)
@@ -80,10 +81,10 @@ def _train(training: FoldTraining, live: Live, interruption: Interruption) -> No
         if progress.batch < len(training.loader):
             _train_epoch(training, live, interruption)
             _save(training)
-        _validate(training, live, interruption)
+        latest = _validate(training, live, interruption)
         live.picture(training)
         training.end_epoch()
-        _save(training, validated=True)
+        _save(training, latest)
         interruption.exit_if_asked()
     if progress.epoch < experiment.num_epochs:
         logger.info("%s: ends here, after %d validations that were no better", name, progress.since_best)
@@ -201,12 +202,19 @@ def _request(training: FoldTraining, interruption: Interruption, saved: float) -
     return SAVE if is_time and training.ranks.is_main else CONTINUE
 
 
-def _save(training: FoldTraining, *, validated: bool = False) -> None:
-    """Write the state; after a validation also the table of validations and the latest weights."""
+def _save(training: FoldTraining, latest: Candidate | None = None) -> None:
+    """Write the state; after a validation also the table of validations, the latest weights and their predictions.
+
+    Raises:
+        ValueError: a gradient that was no number has got into the weights; every rank finds the same.
+    """
     state = training.state()
+    if (name := first_not_finite(state)) is not None:
+        raise _diverged(training, f"a gradient was not finite, and {name} is not since then")
     if training.ranks.is_main:
-        if validated:
-            training.run.save_validation(training.step.network, training.progress.history)
+        if latest is not None:
+            predictions = None if training.trains_backbone_alone else latest.predictions
+            training.run.save_validation(training.step.network, predictions, training.progress.history)
         save_state(training.run.path, state)
     wait_for_all(training.ranks)
 
@@ -223,27 +231,32 @@ def require_finite(training: FoldTraining) -> dict[str, float]:
     step = min(bad.values())
     terms = [name for name, first in bad.items() if first == step]
     causes = [name for name in terms if name != "loss"] or terms
+    stopped = f"{' and '.join(causes)} stopped being a number first"
+    raise _diverged(training, f"step {step}: the loss is not finite; {stopped}")
+
+
+def _diverged(training: FoldTraining, fault: str) -> ValueError:
+    """Make the error for a loss or weights that are no numbers any more."""
     scale = f", gradient scale {training.scaler.get_scale():g}" if training.scaler.is_enabled() else ""
-    raise ValueError(
-        f"{training.run.model_name}: epoch {training.progress.epoch}, step {step}: the loss is not finite; "
-        f"{' and '.join(causes)} stopped being a number first, at learning rate {training.learning_rate:.3g} in "
-        f"{training.precision}{scale}. The state saved before it and the best weights are intact. Try a lower "
-        "learning rate, gradients clipped to a norm of 5, or fp32 (train: --optim.lr, --optim.clip-grad-norm, "
-        "--precision)."
+    return ValueError(
+        f"{training.run.model_name}: epoch {training.progress.epoch}, {fault}, at learning rate "
+        f"{training.learning_rate:.3g} in {training.precision}{scale}. The state saved before it and the best weights "
+        "are intact. Try a lower learning rate, gradients clipped to a norm of 5, or fp32 (train: --optim.lr, "
+        "--optim.clip-grad-norm, --precision; with --allow-changes from the saved state, or under another --name)."
     )
 
 
 def _validate_inside(training: FoldTraining, live: Live, interruption: Interruption) -> None:
     """Validate inside an epoch, which goes on afterwards."""
-    _validate(training, live, interruption)
-    _save(training, validated=True)
+    _save(training, _validate(training, live, interruption))
     set_train_mode(training.module, training.step, training.span.phase)
 
 
-def _validate(training: FoldTraining, live: Live, interruption: Interruption) -> None:
-    """Validate on the held-out videos, keep the best candidate, add a record."""
+def _validate(training: FoldTraining, live: Live, interruption: Interruption) -> Candidate:
+    """Validate on the held-out videos, keep the best candidate, add a record; return the candidate of the latest
+    weights."""
     means, progress = require_finite(training), training.progress
-    best, figures = validate(training, interruption)
+    best, latest, figures = validate(training, interruption)
     record = {
         "epoch": progress.epoch,
         "step": training.updates,
@@ -263,6 +276,7 @@ def _validate(training: FoldTraining, live: Live, interruption: Interruption) ->
     if training.ranks.is_main:
         live.validated(record)
         _log(training.run.model_name, record)
+    return latest
 
 
 def _log(name: str, record: dict[str, Any]) -> None:

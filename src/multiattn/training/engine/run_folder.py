@@ -25,8 +25,10 @@ from multiattn.runtime import layout
 from multiattn.runtime.environment import describe_environment, git_commit
 from multiattn.runtime.files import atomic_path, read_json, write_csv, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, INPUTS_FILE, PREVIOUS_STATE_FILE, STATE_FILE
+from multiattn.runtime.tensor_files import first_line, state_problems
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
+from multiattn.training.engine.step import TrainingStep
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,9 @@ class RunFolder:
             ValueError: the folder holds a run with other settings, folds or crops; lists the differences. Other folds
                 are never allowed: what was held out may have been trained on.
         """
-        is_new = not (self.path / EXPERIMENT_FILE).is_file()
+        # A run that failed before its first saved state has nothing that other settings could spoil.
+        has_results = any((self.path / name).exists() for name in layout.RESULT_FILES)
+        is_new = not (has_results and (self.path / EXPERIMENT_FILE).is_file())
         precision = training_precision(experiment, device, recorded=None if is_new else self.precision)
         logger.info("%s: trains in %s: %s", self.model_name, precision.name, precision.reason)
         inputs = {
@@ -107,6 +111,13 @@ class RunFolder:
                 + ("; `multiattn train --allow-changes` goes on with these." if not other_folds else ".")
             )
         if differences:
+            state = load_state(self.path)
+            network = TrainingStep(experiment, load_weights=False).state_dict()
+            if state is not None and (problems := state_problems(network, state["step"])):
+                raise ValueError(
+                    f"{self.path}: cannot go on with {'; '.join(differences)}: that makes another network than the "
+                    f"saved one ({'; '.join(problems)}). Give another name or folder to begin a new run."
+                )
             logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))
             path = self.path / layout.CHANGES_FILE
             earlier = read_json(path) if path.is_file() else []
@@ -123,10 +134,14 @@ class RunFolder:
         FRAME_PREDICTIONS.write(predictions, self.path / layout.HELD_OUT_FILE)
         save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
 
-    def save_validation(self, network: nn.Module, history: list[dict[str, Any]]) -> None:
-        """The table of validations, and the latest weights."""
+    def save_validation(
+        self, network: nn.Module, predictions: pd.DataFrame | None, history: list[dict[str, Any]]
+    ) -> None:
+        """The table of validations; the latest weights, and their predictions of the held-out fold if there are any."""
         write_csv(self.path / layout.EPOCHS_FILE, pd.DataFrame(history))
         save_weights(network, self.path / layout.LAST_WEIGHTS, _metadata(history[-1]))
+        if predictions is not None:
+            FRAME_PREDICTIONS.write(predictions, self.path / layout.LAST_HELD_OUT_FILE)
 
 
 def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
@@ -204,15 +219,36 @@ def load_state(folder: Path) -> dict[str, Any] | None:
                 file.seek(0)
                 try:
                     state = torch.load(file, map_location="cpu", weights_only=True)
-                except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-                    fault = str(error).splitlines()[0]
-                else:
+                    fault = _state_fault(state)
+                except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+                    fault = first_line(error)
+                if fault is None:
                     if faults:
                         logger.warning("%s; going on from the state before it, %s.", "; ".join(faults), path.name)
                     return state
         faults.append(f"{path}: damaged ({fault})")
     if faults:
         raise ValueError(f"{'; '.join(faults)}. Delete both to train this fold from its beginning.")
+    return None
+
+
+def _state_fault(state: object) -> str | None:
+    """Describe why a file's content cannot be gone on from."""
+    if not isinstance(state, dict):
+        return f"expected a saved state, found a {type(state).__name__}"
+    name = first_not_finite(state)
+    return None if name is None else f"{name} is not finite"
+
+
+def first_not_finite(state: dict[str, Any]) -> str | None:
+    """The name of the first tensor of weights, averages or the optimiser with a value that is no finite number."""
+    pairs = [(str(name), state[name]) for name in ("step", "average", "optimizer") if name in state]
+    while pairs:
+        name, value = pairs.pop(0)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
+            return name
+        if isinstance(value, dict):
+            pairs += [(f"{name}.{key}", entry) for key, entry in value.items()]
     return None
 
 

@@ -47,13 +47,13 @@ class Candidate:
     figures: dict[str, float]
 
 
-def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candidate, dict[str, Any]]:
+def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candidate, Candidate, dict[str, Any]]:
     """Validate every candidate; a collective call of all ranks, which get the same answer.
 
     Brings `training.progress` up to date, but for the history.
 
     Returns:
-        The best candidate, and the figures of all of them for the record.
+        The best candidate, that of the latest weights, and the figures of all of them for the record.
 
     Raises:
         SystemExit: the process was asked to end; the state saved before the validation holds.
@@ -69,7 +69,17 @@ def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candid
     record: dict[str, Any] = {"candidate": best.name}
     for candidate in candidates:
         record |= {f"{PREFIXES[candidate.name]}{name}": value for name, value in candidate.figures.items()}
-    return best, record | _attention_figures(training, statistics)
+    return best, candidates[0], record | _attention_figures(training, statistics)
+
+
+def rescore(training: FoldTraining) -> None:
+    """Give what a continued run holds to be its best validations their values by the metric that is asked for now."""
+    settings, progress = training.experiment.validation, training.progress
+    records, sign = {record["step"]: record for record in progress.history}, 1 if settings.higher_is_better else -1
+    for entry in (progress.best, *progress.top):
+        column = f"{PREFIXES[entry.get('candidate', 'last')]}{settings.metric}"
+        if entry and column in records.get(entry["step"], {}):
+            entry["value"] = sign * records[entry["step"]][column]
 
 
 def is_best(training: FoldTraining, candidate: Candidate) -> bool:
