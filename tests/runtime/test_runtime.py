@@ -1,7 +1,9 @@
 """Atomic files, locks, progress, devices: with real files, real processes and real signals."""
 
+import errno
 import logging
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiattn.runtime import progress
+from multiattn.runtime import files, progress
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import (
@@ -58,19 +60,76 @@ def test_a_block_that_raises_leaves_everything_as_it_was(error, before, tmp_path
     assert names(tmp_path) == ([] if before is None else ["result.csv"])
 
 
-def test_a_process_killed_inside_the_block_leaves_the_old_file(tmp_path):
-    path = tmp_path / "result.txt"
+KILLED = """
+    import os, signal, sys
+    from multiattn.runtime.files import atomic_path
+    with atomic_path(sys.argv[1]) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("name", ["result.txt", "x" * 250 + ".csv"], ids=["short", "as long as a name may be"])
+def test_a_process_killed_inside_the_block_leaves_the_old_file_and_a_temporary_until_the_next_write(name, tmp_path):
+    path = tmp_path / name
     path.write_text("old")
-    script = f"""
-        import os, signal
-        from multiattn.runtime.files import atomic_path
-        with atomic_path({str(path)!r}) as temporary:
-            temporary.write_text("half")
-            os.kill(os.getpid(), signal.SIGKILL)
-    """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
-    assert result.returncode == -signal.SIGKILL
-    assert path.read_text() == "old"
+    for _ in range(2):
+        result = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), path], check=False)
+        assert result.returncode == -signal.SIGKILL
+        assert path.read_text() == "old" and len(names(tmp_path)) == 2
+    with atomic_path(tmp_path / "other.txt") as being_written:  # of this process, which lives
+        write_text(path, "new")
+        assert being_written.is_file() and names(tmp_path) == sorted([being_written.name, name])
+    assert names(tmp_path) == sorted(["other.txt", name])
+
+
+def test_a_folder_that_is_held_is_freed_of_what_killed_processes_left_and_of_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "best.safetensors"], check=False)
+    left, own = names(tmp_path), tmp_path / ".own.txt"
+    own.touch()
+    elsewhere = tmp_path.with_name("elsewhere")
+    elsewhere.touch()
+    link = tmp_path / f".link{files.TEMPORARY}"
+    link.symlink_to(elsewhere)
+    os.mkfifo(tmp_path / f".pipe{files.TEMPORARY}")
+    with exclusive_folder(tmp_path):
+        assert left and not {*left} & {*names(tmp_path)}
+    assert own.exists() and link.is_symlink() and elsewhere.exists()
+
+
+def full(word: str) -> Exception:
+    """A library's error whose cause is a full disk."""
+    error = RuntimeError(word)
+    error.__context__ = OSError(errno.ENOSPC, "as the system says")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        pytest.param(OSError(errno.ENOSPC, "", "/a/temporary"), errno.ENOSPC, id="of the system"),
+        pytest.param(OSError(errno.EDQUOT, ""), errno.EDQUOT, id="a quota"),
+        pytest.param(full("unexpected pos 576 vs 470"), errno.ENOSPC, id="behind an error of torch"),
+        pytest.param(RuntimeError("I/O error: No space left on device (os error 28)"), errno.ENOSPC, id="safetensors"),
+        pytest.param(RuntimeError("a bug"), None, id="another error"),
+        pytest.param(OSError(errno.EACCES, ""), None, id="another error of the system"),
+    ],
+)
+def test_a_full_disk_is_one_error_that_names_the_file(error, number, tmp_path):
+    with pytest.raises(type(error) if number is None else OSError) as caught, atomic_path(tmp_path / "a.pt"):
+        raise error
+    if number is None:
+        assert caught.value is error
+    else:
+        assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "a.pt"))
+
+
+def test_a_write_that_fails_where_no_room_is_left_is_a_full_disk(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_path(tmp_path / "a.pt"):
+        raise RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/5: file write failed")
+    assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o000], ids=oct)
@@ -188,11 +247,28 @@ def test_without_a_terminal_progress_is_log_lines_with_rate_and_time_left(withou
 
 
 def test_fast_work_without_a_terminal_logs_nothing(without_terminal, monkeypatch, caplog):
-    monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 15.0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 60.0)
     with caplog.at_level(logging.INFO, logger="multiattn"), progress_bar(100, "faces", "videos") as bar:
         for _ in range(100):
             bar.update()
     assert caplog.records == []
+
+
+def test_slow_work_without_a_terminal_is_told_in_the_same_unit_as_fast_work(without_terminal, caplog):
+    with caplog.at_level(logging.INFO, logger="multiattn"), progress_bar(4, "faces", "videos") as bar:
+        bar.start_t -= 100  # a hundred seconds ago
+        bar.update()
+    assert "0.01 videos/s" in caplog.text
+
+
+def test_a_notebook_is_drawn_in_at_most_every_fifteen_seconds(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    with progress_bar(10**6, "faces", "videos") as bar:
+        for _ in range(1000):
+            bar.update(1000)
+        assert bar.mininterval == bar.maxinterval == 15
+        assert capsys.readouterr().err.count("faces") == 1, "the first picture only"
+    assert "100%" in capsys.readouterr().err
 
 
 def test_progress_over_nothing_is_no_error(without_terminal):
@@ -205,7 +281,10 @@ def test_progress_over_nothing_is_no_error(without_terminal):
     [
         *((name, None) for name in ("auto", "cpu")),
         *((name, f"--device {name}: no CUDA device found.*--device cpu") for name in ("cuda", "cuda:0", "cuda:1")),
-        *((name, "--device: expected cpu, cuda, cuda:N or auto") for name in ("gpu", "", "cpu:x", "cuda:")),
+        *(
+            (name, "--device: expected cpu, cuda, cuda:N or auto")
+            for name in ("gpu", "", "cpu:x", "cuda:", "mps", "xpu", "meta")
+        ),
     ],
 )
 def test_a_machine_without_cuda_computes_on_its_cpu_or_says_what_there_is(name, message, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ def pick_device(name: str = "auto") -> "torch.device":
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, found {name!r}.") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, found {name!r}.")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: no CUDA device found on this machine. Use --device cpu or --device auto.")
     if device.type == "cuda":

@@ -1,20 +1,32 @@
 """Files that are read and written whole: atomic writes, JSON, digests, and the lock of a folder."""
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import itertools
 import json
 import os
+import re
+import secrets
+import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where folders are not locked and what a killed process left stays
+    fcntl = None
+
 if TYPE_CHECKING:
     import pandas as pd
+
+TEMPORARY = ".multiattn-tmp"
+"""In the name of every file that is being written."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ALMOST_FULL_BYTES = 1 << 16
 
 
 @contextlib.contextmanager
@@ -22,33 +34,74 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well.
 
     Whoever reads `path` sees the old file or the whole new one. When the block raises, or the process is killed,
-    the old file is left as it was.
+    the old file is left as it was; what killed processes left in the folder is removed first.
 
     Args:
         durable: also survive a power cut (fsync); not worth its time for millions of crops that can be made again.
+
+    Raises:
+        OSError: the disk is full, whatever error the library that writes makes of it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    if durable:
+        remove_leftovers(path.parent)
+    handle, temporary = _create_temporary(path)
     try:
         yield temporary
         if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private; a result is for everyone the umask allows
+            os.fsync(handle)
+        if os.name == "nt":  # where an open file cannot be renamed
+            handle = os.close(handle)
         temporary.replace(path)
-        if durable:
+        if durable and os.name != "nt":
             _sync_folder(path.parent)
+    except Exception as error:
+        if number := _full_disk(error, path.parent):
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
     finally:
+        if handle is not None:
+            os.close(handle)
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    """Read from Linux's process table: Python can only read it by setting it, which other threads would notice."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1], 8) for line in status.splitlines() if line.startswith("Umask:"))
+def _create_temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, locked as long as this process lives, so that nobody takes it for a leftover."""
+    while True:
+        temporary = path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # removed as a leftover before it was locked
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder whose writers were killed; those being written are locked, and stay."""
+    for path in folder.glob(f".*{TEMPORARY}*") if fcntl is not None else ():
+        if path.is_symlink() or not path.is_file():
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _full_disk(error: BaseException, folder: Path) -> int:
+    """The number of the operating system's error where a full disk (or quota, or limit) is behind this one, else 0.
+
+    Libraries that write without Python's files tell of it in words, or of a write that failed.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return cause.errno
+        if named := [number for number in FULL if re.search(rf"os error {number}\b|{os.strerror(number)}", str(cause))]:
+            return named[0]
+        cause = cause.__cause__ or cause.__context__
+    is_other = isinstance(error, OSError | ValueError | TypeError)
+    return 0 if is_other or shutil.disk_usage(folder).free > ALMOST_FULL_BYTES else errno.ENOSPC
 
 
 def _sync_folder(folder: Path) -> None:
@@ -132,13 +185,15 @@ def read_json(path: Path) -> Any:
 def exclusive_folder(folder: Path, *, patience_seconds: float = 20.0) -> Iterator[None]:
     """Hold a folder for one writing process at a time; the lock goes with the process, however it ends.
 
+    What killed processes left of files they were writing is removed from the folder.
+
     Raises:
         ValueError: another process still holds the folder after `patience_seconds`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         deadline = time.monotonic() + patience_seconds
-        while True:
+        while fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -148,4 +203,5 @@ def exclusive_folder(folder: Path, *, patience_seconds: float = 20.0) -> Iterato
                         f"{folder}: another process is writing here. Wait for it, stop it, or choose another folder."
                     ) from None
                 time.sleep(0.2)
+        remove_leftovers(folder)
         yield

@@ -4,6 +4,7 @@ The file only grows at its end, by one whole line in one write, so a process kil
 unfinished last line, which `repair` cuts off. Its folder is held by one process at a time (`files.exclusive_folder`).
 """
 
+import errno
 import json
 import logging
 import os
@@ -98,10 +99,13 @@ class Journal(Generic[Record]):
     def _write(self, values: dict[str, Any]) -> int:
         line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
         start = os.fstat(self._file.fileno()).st_size
-        if self._file.write(line) != len(line):
+        try:
+            if self._file.write(line) == len(line):
+                return start
             os.ftruncate(self._file.fileno(), start)  # a part of a line would spoil the next one
-            raise OSError(f"{self.path}: the disk is full. Make room and run the same command again.")
-        return start
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         """Make what was appended survive a power cut."""

@@ -5,9 +5,11 @@ import sys
 
 from tqdm import tqdm
 
+from multiattn.runtime.text_tables import printable
+
 logger = logging.getLogger(__name__)
 
-LOG_INTERVAL_SECONDS = 15.0
+LOG_INTERVAL_SECONDS, NOTEBOOK_INTERVAL_SECONDS = 60.0, 15.0
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -25,7 +27,7 @@ class _LinesAboveBars(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=self.stream)
+            tqdm.write(printable(self.format(record), keep="\n\t"), file=self.stream)
         except (OSError, ValueError):  # the stream is gone; logging must not end the work it tells of
             self.handleError(record)
 
@@ -42,17 +44,16 @@ class _LogLines:
 
 
 def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, disable: bool = False) -> tqdm:
-    """A progress bar with rate and time left; without a terminal, a log line every 15 seconds instead."""
-    in_notebook = "ipykernel" in sys.modules
+    """A progress bar with rate and time left, in a notebook drawn every 15 seconds; without a terminal, a log line a
+    minute instead."""
     common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial, "disable": disable}
-    if sys.stderr.isatty() or in_notebook:
-        return tqdm(**common, dynamic_ncols=not in_notebook)
+    if "ipykernel" in sys.modules:
+        pause = NOTEBOOK_INTERVAL_SECONDS
+        return tqdm(**common, mininterval=pause, maxinterval=pause)
+    if sys.stderr.isatty():
+        return tqdm(**common, dynamic_ncols=True)
+    pause = LOG_INTERVAL_SECONDS
+    line = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left{postfix}"
     return tqdm(
-        **common,
-        file=_LogLines(),
-        mininterval=LOG_INTERVAL_SECONDS,
-        maxinterval=LOG_INTERVAL_SECONDS,
-        bar_format="{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}",
-        delay=LOG_INTERVAL_SECONDS,
-        leave=False,
+        **common, file=_LogLines(), mininterval=pause, maxinterval=pause, delay=pause, leave=False, bar_format=line
     )
