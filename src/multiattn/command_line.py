@@ -12,7 +12,8 @@ import tyro
 from tyro.conf import arg
 
 from multiattn.config import Experiment, Precision
-from multiattn.experiments import DEFAULT_EXPERIMENT, get_experiment
+from multiattn.experiments import DEFAULT_EXPERIMENT, EXPERIMENTS, get_experiment
+from multiattn.runtime.text_tables import printable
 
 Options = TypeVar("Options")
 Positional = tyro.conf.Positional
@@ -20,7 +21,7 @@ Inline = Annotated[Options, arg(name="")]
 """A nested dataclass whose options carry no prefix of their own: `--optim.lr`, not `--experiment.optim.lr`."""
 
 # Options that several stages have.
-ExperimentName = Annotated[Positional[str], arg(help="A function of experiments.py.")]
+ExperimentName = Annotated[Positional[str], arg(help=f"A function of experiments.py: {', '.join(EXPERIMENTS)}.")]
 VideosTable = Annotated[Path, arg(help="The videos.csv of `multiattn index`.")]
 FoldsTable = Annotated[Path, arg(help="The folds CSV of `multiattn folds`.")]
 FacesFolder = Annotated[Path, arg(help="The faces folder of `multiattn faces`.")]
@@ -74,7 +75,6 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
         args=argv,
         prog=f"multiattn {stage}",
         description=_keep_lines(doc or ""),
-        config=(tyro.conf.FlagCreatePairsOff,) if hasattr(tyro.conf, "FlagCreatePairsOff") else (),
     )
 
 
@@ -120,5 +120,5 @@ def require_at_least(options: object, low: float, *names: str) -> None:
 
 def results(*lines: str) -> None:
     """Print a stage's results to standard output; everything else goes to the log on standard error."""
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(printable("\n".join(lines), keep="\n\t") + "\n")
     sys.stdout.flush()

@@ -6,7 +6,6 @@ turns (ours, plain, ours, plain, ...), so that a machine that gets busier slows 
 
 import contextlib
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,6 +122,8 @@ def run_alone(name: str, work: Callable[..., Result], *arguments: Any) -> Measur
 
 def _children_cpu_seconds() -> float:
     """CPU time of the processes that have ended, and of theirs."""
+    import resource  # which Windows lacks
+
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

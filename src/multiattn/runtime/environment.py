@@ -37,7 +37,8 @@ def describe_machine(device: "torch.device") -> str:
 
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    names = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    facts = Path("/proc/cpuinfo")
+    names = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
     name = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.machine())
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def share_one_heap() -> None:
 
 
 def _mallopt(parameter: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on glibc
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # elsewhere than on glibc
         ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
@@ -72,23 +73,28 @@ def memory_in_use(device: "torch.device") -> int:
     """Bytes: allocated by tensors on a GPU, else resident in this process."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident_bytes("VmRSS:")
 
 
 def peak_memory(device: "torch.device") -> int:
-    """Bytes this process had at most: allocated on a GPU, else resident.
-
-    From Linux's process table: `getrusage` would hand a child its parent's peak.
-    """
+    """Bytes this process had at most: allocated on a GPU, else resident."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes("VmHWM:")
+
+
+def _resident_bytes(line: str) -> int:
+    """Read from Linux's process table, since `getrusage` would hand a child its parent's peak; elsewhere the peak by
+    `getrusage`, and 0 on Windows."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        try:
+            import resource
+        except ImportError:
+            return 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next(int(entry.split()[1]) * 1024 for entry in status.splitlines() if entry.startswith(line))
 
 
 def process_seconds() -> float:

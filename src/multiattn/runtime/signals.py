@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals that ask a process to end. SIGUSR1: `sbatch --signal=USR1@90` sends it ahead of the end of a job's time."""
 EXIT_CODE = 128 + signal.SIGTERM
 
@@ -63,6 +63,9 @@ def listening(*more: int) -> Iterator[Interruption]:
 def ending_signals_wait() -> Iterator[None]:
     """Signals that ask this thread to end arrive after the block. A process forked inside it has them blocked from its
     first instruction on, until it has said what they are to do."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which forks no process either
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:
         yield
@@ -75,8 +78,10 @@ def leave_signals_to_parent() -> None:
 
     A scheduler signals all processes of a job, and a worker that died of it would take its parent's work with it
     before that has saved. But a parent that ends, by an error say, asks its workers by the same SIGTERM and waits for
-    them, for ever if they ignored it.
+    them, for ever if they ignored it. On macOS and Windows a process cannot tell who asks, and ends whoever it is.
     """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)

@@ -4,6 +4,17 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Text on one line: escapes such as `\\x1b` stand for control characters, line ends and bytes that are no UTF-8.
+
+    Args:
+        keep: characters that are left as they are.
+    """
+    return "".join(
+        one if one.isprintable() or one in keep else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, padded: bool = False) -> str:
     """A Markdown table; `padded` gives its columns an even width, for where it is also read in a terminal."""
     cells = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
@@ -16,7 +27,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, padd
 
 def terminal_table(rows: Iterable[Sequence[Any]], *, right: Collection[int] = ()) -> str:
     """Columns two spaces apart, the numbers in `right` aligned to their right; the header is the first row."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = _widths(cells)
     lines = []
     for row in cells:

@@ -10,7 +10,6 @@ removes. The file of a killed run serves the same command run again; any other r
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where no crops are kept
+    fcntl = None
 
 from multiattn.config import to_json
 from multiattn.runtime.layout import FACES_FILE
@@ -135,9 +139,11 @@ def open_cache(
         gigabytes: what it may take, in 1e9 bytes.
 
     Raises:
-        ValueError: there is not so much room, or not one crop fits.
+        ValueError: there is not so much room, not one crop fits, or this system has no such cache.
         FileNotFoundError: not a faces folder.
     """
+    if fcntl is None or (kind == "memory" and not SHARED_MEMORY.is_dir()):
+        raise ValueError(f"--data.cache {kind}: not on this system. Take --data.cache none, or disk on macOS.")
     rows = min(num_crops, int(gigabytes * GIGABYTE) // record_bytes(size))
     if rows == 0:
         raise ValueError(f"--data.cache-gb {gigabytes}: expected room for a crop of {size} pixels, found too little.")

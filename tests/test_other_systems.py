@@ -1,0 +1,86 @@
+"""macOS and Windows as far as Linux can play them: without the files, modules, functions and signals they lack."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multiattn.tables import FRAME_PREDICTIONS
+from pipeline import FACES_OPTIONS, Pipeline
+
+MACOS = """
+import builtins, io, multiprocessing, os, signal, time
+
+def hidden(function):
+    def opened(path, *arguments, **options):
+        if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(("/proc", "/dev/shm")):
+            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
+        return function(path, *arguments, **options)
+    return opened
+
+io.open = builtins.open = hidden(io.open)
+os.open, os.stat = hidden(os.open), hidden(os.stat)
+del signal.sigwaitinfo, signal.sigtimedwait, os.sched_getaffinity, time.CLOCK_BOOTTIME
+multiprocessing.set_start_method("spawn", force=True)
+"""
+WINDOWS = """
+import builtins, os, signal
+
+imported = builtins.__import__
+
+def import_for_us(name, globals=None, *more, **named):
+    if name in ("fcntl", "resource", "pwd", "grp") and (globals or {}).get("__name__", "").startswith("multiattn"):
+        raise ImportError(f"No module named {name}")
+    return imported(name, globals, *more, **named)
+
+builtins.__import__ = import_for_us
+for name in ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGHUP", "SIGKILL", "pthread_sigmask", "sigwaitinfo", "sigwait"):
+    delattr(signal, name)
+for name in ("sched_getaffinity", "pwrite", "fork", "killpg", "sysconf", "mkfifo", "getloadavg"):
+    delattr(os, name)
+"""
+IMPORT_ALL = """
+import importlib, pkgutil, sys, multiattn
+for module in pkgutil.walk_packages(multiattn.__path__, "multiattn."):
+    importlib.import_module(module.name)
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs Python with a `sitecustomize` of this text, which its child processes get too."""
+
+    def call(system: str, *words: object) -> None:
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site" / "sitecustomize.py").write_text(system)
+        path = os.pathsep.join([str(tmp_path / "site"), os.environ["PYTHONPATH"]])
+        command = [sys.executable, *map(str, words)]
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    return call
+
+
+def test_on_windows_everything_is_imported_and_faces_are_predicted(pipeline: Pipeline, tmp_path: Path, python):
+    out = tmp_path / "predictions.parquet"
+    words = ("--runs", pipeline.experiment, "--faces", pipeline.faces, "--out", out, "--device", "cpu")
+    call = f"from multiattn.__main__ import main\nsys.exit(main({['predict', *map(str, words)]}))"
+    python(WINDOWS, "-c", f"{IMPORT_ALL}\n{call}")
+    assert set(FRAME_PREDICTIONS.read(out)["model"]) == {"demo_tiny/fold0", "demo_tiny/fold1"}
+
+
+@pytest.mark.slow
+def test_on_macos_clips_are_indexed_and_their_faces_cut_trained_on_and_scored(
+    pipeline: Pipeline, tmp_path: Path, python
+):
+    videos, faces, runs = tmp_path / "videos.csv", tmp_path / "faces", tmp_path / "runs"
+    clip = min((pipeline.dataset / "test_videos").glob("*.mp4"))
+    python(MACOS, "-m", "multiattn", "index", "dfdc", "--root", pipeline.dataset, "--out", videos)
+    python(MACOS, "-m", "multiattn", "faces", "--videos", videos, "--out", faces, *FACES_OPTIONS, "--jobs", 1)
+    inputs = ("--faces", faces, "--folds", pipeline.folds, "--runs", runs, "--data.num-workers", 1)
+    python(MACOS, "-m", "multiattn", "train", "demo", "--tiny", *inputs)
+    python(MACOS, "-m", "multiattn", "score", clip, "--runs", runs / "demo_tiny", "--jobs", 1)
