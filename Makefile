@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint install clean
+.PHONY: demo test slow lint floor install clean
 
 demo: $(READY)
 	$(BIN)/multiattn demo
@@ -21,14 +21,29 @@ lint: $(READY)
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 
+# The fast tests that need no training, with the oldest versions requirements.txt admits of all but torch and torchvision.
+FLOOR := $(VENV)-floor
+FLOOR_TESTS := tests/scoring tests/test_tables.py tests/test_main.py tests/video
+floor: $(READY)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "the lower bounds are for Python 3.11: make floor VENV=.venv311 PYTHON=python3.11" >&2; exit 1; }
+	$(BIN)/python -m venv --clear $(FLOOR)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(FLOOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/after_the_lower_bounds.pth"
+	sed -nE '/^(torch|torchvision|ruff|dask)\W/d; s/^([a-z-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > $(FLOOR)/lower.txt
+	$(FLOOR)/bin/python -m pip install $(QUIETLY) --no-compile -r $(FLOOR)/lower.txt
+	$(FLOOR)/bin/python -m pytest -m "not slow and not shared" --numprocesses auto --maxprocesses 4 $(FLOOR_TESTS)
+
 install: $(READY)
 
-$(READY): requirements.txt pyproject.toml
+QUIETLY := --disable-pip-version-check --quiet --progress-bar off
+$(READY): requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11; pass another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -r requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --editable .
+	$(BIN)/python -m pip install $(QUIETLY) --upgrade pip
+	$(BIN)/python -m pip install $(QUIETLY) -r requirements.txt
+	$(BIN)/python -m pip install $(QUIETLY) --no-deps --editable .
 	touch $(READY)
 
 clean:

@@ -22,14 +22,15 @@ LEVEL_OF_PACKAGE = {
     "evaluation": 3,
     **dict.fromkeys(("figures", "bench"), 4),
     "stages": 5,
-    "__main__": 6,
-    "": 7,
+    "": 6,
+    "__main__": 7,
 }
-"""`` is the package itself, `multiattn/__init__.py`: it may name anything, and nothing below may import it."""
+"""`` is the package itself, `multiattn/__init__.py`: it may name anything, and only `__main__` may import it."""
 GROUND_FLOOR_NEIGHBOURS = {
     ("experiments", "config"),
     ("command_line", "config"),
     ("command_line", "experiments"),
+    ("command_line", "runtime"),
     ("tables", "config"),
     ("tables", "runtime"),
 }

@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from multiattn import __version__
 from multiattn.__main__ import STAGES, main
+from multiattn.experiments import EXPERIMENTS
 from multiattn.runtime.processor import WAIT_POLICY, WAIT_SETTINGS
 from multiattn.stages import folds
 
@@ -27,6 +30,22 @@ def test_usage_lists_every_stage_with_its_first_line_in_order(argv, capsys):
     assert all(len(words) == 2 and len(words[1]) > 10 for words in lines)
 
 
+def test_the_version_is_that_of_the_package_and_of_the_citation(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"multiattn {__version__}\n"
+    citation = Path(__file__).resolve().parents[1] / "CITATION.cff"
+    assert f"\nversion: {__version__}\n" in citation.read_text()
+
+
+@pytest.mark.parametrize("stage", ["train", "describe", "bench"])
+def test_help_lists_the_experiments_and_no_switch_that_says_the_opposite_of_its_default(stage, capsys):
+    with pytest.raises(SystemExit):
+        main([stage, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(name in text for name in EXPERIMENTS)
+    assert "--model.pretrained, --model.no-pretrained" in text
+
+
 def test_usage_imports_no_library_that_takes_seconds():
     script = (
         "import sys; from multiattn.__main__ import main; code = main([]);"
@@ -35,6 +54,27 @@ def test_usage_imports_no_library_that_takes_seconds():
     result = python("-c", script)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+HEAVY = {"torch", "torchvision", "timm", "sklearn", "matplotlib", "numba", "albumentations"}
+
+
+def test_no_stage_imports_a_heavy_library_before_its_options_are_read():
+    """One process for all, so each stage answers for what those before it have left out."""
+    script = f"""
+import contextlib, io, sys
+from multiattn.__main__ import STAGES, main
+for words in [*([stage] for stage in STAGES), *(["bench", work] for work in ("data", "faces", "submit"))]:
+    for more in ("--help", "--no-such-option"):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+            try:
+                code = main([*words, more])
+            except SystemExit as ended:
+                code = ended.code
+        assert code == (0 if more == "--help" else 2), (words, more, said.getvalue())
+        assert not {HEAVY!r} & set(sys.modules), (words, more, {HEAVY!r} & set(sys.modules))
+"""
+    assert python("-c", script).stderr == ""
 
 
 @pytest.mark.parametrize(

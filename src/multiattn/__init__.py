@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from multiattn.inference.runs import load_run as load_run
     from multiattn.model.network import MultiAttentionNet as MultiAttentionNet
 
+__version__ = "0.2.0"
 __all__ = ["ModelConfig", "MultiAttentionNet", "load_run"]
 
 

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from multiattn import __version__
 from multiattn.stages import STAGES
 
 KNOWN_FAILURES = {
@@ -46,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_usage())
+        return 0
+    if argv[0] == "--version":
+        sys.stdout.write(f"multiattn {__version__}\n")
         return 0
     stage = argv[0].replace("-", "_")
     if stage not in STAGES:
@@ -85,7 +89,7 @@ def _describe(error: Exception) -> str:
 
 def _usage() -> str:
     """One line a stage: the first line of its docstring, read without importing it."""
-    lines = ["usage: multiattn <stage> [options]      (multiattn <stage> --help for its options)", ""]
+    lines = ["usage: multiattn <stage> [options]      (multiattn <stage> --help for its options; --version)", ""]
     for stage in STAGES:
         source = Path(__file__).parent / "stages" / f"{stage}.py"
         doc = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""

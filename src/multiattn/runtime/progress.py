@@ -2,10 +2,12 @@
 
 import logging
 import sys
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from multiattn.runtime.text_tables import printable
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +22,15 @@ def setup_logging(level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("multiattn").setLevel(level)
+    logging.raiseExceptions = False  # a log file on a full disk must not print a traceback for each line
 
 
 class _LinesAboveBars(logging.StreamHandler):
     """A progress bar on the same terminal makes way for a line, and is drawn again below it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # a fifth of a second, which `--help` has no use for
+
         try:
             tqdm.write(printable(self.format(record), keep="\n\t"), file=self.stream)
         except (OSError, ValueError):  # the stream is gone; logging must not end the work it tells of
@@ -43,9 +48,11 @@ class _LogLines:
         pass
 
 
-def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, disable: bool = False) -> tqdm:
+def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, disable: bool = False) -> "tqdm":
     """A progress bar with rate and time left, in a notebook drawn every 15 seconds; without a terminal, a log line a
     minute instead."""
+    from tqdm import tqdm
+
     common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial, "disable": disable}
     if "ipykernel" in sys.modules:
         pause = NOTEBOOK_INTERVAL_SECONDS
