@@ -243,6 +243,33 @@ def test_what_ends_a_stage_is_told(error, code, shown, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("error", "shown", "absent"),
+    [
+        ("OSError(28, 'No space left on device', 'events')", "events: No space left on device.", "Traceback"),
+        ("KeyError('a bug')", "Traceback", "free space"),
+    ],
+)
+def test_a_thread_that_ends_on_a_full_disk_is_a_line_and_one_with_a_defect_a_traceback(error, shown, absent):
+    script = f"""
+import sys, threading, types
+from multiattn import __main__ as program
+
+def stage(argv):
+    def work():
+        raise {error}
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+sys.modules["multiattn.stages.submit"] = types.SimpleNamespace(main=stage)
+sys.argv = ["multiattn", "submit"]
+program.command()
+"""
+    said = python("-c", script).stderr
+    assert shown in said and absent not in said
+
+
+@pytest.mark.parametrize(
     ("ending", "expected"), [("pass", 0), ("raise ValueError('x')", 2), ("raise SystemExit(143)", 143)]
 )
 def test_threads_that_are_still_in_torch_do_not_hold_the_process_or_change_its_exit_code(ending, expected):

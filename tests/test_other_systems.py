@@ -36,7 +36,7 @@ def import_for_us(name, globals=None, *more, **named):
     return imported(name, globals, *more, **named)
 
 builtins.__import__ = import_for_us
-for name in ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGHUP", "SIGKILL", "pthread_sigmask", "sigwaitinfo", "sigwait"):
+for name in ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGHUP", "pthread_sigmask", "sigwaitinfo", "sigwait"):
     delattr(signal, name)
 for name in ("sched_getaffinity", "pwrite", "fork", "killpg", "sysconf", "mkfifo", "getloadavg"):
     delattr(os, name)

@@ -28,6 +28,7 @@ def command() -> NoReturn:
     from multiattn.runtime.processor import TORCH_THREAD, set_wait_policy
 
     set_wait_policy()
+    threading.excepthook = _thread_ended
     try:
         code = main()
     except SystemExit as error:
@@ -73,6 +74,14 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("multiattn").error("interrupted; the same command continues where it was")
         return 130
     return 0
+
+
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """A line for an error of the operating system, such as a full disk, which whoever waits for the thread raises."""
+    if isinstance(ended.exc_value, OSError) and not os.environ.get("MULTIATTN_DEBUG"):
+        logging.getLogger("multiattn").warning("%s", _describe(ended.exc_value))
+    else:
+        threading.__excepthook__(ended)
 
 
 def _describe(error: Exception) -> str:
