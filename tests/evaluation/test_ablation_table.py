@@ -15,6 +15,7 @@ from multiattn.evaluation.ablation_table import (
     read_cross_data,
 )
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
+from multiattn.scoring.metrics import balanced_log_loss
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.recipe import read_recipe
 from pipeline import Pipeline
@@ -87,6 +88,9 @@ def test_out_of_fold_figures_are_scikit_learns(runs, folds, frame_labels, frames
             ("held-out", "accuracy"): 100 * accuracy_score(frame_labels, np.array(frames) > 0.5),
             ("held-out", "auc"): 100 * roc_auc_score(frame_labels, frames),
             ("held-out", "video_log_loss"): log_loss(video_labels, video_probabilities),
+            ("held-out", "video_balanced_log_loss"): balanced_log_loss(
+                np.array(video_labels), np.array(video_probabilities)
+            ),
             ("held-out", "video_auc"): roc_auc_score(video_labels, video_probabilities),
         },
         rel=1e-12,
@@ -105,6 +109,7 @@ def table_of(name: str, held_out: str, cross: str | None = None, *, tiny: bool =
 def figures(accuracy: float, auc: float = 99.0, cross: float | None = None) -> dict:
     found = {("held-out", "accuracy"): accuracy, ("held-out", "auc"): auc}
     found |= {("held-out", "video_log_loss"): 0.1, ("held-out", "video_auc"): 0.98}
+    found[("held-out", "video_balanced_log_loss")] = 0.2
     return found | ({("cross", "accuracy"): 60.0, ("cross", "auc"): cross} if cross is not None else {})
 
 
@@ -186,8 +191,10 @@ def test_a_failed_cell_is_named_with_its_message_beside_the_seeds_that_did_not_f
     assert f"**{second.label}** failed: seed 0: no weights" in page
 
 
-def test_a_table_without_runs_is_all_pending():
-    table = table_of("demo", "dfdc")
+@pytest.mark.parametrize("name", ["demo", "demo-training"])
+def test_a_table_without_runs_is_all_pending_and_one_of_ours_has_no_number(name):
+    table = table_of(name, "dfdc")
+    assert table.title == get_ablation(name).title and table_of("5", HQ).title.startswith("Table 5: ")
     assert set(table.rows()["status"]) == {"pending"}
     assert table.rows()["mean"].isna().all()
 

@@ -210,6 +210,29 @@ def test_few_videos_are_measured_and_shown_without_what_they_lack(labels, tracks
     assert "nan" not in text
 
 
+@pytest.mark.parametrize(
+    ("originals", "said"),
+    [
+        pytest.param([""] * 8, "over single videos: the table names no originals", id="none is named"),
+        pytest.param(["", "", "", *["data/0"] * 4, ""], "over 4 originals", id="too few"),
+        pytest.param(
+            ["", "", "", "data/0", "data/1", "data/2", "", ""],
+            "over 5 originals with their fakes; 2 fakes that name no original count by themselves",
+            id="some are named",
+        ),
+    ],
+)
+def test_a_report_says_which_videos_its_intervals_take_for_alike(originals, said):
+    answers = made_answers(LABELS, PROBABILITIES)
+    videos = answers.videos.assign(original=originals)
+    videos["group"] = videos["original"].where(videos["original"] != "", videos["video_id"])
+    answers = dataclasses.replace(answers, videos=videos)
+    figures = Figures(measure(answers))
+    notes = " ".join(dataset_tables(answers, figures, [])[0].notes)
+    low = figures.of("data", "all videos", "", "video", "log_loss")[1]
+    assert (said in notes) != np.isnan(low) and ("fewer than 5 groups of videos" in notes) == np.isnan(low)
+
+
 def test_a_method_is_measured_beside_all_real_videos():
     answers = made_answers(
         [0, 0, 1, 1, 1], [0.1, 0.2, 0.9, 0.8, 0.7], methods=["", "", "A", "B", "B"], tracks=[1, 1, 1, 4, 3]

@@ -44,7 +44,7 @@ def folder(tmp_path) -> Path:
         probabilities = 0.5 + skill * (LABELS - 0.5) + rng.uniform(-0.1, 0.1, 40)
         card = {
             "coverage": {"ok": 37, "no_face": 2, "unreadable": 1, "missing": 0},
-            "out_of_fold": {"log_loss": 0.25, "auc": 0.9},
+            "out_of_fold": {"log_loss": 0.25, "auc": 0.9, "last_epoch_log_loss": 0.3},
             "seen_in_training": 0,
         }
         submit(tmp_path / "submissions", name, probabilities, card=card)
@@ -66,7 +66,11 @@ def test_scores_equal_those_of_scikit_learn_best_first(folder, labels):
         assert row.accuracy == pytest.approx(metrics.accuracy_score(LABELS, submitted > 0.5), abs=1e-12)
         assert (row.num_videos, row.no_face, row.unreadable, row.missing) == (40, 2, 1, 0)
         assert (row.failed, row.late) == (0, 0), "the statuses named count all 40, so the others have none"
-        assert row.out_of_fold_log_loss == 0.25
+        assert (row.out_of_fold_log_loss, row.out_of_fold_last_epoch_log_loss) == (0.25, 0.3)
+        of_classes = [
+            metrics.log_loss(LABELS[label == LABELS], submitted[label == LABELS], labels=[0, 1]) for label in (0, 1)
+        ]
+        assert row.balanced_log_loss == pytest.approx(np.mean(of_classes))
 
 
 def test_labels_are_joined_by_name_not_by_position(folder, tmp_path):
@@ -86,7 +90,8 @@ def test_without_labels_only_out_of_fold_figures_are_shown(folder):
     assert board.ours[["log_loss", "auc", "accuracy"]].isna().all(axis=None)
     assert board.ours["name"].tolist() == ["a_guess", "b_good", "c_fair"]
     assert "no labels" in board.scored_on
-    assert "| a_guess |  |  |  |  |  |  | 40 | 2 no face, 1 unreadable | 0 | 0.2500 |" in board.markdown()
+    unscored = " | ".join(["no labels"] * 7)
+    assert f"| a_guess | {unscored} | 40 | 2 no face, 1 unreadable | 0 | 0.2500 | 0.3000 |" in board.markdown()
 
 
 def test_a_submission_that_lacks_a_video_is_listed_last_without_metrics(folder, labels):
@@ -96,6 +101,9 @@ def test_a_submission_that_lacks_a_video_is_listed_last_without_metrics(folder, 
     last = board.ours.iloc[-1]
     assert math.isnan(last["log_loss"])
     assert last["num_videos"] == 39
+    page = board.markdown()
+    assert "| aa_partial | lacks 1 of the labelled videos |" in page
+    assert page.index("| constant 0.5 |") < page.index("| aa_partial |")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,9 @@ def test_one_submission_of_one_video_without_a_card(tmp_path):
     board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv", [0], ["a.mp4"]))
     row = board.ours.iloc[0]
     assert np.isnan([row["low"], row["difference_low"], row["probability_better"]]).all(), "one video has no interval"
-    assert "nan" not in board.markdown()
+    page = board.markdown()
+    assert "nan" not in page and "NA" not in page
+    assert "| fewer than 5 groups |" in page and "| one class |" in page
     figure = draw_leaderboard(board)
     assert figure.axes[0].get_xlim()[1] > row["log_loss"]
     assert 30 < row["log_loss"] < 40, "a confident mistake of somebody's file stays finite"
@@ -147,7 +157,7 @@ COUNTS = ["no_face", "unreadable", "missing", "failed", "late", "seen_in_trainin
 def test_what_no_card_says_is_shown_as_not_known_and_not_as_none(card, counts, cells, tmp_path):
     submit(tmp_path / "s", "x", np.full(40, 0.5), card=card)
     board = score_submissions(tmp_path / "s", write_labels(tmp_path / "l.csv"), resamples=100)
-    assert f"| 40 | {cells} |  |" in board.markdown()
+    assert f"| 40 | {cells} | not known | not known |" in board.markdown()
     board.table().to_csv(tmp_path / "board.csv", index=False)
     row = pd.read_csv(tmp_path / "board.csv", dtype=str, keep_default_na=False).iloc[0]
     assert row[COUNTS].tolist() == ["" if count is None else str(count) for count in counts]
@@ -191,7 +201,7 @@ def test_labels_that_are_not_there_are_refused(folder, tmp_path):
         score_submissions(folder, tmp_path / "nothing.csv")
 
 
-@pytest.mark.parametrize("groups", [None, np.arange(40) // 10], ids=["single videos", "groups as a whole"])
+@pytest.mark.parametrize("groups", [None, np.arange(40) // 5], ids=["single videos", "groups as a whole"])
 def test_the_interval_and_the_comparison_are_those_of_the_bootstrap(groups, folder, labels, tmp_path):
     path = None if groups is None else tmp_path / "groups.csv"
     if path is not None:
@@ -211,14 +221,14 @@ def test_the_interval_and_the_comparison_are_those_of_the_bootstrap(groups, fold
 def test_the_stage_writes_pages_and_picture_that_say_what_the_bootstrap_draws(
     grouped, folder, labels, tmp_path, capsys
 ):
-    pd.DataFrame({"filename": NAMES, "group": np.arange(40) // 10}).to_csv(tmp_path / "groups.csv", index=False)
+    pd.DataFrame({"filename": NAMES, "group": np.arange(40) // 8}).to_csv(tmp_path / "groups.csv", index=False)
     words, out = ["--groups", str(tmp_path / "groups.csv")] if grouped else [], tmp_path / "out"
     stage.main(["--submissions", str(folder), "--labels", str(labels), "--out", str(out), "--resamples", "100", *words])
     assert sorted(path.name for path in out.iterdir()) == [
         f"leaderboard.{kind}" for kind in ("csv", "html", "md", "png")
     ]
     assert len(pd.read_csv(out / "leaderboard.csv")) == 4
-    said = "draws the 4 groups of groups.csv" if grouped else "draws single videos"
+    said = "draws the 5 groups of groups.csv" if grouped else "draws single videos"
     page = Reader((out / "leaderboard.html").read_text()).text
     for text in (page, (out / "leaderboard.md").read_text(), capsys.readouterr().out):
         assert "b_good" in text
@@ -233,7 +243,10 @@ def test_figures_on_other_videos_have_no_published_ones_beside_them(folder, labe
     page = board.markdown()
     assert board.scale is None
     assert NOT_COMPARABLE in page
-    assert "| constant 0.5 | 0.6931 |" in page
+    assert "| constant 0.5 | 0.6931 | 0.6931 to 0.6931 | 0.6931 | +" in page
+    places = [page.index(f"| {name} |") for name in ("b_good", "c_fair", "constant 0.5", "a_guess")]
+    assert places == sorted(places), "the constant stands where its score puts it"
+    assert board.table()["name"].tolist() == ["b_good", "c_fair", "constant 0.5", "a_guess"]
     for name in ("b_good", "Selim Seferbekov | 0.1983", "Selim Seferbekov | 0.4280", "40 videos of labels.csv"):
         assert name in page
     assert set(board.table()["source"]) == {"ours", "reference"}

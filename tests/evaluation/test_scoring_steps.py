@@ -15,7 +15,7 @@ from multiattn.tables import FRAME_PREDICTIONS
 
 NAMES = [f"v{number:02d}.mp4" for number in range(12)]
 LABELS = np.arange(12) % 2
-GROUPS = [f"v{number // 4 * 4:02d}.mp4" for number in range(12)]
+GROUPS = [f"v{number // 2 * 2:02d}.mp4" for number in range(12)]
 LOGITS = np.random.default_rng(0).normal(2 * LABELS - 1, 1.5)
 
 
@@ -41,11 +41,11 @@ def test_the_intervals_on_test_are_those_of_a_bootstrap_over_the_groups(folder):
     for row in steps.itertuples():
         assert (row.low, row.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
         assert (row.low, row.high) != pytest.approx((single.low, single.high), abs=1e-3)
-        assert (row.num_videos, row.num_groups) == (12, 3)
+        assert (row.num_videos, row.num_groups) == (12, 6)
 
 
 def test_the_steps_out_of_fold_are_the_figures_of_tuning_with_what_it_drew(tmp_path):
-    figure = {"log_loss": 0.3, "low": 0.2, "high": 0.4, "auc": 0.9, "brier": 0.1}
+    figure = {"log_loss": 0.3, "low": 0.2, "high": 0.4, "balanced_log_loss": 0.5, "auc": 0.9, "brier": 0.1}
     names = ["constant 0.5", "equal mean, untuned", "tuned, nested"]
     report = {"videos": {"number": 150, "groups": 5}, "figures": [{"name": name, **figure} for name in names]}
     (tmp_path / "scoring.json").write_text(json.dumps({"report": report}))

@@ -15,29 +15,37 @@ from multiattn.scoring.ensembling import Ensemble, ensemble_candidates, score_ex
 from multiattn.scoring.metrics import Comparison, compare_log_loss, log_loss
 from multiattn.scoring.nested_tuning import (
     STAGES,
+    Choice,
+    candidate_rules,
     choose_rule,
     decide,
     gain_is_certain,
     gather_evidence,
     inner_parts,
-    shift_rule,
     tune_nested,
 )
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.tuning import describe_tuning, num_steps, tune
+from multiattn.scoring.tuning import closing_line, describe_tuning, num_steps, tune
 
-SMALL = {"num_videos": 400, "num_frames": 4, "num_groups": 20}
+SMALL = {"num_videos": 400, "num_frames": 4, "num_groups": 21, "num_folds": 3}
 
 
 @pytest.fixture(scope="module")
 def drawn() -> Simulated:
-    """Three overconfident experiments with a constant error, 400 videos in 20 groups and 5 folds."""
+    """Three overconfident experiments with a constant error, 400 videos in 21 groups and 3 folds."""
     return Simulation(**SMALL, sharpness=3.0, seed=1).draw()
 
 
 @pytest.fixture(scope="module")
 def tuned(drawn):
     return tune(drawn.predictions, drawn.videos)
+
+
+@pytest.fixture(scope="module")
+def nested(drawn):
+    """Evidence, and what was tuned on it without each fold."""
+    evidence, positions = gather_evidence(drawn.predictions, drawn.videos)
+    return evidence, tune_nested(evidence, positions, drawn.videos)
 
 
 def draw_candidates(gain: float, *, num_videos: int = 1_000, groups: int = 50, seed: int = 0):
@@ -94,34 +102,34 @@ def test_the_luckiest_of_many_candidates_that_know_as_much_seldom_wins():
     [
         (-0.1, -0.05, 0.02, 50, True),
         (-0.1, 0.01, 0.02, 50, False),
-        (-0.1, -0.05, 0.02, 1, False),
-        (-0.1, -0.01, 0.04, 50, True),
-        (-0.1, -0.01, 0.04, 5, False),
+        (-0.1, -0.05, np.nan, 1, False),
+        (-0.1, -0.01, 0.04, 5, True),
+        (-0.1, np.nan, 0.04, 4, False),
+        (-0.1, np.nan, 0.03, 4, True),
         (0.0, 0.0, 0.0, 50, False),
-        (-0.1, -0.1, 0.0, 2, True),
+        (-0.1, np.nan, 0.0, 2, True),
     ],
 )
 def test_a_gain_is_certain_beyond_an_error_that_grows_with_fewer_groups(difference, high, error, groups, expected):
+    high = high if groups >= 5 else np.nan  # of so few there is no interval
     assert gain_is_certain(Comparison(difference, difference - 0.1, high, error, 0.99), groups) == expected
 
 
-def test_labels_of_a_fold_do_not_reach_its_own_answers(drawn):
+def test_labels_of_a_fold_do_not_reach_its_own_answers(drawn, nested):
     """Turning every label of fold 2 changes what is chosen elsewhere, but no answer for fold 2."""
-    evidence, positions = gather_evidence(drawn.predictions, drawn.videos)
     turned = drawn.videos.assign(
         label=np.where(drawn.videos["fold"] == 2, 1 - drawn.videos["label"], drawn.videos["label"])
     )
-    other, _ = gather_evidence(drawn.predictions, turned)
-    before, after = tune_nested(evidence, positions, drawn.videos), tune_nested(other, positions, turned)
+    other, positions = gather_evidence(drawn.predictions, turned)
+    before, after = nested[1], tune_nested(other, positions, turned)
     of_fold = (drawn.videos["fold"] == 2).to_numpy()
     assert before.videos.loc[of_fold, "tuned"].tolist() == after.videos.loc[of_fold, "tuned"].tolist()
     assert before.videos.loc[~of_fold, "tuned"].tolist() != after.videos.loc[~of_fold, "tuned"].tolist()
 
 
-def test_every_nested_answer_is_that_of_the_rule_found_without_its_fold(drawn):
-    evidence, positions = gather_evidence(drawn.predictions, drawn.videos)
-    nested = tune_nested(evidence, positions, drawn.videos)
-    assert sorted(nested.choices) == [0, 1, 2, 3, 4]
+def test_every_nested_answer_is_that_of_the_rule_found_without_its_fold(drawn, nested):
+    evidence, nested = nested
+    assert sorted(nested.choices) == [0, 1, 2]
     for fold, choice in nested.choices.items():
         assert choice.rule == choose_rule(evidence.only(evidence.folds != fold)).rule
         scored = choice.rule.score(drawn.predictions[drawn.predictions["fold"] == fold]).set_index("video_id")
@@ -158,7 +166,9 @@ def test_overconfidence_is_mended(drawn, tuned):
     assert tuned.rule.calibration.method != "none"
     assert figures["tuned, nested"]["log_loss"] < figures["equal mean, untuned"]["log_loss"] - 0.05
     assert tuned.report["tuned_against_untuned"]["high"] < 0
-    assert tuned.rule.out_of_fold == {key: figures["tuned, nested"][key] for key in ("log_loss", "auc")}
+    keys = ("log_loss", "balanced_log_loss", "auc")
+    unknown = {"last_epoch_log_loss": None, "test_prior": None}
+    assert tuned.rule.out_of_fold == {key: pytest.approx(figures["tuned, nested"][key]) for key in keys} | unknown
     labels = drawn.videos["label"].to_numpy()
     assert figures["tuned, nested"]["log_loss"] == pytest.approx(log_loss(labels, tuned.videos["tuned"].to_numpy()))
     assert log_loss(labels, drawn.best) < figures["tuned, nested"]["log_loss"]
@@ -203,7 +213,7 @@ def test_a_video_that_one_experiment_did_not_see_is_scored_by_the_others(drawn):
 @pytest.mark.parametrize("num_groups", [2, 40], ids=["one group a fold", "twenty groups a fold"])
 def test_two_folds_are_enough(num_groups):
     """With one group a fold nothing is tuned without a fold, so what tuning on all folds might gain was never seen."""
-    two = Simulation(**{**SMALL, "num_groups": num_groups}, num_folds=2, sharpness=4.0).draw()
+    two = Simulation(**{**SMALL, "num_groups": num_groups, "num_folds": 2}, sharpness=4.0).draw()
     result = tune(two.predictions, two.videos)
     without_choice = [fold["calibration"] == "none" for fold in result.report["folds"]]
     # With one group nothing can be held out of the single fold that remains: its rule is the untuned one.
@@ -220,7 +230,7 @@ def test_every_step_is_announced(drawn):
     steps = itertools.count(1)
     tune(drawn.predictions, drawn.videos, advance=lambda: next(steps))
     assert next(steps) - 1 == num_steps(drawn.videos)
-    one = Simulation(**{**SMALL, "num_groups": 2}, num_folds=2, experiment_sd=(0.8,)).draw()
+    one = Simulation(**{**SMALL, "num_groups": 2, "num_folds": 2}, experiment_sd=(0.8,)).draw()
     steps = itertools.count(1)
     tune(one.predictions, one.videos, advance=lambda: next(steps))
     assert next(steps) - 1 == num_steps(one.videos)
@@ -232,17 +242,95 @@ def test_a_test_prior_moves_answers_and_the_answer_for_no_face(drawn, tuned):
     assert shifted.rule.prior_shift.training == pytest.approx(share)
     assert shifted.rule.prior_shift.test == 0.5
     assert shifted.rule.prior == 0.5
-    assert shifted.rule.out_of_fold == tuned.rule.out_of_fold
+    assert shifted.rule.out_of_fold["auc"] == pytest.approx(tuned.rule.out_of_fold["auc"], abs=0.01)
+    balanced = shifted.rule.out_of_fold["balanced_log_loss"]
+    assert shifted.rule.out_of_fold["log_loss"] == pytest.approx(balanced)
     before, after = (rule.score(drawn.predictions)["probability"] for rule in (tuned.rule, shifted.rule))
     assert after.mean() < before.mean() - 0.1
     at_prior = shifted.report["test_prior"]
     assert at_prior["log_loss_tuned_shifted"] < at_prior["log_loss_tuned"]
+    assert shifted.rule.out_of_fold["log_loss"] == pytest.approx(at_prior["log_loss_tuned_shifted"])
+    assert closing_line(shifted.report).endswith("the rule is delivered shifted")
 
 
-@pytest.mark.parametrize(("test_prior", "expected"), [(0.999, 0.99), (0.3, 0.3)])
-def test_the_answer_for_no_face_stays_within_the_clip(test_prior, expected):
-    rule = shift_rule(ScoringRule(), pd.Series([0, 1]), test_prior)
-    assert rule.prior == expected
+@pytest.mark.parametrize(("test_prior", "expected"), [(0.999, 0.99), (0.3, 0.3), (None, 0.5)])
+@pytest.mark.parametrize("method", ["none", "platt"])
+def test_only_what_is_calibrated_is_shifted_and_the_answer_for_no_face_stays_within_the_clip(
+    method, test_prior, expected
+):
+    calibration = Calibration(method=method, parameters=(0.5, 0.1) if method == "platt" else ())
+    rules = candidate_rules(Choice(ScoringRule(), "mean", (), calibration), pd.Series([0, 1]), test_prior)
+    assert {rule.prior for rule in rules.values()} == {expected}
+    assert ("tuned_shifted" in rules) == (test_prior is not None)
+    if test_prior is not None:
+        shifted = rules["tuned_shifted"]
+        assert (shifted.prior_shift is None) == (method == "none")
+        assert shifted.calibration == calibration
+
+
+def simulate_networks(seed: int, *, fake_share: float, num_videos: int, num_groups: int, **settings) -> Simulated:
+    """Answers of networks trained on balanced classes, as over-confident as fine-tuned ones are."""
+    shape = {"num_videos": num_videos, "num_groups": num_groups, "num_frames": 4, "faceless_share": 0.0}
+    return Simulation(**shape, fake_share=fake_share, seed=seed, **{"sharpness": 3.0, **settings}).draw()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"sharpness": 1.0}, {"experiment_sd": (0.8,)}], ids=["over", "right", "one"])
+def test_a_rule_for_a_stated_share_is_never_worse_than_the_unshifted_one(settings):
+    """Tuned on 84 % fakes in 5 groups, tested on 50 %: what was expected of a rule is what it costs."""
+    gains, seeds = [], range(20)
+    for seed in seeds:
+        known = simulate_networks(seed, fake_share=0.84, num_videos=1_500, num_groups=5, **settings)
+        test = simulate_networks(1_000 + seed, fake_share=0.5, num_videos=4_000, num_groups=50, **settings)
+        tuned = tune(known.predictions, known.videos, test_prior=0.5)
+        unshifted = tune(known.predictions, known.videos).rule
+        rules = (tuned.rule, unshifted, ScoringRule())
+        scored = [rule.score(test.predictions)["probability"].to_numpy() for rule in rules]
+        labels = test.videos["label"].to_numpy()
+        found, *others = (log_loss(labels, of, clip=1e-6) for of in scored)
+        assert found <= min(others) + 0.005, f"seed {seed}"
+        assert tuned.rule.out_of_fold["log_loss"] == pytest.approx(found, abs=0.08)
+        gains.append(others[0] - found)
+    assert np.mean(gains) > 0.05
+
+
+@pytest.mark.parametrize("share", [0.84, 0.55])
+def test_a_share_far_from_a_half_is_warned_of_where_none_was_stated(share):
+    known = simulate_networks(0, fake_share=share, num_videos=300, num_groups=5, experiment_sd=(0.8,), num_folds=2)
+    line = closing_line(tune(known.predictions, known.videos).report)
+    assert ("--test-prior 0.5" in line) == (share == 0.84)
+
+
+def test_a_shift_that_does_not_win_is_not_delivered():
+    """Answers that say fake far too seldom for any share: calibrated at 84 % and shifted to 16 % they cost more."""
+    known = simulate_networks(0, fake_share=0.84, num_videos=300, num_groups=2, num_folds=2, experiment_sd=(0.8,))
+    tuned = tune(known.predictions, known.videos, test_prior=0.5)
+    at_prior = tuned.report["test_prior"]
+    assert tuned.rule.prior_shift is None, "with one group a fold nothing was calibrated on held-out videos"
+    assert at_prior["log_loss_tuned_shifted"] == at_prior["log_loss_untuned"]
+    assert closing_line(tuned.report).endswith("(equal mean, untuned); the rule is delivered unshifted")
+
+
+def test_the_last_epochs_figures_stand_beside_those_of_the_chosen_ones(drawn, tuned):
+    """The last epoch's weights are the same but for a constant error: they cost more, by the same rules."""
+    last = drawn.predictions.assign(logit=drawn.predictions["logit"] + 1)
+    last["probability"] = expit(last["logit"])
+    both = tune(drawn.predictions, drawn.videos, last_epoch=last)
+    figures = {row["name"]: row["log_loss"] for row in both.report["figures"]}
+    untuned = ScoringRule().score(last).set_index("video_id")["probability"]
+    answers = untuned.reindex(drawn.videos["video_id"], fill_value=0.5).to_numpy()
+    expected = log_loss(drawn.videos["label"].to_numpy(), answers, clip=1e-6)
+    assert figures["equal mean, untuned, last epoch"] == pytest.approx(expected)
+    assert (
+        figures["tuned, nested, last epoch"]
+        > figures["tuned, nested"]
+        == pytest.approx(both.rule.out_of_fold["log_loss"])
+    )
+    assert both.rule.out_of_fold["last_epoch_log_loss"] == pytest.approx(figures["tuned, nested, last epoch"])
+    assert "| tuned, nested, last epoch " in describe_tuning(both.rule, both.report)
+    assert "last epoch: not known" in describe_tuning(tuned.rule, tuned.report)
+    with pytest.raises(ValueError, match="found 1 others"):
+        tune(drawn.predictions, drawn.videos, last_epoch=last.assign(video_id="other"))
 
 
 @pytest.mark.parametrize("test_prior", [0.0, 1.0, -1.0, np.nan])
@@ -263,7 +351,7 @@ def test_an_impossible_test_prior_is_refused(test_prior, drawn):
             lambda frames, videos, first: (frames, videos[~first]), r"found 1 others.*test split", id="in no fold"
         ),
         pytest.param(
-            lambda frames, videos, first: (frames, videos.assign(fold=(videos["fold"] + first) % 5)),
+            lambda frames, videos, first: (frames, videos.assign(fold=(videos["fold"] + first) % 3)),
             "trained on it; 3 such",
             id="a model that learned the video",
         ),

@@ -24,7 +24,7 @@ from multiattn.config.choices import ScaleName
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
 from multiattn.runtime.text_tables import markdown_table
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, bootstrap_log_loss, compare_log_loss, video_metrics
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, MIN_GROUPS, bootstrap_log_loss, compare_log_loss, video_metrics
 from multiattn.tables import LABELS, SUBMISSION
 from multiattn.video.crops.images import names_digest
 
@@ -32,9 +32,12 @@ SCORING_CLIP = 1e-15
 """Only keeps a confident mistake of somebody's file finite; our own submissions are clipped harder already."""
 FAILURES = ("no_face", "unreadable", "missing", "failed", "late")
 """Statuses that were answered with the prior."""
-NUMBERS = ("log_loss", "low", "high", "auc", "accuracy", "difference", "difference_low", "difference_high")
-NUMBERS += ("probability_better", "out_of_fold_log_loss")
-NOT_KNOWN = "not known"
+MEASURED = ("log_loss", "low", "high", "balanced_log_loss", "auc", "accuracy")
+COMPARED = ("difference", "difference_low", "difference_high", "probability_better")
+OUT_OF_FOLD = {"log_loss": "out_of_fold_log_loss", "last_epoch_log_loss": "out_of_fold_last_epoch_log_loss"}
+"""Figure of a card -> column."""
+CONSTANT = "constant 0.5"
+NOT_KNOWN, BEST = "not known", "the best"
 NOT_COMPARABLE = (
     "These videos are none of the three sets that log losses were published for, so the published figures are not "
     "comparable with those above, nor with each other."
@@ -81,13 +84,16 @@ class Leaderboard:
     """Our submissions, best first, and the videos they were scored on."""
 
     ours: pd.DataFrame
-    """name; log_loss with low and high, the 95 % interval; auc, accuracy; difference: its log loss minus that of the
-    best, on the same videos, with difference_low and difference_high, and probability_better, the share of resamples in
-    which it is the better of the two; num_videos; no_face, unreadable, missing, failed, late; seen_in_training;
-    out_of_fold_log_loss. NaN where not scored; NA where the number is not known: without a card none of them is,
-    and of an imported checkpoint the training videos are not."""
+    """name; log_loss with low and high, the 95 % interval; balanced_log_loss, over the classes; auc, accuracy;
+    difference: its log loss minus that of the best, on the same videos, with difference_low and difference_high, and
+    probability_better, the confidence that it is the better of the two; num_videos; no_face, unreadable, missing,
+    failed, late; seen_in_training; out_of_fold_log_loss, and that of the last epochs; reason: why it is not scored, or
+    empty. NaN where not scored; NA where the number is not known: without a card none of them is, and of an imported
+    checkpoint the training videos are not."""
     scored_on: str
     """The videos of the metrics, in words."""
+    constant: pd.DataFrame
+    """The answer 0.5 to every video, as a row of the same columns."""
     drawn: str = "single videos"
     """Units the bootstrap draws, in words."""
     scale: Scale | None = None
@@ -110,15 +116,16 @@ class Leaderboard:
     def legend(self) -> str:
         """Meaning of the columns."""
         return (
-            f"95 %: of the bootstrap, which draws {self.drawn}. Minus the best: log loss minus that of the first row, "
-            "on the same videos; P(better): how often it is the better of the two when they are drawn again. Answered "
-            f"with the prior, seen in training: from card.json; {NOT_KNOWN} where it does not say."
+            f"95 %: of the bootstrap, which draws {self.drawn}. Balanced: the mean of both classes' log losses. Minus "
+            "the best: log loss minus that of the best submission, on the same videos; P(better): the confidence that "
+            "it is the better of the two. Answered with the prior, seen in training, out of fold (as expected at the "
+            "share of fakes that was stated for the rule, if one was; the last epoch was not chosen on the held-out "
+            f"videos): from card.json; {NOT_KNOWN} where it does not say."
         )
 
     def table(self) -> pd.DataFrame:
-        """Our rows, the constant and the comparable published ones in one frame with a `source` column."""
-        constant = pd.DataFrame([{"name": "constant 0.5", "log_loss": CONSTANT_LOG_LOSS, "source": "reference"}])
-        frames = [self.ours.assign(source="ours"), constant]
+        """Our rows, the constant among them, and the comparable published ones, in one frame with a `source` column."""
+        frames = [_in_order(pd.concat([self.ours.assign(source="ours"), self.constant.assign(source="reference")]))]
         if self.scale is not None:
             anchors = self.scale.anchors
             published = pd.DataFrame({"name": list(anchors), "log_loss": list(anchors.values()), "source": "published"})
@@ -126,22 +133,24 @@ class Leaderboard:
         return pd.concat(frames, ignore_index=True)
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and cells of our submissions, as pages show them."""
-        header = ["submission", "log loss", "95 %", "minus the best", "P(better)", "AUC", "accuracy", "videos"]
-        header += ["answered with the prior", "seen in training", "out of fold"]
-        cells = []
-        for row in self.ours.itertuples():
-            difference = _show(row.difference, row.difference_low, row.difference_high)
-            better = "" if np.isnan(row.probability_better) else f"{row.probability_better:.3f}"
-            measured = [
-                _show(row.log_loss),
-                _span(row.low, row.high),
-                *([difference, better] if row.Index else ["", ""]),
-            ]
-            measured += [_show(row.auc), _show(row.accuracy), str(row.num_videos), _failures(row)]
+        """Header and cells of our submissions and the constant, as pages show them; cells without a figure say why."""
+        header = ["submission", "log loss", "95 %", "balanced", "minus the best", "P(better)", "AUC", "accuracy"]
+        header += ["videos", "answered with the prior", "seen in training", "out of fold", "last epoch out of fold"]
+        cells, best = [], self.ours["name"].iloc[0]
+        for row in self.table().query("source != 'published'").itertuples():
+            is_constant, why = row.source == "reference", row.reason
+            few = why or f"fewer than {MIN_GROUPS} groups"
+            span = few if pd.isna(row.low) else f"{row.low:.4f} to {row.high:.4f}"
+            compared = [_show(row.difference, row.difference_low, row.difference_high, why=why)]
+            compared += [_show(row.probability_better, why=few)]
+            if row.name == best and not is_constant and not why:
+                compared = [BEST, BEST]
+            measured = [_show(row.log_loss, why=why), span, _show(row.balanced_log_loss, why=why), *compared]
+            measured += [_show(row.auc, why=why or "one class"), _show(row.accuracy, why=why)]
             seen = NOT_KNOWN if pd.isna(row.seen_in_training) else str(row.seen_in_training)
-            cells.append([row.name, *measured, seen, _show(row.out_of_fold_log_loss)])
-        cells.append(["constant 0.5", _show(CONSTANT_LOG_LOSS), "", "", "", "0.5000", *[""] * 5])
+            out_of_fold = [_show(getattr(row, name), why=NOT_KNOWN) for name in OUT_OF_FOLD.values()]
+            from_card = [str(row.num_videos), _failures(row), seen, *out_of_fold]
+            cells.append([row.name, *measured, *(["a constant"] * len(from_card) if is_constant else from_card)])
         return header, cells
 
     def markdown(self) -> str:
@@ -158,14 +167,10 @@ class Leaderboard:
         return "\n\n".join(parts) + "\n"
 
 
-def _show(value: float, low: float | None = None, high: float | None = None) -> str:
+def _show(value: float, low: float | None = None, high: float | None = None, *, why: str) -> str:
     if pd.isna(value):
-        return ""
+        return why
     return f"{value:.4f}" if low is None else f"{value:+.4f}{'' if pd.isna(low) else f' ({low:+.4f} to {high:+.4f})'}"
-
-
-def _span(low: float, high: float) -> str:
-    return "" if pd.isna(low) else f"{low:.4f} to {high:.4f}"
 
 
 def _failures(row: Any) -> str:
@@ -206,9 +211,10 @@ def score_submissions(
         raise FileNotFoundError(f"{submissions}: no */{SUBMISSION_FILE} here. Make one with `multiattn submit`.")
     read = {path.parent.name: SUBMISSION.read(path) for path in paths}
     rows = pd.DataFrame([_describe(submissions / name, len(answers)) for name, answers in read.items()])
-    rows = rows.astype(dict.fromkeys([*FAILURES, "seen_in_training"], "Int64"))
+    constant = {"name": CONSTANT, "log_loss": CONSTANT_LOG_LOSS}
+    rows = pd.concat([rows, pd.DataFrame([constant])], ignore_index=True)
     if labels_path is None:
-        return Leaderboard(_in_order(rows), "nothing, no labels were given", scale=SCALES.get(scale))
+        return _board(rows.assign(reason="no labels"), "nothing, no labels were given", scale=SCALES.get(scale))
     labels = LABELS.read(labels_path).sort_values("filename")  # the bootstrap draws the same whatever their order
     groups = read_groups(groups_path, labels) if groups_path is not None else None
     found, notes, drawn = scale_of(labels["filename"]), _kaggles_400(labels["filename"]), Leaderboard.drawn
@@ -217,8 +223,14 @@ def score_submissions(
         found = SCALES.get(scale)
     if groups is not None:
         drawn = f"the {len(set(groups)):,} groups of {groups_path.name}"
-    rows = _in_order(_scored(rows, labels, read, groups, resamples))
-    return Leaderboard(rows, f"{len(labels):,} videos of {labels_path.name}", drawn, found, tuple(notes))
+    rows = _scored(rows, labels, [*read.values(), labels[["filename"]].assign(label=0.5)], groups, resamples)
+    return _board(rows, f"{len(labels):,} videos of {labels_path.name}", drawn=drawn, scale=found, notes=tuple(notes))
+
+
+def _board(rows: pd.DataFrame, scored_on: str, **more: Any) -> Leaderboard:
+    """The leaderboard of rows whose last one is the constant's."""
+    rows = rows.astype(dict.fromkeys([*FAILURES, "seen_in_training", "num_videos"], "Int64"))
+    return Leaderboard(_in_order(rows.iloc[:-1]), scored_on, rows.iloc[-1:], **more)
 
 
 def _kaggles_400(names: pd.Series) -> list[str]:
@@ -306,38 +318,44 @@ def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
         )
     # Statuses that no video has may be left out. That is known only where those named count every video.
     absent = 0 if sum(coverage.values()) == num_videos else None
-    row: dict[str, Any] = {"name": folder.name, **dict.fromkeys(NUMBERS, np.nan)}
+    row: dict[str, Any] = {"name": folder.name, **dict.fromkeys((*MEASURED, *COMPARED), np.nan)}
     row["num_videos"] = num_videos
     row |= {status: coverage.get(status, absent) for status in FAILURES}
     row["seen_in_training"] = seen
-    out_of_fold = (card.get("out_of_fold") or {}).get("log_loss")
-    row["out_of_fold_log_loss"] = np.nan if out_of_fold is None else float(out_of_fold)
-    return row
+    out_of_fold = card.get("out_of_fold") or {}
+    row |= {column: np.nan if (found := out_of_fold.get(name)) is None else float(found)
+            for name, column in OUT_OF_FOLD.items()}  # fmt: skip
+    return row | {"reason": ""}
 
 
 def _scored(
     rows: pd.DataFrame,
     labels: pd.DataFrame,
-    submissions: dict[str, pd.DataFrame],
+    submissions: list[pd.DataFrame],
     groups: np.ndarray | None,
     resamples: int,
 ) -> pd.DataFrame:
-    """The rows with the figures of submissions that answer every labelled video, compared with the best of them."""
-    rows, settings = rows.set_index("name"), {"clip": SCORING_CLIP, "resamples": resamples}
+    """The rows with the figures of submissions that answer every labelled video, compared with the best of ours.
+
+    Args:
+        submissions: one a row, the constant last.
+    """
+    rows, settings = rows.copy(), {"clip": SCORING_CLIP, "resamples": resamples}
     names, labels = labels["filename"], labels["label"].to_numpy()
-    answers = {name: names.map(table.set_index("filename")["label"]) for name, table in submissions.items()}
-    complete = {name: given.to_numpy(np.float64) for name, given in answers.items() if given.notna().all()}
-    for name, given in complete.items():
+    answers = [names.map(table.set_index("filename")["label"]) for table in submissions]
+    missing = [int(given.isna().sum()) for given in answers]
+    rows["reason"] = [f"lacks {count} of the labelled videos" if count else "" for count in missing]
+    complete = {row: given.to_numpy(np.float64) for row, given in enumerate(answers) if not missing[row]}
+    for row, given in complete.items():
         metrics = video_metrics(labels, given, clip=SCORING_CLIP)
         interval = bootstrap_log_loss(labels, given, groups, **settings)
-        columns = ["log_loss", "low", "high", "auc", "accuracy"]
-        rows.loc[name, columns] = [metrics.log_loss, interval.low, interval.high, metrics.auc, metrics.accuracy]
-    best = min(complete, key=lambda name: (rows.loc[name, "log_loss"], name), default=None)
-    for name, given in complete.items():
-        found = compare_log_loss(labels, given, complete[best], groups, **settings)
-        columns = ["difference", "difference_low", "difference_high", "probability_better"]
-        rows.loc[name, columns] = [found.difference, found.low, found.high, found.probability_better]
-    return rows.reset_index()
+        figures = vars(metrics) | vars(interval)
+        rows.loc[row, list(MEASURED)] = [figures[name] for name in MEASURED]
+    ours = rows.iloc[:-1].dropna(subset="log_loss").sort_values(["log_loss", "name"])
+    for row, given in complete.items() if len(ours) else ():
+        found = compare_log_loss(labels, given, complete[ours.index[0]], groups, **settings)
+        rows.loc[row, list(COMPARED)] = [found.difference, found.low, found.high, found.probability_better]
+    return rows
 
 
 def _in_order(rows: pd.DataFrame) -> pd.DataFrame:

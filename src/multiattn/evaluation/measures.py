@@ -16,7 +16,7 @@ from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_dat
 from multiattn.evaluation.selection import Extracted, Selection, Split
 from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import complete_videos
-from multiattn.scoring.metrics import Interval, bootstrap_auc, bootstrap_log_loss, video_metrics
+from multiattn.scoring.metrics import MIN_GROUPS, NO_INTERVAL, Interval, auc_interval, bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FAKE, REAL
 
@@ -107,9 +107,9 @@ def answer_videos(selection: Selection, extracted: Extracted, predictions: pd.Da
 def measure(answers: Answers, *, seed: int = 0) -> pd.DataFrame:
     """Every metric of `VideoMetrics` for the data set and its parts, in the order of `COLUMNS`.
 
-    `figure` is NaN where a metric needs both classes and one is missing; `low` and `high`, the bootstrap's 95 %
-    interval over groups, are there for log loss and AUC of videos and frames. `num_real` and `num_fake` count videos
-    or crops. Coverage stands at level `coverage`: the numbers of videos by status, of decoded frames and of crops.
+    `figure` is NaN where a metric needs both classes and one is missing; `low` and `high`, the 95 % interval over
+    groups, are there for log loss and AUC of videos and frames, of 5 groups or more. `num_real` and `num_fake` count
+    videos or crops. Coverage stands at level `coverage`: the numbers of videos by status, of decoded frames, of crops.
     """
     frames = answers.blended_frames()
     rows: list[dict[str, Any]] = []
@@ -151,7 +151,7 @@ def _with_intervals(
     metrics = video_metrics(*answers, clip=clip)
     intervals = {"log_loss": bootstrap_log_loss(*answers, groups.to_numpy(), clip=clip, seed=seed)}
     if metrics.auc is not None:
-        intervals["auc"] = bootstrap_auc(*answers, groups.to_numpy(), seed=seed)
+        intervals["auc"] = auc_interval(*answers, groups.to_numpy())
     figures = {metric: figure for metric, figure in asdict(metrics).items() if metric != "num_videos"}
     return _rows(place, figures, rows["label"], intervals)
 
@@ -275,7 +275,7 @@ def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComp
     notes = [
         f"By the scoring rule: {tuned}, frames {rule.aggregator.frames}, tracks {rule.aggregator.tracks}. Log loss is "
         f"natural, probabilities clipped to [{rule.clip:g}, {1 - rule.clip:g}].",
-        "In brackets the 95 % interval of the bootstrap over originals with their fakes.",
+        _interval_note(answers.videos),
         f"Videos without a face and unreadable ones count with the prior {rule.prior:g}.",
         "A method's row holds its fakes and all real videos; faces are the tracks that were predicted.",
     ]
@@ -302,7 +302,7 @@ def paper_table(comparison: PaperComparison) -> TextTable:
 
 def summary_table(answers: Sequence[Answers], figures: Figures) -> TextTable:
     """One row a data set."""
-    names = ("log loss", "AUC", "accuracy", "frame AUC", "frame accuracy")
+    names = ("log loss", "balanced", "AUC", "accuracy", "frame AUC", "frame accuracy")
     rows = []
     for one in answers:
         columns = {name: (VIDEO_COLUMNS | FRAME_COLUMNS)[name] for name in names}
@@ -320,6 +320,21 @@ def selection_notes(selection: Selection) -> list[str]:
     notes += [f"Left out: {name}: {why}." for name, why in selection.left_out.items()]
     notes += [f"{name}: {count} videos without a label do not count." for name, count in selection.unlabelled.items()]
     return notes
+
+
+def _interval_note(videos: pd.DataFrame) -> str:
+    """Which videos the intervals take for alike."""
+    named, groups = videos["original"] != "", videos["group"].nunique()
+    if groups < MIN_GROUPS:
+        return f"{NO_INTERVAL[0].upper()}{NO_INTERVAL[1:]} of videos that are alike (found {groups})."
+    if not named.any():
+        return (
+            "In brackets the 95 % interval, over single videos: the table names no originals. Where several videos are "
+            "of one original or one person it is too narrow."
+        )
+    alone = int((~named & (videos["label"] == FAKE)).sum())
+    without = f"; {alone} fakes that name no original count by themselves" if alone else ""
+    return f"In brackets the 95 % interval, over {groups} originals with their fakes{without}."
 
 
 def _figure(figure: float, low: float, high: float) -> str:

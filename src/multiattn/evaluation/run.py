@@ -54,6 +54,8 @@ from multiattn.video.crops.images import names_digest
 
 logger = logging.getLogger(__name__)
 
+CHOICE_COLUMNS = ("log_loss", "balanced_log_loss", "auc")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInputs:
@@ -107,7 +109,8 @@ class Choice:
 
     best: str
     table: pd.DataFrame
-    """run, log_loss, auc (means over data sets, NaN where one class is missing), num_datasets; the best first."""
+    """run, log_loss, balanced_log_loss, auc (means over data sets, NaN where one class is missing), num_datasets; the
+    best first."""
     criterion: Criterion
 
     def describe(self) -> str:
@@ -227,9 +230,9 @@ def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choic
     rows = []
     for run, figures in measured.items():
         of_videos = figures[(figures["by"] == ALL) & (figures["level"] == "video")]
-        log_loss, auc = (of_videos.loc[of_videos["metric"] == name, "figure"] for name in ("log_loss", "auc"))
-        means = {"log_loss": log_loss.mean(), "auc": auc.mean(skipna=False)}
-        rows.append({"run": run, **means, "num_datasets": len(log_loss)})
+        of = {name: of_videos.loc[of_videos["metric"] == name, "figure"] for name in CHOICE_COLUMNS}
+        means = {name: figures.mean(skipna=False) for name, figures in of.items()}
+        rows.append({"run": run, **means, "num_datasets": len(of["log_loss"])})
     table = pd.DataFrame(rows)
     if table[criterion].isna().any():
         raise ValueError(f"--choose {criterion}: a data set has one class only. Choose by log_loss.")

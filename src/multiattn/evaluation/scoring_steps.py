@@ -15,7 +15,7 @@ from multiattn.scoring.tuning import EXACT, TUNED, UNTUNED
 from multiattn.tables import FRAME_PREDICTIONS, LABELS
 
 NAMES = {UNTUNED: "all folds, mean", TUNED: "all folds, tuned (nested)"}
-COLUMNS = ("name", "log_loss", "low", "high", "auc", "num_videos", "num_groups")
+COLUMNS = ("name", "log_loss", "low", "high", "balanced_log_loss", "auc", "num_videos", "num_groups")
 
 
 def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
@@ -25,8 +25,8 @@ def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
         scoring: the `scoring.json` of `multiattn tune`.
 
     Returns:
-        name, log_loss with the 95 % interval low and high, auc, num_videos; num_groups, those of the folds table, which
-        the bootstrap draws whole.
+        name, log_loss with the 95 % interval low and high (NaN with fewer than 5 groups), balanced_log_loss, auc,
+        num_videos; num_groups, those of the folds table, which the bootstrap draws whole.
 
     Raises:
         FileNotFoundError, ValueError: not such a file.
@@ -74,6 +74,6 @@ def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRul
         answers = complete_videos(ids, of.score(given), of.prior)["probability"].to_numpy()
         metrics = video_metrics(table["label"].to_numpy(), answers, clip=EXACT)
         interval = bootstrap_log_loss(table["label"].to_numpy(), answers, drawn, clip=EXACT)
-        figures = (metrics.log_loss, interval.low, interval.high, metrics.auc)
+        figures = (metrics.log_loss, interval.low, interval.high, metrics.balanced_log_loss, metrics.auc)
         rows.append((name, *figures, metrics.num_videos, len(set(drawn))))
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -17,7 +17,16 @@ from multiattn.inference.runs import TrainedModel, require_one_recipe
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
-from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, RECIPE_FILE, fold_folders, fold_name, fold_number
+from multiattn.runtime.layout import (
+    EPOCHS_FILE,
+    FOLDS_FILE,
+    HELD_OUT_FILE,
+    LAST_HELD_OUT_FILE,
+    RECIPE_FILE,
+    fold_folders,
+    fold_name,
+    fold_number,
+)
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
@@ -95,15 +104,20 @@ class OutOfFold:
     """fold, and the fields of `VideoMetrics`."""
     without_face: int
     """Videos that count with the prior."""
+    last_epoch_log_loss: float | None
+    """The same by the last epochs' weights, which no choice of an epoch went into; None where that is not known."""
 
     def describe(self) -> str:
         """A small table for a terminal."""
-        columns = ["fold", "log_loss", "auc", "accuracy", "num_videos"]
+        columns = ["fold", "log_loss", "balanced_log_loss", "auc", "accuracy", "num_videos"]
         table = self.folds[columns].to_string(index=False, float_format="%.4f")
+        last = "not known" if self.last_epoch_log_loss is None else f"{self.last_epoch_log_loss:.4f}"
+        overall = self.overall
         return (
-            f"{table}\nout of fold: log loss {self.overall.log_loss:.4f} (constant 0.5: {CONSTANT_LOG_LOSS:.4f}), "
-            f"AUC {self.overall.auc:.4f}, accuracy {self.overall.accuracy:.3f} over {self.overall.num_videos} videos, "
-            f"{self.without_face} of them without a face"
+            f"{table}\nout of fold: log loss {overall.log_loss:.4f} (constant 0.5: {CONSTANT_LOG_LOSS:.4f}), of the "
+            f"last epoch, which nobody chose on these videos, {last}; balanced over the classes "
+            f"{overall.balanced_log_loss:.4f}, AUC {overall.auc:.4f}, accuracy {overall.accuracy:.3f} over "
+            f"{overall.num_videos} videos, {self.without_face} of them without a face"
         )
 
 
@@ -115,6 +129,8 @@ class HeldOut:
     """A `frame_predictions` table, of each experiment every held-out video by the model of its fold."""
     videos: pd.DataFrame
     """Rows of the `folds` table, video_id, label, group, fold; a video without a face has no predictions."""
+    last_epoch: pd.DataFrame | None = None
+    """As `predictions`, by the last epochs' weights; None where a fold was trained before those were kept."""
 
 
 def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refuse") -> HeldOut:
@@ -131,6 +147,7 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
     made = [folder for run in runs for folder in fold_folders(run) if (folder / RECIPE_FILE).is_file()]
     require_one_recipe({folder: read_recipe(folder) for folder in made})
     tables: list[pd.DataFrame] = []
+    last: list[pd.DataFrame] = []
     numbers: dict[Path, set[int]] = {}
     kept: pd.DataFrame | None = None
     for run, folder in [(given, folder) for given in runs for folder in fold_folders(given)]:
@@ -144,6 +161,8 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
         table = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE, allow_empty=True)
         # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
         tables.append(table.assign(model=fold_name(folder)))
+        if (path := folder / LAST_HELD_OUT_FILE).is_file():
+            last.append(FRAME_PREDICTIONS.read(path, allow_empty=True).assign(model=fold_name(folder)))
         numbers.setdefault(run, set()).add(fold_number(folder))
     if kept is None:
         raise FileNotFoundError(f"{_names(runs)}: no fold has finished its first epoch.")
@@ -154,7 +173,8 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
                 f"{sorted(numbers.get(run, set()))}. Out-of-fold predictions of several runs are of the same folds."
             )
     videos = kept[kept["fold"].isin(numbers[min(numbers)])].reset_index(drop=True)
-    return HeldOut(pd.concat(tables, ignore_index=True), videos)
+    last_epoch = pd.concat(last, ignore_index=True) if len(last) == len(tables) else None
+    return HeldOut(pd.concat(tables, ignore_index=True), videos, last_epoch)
 
 
 def score_out_of_fold(
@@ -172,13 +192,28 @@ def score_out_of_fold(
         {"fold": fold, **asdict(_metrics(of_fold, rule.clip))} for fold, of_fold in videos.groupby("fold", sort=True)
     ]
     without_face = int((videos["num_crops"] == 0).sum())
-    return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face)
+    return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face, _last_epoch(runs, held_out, rule))
+
+
+def _last_epoch(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule) -> float | None:
+    """Log loss of the held-out videos by the last epochs' weights: of predictions that were kept, or for the untuned
+    rule and one experiment the mean over folds of what `epochs.csv` noted."""
+    if held_out.last_epoch is not None:
+        videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.last_epoch), rule.prior)
+        return _metrics(videos.assign(label=held_out.videos["label"].to_numpy()), rule.clip).log_loss
+    paths = {fold_number(folder): folder / EPOCHS_FILE for run in runs for folder in fold_folders(run)}
+    if len(runs) > 1 or rule != ScoringRule() or not all(path.is_file() for path in paths.values()):
+        return None
+    noted = {fold: pd.read_csv(path).iloc[-1].get("validation_log_loss") for fold, path in paths.items()}
+    mean = held_out.videos["fold"].map(noted).mean(skipna=False)
+    return None if pd.isna(mean) else float(mean)
 
 
 def out_of_fold_figures(
     models: Sequence[TrainedModel], runs: Sequence[Path], rule: ScoringRule
 ) -> dict[str, float | None] | None:
-    """log_loss and auc of videos that neither the models of `runs` nor the rule have seen, for a submission's card.
+    """Figures as of `ScoringRule.out_of_fold`, of videos that neither the models of `runs` nor the rule have seen, for
+    a submission's card.
 
     Those of the tuning where there was one, else of the held-out videos; None for imported checkpoints, which bring no
     held-out predictions.
@@ -195,8 +230,9 @@ def out_of_fold_figures(
         )
     if imported or rule.out_of_fold is not None:
         return None if imported else rule.out_of_fold
-    overall = score_out_of_fold(*runs, rule=rule).overall
-    return {"log_loss": overall.log_loss, "auc": overall.auc}
+    found = score_out_of_fold(*runs, rule=rule)
+    figures = {name: getattr(found.overall, name) for name in ("log_loss", "balanced_log_loss", "auc")}
+    return {**figures, "last_epoch_log_loss": found.last_epoch_log_loss}
 
 
 def _metrics(videos: pd.DataFrame, clip: float) -> VideoMetrics:

@@ -226,11 +226,14 @@ def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringRule | None = None) -> str:
-    """The command that tunes a rule for these runs, into `path` and for the share of fakes `rule` was shifted to."""
+    """The command that tunes a rule for these runs, into `path` and for the share of fakes stated for `rule`."""
     folders = _experiment_folders(runs)
     words = ["multiattn", "tune", "--runs", *map(str, folders)]
+    stated = None if rule is None else (rule.out_of_fold or {}).get("test_prior")
     if rule is not None and rule.prior_shift is not None:
-        words += ["--test-prior", str(rule.prior_shift.test)]
+        stated = rule.prior_shift.test
+    if stated is not None:
+        words += ["--test-prior", str(stated)]
     if path is not None and path != default_scoring_path(folders):
         words += ["--out", str(path)]
     return shlex.join(words)
@@ -256,4 +259,11 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
         )
     held_out = read_out_of_fold(*map(Path, runs))
     with progress_bar(num_steps(held_out.videos), "tune", "steps") as progress:
-        return tune(held_out.predictions, held_out.videos, test_prior=test_prior, seed=seed, advance=progress.update)
+        return tune(
+            held_out.predictions,
+            held_out.videos,
+            last_epoch=held_out.last_epoch,
+            test_prior=test_prior,
+            seed=seed,
+            advance=progress.update,
+        )

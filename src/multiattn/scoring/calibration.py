@@ -153,16 +153,24 @@ class Calibrator:
     """(N,) P(fake) and parameters -> (N,) P(fake)."""
     accepts: Callable[[np.ndarray], bool]
     """True for parameters of the right number and range."""
+    has_intercept: bool = True
+    """Fitted probabilities are right on average at the share of fakes they were fitted at."""
     min_videos: int = 0
     """With fewer videos, tuning does not try it."""
 
 
 CALIBRATORS: dict[str, Calibrator] = {
-    "none": Calibrator(fit=lambda labels, p, ridge: [], apply=lambda p, of: p, accepts=lambda of: len(of) == 0),
+    "none": Calibrator(
+        fit=lambda labels, p, ridge: [],
+        apply=lambda p, of: p,
+        accepts=lambda of: len(of) == 0,
+        has_intercept=False,
+    ),
     "temperature": Calibrator(
         fit=_fit_temperature,
         apply=lambda p, of: sigmoid(to_logits(p) / of[0]),
         accepts=lambda of: len(of) == 1 and 0 < of[0] < np.inf,
+        has_intercept=False,
     ),
     "platt": Calibrator(
         fit=lambda labels, p, ridge: _fit_slopes(_platt_features(p), labels, ridge),

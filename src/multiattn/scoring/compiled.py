@@ -21,39 +21,29 @@ def _draw(seed, resample, place, count):
 
 
 @numba.njit(cache=False)
-def resampled_means(sums, sizes, resamples, seed):
-    """(resamples,) sum over size of (G,) groups, as many drawn as there are."""
+def studentized_means(sums, sizes, resamples, seed):
+    """(resamples,) the mean of as many groups as there are, drawn with replacement, over its own standard error.
+
+    sums, sizes (G,): every group's sum of values minus the mean of all, and its number of values. Infinite where all
+    that is drawn is alike, but for a mean of 0.
+    """
     out = np.empty(resamples, dtype=np.float64)
+    count = len(sums)
     for resample in range(resamples):
-        total, videos = 0.0, 0.0
-        for place in range(len(sums)):
-            group = _draw(seed, resample, place, len(sums))
+        total, videos, squares, products, squared_sizes = 0.0, 0.0, 0.0, 0.0, 0.0
+        for place in range(count):
+            group = _draw(seed, resample, place, count)
             total += sums[group]
             videos += sizes[group]
-        out[resample] = total / videos
-    return out
-
-
-@numba.njit(cache=False)
-def resampled_aucs(is_fake, codes, run_starts, num_groups, resamples, seed):
-    """(resamples,) AUC; videos in ascending probability, `run_starts` where runs of equal ones begin, and the end."""
-    out = np.empty(resamples, dtype=np.float64)
-    for resample in range(resamples):
-        times = np.zeros(num_groups, dtype=np.int64)
-        for place in range(num_groups):
-            times[_draw(seed, resample, place, num_groups)] += 1
-        reals_below, fakes_above_twice, fakes = 0, 0, 0
-        for run in range(len(run_starts) - 1):
-            run_reals, run_fakes = 0, 0
-            for row in range(run_starts[run], run_starts[run + 1]):
-                if is_fake[row]:
-                    run_fakes += times[codes[row]]
-                else:
-                    run_reals += times[codes[row]]
-            fakes_above_twice += run_fakes * (2 * reals_below + run_reals)
-            reals_below += run_reals
-            fakes += run_fakes
-        out[resample] = fakes_above_twice / (2 * fakes * reals_below) if fakes and reals_below else np.nan
+            squares += sums[group] * sums[group]
+            products += sums[group] * sizes[group]
+            squared_sizes += sizes[group] * sizes[group]
+        mean = total / videos
+        variance = count / (count - 1) * (squares - mean * (2 * products - mean * squared_sizes))
+        if variance > 1e-14 * squares:  # less is rounding
+            out[resample] = total / np.sqrt(variance)
+        else:
+            out[resample] = np.copysign(np.inf, total) if total != 0 else 0.0
     return out
 
 

@@ -2,8 +2,7 @@
 
 Videos of one original, or of one part, are alike; drawing single videos would take them for independent and find
 intervals that are too narrow. So the bootstrap draws whole groups, with replacement, as many as there are (Field and
-Welsh 2007, "cluster bootstrap"). Each draw follows from seed, resample and place alone. 10,000 resamples of 5,000
-videos take a twentieth of a second on one thread.
+Welsh 2007, "cluster bootstrap"). Each draw follows from seed, resample and place alone.
 """
 
 import math
@@ -17,7 +16,12 @@ CONSTANT_LOG_LOSS = math.log(2)
 """Log loss of answering 0.5 to everything: 0.6931."""
 CALIBRATION_BINS = 15
 LEVEL = 0.95
-"""Share of the resamples inside an interval."""
+"""Share of intervals that hold the truth."""
+MIN_GROUPS = 5
+"""Below, no interval is given."""
+NO_INTERVAL = f"no intervals: fewer than {MIN_GROUPS} groups"
+WIDEST = 4
+"""An interval is at most so many times as wide as Student's."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +168,12 @@ def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval; NaN where nothing can be said: fewer than two groups, or one class only (AUC)."""
+    """A 95 % interval; NaN where nothing can be said: fewer than 5 groups, or one class only (AUC)."""
 
     low: float
     high: float
     standard_error: float
-    """Standard deviation over the resamples."""
+    """Over groups; NaN of one group."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class Comparison:
     """The interval of the difference."""
     standard_error: float
     probability_better: float
-    """Share of the resamples in which a is better, ties counted half."""
+    """Confidence that a is better, in [0, 1]; 0.5 where they are equal, NaN with fewer than 5 groups."""
 
 
 def bootstrap_log_loss(
@@ -201,14 +205,14 @@ def bootstrap_log_loss(
         labels: (N,) of 0 and 1, N >= 1.
         probabilities: (N,) P(fake) in [0, 1].
         groups: (N,) names or numbers of what is drawn as a whole; None draws single videos, by their place: the same
-            rows in another order give another draw of the same distribution. Of one group the interval is a point,
-            which says that nothing could be drawn, not that the figure is certain.
+            rows in another order give another draw of the same distribution.
         clip: probabilities are moved into [clip, 1 - clip] first.
 
     Raises:
-        ValueError: as `metrics.log_loss`; groups of another length, no resamples.
+        ValueError: as `log_loss`; groups of another length, no resamples.
     """
-    return _interval(_mean_losses(log_losses(labels, probabilities, clip=clip), groups, resamples, seed))
+    interval, _ = _studentized(log_losses(labels, probabilities, clip=clip), groups, resamples, seed)
+    return Interval(max(interval.low, 0.0), interval.high, interval.standard_error)
 
 
 def compare_log_loss(
@@ -218,67 +222,97 @@ def compare_log_loss(
     groups: np.ndarray | None = None,
     *,
     clip: float,
+    weights: np.ndarray | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the log losses of the answers `a` and `b` on the same resamples.
+    """Compare the log losses of the answers `a` and `b`, video by video.
 
     Arguments and errors as `bootstrap_log_loss`.
+
+    Args:
+        weights: (N,) of the videos, of mean 1; None: all count alike.
     """
     differences = log_losses(labels, a, clip=clip) - log_losses(labels, b, clip=clip)
-    drawn = _mean_losses(differences, groups, resamples, seed)
-    interval = _interval(drawn)
-    better = float(np.mean((1 - np.sign(drawn)) / 2))  # NaN with fewer than two groups
+    differences = differences if weights is None else differences * weights
+    interval, better = _studentized(differences, groups, resamples, seed)
     return Comparison(float(differences.mean()), interval.low, interval.high, interval.standard_error, better)
 
 
-def bootstrap_auc(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    groups: np.ndarray | None = None,
-    *,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> Interval:
-    """The interval of the area under the ROC curve; resamples with one class only are left out.
+def auc_interval(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """The interval of the area under the ROC curve: Student's, of its logit, with G - 1 degrees of freedom.
 
-    Arguments and errors as `bootstrap_log_loss`.
+    Arguments and errors as `bootstrap_log_loss`. Source: Obuchowski, "Nonparametric analysis of clustered ROC curve
+    data" (Biometrics 1997), the variance of an AUC from the sums of its components over groups. Departures: the logit,
+    which keeps the interval in [0, 1].
     """
+    from scipy.special import expit, logit, stdtrit
+
     labels, probabilities = check_predictions(labels, probabilities)
-    codes, num_groups = _codes(groups, len(labels), resamples)
-    order = np.argsort(probabilities, kind="stable")
-    ordered = probabilities[order]
-    run_starts = np.append(np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])), len(ordered))
-    from multiattn.scoring.compiled import resampled_aucs
+    codes, num_groups = _codes(groups, len(labels))
+    classes = [np.sort(probabilities[labels == label]) for label in (0, 1)]
+    if num_groups < MIN_GROUPS or min(map(len, classes)) == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    components = np.empty(len(labels))
+    for label, other in ((1, classes[0]), (0, classes[1])):
+        mine = probabilities[labels == label]
+        below = (np.searchsorted(other, mine, "left") + np.searchsorted(other, mine, "right")) / (2 * len(other))
+        components[labels == label] = below if label else 1 - below
+    auc = components[labels == 1].mean()
+    shares = (components - auc) / np.where(labels == 1, len(classes[1]), len(classes[0]))
+    error = float(np.sqrt(num_groups / (num_groups - 1) * np.sum(np.bincount(codes, weights=shares) ** 2)))
+    if not 0 < auc < 1:
+        return Interval(float(auc), float(auc), error)
+    away = stdtrit(num_groups - 1, (1 + LEVEL) / 2) * error / (auc * (1 - auc))
+    low, high = (float(expit(logit(auc) + side)) for side in (-away, away))
+    return Interval(low, high, error)
 
-    drawn = resampled_aucs(labels[order] == 1, codes[order], run_starts, num_groups, resamples, seed)
-    drawn = drawn[~np.isnan(drawn)]
-    return _interval(drawn if num_groups > 1 and len(drawn) else np.array([np.nan]))
 
-
-def _mean_losses(losses: np.ndarray, groups: np.ndarray | None, resamples: int, seed: int) -> np.ndarray:
-    """(resamples,) the mean over the videos of the groups drawn."""
-    codes, num_groups = _codes(groups, len(losses), resamples)
+def standard_error(values: np.ndarray, groups: np.ndarray) -> float:
+    """sqrt(G / (G - 1) sum_g (sum of g's values - its number * mean)^2) / N of the mean of (N,) values; NaN of one
+    group."""
+    codes, num_groups = _codes(groups, len(values))
     if num_groups < 2:
-        return np.full(resamples, np.nan)
-    sizes = np.bincount(codes, minlength=num_groups).astype(np.float64)
-    from multiattn.scoring.compiled import resampled_means
-
-    return resampled_means(np.bincount(codes, weights=losses, minlength=num_groups), sizes, resamples, seed)
+        return float("nan")
+    away = np.bincount(codes, weights=values - values.mean())
+    return float(np.sqrt(num_groups / (num_groups - 1) * away @ away) / len(values))
 
 
-def _codes(groups: np.ndarray | None, length: int, resamples: int) -> tuple[np.ndarray, int]:
-    """(N,) group numbers from 0, by sorted name so that the order of the rows changes nothing, and how many."""
+def _studentized(values: np.ndarray, groups: np.ndarray | None, resamples: int, seed: int) -> tuple[Interval, float]:
+    """The interval of the mean of (N,) values, and the confidence that the mean lies below 0.
+
+    The bootstrap-t over groups (Efron and Tibshirani 1993, §12.5), which follows the skewness of losses, but nowhere
+    narrower than Student's interval on sums of groups with G - 1 degrees of freedom, and at most WIDEST times as wide:
+    where few mistakes cost nearly all there is, some resamples know none. Of the two confidences the less certain one.
+    Measured over sets of skewed losses (`tests/scoring/test_intervals.py`): 0.92 to 0.96 hold the truth with 5 groups,
+    0.94 to 0.96 with 18, of Student's 0.88 and 0.91, of the percentile bootstrap's 0.77 and 0.89.
+    """
     if resamples < 1:
         raise ValueError(f"expected at least 1 resample, found {resamples}.")
+    codes, num_groups = _codes(groups, len(values))
+    mean, error = float(values.mean()), standard_error(values, codes)
+    if num_groups < MIN_GROUPS:
+        return Interval(np.nan, np.nan, error), np.nan
+    if error == 0:
+        return Interval(mean, mean, 0.0), float((1 - np.sign(mean)) / 2)
+    from scipy.special import stdtr, stdtrit
+
+    from multiattn.scoring.compiled import studentized_means
+
+    sums, sizes = np.bincount(codes, weights=values - mean), np.bincount(codes).astype(np.float64)
+    quantile = stdtrit(num_groups - 1, (1 + LEVEL) / 2)
+    drawn = studentized_means(sums, sizes, resamples, seed).clip(-WIDEST * quantile, WIDEST * quantile)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    interval = Interval(float(mean - max(high, quantile) * error), float(mean + max(-low, quantile) * error), error)
+    below = float(np.mean((1 + np.sign(drawn - mean / error)) / 2)), float(stdtr(num_groups - 1, -mean / error))
+    return interval, min(below, key=lambda confidence: abs(confidence - 0.5))
+
+
+def _codes(groups: np.ndarray | None, length: int) -> tuple[np.ndarray, int]:
+    """(N,) group numbers from 0, by sorted name so that the order of the rows changes nothing, and how many."""
     if groups is None:
         return np.arange(length), length
     if len(groups) != length:
         raise ValueError(f"groups: expected one for each of {length} videos, found {len(groups)}.")
     codes, names = pd.factorize(np.asarray(groups), sort=True, use_na_sentinel=False)
     return codes.astype(np.int64), len(names)
-
-
-def _interval(drawn: np.ndarray) -> Interval:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high), float(drawn.std()))

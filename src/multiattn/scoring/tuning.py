@@ -12,27 +12,34 @@ import numpy as np
 import pandas as pd
 
 from multiattn.runtime.text_tables import markdown_table
-from multiattn.scoring.aggregators import RECIPES, FrameGroups
+from multiattn.scoring.aggregators import RECIPES, FrameGroups, complete_videos
 from multiattn.scoring.calibration import CALIBRATORS
 from multiattn.scoring.ensembling import ensemble_candidates
-from multiattn.scoring.metrics import Comparison, bootstrap_log_loss, compare_log_loss, log_loss, video_metrics
+from multiattn.scoring.metrics import NO_INTERVAL, bootstrap_log_loss, compare_log_loss, log_losses, video_metrics
 from multiattn.scoring.nested_tuning import (
     STAGES,
     Choice,
     Nested,
+    check_held_out,
     gain_is_certain,
     gather_evidence,
-    shift_rule,
     tune_nested,
 )
 from multiattn.scoring.rule import ScoringRule
 
-UNTUNED, TUNED = "equal mean, untuned", "tuned, nested"
+UNTUNED, TUNED, SHIFTED = "equal mean, untuned", "tuned, nested", "tuned and shifted, nested"
 """Names of figures."""
+NAMES = {"untuned": UNTUNED, "tuned": TUNED, "tuned_shifted": SHIFTED}
+"""Candidate of `candidate_rules` -> name of its figures."""
+LAST_EPOCH = ", last epoch"
+"""Ends the names of figures that no choice of an epoch went into."""
 CALIBRATED_STAGES = ("aggregator", "ensemble")
 """Stages whose candidates are compared calibrated."""
+OTHER_FIGURES = ("auc", "brier", "calibration_error")
 EXACT = 1e-6
 """The clip of every figure: probabilities are clipped by their rules."""
+BALANCED, NEAR = 0.5, 0.1
+"""Shares of fakes further than 0.1 from a half are warned of, where none was stated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,7 @@ class Tuned:
 
     rule: ScoringRule
     report: dict[str, Any]
-    """Report of `report_tuning`, and `decision`: whether the tuned rule was taken."""
+    """Report of `report_tuning`, and `decision`: which candidate is delivered, and why."""
     videos: pd.DataFrame
     """As `Nested.videos`."""
 
@@ -55,6 +62,7 @@ def tune(
     predictions: pd.DataFrame,
     videos: pd.DataFrame,
     *,
+    last_epoch: pd.DataFrame | None = None,
     test_prior: float | None = None,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
@@ -62,12 +70,15 @@ def tune(
     """Tune the rule on held-out predictions, nested (`nested_tuning.py`).
 
     The tuned rule is taken where its nested answers gain more on the untuned rule's than the error of the comparison
-    (`gain_is_certain`); otherwise the untuned one is the result. `out_of_fold` of the rule are the figures of whichever
-    it is.
+    (`gain_is_certain`); otherwise the untuned one is. With a stated share of fakes both are compared by the log loss
+    expected at that share, and so is a third: the tuned one, calibrated and shifted to that share, which is taken where
+    it is expected to lose less. `out_of_fold` of the rule are the figures of whichever it is.
 
     Args:
         predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`.
         videos: those videos, rows of a `folds` table; a video without a face has no predictions.
+        last_epoch: predictions of the same videos by the last epochs' weights, which no choice went into, for figures
+            beside the others; None where they were not kept.
         test_prior: the share of fakes expected at test time, in (0, 1). None: as among these videos.
         seed: of the bootstraps.
         advance: called after each of `num_steps` steps.
@@ -80,32 +91,74 @@ def tune(
     videos = videos.sort_values("video_id", ignore_index=True)
     evidence, positions = gather_evidence(FrameGroups.of(predictions), videos, advance=advance)
     nested = tune_nested(evidence, positions, videos, test_prior=test_prior, seed=seed, advance=advance)
-    report = report_tuning(nested, test_prior=test_prior, seed=seed)
-    figures = {row["name"]: row for row in report["figures"]}
-    if gain_is_certain(Comparison(**report["tuned_against_untuned"]), report["videos"]["groups"]):
-        rule, taken, decision = nested.final.rule, TUNED, "the tuned rule is taken"
+    labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
+    weights = _weights(labels, test_prior)
+    answers = [nested.videos[name].to_numpy() for name in ("tuned", "untuned")]
+    comparison = compare_log_loss(labels, *answers, groups, clip=EXACT, weights=weights, seed=seed)
+    if gain_is_certain(comparison, videos["group"].nunique()):
+        taken, decision = "tuned", "the tuned rule is taken"
     else:
-        rule = shift_rule(ScoringRule(experiments=evidence.experiments), videos["label"], test_prior)
-        taken, decision = UNTUNED, "the gain of tuning on held-out folds is within its error: the untuned rule is kept"
-    measured = {name: figures[taken][name] for name in ("log_loss", "auc")}
-    return Tuned(replace(rule, out_of_fold=measured), {**report, "decision": decision}, nested.videos)
+        taken = "untuned"
+        decision = "the gain of tuning on held-out folds is within its error: the untuned rule is kept"
+    at_prior = None
+    if test_prior is not None:
+        losses = {name: log_losses(labels, nested.videos[name].to_numpy(), clip=EXACT) for name in nested.candidates}
+        at_prior = {f"log_loss_{name}": float(np.mean(weights * of)) for name, of in losses.items()}
+        at_prior |= {"training": float(labels.mean()), "test": test_prior, "unshifted": NAMES[taken]}
+        if at_prior["log_loss_tuned_shifted"] < at_prior[f"log_loss_{taken}"]:
+            taken, decision = "tuned_shifted", "the tuned rule is taken, calibrated and shifted"
+    last = None if last_epoch is None else _answer_last_epoch(nested, last_epoch)
+    report = report_tuning(nested, last, seed=seed)
+    report |= {"tuned_against_untuned": asdict(comparison), "test_prior": at_prior, "decision": decision}
+    measured = _measure(labels, nested.videos[taken].to_numpy(), weights)
+    measured["last_epoch_log_loss"] = None if last is None else _measure(labels, last[taken], weights)["log_loss"]
+    measured["test_prior"] = test_prior
+    return Tuned(replace(nested.candidates[taken], out_of_fold=measured), _plain(report), nested.videos)
 
 
-def report_tuning(nested: Nested, *, test_prior: float | None, seed: int) -> dict[str, Any]:
+def _weights(labels: np.ndarray, test_prior: float | None) -> np.ndarray:
+    """(N,) weights of mean 1 that make these videos a test set of that share of fakes."""
+    share = labels.mean()
+    test = share if test_prior is None else test_prior
+    return np.where(labels == 1, test / share, (1 - test) / (1 - share))
+
+
+def _measure(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
+    metrics = video_metrics(labels, answers, clip=EXACT)
+    expected = float(np.mean(weights * log_losses(labels, answers, clip=EXACT)))
+    return {"log_loss": expected, "balanced_log_loss": metrics.balanced_log_loss, "auc": metrics.auc}
+
+
+def _answer_last_epoch(nested: Nested, predictions: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Candidate -> (N,) answers to predictions of the last epochs, by the rules found without each fold."""
+    check_held_out(FrameGroups.of(predictions), nested.videos)
+    answers = {name: pd.Series(np.nan, index=nested.videos.index) for name in nested.candidates}
+    for fold, rows in nested.videos.groupby("fold"):
+        mine = FrameGroups.of(predictions[predictions["video_id"].isin(set(rows["video_id"]))])
+        for name, rule in nested.rules[fold].items():
+            scored = complete_videos(rows["video_id"], rule.score(mine), rule.prior)
+            answers[name][rows.index] = scored["probability"].to_numpy()
+    return {name: of.to_numpy() for name, of in answers.items()}
+
+
+def report_tuning(nested: Nested, last_epoch: dict[str, np.ndarray] | None, *, seed: int) -> dict[str, Any]:
     """Describe every comparison of a tuning.
+
+    Args:
+        last_epoch: candidate -> (N,) answers to the predictions of the last epochs.
 
     Returns:
         `videos`: their numbers. `stages`: for every stage the candidates and the choice on all folds. `folds`: what was
-        chosen without each fold. `figures`: log loss with its 95 % interval, AUC, Brier score and calibration error of
-        the constant 0.5, the base rate (of the other folds), every experiment alone, the equal mean untuned, the tuned
-        rule nested, and the tuned rule on the videos it was fitted on. `tuned_against_untuned`: the paired comparison.
-        `test_prior`: with one, the log losses expected at that share of fakes.
+        chosen without each fold. `figures`: log loss with its 95 % interval, class-balanced log loss, AUC, Brier score
+        and calibration error, at these videos' share of fakes, of the constant 0.5, the base rate (of the other folds),
+        every experiment alone, the equal mean untuned, the tuned rule nested, the tuned rule on the videos it was
+        fitted on, and of the last epochs.
     """
     videos = nested.videos
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
-    comparison = compare_log_loss(
-        labels, videos["tuned"].to_numpy(), videos["untuned"].to_numpy(), groups, clip=EXACT, seed=seed
-    )
+    answers = _answers(videos)
+    for name in ("untuned", "tuned") if last_epoch is not None else ():
+        answers[f"{NAMES[name]}{LAST_EPOCH}"] = last_epoch[name]
     return {
         "videos": {
             "number": len(videos),
@@ -114,13 +167,20 @@ def report_tuning(nested: Nested, *, test_prior: float | None, seed: int) -> dic
             "groups": int(videos["group"].nunique()),
             "folds": int(videos["fold"].nunique()),
         },
-        "experiments": list(nested.final.rule.experiments),
+        "experiments": list(nested.candidates["tuned"].experiments),
         "stages": [asdict(decision) for decision in nested.final.decisions],
         "folds": [{"fold": fold, **_chosen(choice)} for fold, choice in nested.choices.items()],
-        "figures": [_figures(name, labels, of, groups, seed) for name, of in _answers(videos).items()],
-        "tuned_against_untuned": asdict(comparison),
-        "test_prior": None if test_prior is None else _at_prior(videos, test_prior),
+        "figures": [_figures(name, labels, of, groups, seed) for name, of in answers.items()],
     }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: None for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _answers(videos: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -140,7 +200,7 @@ def _answers(videos: pd.DataFrame) -> dict[str, np.ndarray]:
 def _figures(name: str, labels: np.ndarray, answers: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, Any]:
     metrics = video_metrics(labels, answers, clip=EXACT)
     interval = bootstrap_log_loss(labels, answers, groups, clip=EXACT, seed=seed)
-    measured = {metric: getattr(metrics, metric) for metric in ("auc", "brier", "calibration_error")}
+    measured = {metric: getattr(metrics, metric) for metric in ("balanced_log_loss", *OTHER_FIGURES)}
     return {"name": name, "log_loss": metrics.log_loss, **asdict(interval), **measured}
 
 
@@ -151,23 +211,6 @@ def _chosen(choice: Choice) -> dict[str, Any]:
         "ensemble": f"{rule.ensemble.method}, {rule.ensemble.space}",
         "calibration": rule.calibration.method,
         "clip": rule.clip,
-    }
-
-
-def _at_prior(videos: pd.DataFrame, test_prior: float) -> dict[str, float]:
-    """Log loss of a test set with that share of fakes: the two classes' own log losses, weighed by it."""
-    classes = [videos[videos["label"] == label] for label in (0, 1)]
-
-    def expected(column: str) -> float:
-        real, fake = (log_loss(of["label"].to_numpy(), of[column].to_numpy(), clip=EXACT) for of in classes)
-        return (1 - test_prior) * real + test_prior * fake
-
-    return {
-        "training": float(videos["label"].mean()),
-        "test": test_prior,
-        "log_loss_untuned": expected("untuned"),
-        "log_loss_tuned": expected("tuned"),
-        "log_loss_tuned_shifted": expected("tuned_shifted"),
     }
 
 
@@ -192,22 +235,40 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
     lines += _table(["without fold", "aggregator", "ensemble", "calibration", "clip"], rows)
     rows = []
     for row in report["figures"]:
-        others = [_number(row[key]) for key in ("auc", "brier", "calibration_error")]
-        rows.append([row["name"], f"{row['log_loss']:.4f} [{row['low']:.4f}, {row['high']:.4f}]", *others])
-    lines += _table(["out of fold", "log loss [95 % interval]", "AUC", "Brier", "calibration error"], rows)
-    difference = report["tuned_against_untuned"]
-    lines += [
-        f"tuned - untuned: {difference['difference']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}], "
-        f"better in {difference['probability_better']:.0%} of resamples",
-        report["decision"],
-    ]
-    if (shift := report["test_prior"]) is not None:
-        lines += [
-            f"at {shift['test']:.0%} fakes instead of {shift['training']:.0%}, expected log loss: untuned "
-            f"{shift['log_loss_untuned']:.4f}, tuned {shift['log_loss_tuned']:.4f}, tuned and shifted "
-            f"{shift['log_loss_tuned_shifted']:.4f}"
-        ]
+        between = "" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]"
+        others = [_number(row[key]) for key in ("balanced_log_loss", *OTHER_FIGURES)]
+        rows.append([row["name"], f"{row['log_loss']:.4f}{between}", *others])
+    header = ["out of fold", "log loss [95 % interval]", "balanced", "AUC", "Brier", "calibration error"]
+    lines += _table(header, rows)
+    if not any(row["name"].endswith(LAST_EPOCH) for row in report["figures"]):
+        lines += ["figures of the last epoch: not known, as its predictions were not kept", ""]
+    found, shift = report["tuned_against_untuned"], report["test_prior"]
+    more = NO_INTERVAL
+    if found["low"] is not None:
+        more = f"[{found['low']:+.4f}, {found['high']:+.4f}], P(better) {found['probability_better']:.0%}"
+    at = "" if shift is None else f" at {shift['test']:.0%} fakes"
+    lines += [f"tuned - untuned{at}: {found['difference']:+.4f}, {more}", report["decision"]]
     return "\n".join([*lines, f"rule: {describe_rule(rule)}"])
+
+
+def closing_line(report: dict[str, Any]) -> str:
+    """Both figures at the stated share of fakes, and which rule is delivered; where none was stated, a warning if it
+    matters, or nothing."""
+    shift, videos = report["test_prior"], report["videos"]
+    share = videos["fakes"] / videos["number"]
+    if shift is not None:
+        shifted, delivered = shift["log_loss_tuned_shifted"], "shifted" in report["decision"]
+        unshifted = shift["log_loss_tuned" if shift["unshifted"] == TUNED else "log_loss_untuned"]
+        return (
+            f"expected log loss at {shift['test']:.0%} fakes instead of {share:.0%}: shifted {shifted:.4f}, unshifted "
+            f"{unshifted:.4f} ({shift['unshifted']}); the rule is delivered {'shifted' if delivered else 'unshifted'}"
+        )
+    if abs(share - BALANCED) <= NEAR:
+        return ""
+    return (
+        f"warning: the rule is for a test set of {share:.0%} fakes, as out of fold, and loses on one of another share. "
+        "State the share you expect: --test-prior 0.5 for DFDC's test sets."
+    )
 
 
 def describe_candidates() -> str:

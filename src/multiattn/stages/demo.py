@@ -103,12 +103,12 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
         f"\nDone in {minutes:.1f} minutes.\n",
         terminal_table(
             [
-                ["", "log loss", "95 % interval", "AUC", "videos"],
-                ["constant 0.5", f"{CONSTANT_LOG_LOSS:.4f}", "", "0.5000", ""],
+                ["", "log loss", "95 % interval", "balanced", "AUC", "videos"],
+                ["constant 0.5", f"{CONSTANT_LOG_LOSS:.4f}", "", f"{CONSTANT_LOG_LOSS:.4f}", "0.5000", ""],
                 *_figures(held_out, "out of fold"),
                 *_figures(test, "test, unseen actors"),
             ],
-            right=(1, 3, 4),
+            right=(1, 3, 4, 5),
         ),
         "",
         f"The bootstrap of the intervals draws, out of fold, the {held_out['num_groups'].iloc[0]} parts; on test, the "
@@ -134,8 +134,11 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
 
 
 def _figures(steps: "pd.DataFrame", where: str) -> list[list[str]]:
-    return [
-        [f"{where}: {row.name}", f"{row.log_loss:.4f}", f"{row.low:.4f} to {row.high:.4f}", f"{row.auc:.4f}",
-         row.num_videos]
-        for row in steps.itertuples(index=False)
-    ]  # fmt: skip
+    from multiattn.scoring.metrics import NO_INTERVAL
+
+    rows = []
+    for row in steps.itertuples(index=False):
+        between = f"{row.low:.4f} to {row.high:.4f}" if row.low == row.low else NO_INTERVAL
+        figures = [f"{figure:.4f}" for figure in (row.balanced_log_loss, row.auc)]
+        rows.append([f"{where}: {row.name}", f"{row.log_loss:.4f}", between, *figures, row.num_videos])
+    return rows

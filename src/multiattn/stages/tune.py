@@ -32,10 +32,11 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="tune", doc=_doc)
     from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, tune_runs, write_scoring
-    from multiattn.scoring.tuning import describe_tuning
+    from multiattn.scoring.tuning import closing_line, describe_tuning
 
     path = options.out or default_scoring_path(options.runs)
     tuned_on = held_out_digests(options.runs)  # before they are read: what changes meanwhile is noticed later
     tuned = tune_runs(options.runs, test_prior=options.test_prior, seed=options.seed)
     write_scoring(tuned.rule, path, tuned.report, tuned_on)
-    results(describe_tuning(tuned.rule, tuned.report), f"{path} written")
+    closing = closing_line(tuned.report)
+    results(describe_tuning(tuned.rule, tuned.report), f"{path} written", *([closing] if closing else []))
