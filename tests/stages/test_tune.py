@@ -5,10 +5,13 @@ import re
 import shlex
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from multiattn.__main__ import main
-from multiattn.inference.predictor import read_out_of_fold
+from multiattn.inference.predictor import out_of_fold_figures, read_out_of_fold, score_out_of_fold
+from multiattn.inference.runs import find_models
 from multiattn.inference.scoring_file import choose_scoring, read_scoring_file
 from multiattn.runtime.files import file_digest
 from multiattn.scoring.rule import ScoringRule
@@ -43,6 +46,41 @@ def test_tune_writes_a_rule_for_these_runs_and_shows_what_it_compared(runs, caps
     assert rule.out_of_fold["log_loss"] <= figures["equal mean, untuned"] + 1e-12
 
 
+def test_figures_of_the_last_epoch_stand_beside_those_of_the_chosen_one(runs, capsys):
+    folds = [runs[0] / "fold0", runs[0] / "fold1"]
+    for folder in folds:
+        table = FRAME_PREDICTIONS.read(folder / "oof.parquet")
+        last = table.assign(probability=1 - table["probability"], logit=-table["logit"])  # the worst of last epochs
+        FRAME_PREDICTIONS.write(last, folder / "oof_last.parquet")
+    run("tune", "--runs", runs[0])
+    text, rule = capsys.readouterr().out, read_scoring_file(runs[0] / "scoring.json").rule
+    assert "| equal mean, untuned, last epoch" in text and "| tuned, nested, last epoch" in text
+    figures = out_of_fold_figures(find_models(runs[0]), [runs[0]], rule)
+    chosen = out_of_fold_figures(find_models(runs[0]), [runs[0]], ScoringRule())
+    assert figures == rule.out_of_fold and figures.keys() >= chosen.keys()
+    assert chosen["last_epoch_log_loss"] != pytest.approx(chosen["log_loss"])
+    report = json.loads((runs[0] / "scoring.json").read_text())["report"]
+    untuned = next(row for row in report["figures"] if row["name"] == "equal mean, untuned, last epoch")
+    assert untuned["log_loss"] == pytest.approx(chosen["last_epoch_log_loss"])
+
+    for folder in folds:  # as of a version that did not keep them: epochs.csv knows the log loss of each fold
+        (folder / "oof_last.parquet").unlink()
+    found = score_out_of_fold(runs[0])
+    noted = [pd.read_csv(folder / "epochs.csv")["validation_log_loss"].iloc[-1] for folder in folds]
+    assert found.last_epoch_log_loss == pytest.approx(np.average(noted, weights=found.folds["num_videos"]))
+    assert f"nobody chose on these videos, {found.last_epoch_log_loss:.4f}" in found.describe()
+    assert score_out_of_fold(runs[0], rule=rule).last_epoch_log_loss is None or rule == ScoringRule()
+
+
+def test_a_share_far_from_a_half_is_warned_of_in_the_last_line_and_a_stated_one_has_both_figures(runs, capsys):
+    for words, said in (
+        ([], r"warning: .*--test-prior 0\.5"),
+        (["--test-prior", 0.5], "shifted .*unshifted .*delivered"),
+    ):
+        run("tune", "--runs", runs[0], *words)
+        assert re.search(said, capsys.readouterr().out.splitlines()[-1])
+
+
 def test_the_rule_is_found_whatever_the_order_of_the_runs_and_tied_to_their_predictions(runs, capsys):
     run("tune", "--runs", *runs)
     rule = read_scoring_file(runs[0] / "scoring.json").rule
@@ -66,7 +104,7 @@ def test_the_rule_is_found_whatever_the_order_of_the_runs_and_tied_to_their_pred
 def test_the_rule_scores_the_runs_predictions(runs, tmp_path):
     run("tune", "--runs", *runs, "--out", tmp_path / "own" / "scoring.json", "--test-prior", "0.5")
     rule = read_scoring_file(tmp_path / "own" / "scoring.json").rule
-    assert rule.prior_shift.test == 0.5
+    assert rule.out_of_fold["test_prior"] == 0.5
     assert not (runs[0] / "scoring.json").exists()
     predictions = read_out_of_fold(*runs).predictions
     scored = rule.score(predictions)
