@@ -125,7 +125,8 @@ class Leaderboard:
 
     def table(self) -> pd.DataFrame:
         """Our rows, the constant among them, and the comparable published ones, in one frame with a `source` column."""
-        frames = [_in_order(pd.concat([self.ours.assign(source="ours"), self.constant.assign(source="reference")]))]
+        rows = pd.concat([self.ours.assign(source="ours"), self.constant.assign(source="reference")])
+        frames = [rows.sort_values(["log_loss", "source", "name"], na_position="last")]
         if self.scale is not None:
             anchors = self.scale.anchors
             published = pd.DataFrame({"name": list(anchors), "log_loss": list(anchors.values()), "source": "published"})
