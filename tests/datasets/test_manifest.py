@@ -1,6 +1,8 @@
 """videos.csv and videos.json: writing, appending, and finding the files again."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ from multiattn.datasets.dfdc import read_dfdc
 from multiattn.datasets.ffpp import read_ffpp
 from multiattn.datasets.manifest import (
     NUM_LISTED,
+    VIDEO_SUFFIXES,
     Listing,
     folder_manifest,
     locate_videos,
@@ -73,6 +76,45 @@ def test_video_files_below_are_paths_from_the_folder_sorted(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     assert video_files_below(tmp_path) == ["b.mp4", "x/a.mp4", "x/y/c.MOV"]
     assert video_files_below(tmp_path / "folder.mp4") == video_files_below(tmp_path / "nothing") == []
+
+
+@pytest.fixture
+def odd_folder(tmp_path) -> Path:
+    """One sound clip of each kind, and files that are none."""
+    folder = make_files(tmp_path / "odd", *(f"a{suffix}" for suffix in VIDEO_SUFFIXES), "notes.rm", "labels.csv")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / os.fsdecode(b"bad\xff.mp4")).touch()
+    return folder
+
+
+@pytest.mark.parametrize("list_files", [video_files, video_files_below])
+def test_clips_of_every_ending_are_listed_and_what_is_left_out_is_counted_and_named(list_files, odd_folder, caplog):
+    assert list_files(odd_folder) == sorted(f"a{suffix}" for suffix in VIDEO_SUFFIXES)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == (
+        f"{odd_folder}: 5 files are left out: bad\\udcff.mp4 (its name is not UTF-8), gone.mp4 (not a file), "
+        "loop.mp4 (Too many levels of symbolic links), notes.rm (no video's ending), pipe.mp4 (not a file)"
+    )
+
+
+def test_folders_behind_odd_links_cost_nothing_else_and_are_read_once(tmp_path):
+    """Two folders that link to each other, in several ways, a folder that links to itself, and one of no UTF-8 name."""
+    make_files(tmp_path, "x/a.mp4", "y/b.mp4", f"{os.fsdecode(b'bad' + bytes([255]))}/c.mp4")
+    for number in range(4):
+        (tmp_path / f"x/l{number}").symlink_to("../y")
+        (tmp_path / f"y/l{number}").symlink_to("../x")
+    (tmp_path / "loop").symlink_to("loop")
+    assert video_files_below(tmp_path) == ["x/a.mp4", "y/b.mp4"]
+
+
+def test_a_tree_with_odd_names_is_indexed_but_for_them(dfdc, videos_csv):
+    part = dfdc / "dfdc_train_part_0"
+    (part / "loop.mp4").symlink_to("loop.mp4")
+    (dfdc / "loop").symlink_to("loop")
+    make_files(part, os.fsdecode(b"bad\xff.mp4"), os.fsdecode(b"bad\xff/x.mp4"))
+    assert len(write_manifest(read_dfdc(dfdc), videos_csv, append=False)) == 2
 
 
 def test_the_table_is_written_sorted_with_its_root_beside_it(dfdc, videos_csv):
@@ -139,16 +181,18 @@ def test_without_append_the_table_is_made_anew(dfdc, ffpp, videos_csv):
 def test_appending_the_same_clips_again_is_refused_and_changes_nothing(dfdc, videos_csv):
     write_manifest(read_dfdc(dfdc), videos_csv, append=False)
     before = videos_csv.read_bytes(), roots_path(videos_csv).read_bytes()
-    with pytest.raises(ValueError, match="video_id"):
+    with pytest.raises(ValueError, match=r"2 of 2 clips of .* leave --append out, which writes the table anew\.$"):
         write_manifest(read_dfdc(dfdc), videos_csv, append=True)
     assert (videos_csv.read_bytes(), roots_path(videos_csv).read_bytes()) == before
 
 
 def test_appending_the_same_data_set_from_another_root_is_refused(dfdc, videos_csv):
     write_manifest(read_dfdc(dfdc / "dfdc_train_part_0"), videos_csv, append=False)
-    with pytest.raises(ValueError, match="dfdc is already indexed from") as caught:
-        write_manifest(read_dfdc(dfdc / "dfdc_train_part_1"), videos_csv, append=True)
-    assert str(dfdc / "dfdc_train_part_0") in str(caught.value)
+    for root in (dfdc / "dfdc_train_part_1", dfdc):
+        with pytest.raises(ValueError, match="dfdc is already indexed from") as caught:
+            write_manifest(read_dfdc(root), videos_csv, append=True)
+        assert str(dfdc / "dfdc_train_part_0") in str(caught.value)
+        assert str(caught.value).endswith(f"leave --append out and index {dfdc}.")
 
 
 def test_a_second_compression_of_one_root_is_appended_and_the_count_is_of_both(ffpp, videos_csv):
@@ -156,6 +200,26 @@ def test_a_second_compression_of_one_root_is_appended_and_the_count_is_of_both(f
     write_manifest(read_ffpp(ffpp, compression="c40"), videos_csv, append=True)
     assert len(VIDEOS.read(videos_csv)) == 2
     assert read_json(roots_path(videos_csv))["ffpp"]["videos"] == 2
+
+
+@pytest.mark.parametrize("paths", [("a.mp4", "a.avi"), ("x/a.ts", "x/a.gif")])
+def test_clips_that_differ_in_their_ending_only_are_refused_by_both_names(paths, tmp_path, videos_csv):
+    listing = Listing(dataset="d", root=tmp_path, rows=[video_row("d", path, label=0) for path in paths])
+    with pytest.raises(ValueError, match=f"{paths[0]} and {paths[1]} differ in their ending only.*Rename"):
+        write_manifest(listing, videos_csv, append=False)
+
+
+def test_data_sets_appended_at_the_same_time_are_all_kept(tmp_path, videos_csv):
+    """Readers of the table wait for one another: each takes the folder's lock from reading to writing."""
+
+    def append(number: int) -> None:
+        listing = Listing(dataset=f"d{number}", root=tmp_path, rows=[video_row(f"d{number}", "a.mp4", label=0)])
+        write_manifest(listing, videos_csv, append=True)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(append, range(4)))
+    names = [f"d{number}" for number in range(4)]
+    assert VIDEOS.read(videos_csv)["dataset"].tolist() == sorted(read_json(roots_path(videos_csv))) == names
 
 
 def test_videos_are_located_below_their_root(dfdc, videos_csv):

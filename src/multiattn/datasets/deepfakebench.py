@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.datasets.ffpp import compression_of
-from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, is_folder, require_root, video_row
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.layout import FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.tables import FACES, FAKE, LANDMARKS, REAL, VIDEO_STATUS, VIDEOS
@@ -267,7 +267,7 @@ def _unlisted(root: Path, videos: dict[str, _Video]) -> list[str]:
         if (root / parent).is_dir():
             prefix = f"{parent}/" if parent else ""
             with os.scandir(root / parent) as entries:
-                found += sorted(prefix + entry.name for entry in entries if entry.is_dir())
+                found += sorted(prefix + entry.name for entry in entries if is_folder(entry))
     return [folder for folder in found if folder not in videos]
 
 

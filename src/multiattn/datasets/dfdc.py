@@ -20,6 +20,7 @@ from typing import Any
 from multiattn.datasets.manifest import (
     IndexOptions,
     Listing,
+    is_folder,
     require_root,
     video_files,
     video_files_below,
@@ -144,7 +145,7 @@ def _folders(root: Path) -> list[str]:
 
 def _children(root: Path, prefix: str) -> list[str]:
     with os.scandir(root / prefix) as entries:  # says what is a folder without a stat each: parts hold 2,400 clips
-        return sorted(f"{prefix}{entry.name}/" for entry in entries if entry.is_dir() and entry.name[0] != ".")
+        return sorted(f"{prefix}{entry.name}/" for entry in entries if is_folder(entry) and entry.name[0] != ".")
 
 
 def _name(root: Path, prefix: str) -> str:

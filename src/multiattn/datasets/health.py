@@ -17,7 +17,7 @@ import pandas as pd
 
 from multiattn.datasets import deeperforensics, dfdc, ffpp
 from multiattn.datasets.folds import Grouping
-from multiattn.datasets.manifest import is_video_name
+from multiattn.datasets.manifest import is_video_name, printable
 from multiattn.tables import FAKE, REAL, UNKNOWN
 
 Severity = Literal["leak", "warning", "note"]
@@ -289,7 +289,7 @@ def _folds_against_videos(videos: pd.DataFrame, folds: pd.DataFrame) -> Iterator
     if (classes < 2).any():
         numbers = ", ".join(map(str, classes.index[classes < 2]))
         text = f"Fold {numbers} holds real or fake videos only, so it cannot be scored."
-        yield Finding("warning", "one class", text, "Use fewer folds.")
+        yield Finding("warning", "one class", text, "Make fewer folds, or index more videos of the other class.")
 
 
 def _without_split(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
@@ -337,7 +337,8 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
         if (root / folder).is_dir():
             present.update(prefix + name for name in os.listdir(root / folder))  # noqa: PTH208 (a Path each is slow)
     vanished = sorted(listed - present)
-    appeared = sorted(path for path in present - listed - set(unlisted) if is_video_name(path.rpartition("/")[2]))
+    others = present - listed - set(unlisted)
+    appeared = sorted(printable(path) for path in others if is_video_name(path.rpartition("/")[2]))
     if vanished:
         text = f"{dataset}: {len(vanished)} of {len(listed)} files of the table are not below {root}."
         advice = f"If the data moved, pass --root {dataset}=DIR; if files were deleted, index again."

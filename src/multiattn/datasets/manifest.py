@@ -10,12 +10,18 @@ from typing import Any
 
 import pandas as pd
 
-from multiattn.runtime.files import read_json, write_json
+from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.tables import VIDEOS
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".ts", ".mts"}
+    | {".m2ts", ".mxf", ".vob", ".gif"}
+)
+"""Endings of the files that are indexed, scored and submitted; a file named to `score` itself may have any."""
+LIST_SUFFIXES = (".json", ".csv", ".txt")
+"""Endings of the lists that lie beside clips."""
 NUM_LISTED = 5
 
 
@@ -89,37 +95,78 @@ def match_name(pattern: re.Pattern[str], form: str, path: Path) -> re.Match[str]
 
 
 def video_files(folder: Path) -> list[str]:
-    """Names of the video files directly in a folder, sorted; [] where there is no folder."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:  # says what is a file without a stat each
-        return sorted(entry.name for entry in entries if is_video_name(entry.name) and entry.is_file())
+    """Names of the video files directly in a folder, sorted; [] where there is none. The log names what is left out."""
+    return _scan(folder, deep=False)
+
+
+def video_files_below(folder: Path) -> list[str]:
+    """Paths below `folder`, `/` between, of all video files in it and in its folders, sorted; [] where there is none.
+
+    Links to folders are followed, and each folder is read once: where it lies, or else behind the first link to it.
+    Hidden folders are left out. The log names what else is.
+    """
+    return _scan(folder, deep=True)
+
+
+def _scan(folder: Path, *, deep: bool) -> list[str]:
+    found, left_out, read = [], [], set()
+    folders, links = [""] if folder.is_dir() else [], []
+    while folders or links:
+        prefix = folders.pop() if folders else links.pop(0)
+        try:
+            status = (folder / prefix).stat()
+            entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
+        except OSError as error:
+            if not prefix:
+                raise
+            left_out.append(f"{prefix} ({error.strerror})")
+            continue
+        if (status.st_dev, status.st_ino) in read:
+            continue
+        read.add((status.st_dev, status.st_ino))
+        for entry in entries:  # which say what is a file without a stat each
+            path = prefix + entry.name
+            if entry.name.startswith(".") or path.lower().endswith(LIST_SUFFIXES):
+                continue
+            if not is_folder(entry):
+                fault = _fault(entry)
+                (left_out if fault else found).append(f"{printable(path)} ({fault})" if fault else path)
+            elif deep:
+                (links if entry.is_symlink() else folders).append(f"{path}/")
+    if left_out:
+        logger.warning("%s: %d files are left out: %s", folder, len(left_out), _first(left_out))
+    return sorted(found)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """True for a folder, or a link to one, whose name is UTF-8, as tables are."""
+    try:
+        return entry.name == printable(entry.name) and entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _fault(entry: os.DirEntry) -> str | None:
+    """Reason to leave a file out, in words; None for a video."""
+    if entry.name != printable(entry.name):
+        return "its name is not UTF-8"
+    if not is_video_name(entry.name):
+        return "no video's ending"
+    try:
+        return None if entry.is_file() else "not a file"
+    except OSError as error:
+        return f"{error.strerror}"
+
+
+def printable(name: str) -> str:
+    """A file's name with its bytes that are not UTF-8 as escapes; any other as it is."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def is_video_name(name: str) -> bool:
     """True for the name of a video: by its extension, in any case; hidden files are none."""
     stem, _, suffix = name.rpartition(".")
     return f".{suffix.lower()}" in VIDEO_SUFFIXES and stem != "" and not name.startswith(".")
-
-
-def video_files_below(folder: Path) -> list[str]:
-    """Paths below `folder`, `/` between, of all video files in it and in its folders, sorted; [] where there is none.
-
-    Links to folders are followed unless they lead back up; hidden folders are left out.
-    """
-    found = []
-    for current, folders, names in os.walk(folder, followlinks=True):
-        here = Path(current)
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            and not ((here / name).is_symlink() and here.resolve().is_relative_to((here / name).resolve()))
-        ]
-        prefix = here.relative_to(folder).as_posix()
-        prefix = "" if prefix == "." else f"{prefix}/"
-        found += [prefix + name for name in names if is_video_name(name) and (here / name).is_file()]
-    return sorted(found)
 
 
 def roots_path(videos_csv: Path) -> Path:
@@ -153,7 +200,7 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.Da
         The whole table as written, sorted by video_id.
 
     Raises:
-        ValueError: nothing was found, or a clip is already in the table.
+        ValueError: nothing was found, a clip is already in the table, or another process holds the table's folder.
     """
     videos_csv = Path(videos_csv)
     if not listing.rows:
@@ -162,38 +209,68 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.Da
             f"{listing.root}: expected a {listing.dataset} tree, found no clip of one{hint}. Compare --root with the "
             "trees in src/multiattn/datasets/README.md."
         )
+    _require_single_ids(listing)
     table = pd.DataFrame(listing.rows)
     roots: dict[str, Any] = {}
-    if append and videos_csv.is_file():
-        table = pd.concat([VIDEOS.read(videos_csv), table], ignore_index=True)
-        roots = read_json(roots_path(videos_csv))
-        known = roots.get(listing.dataset, {}).get("root")
-        if known is not None and known != str(listing.root.resolve()):
-            raise ValueError(
-                f"{videos_csv}: {listing.dataset} is already indexed from {known}; one table holds one root a data "
-                "set. Write another --out, or index the folder that holds both."
-            )
-    table = table.sort_values("video_id", ignore_index=True)
-    kept = roots.get(listing.dataset, {})  # of another compression level, say
-    roots[listing.dataset] = {
-        "root": str(listing.root.resolve()),
-        "videos": int((table["dataset"] == listing.dataset).sum()),
-        "absent": list(dict.fromkeys(kept.get("absent", []) + listing.absent)),
-        "unlisted": list(dict.fromkeys(kept.get("unlisted", []) + listing.unlisted)),
-    }
-    VIDEOS.write(table, videos_csv)
-    write_json(roots_path(videos_csv), roots)
+    with exclusive_folder(videos_csv.parent):  # from reading to writing: another index may append at the same time
+        if append and videos_csv.is_file():
+            earlier, roots = VIDEOS.read(videos_csv), read_json(roots_path(videos_csv))
+            _require_new(listing, earlier, roots, videos_csv)
+            table = pd.concat([earlier, table], ignore_index=True)
+        table = table.sort_values("video_id", ignore_index=True)
+        kept = roots.get(listing.dataset, {})  # of another compression level, say
+        roots[listing.dataset] = {
+            "root": str(listing.root.resolve()),
+            "videos": int((table["dataset"] == listing.dataset).sum()),
+            "absent": list(dict.fromkeys(kept.get("absent", []) + listing.absent)),
+            "unlisted": list(dict.fromkeys(kept.get("unlisted", []) + listing.unlisted)),
+        }
+        VIDEOS.write(table, videos_csv)
+        write_json(roots_path(videos_csv), roots)
     _report(listing)
     return table
+
+
+def _require_single_ids(listing: Listing) -> None:
+    path_of: dict[str, str] = {}
+    for row in listing.rows:
+        if (other := path_of.setdefault(row["video_id"], row["path"])) != row["path"]:
+            raise ValueError(
+                f"{listing.root}: {other} and {row['path']} differ in their ending only, so both would be "
+                f"{row['video_id']}. Rename or move one of them."
+            )
+
+
+def _require_new(listing: Listing, earlier: pd.DataFrame, roots: dict[str, Any], videos_csv: Path) -> None:
+    """Refuse a data set that the table holds from another root, or clips that it holds already."""
+    known = roots.get(listing.dataset, {}).get("root")
+    others = sorted(set(earlier["dataset"]) - {listing.dataset})
+    anew = f", then append {', '.join(others)}" if others else ""
+    repeated = sorted({row["video_id"] for row in listing.rows} & set(earlier["video_id"]))
+    if repeated:
+        raise ValueError(
+            f"{videos_csv}: {len(repeated)} of {len(listing.rows)} clips of {listing.root} are in the table already "
+            f"({repeated[0]}). To index {listing.dataset} again, leave --append out, which writes the table anew{anew}."
+        )
+    if known is not None and known != str(listing.root.resolve()):
+        both = os.path.commonpath([known, listing.root.resolve()])
+        raise ValueError(
+            f"{videos_csv}: {listing.dataset} is already indexed from {known}; one table holds one root a data set. "
+            f"Write another --out, or leave --append out and index {both}."
+        )
 
 
 def _report(listing: Listing) -> None:
     for what, names in (("listed but absent", listing.absent), ("present but unlisted", listing.unlisted)):
         if names:
-            more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
-            logger.warning("%d clips %s: %s%s", len(names), what, ", ".join(names[:NUM_LISTED]), more)
+            logger.warning("%d clips %s: %s", len(names), what, _first(names))
     for note in listing.notes:
         logger.warning("%s", note)
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
+    return ", ".join(names[:NUM_LISTED]) + more
 
 
 def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, roots: dict[str, Path] | None = None) -> dict[str, Path]:

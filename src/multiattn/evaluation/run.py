@@ -47,7 +47,7 @@ from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import pick_device
-from multiattn.runtime.files import file_digest, read_json, write_json
+from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, PREDICTIONS_FILE, RECIPE_FILE, experiment_name
 from multiattn.tables import FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.images import names_digest
@@ -274,25 +274,26 @@ def predict_kept(
         path: the `frame_predictions` table they are kept in, with their basis beside it.
 
     Raises:
-        ValueError: crops that were not made the way a model's were.
+        ValueError: crops that were not made the way a model's were, or another process holds the folder.
     """
     known = known_precision(precision, device)
     basis = {"faces": faces_digest(folders), "precision": known, "device": device.type}
     checkpoints = {model.name: file_digest(model.path / BEST_WEIGHTS) for model in models}
-    kept, kept_checkpoints = _read_kept(path, basis)
-    same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
-    if same:
-        logger.info("%s: predictions of %d of %d models are kept from before", path, len(same), len(models))
-    tables = [kept[kept["model"].isin(same)]]
-    for model in models:
-        if model.name in same:
-            continue
-        for folder, videos in folders.items():
-            tables.append(predict_faces([model], folder, device=device, precision=precision, video_ids=videos))
-        same.add(model.name)
-        done = {name: digest for name, digest in checkpoints.items() if name in same}
-        _write(pd.concat(tables, ignore_index=True), path, {**basis, "checkpoints": done})
-    return pd.concat(tables, ignore_index=True)
+    with exclusive_folder(path.parent):  # of two at once, the table of one would stand beside the basis of the other
+        kept, kept_checkpoints = _read_kept(path, basis)
+        same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
+        if same:
+            logger.info("%s: predictions of %d of %d models are kept from before", path, len(same), len(models))
+        tables = [kept[kept["model"].isin(same)]]
+        for model in models:
+            if model.name in same:
+                continue
+            for folder, videos in folders.items():
+                tables.append(predict_faces([model], folder, device=device, precision=precision, video_ids=videos))
+            same.add(model.name)
+            done = {name: digest for name, digest in checkpoints.items() if name in same}
+            _write(pd.concat(tables, ignore_index=True), path, {**basis, "checkpoints": done})
+        return pd.concat(tables, ignore_index=True)
 
 
 def faces_digest(folders: dict[Path, list[str]]) -> str:

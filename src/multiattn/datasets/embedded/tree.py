@@ -20,13 +20,15 @@ from tqdm import tqdm
 
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.datasets.embedded.clips import FRAME_RATE, RECIPES, make_forger, make_take, render_frames
-from multiattn.runtime.files import write_text
+from multiattn.runtime.files import exclusive_folder, write_text
 
 logger = logging.getLogger(__name__)
 
 RECIPE_VERSION = 1
 """Raise it whenever the same seed would give other pictures."""
 
+PATIENCE_SECONDS = 300.0
+"""Longest wait for another process that builds the set."""
 _PARTIAL_MARK = ".unfinished"
 _TEST_GROUP = 1000
 _ACTORS, _NAMES, _TAKES, _FILES = range(4)  # independent random streams of one seed
@@ -177,9 +179,13 @@ def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool 
         small: a miniature for tests.
 
     Raises:
-        ValueError: `root` holds something else; it is not touched.
+        ValueError: `root` holds something else, which is not touched, or another process still builds beside it.
     """
-    root = Path(root)
+    with exclusive_folder(Path(root).parent, patience_seconds=PATIENCE_SECONDS):
+        _build(Path(root), seed, jobs, small)
+
+
+def _build(root: Path, seed: int, jobs: int, small: bool) -> None:
     mark = {"recipe_version": RECIPE_VERSION, "seed": seed, "small": small}
     plan = plan_demo(seed, small)
     if _already_there(root, mark):
