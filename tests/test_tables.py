@@ -173,6 +173,44 @@ def test_a_wrong_value_is_named_with_file_column_expectation_and_rows(table, col
     assert "in 1 of 3 rows; the first: row 1: " in message
 
 
+ODD_PLACES = {"absolute": "/etc/passwd", "climbs": "a/../../b", "empty part": "a//b", "a dot": "a/./b", "folder": "a/"}
+ODD_NAMES = {"a NUL": "a/b\0c", "256 bytes": f"a/{'n' * 256}", "256 bytes of 128 letters": f"{'ü' * 128}/a"}
+PATHS = [(VIDEOS, "video_id"), (VIDEOS, "path"), (VIDEOS, "original"), (FOLDS, "video_id"), (FACES, "video_id")]
+PATHS += [(FACES, "crop"), (VIDEO_STATUS, "video_id"), (FRAME_PREDICTIONS, "video_id")]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [(*path, value) for path in PATHS for value in (ODD_PLACES | ODD_NAMES).values()],
+    ids=lambda value: value.name if isinstance(value, Table) else repr(value)[:20],
+)
+def test_an_id_or_path_that_would_not_lie_below_its_folder_is_refused(table, column, value):
+    frame = good(table, 3)
+    frame.loc[1, column] = value
+    with pytest.raises(ValueError, match=rf"column '{column}': .* in 1 of 3 rows; the first: row 1: "):
+        table.validate(frame, "some/file.csv")
+
+
+@pytest.mark.parametrize("value", ["..a/b..c/...", "n" * 255, "ü" * 127, "a\n/b", "-", " ", "a:b\\c"], ids=repr)
+def test_odd_names_that_lie_below_their_folder_are_taken(value):
+    assert VIDEOS.validate(good(VIDEOS, video_id=value, path=value, original=value), "x")["path"].tolist() == [value]
+
+
+@pytest.mark.parametrize("value", ODD_NAMES.values(), ids=list(ODD_NAMES))
+def test_a_row_whose_path_no_file_system_takes_costs_itself_alone_and_is_named(value, tmp_path, caplog):
+    frame = good(VIDEOS, 3)
+    frame.loc[1, "video_id"] = value
+    frame.to_csv(tmp_path / "videos.csv", index=False)
+    assert VIDEOS.read(tmp_path / "videos.csv")["video_id"].tolist() == ["a/b", "a/b2"]
+    assert f"videos.csv: row 1 is left out: video_id {value[:5]!r}"[:-1] in caplog.text
+
+
+@pytest.mark.parametrize("value", (ODD_PLACES | ODD_NAMES).values(), ids=list(ODD_PLACES | ODD_NAMES))
+def test_a_submission_answers_rows_whose_names_are_no_files(value, tmp_path):
+    good(SUBMISSION, 2, filename=["a.mp4", value]).to_csv(tmp_path / "sample.csv", index=False)
+    assert SUBMISSION.read(tmp_path / "sample.csv")["filename"].tolist() == ["a.mp4", value]
+
+
 def test_only_the_first_three_of_many_wrong_rows_are_listed():
     with pytest.raises(ValueError, match="in 5 of 6 rows") as caught:
         FOLDS.validate(good(FOLDS, 6, fold=[-2, 0, -3, -4, -5, -6]), "x")

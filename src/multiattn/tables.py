@@ -3,10 +3,14 @@
 A table that breaks its contract raises one `ValueError` that names the file, the column, what was expected, what was
 found, in how many rows, and the first three. Writing is atomic. `.csv` for what a person opens, `.parquet` for
 millions of rows; in a CSV an empty cell of a text column is the empty string.
+
+Ids and paths are joined to folders, in which files are then written and removed: each is a path below one, without
+`..`. A row that is read whose path no file system takes costs itself alone: it is left out, and named.
 """
 
 import csv
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -15,11 +19,14 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
 from multiattn.config.choices import SplitName
 from multiattn.runtime.files import atomic_path
+
+logger = logging.getLogger(__name__)
 
 FAKE, REAL, UNKNOWN = 1, 0, -1
 SPLITS = get_args(SplitName)
@@ -27,6 +34,39 @@ BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
 ROWS_AT_ONCE = 1 << 17
 """Rows of one piece of a table that is read piece by piece."""
+MAX_NAME_BYTES = 255
+"""Longest name of a file or folder, in UTF-8, that Linux, macOS and Windows take."""
+
+
+def path_fault(path: str) -> str | None:
+    """Fault of a path that is to lie below a folder, in words; None for a sound one."""
+    if not {"", ".", ".."}.isdisjoint(path.split("/")):
+        return "it is empty, absolute, or has an empty part, `.` or `..`"
+    return name_fault(path)
+
+
+def name_fault(path: str) -> str | None:
+    """Fault of a path that no file system takes, in words; None for any other."""
+    if "\0" in path:
+        return "it has a NUL"
+    longest = max(len(part.encode("utf-8", "surrogateescape")) for part in path.split("/"))
+    return f"a part of it has {longest} bytes, of at most {MAX_NAME_BYTES}" if longest > MAX_NAME_BYTES else None
+
+
+_SUSPECT = r"(?:^|/)\.{0,2}(?:/|$)|\x00|[^/]{64}"
+"""Pattern of all paths that may be at fault, to find them among millions; a character takes at most 4 bytes."""
+
+
+def _faulty(values: pd.Series, fault: Callable[[str], str | None]) -> pd.Series:
+    """True where a path has the fault."""
+    texts = pyarrow.array(values, pyarrow.string(), from_pandas=True)  # of pandas' two kinds of text, one is slow
+    found = pyarrow.compute.match_substring_regex(texts, _SUSPECT).to_numpy(zero_copy_only=False)
+    found[found] = [fault(value) is not None for value in values[found]]
+    return pd.Series(found, index=values.index)
+
+
+_IS_PATH = pa.Check(lambda values: ~_faulty(values, path_fault))
+_IS_PATH_OR_EMPTY = pa.Check(lambda values: (values == "") | ~_faulty(values, path_fault))
 
 
 @dataclass(frozen=True)
@@ -112,9 +152,21 @@ class Table:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
         except (csv.Error, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a readable {self.name} table: {error}. {self.advice}") from error
-        frame = self.validate(frame, path)
+        frame = self.validate(self._without_unnameable(frame, path), path)
         if frame.empty and not allow_empty:
             raise ValueError(f"{path}: the {self.name} table has no rows. {self.advice}")
+        return frame
+
+    def _without_unnameable(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+        """The rows whose paths a file system takes; the others are logged."""
+        paths = [name for name, column in self.columns.items() if any(check is _IS_PATH for check in column.checks)]
+        for name in [name for name in paths if name in frame]:
+            texts = frame[name].astype(str)
+            faulty = _faulty(texts, name_fault)
+            for row, text in texts[faulty].items():
+                short = f"{text[:60]!r}{'...' if len(text) > 60 else ''}"
+                logger.warning("%s: row %s is left out: %s %s: %s", source, row, name, short, name_fault(text))
+            frame = frame[~faulty]
         return frame
 
     def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -260,6 +312,11 @@ def _name(description: str) -> pa.Column:
     return _text(f"{description}, not empty", pa.Check.str_length(min_value=1))
 
 
+def _path(description: str) -> pa.Column:
+    parts = f"parts of 1 to {MAX_NAME_BYTES} bytes, none of them `.` or `..`"
+    return _text(f"{description}, not empty, relative, with {parts}", _IS_PATH)
+
+
 def _integer(minimum: int, description: str) -> pa.Column:
     return pa.Column("int64", pa.Check.ge(minimum), description=f"{description}, a whole number from {minimum}")
 
@@ -280,7 +337,7 @@ def _one_of(*allowed: str) -> pa.Column:
     return _text(f"one of {list(allowed)}", pa.Check.isin(allowed))
 
 
-_video_id = _name("<dataset>/<path below the root without extension>")
+_video_id = _path("<dataset>/<path below the root without extension>")
 
 VIDEOS = Table(
     name="videos",
@@ -288,14 +345,14 @@ VIDEOS = Table(
     made_by="multiattn index",
     columns={
         "video_id": _video_id,
-        "path": _name("the path below the data set's root"),
+        "path": _path("the path below the data set's root"),
         "dataset": _name("a data set"),
         "label": _label(UNKNOWN, REAL, FAKE),
         "method": _text("the manipulation method, empty for real or unknown"),
         "compression": _text("the compression level, may be empty"),
         "split": _one_of(*SPLITS, ""),
         "part": _text("the part of the data set, may be empty"),
-        "original": _text("the video_id a fake was made from, may be empty"),
+        "original": _text("the video_id a fake was made from, may be empty", _IS_PATH_OR_EMPTY),
         "target_id": _text("may be empty"),
         "source_id": _text("may be empty"),
     },
@@ -322,7 +379,7 @@ FACES = Table(
         "frame_index": _integer(0, "the frame in decoding order"),
         "seconds": _number("presentation time in seconds"),
         "track": _integer(0, "the track of the face"),
-        "crop": _name("the crop's path below the faces folder"),
+        "crop": _path("the crop's path below the faces folder"),
         **{name: _number("pixels of the full frame") for name in BOX},
         "score": _probability(),
         **{name: _number("pixels of the full frame") for name in LANDMARKS},
@@ -362,7 +419,7 @@ VIDEO_PREDICTIONS = Table(
     key=("video_id",),
     made_by="multiattn submit",
     columns={
-        "video_id": _video_id,
+        "video_id": _name("folder/<the name in the sample without extension>"),
         "probability": _probability(),
         "num_crops": _integer(0, "crops the probability rests on"),
         "status": _one_of("ok", "no_face", "unreadable", "missing", "failed", "late"),

@@ -17,7 +17,7 @@ from multiattn.datasets.manifest import folder_manifest, is_video_name, video_ro
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
-from multiattn.runtime.files import read_json, write_json
+from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import terminal_table
@@ -64,13 +64,14 @@ def extract_folder_faces(
     videos = folder_manifest(videos_dir, filenames)
     source = {"videos_dir": str(videos_dir.resolve())}
     path = faces / SOURCE_FILE
-    if not path.is_file():
-        write_json(path, source)
-    elif read_json(path) != source:
-        raise ValueError(
-            f"{faces}: holds the faces of {read_json(path)['videos_dir']}, not of {source['videos_dir']}. "
-            "Choose another --faces folder."
-        )
+    with exclusive_folder(faces):
+        if not path.is_file():
+            write_json(path, source)
+        elif read_json(path) != source:
+            raise ValueError(
+                f"{faces}: holds the faces of {read_json(path)['videos_dir']}, not of {source['videos_dir']}. "
+                "Choose another --faces folder."
+            )
     tasks = [VideoTask(video_id=row.video_id, path=videos_dir / row.path) for row in videos.itertuples()]
     extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
     return videos
