@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.config.choices import Grouping
-from multiattn.runtime.files import read_json, write_json
+from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,14 @@ def make_folds(videos: pd.DataFrame, *, num_folds: int, seed: int, grouping: Gro
     if usable.empty:
         raise ValueError("No labelled video outside the test split, so there is nothing to fold.")
     groups = group_videos(usable, grouping)
-    num_groups = groups.nunique()
-    if num_groups < num_folds:
-        hint = " Try --group original." if grouping == "part" else ""
-        raise ValueError(f"--num-folds {num_folds}: expected at least as many groups, found {num_groups}.{hint}")
+    real, fake = _groups_by_class(usable, groups)
+    if (most := min(real, fake)) < num_folds:
+        finer = min(_groups_by_class(usable, group_videos(usable, "original")))
+        ways = [f"--num-folds {most}"] * (most > 1) + ["--group original"] * (finer >= num_folds)
+        raise ValueError(
+            f"--num-folds {num_folds}: expected at least as many groups with real videos and as many with fakes, found "
+            f"{real} and {fake}. " + (f"Pass {' or '.join(ways)}." if ways else "Index more videos.")
+        )
     folds = pd.DataFrame({"video_id": usable["video_id"], "label": usable["label"], "group": groups, "fold": -1})
     splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(folds, folds["label"], folds["group"])):
@@ -85,6 +89,12 @@ def make_folds(videos: pd.DataFrame, *, num_folds: int, seed: int, grouping: Gro
     folds = FOLDS.validate(folds, "folds")
     check_folds(folds, source="folds", videos=videos, grouping=grouping)
     return folds
+
+
+def _groups_by_class(videos: pd.DataFrame, groups: pd.Series) -> tuple[int, int]:
+    """Number of groups with real and with fake videos; a fold that can be scored takes one of either."""
+    real, fake = (groups[videos["label"] == label].nunique() for label in (REAL, FAKE))
+    return real, fake
 
 
 def check_folds(
@@ -114,7 +124,7 @@ def check_folds(
             name = {REAL: "real", FAKE: "fake"}[labels.iloc[0]]
             raise ValueError(
                 f"{source}: fold {fold} holds {name} videos only ({len(labels)}), so it cannot be scored. "
-                "Use fewer folds, or --group original."
+                f"{'Use fewer folds' if len(numbers) > 2 else 'Index more videos'}, or another --seed or --group."
             )
     if videos is not None:
         _check_against_videos(folds, videos, source, grouping)
@@ -167,12 +177,13 @@ def write_folds(folds: pd.DataFrame, path: Path, recipe: dict[str, Any]) -> dict
     Returns:
         The content of the JSON file.
     """
-    FOLDS.write(folds, path)
     counts = folds.groupby("fold").agg(videos=("label", "size"), fake=("label", "sum"), groups=("group", "nunique"))
     counts["real"] = counts["videos"] - counts["fake"]
     described = {
         "recipe": recipe,
         "folds": [{"fold": int(fold), **{k: int(v) for k, v in row.items()}} for fold, row in counts.iterrows()],
     }
-    write_json(path.with_suffix(".json"), described)
+    with exclusive_folder(path.parent):  # the two belong together
+        FOLDS.write(folds, path)
+        write_json(path.with_suffix(".json"), described)
     return described
