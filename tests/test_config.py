@@ -75,7 +75,8 @@ def test_an_unknown_setting_names_its_nearest_neighbour(config_class, values, ex
 
 REFUSED = {
     ModelConfig: {
-        "num_maps": [0, 9], "hidden_size": [0], "drop_path_rate": [1.0, -0.1], "texture_stage": ["b2", "", "L6", "L0"],
+        "num_maps": [0, 9], "hidden_size": [0, 10**9], "drop_path_rate": [1.0, -0.1],
+        "texture_stage": ["b2", "", "L6", "L0"],
         "attention_stage": ["l5", "L1"], "network": ["plain"], "attention": ["elu"], "texture": ["sparse"],
         "padding": ["same"], "part_dropout": [1.0], "global_dropout": [1.0],
     },
@@ -86,21 +87,23 @@ REFUSED = {
         "reduction": ["median"], "label_smoothing": [1.0],
     },
     AgdaConfig: {
-        "map_choice": ["largest"], "kernel_size": [10], "noise": [-0.1], "gate_threshold": [(0.6, 0.4)],
-        "gate_slope": [(0.0, 1.0)], "resize_factor": [0.0, 1.5], "sigma": [0.0], "threshold": [-0.1, 1.1],
-        "mode": ["softly"],
+        "map_choice": ["largest"], "kernel_size": [10, 10**9 + 1], "noise": [-0.1], "gate_threshold": [(0.6, 0.4)],
+        "gate_slope": [(0.0, 1.0), (1.0, float("inf"))], "resize_factor": [0.0, 1.5], "sigma": [0.0, 1e9],
+        "threshold": [-0.1, 1.1], "mode": ["softly"],
     },
     OptimConfig: {
-        "step_epochs": [0], "step_factor": [0.0], "lr": [0.0, float("nan")], "weight_decay": [-1e-6],
+        "step_epochs": [0], "step_factor": [0.0], "lr": [0.0, float("nan"), float("inf")], "weight_decay": [-1e-6],
         "warmup_epochs": [-1.0], "clip_grad_norm": [0.0], "accumulate": [0], "layer_decay": [1.5], "lr_min": [1.0],
         "schedule": ["linear"],
     },
     DataConfig: {
-        "image_size": [31], "frames_per_video": [0], "videos_per_class": [0], "batch_size": [1], "num_workers": [-1],
+        "image_size": [31, 10**6], "frames_per_video": [0, 10**9], "videos_per_class": [0], "batch_size": [1, 10**9],
         "augmentation": ["stronger"], "sbi": [1.0], "sampling": ["random"], "cache_gb": [0.0],
+        "num_workers": [-1, 10**6],
     },
     Experiment: {
-        "name": ["", "a/b", ".."], "epochs": [0], "seed": [-1], "save_minutes": [0.0], "precision": ["fp8"],
+        "name": ["", "a/b", "..", "a\0", "n" * 201], "epochs": [0, 10**9], "seed": [-1, 2**32],
+        "save_minutes": [0.0], "precision": ["fp8"],
     },
     ValidationConfig: {
         "metric": ["loss"], "patience": [0],
@@ -154,6 +157,7 @@ def test_a_value_on_the_boundary_is_accepted(config_class, values):
         pytest.param(OptimConfig, {"lr": True}, "OptimConfig.lr", id="bool for a number"),
         pytest.param(OptimConfig, {"lr": None}, "OptimConfig.lr", id="null for a number"),
         pytest.param(OptimConfig, {"lr": [1e-3]}, "OptimConfig.lr", id="list for a number"),
+        pytest.param(OptimConfig, {"weight_decay": 10**400}, "OptimConfig.weight_decay", id="beyond all floats"),
         pytest.param(DataConfig, {"batch_size": 12.5}, "DataConfig.batch_size", id="fraction for a whole number"),
         pytest.param(DataConfig, {"batch_size": True}, "DataConfig.batch_size", id="bool for a whole number"),
         pytest.param(DataConfig, {"videos_per_class": "all"}, "DataConfig.videos_per_class", id="text for int or null"),

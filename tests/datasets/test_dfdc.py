@@ -215,6 +215,11 @@ def test_a_held_out_folder_itself_can_be_the_root(tmp_path, monkeypatch):
         pytest.param('{"a.mp4": {"label": ["FAKE"]}}', r"found \['FAKE'\]", id="a list for a label"),
         pytest.param('{"a.mp4": {"label": "REAL", "split": "dev"}}', "found 'dev'", id="an unknown split"),
         pytest.param('{"a.mp4": {"label": "FAKE", "original": 5}}', "original", id="a number for an original"),
+        pytest.param(
+            '{"a.mp4": {"label": "FAKE"}, "a.mp4": {"label": "REAL"}}',
+            "'a.mp4' stands twice",
+            id="a clip of two labels",
+        ),
         pytest.param('{"a.mp4": {"label": "FAKE", "original": ["r"]}}', "original", id="a list for an original"),
     ],
 )

@@ -167,8 +167,8 @@ def test_a_number_json_does_not_know_is_not_written(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"a": 1,}', b"\xff\xfe{}", b"PK\x03\x04", b'{"a": 1} x'],
-    ids=["empty", "cut off", "comma too many", "not utf-8", "zip", "something behind"],
+    [b"", b"{", b'{"a": 1,}', b"\xff\xfe{}", b"PK\x03\x04", b'{"a": 1} x', b"[" * 99_999, b"[NaN]", b'{"a":1,"a":2}'],
+    ids=["empty", "cut off", "comma too many", "not utf-8", "zip", "something behind", "deep", "NaN", "a key twice"],
 )
 def test_a_file_that_is_not_json_is_named(content, tmp_path):
     path = tmp_path / "broken.json"

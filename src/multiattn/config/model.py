@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from multiattn.config.settings import require, require_at_least, require_choices
+from multiattn.config.settings import require, require_at_least, require_fields
 
 STAGE_NAME = re.compile(r"L([1-9]\d?)")
 """L1, L2, ...: how many there are depends on the backbone, which checks that."""
-MAX_MAPS = 8
+MAX_MAPS, MAX_HIDDEN_SIZE = 8, 16_384
+MAX_BLUR = 512
+"""Largest standard deviation of a blur, in pixels."""
 Padding = Literal["dynamic", "static"]
 
 
@@ -61,9 +63,9 @@ class ModelConfig:
     """Compute the backbone's activations again in backward instead of keeping them: less memory, more time."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_fields(self)
         require(1 <= self.num_maps <= MAX_MAPS, self, "num_maps", f"1 to {MAX_MAPS}")
-        require_at_least(self, 1, "hidden_size")
+        require(1 <= self.hidden_size <= MAX_HIDDEN_SIZE, self, "hidden_size", f"1 to {MAX_HIDDEN_SIZE}")
         for name in ("part_dropout", "global_dropout", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, self, name, "a value in [0, 1)")
         for name in ("texture_stage", "attention_stage"):
@@ -113,7 +115,7 @@ class LossConfig:
     """Weight of the distance between the part vectors of a face and of its AGDA copy; 0.1 in the release."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_fields(self)
         weights = ("cross_entropy_weight", "auxiliary_weight", "agda_weight", "match_weight")
         require_at_least(self, 0, *weights, "inter_margin", "ams_margin")
         require(0 <= self.label_smoothing < 1, self, "label_smoothing", "a value in [0, 1)")
@@ -152,12 +154,12 @@ class AgdaConfig:
     """theta_d of the hard variant: what the map exceeds is erased."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_fields(self)
         require_at_least(self, 0, "first_epoch", "noise")
         require(0 < self.resize_factor <= 1, self, "resize_factor", "a value in (0, 1]")
-        require(self.sigma > 0, self, "sigma", "a positive number of pixels")
-        odd = self.kernel_size is None or (self.kernel_size >= 1 and self.kernel_size % 2 == 1)
-        require(odd, self, "kernel_size", "None or an odd number of pixels")
+        require(0 < self.sigma <= MAX_BLUR, self, "sigma", f"a number of pixels up to {MAX_BLUR}")
+        is_odd = self.kernel_size is None or (0 < self.kernel_size <= 6 * MAX_BLUR and self.kernel_size % 2 == 1)
+        require(is_odd, self, "kernel_size", f"None or an odd number of pixels up to {6 * MAX_BLUR}")
         for name, low in (("gate_threshold", 0), ("gate_slope", 1e-3)):
             first, last = getattr(self, name)
             require(low <= first <= last, self, name, f"an interval from {low} up")

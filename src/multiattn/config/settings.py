@@ -1,11 +1,13 @@
 """Checks of settings, and settings as JSON: one mechanism for experiments, crop recipes and scoring rules.
 
-Settings are frozen dataclasses. Their `__post_init__` calls `require` and `require_choices`; `to_json` and `from_json`
+Settings are frozen dataclasses. Their `__post_init__` calls `require` and `require_fields`; `to_json` and `from_json`
 carry them to a file and back.
 """
 
 import dataclasses
 import difflib
+import math
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
@@ -13,6 +15,8 @@ from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 Entry = TypeVar("Entry")
+MOST = 1_000_000
+"""Upper bound of counts that have none of their own: above any use, and below what fills the memory."""
 
 
 def choices(owner: type, name: str) -> tuple[str, ...]:
@@ -40,14 +44,19 @@ def require(condition: bool, owner: object, name: str, expected: str) -> None:
 
 
 def require_at_least(owner: object, low: float, *names: str) -> None:
-    """Refuse settings below a bound; None passes."""
+    """Refuse settings below a bound, and whole numbers above `MOST`; None passes."""
     for name in names:
         value = getattr(owner, name)
         require(value is None or value >= low, owner, name, f"at least {low}")
+        require(not isinstance(value, int) or value <= MOST, owner, name, f"at most {MOST}")
 
 
-def require_choices(owner: Any, **registries: Collection[str]) -> None:
-    """Refuse a value that a `Literal` field does not list, or that is not in the registry of its setting."""
+def require_fields(owner: Any, **registries: Collection[str]) -> None:
+    """Refuse numbers that are not finite, and values that the setting's `Literal` or registry does not list."""
+    for field in dataclasses.fields(owner):
+        values = getattr(owner, field.name)
+        for value in values if isinstance(values, tuple) else (values,):
+            require(not isinstance(value, float) or math.isfinite(value), owner, field.name, "finite numbers")
     hints = typing.get_type_hints(type(owner)).items()
     listed = {name: typing.get_args(hint) for name, hint in hints if typing.get_origin(hint) is Literal}
     for name, options in (listed | registries).items():
@@ -132,6 +141,7 @@ def _converted(value: Any, hint: Any, source: str, setting: str, complete: bool)
     elif origin is None:
         kinds = (int, float) if hint is float else hint
         is_right = isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+        is_right = is_right and (hint is not float or abs(value) <= sys.float_info.max)
     if is_right:
         return value
     expected = f"one of {', '.join(parts)}" if origin is Literal else hint.__name__ if origin is None else hint

@@ -7,9 +7,11 @@ import tyro
 
 from multiattn.config.choices import Preset
 from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
-from multiattn.config.settings import require, require_at_least, require_choices
+from multiattn.config.settings import MOST, require, require_at_least, require_fields
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+MAX_NAME_BYTES = 200
+"""Longest name of an experiment; what is made of it (`<name>_seed3`) is a folder's name too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,11 @@ class DataConfig:
     """Size of the cache in GB (1e9 bytes); crops beyond it are read from their files every time."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
-        require(self.image_size >= 32, self, "image_size", "at least 32 pixels")
+        require_fields(self)
+        require(32 <= self.image_size <= 4096, self, "image_size", "32 to 4096 pixels")
         require_at_least(self, 1, "frames_per_video", "videos_per_class", "validation_frames")
-        require(self.batch_size >= 2, self, "batch_size", "at least 2 (batch normalisation needs two samples)")
-        require_at_least(self, 0, "num_workers")
+        require(2 <= self.batch_size <= MOST, self, "batch_size", f"2 to {MOST} (batch normalisation needs two)")
+        require(0 <= self.num_workers <= 1024, self, "num_workers", "0 to 1024 processes")
         require(0 <= self.sbi < 1, self, "sbi", "a probability below 1")
         require(
             self.sbi == 0 or self.sampling != "paired", self, "sbi", "0 with paired sampling, whose pairs are given"
@@ -84,7 +86,7 @@ class OptimConfig:
     """Batches whose gradients are averaged for one update."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_fields(self)
         require(self.lr > 0, self, "lr", "a positive learning rate")
         require_at_least(self, 0, "weight_decay", "warmup_epochs")
         require_at_least(self, 1, "step_epochs", "accumulate")
@@ -117,7 +119,7 @@ class ValidationConfig:
     """Stop after so many validations in a row that brought no better checkpoint; None goes on to the end."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_fields(self)
         require_at_least(self, 1, "every_steps", "patience")
 
     @property
@@ -157,7 +159,7 @@ class Phase:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_fields(self)
         require_at_least(self, 1, "epochs")
         require(
             not (self.freeze_backbone and self.objective == "backbone"),
@@ -199,9 +201,10 @@ class Experiment:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        require_choices(self)
-        require("/" not in self.name and self.name not in ("", ".", ".."), self, "name", "a folder name")
-        require_at_least(self, 0, "seed")
+        require_fields(self)
+        is_name = self.name not in ("", ".", "..") and "/" not in self.name and self.name.isprintable()
+        require(is_name and len(self.name.encode()) <= MAX_NAME_BYTES, self, "name", "a folder name")
+        require(0 <= self.seed < 2**32, self, "seed", "a whole number from 0 to 4294967295")
         require_at_least(self, 1, "epochs")
         require(self.save_minutes > 0, self, "save_minutes", "a positive number of minutes")
         names = [phase.name for phase in self.phases]

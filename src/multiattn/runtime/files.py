@@ -173,12 +173,26 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON; the message names the file, line and column.
+        ValueError: not JSON, too deep, a number that is none, or a key twice with different values; the message names
+            the file, and line and column where they are known.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, object_pairs_hook=_without_contradictions, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON file, found something else: {error}.") from error
+
+
+def _without_contradictions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    for key, value in pairs if len(values) < len(pairs) else ():
+        if value != values[key]:
+            raise ValueError(f"the key {key!r} stands twice, with different values")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 @contextlib.contextmanager

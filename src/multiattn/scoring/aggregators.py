@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from multiattn.config.settings import require, require_choices
+from multiattn.config.settings import require, require_fields
 from multiattn.scoring import DEFAULT_PRIOR
 from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES, FrameRule, TrackRule, sigmoid
 
@@ -47,7 +47,7 @@ class Aggregator:
     """The answer for a video without a usable face."""
 
     def __post_init__(self) -> None:
-        require_choices(self, frames=FRAME_RULES, tracks=TRACK_RULES)
+        require_fields(self, frames=FRAME_RULES, tracks=TRACK_RULES)
         frames, tracks = FRAME_RULES[self.frames], TRACK_RULES[self.tracks]
         if self.amount is not None:
             with_one = ", ".join(name for name, rule in FRAME_RULES.items() if rule.default is not None)

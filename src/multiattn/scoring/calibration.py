@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multiattn.config.settings import require, require_choices
+from multiattn.config.settings import require, require_fields
 from multiattn.scoring.frame_rules import sigmoid, to_logits
 
 RIDGE = 1.0
@@ -32,7 +32,7 @@ class Calibration:
     b ln(1 - p) + c). isotonic: (x_1 .. x_k, y_1 .. y_k), y interpolated between the x and constant beyond them."""
 
     def __post_init__(self) -> None:
-        require_choices(self, method=CALIBRATORS)
+        require_fields(self, method=CALIBRATORS)
         accepted = CALIBRATORS[self.method].accepts(np.array(self.parameters, dtype=np.float64))
         require(accepted, self, "parameters", f"those of {self.method}")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from multiattn.config.settings import require, require_choices
+from multiattn.config.settings import require, require_fields
 from multiattn.scoring.aggregators import Aggregator, FrameGroups, aggregate_units
 from multiattn.scoring.calibration import fit_calibration
 from multiattn.scoring.frame_rules import gate, sigmoid, to_logits
@@ -90,7 +90,7 @@ class Ensemble:
     """Logit added by `stacked`."""
 
     def __post_init__(self) -> None:
-        require_choices(self, method=METHODS, space=SPACES)
+        require_fields(self, method=METHODS, space=SPACES)
         fitted = ", ".join(name for name, method in METHODS.items() if method.fit)
         has_fit, weights = METHODS[self.method].fit is not None, np.array(list(self.weights.values()))
         require(bool(self.weights) == has_fit, self, "weights", f"some with {fitted} only, {self.method} asked for")
