@@ -32,6 +32,7 @@ GROUND_FLOOR_NEIGHBOURS = {
     ("command_line", "experiments"),
     ("command_line", "runtime"),
     ("tables", "config"),
+    ("command_line", "runtime"),
     ("tables", "runtime"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from tyro.conf import arg
 
-from multiattn.config import Experiment, Precision
-from multiattn.experiments import DEFAULT_EXPERIMENT, EXPERIMENTS, get_experiment
+from multiattn.config import Experiment, Precision, from_json
+from multiattn.experiments import DEFAULT_EXPERIMENT, EXPERIMENTS, get_experiment, shrink
+from multiattn.runtime.files import read_json
+from multiattn.runtime.layout import EXPERIMENT_FILE
 from multiattn.runtime.text_tables import printable
 
 Options = TypeVar("Options")
@@ -21,7 +23,9 @@ Inline = Annotated[Options, arg(name="")]
 """A nested dataclass whose options carry no prefix of their own: `--optim.lr`, not `--experiment.optim.lr`."""
 
 # Options that several stages have.
-ExperimentName = Annotated[Positional[str], arg(help=f"A function of experiments.py: {', '.join(EXPERIMENTS)}.")]
+ExperimentName = Annotated[
+    Positional[str], arg(help=f"A function of experiments.py: {', '.join(EXPERIMENTS)}; or your own: path.py:function.")
+]
 VideosTable = Annotated[Path, arg(help="The videos.csv of `multiattn index`.")]
 FoldsTable = Annotated[Path, arg(help="The folds CSV of `multiattn folds`.")]
 FacesFolder = Annotated[Path, arg(help="The faces folder of `multiattn faces`.")]
@@ -81,7 +85,8 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
 def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: str | None, place: int = 0) -> Any:
     """Read a stage's options beside which every setting of an experiment is one.
 
-    The experiment's name comes before all options: it decides the defaults of the settings, those `--help` shows.
+    The experiment's name comes before all options: it decides the defaults of the settings, those `--help` shows. In a
+    stage with an option `config`, that file of settings may take its place.
 
     Args:
         options_class: a dataclass with the fields `experiment`, `tiny` and `settings`.
@@ -89,21 +94,41 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
 
     Raises:
         SystemExit: as `parse`.
-        ValueError: no such experiment, or its name comes later.
+        FileNotFoundError: no such file.
+        ValueError: no such experiment, its name comes later, or a file that holds none.
     """
     words = argv[place : place + 1]
     named = words[0] if words and not words[0].startswith("-") else DEFAULT_EXPERIMENT
-    default = get_experiment(named, tiny="--tiny" in argv)
+    has_config = any(option.name == "config" for option in dataclasses.fields(options_class))
+    config = _value_of(argv, "--config") if has_config else None
+    if config is None:
+        default = get_experiment(named, tiny="--tiny" in argv)
+    else:
+        path = Path(config) / EXPERIMENT_FILE if Path(config).is_dir() else Path(config)
+        default = from_json(Experiment, read_json(path), source=str(path))
+        default, named = shrink(default) if "--tiny" in argv else default, config
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options_class):
         settings: Inline[Experiment] = field(default_factory=lambda: default)
+        if config is not None:
+            experiment: ExperimentName = config
 
     options = parse(Options, argv, stage=stage, doc=doc)
     if options.experiment != named:
+        if config is not None:
+            raise ValueError(f"expected an experiment or --config, found both: {options.experiment} and {config}.")
         command = " ".join(["multiattn", stage, *argv[:place], options.experiment])
         raise ValueError(f"the experiment comes before all options: {command} ...")
     return options
+
+
+def _value_of(argv: list[str], option: str) -> str | None:
+    """Value of an option, before the options are read; None where it is not given."""
+    for word, after in zip(argv, [*argv[1:], None], strict=True):
+        if word == option or word.startswith(f"{option}="):
+            return after if word == option else word.partition("=")[2]
+    return None
 
 
 def _keep_lines(doc: str) -> str:

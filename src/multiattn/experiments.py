@@ -5,7 +5,9 @@ crops and one epoch, to see in seconds whether data and settings hold together.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, ModelConfig, OptimConfig, Phase
 from multiattn.config.settings import look_up
@@ -229,13 +231,35 @@ DEFAULT_EXPERIMENT = next(iter(EXPERIMENTS))
 
 
 def get_experiment(name: str, *, tiny: bool = False) -> Experiment:
-    """The experiment of that name.
+    """The experiment of that name, or of a function outside the package: `path.py:function`.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        FileNotFoundError: no such file.
+        ValueError: there is none of that name (names the nearest), or it is no experiment.
     """
-    experiment = look_up(EXPERIMENTS, name, "experiment")()
+    experiment = _run_file(name) if ".py:" in name else look_up(EXPERIMENTS, name, "experiment")()
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"{name}: expected a function that returns an Experiment, found {type(experiment).__name__}.")
     return shrink(experiment) if tiny else experiment
+
+
+def _run_file(name: str) -> object:
+    """Whatever a function of a file, `path.py:function`, returns."""
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file. An experiment of your own is path.py:function.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise ValueError(f"{path}: expected a file of Python, found {error!r}.") from error
+    functions = {key: value for key, value in vars(module).items() if callable(value)}
+    make = look_up(functions, function, f"function of {path}:")
+    try:
+        return make()
+    except TypeError as error:
+        raise ValueError(f"{name}: expected a function without arguments, found {error!r}.") from error
 
 
 def shrink(experiment: Experiment) -> Experiment:

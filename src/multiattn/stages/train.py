@@ -3,6 +3,8 @@
     multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold all
     multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold all --gpus 0,1,2,3
     torchrun --nproc-per-node 4 -m multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold 0
+    multiattn train mine.py:my_experiment --faces data/faces/dfdc --folds folds/dfdc.csv
+    multiattn train --config runs/dfdc_b4/fold0/experiment.json --name again --faces FACES --folds FOLDS
 
 Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-size 24`, `--precision fp32`.
 """
@@ -19,6 +21,8 @@ from multiattn.runtime.devices import pick_device
 @dataclass(frozen=True, kw_only=True)
 class Options:
     experiment: ExperimentName
+    config: Path | None = None
+    """The experiment.json of a run, or the run's folder, to train by its settings in place of a named experiment's."""
     faces: FacesFolder
     folds: FoldsTable
     fold: str = "0"
