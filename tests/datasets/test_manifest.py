@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,10 +79,13 @@ def test_video_files_below_are_paths_from_the_folder_sorted(tmp_path):
     assert video_files_below(tmp_path / "folder.mp4") == video_files_below(tmp_path / "nothing") == []
 
 
+CLIPS = sorted(f"{suffix[1:]}{suffix}" for suffix in VIDEO_SUFFIXES)
+
+
 @pytest.fixture
 def odd_folder(tmp_path) -> Path:
     """One sound clip of each kind, and files that are none."""
-    folder = make_files(tmp_path / "odd", *(f"a{suffix}" for suffix in VIDEO_SUFFIXES), "notes.rm", "labels.csv")
+    folder = make_files(tmp_path / "odd", *CLIPS, "mp4.gif", "notes.rm", "labels.csv")
     (folder / "loop.mp4").symlink_to("loop.mp4")
     (folder / "gone.mp4").symlink_to("nowhere.mp4")
     os.mkfifo(folder / "pipe.mp4")
@@ -91,11 +95,11 @@ def odd_folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize("list_files", [video_files, video_files_below])
 def test_clips_of_every_ending_are_listed_and_what_is_left_out_is_counted_and_named(list_files, odd_folder, caplog):
-    assert list_files(odd_folder) == sorted(f"a{suffix}" for suffix in VIDEO_SUFFIXES)
+    assert list_files(odd_folder) == CLIPS
     (line,) = (record.getMessage() for record in caplog.records)
     assert line == (
-        f"{odd_folder}: 5 files are left out: bad\\udcff.mp4 (its name is not UTF-8), gone.mp4 (not a file), "
-        "loop.mp4 (Too many levels of symbolic links), notes.rm (no video's ending), pipe.mp4 (not a file)"
+        f"{odd_folder}: 6 files are left out: bad\\udcff.mp4 (its name is not UTF-8), gone.mp4 (not a file), "
+        "loop.mp4 (Too many levels of symbolic links), notes.rm (no video's ending), pipe.mp4 (not a file) and 1 more"
     )
 
 
@@ -248,6 +252,18 @@ def test_a_data_set_without_a_known_root_is_refused(dfdc, videos_csv):
     roots_path(videos_csv).write_text("{}")
     with pytest.raises(ValueError, match="no root of dfdc"):
         locate_videos(table, videos_csv)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"dfdc": "data"}', '{"dfdc": {"root": 3}}', "[" * 99_999], ids=["a list", "text", "3", "deep"]
+)
+def test_a_manifest_of_another_form_is_refused_by_its_name(content, dfdc, videos_csv):
+    table = write_manifest(read_dfdc(dfdc), videos_csv, append=False)
+    roots_path(videos_csv).write_text(content)
+    listing = Listing(dataset="d", root=dfdc, rows=[video_row("d", "a.mp4", label=0)])
+    for use in (lambda: locate_videos(table, videos_csv), lambda: write_manifest(listing, videos_csv, append=True)):
+        with pytest.raises(ValueError, match=re.escape(str(roots_path(videos_csv)))):
+            use()
 
 
 @pytest.mark.parametrize("with_root", [False, True], ids=["kept root", "--root"])

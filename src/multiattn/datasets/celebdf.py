@@ -14,6 +14,7 @@ from typing import Literal
 from multiattn.datasets.manifest import (
     IndexOptions,
     Listing,
+    list_lines,
     match_name,
     require_root,
     video_files,
@@ -117,10 +118,8 @@ def read_test_list(path: Path, *, version: str) -> dict[str, int]:
             "pass it as --test-list."
         )
     labels: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        digit, _, clip = line.strip().partition(" ")
+    for number, line in list_lines(path):
+        digit, _, clip = line.partition(" ")
         clip = clip.strip()
         folder, _, name = clip.partition("/")
         if digit not in LISTED_LABELS or folder not in NAMES or not name:

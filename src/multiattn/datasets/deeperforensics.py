@@ -13,6 +13,7 @@ from multiattn.datasets.ffpp import original_id
 from multiattn.datasets.manifest import (
     IndexOptions,
     Listing,
+    list_lines,
     match_name,
     require_root,
     video_files,
@@ -117,10 +118,8 @@ def read_splits(folder: Path) -> dict[str, str]:
         path = folder / f"{split}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. --splits is the folder of train.txt, val.txt, test.txt.")
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-            if not line.strip():
-                continue
-            stem = Path(line.strip()).stem
+        for number, line in list_lines(path):
+            stem = Path(line).stem
             if _NAME.match(stem) is None:
                 raise ValueError(f"{path}:{number}: expected a name such as 480_W133.mp4, found {line!r}.")
             if stem in split_of:

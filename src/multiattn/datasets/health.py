@@ -17,7 +17,7 @@ import pandas as pd
 
 from multiattn.datasets import deeperforensics, dfdc, ffpp
 from multiattn.datasets.folds import Grouping
-from multiattn.datasets.manifest import is_video_name, printable
+from multiattn.datasets.manifest import video_files
 from multiattn.tables import FAKE, REAL, UNKNOWN
 
 Severity = Literal["leak", "warning", "note"]
@@ -326,19 +326,19 @@ def _listing(videos: pd.DataFrame, manifest: dict[str, Any] | None) -> Iterator[
 
 
 def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) -> Iterator[Finding]:
-    """Compare the table with the folders it names, one listing each: a `stat` for each of DFDC's clips takes minutes
+    """Compare the table with the folders it names, two listings each: a `stat` for each of DFDC's clips takes minutes
     on a network disk."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Pass where {dataset} lies as --root {dataset}=DIR.")
     listed = set(videos["path"])
-    present: set[str] = set()
+    present, clips = set(), set()
     for folder in sorted({path.rpartition("/")[0] for path in listed}):
         prefix = f"{folder}/" if folder else ""
         if (root / folder).is_dir():
             present.update(prefix + name for name in os.listdir(root / folder))  # noqa: PTH208 (a Path each is slow)
+            clips.update(prefix + name for name in video_files(root / folder))
     vanished = sorted(listed - present)
-    others = present - listed - set(unlisted)
-    appeared = sorted(printable(path) for path in others if is_video_name(path.rpartition("/")[2]))
+    appeared = sorted(clips - listed - set(unlisted))
     if vanished:
         text = f"{dataset}: {len(vanished)} of {len(listed)} files of the table are not below {root}."
         advice = f"If the data moved, pass --root {dataset}=DIR; if files were deleted, index again."

@@ -69,7 +69,11 @@ def video_row(dataset: str, path: str, **values: Any) -> dict[str, Any]:
 
 def video_id(dataset: str, path: str) -> str:
     """`<dataset>/<path below the root without extension>`."""
-    return f"{dataset}/{os.path.splitext(path)[0]}"  # noqa: PTH122 (a Path each takes 4 of 10 s for all of DFDC)
+    return f"{dataset}/{_stem(path)}"
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]  # noqa: PTH122 (a Path each takes 4 of 10 s for all of DFDC)
 
 
 def require_root(root: Path, contents: str) -> None:
@@ -133,9 +137,12 @@ def _scan(folder: Path, *, deep: bool) -> list[str]:
                 (left_out if fault else found).append(f"{printable(path)} ({fault})" if fault else path)
             elif deep:
                 (links if entry.is_symlink() else folders).append(f"{path}/")
+    stems = {_stem(path) for path in found if not path.lower().endswith(".gif")}
+    previews = {path for path in found if path.lower().endswith(".gif") and _stem(path) in stems}
+    left_out += [f"{path} (beside a clip of its name)" for path in sorted(previews)]
     if left_out:
         logger.warning("%s: %d files are left out: %s", folder, len(left_out), _first(left_out))
-    return sorted(found)
+    return sorted({*found} - previews)
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -169,9 +176,38 @@ def is_video_name(name: str) -> bool:
     return f".{suffix.lower()}" in VIDEO_SUFFIXES and stem != "" and not name.startswith(".")
 
 
+def list_lines(path: Path) -> list[tuple[int, str]]:
+    """(number from 1, text) of the lines of a list that are not blank.
+
+    Raises:
+        ValueError: not text in UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, found something else: {error}.") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
 def roots_path(videos_csv: Path) -> Path:
     """Where the data sets' roots are kept: `videos.json` beside `videos.csv`."""
     return Path(videos_csv).with_suffix(".json")
+
+
+def read_manifest(videos_csv: Path) -> dict[str, dict[str, Any]]:
+    """data set -> its root and what `index` found of it, of the `videos.json` beside the table; {} where there is none.
+
+    Raises:
+        ValueError: another file of that name.
+    """
+    path = roots_path(videos_csv)
+    content = read_json(path) if path.is_file() else {}
+    entries = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("root"), str) for entry in entries):
+        raise ValueError(
+            f"{path}: expected a root of each data set, found something else. Run `multiattn index` again."
+        )
+    return content
 
 
 def named_roots(words: Iterable[str], datasets: list[str]) -> dict[str, Path]:
@@ -214,7 +250,7 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.Da
     roots: dict[str, Any] = {}
     with exclusive_folder(videos_csv.parent):  # from reading to writing: another index may append at the same time
         if append and videos_csv.is_file():
-            earlier, roots = VIDEOS.read(videos_csv), read_json(roots_path(videos_csv))
+            earlier, roots = VIDEOS.read(videos_csv), read_manifest(videos_csv)
             _require_new(listing, earlier, roots, videos_csv)
             table = pd.concat([earlier, table], ignore_index=True)
         table = table.sort_values("video_id", ignore_index=True)
@@ -284,11 +320,11 @@ def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, roots: dict[str, Pa
         ValueError: no root is known for a data set.
     """
     roots = dict(roots or {})
-    for name in sorted(set(videos["dataset"]) - set(roots)):
-        kept = read_json(roots_path(videos_csv)) if roots_path(videos_csv).is_file() else {}
-        if name not in kept:
-            raise ValueError(f"{roots_path(videos_csv)}: no root of {name}. Pass --root or index it again.")
-        roots[name] = Path(kept[name]["root"])
+    if unknown := sorted(set(videos["dataset"]) - set(roots)):
+        kept = read_manifest(videos_csv)
+        if absent := [name for name in unknown if name not in kept]:
+            raise ValueError(f"{roots_path(videos_csv)}: no root of {absent[0]}. Pass --root or index it again.")
+        roots |= {name: Path(kept[name]["root"]) for name in unknown}
     # As lists: pandas hands out single values of a column ten times slower.
     columns = (videos[name].tolist() for name in ("video_id", "dataset", "path"))
     located = {video: roots[dataset] / path for video, dataset, path in zip(*columns, strict=True)}

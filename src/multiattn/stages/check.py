@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiattn.command_line import VideosTable, parse, require_at_least, results
-from multiattn.runtime.files import read_json
 from multiattn.runtime.text_tables import terminal_table
 
 if TYPE_CHECKING:
@@ -40,12 +39,12 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="check", doc=__doc__)
     from multiattn.datasets.folds import read_grouping
     from multiattn.datasets.health import check_health
-    from multiattn.datasets.manifest import named_roots, roots_path
+    from multiattn.datasets.manifest import named_roots, read_manifest, roots_path
     from multiattn.tables import FOLDS, VIDEOS
 
     require_at_least(options, 0, "examples")
     videos = VIDEOS.read(options.videos)
-    manifest = read_json(roots_path(options.videos)) if roots_path(options.videos).is_file() else None
+    manifest = read_manifest(options.videos) if roots_path(options.videos).is_file() else None
     datasets = sorted(videos["dataset"].unique())
     kept = {name: Path(entry["root"]) for name, entry in (manifest or {}).items() if name in datasets}
     roots = {name: root for name, root in kept.items() if root.is_dir()} | named_roots(options.root, datasets)
