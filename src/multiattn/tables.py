@@ -160,7 +160,7 @@ class Table:
     def _without_unnameable(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
         """The rows whose paths a file system takes; the others are logged."""
         paths = [name for name, column in self.columns.items() if any(check is _IS_PATH for check in column.checks)]
-        for name in [name for name in paths if name in frame]:
+        for name in frame.columns.intersection(paths):
             texts = frame[name].astype(str)
             faulty = _faulty(texts, name_fault)
             for row, text in texts[faulty].items():
@@ -274,10 +274,11 @@ def _read_plain_csv(path: Path) -> pd.DataFrame | None:
     return table.to_pandas() if in_order else None
 
 
+_TEXTS = (pyarrow.string(), pyarrow.large_string())  # as pandas 2 and pandas 3 write it
 _IS_KIND = {
     "int64": pyarrow.types.is_integer,
     "float32": pyarrow.types.is_floating,
-    "text": lambda kind: pyarrow.types.is_string(kind.value_type if pyarrow.types.is_dictionary(kind) else kind),
+    "text": lambda kind: (kind.value_type if pyarrow.types.is_dictionary(kind) else kind) in _TEXTS,
 }
 
 
