@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
+from multiattn.runtime.text_tables import printable
 from multiattn.tables import VIDEOS
 
 logger = logging.getLogger(__name__)
@@ -148,14 +149,18 @@ def _scan(folder: Path, *, deep: bool) -> list[str]:
 def is_folder(entry: os.DirEntry) -> bool:
     """True for a folder, or a link to one, whose name is UTF-8, as tables are."""
     try:
-        return entry.name == printable(entry.name) and entry.is_dir()
+        return _is_utf8(entry.name) and entry.is_dir()
     except OSError:  # a link to itself
         return False
 
 
+def _is_utf8(name: str) -> bool:
+    return name == name.encode(errors="ignore").decode()
+
+
 def _fault(entry: os.DirEntry) -> str | None:
     """Reason to leave a file out, in words; None for a video."""
-    if entry.name != printable(entry.name):
+    if not _is_utf8(entry.name):
         return "its name is not UTF-8"
     if not is_video_name(entry.name):
         return "no video's ending"
@@ -163,11 +168,6 @@ def _fault(entry: os.DirEntry) -> str | None:
         return None if entry.is_file() else "not a file"
     except OSError as error:
         return f"{error.strerror}"
-
-
-def printable(name: str) -> str:
-    """A file's name with its bytes that are not UTF-8 as escapes; any other as it is."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def is_video_name(name: str) -> bool:
