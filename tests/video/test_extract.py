@@ -14,7 +14,14 @@ from multiattn.video.crops.images import decode_crop, read_crop
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.detectors.registry import weights_digest
 from multiattn.video.extraction import extract
-from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask, encode_crops, extract_video
+from multiattn.video.extraction.extract import (
+    ExtractionSettings,
+    VideoFaces,
+    VideoTask,
+    encode_crops,
+    extract_video,
+    remove_crops,
+)
 
 RECIPE = CropRecipe(num_frames=12, size=32)
 
@@ -49,7 +56,8 @@ def test_what_a_video_gave_survives_a_line_of_json(detector, tmp_path):
     path = write_clip(tmp_path / "clip.mp4", [draw([(20, 20, 40, 0.93)])] * 3)
     result = run(path, tmp_path / "faces")
     assert VideoFaces(**json.loads(json.dumps(dataclasses.asdict(result)))) == result
-    old = {key: value for key, value in dataclasses.asdict(result).items() if key not in ("detected_frames", "reused")}
+    added = ("detected_frames", "reused", "fingerprint", "seen")
+    old = {key: value for key, value in dataclasses.asdict(result).items() if key not in added}
     assert VideoFaces(**old).rows == result.rows, "a line of an earlier journal"
 
 
@@ -108,6 +116,39 @@ def test_a_fake_left_out_by_its_policy_says_so(detector, tmp_path):
     result = run(path, tmp_path / "faces", policy="forged-mask", task={"label": 1})
     assert (result.status, result.rows, result.num_frames) == ("no_face", [], 3)
     assert result.message == "left out: a fake without a mask, so --policy forged-mask does not know its forged face"
+
+
+@pytest.mark.parametrize(
+    "video_id", ["/elsewhere", "../../elsewhere", "linked", "linked/deeper", "", "."], ids=lambda text: text or "empty"
+)
+def test_an_id_or_a_link_that_leads_out_of_the_crops_touches_nothing(video_id, tmp_path):
+    faces, elsewhere = tmp_path / "faces", tmp_path / "elsewhere"
+    for folder in (faces / "crops", elsewhere / "deeper"):
+        folder.mkdir(parents=True)
+    (faces / "crops/linked").symlink_to(elsewhere)
+    kept = [elsewhere / ".bashrc", elsewhere / "000001_0.jpg", elsewhere / "deeper/000001_0.jpg"]
+    for path in kept:
+        path.write_text("mine")
+    video_id = str(elsewhere) if video_id == "/elsewhere" else video_id
+    task = VideoTask(video_id=video_id, path=write_clip(tmp_path / "clip.mp4", [draw([(20, 20, 40, 1.0)])]))
+    with pytest.raises(ValueError, match=r"expected its crops below .*/faces/crops"):
+        extract_video(task, faces, ExtractionSettings(recipe=RECIPE))
+    with pytest.raises(ValueError, match=r"expected its crops below .*/faces/crops"):
+        remove_crops(faces, video_id)
+    assert all(path.read_text() == "mine" for path in kept)
+
+
+def test_the_crops_of_an_earlier_attempt_go_and_nothing_else(detector, tmp_path):
+    crops = tmp_path / "faces/crops/set/clip"
+    (crops / "000002_0.jpg").mkdir(parents=True)
+    stale = [crops / "000009_3.jpg", crops / ".000001_0.jpg.x7.jpg"]
+    others = [crops / "000002_0.jpg/000001_0.jpg", crops / "cover.jpg", crops / ".hidden"]
+    for path in stale + others:
+        path.write_text("an earlier one")
+    assert run(write_clip(tmp_path / "clip.mp4", [draw([(20, 20, 40, 1.0)])]), tmp_path / "faces").status == "ok"
+    assert not any(path.exists() for path in stale) and all(path.exists() for path in others)
+    remove_crops(tmp_path / "faces", "set/clip")
+    assert sorted(path.name for path in crops.iterdir()) == [".hidden", "000002_0.jpg", "cover.jpg"]
 
 
 # --- settings -------------------------------------------------------------------------------------------------------

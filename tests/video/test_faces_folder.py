@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -188,6 +189,46 @@ def test_a_folder_with_a_journal_is_not_finished(tmp_path, clips):
         journal.append(VideoFaces("c", "unreadable", 0, "", []))
     with pytest.raises(ValueError, match="the extraction was interrupted"):
         read_faces_folder(tmp_path)
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["alone", "as originals of fakes"])
+def test_a_file_of_other_content_is_extracted_again_and_a_new_time_stamp_is_nothing(reuse, clips, tmp_path, caplog):
+    recipe = dataclasses.replace(RECIPE, reuse_original=reuse)
+    files = {name: shutil.copy(path, tmp_path / f"{name}.mp4") for name, path in clips.items()}
+    before = files["real0"].stat()
+    extract(files, tmp_path / "faces", recipe=recipe)
+    first = content(tmp_path / "faces")
+    end_processes()
+    for path in files.values():
+        os.utime(path, (1, 1))
+    extract(files, tmp_path / "faces", recipe=recipe)
+    assert not workers() and content(tmp_path / "faces") == first
+    other = clips["real1"].read_bytes()
+    size = max(before.st_size, len(other))
+    files["real0"].write_bytes(other + bytes(size - len(other)))  # zeros behind the end change no frame
+    os.truncate(files["real0"], size)
+    os.utime(files["real0"], ns=(before.st_atime_ns, before.st_mtime_ns))
+    with caplog.at_level(logging.INFO, logger="multiattn"):
+        extract(files, tmp_path / "faces", recipe=recipe)
+    assert f"{1 + reuse} videos changed since they were extracted" in caplog.text
+    again = content(tmp_path / "faces")
+    real0, real1 = ({k.rsplit("/")[-1]: v for k, v in again.items() if f"/{name}/" in k} for name in ("real0", "real1"))
+    assert real0 == real1 and again != first
+    files["real1"].unlink()
+    extract(files, tmp_path / "faces", recipe=recipe)
+    assert content(tmp_path / "faces") == again, "the crops of a video that is gone stay"
+
+
+def test_a_clip_that_is_given_up_takes_nothing_of_the_folder_of_its_name(clips, tmp_path, monkeypatch):
+    """Clip 001.mp4 beside a folder 001."""
+    monkeypatch.setattr(registry, "_detectors", {**registry._detectors, "sleepy": SleepyDetector})
+    write_clip(tmp_path / "001.mp4", [np.zeros((64, 64, 3), np.uint8)] * 2)
+    files = {"001/a": clips["real0"], "001": tmp_path / "001.mp4"}
+    recipe = dataclasses.replace(RECIPE, detector="sleepy")
+    found = extract(files, tmp_path / "faces", recipe=recipe, time_limit=5)
+    assert [found[name][0] for name in files] == ["ok", "unreadable"]
+    crops = FACES.read(tmp_path / "faces/faces.parquet")["crop"]
+    assert len(crops) == 2 and all((tmp_path / "faces" / crop).is_file() for crop in crops)
 
 
 def test_nothing_to_do_starts_no_process(clips, tmp_path):

@@ -43,6 +43,7 @@ STATUS_FILE = "video_status.csv"
 VIDEOS_FILE = "videos.csv"
 CROPS_FOLDER = "crops"
 FACES_JOURNAL = "journal.jsonl"
+FINGERPRINTS_FILE = "fingerprints.jsonl"
 
 # A submission folder, and the bundle that makes one offline.
 SUBMISSION_FILE = "submission.csv"
@@ -55,6 +56,22 @@ BUNDLE_FILE = "bundle.json"
 _FOLD = "fold"
 ANY_FOLD = f"{_FOLD}*"
 """A glob pattern of folds' folders."""
+
+
+def crops_folder(faces: Path, video_id: str) -> Path:
+    """The folder of a video's crops, resolved: whoever writes or deletes there does it nowhere else.
+
+    Raises:
+        ValueError: the id, or a link on its way, leads out of the faces folder's crops.
+    """
+    root = (Path(faces) / CROPS_FOLDER).resolve()
+    folder = (root / video_id).resolve()
+    if root not in folder.parents:
+        raise ValueError(
+            f"video {video_id!r}: expected its crops below {root}, found that they would lie in {folder}. Correct the "
+            "id in videos.csv, or remove the link."
+        )
+    return folder
 
 
 def fold_folder(experiment: Path, fold: int) -> Path:

@@ -1,5 +1,6 @@
 """One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory."""
 
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,8 @@ from typing import Any
 import cv2
 import torch
 
-from multiattn.runtime.files import atomic_path
-from multiattn.runtime.layout import CROPS_FOLDER
+from multiattn.runtime.files import atomic_path, content_fingerprint
+from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameReader, UnreadableVideoError
@@ -97,6 +98,9 @@ class VideoFaces:
     """Frames the detector searched, both passes counted; 0 where tracks were reused."""
     reused: bool = False
     """True where the crops lie where the original's do."""
+    fingerprint: str = ""
+    seen: list[list[int]] = field(default_factory=list)
+    """As `VideoFingerprint` has them."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,49 @@ class EncodedCrops:
     """Detection, tracks, alignment, encoding."""
     detected_frames: int = 0
     reused: bool = False
+
+
+@dataclass(frozen=True)
+class VideoFingerprint:
+    """Identity of what a video's crops were made of."""
+
+    video_id: str
+    fingerprint: str
+    """Size and digest of each file's content, or the error it gave, and what else the policy goes by."""
+    seen: list[list[int]]
+    """Size, times of change and number of each file: while these stay, its content does."""
+
+
+def task_files(task: VideoTask, recipe: CropRecipe) -> list[Path]:
+    """The files that decide the crops of a video: itself, its mask, its original."""
+    mask = task.mask if recipe.policy == "forged-mask" else None
+    original = task.original_path if recipe.reuse_original else None
+    return [path for path in (task.path, mask, original) if path is not None]
+
+
+def fingerprint_of(task: VideoTask, recipe: CropRecipe) -> VideoFingerprint:
+    """The fingerprint of a video as it is now; its files are read whole: milliseconds beside a second of decoding."""
+    files = task_files(task, recipe)
+    seen = [file_facts(path) for path in files]  # before the content: a change between the two is found the next time
+    parts = [_content(path) for path in files]
+    parts += [f"label {task.label}"] if recipe.policy == "forged-mask" else []
+    return VideoFingerprint(task.video_id, "; ".join(parts), seen)
+
+
+def file_facts(path: Path) -> list[int]:
+    """Size, times of change and number of a file; empty where there is none. Nobody can set the second time back."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return []
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+
+
+def _content(path: Path) -> str:
+    try:
+        return content_fingerprint(path)
+    except OSError as error:
+        return type(error).__name__
 
 
 def find_crops(
@@ -204,20 +251,36 @@ def extract_video(
     """Find the crops of one video (`find_crops`) and write them below `folder/crops/<video_id>`.
 
     Any damage of the video ends in its status, never in an exception; errors of the machine (a full disk) do raise.
-    Unfinished files of an attempt that was killed are removed.
+    Crops of an earlier attempt, finished or killed, are removed.
     """
-    for leftover in (folder / CROPS_FOLDER / task.video_id).glob(".*"):
-        leftover.unlink(missing_ok=True)
+    remove_crops(folder, task.video_id)
+    made_of = fingerprint_of(task, settings.recipe)
     found = find_crops(task, settings, original_rows)
     rows = write_crops(found.crops, task.video_id, folder)
     return VideoFaces(
-        task.video_id, found.status, found.num_frames, found.message, rows, found.detected_frames, found.reused
-    )
+        task.video_id, found.status, found.num_frames, found.message, rows, found.detected_frames, found.reused,
+        made_of.fingerprint, made_of.seen,
+    )  # fmt: skip
+
+
+def remove_crops(faces: Path, video_id: str) -> None:
+    """Remove the crops of one video, unfinished ones too, and nothing else: videos may lie below its folder.
+
+    Raises:
+        ValueError: its folder is none of the faces folder's; see `crops_folder`.
+    """
+    folder = crops_folder(faces, video_id)
+    for path in folder.glob("*.jpg") if folder.is_dir() else ():
+        if re.fullmatch(r"\d{6,}_\d+\.jpg|\.\d{6,}_\d+\.jpg\..+", path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def write_crops(crops: list[FaceCrop], video_id: str, folder: Path) -> list[list[Any]]:
     """Write the crops below `folder/crops/<video_id>`; their rows of `faces.parquet`."""
     rows = []
+    crops_folder(folder, video_id)
     for crop in crops:
         name = f"{CROPS_FOLDER}/{video_id}/{crop.frame_index:06d}_{crop.track}.jpg"
         with atomic_path(folder / name, durable=False) as temporary:

@@ -6,9 +6,9 @@ loses the videos in flight; the next run does those only, and its tables equal t
 
 import contextlib
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,29 @@ import pandas as pd
 from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.journal import Journal
-from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, FACES_JOURNAL, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
+from multiattn.runtime.layout import (
+    CROPS_FOLDER,
+    FACES_FILE,
+    FACES_JOURNAL,
+    FINGERPRINTS_FILE,
+    RECIPE_FILE,
+    STATUS_FILE,
+    VIDEOS_FILE,
+)
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 from multiattn.video.extraction.engine import Backend, Engine, Outcome, open_backend
-from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
+from multiattn.video.extraction.extract import (
+    ExtractionSettings,
+    VideoFaces,
+    VideoFingerprint,
+    VideoTask,
+    file_facts,
+    fingerprint_of,
+    remove_crops,
+    task_files,
+)
 from multiattn.video.extraction.isolation import end_processes
 
 logger = logging.getLogger(__name__)
@@ -85,6 +102,11 @@ def extract_faces(
         statuses = VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
         in_journal = journal.places()
         done = in_journal.keys() | set(statuses["video_id"].tolist())
+        fingerprints = Journal(folder / FINGERPRINTS_FILE, VideoFingerprint)
+        fingerprints.repair()
+        for video_id in _changed([task for task in tasks if task.video_id in done], fingerprints, settings, jobs):
+            done.discard(video_id)
+            in_journal.pop(video_id, None)
         todo = [task for task in tasks if task.video_id not in done]
         if len(todo) < len(tasks):
             logger.info("%d of %d videos are done already", len(tasks) - len(todo), len(tasks))
@@ -93,13 +115,45 @@ def extract_faces(
             rows = _OriginalRows(folder, journal, in_journal, originals)
             with open_backend(backend, jobs=min(jobs, len(todo)), scheduler=scheduler) as run:
                 engine = Engine(run, TARGET, time_limit=time_limit, most_deaths=MAX_DEATHS_IN_A_ROW)
-                _extract(todo, engine, settings, journal, rows)
+                _extract(todo, engine, settings, journal, rows, fingerprints)
             if settings.device != "cpu":
                 end_processes()  # each holds a part of the GPU's memory
         _write_videos(videos, folder)
         if journal.path.is_file() or not path.is_file():
             statuses = _finish(statuses, folder, settings.recipe)
     return statuses
+
+
+def _changed(
+    done: list[VideoTask], fingerprints: Journal[VideoFingerprint], settings: ExtractionSettings, jobs: int
+) -> list[str]:
+    """The video_ids of those whose crops another file or label would give now; one that is gone keeps its crops.
+
+    A file's content is read only where its size, times or number differ from when it was last read.
+    """
+    known = {record.video_id: record for record in fingerprints.records()}
+    recipe = settings.recipe
+    if unknown := sum(task.video_id not in known for task in done):
+        logger.info("%d videos were extracted by an earlier version: their files are taken as unchanged", unknown)
+
+    def look_again(task: VideoTask) -> VideoFingerprint | None:
+        seen = known[task.video_id].seen
+        same_label = recipe.policy != "forged-mask" or known[task.video_id].fingerprint.endswith(f"label {task.label}")
+        files = task_files(task, recipe)
+        if (same_label and [file_facts(path) for path in files] == seen) or not all(map(Path.is_file, files)):
+            return None
+        return fingerprint_of(task, recipe)
+
+    with ThreadPoolExecutor(jobs) as threads:
+        again = [found for found in threads.map(look_again, (t for t in done if t.video_id in known)) if found]
+    changed = [new.video_id for new in again if new.fingerprint != known[new.video_id].fingerprint]
+    if same := [new for new in again if new.fingerprint == known[new.video_id].fingerprint]:
+        with fingerprints:
+            for new in same:
+                fingerprints.append(new)
+    if changed:
+        logger.info("%d videos changed since they were extracted: they are extracted again", len(changed))
+    return changed
 
 
 def _originals(tasks: list[VideoTask]) -> dict[str, str]:
@@ -147,11 +201,12 @@ def _extract(
     settings: ExtractionSettings,
     journal: Journal[VideoFaces],
     rows: _OriginalRows,
+    fingerprints: Journal[VideoFingerprint],
 ) -> None:
     """Run the tasks, originals first, and keep each result in the journal as soon as it is there."""
     counts: Counter[str] = Counter()
     try:
-        with progress_bar(len(todo), "faces", "videos") as bar, journal:
+        with progress_bar(len(todo), "faces", "videos") as bar, fingerprints, journal:
             for is_fake in (False, True):
                 tasks = (task for task in todo if (task.video_id in rows.originals) == is_fake)
                 calls = ((task, (task, rows.folder, settings, rows.of(task))) for task in tasks)
@@ -159,7 +214,8 @@ def _extract(
                     for outcome in outcomes:
                         if outcome.kind == "again":
                             continue
-                        result = _result(outcome, rows.folder)
+                        result = _result(outcome, rows.folder, settings.recipe)
+                        fingerprints.append(VideoFingerprint(result.video_id, result.fingerprint, result.seen))
                         rows.places[result.video_id] = journal.append(result)
                         counts[result.status] += 1
                         bar.set_postfix(counts, refresh=False)
@@ -169,7 +225,7 @@ def _extract(
         raise
 
 
-def _result(outcome: Outcome, folder: Path) -> VideoFaces:
+def _result(outcome: Outcome, folder: Path, recipe: CropRecipe) -> VideoFaces:
     """The outcome of a video; one that ended its process or took too long is unreadable.
 
     Raises:
@@ -179,9 +235,10 @@ def _result(outcome: Outcome, folder: Path) -> VideoFaces:
         raise outcome.value
     if outcome.kind == "done":
         return outcome.value
-    video_id = outcome.task.video_id
-    shutil.rmtree(folder / CROPS_FOLDER / video_id, ignore_errors=True)
-    return VideoFaces(video_id, "unreadable", 0, outcome.value, [])
+    remove_crops(folder, outcome.task.video_id)
+    made_of = fingerprint_of(outcome.task, recipe)
+    facts = {"fingerprint": made_of.fingerprint, "seen": made_of.seen}
+    return VideoFaces(outcome.task.video_id, "unreadable", 0, outcome.value, [], **facts)
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
@@ -213,7 +270,8 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
     """Merge the journal into the tables. `video_status.csv` comes last: only its rows make a video done."""
     journal = faces_journal(folder)
     tables, rows, new, reuse = [FACES.empty()], [], [], Counter()
-    for result in journal.records():
+    for place in journal.places().values():  # of a video that was extracted twice the later result
+        result = journal.read_at(place)
         rows += result.rows
         new.append((result.video_id, result.status, result.num_frames, len(result.rows), result.message))
         reuse["videos"] += result.reused
