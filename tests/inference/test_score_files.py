@@ -101,18 +101,19 @@ def test_an_odd_name_or_link_costs_its_own_row_and_is_named(pipeline: Pipeline, 
     folder = tmp_path / "clips"
     folder.mkdir()
     clip = clips(pipeline)[0]
-    names = [b"good.mp4", b"not utf-8 \xff\xfe.mp4", b"broken \xff.mp4", b"loop.mp4", b"nowhere.mp4"]
+    names = [b"good.mp4", b"not utf-8 \xff\xfe.mp4", b"broken \xff.mp4", b"loop.mp4", b"nowhere.mp4", b"pipe.png"]
     paths = [Path(os.fsdecode(os.fsencode(folder) + b"/" + name)) for name in names]
     for path in paths[:2]:
         shutil.copy(clip, path)
     paths[2].write_bytes(b"no video")
     paths[3].symlink_to("loop.mp4")
     paths[4].symlink_to("gone.mp4")
-    for files in (find_files([folder]), find_files([paths[0], paths[3]])):
+    os.mkfifo(paths[5])
+    for files in (find_files([folder]), find_files([paths[0], paths[5]])):
         table = score(files, pipeline, tmp_path / str(len(files)), jobs=1).files.set_index("file")
         readable = {str(folder / "good.mp4"), f"{folder}/not utf-8 \\xff\\xfe.mp4"} & set(table.index)
         assert set(table.index[table["status"] == "ok"]) == readable != set()
-        assert (table.loc[table["status"] != "ok", "reason"] != "").all() and len(table) == len(files) in (2, 5)
+        assert (table.loc[table["status"] != "ok", "reason"] != "").all() and len(table) == len(files) in (2, 6)
 
 
 def test_only_files_without_a_face_leave_no_crops(pipeline: Pipeline, tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.inference.submit.results import FileStamp, ResultStore, VideoResult
+from multiattn.inference.submit.results import ResultStore, VideoResult
+from multiattn.runtime.files import content_fingerprint
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 WORK = {"crops": {"size": 64}}
@@ -21,9 +22,9 @@ def clip(folder: Path, name: str) -> Path:
 
 def result(folder: Path, name: str, logit: float = 0.5, **changes: object) -> VideoResult:
     """By the models of `PRINTS`, each of two crops."""
-    stamp = dataclasses.asdict(FileStamp.of(clip(folder, name)))
+    file = content_fingerprint(clip(folder, name))
     made = VideoResult(
-        video_id=f"folder/{name}", **stamp, status="ok", frames=4, crops=[[0, 0], [7, 1]], models=list(PRINTS),
+        video_id=f"folder/{name}", file=file, status="ok", frames=4, crops=[[0, 0], [7, 1]], models=list(PRINTS),
         fingerprints=list(PRINTS.values()), precisions=["fp32", "fp32"], logits=[[logit, -1e-17], [logit, 2.0]],
     )  # fmt: skip
     return dataclasses.replace(made, **changes)

@@ -9,7 +9,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.classifier import Classified, Classifier, LoadedModels, num_threads
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extraction, Work
 from multiattn.inference.submit.plan import Costs, Level, Plan
-from multiattn.inference.submit.results import FileStamp, VideoResult
+from multiattn.inference.submit.results import VideoResult, file_fingerprint
 from multiattn.runtime.processor import share_one_heap, tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.signals import Interruption
@@ -112,7 +112,7 @@ class PredictionPass:
 
     def __post_init__(self) -> None:
         self._precisions: dict[int, str] = {}
-        self._stamps: dict[str, FileStamp] = {}
+        self._contents: dict[str, str] = {}
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._next_videos = iter(self.videos)
         self._failures: dict[str, str] | None = None if self.machine_works else {}
@@ -164,7 +164,7 @@ class PredictionPass:
         if level is None:
             return None
         self.begun.add(video)
-        self._stamps[video] = FileStamp.of(self.setup.paths[video])
+        self._contents[video] = file_fingerprint(self.setup.paths[video])
         return self.setup.work(video, level, self.known.get(video))
 
     def _loop(self, classifier: Classifier, bar: tqdm) -> None:
@@ -208,7 +208,7 @@ class PredictionPass:
         work, crops = classified.extracted.work, classified.extracted.crops
         level, everything = Level(work.settings.recipe.num_frames, work.models), self.setup.everything
         video = work.task.video_id
-        common = {"video_id": video, **asdict(self._stamps[video]), "frames": level.frames}
+        common = {"video_id": video, "file": self._contents[video], "frames": level.frames}
         if crops is None:  # it ended its process again and again, or took too long; short memory does the same
             failed = classified.extracted
             return VideoResult(**common, status=failed.status, message=failed.message, again=True)

@@ -5,12 +5,12 @@ import functools
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from multiattn.inference.submit.plan import Level
-from multiattn.runtime.files import file_digest
+from multiattn.runtime.files import content_fingerprint
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
@@ -20,24 +20,12 @@ ANSWERED = ("ok", "no_face")
 """Statuses of videos that were decoded and searched."""
 
 
-@dataclass(frozen=True)
-class FileStamp:
-    """Size and content of a video's file when it was read; another time of change is no other file."""
-
-    file_bytes: int
-    """-1: it could not be asked."""
-    file_digest: str
-    """SHA-256 of the whole content; empty where it could not be read."""
-
-    @classmethod
-    def of(cls, path: Path) -> "FileStamp":
-        """The stamp of a file now."""
-        try:
-            if path.is_file():  # a pipe or a device might never end
-                return cls(path.stat().st_size, file_digest(path))
-        except OSError:
-            pass
-        return cls(-1, "")
+def file_fingerprint(path: Path) -> str:
+    """`content_fingerprint` of a video, empty where the file cannot be read."""
+    try:
+        return content_fingerprint(path)
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +33,8 @@ class VideoResult:
     """Logits of one video, or the reason why there are none; plain types only."""
 
     video_id: str
-    file_bytes: int
-    file_digest: str
-    """Of `FileStamp`; another content is another video."""
+    file: str
+    """Fingerprint of its content; another content is another video."""
     status: str
     message: str = ""
     frames: int = 0
@@ -138,10 +125,10 @@ class ResultStore:
         """
         known = [video for video in paths if video in self.results]
         with ThreadPoolExecutor() as threads:
-            stamps = dict(zip(known, threads.map(FileStamp.of, (paths[video] for video in known)), strict=True))
+            contents = threads.map(file_fingerprint, (paths[video] for video in known))
         usable = {}
-        for video, stamp in stamps.items():
-            own = [it for it in self.results[video] if (it.file_bytes, it.file_digest) == astuple(stamp)]
+        for video, content in zip(known, contents, strict=True):
+            own = [it for it in self.results[video] if it.file == content]
             parts = [it.of_models(fingerprints, precision) for it in own if it.status != "failed"]
             ordered = sorted(filter(None, parts), key=lambda it: (it.status == "ok", len(it.models) * it.frames))
             if ordered:
