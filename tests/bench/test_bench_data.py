@@ -100,6 +100,11 @@ def test_crops_of_a_faces_folder_are_copied_so_that_nothing_is_written_there(fac
     assert sorted(faces.rglob("*")) == before
 
 
+def test_crops_smaller_than_asked_for_are_refused_before_any_work():
+    with pytest.raises(ValueError, match="--image-size: expected at most 380, the side of the crops in drawn faces"):
+        measure(DataBench(experiment="demo", image_size=400))
+
+
 def test_a_faces_folder_of_one_class_is_refused(faces, tmp_path):
     VIDEOS.write(VIDEOS.read(faces / "videos.csv").assign(label=1), faces / "videos.csv")
     with pytest.raises(ValueError, match="found no crop of label 0 among 24"):
@@ -110,10 +115,12 @@ def test_a_faces_folder_of_one_class_is_refused(faces, tmp_path):
     ("options", "message"),
     [
         ({"num_workers": -1}, "--num-workers: expected at least 0"),
+        ({"image_size": 0}, "--image-size: expected at least 1"),
+        ({"batch_size": 0}, "--batch-size: expected at least 1"),
         ({"seconds": 0.0}, "--seconds: expected more than 0"),
         ({"training_rate": -1.0}, "--training-rate: expected more than 0"),
     ],
-    ids=["workers", "seconds", "rate"],
+    ids=["workers", "image size", "batch size", "seconds", "rate"],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

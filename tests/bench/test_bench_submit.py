@@ -36,9 +36,17 @@ def test_both_sides_answer_alike(pipeline):
     assert different < (1e-3 if machine_was_measured() else 3e-2) and same < 1e-6
 
 
-@pytest.mark.parametrize("options", [{}, {"runs": ("a",), "untrained": "demo"}], ids=["neither", "both"])
-def test_one_kind_of_models_is_wanted(options, tmp_path):
-    with pytest.raises(ValueError, match="one of --runs and --untrained"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({}, "one of --runs and --untrained", id="no models"),
+        pytest.param({"runs": ("a",), "untrained": "demo"}, "one of --runs and --untrained", id="both kinds"),
+        pytest.param({"untrained": "demo", "turns": 1}, "--turns: expected at least 2, found 1: .* not", id="cold"),
+        pytest.param({"untrained": "demo", "videos": 0}, "--videos: expected at least 1", id="no videos"),
+    ],
+)
+def test_options_that_compare_nothing_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         SubmitBench(videos_dir=tmp_path, **options)
 
 

@@ -1,7 +1,9 @@
 """The leaderboard: scored as scikit-learn scores, on one scale at a time, as pages, table and picture."""
 
+import html
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -403,7 +405,28 @@ def test_picture_and_page_are_drawn(count, scale, tmp_path):
     page = leaderboard_page(board, figure)
     reader = Reader(page)
     assert len(reader.images) == 1 and not reader.loaded
-    assert all(f"s<{number}>" in reader.text for number in range(count))
+    said = html.unescape(board.markdown()).replace("\\", "")
+    words = set(re.sub(r"[#|]|[*]{2}|---", " ", said).split())
+    assert words <= set(" ".join(reader.words).split()), "the page says what the Markdown says"
+
+
+def test_odd_names_are_shown_and_not_obeyed(tmp_path, capsys):
+    names = [r"$\frac{$", "<script>", "a|b", '=HYPERLINK("x")', "\x1b[2Jred", "![x](y"]
+    for name in names:
+        submit(tmp_path / "s", name, np.linspace(0.2, 0.8, 40))
+    labels = write_labels(tmp_path / "labels<i>|.csv")
+    stage.main(["--submissions", str(tmp_path / "s"), "--labels", str(labels), "--resamples", "100"])
+    written = {path.suffix: path.read_bytes() for path in (tmp_path / "s").glob("leaderboard.*")}
+    assert written.keys() == {".md", ".csv", ".png", ".html"}
+    assert not any(b"\x1b" in written[suffix] for suffix in (".md", ".csv", ".html"))
+    page = written[".md"].decode()
+    assert capsys.readouterr().out.startswith(page)
+    assert "<script>" not in page and "<i>" not in page and "](y" not in page
+    rows = page[page.index("| submission") :].split("\n\n")[0].splitlines()
+    assert {len(re.split(r"(?<!\\)[|]", row)) for row in rows} == {13}
+    assert '\'=HYPERLINK("x")' in set(pd.read_csv(tmp_path / "s/leaderboard.csv")["name"])
+    reader = Reader(written[".html"].decode())
+    assert not reader.loaded and all(name in reader.text for name in names if name.isprintable())
 
 
 def test_an_installed_package_carries_the_published_figures(tmp_path):

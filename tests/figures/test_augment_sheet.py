@@ -116,7 +116,8 @@ def test_real_ones_only_for_self_blending(folder):
 @pytest.mark.parametrize(("labels", "what"), [({"d/u": -1}, "labelled"), ({"d/a": 1}, "real")])
 def test_a_folder_without_such_crops_is_refused(labels, what, tmp_path):
     make_folder(tmp_path, labels)
-    with pytest.raises(ValueError, match=f"expected crops of {what} videos, found none among 5 crops"):
+    advice = {"labelled": "Labels come from", "real": "Leave sbi out of --presets"}[what]
+    with pytest.raises(ValueError, match=rf"expected crops of {what} videos, found none among 5 crops\. {advice}"):
         FolderCrops.of(tmp_path, count=2, real_only=what == "real")
 
 
@@ -138,6 +139,11 @@ def test_another_size_and_seed_show_other_pictures(folder):
     assert any(not np.array_equal(a, b) for a, b in zip(one.draws, other.draws, strict=True))
 
 
+def test_a_size_above_the_folders_is_refused(folder):
+    with pytest.raises(ValueError, match=r"--size: expected at most 64, the side of the crops in .*, found 65"):
+        FolderCrops.of(folder, count=1, size=65)
+
+
 def test_self_blended_images_come_with_what_they_differ_in(folder):
     for row in FolderCrops.of(folder, count=2, real_only=True).self_blended(draws=3):
         assert len(row.draws) == len(row.differences) == 3
@@ -157,5 +163,5 @@ def test_without_landmarks_presets_are_drawn_and_self_blending_is_refused(landma
     chosen = FolderCrops.of(tmp_path, count=1)
     row = chosen.through_preset("selim", draws=2)[0]
     assert row.landmarks is None
-    with pytest.raises(ValueError, match="self-blending needs landmarks"):
+    with pytest.raises(ValueError, match=r"self-blending needs landmarks.* Leave sbi out of --presets"):
         chosen.self_blended(draws=1)

@@ -229,9 +229,19 @@ def test_the_curves_of_run_folders_are_written(tmp_path):
     assert paths == [tmp_path / "out/curves.png"] and cv2.imread(str(paths[0])).std() > 10
 
 
-@pytest.mark.parametrize("name", ["nothing", "a", "a/fold0"])
-def test_a_run_that_was_not_validated_is_refused(tmp_path, name):
-    (tmp_path / "a/fold0").mkdir(parents=True)
-    (tmp_path / "a/fold0/experiment.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=rf"{name}.*epochs\.csv: no finished epoch there"):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("nothing", "Train with `multiattn train`"),
+        ("a", "the same `multiattn train` command goes on"),
+        ("a/fold0", "the same `multiattn train` command goes on"),
+        ("imported", "leave it out of --runs"),
+    ],
+)
+def test_a_run_that_was_not_validated_is_refused(tmp_path, name, advice):
+    for run in ("a/fold0", "imported/fold0"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "experiment.json").write_text("{}")
+    (tmp_path / "imported/fold0/import.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=rf"{name}.*epochs\.csv: no finished epoch there.*{advice}"):
         read_runs((tmp_path / name,))

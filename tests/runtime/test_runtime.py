@@ -11,6 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from multiattn.runtime.files import (
     exclusive_folder,
     read_json,
     require_plain_file,
+    write_csv,
     write_json,
     write_text,
 )
@@ -322,3 +324,13 @@ def test_what_only_looks_like_a_file_is_refused_before_it_is_opened(kind, tmp_pa
             refuse(path)
     with pytest.raises(FileNotFoundError):
         require_plain_file(tmp_path / "nothing")
+
+
+def test_no_text_of_a_table_is_a_formula(tmp_path):
+    names = pd.Series(['=HYPERLINK("x")', "@a", "-b", "+c", "a=b", "\ta", "", None])
+    table = pd.DataFrame({"name": names, "+n": pd.array([-1, None] * 4, "Int64"), "x": -0.5})
+    write_csv(tmp_path / "a.csv", table)
+    read = pd.read_csv(tmp_path / "a.csv")
+    assert read["name"].fillna("").tolist() == ['\'=HYPERLINK("x")', "'@a", "'-b", "'+c", "a=b", r"\ta", "", ""]
+    assert (tmp_path / "a.csv").read_text().splitlines()[3] == "'-b,-1,-0.5"
+    assert list(read) == ["name", "'+n", "x"]

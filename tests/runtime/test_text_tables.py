@@ -4,7 +4,7 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.command_line import results
-from multiattn.runtime.text_tables import markdown_table, terminal_table
+from multiattn.runtime.text_tables import markdown_table, markdown_text, printable, terminal_table
 
 ODD = "a\x1b[2Jb\nc\x07\u202e\udcff\x9b.mp4"
 """A name that clears a terminal, starts a line, rings, reverses what follows, and is not UTF-8."""
@@ -46,3 +46,23 @@ def test_results_and_messages_show_control_characters_as_escapes(tmp_path, capsy
     shown = SHOWN.replace(r"\n", "")
     assert out == f"two\nlines\n{shown}\n"
     assert f"{shown}: no videos table here" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "markdown"),
+    [
+        pytest.param("", "", "", id="empty"),
+        pytest.param("Zoë, 3 < 5, a_b & c", "Zoë, 3 < 5, a_b & c", "Zoë, 3 < 5, a_b & c", id="plain words"),
+        pytest.param("<script>x</script>", "<script>x</script>", "&lt;script>x&lt;/script>", id="a tag"),
+        pytest.param("a|b", "a|b", r"a\|b", id="the end of a column"),
+        pytest.param("![x](http://y)", "![x](http://y)", r"![x]\(http://y)", id="a picture from elsewhere"),
+        pytest.param("a\nb\r\x1b[2J\0", r"a\nb\r\x1b[2J\x00", r"a\nb\r\x1b[2J\x00", id="control characters"),
+        pytest.param("\u202egpj.exe", r"\u202egpj.exe", r"\u202egpj.exe", id="text from right to left"),
+        pytest.param("caf\udce9", r"caf\udce9", r"caf\udce9", id="bytes that are no UTF-8"),
+    ],
+)
+def test_odd_names_are_shown_and_not_obeyed(text, shown, markdown):
+    assert printable(text) == shown
+    assert markdown_text(text) == markdown
+    header, _, row = markdown_table([text], [[text]]).splitlines()
+    assert header == row == f"| {markdown} |"

@@ -62,6 +62,12 @@ def measure(options: DataBench) -> list[str]:
         batch_size=options.batch_size or experiment.data.batch_size,
         num_workers=options.num_workers,
     )
+    stored = (CropRecipe() if options.faces is None else read_recipe(options.faces)).size
+    if config.image_size > stored:
+        raise ValueError(
+            f"--image-size: expected at most {stored}, the side of the crops in {options.faces or 'drawn faces'}, "
+            f"found {config.image_size}."
+        )
     fed = dataclasses.replace(experiment.data, batch_size=config.batch_size)
     rate = options.training_rate or training_rate(dataclasses.replace(experiment, data=fed), device=device)
     load = os.getloadavg()[0]
@@ -72,7 +78,6 @@ def measure(options: DataBench) -> list[str]:
             for name, side in _sides(config, options.presets).items()
         ]
         kilobytes = np.mean([(crops.folder / name).stat().st_size for name in crops.training["crop"]]) / 1000
-        stored = read_recipe(crops.folder).size
     source = "given" if options.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
     return [
         f"{len(crops.training)} crops of {stored} pixels, {kilobytes:.0f} KB each, read at {config.image_size} in "

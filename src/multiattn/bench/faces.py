@@ -23,6 +23,7 @@ from multiattn.bench.options import FacesBench
 from multiattn.datasets.manifest import video_row
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
+from multiattn.runtime.files import file_digest
 from multiattn.runtime.layout import FACES_FILE
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FACES, UNKNOWN, VIDEOS
@@ -147,7 +148,8 @@ def compare_extraction(
         ValueError: a clip that cannot be read; the loop and the parts taken alone have no way to go on.
     """
     longest_sides = {task.video_id: _longest_side(task.path) for task in tasks}
-    # The loop comes last, so that it, and not we, finds the clips in the system's memory.
+    for task in tasks:
+        file_digest(task.path)  # reads it, so that both sides find it in the system's memory
     ours = run_alone("ours", _run_ours, videos, tasks, settings, jobs)
     stages, cpu, parts = run_alone("stages", _run_alone, tasks, settings).result
     loop = run_alone("loop", _run_loop, tasks, settings)

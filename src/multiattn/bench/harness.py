@@ -64,7 +64,7 @@ class SideProcess:
         except (EOFError, OSError) as error:
             raise ValueError(
                 f"bench: the process of the side `{self.name}` ended early, see its message above; without one, memory "
-                "ran out: take less at once (a smaller --batch-size, fewer --jobs)."
+                "most likely ran out: take less at once by the options of this benchmark (see its --help)."
             ) from error
         if isinstance(answer, ValueError | OSError):
             raise answer
@@ -148,5 +148,6 @@ def find_videos(folder: Path) -> list[Path]:
     """
     names = video_files_below(folder)
     if not names:
-        raise ValueError(f"--videos-dir {folder}: expected videos, found none.")
+        found = "none" if folder.is_dir() else "no such folder"
+        raise ValueError(f"--videos-dir {folder}: expected videos, found {found}.")
     return [folder / name for name in names]

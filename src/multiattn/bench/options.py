@@ -36,6 +36,7 @@ class DataBench:
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "num_workers")
+        require_at_least(self, 1, "image_size", "batch_size")
         if not self.seconds > 0:
             raise ValueError(f"--seconds: expected more than 0, found {self.seconds}.")
         if self.training_rate is not None and not self.training_rate > 0:
@@ -73,9 +74,10 @@ class SubmitBench:
     num_frames: int | None = None
     """Frames of each video (default: as the runs were trained)."""
     videos: int | None = None
-    """Number of them: the first ones, or all of them again and again (default: all once)."""
-    turns: int = 1
-    """Runs of each side, in turns."""
+    """Number of videos: the first ones, or all of them again and again (default: all once)."""
+    turns: int = 2
+    """Runs of each side, in turns. The first, in which one side reads from the disk what the other then finds in
+    memory, is not counted."""
     device: str = "cpu"
     precision: Precision = "fp32"
     """Precision of our side; the loop is float32."""
@@ -86,4 +88,9 @@ class SubmitBench:
     def __post_init__(self) -> None:
         if bool(self.runs) == (self.untrained is not None):
             raise ValueError("expected one of --runs and --untrained.")
-        require_at_least(self, 1, "turns", "untrained_folds", "videos")
+        require_at_least(self, 1, "untrained_folds", "videos")
+        if self.turns < 2:
+            raise ValueError(
+                f"--turns: expected at least 2, found {self.turns}: in the first turn the side that comes first reads "
+                "from the disk and the other from memory, so that it is not counted."
+            )

@@ -13,7 +13,7 @@ from multiattn.evaluation.measures import single_model_figures
 from multiattn.evaluation.run import predict_kept
 from multiattn.inference.runs import find_models
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
-from multiattn.runtime.text_tables import markdown_table
+from multiattn.runtime.text_tables import markdown_table, markdown_text
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -236,7 +236,9 @@ class AblationTable:
         """The table as a page."""
         demo = f"**{DEMO_NOTE}**" if self.ablation.is_demo else ""
         failed = [f"**{label}** failed: {message}" for label, seeds in self.failures.items() for message in seeds]
-        facts, failures, notes = ("\n".join(f"- {line}" for line in of) for of in (self.facts, failed, self.notes()))
+        facts, failures, notes = (
+            "\n".join(f"- {markdown_text(line)}" for line in of) for of in (self.facts, failed, self.notes())
+        )
         parts = [f"# {self.title}", demo, facts, self._grid(), failures, notes]
         return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -23,7 +23,7 @@ import pandas as pd
 from multiattn.config.choices import ScaleName
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
-from multiattn.runtime.text_tables import markdown_table
+from multiattn.runtime.text_tables import markdown_table, markdown_text
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, MIN_GROUPS, bootstrap_log_loss, compare_log_loss, video_metrics
 from multiattn.tables import LABELS, SUBMISSION
 from multiattn.video.crops.images import names_digest
@@ -121,6 +121,7 @@ class Leaderboard:
             "it is the better of the two. Answered with the prior, seen in training, out of fold (as expected at the "
             "share of fakes that was stated for the rule, if one was; the last epoch was not chosen on the held-out "
             f"videos): from card.json; {NOT_KNOWN} where it does not say."
+            + ("" if self.scale is not None else f" {NOT_COMPARABLE}")
         )
 
     def table(self) -> pd.DataFrame:
@@ -156,16 +157,20 @@ class Leaderboard:
 
     def markdown(self) -> str:
         """The leaderboard as a page."""
-        parts = [f"# Leaderboard\n\nScored on: {self.scored_on}."]
-        parts += [f"**Warning:** {warning}" for warning in self.warnings]
-        parts.append(markdown_table(*self.rows()))
-        parts.append(self.legend)
-        if self.scale is None:
-            parts.append(NOT_COMPARABLE)
-        for scale in [self.scale] if self.scale is not None else SCALES.values():
-            cells = [[name, f"{value:.4f}"] for name, value in scale.anchors.items()]
-            parts.append(markdown_table([f"published: {scale.title} ({scale.source})", "log loss"], cells))
-        return "\n\n".join(parts) + "\n"
+        parts = [f"# Leaderboard\n\nScored on: {markdown_text(self.scored_on)}."]
+        parts += [f"**Warning:** {markdown_text(warning)}" for warning in self.warnings]
+        parts += [markdown_table(*self.rows()), markdown_text(self.legend)]
+        return "\n\n".join([*parts, *(markdown_table(*table) for table in self.published())]) + "\n"
+
+    def published(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Header and cells of published log losses: of the comparable scale; without one, of each that there is."""
+        return [
+            (
+                [f"published: {scale.title} ({scale.source})", "log loss"],
+                [[name, f"{value:.4f}"] for name, value in scale.anchors.items()],
+            )
+            for scale in ([self.scale] if self.scale is not None else SCALES.values())
+        ]
 
 
 def _show(value: float, low: float | None = None, high: float | None = None, *, why: str) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
 from multiattn.evaluation.selection import Extracted, Selection, Split
-from multiattn.runtime.text_tables import markdown_table
+from multiattn.runtime.text_tables import markdown_table, markdown_text
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import MIN_GROUPS, NO_INTERVAL, Interval, auc_interval, bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -252,8 +252,8 @@ class TextTable:
     def markdown(self) -> str:
         """Title, table, notes."""
         table = markdown_table(list(self.rows), self.rows.itertuples(index=False))
-        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
-        return "\n".join([f"### {self.title}", "", table, *notes]) + "\n"
+        notes = ["", *(f"- {markdown_text(note)}" for note in self.notes)] if self.notes else []
+        return "\n".join([f"### {markdown_text(self.title)}", "", table, *notes]) + "\n"
 
 
 def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComparison]) -> list[TextTable]:

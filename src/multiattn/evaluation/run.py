@@ -49,6 +49,7 @@ from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, PREDICTIONS_FILE, RECIPE_FILE, experiment_name
+from multiattn.runtime.text_tables import markdown_text
 from multiattn.tables import FRAME_PREDICTIONS, VIDEOS
 from multiattn.video.crops.images import names_digest
 
@@ -95,11 +96,12 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The report without its pictures."""
-        lines = [f"# {self.title}", ""]
-        lines += [*(f"- **{warning}**" for warning in self.warnings), *(f"- {note}" for note in self.notes), ""]
+        lines = [f"# {markdown_text(self.title)}", ""]
+        lines += [f"- **{markdown_text(warning)}**" for warning in self.warnings]
+        lines += [*(f"- {markdown_text(note)}" for note in self.notes), ""]
         parts = ["\n".join(lines), self.summary.markdown()]
         for name, tables in self.tables.items():
-            parts += [f"## {name}\n", *(table.markdown() for table in tables)]
+            parts += [f"## {markdown_text(name)}\n", *(table.markdown() for table in tables)]
         return "\n".join(parts)
 
 

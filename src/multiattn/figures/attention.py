@@ -11,14 +11,13 @@ Drawn as a PNG, and as an HTML page with a table of statistics.
 
 import textwrap
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 
 from multiattn.config.choices import MapScale
-from multiattn.figures.page import InchPage, figures_table, jpeg_tag, whole_page, write_png
+from multiattn.figures.page import InchPage, escape, figures_table, jpeg_tag, whole_page, write_png
 from multiattn.inference.attention_maps import FaceMaps
 
 COLORS = colormaps["inferno"]
@@ -33,6 +32,7 @@ SCALE_WORDS = {
     "map": "1 is the largest value of each picture",
 }
 DPI = 200
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 # All in inches.
 LABEL, CELL, GAP, GROUP_GAP, PROBABILITY, MARGIN = 1.35, 1.2, 0.05, 0.22, 0.52, 0.12
@@ -151,7 +151,9 @@ def _draw_run(page: InchPage, run: RunMaps, left: float, top: float, scale: MapS
     line.axhline(0.5, color="0.5", linewidth=0.8)
     line.set_axis_off()
     for k in range(run.num_maps):
-        page.text(left + k * (CELL + GAP) + CELL / 2, top - 0.08, f"$A_{{{k + 1}}}$", ha="center", va="bottom")
+        page.text(
+            left + k * (CELL + GAP) + CELL / 2, top - 0.08, f"A{k + 1}".translate(SUBSCRIPTS), ha="center", va="bottom"
+        )
     right = left + maps_width + GAP + PROBABILITY / 2
     page.text(right, top - 0.08, "P(fake)", ha="center", va="bottom", size=8)
     for number, face in enumerate(run.faces):
@@ -186,7 +188,7 @@ STYLE = """
 .grid thead th { padding: 4px 6px; }
 .grid .run { font-weight: 600; border-bottom: 1px solid var(--line); }
 .grid .first { padding-left: 1.1rem; }
-.grid .row { text-align: left; padding-right: 1rem; min-width: 8rem; overflow-wrap: anywhere; max-width: 13rem; }
+.grid .row { text-align: left; padding-right: 1rem; min-width: 8rem; max-width: 13rem; }
 .grid .row b { display: block; }
 .grid img { width: 150px; height: 150px; max-width: none; }
 .number { font-variant-numeric: tabular-nums; padding: 0 0.8rem; }

@@ -69,7 +69,7 @@ class FolderCrops:
 
         Raises:
             FileNotFoundError: not a finished faces folder.
-            ValueError: no crop of a labelled video in it.
+            ValueError: no crop of a labelled video in it, or smaller crops.
         """
         recipe = read_recipe(folder)
         faces, _, videos = read_faces_folder(folder)
@@ -77,7 +77,14 @@ class FolderCrops:
         known = known[known["video_id"].isin(faces["video_id"])].sort_values("video_id", ignore_index=True)
         if known.empty:
             what = "real" if real_only else "labelled"
-            raise ValueError(f"{folder}: expected crops of {what} videos, found none among {len(faces)} crops.")
+            advice = "Leave sbi out of --presets." if real_only else "Labels come from `multiattn index`."
+            raise ValueError(
+                f"{folder}: expected crops of {what} videos, found none among {len(faces)} crops. {advice}"
+            )
+        if size is not None and size > recipe.size:
+            raise ValueError(
+                f"--size: expected at most {recipe.size}, the side of the crops in {folder}, found {size}."
+            )
         turn = known.groupby("label").cumcount()
         chosen = known.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(count)
         rows = pd.concat([_middle_row(faces, video) for video in chosen["video_id"]])
@@ -103,7 +110,10 @@ class FolderCrops:
         for row in self.rows.itertuples():
             landmarks = self._landmarks(row)
             if landmarks is None:
-                raise ValueError(f"{self.folder}: self-blending needs landmarks, which {row.crop} does not have.")
+                raise ValueError(
+                    f"{self.folder}: self-blending needs landmarks, which {row.crop} does not have. Leave sbi out of "
+                    "--presets."
+                )
             blend = partial(self_blend, landmarks=landmarks)
             shown.append(self._sheet_row(row, blend, draws, seed, target=blend_target))
         return shown

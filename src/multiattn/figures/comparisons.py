@@ -1,6 +1,5 @@
 """Results beside published ones: the leaderboard as a picture and a page, an ablation table as a dot plot."""
 
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ from matplotlib.figure import Figure
 
 from multiattn.evaluation.ablation_table import DEMO_NOTE, AblationTable
 from multiattn.evaluation.leaderboard import Leaderboard
-from multiattn.figures.page import drawing, figures_table, new_figure, png_tag, whole_page, write_png
+from multiattn.figures.page import drawing, escape, figures_table, new_figure, png_tag, whole_page, write_png
+from multiattn.runtime.text_tables import printable
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 
 OURS, PAPER, PUBLISHED, CONSTANT, FAILED = "#2f6db5", "#d9822b", "#8a8a8a", "#b5482f", "#b5482f"
@@ -79,6 +79,7 @@ def _write(
 
 def _short(name: str) -> str:
     """On two lines at most; a name too long for that by its two ends."""
+    name = printable(name)
     if len(name) > 2 * LINE:
         name = f"{name[:LINE]}…{name[1 - LINE :]}"
     return name if len(name) <= LINE else f"{name[:LINE]}\n{name[LINE:]}"
@@ -89,9 +90,10 @@ def leaderboard_page(board: Leaderboard, figure: Figure) -> str:
     notes = "".join(f"<p><strong>Warning:</strong> {escape(warning)}</p>\n" for warning in board.warnings)
     return whole_page(
         "Leaderboard",
-        f"<p>Scored on {escape(board.scored_on)}.</p>\n{notes}"
+        f"<p>Scored on: {escape(board.scored_on)}.</p>\n{notes}"
         f"{drawing(png_tag(figure, 'log loss of every submission with its interval'))}\n"
-        f"{figures_table(*board.rows())}\n<p>{escape(board.legend)}</p>\n",
+        f"{figures_table(*board.rows())}\n<p>{escape(board.legend)}</p>\n"
+        + "".join(f"{figures_table(*table)}\n" for table in board.published()),
     )
 
 

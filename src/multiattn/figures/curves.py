@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from multiattn.figures.page import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, new_figure
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
-from multiattn.runtime.layout import EPOCHS_FILE, fold_folder, folds_below, is_run_folder
+from multiattn.runtime.layout import EPOCHS_FILE, IMPORT_FILE, fold_folder, folds_below, is_run_folder
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.training.engine.validation import PREFIXES
 
@@ -78,7 +78,12 @@ def read_epochs(folder: Path) -> pd.DataFrame:
     """
     path = Path(folder) / EPOCHS_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no finished epoch there. Train with `multiattn train`.")
+        advice = "Train with `multiattn train`."
+        if (path.parent / IMPORT_FILE).is_file():
+            advice = "An imported checkpoint has no history: leave it out of --runs."
+        elif is_run_folder(path.parent):
+            advice = "It was not validated yet: the same `multiattn train` command goes on with it."
+        raise FileNotFoundError(f"{path}: no finished epoch there. {advice}")
     try:
         table = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:

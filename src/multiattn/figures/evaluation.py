@@ -1,6 +1,5 @@
 """A test as one HTML page: tables, reliability, ROC and histogram of each data set, and its worst videos with crops."""
 
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from multiattn.figures.page import (
     bullets,
     crop_figure,
     drawing,
+    escape,
     new_figure,
     png_tag,
     section_table,

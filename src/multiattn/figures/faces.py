@@ -12,13 +12,13 @@ A video is as doubtful as its most doubtful track. Only crops on the page are re
 videos costs a pass over its tables and some hundred thumbnails.
 """
 
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from multiattn.figures.page import LABEL_WORDS, crop_figure, figures_table, whole_page
+from multiattn.config.settings import did_you_mean
+from multiattn.figures.page import LABEL_WORDS, crop_figure, escape, figures_table, whole_page
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 from multiattn.video.extraction.scan import MIN_IOU, box_areas, paired_iou
@@ -38,7 +38,9 @@ h3 { font-size: 0.95rem; margin: 0; }
 .facts { flex: 0 0 12.5rem; font-size: 12px; font-variant-numeric: tabular-nums; }
 .facts b { display: block; font-size: 13px; }
 .doubted { font-weight: 600; }
-.figures td { text-align: left; white-space: normal; }
+.figures th, .figures td { text-align: left; white-space: normal; }
+.figures td:last-child { min-width: 14rem; }
+@media (max-width: 600px) { .track { display: block; } }
 """
 
 
@@ -108,8 +110,9 @@ def contact_sheet(folder: Path, *, videos: tuple[str, ...] = (), limit: int = 20
     recipe = read_recipe(folder)
     total = statuses["status"].value_counts()
     if videos:
-        if unknown := [video for video in videos if video not in set(statuses["video_id"])]:
-            raise ValueError(f"--videos: {unknown[0]!r} is not in {folder}.")
+        known = set(statuses["video_id"])
+        if unknown := [video for video in videos if video not in known]:
+            raise ValueError(f"--videos: {unknown[0]!r} is not in {folder}.{did_you_mean(unknown[0], known)}")
         faces, statuses = (frame[frame["video_id"].isin(videos)] for frame in (faces, statuses))
     tracks = track_doubts(faces, statuses, threshold=recipe.threshold)
     ranked = tracks["video_id"].drop_duplicates()

@@ -4,19 +4,23 @@ Pages carry their pictures inside, are light or dark as asked, and fit from a te
 """
 
 import base64
+import html
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from multiattn.evaluation.measures import TextTable
 from multiattn.runtime.files import atomic_path
+from multiattn.runtime.text_tables import printable
 
 BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (
     "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
@@ -25,9 +29,26 @@ BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (
 LABEL_WORDS = {1: "fake", 0: "real", -1: "unlabelled"}
 
 
+def escape(text: str) -> str:
+    """Text for a page, in an attribute as well: control characters are written as escapes."""
+    return html.escape(printable(text))
+
+
+class PlainFigure(Figure):
+    """A figure that shows names as they are: a `$` begins no formula, control characters are written as escapes."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw all of it."""
+        with rc_context({"text.parse_math": False}):  # for ticks, which are made while they are drawn
+            for text in self.findobj(Text):
+                text.set_parse_math(False)
+                text.set_text(printable(text.get_text(), keep="\n"))
+            super().draw(renderer)
+
+
 def new_figure(width: float, height: float, *, dpi: int, **settings: str) -> Figure:
     """An empty figure of so many inches that needs no display; `settings` go to matplotlib's `Figure`."""
-    figure = Figure(figsize=(width, height), dpi=dpi, **settings)
+    figure = PlainFigure(figsize=(width, height), dpi=dpi, **settings)
     FigureCanvasAgg(figure)
     return figure
 
@@ -84,7 +105,7 @@ def png_tag(figure: Figure, alt: str) -> str:
 
 def _tag(kind: str, content: bytes, alt: str) -> str:
     data = base64.b64encode(content).decode("ascii")
-    return f'<img alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{data}">'
+    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{data}">'
 
 
 THUMBNAIL, THUMBNAIL_QUALITY = 88, 80
@@ -94,10 +115,10 @@ STYLE = f"""
 @media (prefers-color-scheme: dark) {{
   :root {{ --ink: #ececec; --paper: #16181b; --faint: #a8a8a8; --line: #454a50; }}
 }}
-body {{ margin: 2rem; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }}
+body {{ margin: 2rem; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif;
+  overflow-wrap: anywhere; }}
 @media (max-width: 600px) {{ body {{ margin: 1rem; }} }}
 h1 {{ font-size: 1.35rem; margin: 0 0 1rem; }}
-h1, h2, h3, h4 {{ overflow-wrap: anywhere; }}
 small, .faint {{ color: var(--faint); font-size: 12px; }}
 img {{ display: block; max-width: 100%; }}
 .scroll {{ overflow-x: auto; }}
@@ -106,11 +127,10 @@ img {{ display: block; max-width: 100%; }}
 table {{ border-collapse: collapse; }}
 .figures th, .figures td {{ text-align: right; padding: 3px 0.9rem 3px 0; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; font-weight: normal; white-space: nowrap; }}
-.figures th:first-child {{ text-align: left; }}
-.figures tbody th {{ min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }}
+.figures th:first-child {{ text-align: left; min-width: 8rem; white-space: normal; }}
 .figures thead th {{ color: var(--faint); font-size: 12px; }}
 article {{ border-top: 1px solid var(--line); padding: 0.6rem 0 0.8rem; }}
-.strip {{ display: flex; flex-wrap: wrap; gap: 4px; margin-top: 0.4rem; }}
+.strip {{ display: flex; flex-wrap: wrap; gap: 4px 8px; margin-top: 0.4rem; }}
 figure {{ margin: 0; }}
 figure img {{ max-width: {THUMBNAIL}px; max-height: {THUMBNAIL}px; }}
 figcaption {{ font-size: 11px; color: var(--faint); font-variant-numeric: tabular-nums; }}

@@ -1,7 +1,6 @@
 """Scored files as one HTML page: a table, and of each file P(fake) over time, deciding frames and attention maps."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 
 from multiattn.evaluation.measures import TextTable
 from multiattn.figures.attention import RunMaps
-from multiattn.figures.page import SECTION_STYLE, crop_figure, jpeg_tag, section_table, whole_page
+from multiattn.figures.page import SECTION_STYLE, crop_figure, escape, jpeg_tag, section_table, whole_page
 from multiattn.inference.attention_maps import deciding_crops, extreme_crops
 from multiattn.inference.score_files import ScoredFiles
 
@@ -26,6 +25,7 @@ STYLE = """
 .timeline text { fill: var(--faint); }
 .timeline .grid { stroke: var(--line); stroke-width: 1; }
 .timeline .whole { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 5 4; }
+@media (max-width: 600px) { .timeline { font-size: 16px; } }
 .legend { font-size: 12px; color: var(--faint); margin: 0 0 0.5rem; }
 .legend span { margin-right: 1.2rem; }
 .verdict { font-size: 1.05rem; margin: 0.2rem 0 0.6rem; }
@@ -134,7 +134,7 @@ def timeline_svg(crops: pd.DataFrame, probability: float, alt: str) -> str:
             for row in rows.itertuples()
         ]
     return (
-        f'<svg class="timeline" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt, quote=True)}">'
+        f'<svg class="timeline" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">'
         f"{''.join(parts)}</svg>{_legend(crops)}"
     )
 

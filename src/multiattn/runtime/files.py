@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multiattn.runtime.text_tables import printable
+
 try:
     import fcntl
 except ImportError:  # on Windows, where folders are not locked and what a killed process left stays
@@ -124,8 +126,17 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Write a table without its index as CSV, atomically."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    """Write a table for people as CSV without its index, atomically; to a spreadsheet no text in it is a formula."""
+    table = table.apply(lambda column: column.map(_no_formula) if column.dtype.kind == "O" else column)
+    write_text(path, table.rename(columns=_no_formula).to_csv(index=False, lineterminator="\n"))
+
+
+def _no_formula(cell: Any) -> Any:
+    """The cell; text that a spreadsheet would calculate begins with an apostrophe."""
+    if not isinstance(cell, str):
+        return cell
+    cell = printable(cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def file_digest(path: Path) -> str:

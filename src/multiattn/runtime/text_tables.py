@@ -1,5 +1,6 @@
-"""Tables of text: Markdown for pages, columns for a terminal."""
+"""Tables of text, Markdown for pages and columns for a terminal; names in them are shown and never obeyed."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -17,12 +18,19 @@ def printable(text: str, *, keep: str = "") -> str:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, padded: bool = False) -> str:
     """A Markdown table; `padded` gives its columns an even width, for where it is also read in a terminal."""
-    cells = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    cells = [["---"] * len(header), *([markdown_text(str(cell)) for cell in row] for row in rows)]
+    cells.insert(0, [markdown_text(name) for name in header])
     if padded:
         widths = _widths(cells)
         cells[1] = ["-" * width for width in widths]
         cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def markdown_text(text: str) -> str:
+    """Text for Markdown, in a table's cell as well: no tag, link or picture begins in it, and no column ends."""
+    text = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", printable(text))
+    return text.replace("](", r"]\(").replace("|", r"\|")
 
 
 def terminal_table(rows: Iterable[Sequence[Any]], *, right: Collection[int] = ()) -> str:

@@ -53,6 +53,8 @@ class Compare(FaceOptions):
         """Draw; returns the files."""
         from multiattn.inference.attention_maps import attention_model
 
+        if not self.runs:
+            raise ValueError("--runs: expected at least one run, found none.")
         models = [attention_model(run) for run in self.runs]
         labels = list(self.labels) or [model.name for model in models]
         if len(labels) != len(models):
@@ -82,7 +84,7 @@ class Augment:
         from multiattn.figures.page import write_png
         from multiattn.training.data.augment import PRESETS, self_blend
 
-        require_at_least(self, 1, "crops", "draws")
+        require_at_least(self, 1, "crops", "draws", "size")
         for preset in self.presets:
             blended = preset == "sbi"
             chosen = FolderCrops.of(self.faces, count=self.crops, size=self.size, real_only=blended)
