@@ -33,7 +33,7 @@ class Live:
         self.bar = progress_bar(total, name, "samples", initial=done, disable=not self.is_main)
         folder = training.run.path / TENSORBOARD_FOLDER
         self.writer = SummaryWriter(folder, purge_step=training.updates) if self.is_main else None
-        threading.excepthook = _leave_to_writer
+        self._excepthook, threading.excepthook = threading.excepthook, _leave_to_writer
         self.crops: Tensor | None = None
 
     def advance(self, samples: int, crops: Tensor) -> None:
@@ -88,7 +88,7 @@ class Live:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
-        threading.excepthook = threading.__excepthook__
+        threading.excepthook = self._excepthook
 
     def _scalars(self, group: str, figures: dict[str, float], step: int) -> None:
         for name, value in figures.items():
