@@ -91,6 +91,16 @@ def test_a_local_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path,
             f"encoder.{name}": tensor for name, tensor in imagenet_state.items()
         },
         "missing .conv_stem": {},
+        r"1 no floating-point numbers \(bn2\.bias torch\.int64\)": {
+            **imagenet_state,
+            "bn2.bias": imagenet_state["bn2.bias"].long(),
+        },
+        r"1 not finite \(bn2\.bias\)": {**imagenet_state, "bn2.bias": imagenet_state["bn2.bias"] * torch.nan},
+        # A few bytes that claim a shape of terabytes.
+        r"1 of another shape \(bn2\.bias \(1000000000000,\)": {
+            **imagenet_state,
+            "bn2.bias": torch.zeros(1, dtype=torch.float16).expand(10**12),
+        },
     }
     for message, state in faults.items():
         torch.save(state, tmp_path / "w.pth")
@@ -109,7 +119,13 @@ def test_authors_weights_in_a_network_that_would_compute_something_else_are_refu
         Backbone(name, stages=(), weights=tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"weights", b"<html>", [torch.ones(1)], {"epoch": 3}], ids=str)
+NO_STATES = [
+    *(b"", b"PK", b"weights", b"<html>"),
+    *([torch.ones(1)], torch.ones(1), {"epoch": 3}, {1: torch.ones(1)}, {"a": torch.ones(2).to_sparse()}),
+]
+
+
+@pytest.mark.parametrize("content", NO_STATES, ids=lambda content: type(content).__name__)
 def test_a_local_file_that_is_no_state_dict_is_refused(tmp_path, content):
     path = tmp_path / "w.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)

@@ -74,6 +74,15 @@ def misfits():
         "another network": (Small(8).state_dict(), r"8 of another shape \(first\.weight .*, \.\.\.\)"),
         "wrapped by DDP": ({f"module.{k}": v for k, v in state.items()}, r"9 missing .* 9 unexpected \(module\."),
         "one tensor only": ({"first.bias": state["first.bias"]}, "8 missing"),
+        "integers": (
+            {**state, "first.bias": torch.ones(4, dtype=torch.int64)},
+            r"1 no floating-point numbers \(first\.bias torch\.int64\)",
+        ),
+        "a NaN": ({**state, "first.bias": torch.tensor([0, 0, 0, torch.nan])}, r"1 not finite \(first\.bias\)"),
+        "an infinite half": (
+            {**state, "norm.running_var": torch.full((4,), torch.inf).half()},
+            r"1 not finite \(norm\.running_var\)",
+        ),
     }
 
 

@@ -11,7 +11,7 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.xception import Xception
 from torch import Tensor, nn
 
-from multiattn.runtime.tensor_files import read_tensors, state_problems
+from multiattn.runtime.tensor_files import in_dtype_of, read_tensors, state_problems
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _fitted(tensor: Tensor, expected: Tensor, naming: Naming) -> Tensor:
     # Cadene's first files hold the pointwise convolutions as matrices (out, in).
     if naming == "cadene_xception" and tensor.ndim == 2 and expected.ndim == 4 and expected.shape[2:] == (1, 1):
         tensor = tensor[:, :, None, None]
-    return tensor.to(expected.dtype) if expected.is_floating_point() and tensor.is_floating_point() else tensor
+    return in_dtype_of(expected, tensor)
 
 
 WAYS_OUT = (

@@ -12,6 +12,11 @@ from torch import Tensor
 
 from multiattn.runtime.files import require_file
 
+DAMAGE = (
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, LookupError, ValueError, TypeError),
+    *(AssertionError, AttributeError, ArithmeticError),
+)
+"""Errors of `torch.load` from a file of altered bytes."""
 SHOWN = 3
 """Names an error lists of each kind of problem."""
 
@@ -29,7 +34,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return read_state(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, struct.error) as error:
+    except DAMAGE as error:
         with path.open("rb") as file:
             is_pickle = file.read(1) == b"\x80"  # the opcode that opens every pickle since protocol 2
         if isinstance(error, pickle.UnpicklingError) and (is_pickle or "GLOBAL" in str(error)):
@@ -43,8 +48,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a PyTorch file of plain tensors ({reason}).") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a state dict (name -> tensor), found {type(state).__name__}.")
+    for name, value in state.items():
+        is_plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+        if not (isinstance(name, str) and is_plain):
+            found = f"{value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{path}: expected a state dict (name -> dense tensor), found {name!r} -> {found}.")
     return dict(state)
 
 
@@ -85,14 +95,38 @@ def state_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     """
     missing = [n for n in expected if n not in found and (counters or not n.endswith("num_batches_tracked"))]
     unexpected = [name for name in found if name not in expected]
+    both = [(name, tensor, found[name]) for name, tensor in expected.items() if name in found]
     different = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} {tuple(other.shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor, other in both
+        if other.shape != tensor.shape
     ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
+    # Of the right shape alone: a hostile file may claim one that no memory holds.
+    fitting = [
+        (name, other) for name, tensor, other in both if other.shape == tensor.shape and tensor.is_floating_point()
+    ]
+    integers = [f"{name} {other.dtype}" for name, other in fitting if not other.is_floating_point()]
+    infinite = [name for name, other in fitting if other.is_floating_point() and not _is_finite(other)]
+    kinds = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", different),
+        ("no floating-point numbers", integers),
+        ("not finite", infinite),
+    )
     shown = [(kind, len(names), names[:SHOWN] + ["..."] * (len(names) > SHOWN)) for kind, names in kinds if names]
     return [f"{count} {kind} ({', '.join(names)})" for kind, count, names in shown]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch has no `isfinite` of 8 bits
+    return tensor.is_meta or bool(torch.isfinite(values).all())
+
+
+def in_dtype_of(expected: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the other's floating-point type; as it is where shapes or kinds of numbers differ."""
+    fits = tensor.shape == expected.shape and tensor.is_floating_point() and expected.is_floating_point()
+    return tensor.to(expected.dtype) if fits else tensor
 
 
 def first_line(error: Exception) -> str:

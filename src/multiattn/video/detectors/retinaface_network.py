@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import batched_nms
 
-from multiattn.runtime.tensor_files import read_tensors, state_problems
+from multiattn.runtime.tensor_files import in_dtype_of, read_tensors, state_problems
 from multiattn.video.detectors.registry import Faces
 
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -263,7 +263,7 @@ def load_retinaface(path: Path, device: torch.device) -> RetinaFace:
         ValueError: not RetinaFace's tensors: unreadable, or some missing, unexpected or of another shape.
     """
     state = {
-        name.removeprefix("module."): tensor.float()
+        name.removeprefix("module."): tensor
         for name, tensor in read_tensors(path).items()
         if not name.endswith("num_batches_tracked")
     }
@@ -275,8 +275,10 @@ def load_retinaface(path: Path, device: torch.device) -> RetinaFace:
         )
     with torch.device("meta"):  # no time for random numbers that the file replaces
         network = RetinaFace(layouts[0])
-    if problems := state_problems(network.state_dict(), state, counters=False):
+    expected = network.state_dict()
+    if problems := state_problems(expected, state, counters=False):
         raise ValueError(f"{path}: these are not the weights of RetinaFace with {layouts[0]}: {'; '.join(problems)}.")
+    state = {name: in_dtype_of(expected[name], tensor) for name, tensor in state.items()}
     network.load_state_dict(state, strict=False, assign=True)  # what differs was settled above; counters stay unset
     network = network.eval().requires_grad_(False)
     fold_normalisation(network)
