@@ -36,6 +36,7 @@ def official(experiment: Experiment) -> Experiment:
             align_corners=True,
             part_dropout=0.25,
             global_dropout=0.5,
+            norm_momentum=0.01,
         ),
         loss=dataclasses.replace(
             experiment.loss,

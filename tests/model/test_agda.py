@@ -83,9 +83,29 @@ def test_noise_falls_where_the_map_is_and_on_the_copy_only():
     attention = torch.zeros(1, 1, 4, 4)
     attention[..., 0, 0] = 1.0
     found = AttentionGuidedAugmentation(AgdaConfig(noise=0.1))(quiet, attention).images
-    assert 0.05 < found[..., :4, :4].std() < 0.2
+    assert 0.02 < found[..., :4, :4].std() < 0.2
     assert found[..., 12:, :].abs().max() == 0
     assert quiet.abs().max() == 0
+
+
+def test_noise_is_added_to_the_small_copy_and_scaled_up_with_it():
+    config = AgdaConfig(resize_factor=0.5, resample="align-corners", noise=0.1)
+    found = AttentionGuidedAugmentation(config)(torch.zeros(1, 3, 64, 64), torch.ones(1, 1, 4, 4)).images
+    neighbours = (found[..., 1:] * found[..., :-1]).mean() / found.square().mean()
+    assert neighbours > 0.5  # 0 for noise drawn pixel by pixel
+    small = 0.1 * torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.interpolate(small, size=(64, 64), mode="bilinear", align_corners=True)
+    generator = torch.Generator().manual_seed(1)
+    copy = degrade(torch.zeros(1, 3, 64, 64), 0.5, 7.0, align_corners=True, noise=0.1, generator=generator)
+    torch.testing.assert_close(copy, expected)
+
+
+def test_the_gate_is_drawn_once_a_batch_and_anew_for_the_next():
+    images_, attention = images(1).expand(4, -1, -1, -1), torch.rand(1, 1, 5, 6).expand(4, -1, -1, -1)
+    augment = AttentionGuidedAugmentation(AgdaConfig(gate=True))
+    first, second = augment(images_, attention).images, augment(images_, attention).images
+    assert torch.equal(first, first[:1].expand(4, -1, -1, -1))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("slope", [3.0, 5.0])

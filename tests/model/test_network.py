@@ -61,6 +61,16 @@ def test_every_number_of_maps_trains_in_both_profiles(profile, num_maps):
     output.logits.sum().backward()
 
 
+@pytest.mark.parametrize(("profile", "momentum"), [("dfdc_b4", 0.1), ("dfdc_b4_official", 0.01)])
+def test_the_backbones_running_statistics_move_as_slowly_as_the_profile_has_it(profile, momentum):
+    network = make_network(get_experiment(profile, tiny=True).model, load_weights=False)
+    layers = {
+        name: module.momentum for name, module in network.named_modules() if isinstance(module, torch.nn.BatchNorm2d)
+    }
+    assert {value for name, value in layers.items() if name.startswith("backbone.")} == {momentum}
+    assert {value for name, value in layers.items() if not name.startswith("backbone.")} == {0.1}
+
+
 @pytest.mark.parametrize("num_maps", [1, 4])
 @pytest.mark.parametrize(
     ("batch", "size"),

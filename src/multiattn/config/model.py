@@ -9,6 +9,8 @@ from multiattn.config.settings import require, require_at_least, require_fields
 STAGE_NAME = re.compile(r"L([1-9]\d?)")
 """L1, L2, ...: how many there are depends on the backbone, which checks that."""
 MAX_MAPS, MAX_HIDDEN_SIZE = 8, 16_384
+MAX_MARGIN = 4
+"""Unit vectors are at most 4 apart when squared; beyond that a margin says nothing."""
 MAX_BLUR = 512
 """Largest standard deviation of a blur, in pixels."""
 Padding = Literal["dynamic", "static"]
@@ -59,6 +61,9 @@ class ModelConfig:
     """Dropout on the global feature G; the paper names none, the release has 0.5. In the baseline: before its layer."""
     drop_path_rate: float = 0.2
     """Stochastic depth of the backbone."""
+    norm_momentum: float | None = None
+    """Weight of a batch in the running statistics of the backbone's batch normalisation: 0.01 in the release; None
+    leaves timm's own, 0.1 in EfficientNet and Xception."""
     checkpoint_activations: bool = False
     """Compute the backbone's activations again in backward instead of keeping them: less memory, more time."""
 
@@ -66,6 +71,8 @@ class ModelConfig:
         require_fields(self)
         require(1 <= self.num_maps <= MAX_MAPS, self, "num_maps", f"1 to {MAX_MAPS}")
         require(1 <= self.hidden_size <= MAX_HIDDEN_SIZE, self, "hidden_size", f"1 to {MAX_HIDDEN_SIZE}")
+        momentum = self.norm_momentum
+        require(momentum is None or 0 < momentum <= 1, self, "norm_momentum", "None or a value in (0, 1]")
         for name in ("part_dropout", "global_dropout", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, self, name, "a value in [0, 1)")
         for name in ("texture_stage", "attention_stage"):
@@ -121,8 +128,8 @@ class LossConfig:
         require(0 <= self.label_smoothing < 1, self, "label_smoothing", "a value in [0, 1)")
         require(self.ams_scale > 0, self, "ams_scale", "a positive scale")
         for name in ("intra_margin_real", "intra_margin_fake"):
-            # Unit vectors are at most 4 apart when squared; beyond that a margin says nothing.
-            require(-4 <= getattr(self, name) <= 4, self, name, "a value in [-4, 4]")
+            within = abs(getattr(self, name)) <= MAX_MARGIN
+            require(within, self, name, f"a value in [-{MAX_MARGIN}, {MAX_MARGIN}]")
         for name in ("center_rate", "center_decay"):
             require(0 < getattr(self, name) <= 1, self, name, "a value in (0, 1]")
 
@@ -145,7 +152,8 @@ class AgdaConfig:
     kernel_size: int | None = None
     """Side of the blur's kernel, odd; None takes three sigmas to each side."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on the degraded copy, in the network's input range [-1, 1]."""
+    """Standard deviation of Gaussian noise on the blurred copy before it is scaled up again, in the network's input
+    range [-1, 1]."""
     gate: bool = False
     """Pass A* through a sigmoid of random threshold and slope, as the release does."""
     gate_threshold: tuple[float, float] = (0.4, 0.6)

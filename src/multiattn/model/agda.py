@@ -52,17 +52,23 @@ class AttentionGuidedAugmentation(nn.Module):
         maps = attention[torch.arange(len(index), device=index.device), index].unsqueeze(1)  # (B, 1, h, w)
         aligned = config.resample == "align-corners"
         a_star = unit_maps(maps, images.shape[-2:], align_corners=aligned)
-        if config.gate:
+        if config.gate:  # one threshold and one slope for the whole batch
+            draws = torch.rand(2, generator=generator, device=maps.device)
             bounds = (config.gate_threshold, config.gate_slope)
-            a_star = gate_maps(a_star, *(_draw_between(*pair, maps, generator) for pair in bounds))
+            a_star = gate_maps(
+                a_star, *(low + (high - low) * draw for (low, high), draw in zip(bounds, draws, strict=True))
+            )
         if config.mode == "hard":
             return DegradedCopies(mask_hard(images, a_star, config.threshold), index)
         degraded = degrade(
-            images, config.resize_factor, config.sigma, kernel_size=config.kernel_size, align_corners=aligned
+            images,
+            config.resize_factor,
+            config.sigma,
+            kernel_size=config.kernel_size,
+            align_corners=aligned,
+            noise=config.noise,
+            generator=generator,
         )
-        if config.noise > 0:
-            noise = torch.randn(degraded.shape, generator=generator, device=degraded.device)
-            degraded = degraded + config.noise * noise
         return DegradedCopies(mix_soft(images, degraded, a_star), index)
 
 
@@ -96,18 +102,13 @@ def unit_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = Fals
 def gate_maps(a_star: Tensor, threshold: Tensor | float, slope: Tensor | float) -> Tensor:
     """A* through a sigmoid, shifted so that 0 stays 0 and divided by the range that is left: a part of the release.
 
-    (s(A*) - s(0)) / (1 - s(0)), with s(a) = sigmoid(slope (a - threshold)): (B, 1, H, W) in [0, 1). Threshold and
-    (positive) slope are scalars, or one a sample as (B, 1, 1, 1).
+    (s(A*) - s(0)) / (1 - s(0)), with s(a) = sigmoid(slope (a - threshold)), slope > 0: (B, 1, H, W) in [0, 1).
     """
     threshold, slope = (
         torch.as_tensor(value, dtype=a_star.dtype, device=a_star.device) for value in (threshold, slope)
     )
     zero = torch.sigmoid(-slope * threshold)
     return (torch.sigmoid(slope * (a_star - threshold)) - zero) / (1.0 - zero)
-
-
-def _draw_between(first: float, last: float, maps: Tensor, generator: Generator | None) -> Tensor:
-    return first + (last - first) * torch.rand((len(maps), 1, 1, 1), generator=generator, device=maps.device)
 
 
 def mix_soft(images: Tensor, degraded: Tensor, a_star: Tensor) -> Tensor:
@@ -128,7 +129,14 @@ def mask_hard(images: Tensor, a_star: Tensor, threshold: float) -> Tensor:
 
 
 def degrade(
-    images: Tensor, resize_factor: float, sigma: float, *, kernel_size: int | None = None, align_corners: bool = False
+    images: Tensor,
+    resize_factor: float,
+    sigma: float,
+    *,
+    kernel_size: int | None = None,
+    align_corners: bool = False,
+    noise: float = 0.0,
+    generator: Generator | None = None,
 ) -> Tensor:
     """I_d: scaled down, blurred and scaled back to size, section 3.4 of arXiv:2103.02406.
 
@@ -138,6 +146,7 @@ def degrade(
         sigma: of the Gaussian, in pixels of the scaled-down copy.
         kernel_size: side of the Gaussian's kernel; None for three sigmas to each side.
         align_corners: scale with aligned corners and without antialiasing, as the release does.
+        noise: standard deviation of Gaussian noise on the blurred small copy, drawn from the generator.
 
     Returns:
         (B, 3, H, W) float32.
@@ -150,7 +159,10 @@ def degrade(
         copy = F.interpolate(
             images.float(), size=small, mode="bilinear", align_corners=align_corners, antialias=not align_corners
         )
-        return resize_maps(gaussian_blur(copy, sigma, kernel_size), (height, width), align_corners=align_corners)
+        copy = gaussian_blur(copy, sigma, kernel_size)
+        if noise > 0:
+            copy = copy + noise * torch.randn(copy.shape, generator=generator, device=copy.device)
+        return resize_maps(copy, (height, width), align_corners=align_corners)
 
 
 def gaussian_blur(images: Tensor, sigma: float, kernel_size: int | None = None) -> Tensor:

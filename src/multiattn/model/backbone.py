@@ -18,6 +18,7 @@ import torch
 from timm.models.efficientnet import EfficientNet
 from timm.models.xception import Xception
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from multiattn.config import Padding
 from multiattn.config.settings import did_you_mean
@@ -73,6 +74,7 @@ class Backbone(nn.Module):
         pretrained: bool = False,
         weights: str | Path | None = None,
         padding: Padding = "dynamic",
+        norm_momentum: float | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
         """Build the network and load its weights.
@@ -85,6 +87,7 @@ class Backbone(nn.Module):
             weights: a local file, as `load_backbone_file` takes it; used whenever it is given.
             padding: `dynamic` pads from the size at run time (TensorFlow's SAME where the network has it); `static`
                 for the network's nominal image size, as the authors' code did (`StaticSameConv2d`).
+            norm_momentum: of its batch normalisation, in torch's sense; None leaves timm's own.
             checkpoint_activations: let its blocks compute their activations again in backward (`checkpoint_blocks`).
 
         Raises:
@@ -111,6 +114,10 @@ class Backbone(nn.Module):
             for module in self.net.modules():
                 if getattr(module, "inplace", False) is True:
                     module.inplace = False
+        if norm_momentum is not None:
+            for module in self.net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.momentum = norm_momentum
         if weights is not None:
             load_backbone_file(self.net, weights)
         if checkpoint_activations:

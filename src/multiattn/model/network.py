@@ -174,6 +174,7 @@ def make_backbone(config: ModelConfig, stages: tuple[str, ...], *, load_weights:
         pretrained=config.pretrained and load_weights,
         weights=config.weights if load_weights else None,
         padding=config.padding,
+        norm_momentum=config.norm_momentum,
         checkpoint_activations=config.checkpoint_activations,
     )
 
