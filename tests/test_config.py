@@ -78,7 +78,7 @@ REFUSED = {
         "num_maps": [0, 9], "hidden_size": [0, 10**9], "drop_path_rate": [1.0, -0.1],
         "texture_stage": ["b2", "", "L6", "L0"],
         "attention_stage": ["l5", "L1"], "network": ["plain"], "attention": ["elu"], "texture": ["sparse"],
-        "padding": ["same"], "part_dropout": [1.0], "global_dropout": [1.0],
+        "padding": ["same"], "part_dropout": [1.0], "global_dropout": [1.0], "norm_momentum": [0.0, 1.1],
     },
     LossConfig: {
         "cross_entropy_weight": [-1.0], "auxiliary_weight": [-1e-9], "inter_margin": [-0.2],

@@ -22,8 +22,9 @@ from multiattn.inference.runs import find_models, load_run
 from multiattn.inference.submit.inputs import SubmitInputs, find_inputs
 from multiattn.inference.submit.run import run_submit
 from multiattn.model.network import MultiAttentionNet
-from multiattn.model.official import EFFICIENTNETS, convert_state, read_layout, without_wrapper
+from multiattn.model.official import EFFICIENTNETS, IMAGE_SIZES, convert_state, read_layout, without_wrapper
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.video.crops.recipe import read_recipe
 from pipeline import Pipeline, run
 
 
@@ -154,18 +155,80 @@ def test_the_losss_margins_and_step_are_kept_in_the_experiment(imported):
         ({"net._blocks.3._bn1.running_mean": None}, r"1 missing \("),
         ({"attentions.mask": None}, r"1 missing \("),
         ({"project_final.bias": None}, r"1 missing \("),
-        (
-            {"project_final.weight": torch.zeros(256, 1281)},
-            r"classifier.whole.1.weight \(256, 1281\) instead",
-        ),
+        ({"project_final.weight": torch.zeros(256, 1281)}, r"whole.1.weight \(256, 1281\) instead"),
+        ({"project_final.bias": torch.zeros(256, dtype=torch.int32)}, r"no floating-point numbers \(class.*int32\)"),
+        ({"project_final.bias": torch.full((256,), torch.nan)}, r"1 not finite \(classifier.whole.1.bias\)"),
     ],
-    ids=["of the backbone", "a buffer", "a bias", "another shape"],
+    ids=["of the backbone", "a buffer", "a bias", "another shape", "integers", "a NaN"],
 )
 def test_a_missing_or_misshapen_tensor_is_an_error(b0, tmp_path, change, message):
     state = {name: tensor for name, tensor in {**b0, **change}.items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
         import_checkpoint(save(state, tmp_path), tmp_path / "official", image_size=64)
     assert not (tmp_path / "official").exists(), "half a run was written"
+
+
+def of_shape(*shape: int) -> Tensor:
+    return torch.zeros(1).expand(shape)
+
+
+OTHER_OPTIONS = {
+    "attention at final": (
+        "b0",
+        {"attentions.conv_extract.weight": of_shape(1280, 1280, 3, 3)},
+        "attention at `final`, the backbone's last map",
+    ),
+    "Xception's final": (
+        "xception",
+        {"attentions.conv_extract.weight": of_shape(2048, 2048, 3, 3)},
+        "attention at `final`",
+    ),
+    "texture at b0": (
+        "b0",
+        {"texture_enhance.conv_extract.weight": of_shape(32, 32, 3, 3)},
+        "texture at `b0`, the output of its stem",
+    ),
+    "equal strides": (
+        "b0",
+        {"texture_enhance.conv_extract.weight": of_shape(80, 80, 3, 3)},
+        r"texture at L4 and attention at L5 of equal strides \(16 and 16 px\)",
+    ),
+    "five classes": ("b0", {"ensemble_classifier_fc.2.weight": of_shape(5, 256)}, "5 classes in place of real and"),
+    "nine maps": ("b0", {"attentions.conv2.weight": of_shape(9, 112, 1, 1)}, "M = 9 attention maps, more than 8"),
+    "a wide margin": ("b0", {"auxiliary_loss.inner_margin": torch.tensor([0.2, -5.0])}, r"inner margins \[0.2.*-5.0\]"),
+    "a margin that is no number": ("b0", {"auxiliary_loss.inner_margin": torch.tensor([0.2, torch.nan])}, "nan"),
+    "B8": (
+        "b0",
+        {
+            "net._conv_stem.weight": of_shape(72, 3, 3, 3),
+            "net._conv_head.weight": of_shape(2816, 704, 1, 1),
+            **{f"net._blocks.{index}._bn1.bias": torch.zeros(1) for index in range(61)},
+        },
+        "EfficientNet-B8",
+    ),
+    "two of them": (
+        "b0",
+        {
+            "attentions.conv2.weight": of_shape(9, 112, 1, 1),
+            "ensemble_classifier_fc.2.weight": of_shape(5, 256),
+        },
+        "5 classes.*; M = 9",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), OTHER_OPTIONS.values(), ids=OTHER_OPTIONS.keys())
+def test_an_option_of_the_release_that_is_lacking_here_is_named(kind, change, message):
+    with pytest.raises(ValueError, match=f"options of the release that this program does not have: .*{message}"):
+        read_layout({**official_state(kind), **change})
+
+
+@pytest.mark.parametrize(("kind", "size"), [("b0", 224), ("xception", 299)])
+def test_the_crops_are_as_large_as_the_release_had_them_for_the_backbone(tmp_path, kind, size):
+    done = import_checkpoint(save(official_state(kind), tmp_path), tmp_path / "official")
+    assert done.experiment.data.image_size == size
+    assert read_recipe(done.path).size == size
+    assert IMAGE_SIZES["tf_efficientnet_b4"] == 380
 
 
 def test_an_unknown_tensor_is_reported_and_an_absent_counter_or_loss_is_no_loss(b0, tmp_path, caplog):

@@ -14,7 +14,7 @@ from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, Pa
 from multiattn.experiments import official
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import MultiAttentionNet
-from multiattn.model.official import UNKNOWN, convert_state, read_layout, without_wrapper
+from multiattn.model.official import IMAGE_SIZES, UNKNOWN, convert_state, read_layout, without_wrapper
 from multiattn.runtime.environment import describe_environment
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, ENVIRONMENT_FILE, EXPERIMENT_FILE, IMPORT_FILE, fold_folder
@@ -55,7 +55,7 @@ def import_checkpoint(
     checkpoint: Path,
     out: Path,
     *,
-    image_size: int = 380,
+    image_size: int | None = None,
     attention_grid: Literal["auto", Padding] = "auto",
     texture_stage: str | None = None,
     attention_stage: str | None = None,
@@ -68,7 +68,7 @@ def import_checkpoint(
         checkpoint: .pth with `{logs, state_dict, optimizer_state, scheduler_state}` or a bare state dict (also
             .safetensors); float32 or half precision. Only tensors are loaded, never a pickled object.
         out: the experiment's folder; its name becomes the experiment's.
-        image_size: side of the crops in pixels.
+        image_size: side of the crops in pixels; by default the one that the release trained the backbone on.
         attention_grid: how an EfficientNet pads (23x23 maps in B4 at 380 px when `static`, 24x24 when `dynamic`).
             `auto`: static for an EfficientNet, as the release was trained; Xception pads in one way only.
         texture_stage, attention_stage: as for `read_layout`.
@@ -80,6 +80,7 @@ def import_checkpoint(
     state = without_wrapper(read_tensors(checkpoint))
     try:
         model, notes = read_layout(state, texture_stage=texture_stage, attention_stage=attention_stage)
+        image_size = IMAGE_SIZES[model.backbone] if image_size is None else image_size
         experiment = _experiment(out.name, model, state, image_size, attention_grid)
         recipe = CropRecipe(size=image_size)
         network = MultiAttentionNet(experiment.model, load_weights=False).eval()

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multiattn.config import ModelConfig
+from multiattn.config.model import MAX_MAPS, MAX_MARGIN
 from multiattn.model.backbone import StageTable, read_stages
 from multiattn.model.backbone_weights import rename_to_timm
-from multiattn.model.network import MultiAttentionNet
-from multiattn.runtime.tensor_files import state_problems
+from multiattn.model.network import NUM_CLASSES, MultiAttentionNet
+from multiattn.model.rewrites import NOMINAL_SIZES
+from multiattn.runtime.tensor_files import in_dtype_of, state_problems
 
 EFFICIENTNETS = {
     (32, 1280, 16): "tf_efficientnet_b0",
@@ -23,7 +25,10 @@ EFFICIENTNETS = {
     (64, 2560, 55): "tf_efficientnet_b7",
 }
 """Channels of the stem, channels of the head, number of blocks -> timm's name."""
+LARGER_EFFICIENTNETS = {(72, 2816, 61): "EfficientNet-B8", (136, 5504, 88): "EfficientNet-L2"}
 XCEPTION = "legacy_xception"
+IMAGE_SIZES = {**NOMINAL_SIZES, XCEPTION: 299}
+"""Side in pixels of the crops that the release trained each backbone on."""
 
 LAYERS = {
     "attentions": "attention",  # its mask
@@ -101,10 +106,12 @@ def read_layout(
         was decided.
 
     Raises:
-        ValueError: an unknown backbone, a missing part, or a stage that does not fit the shapes.
+        ValueError: an unknown backbone, a missing part, a stage that does not fit the shapes, or options of the release
+            that this program does not have.
     """
     backbone = _backbone(state)
     table = read_stages(backbone)
+    _refuse(_lacking(state, backbone, table))
     notes: list[str] = []
     texture, attention = (
         _stage(kind, asked, _shape(state, f"{layer}.conv_extract.weight")[1], table, notes)
@@ -113,6 +120,10 @@ def read_layout(
             ("attention", attention_stage, "attentions"),
         )
     )
+    fine, coarse = table.strides[texture], table.strides[attention]
+    if fine >= coarse:
+        relation = "of equal strides" if fine == coarse else "with the coarser texture"
+        _refuse([f"texture at {texture} and attention at {attention} {relation} ({fine} and {coarse} px)"])
     model = ModelConfig(
         backbone=backbone,
         pretrained=False,
@@ -145,7 +156,7 @@ def convert_state(state: Mapping[str, Tensor], network: MultiAttentionNet) -> Co
         target = target_name(source)
         if target in expected:
             used[source] = target
-            converted[target] = tensor.to(expected[target].dtype)
+            converted[target] = in_dtype_of(expected[target], tensor)
         elif source not in used and source not in unused:
             other = AUXILIARY if source.startswith("auxiliary_loss.") else UNKNOWN
             unused[source] = LOSS_TENSORS.get(source, other)
@@ -184,12 +195,40 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
         )
     blocks = {found[1] for name in state if (found := re.match(r"net\._blocks\.(\d+)\.", name))}
     widths = (_shape(state, "net._conv_stem.weight")[0], _shape(state, "net._conv_head.weight")[0], len(blocks))
+    if widths in LARGER_EFFICIENTNETS:
+        _refuse([LARGER_EFFICIENTNETS[widths]])
     if widths not in EFFICIENTNETS:
         raise ValueError(
             f"an EfficientNet with {widths[0]} channels in its stem, {widths[1]} in its head and {widths[2]} blocks is "
             f"none of B0 to B7: expected one of {sorted(EFFICIENTNETS)}."
         )
     return EFFICIENTNETS[widths]
+
+
+def _lacking(state: Mapping[str, Tensor], backbone: str, table: StageTable) -> list[str]:
+    """Options of the release, as far as tensors tell them, that this program does not have."""
+    stem = _shape(state, "net.conv2.weight" if backbone == XCEPTION else "net._conv_stem.weight")[0]
+    others = {table.num_features: "`final`, the backbone's last map", stem: "`b0`, the output of its stem"}
+    lacking = []
+    for kind, layer in (("texture", "texture_enhance"), ("attention", "attentions")):
+        channels = _shape(state, f"{layer}.conv_extract.weight")[1]
+        if channels in others and channels not in table.channels.values():
+            lacking.append(f"{kind} at {others[channels]}")
+    num_classes = _shape(state, "ensemble_classifier_fc.2.weight")[0]
+    if num_classes != NUM_CLASSES:
+        lacking.append(f"{num_classes} classes in place of real and fake")
+    num_maps = _shape(state, "attentions.conv2.weight")[0]
+    if num_maps > MAX_MAPS:
+        lacking.append(f"M = {num_maps} attention maps, more than {MAX_MAPS}")
+    margins = state.get("auxiliary_loss.inner_margin")
+    if margins is not None and not (margins.is_meta or bool((margins.abs() <= MAX_MARGIN).all())):
+        lacking.append(f"inner margins {margins.tolist()} beyond {MAX_MARGIN}")
+    return lacking
+
+
+def _refuse(options: list[str]) -> None:
+    if options:
+        raise ValueError(f"it uses options of the release that this program does not have: {'; '.join(options)}.")
 
 
 def _stage(kind: str, asked: str | None, channels: int, table: StageTable, notes: list[str]) -> str:

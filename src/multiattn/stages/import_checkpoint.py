@@ -1,7 +1,7 @@
 """A checkpoint the authors released -> a run folder for predict, submit and the notebook.
 
 multiattn import-checkpoint CKPT.pth --out runs/official
-multiattn import-checkpoint CKPT.pth --out runs/official --attention-grid dynamic --image-size 380
+multiattn import-checkpoint CKPT.pth --out runs/official --attention-grid dynamic --image-size 320
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ class Options:
     """The released .pth (or its tensors as .safetensors); a pickled object is refused."""
     out: Path
     """The experiment's folder, runs/NAME; the run is its fold0."""
-    image_size: int = 380
-    """Side of the crops in pixels."""
+    image_size: int | None = None
+    """Side of the crops in pixels; by default the one that the release trained the backbone on: B0 224, B4 380,
+    Xception 299, ..."""
     attention_grid: Literal["auto", Padding] = "auto"
     """Padding of an EfficientNet: in B4 at 380 px static gives 23x23 attention maps, dynamic 24x24. auto: static, as
     the release was trained; Xception has one way only."""
