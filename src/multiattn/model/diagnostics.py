@@ -85,7 +85,7 @@ def collapse_warning(figures: dict[str, float], experiment: Experiment, phase: P
     if figures.get("map_dead_share", 0.0) > DEAD_SHARE:
         return (
             f"{figures['map_dead_share']:.0%} of the attention maps are zero everywhere (more than {DEAD_SHARE:.0%}). "
-            f"Try {_gentler_steps(experiment, phase)}."
+            f"Try {gentler_steps(experiment, phase)}."
         )
     if figures.get("map_cosine", 0.0) > COLLAPSED_COSINE:
         return (
@@ -100,7 +100,8 @@ def collapse_warning(figures: dict[str, float], experiment: Experiment, phase: P
     return None
 
 
-def _gentler_steps(experiment: Experiment, phase: Phase) -> str:
+def gentler_steps(experiment: Experiment, phase: Phase) -> str:
+    """Settings of a phase's optimiser that make smaller steps, but for those that it has already, in words."""
     options = ["a lower {}lr"]
     if phase.optim.warmup_epochs < 1 and phase.optim.schedule != "one-cycle":
         options.append("{}warmup-epochs 1")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiattn.config import Experiment
+from multiattn.model.diagnostics import gentler_steps
 from multiattn.runtime.devices import autocast, seed_everything
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.training.data.crops import FoldCrops
@@ -238,11 +239,12 @@ def require_finite(training: FoldTraining) -> dict[str, float]:
 def _diverged(training: FoldTraining, fault: str) -> ValueError:
     """Make the error for a loss or weights that are no numbers any more."""
     scale = f", gradient scale {training.scaler.get_scale():g}" if training.scaler.is_enabled() else ""
+    exact = "" if training.precision == "fp32" else " or --precision fp32"
     return ValueError(
         f"{training.run.model_name}: epoch {training.progress.epoch}, {fault}, at learning rate "
         f"{training.learning_rate:.3g} in {training.precision}{scale}. The state saved before it and the best weights "
-        "are intact. Try a lower learning rate, gradients clipped to a norm of 5, or fp32 (train: --optim.lr, "
-        "--optim.clip-grad-norm, --precision; with --allow-changes from the saved state, or under another --name)."
+        f"are intact. Try {gentler_steps(training.experiment, training.span.phase)}{exact} (with --allow-changes from "
+        "the saved state, or under another --name)."
     )
 
 
