@@ -1,8 +1,11 @@
 """The package as a library: what `import multiattn` offers, and what it costs."""
 
+import ast
 import doctest
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +40,26 @@ def test_torch_is_not_imported_before_a_name_that_needs_it(statement):
     command = [sys.executable, "-c", f"import sys; {statement}; print('torch' in sys.modules)"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_the_package_requires_what_its_commands_need_and_leaves_tools_to_extras():
+    script = (
+        "import setuptools; from distutils.core import run_setup; made = run_setup('setup.py', stop_after='init');"
+        "print((made.install_requires, made.extras_require))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    product, extras = ast.literal_eval(result.stdout)
+    named = {name: {re.match(r"[\w-]+", word)[0] for word in words} for name, words in {"": product, **extras}.items()}
+    assert named[""] >= {"torch", "timm", "av", "tyro"} and not named[""] & {"pytest", "pytest-xdist", "ruff", "dask"}
+    assert named["test"] == {"pytest", "pytest-xdist", "ruff"}
+    assert {name: named[name] for name in ("dask", "ray", "lab")} == {
+        "dask": {"dask"}, "ray": {"ray"}, "lab": {"jupyterlab"}
+    }  # fmt: skip
+    listed = re.findall(r"^([\w-]+)(?=[=>\[])", (root / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(listed) == named[""] | named["test"] | named["dask"], "all that a fresh clone installs"
+    assert all((">=" in word and "<" in word) or "==" in word for word in product), "bounds on either side"
 
 
 def test_the_example_in_the_networks_docstring_runs():

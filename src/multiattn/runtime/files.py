@@ -71,7 +71,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def _create_temporary(path: Path) -> tuple[int, Path]:
     """A new file beside `path`, locked as long as this process lives, so that nobody takes it for a leftover."""
     while True:
-        temporary = path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
+        temporary = path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}{TEMPORARY}{path.suffix[:16]}")
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX)
