@@ -13,11 +13,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 import pyarrow
 import pyarrow.compute
 import pyarrow.csv
@@ -25,6 +24,10 @@ import pyarrow.parquet
 
 from multiattn.config.choices import SplitName
 from multiattn.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandera.pandas as pa
+    from pandera.errors import SchemaErrors
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +68,13 @@ def _faulty(values: pd.Series, fault: Callable[[str], str | None]) -> pd.Series:
     return pd.Series(found, index=values.index)
 
 
-_IS_PATH = pa.Check(lambda values: ~_faulty(values, path_fault))
-_IS_PATH_OR_EMPTY = pa.Check(lambda values: (values == "") | ~_faulty(values, path_fault))
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: the kind of its values, what they are in words, and a mask of those that are allowed."""
+
+    kind: Literal["text", "int64", "float64"]
+    description: str
+    allows: Callable[[pd.Series], pd.Series] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Table:
 
     name: str
     key: tuple[str, ...]
-    columns: dict[str, pa.Column]
+    columns: dict[str, Column]
     made_by: str
     """The command that makes it, or a sentence where none does."""
 
@@ -86,9 +94,7 @@ class Table:
 
     def empty(self) -> pd.DataFrame:
         """The table with no rows and the right dtypes."""
-        types = {
-            name: "object" if column.dtype.type is str else column.dtype.type for name, column in self.columns.items()
-        }
+        types = {name: "object" if column.kind == "text" else column.kind for name, column in self.columns.items()}
         return self.validate(pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()}), self.name)
 
     def validate(self, frame: pd.DataFrame, source: str | Path) -> pd.DataFrame:
@@ -103,16 +109,27 @@ class Table:
                 f"{source}: not a {self.name} table: expected column {missing[0]!r} (of {', '.join(self.columns)}), "
                 f"found columns {', '.join(map(str, frame.columns)) or 'none'}. {self.advice}"
             )
-        schema = pa.DataFrameSchema(self.columns, coerce=True)
+        from pandera.errors import SchemaErrors
+
+        schema = self._schema()
         frame = frame[list(self.columns)].reset_index(drop=True)
-        whole = [name for name, column in self.columns.items() if column.dtype.type == "int64"]
+        whole = [name for name, column in self.columns.items() if column.kind == "int64"]
         frame = frame.assign(**{name: _keep_fractions(frame[name]) for name in whole})
         try:
             frame = schema.validate(frame, lazy=True)
-        except pa.errors.SchemaErrors as error:
+        except SchemaErrors as error:
             raise ValueError(f"{source}: {self._describe(error, len(frame))}") from error
         self._require_single_keys(frame, source)
         return frame
+
+    def _schema(self) -> "pa.DataFrameSchema":
+        import pandera.pandas as pa  # half a second, which reading options has no use for
+
+        columns = {}
+        for name, column in self.columns.items():
+            checks = [pa.Check(column.allows)] if column.allows is not None else []
+            columns[name] = pa.Column(str if column.kind == "text" else column.kind, checks)
+        return pa.DataFrameSchema(columns, coerce=True)
 
     def _require_single_keys(self, frame: pd.DataFrame, source: str | Path) -> None:
         key = frame[list(self.key)]
@@ -126,12 +143,12 @@ class Table:
                 f"found {int(repeated.sum())} rows that share theirs; the first: {first}."
             )
 
-    def _describe(self, error: pa.errors.SchemaErrors, num_rows: int) -> str:
+    def _describe(self, error: "SchemaErrors", num_rows: int) -> str:
         cases = error.failure_cases
         first = cases.iloc[0]
         same = cases[(cases["column"] == first["column"]) & (cases["check"] == first["check"])]
         column = self.columns.get(first["column"])
-        expected = (column.description or str(column.dtype)) if column is not None else first["check"]
+        expected = column.description if column is not None else first["check"]
         rows = [f"row {index}: {value!r}" for index, value in zip(same["index"], same["failure_case"], strict=True)]
         return (
             f"{self.name}: column {first['column']!r}: expected {expected}, "
@@ -159,7 +176,7 @@ class Table:
 
     def _without_unnameable(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
         """The rows whose paths a file system takes; the others are logged."""
-        paths = [name for name, column in self.columns.items() if any(check is _IS_PATH for check in column.checks)]
+        paths = [name for name, column in self.columns.items() if column.allows is _are_paths]
         for name in frame.columns.intersection(paths):
             texts = frame[name].astype(str)
             faulty = _faulty(texts, name_fault)
@@ -182,16 +199,18 @@ class Table:
         Raises:
             FileNotFoundError, ValueError: as `read`; counts and rows in the message are those of the whole table.
         """
+        from pandera.errors import SchemaError
+
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
         part = replace(self, columns={name: self.columns[name] for name in self.columns if name in columns})
         compact = {"int64": "int64", "float64": "float32"}
-        kinds = {name: compact.get(str(column.dtype.type), "text") for name, column in part.columns.items()}
+        kinds = {name: compact.get(column.kind, "text") for name, column in part.columns.items()}
         try:
             frame = part._read_pieces(path, kinds)
             part._require_single_keys(frame, path)
-        except (pa.errors.SchemaError, pyarrow.ArrowException, OSError, ValueError):
+        except (SchemaError, pyarrow.ArrowException, OSError, ValueError):
             # The whole at once says what is wrong with it.
             frame = part.read(path, allow_empty=True)
             frame = frame.astype({name: kind for name, kind in kinds.items() if kind == "float32"})
@@ -204,7 +223,7 @@ class Table:
         Raises:
             ValueError: also where the file holds another kind, which reading the whole may turn into the right one.
         """
-        schema = pa.DataFrameSchema(self.columns, coerce=True)
+        schema = self._schema()
         texts = [name for name, kind in kinds.items() if kind == "text"]
         start, words = 0, []
         # The first column of the key repeats itself; with pre_buffer the whole file would wait in memory.
@@ -305,37 +324,42 @@ def _keep_fractions(values: pd.Series) -> pd.Series:
     return values.astype(object).where(~fraction, values.astype(str))
 
 
-def _text(description: str = "text", *checks: pa.Check) -> pa.Column:
-    return pa.Column(str, checks=list(checks), description=description)
+def _text(description: str, allows: Callable[[pd.Series], pd.Series] | None = None) -> Column:
+    return Column("text", description, allows)
 
 
-def _name(description: str) -> pa.Column:
-    return _text(f"{description}, not empty", pa.Check.str_length(min_value=1))
+def _name(description: str) -> Column:
+    return _text(f"{description}, not empty", lambda values: values != "")
 
 
-def _path(description: str) -> pa.Column:
+def _are_paths(values: pd.Series) -> pd.Series:
+    return ~_faulty(values, path_fault)
+
+
+def _path(description: str) -> Column:
     parts = f"parts of 1 to {MAX_NAME_BYTES} bytes, none of them `.` or `..`"
-    return _text(f"{description}, not empty, relative, with {parts}", _IS_PATH)
+    return _text(f"{description}, not empty, relative, with {parts}", _are_paths)
 
 
-def _integer(minimum: int, description: str) -> pa.Column:
-    return pa.Column("int64", pa.Check.ge(minimum), description=f"{description}, a whole number from {minimum}")
+def _integer(minimum: int, description: str) -> Column:
+    return Column("int64", f"{description}, a whole number from {minimum}", lambda values: values >= minimum)
 
 
-def _number(description: str) -> pa.Column:
-    return pa.Column("float64", pa.Check(lambda values: values.abs() < float("inf")), description=description)
+def _number(description: str) -> Column:
+    return Column("float64", description, lambda values: values.abs() < float("inf"))
 
 
-def _probability() -> pa.Column:
-    return pa.Column("float64", pa.Check.in_range(0, 1), description="P(fake) in [0, 1]")
+def _probability() -> Column:
+    return Column("float64", "P(fake) in [0, 1]", lambda values: values.between(0, 1))
 
 
-def _label(*allowed: int) -> pa.Column:
-    return pa.Column("int64", pa.Check.isin(allowed), description=f"a label of {sorted(allowed)} (1 = fake, 0 = real)")
+def _label(*allowed: int) -> Column:
+    description = f"a label of {sorted(allowed)} (1 = fake, 0 = real)"
+    return Column("int64", description, lambda values: values.isin(allowed))
 
 
-def _one_of(*allowed: str) -> pa.Column:
-    return _text(f"one of {list(allowed)}", pa.Check.isin(allowed))
+def _one_of(*allowed: str) -> Column:
+    return _text(f"one of {list(allowed)}", lambda values: values.isin(allowed))
 
 
 _video_id = _path("<dataset>/<path below the root without extension>")
@@ -353,7 +377,9 @@ VIDEOS = Table(
         "compression": _text("the compression level, may be empty"),
         "split": _one_of(*SPLITS, ""),
         "part": _text("the part of the data set, may be empty"),
-        "original": _text("the video_id a fake was made from, may be empty", _IS_PATH_OR_EMPTY),
+        "original": _text(
+            "the video_id a fake was made from, may be empty", lambda values: (values == "") | _are_paths(values)
+        ),
         "target_id": _text("may be empty"),
         "source_id": _text("may be empty"),
     },

@@ -4,10 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import pandera.pandas as pa
-
 from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files_below, video_row
-from multiattn.tables import FAKE, LABELS, REAL, Table
+from multiattn.tables import FAKE, LABELS, REAL, Column, Table
 
 DATASET = "folder"
 CLASS_FOLDERS = {"real": REAL, "fake": FAKE}
@@ -16,7 +14,7 @@ PATH_LABELS = Table(
     key=("path",),
     made_by="Write it by hand: the line `path,label`, then one line a clip, path below --root, 1 = fake, 0 = real",
     columns={
-        "path": pa.Column(str, pa.Check.str_length(min_value=1), description="a clip's path below --root, not empty"),
+        "path": Column("text", "a clip's path below --root, not empty", lambda values: values != ""),
         "label": LABELS.columns["label"],
     },
 )
