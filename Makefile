@@ -21,9 +21,10 @@ lint: $(READY)
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 
-# The fast tests that need no training, with the oldest versions requirements.txt admits of all but torch and torchvision.
+# Fast tests that need no training, with the oldest versions requirements.txt admits of all but torch and torchvision.
 FLOOR := $(VENV)-floor
-FLOOR_TESTS := tests/scoring tests/test_tables.py tests/test_main.py tests/video
+LONG := scoring/test_tuning scoring/test_intervals video/test_crop_images video/test_faces_folder video/test_faults video/test_retinaface
+FLOOR_TESTS := tests/test_main.py tests/test_tables.py tests/scoring tests/video $(LONG:%=--ignore tests/%.py)
 floor: $(READY)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "the lower bounds are for Python 3.11: make floor VENV=.venv311 PYTHON=python3.11" >&2; exit 1; }
