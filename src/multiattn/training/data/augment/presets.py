@@ -41,11 +41,16 @@ class Augmentation:
         require_albumentations()
         if preset not in PRESETS:
             raise ValueError(f"augmentation: expected one of {', '.join(PRESETS)}, found {preset!r}.")
+        self.preset, self.size = preset, size
         self.steps = PRESETS[preset](size)
         moves = [step.moves for step in self.steps]
         self._moves_first = moves == sorted(moves, reverse=True)
         self.needs_landmarks = any(step.needs_landmarks for step in self.steps)
         self.needs_clip = any(step.needs_clip for step in self.steps)
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        """Made anew in a worker that is not forked, as on macOS: the steps' functions cannot travel."""
+        return type(self), (self.preset, self.size)
 
     def __call__(
         self, crop: np.ndarray, seed: int, context: CropContext = NOTHING_KNOWN, *, geometry_seed: int | None = None
