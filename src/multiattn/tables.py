@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 import pyarrow
-import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
 from multiattn.config.choices import SplitName
 from multiattn.runtime.files import atomic_path
+from multiattn.runtime.paths import MAX_NAME_BYTES, faulty_paths, name_fault, path_fault
 
 if TYPE_CHECKING:
     import pandera.pandas as pa
@@ -37,35 +37,6 @@ BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
 ROWS_AT_ONCE = 1 << 17
 """Rows of one piece of a table that is read piece by piece."""
-MAX_NAME_BYTES = 255
-"""Longest name of a file or folder, in UTF-8, that Linux, macOS and Windows take."""
-
-
-def path_fault(path: str) -> str | None:
-    """Fault of a path that is to lie below a folder, in words; None for a sound one."""
-    if not {"", ".", ".."}.isdisjoint(path.split("/")):
-        return "it is empty, absolute, or has an empty part, `.` or `..`"
-    return name_fault(path)
-
-
-def name_fault(path: str) -> str | None:
-    """Fault of a path that no file system takes, in words; None for any other."""
-    if "\0" in path:
-        return "it has a NUL"
-    longest = max(len(part.encode("utf-8", "surrogateescape")) for part in path.split("/"))
-    return f"a part of it has {longest} bytes, of at most {MAX_NAME_BYTES}" if longest > MAX_NAME_BYTES else None
-
-
-_SUSPECT = r"(?:^|/)\.{0,2}(?:/|$)|\x00|[^/]{64}"
-"""Pattern of all paths that may be at fault, to find them among millions; a character takes at most 4 bytes."""
-
-
-def _faulty(values: pd.Series, fault: Callable[[str], str | None]) -> pd.Series:
-    """True where a path has the fault."""
-    texts = pyarrow.array(values, pyarrow.string(), from_pandas=True)  # of pandas' two kinds of text, one is slow
-    found = pyarrow.compute.match_substring_regex(texts, _SUSPECT).to_numpy(zero_copy_only=False)
-    found[found] = [fault(value) is not None for value in values[found]]
-    return pd.Series(found, index=values.index)
 
 
 @dataclass(frozen=True)
@@ -179,7 +150,7 @@ class Table:
         paths = [name for name, column in self.columns.items() if column.allows is _are_paths]
         for name in frame.columns.intersection(paths):
             texts = frame[name].astype(str)
-            faulty = _faulty(texts, name_fault)
+            faulty = faulty_paths(texts, name_fault)
             for row, text in texts[faulty].items():
                 short = f"{text[:60]!r}{'...' if len(text) > 60 else ''}"
                 logger.warning("%s: row %s is left out: %s %s: %s", source, row, name, short, name_fault(text))
@@ -333,7 +304,7 @@ def _name(description: str) -> Column:
 
 
 def _are_paths(values: pd.Series) -> pd.Series:
-    return ~_faulty(values, path_fault)
+    return ~faulty_paths(values, path_fault)
 
 
 def _path(description: str) -> Column:

@@ -1,0 +1,40 @@
+"""Faults of paths that tables bring, before they are joined to a folder."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_NAME_BYTES = 255
+"""Longest name of a file or folder, in UTF-8, that Linux, macOS and Windows take."""
+
+
+def path_fault(path: str) -> str | None:
+    """Fault of a path that is to lie below a folder, in words; None for a sound one."""
+    if not {"", ".", ".."}.isdisjoint(path.split("/")):
+        return "it is empty, absolute, or has an empty part, `.` or `..`"
+    return name_fault(path)
+
+
+def name_fault(path: str) -> str | None:
+    """Fault of a path that no file system takes, in words; None for any other."""
+    if "\0" in path:
+        return "it has a NUL"
+    longest = max(len(part.encode("utf-8", "surrogateescape")) for part in path.split("/"))
+    return f"a part of it has {longest} bytes, of at most {MAX_NAME_BYTES}" if longest > MAX_NAME_BYTES else None
+
+
+_SUSPECT = r"(?:^|/)\.{0,2}(?:/|$)|\x00|[^/]{64}"
+"""Pattern of all paths that may be at fault, to find them among millions; a character takes at most 4 bytes."""
+
+
+def faulty_paths(values: "pd.Series", fault: Callable[[str], str | None]) -> "pd.Series":
+    """True where a path has the fault."""
+    import pandas as pd
+    import pyarrow.compute
+
+    texts = pyarrow.array(values, pyarrow.string(), from_pandas=True)  # of pandas' two kinds of text, one is slow
+    found = pyarrow.compute.match_substring_regex(texts, _SUSPECT).to_numpy(zero_copy_only=False)
+    found[found] = [fault(value) is not None for value in values[found]]
+    return pd.Series(found, index=values.index)
