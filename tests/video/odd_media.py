@@ -101,6 +101,12 @@ def with_edits(path: Path, *edits: tuple[float, float]) -> None:
     path.write_bytes(data)
 
 
+def without_start(path: Path) -> None:
+    """Cut the first third off, at a packet of the transport stream."""
+    content = path.read_bytes()
+    path.write_bytes(content[len(content) // 188 // 3 * 188 :])
+
+
 @dataclass(frozen=True)
 class Odd:
     """How one file is made."""
@@ -166,6 +172,7 @@ def two_films(name: str, suffix: str, first: tuple[int, int], second: tuple[int,
 
 
 OPEN = (*X264, "-x264-params", "open-gop=1:keyint=8:bframes=3")
+HEVC_OPEN = ("-c:v", "libx265", "-x265-params", "log-level=error:open-gop=1:keyint=8:min-keyint=8:bframes=3:crf=12")
 SECOND = ("-disposition:v:0", 0, "-disposition:v:1", "default")
 SOUND = ("-f", "lavfi", "-i", "sine=d=1.2")
 ODD_FILES = [
@@ -223,10 +230,14 @@ ODD_FILES = [
     edited("the start", (0.0, 0.4)),
     edited("a pause first", (-1, 0.5), (0.0, 1.2)),
     edited("two pieces", (0.2, 0.2), (0.8, 0.2)),
+    edited("longer than the film", (0.2, 5.0)),
+    edited("a pause between two pieces", (0.0, 0.4), (-1, 0.4), (0.4, 0.4)),
     edited("a piece twice", (0.2, 0.4), (0.2, 0.4)),
     edited("mpeg4", (0.3, 0.5), options=("-c:v", "mpeg4", "-q:v", 2, "-g", 8), suffix=".mov"),
     edited("hevc", (0.3, 0.5), options=("-c:v", "libx265", "-x265-params", "log-level=error:crf=12:keyint=10")),
     copied("cut without coding", ".mp4", ".mp4", BFRAMES, "-t", 0.5, before=("-ss", 0.33)),
+    Odd("a transport stream cut before its first key frame", ".ts", lambda path: without_start(encode(path, *OPEN))),
+    copied("HEVC, open GOP, cut", ".mp4", ".mkv", HEVC_OPEN, before=("-ss", 0.4)),
     copied("a transport stream cut in its middle", ".ts", ".ts", BFRAMES, before=("-ss", 0.3)),
     copied("open GOP cut in its middle", ".mkv", ".mkv", OPEN, before=("-ss", 0.4)),
     copied("negative times", ".mkv", ".mp4", BFRAMES, "-avoid_negative_ts", "disabled", before=("-itsoffset", -20)),

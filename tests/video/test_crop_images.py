@@ -58,10 +58,14 @@ def test_a_crop_too_small_or_not_square_is_refused_with_the_command(size_wh, fou
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"text", b"\xff\xd8\xff\xe0"], ids=["not there", "empty", "text", "start of a jpeg"]
+    "content",
+    [None, b"", b"text", b"\xff\xd8\xff\xe0", b"a FIFO"],
+    ids=["not there", "empty", "text", "start of a jpeg", "FIFO"],
 )
 def test_an_unreadable_crop_is_refused_with_its_path(content, tmp_path):
-    if content is not None:
+    if content == b"a FIFO":
+        os.mkfifo(tmp_path / "a.jpg")
+    elif content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=f"{tmp_path}/a.jpg: not a readable image"):
         read_crop(tmp_path / "a.jpg", 64)
@@ -270,6 +274,8 @@ def test_too_little_shared_memory_is_said_with_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match=r"--data\.num-workers 2: batches of 4 crops of 32 pixels .* --shm-size"):
         crop_loader(Numbers(8), num_workers=2, batch_size=4)
     crop_loader(Numbers(8), num_workers=0, batch_size=4)
+    monkeypatch.setattr(images, "SHARED_MEMORY", Path("/no shared memory, as on macOS"))
+    assert values(crop_loader(Numbers(4), num_workers=1, batch_size=2)) == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("name", ["TERM", "USR1"])

@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from multiattn.video.decoding.frames import FrameReader
 from multiattn.video.detectors.mtcnn import MtcnnDetector
+from multiattn.video.detectors.registry import load_detector
 from multiattn.video.detectors.retinaface import RetinaFaceDetector
 from multiattn.video.detectors.retinaface_network import (
+    ANCHOR_SIDES,
     anchors,
     decode_boxes,
     decode_landmarks,
@@ -321,6 +323,38 @@ def test_the_names_of_the_real_file_are_the_ones_tested(weights):
     assert {name.removeprefix("module."): tensor.shape for name, tensor in real.items()} == {
         name: tensor.shape for name, tensor in expected.items()
     }
+
+
+def trained_on(sides: tuple[tuple[int, int], ...], state: State) -> State:
+    """The same network with offsets from anchors of other sides: it means the same faces."""
+    state = {name.removeprefix("module."): tensor.clone() for name, tensor in state.items()}
+    for level, (own, others) in enumerate(zip(ANCHOR_SIDES, sides, strict=True)):
+        for number, ratio in enumerate(mine / other for mine, other in zip(own, others, strict=True)):
+            for part in ("weight", "bias"):
+                state[f"LandmarkHead.{level}.conv1x1.{part}"][10 * number : 10 * number + 10] *= ratio
+                state[f"BboxHead.{level}.conv1x1.{part}"][4 * number : 4 * number + 2] *= ratio
+            state[f"BboxHead.{level}.conv1x1.bias"][4 * number + 2 : 4 * number + 4] += math.log(ratio) / 0.2
+    return state
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("sides", "found"),
+    [
+        pytest.param(ANCHOR_SIDES, "", id="own"),
+        pytest.param(((10, 20), (32, 64), (128, 256)), "32 as 20, 128 as 63", id="half as large"),
+        pytest.param(((24, 48), (96, 192), (384, 768)), "32 as 49, 128 as 190", id="larger"),
+        pytest.param(None, ".*", id="random weights"),
+    ],
+)
+def test_weights_of_other_anchors_are_refused(sides, found, weights, saved):
+    real = torch.load(weights, map_location="cpu", weights_only=True)
+    path = saved(trained_on(sides, real) if sides else make_state("mobilenet"))
+    if not found:
+        assert load_detector(RetinaFaceDetector, threshold=0.7, device="cpu", weights=path).weights == path
+        return
+    with pytest.raises(ValueError, match=rf"anchors of 16, 32, 64, 128, 256, 512 pixels; .* \({found}\)"):
+        load_detector(RetinaFaceDetector, threshold=0.7, device="cpu", weights=path)
 
 
 @pytest.mark.shared

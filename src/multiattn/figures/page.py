@@ -21,6 +21,7 @@ from matplotlib.text import Text
 from multiattn.evaluation.measures import TextTable
 from multiattn.runtime.files import atomic_path
 from multiattn.runtime.text_tables import printable
+from multiattn.video.decoding.pictures import UnreadableVideoError, read_image
 
 BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (
     "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
@@ -186,7 +187,10 @@ def drawing(image: str) -> str:
 
 def crop_figure(path: Path, caption: str, alt: str) -> str:
     """A small copy of a crop with its caption; words where it cannot be read."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    try:
+        picture = read_image(path)
+    except UnreadableVideoError:
+        picture = None
     image = (
         f'<div class="missing">no crop {escape(path.name)}</div>'
         if picture is None

@@ -101,6 +101,9 @@ class Detector(ABC):
         scale = np.array(frame_wh, dtype=np.float64) / size_wh
         return [_enlarge(faces, scale) for faces in found]
 
+    def check(self) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise `ValueError` for weights that load and yet are others; called once, when the detector is loaded."""
+
     @abstractmethod
     def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
         """Find the faces of each copy, in pixels of the copy, in any order.
@@ -205,7 +208,9 @@ def load_detector(detector: type[Detector], *, threshold: float, device: str, we
         ValueError: not the weights of this detector; weights where none belong, or none where some do.
     """
     require_weights(detector, weights)
-    return detector(threshold=threshold, device=device, weights=weights)
+    loaded = detector(threshold=threshold, device=device, weights=weights)
+    loaded.check()
+    return loaded
 
 
 def recipe_weights(detector: type[Detector], weights: Path | None) -> str:

@@ -25,9 +25,13 @@ class RetinaFaceDetector(Detector):
         super().__init__(**options)
         from multiattn.video.detectors import retinaface_network  # torch, which naming a detector does not need
 
-        self._find_faces = retinaface_network.find_faces
-        self.network = retinaface_network.load_retinaface(self.weights, self.device)
+        self._code = retinaface_network
+        self.network = self._code.load_retinaface(self.weights, self.device)
+
+    def check(self) -> None:
+        """Refuse weights of other anchors; as `Detector.check`."""
+        self._code.require_own_anchors(self.network, self.weights)
 
     def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
         """Run the network once; as `Detector.search`."""
-        return self._find_faces(self.network, copies, threshold)
+        return self._code.find_faces(self.network, copies, threshold)

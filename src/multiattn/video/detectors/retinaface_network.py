@@ -34,6 +34,12 @@ ANCHORS_A_CELL = 2
 LAYOUTS = {"body.stage1.0.0.weight": "MobileNet-0.25", "body.layer1.0.conv1.weight": "ResNet-50"}
 """A tensor that only this layout has -> its name."""
 MOST_LISTED = 8
+PORTRAIT_LANDMARKS = ((203.5, 101.0), (246.5, 103.5), (225.0, 128.0), (204.0, 139.5), (243.0, 141.0))
+"""Landmarks of scikit-image's portrait, in pixels of its 512 x 512."""
+PORTRAIT_SIDES = (128, 512)
+"""Sizes at which its face of 85 pixels meets the anchors of 32 to 128."""
+SURE, ANCHOR_TOLERANCE = 0.9, 0.2
+"""Probability of an anchor that counts; share by which its side may be missed."""
 
 
 def _convolution(
@@ -214,17 +220,52 @@ def decode_landmarks(offsets: Tensor, chosen_anchors: Tensor) -> Tensor:
     return centres + offsets.reshape(-1, 5, 2) * CENTRE_VARIANCE * sides
 
 
+def require_own_anchors(network: RetinaFace, path: Path) -> None:
+    """Refuse weights that were trained on other anchors: their tensors are the same, their boxes of wrong sizes.
+
+    Of each anchor that sees the face of a portrait, the side on which its offsets lead to the known landmarks is
+    calculated (least squares); the median of each kind of anchor must be the side it has here.
+
+    Raises:
+        ValueError: it is not, or no anchor sees the face.
+    """
+    from skimage.data import astronaut  # comes with the package
+
+    portrait, ratios = astronaut(), {}
+    for side in PORTRAIT_SIDES:
+        size_wh = (side, side)
+        logits, _, offsets = _answers(network, [cv2.resize(portrait, size_wh, interpolation=cv2.INTER_AREA)])
+        seen = torch.softmax(logits[0].float(), dim=1)[:, 1] > SURE
+        chosen, offsets = anchors(size_wh, str(logits.device))[seen], offsets[0, seen].float().reshape(-1, 5, 2)
+        landmarks = torch.tensor(PORTRAIT_LANDMARKS, device=logits.device) * (side / portrait.shape[0])
+        way = ((landmarks - chosen[:, None, :2]) * offsets).sum((1, 2))
+        for assumed, found in zip(chosen[:, 2].tolist(), (way / offsets.square().sum((1, 2))).tolist(), strict=True):
+            ratios.setdefault(assumed, []).append(found / CENTRE_VARIANCE / assumed)
+    found = {assumed: float(np.median(values)) for assumed, values in sorted(ratios.items())}
+    if not found or any(abs(ratio - 1) > ANCHOR_TOLERANCE for ratio in found.values()):
+        sides = ", ".join(f"{side:g} as {side * ratio:.0f}" for side, ratio in found.items()) or "no face at all"
+        raise ValueError(
+            f"{path}: expected RetinaFace weights trained on anchors of {', '.join(map(str, sum(ANCHOR_SIDES, ())))} "
+            f"pixels; a portrait shows them as others ({sides}). Take a file trained on these."
+        )
+
+
 def find_faces(network: RetinaFace, copies: list[np.ndarray], threshold: float) -> list[Faces]:
     """The faces of each of (H, W, 3) uint8 RGB copies of one size, in one pass of the network."""
-    (height, width), device = copies[0].shape[:2], next(network.parameters()).device
+    answers = _answers(network, copies)
+    found = [values.cpu().numpy() for values in select_faces(*answers, copies[0].shape[1::-1], threshold)]
+    return [Faces(*(values[found[0] == index] for values in found[1:])) for index in range(len(copies))]
+
+
+def _answers(network: RetinaFace, copies: list[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    """The network's predictions for (H, W, 3) uint8 RGB copies of one size."""
+    width, device = copies[0].shape[1], next(network.parameters()).device
     bgr = torch.from_numpy(np.stack([cv2.cvtColor(copy, cv2.COLOR_RGB2BGR) for copy in copies])).to(device)
     # A row at a time, which is twice as fast as subtracting three numbers at a time.
     mean = torch.tensor(MEAN_BGR, device=device).repeat(width)
     pixels = bgr.flatten(2).float().sub_(mean).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
     with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
-        answers = network(pixels)
-    found = [values.cpu().numpy() for values in select_faces(*answers, (width, height), threshold)]
-    return [Faces(*(values[found[0] == index] for values in found[1:])) for index in range(len(copies))]
+        return network(pixels)
 
 
 def select_faces(
