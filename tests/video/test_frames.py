@@ -255,6 +255,7 @@ def test_a_picture_is_read_as_it_was_written(tmp_path, suffix):
     (frame,) = list(reader)
     assert (frame.index, frame.seconds, reader.num_frames, reader.message) == (0, 0.0, 1, "")
     np.testing.assert_array_equal(frame.image, PICTURE)
+    assert probe_video(path) == VideoShape(width=60, height=40, total_frames=1)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "I;16"])

@@ -68,6 +68,9 @@ def probe_video(path: Path) -> VideoShape:
     Raises:
         UnreadableVideoError: no such file, no video, or its first frame cannot be decoded.
     """
+    if is_image_name(Path(path).name):
+        height, width = read_image(path).shape[:2]
+        return VideoShape(width, height, 1)
     try:
         with _opened(path) as (container, stream):
             first = next(container.decode(stream), None)
@@ -157,7 +160,7 @@ class FrameReader:
                 plan = plan_decoding(packets, wanted, reorders=reorders, fast_frames=self.fast_frames)
             starts_within = parser.reads_units and packets and not packets[0].starts_anew
         if plan is None and total and (codec.name in FRAMES_UNLIKE_PACKETS or starts_within):
-            with _opened(self.path) as (container, stream):
+            with contextlib.suppress(av.FFmpegError), _opened(self.path) as (container, stream):  # damage: as it is
                 total = sum(1 for _ in container.decode(stream))
         return total, plan
 
