@@ -283,10 +283,10 @@ def _validate(training: FoldTraining, live: Live, interruption: Interruption) ->
 
 def _log(name: str, record: dict[str, Any]) -> None:
     """One line a validation, always the same fields; those of averages where there are any."""
-    figures = [record[f"validation_{figure}"] for figure in ("log_loss", "auc", "accuracy")]
+    figures = [record[f"validation_{figure}"] for figure in ("log_loss", "balanced_log_loss", "auc", "accuracy")]
     columns = [f"{prefix}log_loss" for candidate, prefix in PREFIXES.items() if candidate != "last"]
     averages = "".join(f", {column} {record[column]:.4f}" for column in columns if column in record)
     logger.info(
-        "%s epoch %d: loss %.4f, validation log loss %.4f, AUC %.4f, accuracy %.3f%s, %.0f samples/s",
+        "%s epoch %d: loss %.4f, validation log loss %.4f (balanced %.4f), AUC %.4f, accuracy %.3f%s, %.0f samples/s",
         *(name, record["epoch"], record["loss"], *figures, averages, record["samples_per_second"]),
     )
