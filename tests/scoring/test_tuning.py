@@ -333,7 +333,7 @@ def test_the_last_epochs_figures_stand_beside_those_of_the_chosen_ones(drawn, tu
     )
     assert both.rule.out_of_fold["last_epoch_log_loss"] == pytest.approx(figures["tuned, nested, last epoch"])
     assert "| tuned, nested, last epoch " in describe_tuning(both.rule, both.report)
-    assert "last epoch: not known" in describe_tuning(tuned.rule, tuned.report)
+    assert "last epoch, whose predictions were not kept: not known" in describe_tuning(tuned.rule, tuned.report)
     with pytest.raises(ValueError, match="found 1 others"):
         tune(drawn.predictions, drawn.videos, last_epoch=last.assign(video_id="other"))
 

@@ -192,12 +192,14 @@ def score_out_of_fold(
         {"fold": fold, **asdict(_metrics(of_fold, rule.clip))} for fold, of_fold in videos.groupby("fold", sort=True)
     ]
     without_face = int((videos["num_crops"] == 0).sum())
-    return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face, _last_epoch(runs, held_out, rule))
+    return OutOfFold(
+        _metrics(videos, rule.clip), pd.DataFrame(rows), without_face, last_epoch_log_loss(runs, held_out, rule)
+    )
 
 
-def _last_epoch(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule) -> float | None:
+def last_epoch_log_loss(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule) -> float | None:
     """Log loss of the held-out videos by the last epochs' weights: of predictions that were kept, or for the untuned
-    rule and one experiment the mean over folds of what `epochs.csv` noted."""
+    rule and one experiment the mean over folds of what `epochs.csv` noted; else None."""
     if held_out.last_epoch is not None:
         videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.last_epoch), rule.prior)
         return _metrics(videos.assign(label=held_out.videos["label"].to_numpy()), rule.clip).log_loss

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.config import from_json, to_json
-from multiattn.inference.predictor import read_out_of_fold
+from multiattn.inference.predictor import last_epoch_log_loss, read_out_of_fold
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.files import file_digest, read_json, write_json
 from multiattn.runtime.layout import (
@@ -259,7 +259,7 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
         )
     held_out = read_out_of_fold(*map(Path, runs))
     with progress_bar(num_steps(held_out.videos), "tune", "steps") as progress:
-        return tune(
+        tuned = tune(
             held_out.predictions,
             held_out.videos,
             last_epoch=held_out.last_epoch,
@@ -267,3 +267,6 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
             seed=seed,
             advance=progress.update,
         )
+    if held_out.last_epoch is None:
+        tuned.report["last_epoch_noted"] = last_epoch_log_loss(runs, held_out, ScoringRule())
+    return tuned

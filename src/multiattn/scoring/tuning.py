@@ -241,7 +241,8 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
     header = ["out of fold", "log loss [95 % interval]", "balanced", "AUC", "Brier", "calibration error"]
     lines += _table(header, rows)
     if not any(row["name"].endswith(LAST_EPOCH) for row in report["figures"]):
-        lines += ["figures of the last epoch: not known, as its predictions were not kept", ""]
+        noted = _number(report.get("last_epoch_noted")) or "not known"
+        lines += [f"log loss of the last epoch, whose predictions were not kept: {noted}, untuned", ""]
     found, shift = report["tuned_against_untuned"], report["test_prior"]
     more = NO_INTERVAL
     if found["low"] is not None:
