@@ -238,7 +238,7 @@ def test_every_step_is_announced(drawn):
 
 def simulate_networks(seed: int, *, fake_share: float, num_videos: int, num_groups: int, **settings) -> Simulated:
     """Answers of networks trained on balanced classes, as over-confident as fine-tuned ones are."""
-    shape = {"num_videos": num_videos, "num_groups": num_groups, "num_frames": 4, "fake_share": fake_share}
+    shape = {"num_videos": num_videos, "num_groups": num_groups, "num_frames": 2, "fake_share": fake_share}
     return Simulation(**shape, seed=seed, **{"sharpness": 3.0, "faceless_share": 0.0, **settings}).draw()
 
 
@@ -283,8 +283,8 @@ def test_only_what_is_calibrated_is_shifted_and_the_answer_for_no_face_stays_wit
 )
 def test_a_rule_for_a_stated_share_is_never_worse_than_the_unshifted_one(settings):
     """Tuned on 84 % fakes in 5 groups, tested on 50 %: what was expected of a rule is what it costs."""
-    gains, seeds = [], range(20)
-    for seed in seeds:
+    gains, errors = [], []
+    for seed in range(20):
         known = simulate_networks(seed, fake_share=0.84, num_videos=1_500, num_groups=5, **settings)
         test = simulate_networks(1_000 + seed, fake_share=0.5, num_videos=4_000, num_groups=50, **settings)
         tuned = tune(known.predictions, known.videos, test_prior=0.5)
@@ -294,9 +294,10 @@ def test_a_rule_for_a_stated_share_is_never_worse_than_the_unshifted_one(setting
         labels = test.videos["label"].to_numpy()
         found, *others = (log_loss(labels, of, clip=1e-6) for of in scored)
         assert found <= min(others) + 0.005, f"seed {seed}"
-        assert tuned.rule.out_of_fold["log_loss"] == pytest.approx(found, abs=0.08)
         gains.append(others[0] - found)
+        errors.append(tuned.rule.out_of_fold["log_loss"] - found)
     assert np.mean(gains) >= 0
+    assert np.abs(errors).mean() < 0.06, "what is delivered is what was measured"
 
 
 @pytest.mark.parametrize("share", [0.84, 0.55])
