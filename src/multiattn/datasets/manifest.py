@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.text_tables import printable
-from multiattn.tables import VIDEOS
+from multiattn.tables import VIDEOS, path_fault
 
 logger = logging.getLogger(__name__)
 
@@ -349,4 +350,18 @@ def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> pd.
     names = video_files(folder) if filenames is None else sorted(filenames)
     if not names:
         raise ValueError(f"{folder}: expected videos ({', '.join(sorted(VIDEO_SUFFIXES))}), found none.")
-    return VIDEOS.validate(pd.DataFrame([video_row("folder", name, label=-1) for name in names]), folder)
+    rows = [
+        video_row("folder", name, label=-1) | {"video_id": video}
+        for video, name in zip(folder_ids(names), names, strict=True)
+    ]
+    return VIDEOS.validate(pd.DataFrame(rows), folder)
+
+
+def folder_ids(names: Iterable[str]) -> list[str]:
+    """The video_id of each file of a folder: `folder/<name>` without its ending, which stays where names differ in
+    nothing else; the number in place of a name that is none of a file below."""
+    ids = {
+        name: video_id("folder", name if path_fault(name) is None else f"row {row}") for row, name in enumerate(names)
+    }
+    counts = Counter(ids.values())
+    return [video if counts[video] == 1 else f"folder/{name}" for name, video in ids.items()]

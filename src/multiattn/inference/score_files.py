@@ -20,7 +20,7 @@ from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.tensor_files import read_metadata
-from multiattn.runtime.text_tables import terminal_table
+from multiattn.runtime.text_tables import printable, terminal_table
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
@@ -169,7 +169,7 @@ def score_files(
         extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
     predictions = predict_faces(models, faces, device=device, precision=precision)
     found, statuses, _ = read_faces_folder(faces)
-    names = [os.fsencode(path).decode(errors="backslashreplace") for path in files]
+    names = [printable(str(path)) for path in files]
     return _scored(videos.assign(path=names), found, statuses, predictions, rule)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from multiattn.config import to_json
+from multiattn.datasets.manifest import folder_ids
 from multiattn.figures.submission import draw_probabilities
 from multiattn.inference.submit import delivery as delivery_module
 from multiattn.inference.submit.delivery import (
@@ -16,7 +17,6 @@ from multiattn.inference.submit.delivery import (
     Submission,
     build_submission,
     check_submission,
-    submission_ids,
     write_submission,
 )
 from multiattn.scoring.aggregators import Aggregator
@@ -90,10 +90,10 @@ def test_each_row_is_the_clipped_probability_or_the_prior(seen, prior, expected)
 
 
 def test_names_that_differ_in_their_ending_are_two_videos_and_what_is_no_name_goes_by_its_row():
-    assert submission_ids(["a.mp4", "a.mov", "b.mp4"]) == ["folder/a.mp4", "folder/a.mov", "folder/b"]
+    assert folder_ids(["a.mp4", "a.mov", "b.mp4"]) == ["folder/a.mp4", "folder/a.mov", "folder/b"]
     odd = ["../a.mp4", "/a.mp4", "n" * 300, "a//b.mp4", "a\0.mp4"]
-    assert submission_ids(odd) == [f"folder/row {row}" for row in range(5)]
-    assert submission_ids([]) == []
+    assert folder_ids(odd) == [f"folder/row {row}" for row in range(5)]
+    assert folder_ids([]) == []
 
 
 @pytest.mark.parametrize(

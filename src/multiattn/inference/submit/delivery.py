@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import queue
 import shutil
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.config import to_json
-from multiattn.datasets.manifest import video_id
+from multiattn.datasets.manifest import folder_ids
 from multiattn.inference.submit.extraction import Extraction, Work
 from multiattn.inference.submit.inputs import require_rows
 from multiattn.inference.submit.plan import PlanChange
@@ -60,21 +59,6 @@ class Submission:
         return {name: counts[name] for name in STATUSES if name in counts or name not in ("failed", "late")}
 
 
-def submission_ids(names: Iterable[str]) -> list[str]:
-    """The video_id of each row: `folder/<name>` without its ending, which stays where rows differ in nothing else; the
-    row's number in place of a name that is none of a file."""
-    ids = {name: video_id("folder", name if is_file_name(name) else f"row {row}") for row, name in enumerate(names)}
-    counts = Counter(ids.values())
-    return [video if counts[video] == 1 else f"folder/{name}" for name, video in ids.items()]
-
-
-def is_file_name(name: str) -> bool:
-    """True for a path that stays in the folder it is joined to, and that a file system may hold."""
-    parts = [os.fsencode(part) for part in name.split("/")]
-    sound = all(part not in (b"", b".", b"..") and len(part) <= 255 and b"\0" not in part for part in parts)
-    return sound and len(parts) < 10
-
-
 def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFrame, rule: ScoringRule) -> Submission:
     """One probability for each row of the sample.
 
@@ -84,7 +68,7 @@ def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFr
             of a `video_status` table. A sample row without a status is `missing`.
         sample: the sample submission; only its filenames and their order matter.
     """
-    videos = complete_videos(pd.Series(submission_ids(sample["filename"])), scored, rule.prior)
+    videos = complete_videos(pd.Series(folder_ids(sample["filename"])), scored, rule.prior)
     known = [statuses.get(video, ("missing", NOT_THERE)) for video in videos["video_id"]]
     videos["status"], videos["message"] = [status for status, _ in known], [message for _, message in known]
     silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from multiattn.config import to_json
-from multiattn.datasets.manifest import is_video_name, video_files_below
+from multiattn.datasets.manifest import folder_ids, is_video_name, video_files_below
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, trained_on
 from multiattn.inference.scoring_file import require_rule_fits
@@ -25,9 +25,7 @@ from multiattn.inference.submit.delivery import (
     SubmitResult,
     SurestCrop,
     frame_table,
-    is_file_name,
     reasons,
-    submission_ids,
 )
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
@@ -38,7 +36,7 @@ from multiattn.runtime.devices import default_jobs, pick_device
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.processor import process_seconds
 from multiattn.runtime.signals import Interruption, listening
-from multiattn.tables import SAMPLE
+from multiattn.tables import SAMPLE, path_fault
 from multiattn.video.extraction.extract import ExtractionSettings
 
 logger = logging.getLogger(__name__)
@@ -313,13 +311,14 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
     if not inputs.videos_dir.is_dir():
         raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
     folder, names = inputs.videos_dir.absolute(), sample["filename"].tolist()
-    own = {name for name in names if is_file_name(name) and (folder / name).is_file()}
+    sound = {name for name in names if path_fault(name) is None}
+    own = {name for name in sound if os.path.isfile(folder / name)}  # noqa: PTH113 (which raises for a long one)
     others: dict[str, list[str]] = {}
     for path in video_files_below(folder) if len(own) < len(names) else []:
         if path not in own:
             others.setdefault(PurePosixPath(path).stem, []).append(path)
     paths, absent, elsewhere = {}, {}, {}
-    for video, name in zip(submission_ids(names), names, strict=True):
+    for video, name in zip(folder_ids(names), names, strict=True):
         stem = PurePosixPath(name).stem if is_video_name(name) else PurePosixPath(name).name
         found = others.get(stem, [])
         found = [path for path in found if PurePosixPath(path).name == PurePosixPath(name).name] or found
@@ -330,7 +329,7 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
             elsewhere[name] = found[0]
         elif found:
             absent[video] = ("missing", f"{NOT_THERE}; below it there are {' and '.join(found[:2])}")
-        elif is_file_name(name) and os.path.lexists(folder / name):
+        elif name in sound and os.path.lexists(folder / name):
             absent[video] = ("missing", f"{NOT_THERE} as a file: a link to nothing, a folder or a pipe")
     if not paths:
         held = ", ".join(path for same in others.values() for path in same[:1])[:200] or "no videos"
