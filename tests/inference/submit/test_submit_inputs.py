@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from multiattn.inference.submit import inputs
 from multiattn.inference.submit.inputs import KAGGLE_INPUT, find_inputs, write_first_answer
 from multiattn.tables import SAMPLE, SUBMISSION
 
@@ -78,6 +79,22 @@ main("--runs x --videos-dir x --sample-submission sample.csv --out out".split())
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ended.returncode and "takes seconds" in ended.stderr
     assert Path(tmp_path / "out" / "submission.csv").read_text() == "filename,label\na.mp4,0.5\n"
+
+
+def test_on_kaggle_only_one_folder_of_videos_with_its_sample_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setenv("MULTIATTN_RUNS", str(tmp_path / "kit" / "runs" / "a"))
+    for name in ("VIDEOS_DIR", "SAMPLE_SUBMISSION"):
+        monkeypatch.delenv(f"MULTIATTN_{name}", raising=False)
+    for name in ("aaa", "competition"):
+        (tmp_path / "input" / name / "test_videos").mkdir(parents=True)
+    (tmp_path / "input/competition/sample_submission.csv").touch()
+    found = find_inputs(tmp_path / "kit")
+    assert found.videos_dir == tmp_path / "input/competition/test_videos"
+    assert found.sample_submission == tmp_path / "input/competition/sample_submission.csv"
+    (tmp_path / "input/aaa/sample_submission.csv").touch()
+    with pytest.raises(ValueError, match=r"expected one folder test_videos, found .*aaa.*MULTIATTN_VIDEOS_DIR"):
+        find_inputs(tmp_path / "kit")
 
 
 def test_a_notebook_older_than_the_code_says_how_to_make_it_anew():

@@ -120,15 +120,15 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     `/kaggle/input` or, elsewhere, `root`'s `data`.
 
     Of a bundle all runs are taken, for its rule was tuned for all; of the others the first folder named test_videos,
-    and the sample_submission.csv beside it or else the first one. Environment variables override the search
-    (README.md, On Kaggle).
+    one with a sample_submission.csv beside it before others; on Kaggle it must be the only one. Environment variables
+    override the search (README.md, On Kaggle).
 
     Args:
         root: the bundle, or the repository; by default the working directory.
 
     Raises:
         FileNotFoundError: something was not found; says what, and where it was searched for.
-        ValueError: called by a notebook of an earlier version.
+        ValueError: called by a notebook of an earlier version, or several candidates on Kaggle.
     """
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
@@ -137,8 +137,9 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     named = tuple(Path(name) for name in os.environ.get("MULTIATTN_RUNS", "").split(os.pathsep) if name)
     runs = named or _find_runs(root)
     data = KAGGLE_INPUT if on_kaggle else root / "data"
-    videos = _from_environment("VIDEOS_DIR") or _first(_search(data, "test_videos"), "folder test_videos", data)
-    samples = _search(data, "sample_submission.csv")
+    folders, samples = _search(data, "test_videos"), _search(data, "sample_submission.csv")
+    folders = [path for path in folders if path.with_name("sample_submission.csv") in samples] or folders
+    videos = _from_environment("VIDEOS_DIR") or _first(folders, "folder test_videos", data)
     samples = [path for path in samples if path.parent == videos.parent] or samples
     sample = _from_environment("SAMPLE_SUBMISSION") or _first(samples, "sample_submission.csv", data)
     return SubmitInputs(
@@ -186,6 +187,11 @@ def _from_environment(name: str) -> Path | None:
 def _first(found: list[Path], what: str, folder: Path) -> Path:
     if not found:
         raise FileNotFoundError(f"{folder}: expected {what} at most {SEARCH_DEPTH} levels down, found none.")
+    if len(found) > 1 and folder == KAGGLE_INPUT:  # whoever made a data set may have put one there
+        raise ValueError(
+            f"{folder}: expected one {what}, found {', '.join(map(str, found[:3]))}. Name yours by "
+            "MULTIATTN_VIDEOS_DIR and MULTIATTN_SAMPLE_SUBMISSION."
+        )
     if len(found) > 1:
         logger.warning("several candidates for %s, taking the first: %s", what, ", ".join(map(str, found[:3])))
     return found[0]
