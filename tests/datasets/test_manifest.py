@@ -290,6 +290,9 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         folder_manifest(tmp_path / "nothing")
 
 
-def test_two_videos_that_differ_in_extension_only_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="share theirs"):
-        folder_manifest(make_files(tmp_path, "a.mp4", "a.avi"))
+def test_two_videos_that_differ_in_extension_only_keep_it_in_their_ids(tmp_path):
+    for name in ("a.mp4", "a.mov", "b.mp4"):
+        (tmp_path / name).touch()
+    videos = folder_manifest(tmp_path)
+    assert videos["path"].tolist() == ["a.mov", "a.mp4", "b.mp4"]
+    assert videos["video_id"].tolist() == ["folder/a.mov", "folder/a.mp4", "folder/b"]

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 
-from multiattn.datasets.manifest import folder_manifest
 from multiattn.inference.attention_maps import deciding_crops, extreme_crops, model_with_maps, predict_maps
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import find_models
@@ -166,17 +165,6 @@ def test_a_faces_folder_belongs_to_one_folder_of_videos(pipeline: Pipeline, tmp_
 
 FOREIGN = CropRecipe(detector="dlib", template="deepfakebench, dlib 81 points, margin 1.3", size=256)
 RETINAFACE = CropRecipe(detector="retinaface", weights="0123456789abcdef")
-
-
-def test_clips_that_differ_in_their_ending_are_two_videos(tmp_path):
-    for name in ("a.mp4", "a.mov", "b.mp4"):
-        (tmp_path / name).touch()
-    videos = folder_manifest(tmp_path)
-    assert dict(zip(videos["path"], videos["video_id"], strict=True)) == {
-        "a.mov": "folder/a.mov",
-        "a.mp4": "folder/a.mp4",
-        "b.mp4": "folder/b",
-    }
 
 
 @pytest.mark.parametrize(
