@@ -118,6 +118,7 @@ class Table:
         cases = error.failure_cases
         first = cases.iloc[0]
         same = cases[(cases["column"] == first["column"]) & (cases["check"] == first["check"])]
+        same = same.sort_values("index", kind="stable", key=lambda rows: pd.to_numeric(rows, errors="coerce"))
         column = self.columns.get(first["column"])
         expected = column.description if column is not None else first["check"]
         rows = [f"row {index}: {value!r}" for index, value in zip(same["index"], same["failure_case"], strict=True)]
