@@ -72,7 +72,8 @@ def tune(
     The tuned rule is taken where its nested answers gain more on the untuned rule's than the error of the comparison
     (`gain_is_certain`); otherwise the untuned one is. With a stated share of fakes both are compared by the log loss
     expected at that share, and so is a third: the tuned one, calibrated and shifted to that share, which is taken where
-    it is expected to lose less. `out_of_fold` of the rule are the figures of whichever it is.
+    it is expected to lose less by more than a standard error. `out_of_fold` of the rule are the figures of the one that
+    is delivered.
 
     Args:
         predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`.
@@ -105,7 +106,9 @@ def tune(
         losses = {name: log_losses(labels, nested.videos[name].to_numpy(), clip=EXACT) for name in nested.candidates}
         at_prior = {f"log_loss_{name}": float(np.mean(weights * of)) for name, of in losses.items()}
         at_prior |= {"training": float(labels.mean()), "test": test_prior, "unshifted": NAMES[taken]}
-        if at_prior["log_loss_tuned_shifted"] < at_prior[f"log_loss_{taken}"]:
+        pair = [nested.videos[name].to_numpy() for name in ("tuned_shifted", taken)]
+        gain = compare_log_loss(labels, *pair, groups, clip=EXACT, weights=weights, seed=seed)
+        if gain.difference + gain.standard_error < 0:
             taken, decision = "tuned_shifted", "the tuned rule is taken, calibrated and shifted"
     last = None if last_epoch is None else _answer_last_epoch(nested, last_epoch)
     report = report_tuning(nested, last, seed=seed)
