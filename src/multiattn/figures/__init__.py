@@ -1,6 +1,6 @@
 """Pictures and pages, drawn without a display.
 
-page.py              what all of them share: colours, figures in inches, HTML that loads nothing
+page.py              shared by all: colours, figures in inches, HTML that loads nothing; any name shown as it is
 options.py           options of curves and faces, and those that attention and compare share
 faces.py             contact sheet of a faces folder, the doubtful tracks first
 augment.py           what augmentation makes of a few crops
