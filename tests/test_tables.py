@@ -176,7 +176,7 @@ def test_a_wrong_value_is_named_with_file_column_expectation_and_rows(table, col
 ODD_PLACES = {"absolute": "/etc/passwd", "climbs": "a/../../b", "empty part": "a//b", "a dot": "a/./b", "folder": "a/"}
 ODD_NAMES = {"a NUL": "a/b\0c", "256 bytes": f"a/{'n' * 256}", "256 bytes of 128 letters": f"{'ü' * 128}/a"}
 PATHS = [(VIDEOS, "video_id"), (VIDEOS, "path"), (VIDEOS, "original"), (FOLDS, "video_id"), (FACES, "video_id")]
-PATHS += [(FACES, "crop"), (VIDEO_STATUS, "video_id"), (FRAME_PREDICTIONS, "video_id")]
+PATHS += [(FACES, "crop"), *((table, "video_id") for table in (VIDEO_STATUS, FRAME_PREDICTIONS, VIDEO_PREDICTIONS))]
 
 
 @pytest.mark.parametrize(

@@ -418,7 +418,7 @@ VIDEO_PREDICTIONS = Table(
     key=("video_id",),
     made_by="multiattn submit",
     columns={
-        "video_id": _name("folder/<the name in the sample without extension>"),
+        "video_id": _video_id,
         "probability": _probability(),
         "num_crops": _integer(0, "crops the probability rests on"),
         "status": _one_of("ok", "no_face", "unreadable", "missing", "failed", "late"),

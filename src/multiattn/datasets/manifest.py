@@ -364,4 +364,6 @@ def folder_ids(names: Iterable[str]) -> list[str]:
         name: video_id("folder", name if path_fault(name) is None else f"row {row}") for row, name in enumerate(names)
     }
     counts = Counter(ids.values())
-    return [video if counts[video] == 1 else f"folder/{name}" for name, video in ids.items()]
+    return [
+        f"folder/{name}" if counts[video] > 1 and path_fault(name) is None else video for name, video in ids.items()
+    ]
