@@ -31,13 +31,14 @@ def score(files: list[Path], pipeline: Pipeline, folder: Path, **options):
     return score_files(files, models, ScoringRule(), folder / "faces", device=CPU, **options)
 
 
-def test_folders_give_their_videos_and_pictures_each_once(tmp_path):
+def test_folders_give_their_videos_and_pictures_each_once_and_what_is_left_out_is_named(tmp_path, caplog):
     for name in ("b.mp4", "a/b.mp4", "a/c.JPG", "a/notes.txt", ".hidden/d.mp4", "a/.e.png", "odd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link.mp4").symlink_to(tmp_path / "b.mp4")
     named = find_files([tmp_path / "odd", tmp_path, tmp_path / "a"])
     assert [path.relative_to(tmp_path).as_posix() for path in named] == ["odd", "a/b.mp4", "a/c.JPG", "b.mp4"]
+    assert f"{tmp_path}: 1 files are left out: odd" in caplog.text
 
 
 def test_what_is_not_there_is_an_error_before_any_work(tmp_path):

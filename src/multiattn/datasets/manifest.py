@@ -142,9 +142,14 @@ def _scan(folder: Path, *, deep: bool) -> list[str]:
     stems = {_stem(path) for path in found if not path.lower().endswith(".gif")}
     previews = {path for path in found if path.lower().endswith(".gif") and _stem(path) in stems}
     left_out += [f"{path} (beside a clip of its name)" for path in sorted(previews)]
-    if left_out:
-        logger.warning("%s: %d files are left out: %s", folder, len(left_out), _first(left_out))
+    log_left_out(folder, left_out)
     return sorted({*found} - previews)
+
+
+def log_left_out(folder: Path, names: list[str]) -> None:
+    """Count and name the files of a folder that are left out, if there are any."""
+    if names:
+        logger.warning("%s: %d files are left out: %s", folder, len(names), _first(names))
 
 
 def is_folder(entry: os.DirEntry) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from multiattn.datasets.manifest import folder_manifest, is_video_name, video_row
+from multiattn.datasets.manifest import LIST_SUFFIXES, folder_manifest, is_video_name, log_left_out, video_row
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
@@ -127,13 +127,16 @@ def find_files(names: Sequence[Path]) -> list[Path]:
 
 
 def _media_below(folder: Path) -> list[Path]:
-    return sorted(
+    paths = [
         path
-        for path in folder.rglob("*")
-        if (is_video_name(path.name) or is_image_name(path.name))
-        and not path.is_dir()  # what is no file either gets its row
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()  # what is no file either gets its row
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    ]
+    media = [path for path in paths if is_video_name(path.name) or is_image_name(path.name)]
+    left_out = sorted(path for path in {*paths} - {*media} if not path.name.lower().endswith(LIST_SUFFIXES))
+    log_left_out(folder, [printable(str(path.relative_to(folder))) for path in left_out])
+    return media
 
 
 def score_files(
