@@ -190,6 +190,7 @@ def test_a_full_disk_and_a_read_only_folder_leave_the_earlier_output(pipeline, c
     assert finished.returncode == 2
     assert "Earlier output is untouched" in finished.stderr and "Traceback" not in finished.stderr
     assert out.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
         "videos.csv",
         "videos.json",
     ]
