@@ -106,7 +106,7 @@ def test_an_experiment_without_a_weight_is_refused():
         ({"method": "weighted", "weights": {"a": 0.5, "b": 0.6}}, "sum to 1"),
         ({"method": "weighted", "weights": {"a": -0.5, "b": 1.5}}, "at least 0"),
         ({"method": "stacked", "weights": {"a": NAN}}, "weights: expected finite"),
-        ({"intercept": NAN}, "intercept: expected a finite"),
+        ({"intercept": NAN}, "intercept: expected finite"),
     ],
 )
 def test_every_fault_of_an_ensemble_is_refused(settings, message):
