@@ -40,7 +40,7 @@ def test_a_test_split_gives_tables_and_a_page(pipeline: Pipeline, test_faces: Pa
     assert row["figure"] == pytest.approx(expected, abs=1e-12)
     assert row["num_fake"] == (labels == FAKE).sum()
     text = (tmp_path / "evaluation.md").read_text()
-    assert f"{expected:.4f} [" in text
+    assert f"| all videos | {expected:.4f} |" in text and "No intervals: fewer than 5 groups" in text
     assert text in capsys.readouterr().out
     read = Reader((tmp_path / "report.html").read_text())
     assert read.loaded == []

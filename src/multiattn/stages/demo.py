@@ -134,11 +134,13 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
 
 
 def _figures(steps: "pd.DataFrame", where: str) -> list[list[str]]:
+    import pandas as pd
+
     from multiattn.scoring.metrics import NO_INTERVAL
 
     rows = []
     for row in steps.itertuples(index=False):
-        between = f"{row.low:.4f} to {row.high:.4f}" if row.low == row.low else NO_INTERVAL
+        between = NO_INTERVAL if pd.isna(row.low) else f"{row.low:.4f} to {row.high:.4f}"
         figures = [f"{figure:.4f}" for figure in (row.balanced_log_loss, row.auc)]
         rows.append([f"{where}: {row.name}", f"{row.log_loss:.4f}", between, *figures, row.num_videos])
     return rows
