@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from multiattn.runtime.layout import FINGERPRINTS_FILE
 from multiattn.tables import FRAME_PREDICTIONS
 from pipeline import FACES_OPTIONS, TIMES, Pipeline, run
 
@@ -55,12 +56,14 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Everything in a faces folder but its lock."""
-    return {
+def contents(folder: Path) -> dict[str, object]:
+    """Everything in a faces folder but its lock; of the fingerprints those of the content, in any order."""
+    rows = map(json.loads, (folder / FINGERPRINTS_FILE).read_text().splitlines())
+    fingerprints = {row["video_id"]: row["fingerprint"] for row in rows}
+    return {"fingerprints": fingerprints} | {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", FINGERPRINTS_FILE)
     }
 
 

@@ -90,7 +90,7 @@ def test_a_run_that_is_killed_delivers(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_that_is_killed_many_times_delivers(case, seed):
     walk_through_kills(case, kills=8, seed=seed)
 
