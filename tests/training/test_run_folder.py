@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,14 @@ def flip(content: bytes) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-def encrypt(content: bytes) -> bytes:
-    """Set the flag of encryption in the archive's directory, as one altered bit may."""
-    place = content.index(b"PK\1\2") + 8
-    return content[:place] + bytes([content[place] | 1]) + content[place + 1 :]
+def in_directory(field: int, value: int) -> Callable[[bytes], bytes]:
+    """Replace one byte of the first entry in the archive's directory."""
+
+    def damage(content: bytes) -> bytes:
+        place = content.index(b"PK\1\2") + field
+        return content[:place] + bytes([value]) + content[place + 1 :]
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,10 @@ def encrypt(content: bytes) -> bytes:
         pytest.param(lambda content: content[: len(content) // 2], id="cut"),
         pytest.param(lambda _: b"", id="empty"),
         pytest.param(flip, id="a bit flipped"),
-        pytest.param(encrypt, id="called encrypted"),
+        pytest.param(in_directory(8, 9), id="called encrypted"),
+        pytest.param(in_directory(10, 8), id="called compressed"),
+        pytest.param(in_directory(46, 0xFF), id="a name that is not UTF-8"),
+        pytest.param(in_directory(45, 0xFF), id="a place beyond the file"),
         pytest.param(lambda _: b"not a state", id="overwritten"),
     ],
 )
