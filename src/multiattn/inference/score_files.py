@@ -206,7 +206,7 @@ def _scored(
 
 
 def training_notes(models: Sequence[TrainedModel]) -> list[str]:
-    """What the models of each experiment know, one line each: data sets, number of videos, held-out log loss."""
+    """Lines, one an experiment, that say what its models know: data sets, number of videos, held-out log loss."""
     return [_training_note(name, of_name) for name, of_name in _by_experiment(models).items()]
 
 

@@ -31,7 +31,7 @@ RESULT_FILES = (
     *(STATE_FILE, PREVIOUS_STATE_FILE, EPOCHS_FILE, BEST_WEIGHTS, LAST_WEIGHTS, HELD_OUT_FILE, LAST_HELD_OUT_FILE),
     IMPORT_FILE,
 )
-"""What training, or an import, leaves: a run folder without any of them holds settings alone."""
+"""Files that training, or an import, leaves: a run folder without any of them holds settings alone."""
 SCORING_FILE = "scoring.json"
 """In the folder of an experiment, beside its folds."""
 

@@ -279,7 +279,7 @@ class FrameRule:
     takes: Literal["probabilities", "logits", "logits_in_time"] = "probabilities"
     """The values; the first two ascending."""
     default: float | None = None
-    """Of the rule's one number; None: it has none."""
+    """Default of the rule's one number; None: it has none."""
     expected: str = ""
     accepts: Callable[[float], bool] = math.isfinite
     """Range of that number, in words and as a check."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
-"""Of 32 frames: 32, 24, 16, 12, 8, 4."""
+"""Shares of the frames that a video may come down to; of 32 frames 32, 24, 16, 12, 8, 4."""
 FEWEST_FRAMES = 4
 MIN_OBSERVED = 3
 """Finished videos before the plan trusts what it measured."""

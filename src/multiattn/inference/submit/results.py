@@ -44,7 +44,7 @@ class VideoResult:
     models: list[str] = field(default_factory=list)
     """Names of those that predicted it."""
     fingerprints: list[str] = field(default_factory=list)
-    """Of each model, `TrainedModel.fingerprint`."""
+    """`TrainedModel.fingerprint` of each model."""
     precisions: list[str] = field(default_factory=list)
     """Precision of each model's logits."""
     logits: list[list[float]] = field(default_factory=list)

@@ -42,11 +42,11 @@ from multiattn.video.extraction.extract import ExtractionSettings
 logger = logging.getLogger(__name__)
 
 KAGGLE_WORKING_BYTES = 19.5e9
-"""What a notebook may write; the disk below it is larger."""
+"""Room that a notebook may write to; the disk below it is larger."""
 BYTES_A_LOGIT, CROPS_A_FRAME = 64, 2
-"""Of the journal and the table together, at most as a rule."""
+"""Bounds, as a rule, by which the journal and the table together are estimated."""
 RESULTS_VERSION = 2
-"""Of the results a folder keeps. Version 1 knew a file by its size alone."""
+"""Version of the results a folder keeps. Version 1 knew a file by its size alone."""
 
 
 def run_submit(inputs: SubmitInputs) -> SubmitResult:
