@@ -51,7 +51,7 @@ def test_a_root_that_is_no_folder_is_refused_with_the_way_out(kind, name, tmp_pa
         READERS[name](root=tmp_path / "root", out=tmp_path / "videos.csv").read()
 
 
-@pytest.mark.parametrize("name", ["dfdc", "ffpp", "dfd", "deeperforensics"])
+@pytest.mark.parametrize("name", ["dfdc", "ffpp", "ffpp-kaggle", "dfd", "deeperforensics"])
 def test_an_empty_root_gives_no_rows(name, tmp_path):
     listing = READERS[name](root=tmp_path, out=tmp_path / "videos.csv").read()
     assert (listing.rows, listing.absent, listing.unlisted) == ([], [], [])
@@ -77,6 +77,10 @@ CELEB_FAKE, DEEPER_FAKE = "id<target>_id<source>_<clip>", "<FF++ id>_<actor>"
         pytest.param("celebdf", "Celeb-synthesis/id0_0000.mp4", CELEB_FAKE, id="a real among the fakes"),
         pytest.param("celebdf", "Celeb-synthesis/id0_id1_0000 (1).mp4", CELEB_FAKE, id="a copy"),
         pytest.param("celebdf", "YouTube-real/170.mp4", "five digits", id="three digits of five"),
+        pytest.param("celebdf-pp", "Celeb-real/0000.mp4", "id<person>_<clip>", id="no person in ++"),
+        pytest.param("celebdf-pp", "Celeb-synthesis/FaceSwap/GHOST/0000.mp4", CELEB_FAKE, id="no target in ++"),
+        pytest.param("ffpp-kaggle", "original/519_515.mp4", "three digits", id="a fake among Kaggle's pristine"),
+        pytest.param("ffpp-kaggle", "FaceSwap/519.mp4", "<target>_<source>", id="a pristine among Kaggle's fakes"),
         pytest.param("ffpp", f"{FF_REALS}/5191.mp4", "three digits", id="four digits"),
         pytest.param("ffpp", f"{FF_REALS}/51.mp4", "three digits", id="two digits"),
         pytest.param("ffpp", f"{FF_REALS}/519_515.mp4", "three digits", id="a fake among the pristine"),

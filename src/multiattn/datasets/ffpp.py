@@ -61,19 +61,15 @@ def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = Non
     levels = level_folders(compression)
     require_root(root, "original_sequences")
     split_of_pair = read_pairs(splits) if splits is not None else {}
-    split_of = {name: split for pair, split in split_of_pair.items() for name in pair}
     listing = Listing(dataset=DATASET, root=root)
     for method in ("", *METHODS):
-        sequence = f"manipulated_sequences/{method}" if method else ORIGINALS
+        sequence = sequence_of(method)
         folders = [level for level in levels if (root / sequence / level / "videos").is_dir()]
         present = set()
         for level in folders:
-            for path, match in _clips(root, f"{sequence}/{level}/videos", DATASET, FAKE if method else REAL):
-                row = _row(DATASET, path, match, level, method)
-                if splits is not None:
-                    row["split"] = _split(root / path, row, split_of)
-                listing.rows.append(row | {"original": original_id(match["target"], level) if method else ""})
-                present.add(Path(path).name)
+            rows = ffpp_rows(root, f"{sequence}/{level}/videos", method, level, split_of_pair)
+            listing.rows.extend(rows)
+            present.update(Path(row["path"]).name for row in rows)
         if folders:
             # A pair (a, b) of the official lists stands for the pristine a and b, and the fakes a_b and b_a.
             stems = {f"{a}_{b}" if method else a for pair in split_of_pair for a, b in (pair, pair[::-1])}
@@ -145,9 +141,37 @@ def compression_of(level: str) -> str:
     return "raw" if level == "c0" else level
 
 
+def sequence_of(method: str) -> str:
+    """Folder below the root of a method's clips at all levels; that of the pristine clips for an empty name."""
+    return f"manipulated_sequences/{method}" if method else ORIGINALS
+
+
 def original_id(target: str, level: str) -> str:
     """video_id of the pristine clip of an FF++ id (three digits) below the folder of a level."""
     return video_id(DATASET, f"{ORIGINALS}/{level}/videos/{target}.mp4")
+
+
+def ffpp_rows(
+    root: Path, folder: str, method: str, level: str, split_of_pair: dict[tuple[str, str], str]
+) -> list[dict[str, Any]]:
+    """A row of each clip of a folder.
+
+    Args:
+        folder: below the root.
+        method: of the clips; empty for pristine ones.
+        split_of_pair: as `read_pairs` gives it; empty leaves the split empty.
+
+    Raises:
+        ValueError: a clip whose name is not the official one, or an id no split holds.
+    """
+    split_of = {name: split for pair, split in split_of_pair.items() for name in pair}
+    rows = []
+    for path, match in _clips(root, folder, DATASET, FAKE if method else REAL):
+        row = _row(DATASET, path, match, level, method)
+        row["original"] = original_id(match["target"], level) if method else ""
+        row["split"] = _split(root / path, row, split_of) if split_of_pair else ""
+        rows.append(row)
+    return rows
 
 
 def _clips(root: Path, folder: str, dataset: str, label: int) -> list[tuple[str, re.Match[str]]]:

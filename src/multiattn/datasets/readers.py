@@ -1,10 +1,12 @@
 """The registry of data sets: name -> options and reader; `multiattn index` takes its subcommands and help from it."""
 
 from multiattn.datasets.celebdf import Celebdf
+from multiattn.datasets.celebdf_pp import CelebdfPp
 from multiattn.datasets.deeperforensics import DeeperForensics
 from multiattn.datasets.deepfakebench import DeepfakeBench
 from multiattn.datasets.dfdc import Dfdc, DfdcPreview
 from multiattn.datasets.ffpp import Dfd, Ffpp
+from multiattn.datasets.ffpp_kaggle import FfppKaggle
 from multiattn.datasets.labelled_folder import Folder
 from multiattn.datasets.manifest import IndexOptions
 
@@ -12,8 +14,10 @@ READERS: dict[str, type[IndexOptions]] = {
     "dfdc": Dfdc,
     "dfdc-preview": DfdcPreview,
     "ffpp": Ffpp,
+    "ffpp-kaggle": FfppKaggle,
     "dfd": Dfd,
     "celebdf": Celebdf,
+    "celebdf-pp": CelebdfPp,
     "deeperforensics": DeeperForensics,
     "deepfakebench": DeepfakeBench,
     "folder": Folder,
