@@ -46,7 +46,7 @@ def folder(tmp_path) -> Path:
         probabilities = 0.5 + skill * (LABELS - 0.5) + rng.uniform(-0.1, 0.1, 40)
         card = {
             "coverage": {"ok": 37, "no_face": 2, "unreadable": 1, "missing": 0},
-            "out_of_fold": {"log_loss": 0.25, "auc": 0.9, "last_epoch_log_loss": 0.3},
+            "out_of_fold": {"log_loss": 0.25, "balanced_log_loss": 0.2, "auc": 0.9, "last_epoch_log_loss": 0.3},
             "seen_in_training": 0,
         }
         submit(tmp_path / "submissions", name, probabilities, card=card)
@@ -93,7 +93,10 @@ def test_without_labels_only_out_of_fold_figures_are_shown(folder):
     assert board.ours["name"].tolist() == ["a_guess", "b_good", "c_fair"]
     assert "no labels" in board.scored_on
     unscored = " | ".join(["no labels"] * 7)
-    assert f"| a_guess | {unscored} | 40 | 2 no face, 1 unreadable | 0 | 0.2500 | 0.3000 |" in board.markdown()
+    assert (
+        f"| a_guess | {unscored} | 40 | 2 no face, 1 unreadable | 0 | 0.2500 (balanced 0.2000) | 0.3000 |"
+        in board.markdown()
+    )
 
 
 def test_a_submission_that_lacks_a_video_is_listed_last_without_metrics(folder, labels):

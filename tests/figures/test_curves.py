@@ -17,6 +17,7 @@ def history(phases: list[str], *, maps: bool = True) -> pd.DataFrame:
     table["loss"] = table["cross_entropy"] = np.linspace(0.7, 0.1, epochs)
     table["learning_rate"] = 1e-3
     table["validation_log_loss"] = np.linspace(0.8, 0.3, epochs)
+    table["validation_balanced_log_loss"] = table["validation_log_loss"] + 0.1
     table["validation_auc"] = np.linspace(0.5, 0.9, epochs)
     if maps:
         table["auxiliary"] = 0.5
@@ -167,7 +168,8 @@ def with_averages(epochs: int) -> pd.DataFrame:
 def test_averaged_weights_are_dashed_lines_and_the_star_is_the_lowest_of_all():
     axes = panel(curves({"fold0": with_averages(4)}), "validation log loss")
     assert {"last weights", "moving average", "average of the best"} <= labels(axes)
-    last, moving, average = axes.lines[:3]
+    last, moving, average, balanced = axes.lines[:4]
+    assert balanced.get_ydata() == pytest.approx(last.get_ydata() + 0.1) and axes.get_ylim()[1] > 0.9
     assert last.get_linestyle() == "-" and moving.get_linestyle() == "--" and average.get_linestyle() == "--"
     assert moving.get_ydata() == pytest.approx(last.get_ydata() - 0.05)
     assert np.isnan(average.get_ydata()).tolist() == [True, True, False, False]
@@ -175,7 +177,7 @@ def test_averaged_weights_are_dashed_lines_and_the_star_is_the_lowest_of_all():
 
 
 def test_without_averages_the_line_is_the_log_loss():
-    assert labels(panel(curves({"fold0": history(["train"] * 3)}), "validation log loss")) >= {"log loss"}
+    assert labels(panel(curves({"fold0": history(["train"] * 3)}), "validation log loss")) >= {"log loss", "balanced"}
     table = with_averages(3).assign(ema_log_loss=np.nan, average_log_loss=np.nan)
     assert "moving average" not in labels(panel(curves({"fold0": table}), "validation log loss"))
 

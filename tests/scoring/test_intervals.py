@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm, t
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from multiattn.scoring.metrics import (
     MIN_GROUPS,
     WIDEST,
+    Interval,
     _studentized,
     auc_interval,
     bootstrap_log_loss,
@@ -198,6 +200,18 @@ def test_weights_make_the_difference_that_of_another_share_of_fakes():
 def test_where_all_are_alike_the_interval_is_a_point():
     found = bootstrap_log_loss(np.ones(5), np.full(5, 0.8), clip=CLIP)
     assert (found.low, found.high, found.standard_error) == pytest.approx((-math.log(0.8), -math.log(0.8), 0))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words", "beside"),
+    [
+        pytest.param(-0.25, 0.5, "-0.2500 to +0.5000", "+0.1000 (-0.2500 to +0.5000)", id="known"),
+        *[pytest.param(none, none, "fewer than 5 groups", "+0.1000", id=str(none)) for none in (None, np.nan, pd.NA)],
+    ],
+)
+def test_an_interval_or_none_in_words(low, high, words, beside):
+    interval = Interval.of(low, high)
+    assert (interval.words(sign="+"), interval.beside(0.1, sign="+")) == (words, beside)
 
 
 @pytest.mark.parametrize("groups", [None, list("aaabc"), [7, 7, 7, 8, 9], list("aaaaa")])

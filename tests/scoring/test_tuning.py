@@ -167,7 +167,7 @@ def test_overconfidence_is_mended(drawn, tuned):
     assert figures["tuned, nested"]["log_loss"] < figures["equal mean, untuned"]["log_loss"] - 0.05
     assert tuned.report["tuned_against_untuned"]["high"] < 0
     keys = ("log_loss", "balanced_log_loss", "auc")
-    unknown = {"last_epoch_log_loss": None, "test_prior": None}
+    unknown = dict.fromkeys(["last_epoch_log_loss", "last_epoch_balanced_log_loss", "test_prior"])
     assert tuned.rule.out_of_fold == {key: pytest.approx(figures["tuned, nested"][key]) for key in keys} | unknown
     labels = drawn.videos["label"].to_numpy()
     assert figures["tuned, nested"]["log_loss"] == pytest.approx(log_loss(labels, tuned.videos["tuned"].to_numpy()))

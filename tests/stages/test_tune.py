@@ -67,11 +67,13 @@ def test_figures_of_the_last_epoch_stand_beside_those_of_the_chosen_one(runs, ca
         (folder / "oof_last.parquet").unlink()
     found = score_out_of_fold(runs[0])
     noted = [pd.read_csv(folder / "epochs.csv")["validation_log_loss"].iloc[-1] for folder in folds]
-    assert found.last_epoch_log_loss == pytest.approx(np.average(noted, weights=found.folds["num_videos"]))
-    assert f"nobody chose on these videos, {found.last_epoch_log_loss:.4f}" in found.describe()
-    assert score_out_of_fold(runs[0], rule=rule).last_epoch_log_loss is None or rule == ScoringRule()
+    plain, balanced = found.last_epoch
+    assert plain == pytest.approx(np.average(noted, weights=found.folds["num_videos"]))
+    words = f"{plain:.4f} (balanced {balanced:.4f})"
+    assert f"nobody chose on these videos, {words}" in found.describe()
+    assert score_out_of_fold(runs[0], rule=rule).last_epoch is None or rule == ScoringRule()
     run("tune", "--runs", runs[0])
-    assert f"predictions were not kept: {found.last_epoch_log_loss:.4f}, untuned" in capsys.readouterr().out
+    assert f"predictions were not kept: {words}, untuned" in capsys.readouterr().out
 
 
 def test_a_share_far_from_a_half_is_warned_of_in_the_last_line_and_a_stated_one_has_both_figures(runs, capsys):

@@ -24,7 +24,15 @@ from multiattn.config.choices import ScaleName
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import CARD_FILE, SUBMISSION_FILE
 from multiattn.runtime.text_tables import markdown_table, markdown_text
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, MIN_GROUPS, bootstrap_log_loss, compare_log_loss, video_metrics
+from multiattn.scoring.metrics import (
+    CONSTANT_LOG_LOSS,
+    NO_INTERVAL,
+    Interval,
+    bootstrap_log_loss,
+    compare_log_loss,
+    describe_losses,
+    video_metrics,
+)
 from multiattn.tables import LABELS, SUBMISSION
 from multiattn.video.crops.images import names_digest
 
@@ -34,8 +42,8 @@ FAILURES = ("no_face", "unreadable", "missing", "failed", "late")
 """Statuses that were answered with the prior."""
 MEASURED = ("log_loss", "low", "high", "balanced_log_loss", "auc", "accuracy")
 COMPARED = ("difference", "difference_low", "difference_high", "probability_better")
-OUT_OF_FOLD = {"log_loss": "out_of_fold_log_loss", "last_epoch_log_loss": "out_of_fold_last_epoch_log_loss"}
-"""Figure of a card -> column."""
+OUT_OF_FOLD = ("log_loss", "balanced_log_loss", "last_epoch_log_loss", "last_epoch_balanced_log_loss")
+"""Figures of a card; their columns are named `out_of_fold_` and the figure."""
 CONSTANT = "constant 0.5"
 NOT_KNOWN, BEST = "not known", "the best"
 NOT_COMPARABLE = (
@@ -87,9 +95,9 @@ class Leaderboard:
     """name; log_loss with low and high, the 95 % interval; balanced_log_loss, over the classes; auc, accuracy;
     difference: its log loss minus that of the best, on the same videos, with difference_low and difference_high, and
     probability_better, the confidence that it is the better of the two; num_videos; no_face, unreadable, missing,
-    failed, late; seen_in_training; out_of_fold_log_loss, and that of the last epochs; reason: why it is not scored, or
-    empty. NaN where not scored; NA where the number is not known: without a card none of them is, and of an imported
-    checkpoint the training videos are not."""
+    failed, late; seen_in_training; out_of_fold_log_loss, out_of_fold_balanced_log_loss, and both of the last epochs;
+    reason: why it is not scored, or empty. NaN where not scored; NA where the number is not known: without a card none
+    of them is, and of an imported checkpoint the training videos are not."""
     scored_on: str
     """The videos of the metrics, in words."""
     constant: pd.DataFrame
@@ -113,15 +121,20 @@ class Leaderboard:
         return [*self.notes, *seen]
 
     @property
+    def has_intervals(self) -> bool:
+        """False where there are too few groups, or nothing was scored."""
+        return bool(self.ours["low"].notna().any())
+
+    @property
     def legend(self) -> str:
         """Meaning of the columns."""
+        bootstrap = f"95 %: of the bootstrap, which draws {self.drawn}. " if self.has_intervals else ""
         return (
-            f"95 %: of the bootstrap, which draws {self.drawn}. Balanced: the mean of both classes' log losses. Minus "
-            "the best: log loss minus that of the best submission, on the same videos; P(better): the confidence that "
-            "it is the better of the two. Answered with the prior, seen in training, out of fold (as expected at the "
-            "share of fakes that was stated for the rule, if one was; the last epoch was not chosen on the held-out "
-            f"videos): from card.json; {NOT_KNOWN} where it does not say."
-            + ("" if self.scale is not None else f" {NOT_COMPARABLE}")
+            f"{bootstrap}Balanced: the mean of both classes' log losses. Minus the best: log loss minus that of the "
+            "best submission, on the same videos; P(better): the confidence that it is the better of the two. Answered "
+            "with the prior, seen in training, out of fold (as expected at the share of fakes that was stated for the "
+            "rule, if one was; the last epoch was not chosen on the held-out videos): from card.json; "
+            f"{NOT_KNOWN} where it does not say." + ("" if self.scale is not None else f" {NOT_COMPARABLE}")
         )
 
     def table(self) -> pd.DataFrame:
@@ -141,16 +154,17 @@ class Leaderboard:
         cells, best = [], self.ours["name"].iloc[0]
         for row in self.table().query("source != 'published'").itertuples():
             is_constant, why = row.source == "reference", row.reason
-            few = why or f"fewer than {MIN_GROUPS} groups"
-            span = few if pd.isna(row.low) else f"{row.low:.4f} to {row.high:.4f}"
-            compared = [_show(row.difference, row.difference_low, row.difference_high, why=why)]
+            few = why or NO_INTERVAL
+            span = Interval.of(row.low, row.high).words(without=few)
+            against = Interval.of(row.difference_low, row.difference_high)
+            compared = [why if pd.isna(row.difference) else against.beside(row.difference, sign="+")]
             compared += [_show(row.probability_better, why=few)]
             if row.name == best and not is_constant and not why:
                 compared = [BEST, BEST]
             measured = [_show(row.log_loss, why=why), span, _show(row.balanced_log_loss, why=why), *compared]
             measured += [_show(row.auc, why=why or "one class"), _show(row.accuracy, why=why)]
             seen = NOT_KNOWN if pd.isna(row.seen_in_training) else str(row.seen_in_training)
-            out_of_fold = [_show(getattr(row, name), why=NOT_KNOWN) for name in OUT_OF_FOLD.values()]
+            out_of_fold = [_losses(row, epoch) for epoch in ("", "last_epoch_")]
             from_card = [str(row.num_videos), _failures(row), seen, *out_of_fold]
             cells.append([row.name, *measured, *(["a constant"] * len(from_card) if is_constant else from_card)])
         return header, cells
@@ -173,10 +187,13 @@ class Leaderboard:
         ]
 
 
-def _show(value: float, low: float | None = None, high: float | None = None, *, why: str) -> str:
-    if pd.isna(value):
-        return why
-    return f"{value:.4f}" if low is None else f"{value:+.4f}{'' if pd.isna(low) else f' ({low:+.4f} to {high:+.4f})'}"
+def _show(value: float, *, why: str) -> str:
+    return why if pd.isna(value) else f"{value:.4f}"
+
+
+def _losses(row: Any, epoch: str) -> str:
+    plain, balanced = (getattr(row, f"out_of_fold_{epoch}{name}") for name in ("log_loss", "balanced_log_loss"))
+    return NOT_KNOWN if pd.isna(plain) else describe_losses(plain, balanced)
 
 
 def _failures(row: Any) -> str:
@@ -329,8 +346,8 @@ def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
     row |= {status: coverage.get(status, absent) for status in FAILURES}
     row["seen_in_training"] = seen
     out_of_fold = card.get("out_of_fold") or {}
-    row |= {column: np.nan if (found := out_of_fold.get(name)) is None else float(found)
-            for name, column in OUT_OF_FOLD.items()}  # fmt: skip
+    row |= {f"out_of_fold_{name}": np.nan if (found := out_of_fold.get(name)) is None else float(found)
+            for name in OUT_OF_FOLD}  # fmt: skip
     return row | {"reason": ""}
 
 

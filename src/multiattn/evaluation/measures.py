@@ -45,6 +45,7 @@ VIDEO_COLUMNS = {
 }
 FRAME_COLUMNS = {
     "frame log loss": ("frame", "log_loss"),
+    "frame balanced": ("frame", "balanced_log_loss"),
     "frame AUC": ("frame", "auc"),
     "frame accuracy": ("frame", "accuracy"),
     "single models' frame AUC": (SINGLE, "auc"),
@@ -326,7 +327,7 @@ def _interval_note(videos: pd.DataFrame) -> str:
     """Which videos the intervals take for alike."""
     named, groups = videos["original"] != "", videos["group"].nunique()
     if groups < MIN_GROUPS:
-        return f"{NO_INTERVAL[0].upper()}{NO_INTERVAL[1:]} of videos that are alike (found {groups})."
+        return f"No intervals: {NO_INTERVAL} of videos that are alike (found {groups})."
     if not named.any():
         return (
             "In brackets the 95 % interval, over single videos: the table names no originals. Where several videos are "
@@ -338,9 +339,7 @@ def _interval_note(videos: pd.DataFrame) -> str:
 
 
 def _figure(figure: float, low: float, high: float) -> str:
-    if np.isnan(figure):
-        return NONE
-    return f"{figure:.4f}" if np.isnan(low) else f"{figure:.4f} [{low:.4f}, {high:.4f}]"
+    return NONE if np.isnan(figure) else Interval.of(low, high).beside(figure)
 
 
 def compare_with_paper(

@@ -28,9 +28,10 @@ def draw_leaderboard(board: Leaderboard) -> Figure:
     num_rows = max(len(shown), 1) + len(anchors)
     figure = new_figure(9, 1.4 + 0.36 * num_rows, dpi=120, layout="constrained")
     axes = figure.subplots()
-    ends = shown["high"].fillna(shown["log_loss"])  # a single video has no interval
+    ends = shown[["high", "log_loss", "balanced_log_loss"]].max(axis=1)
     for place, (row, end) in enumerate(zip(shown.itertuples(), ends, strict=True)):
         axes.plot([row.low, row.high], [place, place], color=OURS, linewidth=7, alpha=0.35, solid_capstyle="butt")
+        axes.plot(row.balanced_log_loss, place, "d", color=OURS, markerfacecolor="white", markersize=6, zorder=3)
         axes.plot(row.log_loss, place, "o", color=OURS, markersize=5, zorder=3)
         _write(axes, f"{row.log_loss:.4f}", end, place)
     if shown.empty:
@@ -53,7 +54,8 @@ def draw_leaderboard(board: Leaderboard) -> Figure:
     _write(axes, words, CONSTANT_LOG_LOSS, num_rows - 0.6, colour=CONSTANT, to_the_left=True)
     axes.set_xlim(0, 1.12 * max([CONSTANT_LOG_LOSS, *ends, *anchors.values()]))
     grey = "; grey is published" if anchors else ""
-    axes.set_xlabel(f"log loss, lower is better{grey}\nbars are 95 % intervals of a bootstrap that draws {board.drawn}")
+    bars = f"\nbars are 95 % intervals of a bootstrap that draws {board.drawn}" if board.has_intervals else ""
+    axes.set_xlabel(f"log loss, lower is better; diamonds are balanced over the classes{grey}{bars}")
     axes.set_title(f"Log loss on {board.scored_on}", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -91,7 +93,7 @@ def leaderboard_page(board: Leaderboard, figure: Figure) -> str:
     return whole_page(
         "Leaderboard",
         f"<p>Scored on: {escape(board.scored_on)}.</p>\n{notes}"
-        f"{drawing(png_tag(figure, 'log loss of every submission with its interval'))}\n"
+        f"{drawing(png_tag(figure, 'log loss of every submission, plain and balanced, with its interval'))}\n"
         f"{figures_table(*board.rows())}\n<p>{escape(board.legend)}</p>\n"
         + "".join(f"{figures_table(*table)}\n" for table in board.published()),
     )

@@ -37,6 +37,8 @@ CANDIDATES = {
     f"{PREFIXES['average']}log_loss": ("average of the best", PINK, (0, (1.5, 1))),
 }
 """Validation log loss of the weights that were validated: name, colour, line."""
+BALANCED = {"validation_balanced_log_loss": ("last weights, balanced", SKY, (0, (4, 1, 1, 1)))}
+"""The same, balanced over the classes, in the same panel."""
 SCORES = {"validation_auc": ("AUC", BLUE, "-"), "validation_accuracy": ("accuracy", GREEN, "--")}
 MAPS = {
     "map_cosine": ("mean cosine between maps", BLUE, COLLAPSED_COSINE),
@@ -197,9 +199,10 @@ class _Panels:
 
     def log_loss(self, axes: Axes) -> None:
         axes.set_title("validation log loss (videos)", fontsize=10, loc="left")
-        shown = {name: style for name, style in CANDIDATES.items() if name in self.columns}
-        if self.alone and len(shown) == 1:
-            shown = {name: ("log loss", color, line) for name, (_, color, line) in shown.items()}
+        shown = {name: style for name, style in (CANDIDATES | BALANCED).items() if name in self.columns}
+        if self.alone and len(CANDIDATES.keys() & shown) == 1:
+            names = ("log loss", "balanced")
+            shown = {name: (words, *style) for (name, (_, *style)), words in zip(shown.items(), names, strict=False)}
         self._draw(axes, shown)
         for folds, color in zip(self.runs.values(), [ORANGE] if self.alone else self.colors, strict=True):
             _mark_lowest(axes, folds, color, "lowest of a fold" if self.alone else None)
@@ -207,7 +210,7 @@ class _Panels:
             axes.scatter([], [], marker="*", s=60, color="0.3", label="lowest of a fold")
         axes.axhline(CONSTANT_LOG_LOSS, color="0.4", linestyle=":", linewidth=1.2, label="constant 0.5")
         tables = [table for folds in self.runs.values() for table in folds.values()]
-        highest = max(table[name].max() for table in tables for name in CANDIDATES if name in table)
+        highest = max(table[name].max() for table in tables for name in shown if name in table)
         axes.set_ylim(0, 1.08 * np.nanmax([highest, CONSTANT_LOG_LOSS]))
         axes.legend(fontsize=8, frameon=False, handlelength=3)  # long enough to show dashes
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from multiattn.runtime.layout import (
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, video_metrics
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, describe_losses, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.video.crops.images import CropImages, crop_loader
@@ -104,20 +105,20 @@ class OutOfFold:
     """fold, and the fields of `VideoMetrics`."""
     without_face: int
     """Videos that count with the prior."""
-    last_epoch_log_loss: float | None
-    """The same by the last epochs' weights, which no choice of an epoch went into; None where that is not known."""
+    last_epoch: tuple[float, float | None] | None
+    """As of `last_epoch_losses`."""
 
     def describe(self) -> str:
         """A small table for a terminal."""
         columns = ["fold", "log_loss", "balanced_log_loss", "auc", "accuracy", "num_videos"]
         table = self.folds[columns].to_string(index=False, float_format="%.4f")
-        last = "not known" if self.last_epoch_log_loss is None else f"{self.last_epoch_log_loss:.4f}"
+        last = "not known" if self.last_epoch is None else describe_losses(*self.last_epoch)
         overall = self.overall
         return (
-            f"{table}\nout of fold: log loss {overall.log_loss:.4f} (constant 0.5: {CONSTANT_LOG_LOSS:.4f}), of the "
-            f"last epoch, which nobody chose on these videos, {last}; balanced over the classes "
-            f"{overall.balanced_log_loss:.4f}, AUC {overall.auc:.4f}, accuracy {overall.accuracy:.3f} over "
-            f"{overall.num_videos} videos, {self.without_face} of them without a face"
+            f"{table}\nout of fold: log loss {describe_losses(overall.log_loss, overall.balanced_log_loss)} "
+            f"(constant 0.5: {CONSTANT_LOG_LOSS:.4f}), of the last epoch, which nobody chose on these videos, {last}; "
+            f"AUC {overall.auc:.4f}, accuracy {overall.accuracy:.3f} over {overall.num_videos} videos, "
+            f"{self.without_face} of them without a face"
         )
 
 
@@ -193,22 +194,30 @@ def score_out_of_fold(
     ]
     without_face = int((videos["num_crops"] == 0).sum())
     return OutOfFold(
-        _metrics(videos, rule.clip), pd.DataFrame(rows), without_face, last_epoch_log_loss(runs, held_out, rule)
+        _metrics(videos, rule.clip), pd.DataFrame(rows), without_face, last_epoch_losses(runs, held_out, rule)
     )
 
 
-def last_epoch_log_loss(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule) -> float | None:
-    """Log loss of the held-out videos by the last epochs' weights: of predictions that were kept, or for the untuned
-    rule and one experiment the mean over folds of what `epochs.csv` noted; else None."""
+def last_epoch_losses(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule) -> tuple[float, float | None] | None:
+    """Log loss of the held-out videos by the last epochs' weights, which no choice of an epoch went into, plain and
+    balanced over the classes (None where it was not noted): of predictions that were kept, or for the untuned rule and
+    one experiment the mean over folds of what `epochs.csv` noted; else None."""
     if held_out.last_epoch is not None:
         videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.last_epoch), rule.prior)
-        return _metrics(videos.assign(label=held_out.videos["label"].to_numpy()), rule.clip).log_loss
+        found = _metrics(videos.assign(label=held_out.videos["label"].to_numpy()), rule.clip)
+        return found.log_loss, found.balanced_log_loss
     paths = {fold_number(folder): folder / EPOCHS_FILE for run in runs for folder in fold_folders(run)}
     if len(runs) > 1 or rule != ScoringRule() or not all(path.is_file() for path in paths.values()):
         return None
-    noted = {fold: pd.read_csv(path).iloc[-1].get("validation_log_loss") for fold, path in paths.items()}
-    mean = held_out.videos["fold"].map(noted).mean(skipna=False)
-    return None if pd.isna(mean) else float(mean)
+    noted = {fold: pd.read_csv(path).iloc[-1] for fold, path in paths.items()}
+    means = [
+        held_out.videos["fold"]
+        .map({fold: row.get(f"validation_{name}", np.nan) for fold, row in noted.items()})
+        .mean(skipna=False)
+        for name in ("log_loss", "balanced_log_loss")
+    ]
+    plain, balanced = (None if pd.isna(mean) else float(mean) for mean in means)
+    return None if plain is None else (plain, balanced)
 
 
 def out_of_fold_figures(
@@ -234,7 +243,8 @@ def out_of_fold_figures(
         return None if imported else rule.out_of_fold
     found = score_out_of_fold(*runs, rule=rule)
     figures = {name: getattr(found.overall, name) for name in ("log_loss", "balanced_log_loss", "auc")}
-    return {**figures, "last_epoch_log_loss": found.last_epoch_log_loss}
+    plain, balanced = found.last_epoch or (None, None)
+    return {**figures, "last_epoch_log_loss": plain, "last_epoch_balanced_log_loss": balanced}
 
 
 def _metrics(videos: pd.DataFrame, clip: float) -> VideoMetrics:

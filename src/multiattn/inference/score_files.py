@@ -21,7 +21,7 @@ from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import printable, terminal_table
-from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, describe_losses
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
@@ -218,11 +218,15 @@ def _training_note(name: str, models: list[TrainedModel]) -> str:
     made = f"trained on {len(folds)} videos of {datasets}" if len(folds) else "its training videos are not known"
     if models[0].experiment.name.startswith("demo") or models[0].experiment.name.endswith("_tiny"):
         made += " to try the program out: it knows nothing about real faces"
-    losses = [read_metadata(model.path / BEST_WEIGHTS).get("validation_log_loss") for model in models]
-    if None in losses:
+    kept = [read_metadata(model.path / BEST_WEIGHTS) for model in models]
+    loss, balanced = (
+        np.mean([float(of.get(f"validation_{name}", "nan")) for of in kept])
+        for name in ("log_loss", "balanced_log_loss")
+    )
+    if np.isnan(loss):
         return f"{name}: {made}; its out-of-fold log loss is not known."
-    loss = np.mean([float(loss) for loss in losses])
-    return f"{name}: {made}; out-of-fold log loss {loss:.4f} (constant 0.5: {CONSTANT_LOG_LOSS:.4f})."
+    words = describe_losses(loss, balanced)
+    return f"{name}: {made}; out-of-fold log loss {words}, constant 0.5: {CONSTANT_LOG_LOSS:.4f}."
 
 
 def seen_notes(models: Sequence[TrainedModel], files: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.config import from_json, to_json
-from multiattn.inference.predictor import last_epoch_log_loss, read_out_of_fold
+from multiattn.inference.predictor import last_epoch_losses, read_out_of_fold
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime.files import file_digest, read_json, write_json
 from multiattn.runtime.layout import (
@@ -268,5 +268,5 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
             advance=progress.update,
         )
     if held_out.last_epoch is None:
-        tuned.report["last_epoch_noted"] = last_epoch_log_loss(runs, held_out, ScoringRule())
+        tuned.report["last_epoch_noted"] = last_epoch_losses(runs, held_out, ScoringRule())
     return tuned

@@ -19,7 +19,8 @@ LEVEL = 0.95
 """Share of intervals that hold the truth."""
 MIN_GROUPS = 5
 """Below, no interval is given."""
-NO_INTERVAL = f"no intervals: fewer than {MIN_GROUPS} groups"
+NO_INTERVAL = f"fewer than {MIN_GROUPS} groups"
+"""Stands in place of an interval."""
 WIDEST = 4
 """An interval is at most so many times as wide as Student's."""
 
@@ -48,6 +49,11 @@ class VideoMetrics:
     """Mean squared difference from the label, of the clipped probabilities."""
     calibration_error: float
     """Expected calibration error: `reliability` with 15 bins, |mean probability - share of fakes| weighed by size."""
+
+
+def describe_losses(plain: float, balanced: float | None) -> str:
+    """`0.0179 (balanced 0.0192)`, the plain log loss alone where the balanced one is not known (None, NaN or NA)."""
+    return f"{plain:.4f}" + ("" if pd.isna(balanced) else f" (balanced {balanced:.4f})")
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-15) -> float:
@@ -172,8 +178,26 @@ class Interval:
 
     low: float
     high: float
-    standard_error: float
+    standard_error: float = math.nan
     """Over groups; NaN of one group."""
+
+    @classmethod
+    def of(cls, low: float | None, high: float | None) -> "Interval":
+        """The interval of two cells of a table or a file, in which None, NaN or NA stands for none."""
+        return cls(*(math.nan if pd.isna(end) else float(end) for end in (low, high)))
+
+    @property
+    def is_known(self) -> bool:
+        """False where nothing can be said."""
+        return not math.isnan(self.low)
+
+    def words(self, *, sign: str = "", without: str = NO_INTERVAL) -> str:
+        """`0.0116 to 0.0422`, or `without` where nothing can be said; `sign` "+" writes the sign of each end."""
+        return f"{self.low:{sign}.4f} to {self.high:{sign}.4f}" if self.is_known else without
+
+    def beside(self, figure: float, *, sign: str = "") -> str:
+        """`0.0179 (0.0116 to 0.0422)`, the figure alone where nothing can be said of it."""
+        return f"{figure:{sign}.4f}" + (f" ({self.words(sign=sign)})" if self.is_known else "")
 
 
 @dataclass(frozen=True)
@@ -188,6 +212,11 @@ class Comparison:
     standard_error: float
     probability_better: float
     """Confidence that a is better, in [0, 1]; 0.5 where they are equal, NaN with fewer than 5 groups."""
+
+    @property
+    def interval(self) -> Interval:
+        """The interval of the difference."""
+        return Interval(self.low, self.high, self.standard_error)
 
 
 def bootstrap_log_loss(

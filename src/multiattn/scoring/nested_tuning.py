@@ -23,7 +23,7 @@ from scipy.special import stdtrit
 from multiattn.scoring.aggregators import DEFAULT_CLIP, RECIPES, Aggregator, FrameGroups
 from multiattn.scoring.calibration import CALIBRATORS, CLIP_RANGE, Calibration, PriorShift, fit_calibration, fit_clip
 from multiattn.scoring.ensembling import Ensemble, ensemble_candidates, fit_ensemble, score_experiments
-from multiattn.scoring.metrics import MIN_GROUPS, Comparison, compare_log_loss, standard_error
+from multiattn.scoring.metrics import MIN_GROUPS, Comparison, Interval, compare_log_loss, standard_error
 from multiattn.scoring.rule import ScoringRule
 
 RESAMPLES = 2_000
@@ -89,8 +89,7 @@ def decide(
     comparison = compare_log_loss(labels, elsewhere, probabilities[0], groups, **drawn)
     best = int(np.argmin(in_part.sum(axis=0)))
     is_taken = best != 0 and gain_is_certain(comparison, len(np.unique(groups)))
-    between = "" if np.isnan(comparison.low) else f" [{-comparison.high:.4f}, {-comparison.low:.4f}]"
-    gain = f"gain of choosing {-comparison.difference:.4f}{between}"
+    gain = f"gain of choosing {Interval(-comparison.high, -comparison.low).beside(-comparison.difference)}"
     return Decision(
         stage=stage,
         candidates=tuple(

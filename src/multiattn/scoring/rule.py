@@ -32,9 +32,9 @@ class ScoringRule:
     """Names of the experiments it was tuned for; empty: any."""
     out_of_fold: dict[str, float | None] | None = None
     """log_loss, balanced_log_loss and auc on videos that were held out of tuning, the first as expected at the stated
-    share of fakes, where one was, else at theirs; last_epoch_log_loss, the same with the last epochs' weights in place
-    of the chosen ones', None where those are not known; and test_prior, the stated share. None where nothing was
-    tuned."""
+    share of fakes, where one was, else at theirs; last_epoch_log_loss and last_epoch_balanced_log_loss, the same with
+    the last epochs' weights in place of the chosen ones', None where those are not known; and test_prior, the stated
+    share. None where nothing was tuned."""
 
     @property
     def clip(self) -> float:

@@ -15,7 +15,14 @@ from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import RECIPES, FrameGroups, complete_videos
 from multiattn.scoring.calibration import CALIBRATORS
 from multiattn.scoring.ensembling import ensemble_candidates
-from multiattn.scoring.metrics import NO_INTERVAL, bootstrap_log_loss, compare_log_loss, log_losses, video_metrics
+from multiattn.scoring.metrics import (
+    Interval,
+    bootstrap_log_loss,
+    compare_log_loss,
+    describe_losses,
+    log_losses,
+    video_metrics,
+)
 from multiattn.scoring.nested_tuning import (
     STAGES,
     Choice,
@@ -114,7 +121,8 @@ def tune(
     report = report_tuning(nested, last, seed=seed)
     report |= {"tuned_against_untuned": asdict(comparison), "test_prior": at_prior, "decision": decision}
     measured = _measure(labels, nested.videos[taken].to_numpy(), weights)
-    measured["last_epoch_log_loss"] = None if last is None else _measure(labels, last[taken], weights)["log_loss"]
+    at_end = {} if last is None else _measure(labels, last[taken], weights)
+    measured |= {f"last_epoch_{name}": at_end.get(name) for name in ("log_loss", "balanced_log_loss")}
     measured["test_prior"] = test_prior
     return Tuned(replace(nested.candidates[taken], out_of_fold=measured), _plain(report), nested.videos)
 
@@ -238,18 +246,18 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
     lines += _table(["without fold", "aggregator", "ensemble", "calibration", "clip"], rows)
     rows = []
     for row in report["figures"]:
-        between = "" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]"
         others = [_number(row[key]) for key in ("balanced_log_loss", *OTHER_FIGURES)]
-        rows.append([row["name"], f"{row['log_loss']:.4f}{between}", *others])
-    header = ["out of fold", "log loss [95 % interval]", "balanced", "AUC", "Brier", "calibration error"]
+        rows.append([row["name"], Interval.of(row["low"], row["high"]).beside(row["log_loss"]), *others])
+    header = ["out of fold", "log loss (95 % interval)", "balanced", "AUC", "Brier", "calibration error"]
     lines += _table(header, rows)
     if not any(row["name"].endswith(LAST_EPOCH) for row in report["figures"]):
-        noted = _number(report.get("last_epoch_noted")) or "not known"
-        lines += [f"log loss of the last epoch, whose predictions were not kept: {noted}, untuned", ""]
+        noted = report.get("last_epoch_noted")
+        words = "not known" if noted is None else f"{describe_losses(*noted)}, untuned"
+        lines += [f"log loss of the last epoch, whose predictions were not kept: {words}", ""]
     found, shift = report["tuned_against_untuned"], report["test_prior"]
-    more = NO_INTERVAL
-    if found["low"] is not None:
-        more = f"[{found['low']:+.4f}, {found['high']:+.4f}], P(better) {found['probability_better']:.0%}"
+    more = Interval.of(found["low"], found["high"]).words(sign="+")
+    if found["probability_better"] is not None:
+        more += f", P(better) {found['probability_better']:.0%}"
     at = "" if shift is None else f" at {shift['test']:.0%} fakes"
     lines += [f"tuned - untuned{at}: {found['difference']:+.4f}, {more}", report["decision"]]
     return "\n".join([*lines, f"rule: {describe_rule(rule)}"])

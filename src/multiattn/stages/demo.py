@@ -111,9 +111,7 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
             right=(1, 3, 4, 5),
         ),
         "",
-        f"The bootstrap of the intervals draws, out of fold, the {held_out['num_groups'].iloc[0]} parts; on test, the "
-        f"{test['num_groups'].iloc[0]} originals, each with its fake.",
-        "On test, actors come back in several originals, which the bootstrap takes for independent all the same.",
+        *_bootstrap_notes(held_out, test),
         f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "
         "They were answered with 0.5 and count above.",
         "",
@@ -133,14 +131,22 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
     return "\n".join(lines)
 
 
-def _figures(steps: "pd.DataFrame", where: str) -> list[list[str]]:
-    import pandas as pd
+def _bootstrap_notes(held_out: "pd.DataFrame", test: "pd.DataFrame") -> list[str]:
+    """What the bootstrap draws, of each table that has intervals."""
+    out_of_fold, on_test = (bool(steps["low"].notna().any()) for steps in (held_out, test))
+    drawn = [f"out of fold, the {held_out['num_groups'].iloc[0]} parts"] if out_of_fold else []
+    drawn += [f"on test, the {test['num_groups'].iloc[0]} originals, each with its fake"] if on_test else []
+    notes = [f"The bootstrap of the intervals draws, {'; '.join(drawn)}."] if drawn else []
+    alike = "On test, actors come back in several originals, which the bootstrap takes for independent all the same."
+    return notes + [alike] * on_test
 
-    from multiattn.scoring.metrics import NO_INTERVAL
+
+def _figures(steps: "pd.DataFrame", where: str) -> list[list[str]]:
+    from multiattn.scoring.metrics import Interval
 
     rows = []
     for row in steps.itertuples(index=False):
-        between = NO_INTERVAL if pd.isna(row.low) else f"{row.low:.4f} to {row.high:.4f}"
+        between = Interval.of(row.low, row.high).words()
         figures = [f"{figure:.4f}" for figure in (row.balanced_log_loss, row.auc)]
         rows.append([f"{where}: {row.name}", f"{row.log_loss:.4f}", between, *figures, row.num_videos])
     return rows

@@ -13,6 +13,7 @@ from multiattn.config import Experiment
 from multiattn.model.diagnostics import gentler_steps
 from multiattn.runtime.devices import autocast, seed_everything
 from multiattn.runtime.signals import Interruption, listening
+from multiattn.scoring.metrics import describe_losses
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.apex import ApexScaler
 from multiattn.training.engine.fold_training import (
@@ -283,10 +284,14 @@ def _validate(training: FoldTraining, live: Live, interruption: Interruption) ->
 
 def _log(name: str, record: dict[str, Any]) -> None:
     """One line a validation, always the same fields; those of averages where there are any."""
-    figures = [record[f"validation_{figure}"] for figure in ("log_loss", "balanced_log_loss", "auc", "accuracy")]
-    columns = [f"{prefix}log_loss" for candidate, prefix in PREFIXES.items() if candidate != "last"]
-    averages = "".join(f", {column} {record[column]:.4f}" for column in columns if column in record)
+    losses = {
+        prefix: describe_losses(record[f"{prefix}log_loss"], record[f"{prefix}balanced_log_loss"])
+        for prefix in PREFIXES.values()
+        if f"{prefix}log_loss" in record
+    }
+    figures = [losses.pop(PREFIXES["last"]), record["validation_auc"], record["validation_accuracy"]]
+    averages = "".join(f", {prefix}log_loss {words}" for prefix, words in losses.items())
     logger.info(
-        "%s epoch %d: loss %.4f, validation log loss %.4f (balanced %.4f), AUC %.4f, accuracy %.3f%s, %.0f samples/s",
+        "%s epoch %d: loss %.4f, validation log loss %s, AUC %.4f, accuracy %.3f%s, %.0f samples/s",
         *(name, record["epoch"], record["loss"], *figures, averages, record["samples_per_second"]),
     )

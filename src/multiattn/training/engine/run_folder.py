@@ -157,7 +157,8 @@ def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") 
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:
-    return {name: str(record[name]) for name in ("epoch", "step", "candidate", "validation_log_loss")}
+    kept = ("epoch", "step", "candidate", "validation_log_loss", "validation_balanced_log_loss")
+    return {name: str(record[name]) for name in kept}
 
 
 def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
