@@ -9,14 +9,13 @@ from multiattn.training.data.augment.faces import (
     FEATURES,
     HALVES,
     black_out,
-    crop_landmarks,
     face_outline,
     feature_mask,
     half_face_mask,
     polygon_mask,
 )
 from multiattn.training.data.augment.steps import Draws
-from multiattn.video.crops.recipe import TEMPLATE, align_crop
+from multiattn.video.crops.recipe import TEMPLATE, CropRecipe, align_crop, crop_landmarks
 
 SIZE = 200
 FACE = (TEMPLATE * SIZE).astype(np.float32)
@@ -86,14 +85,15 @@ def test_landmarks_of_a_frame_come_to_lie_where_the_crop_shows_them(scale):
     landmarks = FACE @ matrix[:, :2].T
     landmarks += 60 - landmarks.min(axis=0)
     side = int(landmarks.max()) + 80
-    for point, expected in zip(landmarks, crop_landmarks(landmarks, SIZE), strict=True):
+    carried = crop_landmarks(CropRecipe(size=SIZE), SIZE, box_xyxy=np.zeros(4), landmarks=landmarks)
+    for point, expected in zip(landmarks, carried, strict=True):
         frame = np.zeros((side, side, 3), np.uint8)
         cv2.circle(frame, tuple(round(float(v)) for v in point), max(2, round(4 / scale)), (255, 255, 255), -1)
         crop = align_crop(frame, landmarks, SIZE)[..., 0].astype(float)
         y, x = np.mgrid[:SIZE, :SIZE]
         found = np.array([(x * crop).sum(), (y * crop).sum()]) / crop.sum()
         np.testing.assert_allclose(found, expected, atol=max(0.6, 0.6 * scale))
-    np.testing.assert_allclose(crop_landmarks(landmarks, SIZE), FACE, atol=0.01)
+    np.testing.assert_allclose(carried, FACE, atol=0.01)
 
 
 # --- bands and halves ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from multiattn.config import DataConfig
-from multiattn.tables import FACES, FOLDS, LANDMARKS, VIDEO_STATUS, VIDEOS
+from multiattn.tables import BOX, FACES, FOLDS, LANDMARKS, VIDEO_STATUS, VIDEOS
 from multiattn.training.data.augment import EARLIER_CROPS, CropContext, blend_target, self_blend
 from multiattn.training.data.crops import (
     FoldCrops,
@@ -25,7 +25,7 @@ from multiattn.training.data.crops import (
 )
 from multiattn.training.data.sampling import Visit
 from multiattn.training.folds import read_training_data
-from multiattn.video.crops.recipe import CropRecipe, align_crop, write_recipe
+from multiattn.video.crops.recipe import CropRecipe, cut_crop, write_recipe
 
 SIZE = 32
 
@@ -336,23 +336,24 @@ FACE = np.array([[140, 120], [185, 112], [165, 150], [150, 180], [190, 175]], dt
 """Eyes, nose and mouth corners in a frame of 320 x 300 pixels: a face that tilts."""
 
 
-def make_folder(folder: Path, size: int, videos: dict[str, tuple[int, list[tuple[int, int]]]]) -> FoldCrops:
+def make_folder(folder: Path, size: int, videos: dict[str, tuple[int, list[tuple[int, int]]]], **cut) -> FoldCrops:
     """video -> (label, [(frame, track)]): each crop shows a dot at each landmark, and its row in the first pixel."""
-    rows, faces = [], []
+    rows, faces, recipe = [], [], CropRecipe(size=size, **cut)
     for video, (label, places) in videos.items():
         for frame, track in places:
             points = FACE + (frame, track)
             image = np.full((300, 320, 3), 60, np.uint8)
             for x, y in points:
                 cv2.circle(image, (round(16 * x), round(16 * y)), 16 * 2, (255, 255, 255), -1, cv2.LINE_AA, 4)
-            crop = align_crop(image, points, size)
+            box = np.concatenate([points.min(axis=0) - 20, points.max(axis=0) + 20])
+            crop = cut_crop(image, recipe, box_xyxy=box, landmarks=points)
             crop[:2, :2] = len(rows)
             rows.append((video, frame, track, f"{video}_{frame}_{track}.png", label, len(rows)))
-            faces.append(points.reshape(-1))
+            faces.append([*box, *points.reshape(-1)])
             cv2.imwrite(str(folder / rows[-1][3]), crop)
-    write_recipe(CropRecipe(size=size), folder)
+    write_recipe(recipe, folder)
     table = pd.DataFrame(rows, columns=["video_id", "frame_index", "track", "crop", "label", "face"])
-    return FoldCrops(folder, table, table, table, pd.DataFrame(faces, columns=list(LANDMARKS), dtype="float32"))
+    return FoldCrops(folder, table, table, table, pd.DataFrame(faces, columns=[*BOX, *LANDMARKS], dtype="float32"))
 
 
 def make_dataset(crops: FoldCrops, **settings) -> TrainingCrops:
@@ -376,9 +377,10 @@ def visit_recorded(dataset: TrainingCrops, visit: Visit) -> tuple[Recorder, np.n
     return recorder, out, label
 
 
+@pytest.mark.parametrize("cut", [{}, {"alignment": "box", "margin": 1.1, "shift": 0.05}], ids=["aligned", "box"])
 @pytest.mark.parametrize(("stored", "size"), [(96, 96), (96, 64), (128, 64), (200, 50)], ids=str)
-def test_landmarks_lie_where_the_crop_shows_them(stored, size, tmp_path):
-    crops = make_folder(tmp_path, stored, {"r": (0, [(0, 0)]), "f": (1, [(7, 3)])})
+def test_landmarks_lie_where_the_crop_shows_them(stored, size, cut, tmp_path):
+    crops = make_folder(tmp_path, stored, {"r": (0, [(0, 0)]), "f": (1, [(7, 3)])}, **cut)
     dataset = make_dataset(crops, image_size=size, augmentation="selim")
     for row in (0, 1):
         recorder, out, _ = visit_recorded(dataset, Visit(row, 5))

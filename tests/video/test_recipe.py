@@ -17,6 +17,9 @@ from multiattn.video.crops.recipe import (
     VERSION,
     CropRecipe,
     align_crop,
+    crop_landmarks,
+    crop_transform,
+    cut_crop,
     describe_difference,
     read_recipe,
     similarity_transform,
@@ -147,6 +150,74 @@ def test_a_whole_template_crop_is_the_image_itself():
     np.testing.assert_array_equal(align_crop(image, TEMPLATE * 64, 64), image)
 
 
+BOX = np.array([30.0, 20.0, 70.0, 70.0])
+"""40 x 50 pixels around (50, 45)."""
+POINTS = BOX[:2] + TEMPLATE * 40
+
+
+@pytest.mark.parametrize(
+    ("cut", "square"),
+    [
+        pytest.param({"margin": 1.0}, (25, 20, 75, 70), id="the longer side"),
+        pytest.param({"margin": 1.2}, (20, 15, 80, 75), id="a margin"),
+        pytest.param({"margin": 0.8, "shift": 0.05}, (30, 27, 70, 67), id="shifted down by 2 of 40"),
+        pytest.param({"margin": 2.0, "shift": -0.5}, (0, -55, 100, 45), id="leaves the frame"),
+    ],
+)
+@pytest.mark.parametrize("size", [40, 100, 380])
+def test_a_box_recipe_carries_the_corners_of_its_square_to_the_corners_of_the_crop(cut, square, size):
+    """Values of `square` by hand. Pixels are counted by their centres, so edges lie half a pixel before them."""
+    recipe = CropRecipe(alignment="box", size=size, **cut)
+    matrix = crop_transform(recipe, box_xyxy=BOX, landmarks=POINTS)
+    corners = np.array(square, dtype=float).reshape(2, 2) - 0.5
+    np.testing.assert_allclose(apply(matrix, corners), [[-0.5, -0.5], [size - 0.5, size - 0.5]], atol=1e-9)
+    points = np.random.default_rng(0).uniform(0, 100, (20, 2))
+    scale = size / (square[2] - square[0])
+    np.testing.assert_allclose(apply(matrix, points), (points + 0.5 - square[:2]) * scale - 0.5, atol=1e-9)
+    back = cv2.invertAffineTransform(matrix)
+    np.testing.assert_allclose(apply(back, apply(matrix, points)), points, atol=1e-9)
+    carried = crop_landmarks(recipe, size, box_xyxy=BOX, landmarks=POINTS)
+    np.testing.assert_allclose(carried, apply(matrix, POINTS), atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "face"), [(64, 64), (64, 40), (64, 300), (48, 301)])
+def test_a_point_of_the_frame_lies_where_a_box_crop_shows_it(size, face):
+    recipe = CropRecipe(alignment="box", size=size, margin=1.1, shift=0.04)
+    landmarks = moved(TEMPLATE - 0.5, degrees=15, scale=face, shift=(230, 210))
+    place = {
+        "box_xyxy": np.array([230, 210, 230, 210]) + face / 2 * np.array([-0.8, -1, 0.8, 1]),
+        "landmarks": landmarks,
+    }
+    for picture, expected in zip(
+        draw((460, 420), landmarks, 0.05 * face), crop_landmarks(recipe, size, **place), strict=True
+    ):
+        assert np.abs(centroid(cut_crop(picture, recipe, **place)) - expected).max() < 0.5
+
+
+def test_a_square_of_whole_pixels_is_copied_and_repeats_the_border_outside_the_frame():
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    recipe = CropRecipe(alignment="box", size=40, margin=1.0)
+
+    def cut(*box: float) -> np.ndarray:
+        return cut_crop(image, recipe, box_xyxy=np.array(box), landmarks=POINTS)
+
+    np.testing.assert_array_equal(cut(20, 10, 60, 50), image[10:50, 20:60])
+    padded = np.pad(image, ((0, 40), (40, 0), (0, 0)), mode="edge")
+    np.testing.assert_array_equal(cut(-15, 35, 25, 75), padded[35:75, 25:65])
+
+
+def test_an_aligned_recipe_cuts_by_the_landmarks_alone():
+    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    crop = cut_crop(image, CropRecipe(size=64), box_xyxy=np.zeros(4), landmarks=POINTS)
+    np.testing.assert_array_equal(crop, align_crop(image, POINTS, 64))
+
+
+@pytest.mark.parametrize("box", [(10, 10, 10, 10), (10, 10, 5, 5), (np.nan, 0, 9, 9)], ids=str)
+def test_a_box_without_an_extent_is_refused(box):
+    with pytest.raises(ValueError, match="expected a box with an extent"):
+        cut_crop(np.zeros((50, 50, 3), np.uint8), CropRecipe(alignment="box"), box_xyxy=np.array(box), landmarks=POINTS)
+
+
 VERSION_1 = {"num_frames": 16, "size": 224, "detector": "mtcnn", "threshold": 0.8, "jpeg_quality": 90}
 VERSION_1["template"] = "arcface-5-point, margin 1.3"
 """A faces.json as the first version of `multiattn faces` wrote it."""
@@ -164,6 +235,8 @@ FOREIGN = {"detector": "dlib", "template": "deepfakebench, dlib 81 points, margi
             CropRecipe(**RETINAFACE, detect_every=16, policy="forged-mask", reuse_original=True, fast_frames=True),
             id="everything else",
         ),
+        pytest.param(CropRecipe(alignment="box", margin=0.5, shift=0.5), id="least box"),
+        pytest.param(CropRecipe(alignment="box", margin=4.0, shift=-0.5), id="most box"),
         pytest.param(CropRecipe(**FOREIGN, interpolation="bicubic"), id="foreign"),
     ],
 )
@@ -192,6 +265,13 @@ def test_a_recipe_comes_back_as_it_was_stored(recipe, tmp_path):
         ({"weights": "0123456789abcdef"}, "--weights: --detector mtcnn needs no weights file, found 0123456789abcdef"),
         ({"detector": "retinaface"}, "--weights: --detector retinaface needs its weights file"),
         ({"version": 1}, "version: expected 2, found 1"),
+        ({"alignment": "eyes"}, "--alignment: expected one of template, box, found 'eyes'"),
+        ({"alignment": "box", "margin": 0.49}, "--margin: expected 0.5 to 4.0 sides of the box, found 0.49"),
+        ({"alignment": "box", "margin": 4.1}, "--margin"),
+        ({"alignment": "box", "margin": float("nan")}, "--margin"),
+        ({"alignment": "box", "shift": -0.51}, "--shift: expected -0.5 to 0.5 sides of the square, found -0.51"),
+        ({"margin": 1.2}, "--margin: expected 1.3 without --alignment box, found 1.2"),
+        ({"shift": 0.1}, "--shift: expected 0 without --alignment box, found 0.1"),
     ],
     ids=repr,
 )
@@ -243,6 +323,11 @@ def test_a_broken_recipe_is_refused_with_its_path(content, expected, tmp_path):
         ),
         pytest.param({"interpolation": "bicubic"}, f"expected {INTERPOLATION_NAME}, found bicubic", id="interpolation"),
         pytest.param({"size": 224}, "size: expected 380, found 224", id="size"),
+        pytest.param(
+            {"alignment": "box", "margin": 1.1, "shift": 0.05},
+            "alignment: expected template, found box; margin: expected 1.3, found 1.1; shift: expected 0.0, found 0.05",
+            id="box",
+        ),
         pytest.param(
             {"size": 224, "jpeg_quality": 90},
             "size: expected 380, found 224; jpeg_quality: expected 95, found 90",

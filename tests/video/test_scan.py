@@ -274,6 +274,11 @@ def test_nothing_is_interpolated_across_a_change_of_size():
 
 def test_a_crop_is_cut_from_its_own_frame_and_stored_without_chroma_subsampling():
     frames = frames_of(lambda n: [(20 + n, 20, 40, 1.0)], 3)
+    boxes = CropRecipe(size=32, alignment="box", margin=0.8)  # 40 px x 0.8 = the crop's side: pixels as they are
+    for frame, crop in zip(frames, scan_faces(frames, SquareDetector(), boxes).crops, strict=True):
+        stored = cv2.imdecode(np.frombuffer(crop.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        left = 24 + frame.index // 10
+        assert np.abs(stored.astype(int) - frame.image[24:56, left : left + 32]).max() <= 3
     for frame, crop in zip(frames, scan(frames, 2).crops, strict=True):
         stored = cv2.imdecode(np.frombuffer(crop.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
         cut = align_crop(frame.image, landmarks_of(20 + frame.index // 10, 20, 40), 32)

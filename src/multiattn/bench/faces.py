@@ -27,7 +27,7 @@ from multiattn.runtime.files import file_digest
 from multiattn.runtime.layout import FACES_FILE
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FACES, UNKNOWN, VIDEOS
-from multiattn.video.crops.recipe import CropRecipe, align_crop
+from multiattn.video.crops.recipe import CropRecipe, cut_crop
 from multiattn.video.decoding.frames import (
     FrameReader,
     UnreadableVideoError,
@@ -217,8 +217,8 @@ def _run_loop(tasks: list[VideoTask], settings: ExtractionSettings) -> Boxes:
 
 def _write_crops(image: np.ndarray, detector: Detector, recipe: CropRecipe, folder: Path, index: int) -> np.ndarray:
     faces = detector([image])[0]
-    for number, landmarks in enumerate(faces.landmarks):
-        crop = cv2.cvtColor(align_crop(image, landmarks, recipe.size), cv2.COLOR_RGB2BGR)
+    for number, (box, landmarks) in enumerate(zip(faces.boxes_xyxy, faces.landmarks, strict=True)):
+        crop = cv2.cvtColor(cut_crop(image, recipe, box_xyxy=box, landmarks=landmarks), cv2.COLOR_RGB2BGR)
         cv2.imwrite(str(folder / f"{index}_{number}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality])
     return faces.boxes_xyxy
 
@@ -236,7 +236,7 @@ def _run_alone(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[di
             profile.runcall(extract_video, task, Path(folder), settings)
         total, cpu = time.perf_counter() - started, time.process_time() - cpu
     spent = pstats.Stats(profile)
-    convert, align = _cumulative(spent, to_image), _cumulative(spent, align_crop)
+    convert, align = _cumulative(spent, to_image), _cumulative(spent, cut_crop)
     stages = {
         "decode": _cumulative(spent, FrameReader.__iter__) - convert,
         "convert": convert,

@@ -4,6 +4,8 @@ from typing import Literal
 
 Grouping = Literal["part", "original"]
 """Videos that never span folds: those of one part too, or of one original or person only."""
+Alignment = Literal["template", "box"]
+"""The ways a crop is cut: landmarks brought to a template, or a plain square around the detector's box."""
 FacePolicy = Literal["all-tracks", "largest", "forged-mask"]
 """Faces of a video that become crops."""
 Preset = Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"]

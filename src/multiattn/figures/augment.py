@@ -12,13 +12,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from multiattn.figures.page import InchPage
-from multiattn.tables import FAKE, LANDMARKS, REAL
-from multiattn.training.data.augment.faces import crop_landmarks, face_outline
+from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
+from multiattn.training.data.augment.faces import face_outline
 from multiattn.training.data.augment.presets import Augmentation
 from multiattn.training.data.augment.self_blend import blend_target, self_blend
 from multiattn.training.data.augment.steps import EARLIER_CROPS, CropContext
 from multiattn.video.crops.images import read_crop
-from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.crops.recipe import CropRecipe, crop_landmarks, read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 DPI = 150
@@ -60,8 +60,7 @@ class FolderCrops:
     """Rows of `faces`, with the column `kind`."""
     faces: pd.DataFrame
     """The whole `faces` table."""
-    aligned: bool
-    """True where the crops were cut to our template, so that landmarks of the frame can be carried into them."""
+    recipe: CropRecipe
 
     @classmethod
     def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":
@@ -90,7 +89,7 @@ class FolderCrops:
         rows = pd.concat([_middle_row(faces, video) for video in chosen["video_id"]])
         kinds = chosen["method"].where(chosen["method"] != "", "fake").where(chosen["label"] == FAKE, "real")
         rows = rows.assign(kind=kinds.to_numpy()).sort_values(["kind"], key=lambda kind: kind != "real", kind="stable")
-        return cls(Path(folder), size or recipe.size, rows, faces, not recipe.foreign)
+        return cls(Path(folder), size or recipe.size, rows, faces, recipe)
 
     def through_preset(self, preset: str, *, draws: int, seed: int = 0) -> list[SheetRow]:
         """Rows with draws of a preset."""
@@ -132,7 +131,10 @@ class FolderCrops:
 
     def _landmarks(self, row: Any) -> np.ndarray | None:
         points = np.array([getattr(row, name) for name in LANDMARKS]).reshape(5, 2)
-        return crop_landmarks(points, self.size) if self.aligned and np.ptp(points) > 0 else None
+        if self.recipe.foreign or np.ptp(points) == 0:
+            return None
+        box = np.array([getattr(row, name) for name in BOX])
+        return crop_landmarks(self.recipe, self.size, box_xyxy=box, landmarks=points)
 
     def _context(self, row: Any) -> CropContext:
         track = self.faces[(self.faces["video_id"] == row.video_id) & (self.faces["track"] == row.track)]

@@ -1,4 +1,4 @@
-"""Videos -> aligned face crops, faces.parquet and video_status.csv; restartable.
+"""Videos -> face crops, faces.parquet and video_status.csv; restartable.
 
 multiattn faces --videos data/videos.csv --out data/faces/dfdc --num-frames 32 --size 380 --jobs 16 --reuse-original
 multiattn faces --videos data/videos.csv --out data/faces/dfdc --backend dask --scheduler tcp://head:8786
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 from multiattn.command_line import Device, Jobs, NameOf, VideosTable, parse, results
-from multiattn.config.choices import FacePolicy, SplitName
+from multiattn.config.choices import Alignment, FacePolicy, SplitName
 from multiattn.runtime.devices import pick_device
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.engine import Backend
@@ -34,6 +34,12 @@ class Options:
     """Evenly spaced frames of each video."""
     size: int = 380
     """Side of the square crops in pixels."""
+    alignment: Alignment = "template"
+    """What is cut: the landmarks brought to a template, or an upright square around the detector's box."""
+    margin: float = 1.3
+    """Side of the square, in longer sides of the box; the template's own is 1.3."""
+    shift: float = 0.0
+    """How far below the box's centre the square's centre lies, in sides of the square."""
     detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
     weights: Path | None = None
     """The detector's weights file, where it needs one."""
@@ -77,6 +83,9 @@ def main(argv: list[str]) -> None:
         device=str(pick_device(options.device)),
         num_frames=options.num_frames,
         size=options.size,
+        alignment=options.alignment,
+        margin=options.margin,
+        shift=options.shift,
         detect_every=options.detect_every,
         policy=options.policy,
         reuse_original=options.reuse_original,

@@ -12,7 +12,6 @@ from multiattn.config import DataConfig
 from multiattn.config.settings import registry
 from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext, blend_target, self_blend
-from multiattn.training.data.augment.faces import crop_landmarks
 from multiattn.training.data.sampling import (
     EpochSampler,
     PairSampler,
@@ -25,7 +24,7 @@ from multiattn.training.data.sampling import (
 )
 from multiattn.video.crops.cache import CropCache, open_cache
 from multiattn.video.crops.images import CropImages, crop_loader, names_digest
-from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.crops.recipe import CropRecipe, crop_landmarks, read_recipe
 
 FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)
 """The columns of `faces.parquet` that training needs."""
@@ -146,10 +145,10 @@ class TrainingCrops(CropImages):
         self.labels = table["label"].to_numpy().astype(np.int8)
         self.augmentation = Augmentation(config.augmentation, config.image_size)
         self.blended = config.sbi
-        self.landmarks = self.stored_size = None
+        self.landmarks = self.boxes = self.recipe = None
         if self.augmentation.needs_landmarks or self.blended > 0:
             option = f"--sbi {config.sbi}" if self.blended > 0 else f"--data.augmentation {config.augmentation}"
-            self.landmarks, self.stored_size = _landmarks(folder, table, faces, option)
+            self.landmarks, self.boxes, self.recipe = _places(folder, table, faces, option)
         if self.augmentation.needs_clip:
             self.video = pd.factorize(table["video_id"])[0].astype(np.int32)
             self.track = table["track"].to_numpy().astype(np.int32)
@@ -169,9 +168,7 @@ class TrainingCrops(CropImages):
 
     def _landmarks_of_crop(self, row: int) -> np.ndarray:
         """(5, 2) float32 pixels of the crop at the size that is read."""
-        stored = crop_landmarks(self.landmarks[row], self.stored_size)
-        # Pixel centres: x + 0.5 grows with the side.
-        return ((stored + 0.5) * (self.size / self.stored_size) - 0.5).astype(np.float32)
+        return crop_landmarks(self.recipe, self.size, box_xyxy=self.boxes[row], landmarks=self.landmarks[row])
 
     def _earlier(self, row: int) -> list[int]:
         """Rows of the same face before this one, oldest first, as many as a clip may have."""
@@ -183,8 +180,10 @@ class TrainingCrops(CropImages):
         return rows
 
 
-def _landmarks(folder: Path, table: pd.DataFrame, faces: pd.DataFrame, option: str) -> tuple[np.ndarray, int]:
-    """(N, 5, 2) float32 pixels of the full frame, of the table's rows, and the side of the stored crops."""
+def _places(
+    folder: Path, table: pd.DataFrame, faces: pd.DataFrame, option: str
+) -> tuple[np.ndarray, np.ndarray, CropRecipe]:
+    """Landmarks (N, 5, 2) and boxes (N, 4) of the table's rows, float32 pixels of the full frame, and the recipe."""
     recipe, fault = read_recipe(folder), ""
     rows = table["face"].to_numpy()
     points = np.stack([faces[name].to_numpy(dtype=np.float32)[rows] for name in LANDMARKS], axis=1).reshape(-1, 5, 2)
@@ -199,7 +198,8 @@ def _landmarks(folder: Path, table: pd.DataFrame, faces: pd.DataFrame, option: s
             f"{folder}: {option} needs the landmarks of every crop, and {fault}. Cut the faces with `multiattn faces`, "
             "or leave the option out."
         )
-    return points, recipe.size
+    boxes = np.stack([faces[name].to_numpy(dtype=np.float32)[rows] for name in BOX], axis=1)
+    return points, boxes, recipe
 
 
 def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

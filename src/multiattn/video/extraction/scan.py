@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from multiattn.video.crops.recipe import CropRecipe, align_crop
+from multiattn.video.crops.recipe import CropRecipe, cut_crop
 from multiattn.video.decoding.frames import Frame
 from multiattn.video.detectors.registry import Detector, Faces
 
@@ -215,9 +215,10 @@ def _detect(frames: list[Frame], detector: Detector, thorough: bool) -> Iterator
 
 
 def _usable(faces: Faces) -> Faces:
-    """Leave out the faces that cannot be aligned."""
+    """Leave out the faces that cannot be cut."""
     spread = np.ptp(faces.landmarks, axis=1).max(axis=1, initial=0)  # (N,)
-    return _pick(faces, np.isfinite(faces.landmarks).all(axis=(1, 2)) & (spread >= MIN_LANDMARK_SPREAD))
+    fits = np.isfinite(faces.landmarks).all(axis=(1, 2)) & (spread >= MIN_LANDMARK_SPREAD)
+    return _pick(faces, fits & np.isfinite(faces.boxes_xyxy).all(axis=1) & (box_areas(faces.boxes_xyxy) > 0))
 
 
 def _pick(faces: Faces, rows: np.ndarray) -> Faces:
@@ -251,8 +252,8 @@ def _cut(frame: Frame, faces: Faces, tracks: list[int], recipe: CropRecipe) -> l
 def cut_face(
     frame: Frame, recipe: CropRecipe, *, track: int, box_xyxy: np.ndarray, score: float, landmarks: np.ndarray
 ) -> FaceCrop:
-    """Align a face of a frame and encode its crop."""
-    image = align_crop(frame.image, landmarks, recipe.size)
+    """Cut a face of a frame and encode its crop."""
+    image = cut_crop(frame.image, recipe, box_xyxy=box_xyxy, landmarks=landmarks)
     settings = [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality]
     settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     encoded, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)

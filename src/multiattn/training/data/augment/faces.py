@@ -26,23 +26,6 @@ _TURN = 0.55
 """Share of its width that the far half loses when the nose's tip comes to lie under the far eye."""
 
 
-def crop_landmarks(landmarks: np.ndarray, size: int) -> np.ndarray:
-    """Carry landmarks of a frame into its aligned crop.
-
-    Args:
-        landmarks: (5, 2) pixels (x, y) of the frame, `lm0x` to `lm4y` of faces.parquet.
-        size: side of the crop, as `align_crop` was given it.
-
-    Returns:
-        (5, 2) float32 pixels of the crop.
-
-    Departures: `align_crop` averages frames of large faces before it fits the similarity; the difference is below a
-    hundredth of a pixel.
-    """
-    matrix = similarity_transform(landmarks, TEMPLATE * size)
-    return (np.asarray(landmarks, dtype=np.float64) @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
-
-
 def face_outline(landmarks: np.ndarray, *, forehead: bool = True) -> np.ndarray:
     """The outline of a face.
 
