@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from made_trees import make_files, rows_by_id
 
-from multiattn.datasets.labelled_folder import read_labelled_folder
+from multiattn.datasets.labelled_folder import read_frames, read_labelled_folder
 from multiattn.tables import VIDEOS
 from pipeline import run
 
@@ -37,6 +37,18 @@ def test_class_folders_become_rows_at_any_depth(tmp_path):
 )
 def test_which_folders_count(files, expected, tmp_path):
     assert labels_by_id(read_labelled_folder(make_files(tmp_path, *files))) == expected
+
+
+def test_a_folder_of_pictures_is_a_clip_in_place_of_a_video(tmp_path):
+    make_files(
+        tmp_path, "real/a.mp4", "real/v1.5/0001.png", "real/v1.5/masks/0001.png", "fake/deep/b/2.jpg", "fake/cover.png",
+        "fake/clips/c.mp4", "fake/clips/cover.jpg",
+    )  # fmt: skip
+    expected = {"folder/real/a": 0, "folder/real/v1.5": 0, "folder/fake/deep/b": 1, "folder/fake/clips/c": 1}
+    assert labels_by_id(read_labelled_folder(tmp_path)) == expected
+    assert labels_by_id(read_frames(tmp_path)) == {"frames/real/v1.5": 0, "frames/fake/deep/b": 1}
+    labels = write_labels(tmp_path / "labels.csv", "real/v1.5,0", "fake/deep/b,1")
+    assert read_frames(tmp_path, labels=labels).unlisted == []
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

@@ -41,6 +41,15 @@ def test_folders_give_their_videos_and_pictures_each_once_and_what_is_left_out_i
     assert f"{tmp_path}: 1 files are left out: odd" in caplog.text
 
 
+def test_a_folder_of_pictures_is_one_clip_where_that_is_asked_for(tmp_path):
+    for name in ("clip/1.png", "clip/2.png", "all/x/1.png", "all/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    found = find_files([tmp_path / "clip", tmp_path / "all"], frame_folders=True)
+    assert found == [tmp_path / "clip", tmp_path / "all/b.mp4", tmp_path / "all/x"]
+    assert len(find_files([tmp_path / "clip"])) == 2
+
+
 def test_what_is_not_there_is_an_error_before_any_work(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "empty").mkdir()

@@ -7,11 +7,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from drawn_faces import draw, write_clip
 from multiattn.tables import FACES
 from multiattn.video.crops.images import decode_crop, read_crop
 from multiattn.video.crops.recipe import CropRecipe
+from multiattn.video.decoding.frames import FrameReader
 from multiattn.video.detectors.registry import weights_digest
 from multiattn.video.extraction import extract
 from multiattn.video.extraction.extract import (
@@ -90,6 +92,17 @@ def test_one_face_in_the_first_pass_is_enough_to_spare_the_second(detector, tmp_
 def test_short_videos_give_their_faces(detector, images, status, crops, every, tmp_path):
     result = run(write_clip(tmp_path / "clip.mp4", images), tmp_path / "faces", detect_every=every)
     assert (result.status, len(result.rows), result.num_frames) == (status, crops, len(images))
+
+
+def test_a_folder_of_its_frames_gives_what_the_video_gives(detector, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", [draw([(20 + 2 * step, 20, 40, 1.0)]) for step in range(6)])
+    (tmp_path / "frames").mkdir()
+    for frame in FrameReader(clip, 6):
+        Image.fromarray(frame.image).save(tmp_path / f"frames/{frame.index}.png")
+    video = run(clip, tmp_path / "faces", num_frames=4)
+    folder = run(tmp_path / "frames", tmp_path / "faces", task={"fps": 25}, num_frames=4)
+    assert (folder.status, folder.num_frames, folder.rows) == (video.status, 4, video.rows)
+    assert folder.fingerprint.startswith("6 frames-")
 
 
 def test_a_file_that_is_no_video_ends_as_unreadable(detector, tmp_path):

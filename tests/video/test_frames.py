@@ -17,7 +17,7 @@ from multiattn.video.decoding.frames import (
     evenly_spaced_indices,
     probe_video,
 )
-from multiattn.video.decoding.pictures import UnreadableVideoError, is_image_name, read_image
+from multiattn.video.decoding.pictures import UnreadableVideoError, read_image
 
 WIDTH, HEIGHT, FPS = 64, 48, 25
 
@@ -240,13 +240,6 @@ RAMP = np.stack(np.meshgrid(np.arange(60), np.arange(40)), axis=-1).astype(np.ui
 PICTURE = np.concatenate([RAMP * 4, np.full((40, 60, 1), 200, np.uint8)], axis=-1)  # (40, 60, 3) RGB
 
 
-@pytest.mark.parametrize(
-    ("is_image", "names"), [(True, ["a.jpg", "a.JPEG", "a.b.png"]), (False, [".hidden.png", "a.mp4", "png", ""])]
-)
-def test_a_picture_is_known_by_its_name(is_image, names):
-    assert {name: is_image_name(name) for name in names} == dict.fromkeys(names, is_image)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
 def test_a_picture_is_read_as_it_was_written(tmp_path, suffix):
     path = tmp_path / f"picture{suffix}"
@@ -288,3 +281,48 @@ def test_a_picture_beyond_the_bound_is_unreadable(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 40 * 60 - 1)
     with pytest.raises(UnreadableVideoError, match="60x40"):
         read_image(path)
+
+
+def frame_folder(folder: Path, *names: str) -> Path:
+    """A clip of grey pictures, each as grey as its place among the names."""
+    folder.mkdir(parents=True)
+    for place, name in enumerate(names):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), grey_of(place), np.uint8)).save(folder / name)
+    return folder
+
+
+def test_a_folder_of_pictures_is_a_clip_in_the_order_of_its_numbers(tmp_path):
+    folder = frame_folder(tmp_path / "clip", "f_2.png", "f_10.png", "f_100.png", "f_101.png")
+    (folder / "masks").mkdir()
+    (folder / "notes.txt").touch()
+    reader = FrameReader(folder, 2, fps=10)
+    frames = list(reader)
+    assert [(frame.index, frame.seconds, int(frame.image[0, 0, 0])) for frame in frames] == [
+        (10, 1.0, grey_of(1)),
+        (101, 10.1, grey_of(3)),
+    ]
+    assert (reader.num_frames, reader.message, reader.count()) == (2, "", 4)
+    assert {frame.seconds for frame in FrameReader(folder, 4)} == {0.0}
+    assert probe_video(folder) == VideoShape(WIDTH, HEIGHT, 4)
+
+
+def test_frames_that_cannot_be_read_are_left_out_and_a_bomb_is_one_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 2 * WIDTH * HEIGHT)
+    folder = frame_folder(tmp_path / "clip", "0.png", "1.png", "2.png", "3.png")
+    (folder / "0.png").write_bytes(b"")
+    Image.fromarray(np.zeros((HEIGHT, 3 * WIDTH, 3), np.uint8)).save(folder / "1.png")
+    Image.fromarray(np.zeros((HEIGHT, WIDTH + 2, 3), np.uint8)).save(folder / "2.png")
+    reader = FrameReader(folder, 32)
+    assert [(frame.index, frame.image.shape[1]) for frame in reader] == [(2, WIDTH + 2), (3, WIDTH)]
+    assert reader.message == "2 frames of 4 were not decoded; the first: 0.png: not a readable picture"
+    assert probe_video(folder) == VideoShape(WIDTH + 2, HEIGHT, 4)
+
+
+@pytest.mark.parametrize("names", [(), ("0.png",)], ids=["empty", "one broken picture"])
+def test_a_folder_without_a_readable_picture_is_unreadable(names, tmp_path):
+    folder = frame_folder(tmp_path / "clip", *names)
+    for name in names:
+        (folder / name).write_bytes(b"no picture")
+    for read in (lambda: list(FrameReader(folder, 3)), lambda: probe_video(folder)):
+        with pytest.raises(UnreadableVideoError, match="without pictures" if not names else "1 frames of 1 were not"):
+            read()

@@ -1,13 +1,16 @@
-"""A folder of one's own: clips in `real` and `fake`, or anywhere below the root with a CSV of `path,label`."""
+"""A folder of one's own: clips in `real` and `fake`, or anywhere below the root with a CSV of `path,label`.
+
+A clip is a video, or a folder of pictures; `index frames` takes the latter alone.
+"""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files_below, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, clips_below, log_left_out, require_root, video_row
 from multiattn.tables import FAKE, LABELS, REAL, Column, Table
 
-DATASET = "folder"
+DATASET, FRAMES = "folder", "frames"
 CLASS_FOLDERS = {"real": REAL, "fake": FAKE}
 PATH_LABELS = Table(
     name="labelled paths",
@@ -21,11 +24,14 @@ PATH_LABELS = Table(
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*$")
 
 
-def read_labelled_folder(root: Path, *, labels: Path | None = None, name: str = DATASET) -> Listing:
+def read_labelled_folder(
+    root: Path, *, labels: Path | None = None, name: str = DATASET, frames_only: bool = False
+) -> Listing:
     """List the clips of a folder with their labels; all other columns stay empty.
 
     Args:
         root: without `labels` it holds `real`, `fake` or both, with clips at any depth.
+        frames_only: take folders of pictures alone, not videos.
         labels: clips that the CSV does not name are `unlisted`, those it names and the disk lacks are `absent`.
 
     Raises:
@@ -37,9 +43,13 @@ def read_labelled_folder(root: Path, *, labels: Path | None = None, name: str = 
     require_root(root, "real and fake")
     listing = Listing(dataset=name, root=root)
     if labels is None:
-        label_of = _class_folders(root)
+        label_of = {
+            f"{folder}/{clip}": label
+            for folder, label in _class_folders(root).items()
+            for clip in _clips(root / folder, frames_only)
+        }
     else:
-        present = set(video_files_below(root))
+        present = set(_clips(root, frames_only))
         listed = _read_labels(labels, root)
         label_of = {path: label for path, label in listed.items() if path in present}
         listing.absent.extend(sorted(set(listed) - present))
@@ -50,12 +60,26 @@ def read_labelled_folder(root: Path, *, labels: Path | None = None, name: str = 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(IndexOptions):
-    """A folder of your own: clips in real/ and fake/, or a CSV of path and label."""
+    """A folder of your own: videos and folders of frames in real/ and fake/, or a CSV of path and label."""
 
     reader = staticmethod(read_labelled_folder)
     labels: Path | None = None
     """A CSV of `path,label`: paths below the root, 1 = fake, 0 = real."""
     name: str = DATASET
+    """The data set's name in the table."""
+
+
+def read_frames(root: Path, *, labels: Path | None = None, name: str = FRAMES) -> Listing:
+    """As `read_labelled_folder`, of folders of pictures alone: each is a clip, its pictures are the frames."""
+    return read_labelled_folder(root, labels=labels, name=name, frames_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames(Folder):
+    """Clips that come as folders of pictures, a picture a frame: in real/ and fake/, or a CSV of path and label."""
+
+    reader = staticmethod(read_frames)
+    name: str = FRAMES
     """The data set's name in the table."""
 
 
@@ -70,7 +94,14 @@ def _class_folders(root: Path) -> dict[str, int]:
             f"{root}: expected a folder `real` or `fake` in it, found neither. Pass --labels CSV for clips that lie "
             "otherwise."
         )
-    return {f"{name}/{clip}": label for name, label in folders.items() for clip in video_files_below(root / name)}
+    return folders
+
+
+def _clips(folder: Path, frames_only: bool) -> list[str]:
+    clips = clips_below(folder)
+    videos = {clip for clip in clips if frames_only and (folder / clip).is_file()}
+    log_left_out(folder, sorted(videos))
+    return [clip for clip in clips if clip not in videos]
 
 
 def _read_labels(path: Path, root: Path) -> dict[str, int]:

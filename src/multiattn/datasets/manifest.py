@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
+from multiattn.runtime.frame_folders import IMAGE_SUFFIXES, is_image_name
 from multiattn.runtime.text_tables import printable
 from multiattn.tables import VIDEOS, path_fault
 
@@ -25,6 +26,7 @@ VIDEO_SUFFIXES = frozenset(
 LIST_SUFFIXES = (".json", ".csv", ".txt")
 """Endings of the lists that lie beside clips."""
 NUM_LISTED = 5
+_NUMBERED = re.compile(r"[0-9].*\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,15 @@ def video_row(dataset: str, path: str, **values: Any) -> dict[str, Any]:
 
 
 def video_id(dataset: str, path: str) -> str:
-    """`<dataset>/<path below the root without extension>`."""
+    """`<dataset>/<path below the root without a video's or picture's extension>`."""
     return f"{dataset}/{_stem(path)}"
 
 
 def _stem(path: str) -> str:
-    return os.path.splitext(path)[0]  # noqa: PTH122 (a Path each takes 4 of 10 s for all of DFDC)
+    stem, ending = os.path.splitext(path)  # noqa: PTH122 (a Path each takes 4 of 10 s for all of DFDC)
+    return (
+        stem if ending.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else path
+    )  # a folder of frames may have a dot in its name
 
 
 def require_root(root: Path, contents: str) -> None:
@@ -114,7 +119,15 @@ def video_files_below(folder: Path) -> list[str]:
     return _scan(folder, deep=True)
 
 
-def _scan(folder: Path, *, deep: bool) -> list[str]:
+def clips_below(folder: Path) -> list[str]:
+    """As `video_files_below`, and the folders of pictures that are clips themselves (`is_frame_folder`).
+
+    What lies in folders below such a clip is left out, and so are pictures in `folder` itself.
+    """
+    return _scan(folder, deep=True, frames=True)
+
+
+def _scan(folder: Path, *, deep: bool, frames: bool = False) -> list[str]:
     found, left_out, read = [], [], set()
     folders, links = [""] if folder.is_dir() else [], []
     while folders or links:
@@ -130,6 +143,10 @@ def _scan(folder: Path, *, deep: bool) -> list[str]:
         if (status.st_dev, status.st_ino) in read:
             continue
         read.add((status.st_dev, status.st_ino))
+        if frames and prefix and _holds_frames(entry.name for entry in entries):
+            found.append(prefix.removesuffix("/"))
+            left_out += [f"{printable(prefix + entry.name)} (below a clip)" for entry in entries if is_folder(entry)]
+            continue
         for entry in entries:  # which say what is a file without a stat each
             path = prefix + entry.name
             if entry.name.startswith(".") or path.lower().endswith(LIST_SUFFIXES):
@@ -144,6 +161,17 @@ def _scan(folder: Path, *, deep: bool) -> list[str]:
     left_out += [f"{path} (beside a clip of its name)" for path in sorted(previews)]
     log_left_out(folder, left_out)
     return sorted({*found} - previews)
+
+
+def is_frame_folder(folder: Path) -> bool:
+    """True for a folder that is a clip: directly in it lie pictures, each with a number in its name, and no video."""
+    return folder.is_dir() and _holds_frames(os.listdir(folder))  # noqa: PTH208
+
+
+def _holds_frames(names: Iterable[str]) -> bool:
+    names = list(names)
+    pictures = [name for name in names if is_image_name(name)]  # a cover or a contact sheet has no number
+    return bool(pictures) and all(map(_NUMBERED.search, pictures)) and not any(map(is_video_name, names))
 
 
 def log_left_out(folder: Path, names: list[str]) -> None:
@@ -334,7 +362,7 @@ def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, roots: dict[str, Pa
     # As lists: pandas hands out single values of a column ten times slower.
     columns = (videos[name].tolist() for name in ("video_id", "dataset", "path"))
     located = {video: roots[dataset] / path for video, dataset, path in zip(*columns, strict=True)}
-    absent = [path for path in located.values() if not path.is_file()]
+    absent = [path for path in located.values() if not (path.is_file() or path.is_dir())]
     if absent:
         raise FileNotFoundError(
             f"{absent[0]}: no such file, nor {len(absent) - 1} others of {len(located)} in {videos_csv}. "

@@ -7,7 +7,7 @@ from multiattn.datasets.deepfakebench import DeepfakeBench
 from multiattn.datasets.dfdc import Dfdc, DfdcPreview
 from multiattn.datasets.ffpp import Dfd, Ffpp
 from multiattn.datasets.ffpp_kaggle import FfppKaggle
-from multiattn.datasets.labelled_folder import Folder
+from multiattn.datasets.labelled_folder import Folder, Frames
 from multiattn.datasets.manifest import IndexOptions
 
 READERS: dict[str, type[IndexOptions]] = {
@@ -21,4 +21,5 @@ READERS: dict[str, type[IndexOptions]] = {
     "deeperforensics": DeeperForensics,
     "deepfakebench": DeepfakeBench,
     "folder": Folder,
+    "frames": Frames,
 }

@@ -13,11 +13,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from multiattn.datasets.manifest import LIST_SUFFIXES, folder_manifest, is_video_name, log_left_out, video_row
+from multiattn.datasets.manifest import (
+    LIST_SUFFIXES,
+    clips_below,
+    folder_manifest,
+    is_frame_folder,
+    is_video_name,
+    log_left_out,
+    video_row,
+)
 from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
+from multiattn.runtime.frame_folders import is_image_name
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import printable, terminal_table
@@ -25,7 +34,6 @@ from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, describe_losses
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
-from multiattn.video.decoding.pictures import is_image_name
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
 from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
 
@@ -100,10 +108,13 @@ class ScoredFiles:
         return terminal_table([shown.columns, *shown.itertuples(index=False)], right=range(1, 5))
 
 
-def find_files(names: Sequence[Path]) -> list[Path]:
+def find_files(names: Sequence[Path], *, frame_folders: bool = False) -> list[Path]:
     """The files named, and the videos and pictures in the folders named, at any depth; each file once.
 
     A file that is named itself is taken whatever its extension.
+
+    Args:
+        frame_folders: take a folder of pictures as one clip, in place of each picture by itself.
 
     Raises:
         FileNotFoundError: nothing of that name; says how many.
@@ -119,14 +130,16 @@ def find_files(names: Sequence[Path]) -> list[Path]:
     files: dict[str, Path] = {}
     for name in names:
         below = [name]
-        if name.is_dir() and not (below := _media_below(name)):
+        if name.is_dir() and not (below := _media_below(name, frame_folders)):
             raise ValueError(f"{name}: expected videos or pictures in this folder, found none.")
         for path in below:
             files.setdefault(os.path.realpath(path), path)  # of a link to itself too
     return list(files.values())
 
 
-def _media_below(folder: Path) -> list[Path]:
+def _media_below(folder: Path, frame_folders: bool) -> list[Path]:
+    if frame_folders:
+        return [folder] if is_frame_folder(folder) else [folder / path for path in clips_below(folder)]
     paths = [
         path
         for path in sorted(folder.rglob("*"))
@@ -149,6 +162,7 @@ def score_files(
     precision: str = "auto",
     weights: Path | None = None,
     jobs: int | None = None,
+    fps: float | None = None,
 ) -> ScoredFiles:
     """Extract, predict and aggregate. A picture is a video of one frame, cut and stored as a video's crops are.
 
@@ -157,6 +171,7 @@ def score_files(
         faces: a folder to extract to, empty or not there yet.
         weights: the weights file of the models' detector, where it needs one.
         jobs: processes where there are more than `FEW` files; None is one a core.
+        fps: frames a second of folders of pictures among the files.
 
     Raises:
         ValueError: a detector without its weights, or a recipe of another program.
@@ -165,7 +180,10 @@ def score_files(
     # By number: two folders may hold files of one name, and a table does not take every name a file system does.
     rows = [video_row(DATASET, f"{number:05d}", label=UNKNOWN) for number in range(len(files))]
     videos = VIDEOS.validate(pd.DataFrame(rows), "files")
-    tasks = [VideoTask(video_id=row["video_id"], path=path.absolute()) for row, path in zip(rows, files, strict=True)]
+    tasks = [
+        VideoTask(video_id=row["video_id"], path=path.absolute(), fps=fps)
+        for row, path in zip(rows, files, strict=True)
+    ]
     if len(files) <= FEW:
         _extract_here(videos, tasks, faces, settings)
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from multiattn.command_line import Device, Jobs, NameOf, VideosTable, parse, results
 from multiattn.config.choices import Alignment, FacePolicy, SplitName
+from multiattn.config.settings import require
 from multiattn.runtime.devices import pick_device
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.engine import Backend
@@ -51,6 +52,8 @@ class Options:
     """Which faces of a video are kept; forged-mask: of a fake only those its mask video marks (FF++, DFD)."""
     reuse_original: bool = False
     """Crop fakes where their originals' faces are, if size and frame count are equal: aligned pairs, less detection."""
+    fps: float | None = None
+    """Frames a second of clips that are folders of pictures (default: not known, and all at second 0)."""
     fast_frames: bool = False
     """Take the nearest reference frame for a wanted one where that spares decoding."""
     jobs: Jobs = None
@@ -61,6 +64,9 @@ class Options:
     time_limit: float = 600.0
     """Seconds a video may take; then it is `unreadable`."""
     device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.fps is None or self.fps > 0, self, "fps", "frames a second above 0")
 
 
 def main(argv: list[str]) -> None:
@@ -93,7 +99,7 @@ def main(argv: list[str]) -> None:
     )
     located = locate_videos(videos, options.videos, roots=named_roots(options.root, sorted(videos["dataset"].unique())))
     statuses = extract_faces(
-        videos, _tasks(videos, located, settings.recipe), options.out, settings,
+        videos, _tasks(videos, located, settings.recipe, options.fps), options.out, settings,
         jobs=options.jobs, backend=options.backend, scheduler=options.scheduler, time_limit=options.time_limit,
     )  # fmt: skip
     counts = statuses["status"].value_counts()
@@ -105,7 +111,9 @@ def main(argv: list[str]) -> None:
         results(f"{left_out} fakes have faces, but none that a mask marks; video_status.csv says why (no_face).")
 
 
-def _tasks(videos: "pd.DataFrame", located: dict[str, Path], recipe: "CropRecipe") -> "list[VideoTask]":
+def _tasks(
+    videos: "pd.DataFrame", located: dict[str, Path], recipe: "CropRecipe", fps: float | None
+) -> "list[VideoTask]":
     from multiattn.datasets.ffpp import mask_of
     from multiattn.tables import FAKE
     from multiattn.video.extraction.extract import VideoTask
@@ -122,7 +130,7 @@ def _tasks(videos: "pd.DataFrame", located: dict[str, Path], recipe: "CropRecipe
         reuse = recipe.reuse_original and label == FAKE and original in located
         tasks.append(
             VideoTask(
-                video_id=video_id, path=video, label=label, mask=mask,
+                video_id=video_id, path=video, label=label, mask=mask, fps=fps,
                 original=original if reuse else "", original_path=located[original].absolute() if reuse else None,
             )
         )  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiattn.command_line import DetectorWeights, Device, Positional, Scoring, parse, results
+from multiattn.config.settings import require
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_text
 from multiattn.runtime.layout import folds_below, is_run_folder
@@ -34,8 +35,13 @@ class Options:
     scoring: Scoring = None
     weights: DetectorWeights = None
     device: Device = "auto"
+    fps: float | None = None
+    """Take each folder of pictures as one clip of so many frames a second (default: each picture by itself)."""
     jobs: int | None = None
     """Processes that read files, where there are more than two (default: one a core)."""
+
+    def __post_init__(self) -> None:
+        require(self.fps is None or self.fps > 0, self, "fps", "frames a second above 0")
 
 
 def main(argv: list[str]) -> None:
@@ -47,14 +53,18 @@ def main(argv: list[str]) -> None:
 
     # `--runs RUN clip.mp4`: an option of several values takes all that follow it.
     runs = tuple(path for path in options.runs if path == options.runs[0] or is_run_folder(path) or folds_below(path))
-    files = find_files([*options.files, *(path for path in options.runs if path not in runs)])
+    files = find_files(
+        [*options.files, *(path for path in options.runs if path not in runs)], frame_folders=bool(options.fps)
+    )
     models = find_models(*runs)
     rule = choose_scoring(runs, options.scoring)
     device = pick_device(options.device)
     notes = [*training_notes(models), *seen_notes(models, files)]
     with tempfile.TemporaryDirectory(prefix="multiattn_score_") as folder:
         faces = Path(folder) / "faces"
-        scored = score_files(files, models, rule, faces, device=device, weights=options.weights, jobs=options.jobs)
+        scored = score_files(
+            files, models, rule, faces, device=device, weights=options.weights, jobs=options.jobs, fps=options.fps
+        )
         results(scored.describe(), "", *notes)
         if options.report is not None:
             write_text(options.report, _page(scored, models, faces, device, notes))

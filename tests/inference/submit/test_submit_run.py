@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from submit_case import PRIOR, SAME, Case, in_this_process
 
 from multiattn.inference.submit import classifier as classifier_module
@@ -27,6 +28,7 @@ from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.crops.images import decode_crop
+from multiattn.video.decoding.frames import FrameReader
 from multiattn.video.extraction import engine
 from multiattn.video.extraction.extract import encode_crops
 from multiattn.video.extraction.isolation import end_processes
@@ -185,25 +187,28 @@ def test_without_a_face_in_any_video_it_stops_loudly(case):
 
 
 def test_odd_rows_of_a_sample_cost_nothing_but_themselves(case, monkeypatch):
-    """Two that differ in their ending, one elsewhere, one under another ending, one under none; and what is no file."""
+    """Two that differ in their ending, one elsewhere, under another ending, under none, of pictures; and no file."""
     folder, (first, other, *rest) = case.inputs.videos_dir, case.with_faces
     stems = [Path(name).stem for name in rest]
     shutil.copy(folder / other, folder / f"{Path(first).stem}.mov")
     (folder / "below" / "it").mkdir(parents=True)
     (folder / rest[0]).rename(folder / "below" / "it" / rest[0])
     (folder / rest[1]).rename(folder / f"{stems[1]}.avi")
+    (folder / "below" / "pictures").mkdir()
+    for frame in FrameReader(folder / rest[3], 1000):
+        Image.fromarray(frame.image).save(folder / f"below/pictures/{frame.index}.png")
     for copy in ("x", "y"):
         (folder / copy).mkdir()
         shutil.copy(folder / rest[3], folder / copy / "twice.mp4")
     (folder / "loop.mp4").symlink_to("loop.mp4")
     os.mkfifo(folder / "pipe.mp4")
     absent = ["loop.mp4", "pipe.mp4", "twice.mp4", "n" * 300 + ".mp4", "../videos/" + first, "gone.mp4"]
-    names = [first, f"{Path(first).stem}.mov", rest[0], rest[1], stems[2], *absent]
+    names = [first, f"{Path(first).stem}.mov", rest[0], rest[1], stems[2], "pictures.mp4", *absent]
     result = in_this_process(dataclasses.replace(case, inputs=case.asking_for(*names)), monkeypatch)
     answers = dict(zip(result.submission["filename"], result.submission["label"], strict=True))
-    expected = [case.answers[name] for name in (first, other, *rest[:3])]
+    expected = [case.answers[name] for name in (first, other, *rest[:4])]
     assert [answers[name] for name in names] == pytest.approx([*expected, *[PRIOR] * len(absent)], abs=SAME)
-    assert result.videos["status"].tolist() == ["ok"] * 5 + ["missing"] * len(absent)
+    assert result.videos["status"].tolist() == ["ok"] * 6 + ["missing"] * len(absent)
     said = dict(zip(names, result.videos["message"], strict=True))
     assert "a link to nothing" in said["loop.mp4"] and "pipe" in said["pipe.mp4"]
     assert "x/twice.mp4 and y/twice.mp4" in said["twice.mp4"] and said["gone.mp4"] == "not in the folder of videos"

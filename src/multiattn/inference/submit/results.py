@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from multiattn.inference.submit.plan import Level
-from multiattn.runtime.files import content_fingerprint
+from multiattn.runtime.frame_folders import clip_fingerprint
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
@@ -21,9 +21,9 @@ ANSWERED = ("ok", "no_face")
 
 
 def file_fingerprint(path: Path) -> str:
-    """`content_fingerprint` of a video, empty where the file cannot be read."""
+    """`clip_fingerprint` of a video, empty where it cannot be read."""
     try:
-        return content_fingerprint(path)
+        return clip_fingerprint(path)
     except OSError:
         return ""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from multiattn.config import to_json
-from multiattn.datasets.manifest import folder_ids, is_video_name, video_files_below
+from multiattn.datasets.manifest import clips_below, folder_ids, is_video_name
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, trained_on
 from multiattn.inference.scoring_file import require_rule_fits
@@ -306,7 +306,7 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
     """video_id -> file of the sample's videos, in the sample's order, and the reasons of those that are not there.
 
     A file that lies in a folder below, or whose name has another ending or none, is taken where it is the only one of
-    its name and no row's own.
+    its name and no row's own; and so is a folder of pictures, which is a clip.
     """
     if not inputs.videos_dir.is_dir():
         raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
@@ -314,7 +314,7 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
     sound = {name for name in names if path_fault(name) is None}
     own = {name for name in sound if os.path.isfile(folder / name)}  # noqa: PTH113 (which raises for a long one)
     others: dict[str, list[str]] = {}
-    for path in video_files_below(folder) if len(own) < len(names) else []:
+    for path in clips_below(folder) if len(own) < len(names) else []:
         if path not in own:
             others.setdefault(PurePosixPath(path).stem, []).append(path)
     paths, absent, elsewhere = {}, {}, {}

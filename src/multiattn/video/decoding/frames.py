@@ -1,6 +1,10 @@
-"""Evenly spaced frames of a video as a player shows it, decoded only as far as needed; pictures as one frame."""
+"""Evenly spaced frames of a video as a player shows it, decoded only as far as needed; of pictures too.
+
+A picture is a video of one frame, a folder of pictures (`runtime/frame_folders.py`) a video of a frame each.
+"""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +16,10 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
 from multiattn.runtime.files import require_plain_file
+from multiattn.runtime.frame_folders import frame_names, frame_numbers, is_image_name
+from multiattn.runtime.text_tables import printable
 from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_decoding
-from multiattn.video.decoding.pictures import MAX_PIXELS, UnreadableVideoError, is_image_name, read_image
+from multiattn.video.decoding.pictures import MAX_PIXELS, UnreadableVideoError, read_image
 from multiattn.video.decoding.upright import turned_upright
 
 OPEN_OPTIONS = {
@@ -34,9 +40,10 @@ class Frame:
     """One decoded frame."""
 
     index: int
-    """Position in the order of presentation, in which decoders hand frames out, from 0."""
+    """Position in the order of presentation, in which decoders hand frames out, from 0; of a folder of pictures as
+    `frame_numbers` has it."""
     seconds: float
-    """Presentation time."""
+    """Presentation time; 0 in a folder of pictures whose frame rate is not known."""
     image: np.ndarray
     """(H, W, 3) uint8 RGB, upright."""
 
@@ -65,13 +72,16 @@ def evenly_spaced_indices(total_frames: int, num_frames: int) -> list[int]:
 def probe_video(path: Path) -> VideoShape:
     """Size and number of frames; the first frame is decoded, since only it has the rotation.
 
+    Of a folder of pictures the first that can be decoded.
+
     Raises:
         UnreadableVideoError: no such file, no video, or its first frame cannot be decoded.
     """
-    if is_image_name(Path(path).name):
-        height, width = read_image(path).shape[:2]
-        return VideoShape(width, height, 1)
     try:
+        if Path(path).is_dir() or is_image_name(Path(path).name):
+            reader = FrameReader(path, sys.maxsize)
+            height, width = next(iter(reader)).image.shape[:2]
+            return VideoShape(width, height, reader.count())
         with _opened(path) as (container, stream):
             first = next(container.decode(stream), None)
             if first is None:
@@ -85,6 +95,8 @@ def probe_video(path: Path) -> VideoShape:
 class FrameReader:
     """Iterates over evenly spaced frames of one video, one in memory at a time; over the one frame of a picture.
 
+    Pictures of a folder that cannot be decoded are left out and named in the message: no other builds on them.
+
     Only wanted frames are converted to RGB. Where the packets of an H.264 or HEVC stream allow it (`packets.py`),
     frames that no wanted frame is predicted from are not decoded; the frames yielded and their pixels are those of
     decoding everything.
@@ -96,6 +108,7 @@ class FrameReader:
         fast_frames: take the reference frame nearest to each wanted frame instead, the earlier of two equally near,
             each once. Saves what the wanted frames themselves cost beside those they are predicted from (5 to 10 % of
             the packets at 32 of 300 frames). Streams that are decoded whole give the wanted frames as always.
+        fps: frames a second of a folder of pictures; None where it is not known.
 
     Attributes:
         num_frames: frames yielded by the latest iteration.
@@ -106,8 +119,8 @@ class FrameReader:
         UnreadableVideoError: while iterating, when not one wanted frame could be decoded.
     """
 
-    def __init__(self, path: Path, num_frames: int, *, fast_frames: bool = False) -> None:
-        self.path, self.wanted, self.fast_frames = Path(path), num_frames, fast_frames
+    def __init__(self, path: Path, num_frames: int, *, fast_frames: bool = False, fps: float | None = None) -> None:
+        self.path, self.wanted, self.fast_frames, self.fps = Path(path), num_frames, fast_frames, fps
         self.seconds, self.num_frames, self.message = 0.0, 0, ""
 
     def __iter__(self) -> Iterator[Frame]:
@@ -128,6 +141,9 @@ class FrameReader:
             raise UnreadableVideoError(self.message or "no frame could be decoded")
 
     def _read(self) -> Iterator[Frame]:
+        if self.path.is_dir():
+            yield from self._read_pictures()
+            return
         if is_image_name(self.path.name):
             image, self.num_frames = read_image(self.path), 1
             yield Frame(index=0, seconds=0.0, image=image)
@@ -140,9 +156,26 @@ class FrameReader:
             decoded = enumerate(container.decode(stream)) if plan is None else _decode(container, stream, plan)
             yield from self._select(decoded, frames, total)
 
+    def _read_pictures(self) -> Iterator[Frame]:
+        names = frame_names(self.path)
+        if not names:
+            raise UnreadableVideoError("a folder without pictures")
+        numbers, wanted, broken = frame_numbers(names), evenly_spaced_indices(len(names), self.wanted), []
+        for place in wanted:
+            try:
+                image = read_image(self.path / names[place])
+            except UnreadableVideoError as error:
+                broken.append(f"{printable(names[place])}: {error}")
+                self.message = f"{len(broken)} frames of {len(wanted)} were not decoded; the first: {broken[0]}"
+                continue
+            self.num_frames += 1
+            yield Frame(index=numbers[place], seconds=numbers[place] / self.fps if self.fps else 0.0, image=image)
+
     def count(self) -> int:
         """The number of frames that a player shows."""
-        return self._plan()[0]
+        if self.path.is_dir():
+            return len(frame_names(self.path))
+        return 1 if is_image_name(self.path.name) else self._plan()[0]
 
     def _plan(self) -> tuple[int, DecodingPlan | None]:
         """The number of frames that a player shows, and the plan to decode by; None for everything."""

@@ -1,4 +1,4 @@
-"""Pictures as files: known by their name, and decoded only after their size is known."""
+"""Pictures as files, decoded only after their size is known."""
 
 import io
 from pathlib import Path
@@ -9,18 +9,12 @@ from PIL import Image
 
 from multiattn.runtime.files import require_plain_file
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MAX_PIXELS = 1 << 26
 """Bound on a frame, 8192 x 8192: a damaged header may declare sizes that would take all memory."""
 
 
 class UnreadableVideoError(Exception):
     """Not one wanted frame could be decoded; the message is the decoder's."""
-
-
-def is_image_name(name: str) -> bool:
-    """True for the name of a picture: by its extension, in any case; hidden files are none."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def decode_picture(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB, source: str = "a picture") -> np.ndarray | None:

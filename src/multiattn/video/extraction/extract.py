@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import torch
 
-from multiattn.runtime.files import atomic_path, content_fingerprint
+from multiattn.runtime.files import atomic_path
+from multiattn.runtime.frame_folders import clip_facts, clip_fingerprint
 from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
@@ -82,6 +83,8 @@ class VideoTask:
     original: str = ""
     """The video_id of a fake's original; like `original_path`, only where its boxes shall be reused."""
     original_path: Path | None = None
+    fps: float | None = None
+    """Frames a second of a folder of pictures, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class VideoFingerprint:
     fingerprint: str
     """Size and digest of each file's content, or the error it gave, and what else the policy goes by."""
     seen: list[list[int]]
-    """Size, times of change and number of each file: while these stay, its content does."""
+    """`clip_facts` of each file: while these stay, its content does."""
 
 
 def task_files(task: VideoTask, recipe: CropRecipe) -> list[Path]:
@@ -143,24 +146,15 @@ def task_files(task: VideoTask, recipe: CropRecipe) -> list[Path]:
 def fingerprint_of(task: VideoTask, recipe: CropRecipe) -> VideoFingerprint:
     """The fingerprint of a video as it is now; its files are read whole: milliseconds beside a second of decoding."""
     files = task_files(task, recipe)
-    seen = [file_facts(path) for path in files]  # before the content: a change between the two is found the next time
+    seen = [clip_facts(path) for path in files]  # before the content: a change between the two is found the next time
     parts = [_content(path) for path in files]
     parts += [f"label {task.label}"] if recipe.policy == "forged-mask" else []
     return VideoFingerprint(task.video_id, "; ".join(parts), seen)
 
 
-def file_facts(path: Path) -> list[int]:
-    """Size, times of change and number of a file; empty where there is none. Nobody can set the second time back."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return []
-    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
-
-
 def _content(path: Path) -> str:
     try:
-        return content_fingerprint(path)
+        return clip_fingerprint(path)
     except OSError as error:
         return type(error).__name__
 
@@ -180,7 +174,7 @@ def find_crops(
     """
     started = time.perf_counter()
     recipe, scan, notes, crops, reused = settings.recipe, None, [], [], False
-    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames)
+    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames, fps=task.fps)
     with single_threaded():
         try:
             if recipe.reuse_original and task.original_path is not None:

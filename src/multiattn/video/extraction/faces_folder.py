@@ -16,6 +16,7 @@ import pandas as pd
 
 from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
+from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import (
     CROPS_FOLDER,
@@ -35,7 +36,6 @@ from multiattn.video.extraction.extract import (
     VideoFaces,
     VideoFingerprint,
     VideoTask,
-    file_facts,
     fingerprint_of,
     remove_crops,
     task_files,
@@ -140,7 +140,7 @@ def _changed(
         seen = known[task.video_id].seen
         same_label = recipe.policy != "forged-mask" or known[task.video_id].fingerprint.endswith(f"label {task.label}")
         files = task_files(task, recipe)
-        if (same_label and [file_facts(path) for path in files] == seen) or not all(map(Path.is_file, files)):
+        if (same_label and [clip_facts(path) for path in files] == seen) or not all(map(Path.exists, files)):
             return None
         return fingerprint_of(task, recipe)
 
