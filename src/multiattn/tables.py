@@ -15,18 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-import pandas as pd
-import pyarrow
-import pyarrow.csv
-import pyarrow.parquet
-
 from multiattn.config.choices import SplitName
 from multiattn.runtime.files import atomic_path
 from multiattn.runtime.paths import MAX_NAME_BYTES, faulty_paths, name_fault, path_fault
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pandera.pandas as pa
+    import pyarrow
     from pandera.errors import SchemaErrors
 
 logger = logging.getLogger(__name__)
@@ -45,7 +41,7 @@ class Column:
 
     kind: Literal["text", "int64", "float64"]
     description: str
-    allows: Callable[[pd.Series], pd.Series] | None = None
+    allows: "Callable[[pd.Series], pd.Series] | None" = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +59,14 @@ class Table:
         """The next step after an error."""
         return f"Make it with `{self.made_by}`." if self.made_by.startswith("multiattn ") else f"{self.made_by}."
 
-    def empty(self) -> pd.DataFrame:
+    def empty(self) -> "pd.DataFrame":
         """The table with no rows and the right dtypes."""
+        import pandas as pd
+
         types = {name: "object" if column.kind == "text" else column.kind for name, column in self.columns.items()}
         return self.validate(pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()}), self.name)
 
-    def validate(self, frame: pd.DataFrame, source: str | Path) -> pd.DataFrame:
+    def validate(self, frame: "pd.DataFrame", source: str | Path) -> "pd.DataFrame":
         """The frame with this table's columns in order and their dtypes.
 
         Raises:
@@ -102,7 +100,7 @@ class Table:
             columns[name] = pa.Column(str if column.kind == "text" else column.kind, checks)
         return pa.DataFrameSchema(columns, coerce=True)
 
-    def _require_single_keys(self, frame: pd.DataFrame, source: str | Path) -> None:
+    def _require_single_keys(self, frame: "pd.DataFrame", source: str | Path) -> None:
         key = frame[list(self.key)]
         if _strictly_rising(key):  # as every stage writes it; a search for equal rows anywhere takes ten times as long
             return
@@ -115,6 +113,8 @@ class Table:
             )
 
     def _describe(self, error: "SchemaErrors", num_rows: int) -> str:
+        import pandas as pd
+
         cases = error.failure_cases
         first = cases.iloc[0]
         same = cases[(cases["column"] == first["column"]) & (cases["check"] == first["check"])]
@@ -127,13 +127,15 @@ class Table:
             f"found something else in {len(same)} of {num_rows} rows; the first: {'; '.join(rows[:3])}."
         )
 
-    def read(self, path: Path, *, allow_empty: bool = False) -> pd.DataFrame:
+    def read(self, path: Path, *, allow_empty: bool = False) -> "pd.DataFrame":
         """Read and check the table.
 
         Raises:
             FileNotFoundError: no such file; names the command that makes it.
             ValueError: not this table, or no rows in it (unless `allow_empty`).
         """
+        import pandas as pd
+
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
@@ -146,7 +148,7 @@ class Table:
             raise ValueError(f"{path}: the {self.name} table has no rows. {self.advice}")
         return frame
 
-    def _without_unnameable(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+    def _without_unnameable(self, frame: "pd.DataFrame", source: Path) -> "pd.DataFrame":
         """The rows whose paths a file system takes; the others are logged."""
         paths = [name for name, column in self.columns.items() if column.allows is _are_paths]
         for name in frame.columns.intersection(paths):
@@ -158,7 +160,7 @@ class Table:
             frame = frame[~faulty]
         return frame
 
-    def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    def read_columns(self, path: Path, columns: Sequence[str]) -> "pd.DataFrame":
         """Some columns of a parquet table, read and checked piece by piece, so that millions of rows fit.
 
         Args:
@@ -171,6 +173,7 @@ class Table:
         Raises:
             FileNotFoundError, ValueError: as `read`; counts and rows in the message are those of the whole table.
         """
+        import pyarrow
         from pandera.errors import SchemaError
 
         path = Path(path)
@@ -189,19 +192,23 @@ class Table:
             frame = frame.astype({self.key[0]: "category"})
         return frame
 
-    def _read_pieces(self, path: Path, kinds: dict[str, str]) -> pd.DataFrame:
+    def _read_pieces(self, path: Path, kinds: dict[str, str]) -> "pd.DataFrame":
         """The table by its columns' kinds: int64, float32 or text.
 
         Raises:
             ValueError: also where the file holds another kind, which reading the whole may turn into the right one.
         """
+        import numpy as np
+        import pandas as pd
+        import pyarrow.parquet
+
         schema = self._schema()
         texts = [name for name, kind in kinds.items() if kind == "text"]
         start, words = 0, []
         # The first column of the key repeats itself; with pre_buffer the whole file would wait in memory.
         with pyarrow.parquet.ParquetFile(path, read_dictionary=self.key[:1], pre_buffer=False) as file:
             found = {field.name: field.type for field in file.schema_arrow}
-            if not all(name in found and _IS_KIND[kind](found[name]) for name, kind in kinds.items()):
+            if not all(name in found and _is_kind(found[name], kind) for name, kind in kinds.items()):
                 raise ValueError(f"{path}: other columns than {kinds}")
             values = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items() if kind != "text"}
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(kinds), use_threads=False):
@@ -217,7 +224,7 @@ class Table:
         columns = {name: values[name] if name in values else text[name] for name in kinds}
         return pd.DataFrame(columns, copy=False).astype({self.key[0]: "category"})
 
-    def write(self, frame: pd.DataFrame, path: Path) -> None:
+    def write(self, frame: "pd.DataFrame", path: Path) -> None:
         """Check the table and write it atomically."""
         path = Path(path)
         frame = self.validate(frame, path)
@@ -228,8 +235,10 @@ class Table:
                 frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path) -> "pd.DataFrame":
     """All cells as text; every row has as many as the header (pandas would pad a short row and shift a long one)."""
+    import pandas as pd
+
     plain = _read_plain_csv(path)
     if plain is not None:
         return plain
@@ -243,11 +252,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header, dtype=str)
 
 
-def _read_plain_csv(path: Path) -> pd.DataFrame | None:
+def _read_plain_csv(path: Path) -> "pd.DataFrame | None":
     """The same of a file without quotes, which Arrow reads ten times as fast: all of DFDC in 0.05 s instead of 0.5 s.
 
     None where the file is not that plain, or not in order: reading it row by row says what is wrong.
     """
+    import pyarrow.csv
+
     content = path.read_bytes()
     header = content[: content.find(b"\n")].removeprefix(b"\xef\xbb\xbf")
     if not header or any(byte in content for byte in (b'"', b"\r", b"\0")):
@@ -265,16 +276,20 @@ def _read_plain_csv(path: Path) -> pd.DataFrame | None:
     return table.to_pandas() if in_order else None
 
 
-_TEXTS = (pyarrow.string(), pyarrow.large_string())  # as pandas 2 and pandas 3 write it
-_IS_KIND = {
-    "int64": pyarrow.types.is_integer,
-    "float32": pyarrow.types.is_floating,
-    "text": lambda kind: (kind.value_type if pyarrow.types.is_dictionary(kind) else kind) in _TEXTS,
-}
+def _is_kind(found: "pyarrow.DataType", kind: str) -> bool:
+    from pyarrow import types
+
+    if kind == "text":
+        found = found.value_type if types.is_dictionary(found) else found
+        return types.is_string(found) or types.is_large_string(found)  # as pandas 2 and pandas 3 write it
+    return types.is_integer(found) if kind == "int64" else types.is_floating(found)
 
 
-def _strictly_rising(key: pd.DataFrame) -> bool:
+def _strictly_rising(key: "pd.DataFrame") -> bool:
     """True where each row comes after the one before it, by the first column and within equal ones by the next."""
+    import numpy as np
+    import pandas as pd
+
     equal = True
     rising = np.zeros(max(0, len(key) - 1), dtype=bool)
     for name in key:
@@ -288,15 +303,17 @@ def _strictly_rising(key: pd.DataFrame) -> bool:
     return bool(rising.all())
 
 
-def _keep_fractions(values: pd.Series) -> pd.Series:
+def _keep_fractions(values: "pd.Series") -> "pd.Series":
     """Whole numbers as they are, fractions as text, so that coercion refuses them instead of cutting 0.5 to 0."""
+    import pandas as pd
+
     if values.dtype.kind not in "fO":
         return values
     fraction = pd.to_numeric(values, errors="coerce") % 1 > 0
     return values.astype(object).where(~fraction, values.astype(str))
 
 
-def _text(description: str, allows: Callable[[pd.Series], pd.Series] | None = None) -> Column:
+def _text(description: str, allows: "Callable[[pd.Series], pd.Series] | None" = None) -> Column:
     return Column("text", description, allows)
 
 
@@ -304,7 +321,7 @@ def _name(description: str) -> Column:
     return _text(f"{description}, not empty", lambda values: values != "")
 
 
-def _are_paths(values: pd.Series) -> pd.Series:
+def _are_paths(values: "pd.Series") -> "pd.Series":
     return ~faulty_paths(values, path_fault)
 
 

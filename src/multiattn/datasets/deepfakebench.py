@@ -21,16 +21,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from multiattn.datasets.ffpp import compression_of
 from multiattn.datasets.manifest import IndexOptions, Listing, is_folder, require_root, video_row
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.layout import FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.tables import FACES, FAKE, LANDMARKS, REAL, VIDEO_STATUS, VIDEOS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DATASET = "deepfakebench"
 LINK = "frames"
@@ -272,6 +274,8 @@ def _unlisted(root: Path, videos: dict[str, _Video]) -> list[str]:
 
 
 def _write_faces_folder(root: Path, present: dict[str, list[str]], listing: Listing, faces: Path) -> None:
+    import pandas as pd
+
     size = _crop_size(root, present)
     with exclusive_folder(faces):
         _keep_link(root, faces)
@@ -346,8 +350,10 @@ def _keep_recipe(faces: Path, size: int, num_frames: int) -> None:
     write_json(path, recipe)
 
 
-def _faces_table(root: Path, present: dict[str, list[str]], size: int) -> tuple[pd.DataFrame, int]:
+def _faces_table(root: Path, present: dict[str, list[str]], size: int) -> "tuple[pd.DataFrame, int]":
     """The `faces` table, and how many of its rows have no landmarks of their own."""
+    import pandas as pd
+
     columns = ["video_id", "frame_index", "crop"]
     tables, rows, points, num_unmarked = [], [], [], 0
     for number, (folder, names) in enumerate(present.items(), start=1):

@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.frame_folders import IMAGE_SUFFIXES, is_image_name
 from multiattn.runtime.text_tables import printable
 from multiattn.tables import VIDEOS, path_fault
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +264,7 @@ def named_roots(words: Iterable[str], datasets: list[str]) -> dict[str, Path]:
     return {name: Path(folder) for name, folder in roots.items()}
 
 
-def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.DataFrame:
+def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> "pd.DataFrame":
     """Write the table and its roots; with `append`, keep the other data sets already there.
 
     Returns:
@@ -272,6 +273,8 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> pd.Da
     Raises:
         ValueError: nothing was found, a clip is already in the table, or another process holds the table's folder.
     """
+    import pandas as pd
+
     videos_csv = Path(videos_csv)
     if not listing.rows:
         hint = f"; {len(listing.absent)} clips are listed but absent" if listing.absent else ""
@@ -311,7 +314,7 @@ def _require_single_ids(listing: Listing) -> None:
             )
 
 
-def _require_new(listing: Listing, earlier: pd.DataFrame, roots: dict[str, Any], videos_csv: Path) -> None:
+def _require_new(listing: Listing, earlier: "pd.DataFrame", roots: dict[str, Any], videos_csv: Path) -> None:
     """Refuse a data set that the table holds from another root, or clips that it holds already."""
     known = roots.get(listing.dataset, {}).get("root")
     others = sorted(set(earlier["dataset"]) - {listing.dataset})
@@ -343,7 +346,7 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:NUM_LISTED]) + more
 
 
-def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, roots: dict[str, Path] | None = None) -> dict[str, Path]:
+def locate_videos(videos: "pd.DataFrame", videos_csv: Path, *, roots: dict[str, Path] | None = None) -> dict[str, Path]:
     """video_id -> file on this machine.
 
     Args:
@@ -371,13 +374,15 @@ def locate_videos(videos: pd.DataFrame, videos_csv: Path, *, roots: dict[str, Pa
     return located
 
 
-def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> pd.DataFrame:
+def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> "pd.DataFrame":
     """A `videos` table of the unlabelled clips of one folder, for prediction; dataset `folder`.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: no video in it.
     """
+    import pandas as pd
+
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of videos, found none.")
     names = video_files(folder) if filenames is None else sorted(filenames)

@@ -10,14 +10,16 @@ one length as the rows of one array, so that it is a few operations on arrays, w
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import pandas as pd
 
 from multiattn.config.settings import require, require_fields
 from multiattn.scoring import DEFAULT_PRIOR
 from multiattn.scoring.frame_rules import FRAME_RULES, TRACK_RULES, FrameRule, TrackRule, sigmoid
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT_CLIP = 0.01
 """Clip of a submission whose clip was not tuned: probabilities lie in [0.01, 0.99]."""
@@ -125,7 +127,7 @@ def register_aggregator(
     return RECIPES[name]
 
 
-def frame_predictions(crops: pd.DataFrame, logits: np.ndarray, *, model: str, fold: int) -> pd.DataFrame:
+def frame_predictions(crops: "pd.DataFrame", logits: np.ndarray, *, model: str, fold: int) -> "pd.DataFrame":
     """The rows of a `frame_predictions` table for one model's (N,) logits of N crops, rows of `faces`."""
     return crops[["video_id", "frame_index", "track"]].assign(
         model=model, fold=fold, logit=logits, probability=sigmoid(logits)
@@ -168,9 +170,9 @@ class FrameGroups:
     reaches nothing here.
     """
 
-    video_ids: pd.Index
+    video_ids: "pd.Index"
     """(V,) in ascending order, each once."""
-    models: pd.Index
+    models: "pd.Index"
     """(M,) likewise."""
     unit_videos: np.ndarray
     """(U,) int64: positions in `video_ids`, ascending."""
@@ -252,7 +254,7 @@ def equal_lengths(starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]
             yield segments, starts[segments][:, None] + np.arange(length)
 
 
-def _codes(names: pd.Series) -> tuple[np.ndarray, pd.Index]:
+def _codes(names: "pd.Series") -> "tuple[np.ndarray, pd.Index]":
     """(N,) int64 positions in the sorted names, and those names, each once. Categories are not turned into text."""
     present = names.astype("category").cat.remove_unused_categories().cat
     order = present.categories.argsort()
@@ -264,7 +266,7 @@ def _starts(is_new: np.ndarray) -> np.ndarray:
     return np.append(np.flatnonzero(is_new), len(is_new)).astype(np.int64)
 
 
-def aggregate_units(predictions: pd.DataFrame | FrameGroups, aggregator: Aggregator) -> pd.DataFrame:
+def aggregate_units(predictions: "pd.DataFrame | FrameGroups", aggregator: Aggregator) -> "pd.DataFrame":
     """Frame predictions of any number of models -> one row a video and model.
 
     Args:
@@ -274,6 +276,8 @@ def aggregate_units(predictions: pd.DataFrame | FrameGroups, aggregator: Aggrega
         Columns video_id, model, probability (float64 in [0, 1], not clipped) and num_crops (int64), sorted by video_id
         and model. The order of the rows given changes nothing, not the last bit; neither do other videos and models.
     """
+    import pandas as pd
+
     groups = FrameGroups.of(predictions)
     rule, track_rule = FRAME_RULES[aggregator.frames], TRACK_RULES[aggregator.tracks]
     settings = {"faithful": aggregator.faithful} if rule.has_fault else {}
@@ -298,8 +302,10 @@ def aggregate_units(predictions: pd.DataFrame | FrameGroups, aggregator: Aggrega
     )
 
 
-def complete_videos(video_ids: pd.Series, aggregated: pd.DataFrame, prior: float) -> pd.DataFrame:
+def complete_videos(video_ids: "pd.Series", aggregated: "pd.DataFrame", prior: float) -> "pd.DataFrame":
     """One row for each video asked for, in the order given; the prior, and 0 crops, where nothing was predicted."""
+    import pandas as pd
+
     table = pd.DataFrame({"video_id": video_ids.to_numpy()}).merge(aggregated, on="video_id", how="left")
     table["probability"] = table["probability"].fillna(prior)
     table["num_crops"] = table["num_crops"].fillna(0).astype("int64")

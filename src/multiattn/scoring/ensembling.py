@@ -11,14 +11,17 @@ an experiment share its weight and the order of experiments means nothing.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from multiattn.config.settings import require, require_fields
 from multiattn.scoring.aggregators import Aggregator, FrameGroups, aggregate_units
 from multiattn.scoring.calibration import fit_calibration
 from multiattn.scoring.frame_rules import gate, sigmoid, to_logits
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPACES = ("probability", "logit")
 GATE_HIGH, GATE_LOW, GATE_SHARE = 0.8, 0.2, 0.7
@@ -37,7 +40,7 @@ STACKING_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 class ExperimentScores:
     """One probability a video and experiment."""
 
-    video_ids: pd.Index
+    video_ids: "pd.Index"
     """(V,) in ascending order."""
     experiments: tuple[str, ...]
     """(E,) in ascending order."""
@@ -54,12 +57,14 @@ def experiment_of(model: str) -> str:
     return experiment if separator and fold.isdigit() else model
 
 
-def score_experiments(predictions: pd.DataFrame | FrameGroups, aggregator: Aggregator) -> ExperimentScores:
+def score_experiments(predictions: "pd.DataFrame | FrameGroups", aggregator: Aggregator) -> ExperimentScores:
     """Frame predictions -> one probability a video and experiment.
 
     Args:
         predictions: a `frame_predictions` table, or the groups made of one, which serve any number of aggregators.
     """
+    import pandas as pd
+
     groups = FrameGroups.of(predictions)
     experiment_of_model, experiments = pd.factorize(
         np.array([experiment_of(model) for model in groups.models], dtype=object), sort=True

@@ -3,7 +3,6 @@
 The report is plain types for `scoring.json` and Markdown tables for a terminal.
 """
 
-import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,8 +12,6 @@ import pandas as pd
 
 from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import RECIPES, FrameGroups, complete_videos
-from multiattn.scoring.calibration import CALIBRATORS
-from multiattn.scoring.ensembling import ensemble_candidates
 from multiattn.scoring.metrics import (
     Interval,
     bootstrap_log_loss,
@@ -281,13 +278,6 @@ def closing_line(report: dict[str, Any]) -> str:
         f"warning: the rule is for a test set of {share:.0%} fakes, as out of fold, and loses on one of another share. "
         "State the share you expect: --test-prior 0.5 for DFDC's test sets."
     )
-
-
-def describe_candidates() -> str:
-    """Names of everything that tuning compares, for `multiattn tune --help`."""
-    compared = {"aggregators": RECIPES, "ensembles": ensemble_candidates(), "calibrations": CALIBRATORS}
-    lines = [textwrap.wrap(f"{kind}: {', '.join(names)}", 96) for kind, names in compared.items()]
-    return "\n    ".join(["Compared are", *(line for wrapped in lines for line in wrapped)])
 
 
 def describe_rule(rule: ScoringRule) -> str:

@@ -3,6 +3,7 @@
 multiattn tune --runs runs/dfdc_b4_seed0 runs/dfdc_b4_seed1 runs/dfdc_b5
 """
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,13 @@ class Options:
 
 def _doc() -> str:
     """The docstring, and the names of all that is compared, those registered from outside too."""
-    from multiattn.scoring.tuning import describe_candidates
+    from multiattn.scoring.aggregators import RECIPES
+    from multiattn.scoring.calibration import CALIBRATORS
+    from multiattn.scoring.ensembling import ensemble_candidates
 
-    return f"{__doc__}\n{describe_candidates()}"
+    compared = {"aggregators": RECIPES, "ensembles": ensemble_candidates(), "calibrations": CALIBRATORS}
+    lines = [textwrap.wrap(f"{kind}: {', '.join(names)}", 96) for kind, names in compared.items()]
+    return "\n    ".join([f"{__doc__}\nCompared are", *(line for wrapped in lines for line in wrapped)])
 
 
 def main(argv: list[str]) -> None:

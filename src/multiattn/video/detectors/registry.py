@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-import cv2
 import numpy as np
 
 from multiattn.runtime.files import file_digest, require_file
@@ -133,6 +132,8 @@ def _resized(image: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
     """The image at another size: averaged over areas when it shrinks, bilinear when it grows."""
     if image.shape[1::-1] == size_wh:
         return image
+    import cv2
+
     shrinks = size_wh[0] < image.shape[1] or size_wh[1] < image.shape[0]
     return cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
