@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from multiattn import tables
+from multiattn.runtime import table_files
 from multiattn.tables import (
     FACES,
     FOLDS,
@@ -375,7 +376,7 @@ KEY_AND_CROP = ("video_id", "frame_index", "track", "crop")
 @pytest.mark.parametrize("num_rows", [0, 1, 5], ids=["empty", "one row", "five rows"])
 @pytest.mark.parametrize("columns", [KEY_AND_CROP, (*KEY_AND_CROP, "x1", "score"), tuple(FACES.columns)], ids=len)
 def test_columns_read_in_pieces_are_those_of_the_whole_table(columns, num_rows, at_once, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(table_files, "ROWS_AT_ONCE", at_once)
     frame = FACES.validate(good(FACES, num_rows), "made here") if num_rows else FACES.empty()
     FACES.write(frame, tmp_path / "faces.parquet")
     monkeypatch.setattr(Table, "read", None)  # which reads the whole at once
@@ -408,7 +409,7 @@ def test_columns_read_in_pieces_are_those_of_the_whole_table(columns, num_rows, 
     ],
 )
 def test_columns_that_break_the_contract_are_refused_as_the_whole_table_is(frame, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(table_files, "ROWS_AT_ONCE", 3)
     frame.to_parquet(tmp_path / "faces.parquet", index=False)
     with pytest.raises(ValueError, match=message) as caught:
         FACES.read_columns(tmp_path / "faces.parquet", (*KEY_AND_CROP, "x1"))

@@ -22,7 +22,6 @@ from multiattn.runtime.paths import MAX_NAME_BYTES, faulty_paths, name_fault, pa
 if TYPE_CHECKING:
     import pandas as pd
     import pandera.pandas as pa
-    import pyarrow
     from pandera.errors import SchemaErrors
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,6 @@ FAKE, REAL, UNKNOWN = 1, 0, -1
 SPLITS = get_args(SplitName)
 BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
-ROWS_AT_ONCE = 1 << 17
-"""Rows of one piece of a table that is read piece by piece."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,12 @@ class Table:
             )
         from pandera.errors import SchemaErrors
 
+        from multiattn.runtime.table_files import keep_fractions
+
         schema = self._schema()
         frame = frame[list(self.columns)].reset_index(drop=True)
         whole = [name for name, column in self.columns.items() if column.kind == "int64"]
-        frame = frame.assign(**{name: _keep_fractions(frame[name]) for name in whole})
+        frame = frame.assign(**{name: keep_fractions(frame[name]) for name in whole})
         try:
             frame = schema.validate(frame, lazy=True)
         except SchemaErrors as error:
@@ -101,8 +100,10 @@ class Table:
         return pa.DataFrameSchema(columns, coerce=True)
 
     def _require_single_keys(self, frame: "pd.DataFrame", source: str | Path) -> None:
+        from multiattn.runtime.table_files import strictly_rising
+
         key = frame[list(self.key)]
-        if _strictly_rising(key):  # as every stage writes it; a search for equal rows anywhere takes ten times as long
+        if strictly_rising(key):  # as every stage writes it; a search for equal rows anywhere takes ten times as long
             return
         repeated = key.duplicated(keep=False)
         if repeated.any():
@@ -136,11 +137,13 @@ class Table:
         """
         import pandas as pd
 
+        from multiattn.runtime.table_files import read_csv
+
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
         try:
-            frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+            frame = pd.read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
         except (csv.Error, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a readable {self.name} table: {error}. {self.advice}") from error
         frame = self.validate(self._without_unnameable(frame, path), path)
@@ -176,6 +179,8 @@ class Table:
         import pyarrow
         from pandera.errors import SchemaError
 
+        from multiattn.runtime.table_files import read_pieces
+
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
@@ -183,7 +188,7 @@ class Table:
         compact = {"int64": "int64", "float64": "float32"}
         kinds = {name: compact.get(column.kind, "text") for name, column in part.columns.items()}
         try:
-            frame = part._read_pieces(path, kinds)
+            frame = read_pieces(path, kinds, self.key[0], part._schema().validate)
             part._require_single_keys(frame, path)
         except (SchemaError, pyarrow.ArrowException, OSError, ValueError):
             # The whole at once says what is wrong with it.
@@ -191,38 +196,6 @@ class Table:
             frame = frame.astype({name: kind for name, kind in kinds.items() if kind == "float32"})
             frame = frame.astype({self.key[0]: "category"})
         return frame
-
-    def _read_pieces(self, path: Path, kinds: dict[str, str]) -> "pd.DataFrame":
-        """The table by its columns' kinds: int64, float32 or text.
-
-        Raises:
-            ValueError: also where the file holds another kind, which reading the whole may turn into the right one.
-        """
-        import numpy as np
-        import pandas as pd
-        import pyarrow.parquet
-
-        schema = self._schema()
-        texts = [name for name, kind in kinds.items() if kind == "text"]
-        start, words = 0, []
-        # The first column of the key repeats itself; with pre_buffer the whole file would wait in memory.
-        with pyarrow.parquet.ParquetFile(path, read_dictionary=self.key[:1], pre_buffer=False) as file:
-            found = {field.name: field.type for field in file.schema_arrow}
-            if not all(name in found and _is_kind(found[name], kind) for name, kind in kinds.items()):
-                raise ValueError(f"{path}: other columns than {kinds}")
-            values = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items() if kind != "text"}
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(kinds), use_threads=False):
-                piece = schema.validate(batch.to_pandas()[list(kinds)])
-                for name, column in values.items():
-                    column[start : start + len(piece)] = piece[name]
-                words.append(batch.select(texts))
-                start += len(piece)
-            empty = file.schema_arrow.empty_table().select(texts)
-        text = (pyarrow.Table.from_batches(words).unify_dictionaries() if words else empty).to_pandas()
-        words.clear()
-        pyarrow.default_memory_pool().release_unused()  # 200 MB after 4 million rows
-        columns = {name: values[name] if name in values else text[name] for name in kinds}
-        return pd.DataFrame(columns, copy=False).astype({self.key[0]: "category"})
 
     def write(self, frame: "pd.DataFrame", path: Path) -> None:
         """Check the table and write it atomically."""
@@ -233,84 +206,6 @@ class Table:
                 frame.to_parquet(temporary, index=False)
             else:
                 frame.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def _read_csv(path: Path) -> "pd.DataFrame":
-    """All cells as text; every row has as many as the header (pandas would pad a short row and shift a long one)."""
-    import pandas as pd
-
-    plain = _read_plain_csv(path)
-    if plain is not None:
-        return plain
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header, *rows = [row for row in csv.reader(file, strict=True) if row] or [None]
-    if header is None:
-        raise ValueError("the file is empty")
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise ValueError(f"row {number}: expected {len(header)} cells, found {len(row)}")
-    return pd.DataFrame(rows, columns=header, dtype=str)
-
-
-def _read_plain_csv(path: Path) -> "pd.DataFrame | None":
-    """The same of a file without quotes, which Arrow reads ten times as fast: all of DFDC in 0.05 s instead of 0.5 s.
-
-    None where the file is not that plain, or not in order: reading it row by row says what is wrong.
-    """
-    import pyarrow.csv
-
-    content = path.read_bytes()
-    header = content[: content.find(b"\n")].removeprefix(b"\xef\xbb\xbf")
-    if not header or any(byte in content for byte in (b'"', b"\r", b"\0")):
-        return None
-    try:
-        names = header.decode().split(",")
-        table = pyarrow.csv.read_csv(
-            pyarrow.BufferReader(content),
-            read_options=pyarrow.csv.ReadOptions(use_threads=False),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string())),
-        )
-    except (pyarrow.ArrowException, UnicodeDecodeError):
-        return None
-    in_order = table.num_rows > 0 and table.column_names == names and len(set(names)) == len(names)
-    return table.to_pandas() if in_order else None
-
-
-def _is_kind(found: "pyarrow.DataType", kind: str) -> bool:
-    from pyarrow import types
-
-    if kind == "text":
-        found = found.value_type if types.is_dictionary(found) else found
-        return types.is_string(found) or types.is_large_string(found)  # as pandas 2 and pandas 3 write it
-    return types.is_integer(found) if kind == "int64" else types.is_floating(found)
-
-
-def _strictly_rising(key: "pd.DataFrame") -> bool:
-    """True where each row comes after the one before it, by the first column and within equal ones by the next."""
-    import numpy as np
-    import pandas as pd
-
-    equal = True
-    rising = np.zeros(max(0, len(key) - 1), dtype=bool)
-    for name in key:
-        values = key[name].array
-        if isinstance(values, pd.Categorical):
-            if not values.categories.is_monotonic_increasing:
-                return False
-            values = values.codes
-        rising |= equal & np.asarray(values[1:] > values[:-1], dtype=bool)
-        equal = equal & np.asarray(values[1:] == values[:-1], dtype=bool)
-    return bool(rising.all())
-
-
-def _keep_fractions(values: "pd.Series") -> "pd.Series":
-    """Whole numbers as they are, fractions as text, so that coercion refuses them instead of cutting 0.5 to 0."""
-    import pandas as pd
-
-    if values.dtype.kind not in "fO":
-        return values
-    fraction = pd.to_numeric(values, errors="coerce") % 1 > 0
-    return values.astype(object).where(~fraction, values.astype(str))
 
 
 def _text(description: str, allows: "Callable[[pd.Series], pd.Series] | None" = None) -> Column:

@@ -4,6 +4,7 @@ Torch is imported inside the functions that need it, so stages without a network
 
     layout.py        names of the files and folders that runs, faces and submissions consist of
     files.py         atomic writes, JSON, digests, locks
+    table_files.py   CSV cells as text, parquet piece by piece
     tensor_files.py  state dicts from files, without running what those hold
     paths.py         faults of paths that tables bring
     journal.py       finished work, line by line, that survives being cut
