@@ -5,6 +5,7 @@ from multiattn.datasets.celebdf_pp import CelebdfPp
 from multiattn.datasets.deeperforensics import DeeperForensics
 from multiattn.datasets.deepfakebench import DeepfakeBench
 from multiattn.datasets.dfdc import Dfdc, DfdcPreview
+from multiattn.datasets.fakeavceleb import FakeAVCeleb
 from multiattn.datasets.ffpp import Dfd, Ffpp
 from multiattn.datasets.ffpp_kaggle import FfppKaggle
 from multiattn.datasets.labelled_folder import Folder, Frames
@@ -19,6 +20,7 @@ READERS: dict[str, type[IndexOptions]] = {
     "celebdf": Celebdf,
     "celebdf-pp": CelebdfPp,
     "deeperforensics": DeeperForensics,
+    "fakeavceleb": FakeAVCeleb,
     "deepfakebench": DeepfakeBench,
     "folder": Folder,
     "frames": Frames,
