@@ -64,7 +64,17 @@ def test_a_crop_keeps_its_shape_and_dtype(preset, size):
         assert (result.shape, result.dtype) == ((size, size, 3), np.uint8)
 
 
-KINDS = {"none": 1, "paper": 2, "light": 25, "standard": 12, "wm": 12, "selim": 25, "ntech": 28, "strong": 20}
+KINDS = {
+    "none": 1,
+    "paper": 2,
+    "light": 25,
+    "standard": 12,
+    "wm": 12,
+    "selim": 25,
+    "ntech": 28,
+    "strong": 20,
+    "box": 28,
+}
 """Preset -> how many pictures, at least, it makes of one crop by `SEEDS`."""
 
 
@@ -125,7 +135,7 @@ def test_the_global_generators_are_neither_used_nor_moved(preset):
 
 
 def test_an_unknown_preset_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"none, paper, .*strong, found 'stronger'"):
+    with pytest.raises(ValueError, match=f"{', '.join(PRESETS)}, found 'stronger'"):
         Augmentation("stronger", SIZE)
 
 
@@ -195,7 +205,7 @@ def test_without_a_geometry_seed_the_seed_is_it(preset):
         np.testing.assert_array_equal(augmentation(crop, seed, context), expected)
 
 
-@pytest.mark.parametrize("preset", ["paper", "light", "selim", "ntech", "strong"])
+@pytest.mark.parametrize("preset", ["paper", "light", "selim", "ntech", "strong", "box"])
 def test_a_mask_is_moved_as_the_crop_is(preset):
     """A grey picture in three channels and its one-channel copy go the same way, to within interpolation's rounding."""
     augmentation = Augmentation(preset, 64)

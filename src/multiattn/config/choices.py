@@ -8,7 +8,7 @@ Alignment = Literal["template", "box"]
 """The ways a crop is cut: landmarks brought to a template, or a plain square around the detector's box."""
 FacePolicy = Literal["all-tracks", "largest", "forged-mask"]
 """Faces of a video that become crops."""
-Preset = Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong"]
+Preset = Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong", "box"]
 """Augmentations of `training/data/augment`."""
 SplitName = Literal["train", "val", "test"]
 """The splits that a data set may have."""
