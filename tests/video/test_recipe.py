@@ -364,6 +364,13 @@ def test_a_foreign_recipe_can_be_read_and_compared_but_not_followed(tmp_path):
         assert name in CropRecipe(**{name: "else"}).foreign
 
 
+def test_the_template_means_nothing_to_a_box_recipe():
+    ours = CropRecipe(alignment="box", margin=0.8)
+    theirs = dataclasses.replace(ours, template="another program's boxes")
+    assert theirs.foreign == "" and describe_difference(ours, theirs) == ""
+    assert "template" in describe_difference(ours, dataclasses.replace(theirs, alignment="template", margin=1.3))
+
+
 @pytest.mark.parametrize(
     ("trained", "predicted"),
     [

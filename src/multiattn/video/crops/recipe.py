@@ -167,7 +167,7 @@ class CropRecipe:
         return "; ".join(
             f"{name}: expected {' or '.join(map(repr, names))}, found {getattr(self, name)!r}"
             for name, names in known.items()
-            if getattr(self, name) not in names
+            if getattr(self, name) not in names and not (name == "template" and self.alignment == "box")
         )
 
     def require_makeable(self) -> None:
@@ -279,6 +279,8 @@ def describe_difference(expected: CropRecipe, found: CropRecipe, *, everything: 
     predict, give both `for_prediction()`. With `everything` they are compared too.
     """
     left_out = () if everything else COUNTED_APART
+    if expected.alignment == found.alignment == "box":
+        left_out = (*left_out, "template")
     names = [field.name for field in dataclasses.fields(CropRecipe) if field.name not in left_out]
     pairs = [(name, getattr(expected, name), getattr(found, name)) for name in names]
     return "; ".join(f"{name}: expected {mine}, found {other}" for name, mine, other in pairs if mine != other)
