@@ -10,6 +10,7 @@ from made_trees import full_row, rows_by_id
 
 from multiattn.datasets.deepfakebench import CROP_POINTS, LABELS, read_deepfakebench
 from multiattn.datasets.manifest import write_manifest
+from multiattn.runtime.crop_files import crops_root
 from multiattn.tables import LANDMARKS
 from multiattn.video.crops.images import CropImages
 from multiattn.video.crops.recipe import TEMPLATE, read_recipe
@@ -111,7 +112,19 @@ def test_the_faces_folder_may_move_together_with_the_frames(ffpp, tmp_path):
     ffpp.read()
     moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
     faces, _, _ = read_faces_folder(moved / "faces")
-    assert all((moved / "faces" / crop).is_file() for crop in faces["crop"])
+    assert all((crops_root(moved / "faces") / crop).is_file() for crop in faces["crop"])
+
+
+def test_a_faces_folder_with_a_link_to_the_frames_still_loads(ffpp):
+    """As earlier versions wrote it: no root in faces.json, crops below a link of the folder."""
+    ffpp.read()
+    recipe = json.loads((ffpp.faces / "faces.json").read_text())
+    del recipe["root"]
+    (ffpp.faces / "faces.json").write_text(json.dumps(recipe))
+    (ffpp.faces / "frames").symlink_to(ffpp.root)
+    faces, _, _ = read_faces_folder(ffpp.faces)
+    images = CropImages(ffpp.faces, "frames/" + faces["crop"], SIZE)
+    assert [int(images[row][0, 0, 0]) for row in range(3)] == [0, 9, 103]
 
 
 def test_its_recipe_says_that_another_program_cut_the_crops(ffpp):
@@ -350,7 +363,7 @@ def test_a_faces_folder_of_something_else_is_refused_and_kept(other, ffpp, tmp_p
     if other == "recipe":
         (ffpp.faces / "faces.json").write_text('{"num_frames": 32, "size": 380, "detector": "mtcnn"}')
     else:
-        (ffpp.faces / "frames").symlink_to(tmp_path)
+        (ffpp.faces / "faces.json").write_text('{"num_frames": 32, "size": 380, "root": ".."}')
     with pytest.raises(ValueError, match="Choose another --faces"):
         ffpp.read()
     assert not (ffpp.faces / "faces.parquet").exists()

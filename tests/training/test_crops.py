@@ -1,6 +1,7 @@
 """The training table of a fold, what a visit of a crop shows, and the loaders."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -445,7 +446,7 @@ def test_labels_follow_what_is_shown_and_that_follows_from_the_seed(blended):
     stored, forged, labels = blended.read(0), blended.read(1), []
     for seed in range(60):
         crop, label = show(blended, 0, seed)
-        expected = self_blend(stored, blended._landmarks_of_crop(0), seed) if label else blend_target(stored, seed)
+        expected = self_blend(stored, blended.landmarks.at(0, 96), seed) if label else blend_target(stored, seed)
         np.testing.assert_array_equal(crop, expected)
         labels.append(label)
         fake, label = show(blended, 1, seed)
@@ -470,21 +471,24 @@ def test_classes_stay_balanced_as_long_as_there_are_forged_videos_to_leave_out(s
 
 # --- what is refused ------------------------------------------------------------------------------------------------
 
-NEEDS = [({"augmentation": "selim"}, "--data.augmentation selim"), ({"sbi": 0.25}, "--sbi 0.25")]
 
-
-@pytest.mark.parametrize(("settings", "option"), NEEDS, ids=["a preset", "sbi"])
 @pytest.mark.parametrize("value", [0.0, np.nan, 31.0, None], ids=["zeros", "no number", "one point", "a foreign crop"])
-def test_crops_without_landmarks_are_refused_by_the_option_that_needs_them(value, settings, option, tmp_path):
+def test_crops_without_landmarks_go_without_the_steps_that_need_them_and_are_counted(value, tmp_path, caplog):
     crops = make_folder(tmp_path, 96, {"r": (0, [(0, 0), (1, 0)])})
-    message = r"1 of 2 have none; the first: r_1_0\.png"
     if value is None:
-        message = "another program"
         write_recipe(CropRecipe(size=96, template="another"), tmp_path)
     else:
         crops.faces.iloc[1] = value
-    with pytest.raises(ValueError, match=message) as caught:
-        make_dataset(crops, image_size=96, **settings)
-    assert option in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
-    make_dataset(crops, image_size=96, augmentation="paper")
+    dataset = make_dataset(crops, image_size=96, augmentation="selim", sbi=0.0)
+    (record,) = caplog.records
+    first = "2 of 2 .*: r_0_0.png" if value is None else "1 of 2 .*: r_1_0.png"
+    assert re.search(f"{tmp_path}: {first}", record.getMessage()) and "--data.augmentation selim" in record.getMessage()
+    assert dataset.landmarks.at(1, 96) is None and (dataset.landmarks.at(0, 96) is None) == (value is None)
+    show(dataset, 1, 0)
+    if value is None:
+        with pytest.raises(ValueError, match=rf"{tmp_path}: --sbi 0.25 .* none of 2 .*--landmarks mtcnn"):
+            make_dataset(crops, image_size=96, sbi=0.25)
+    else:
+        blended = make_dataset(crops, image_size=96, augmentation="none", sbi=0.5)
+        assert {show(blended, 1, seed)[1] for seed in range(20)} == {0}, "never blended, so it stays real"
+        assert {show(blended, 0, seed)[1] for seed in range(20)} == {0, 1}

@@ -412,6 +412,32 @@ def test_pairs_are_crops_of_one_frame_and_track_cut_at_one_place(rows, originals
     assert sorted(map(tuple, found.tolist())) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("rows", "originals", "expected"),
+    [
+        pytest.param([("r", 0, 0), ("f", 0, 0, 9.0)], {"f": "r"}, [(0, 1)], id="one crop each, wherever its box"),
+        pytest.param([("r", 12, 0), ("f", 30, 1)], {"f": "r"}, [(0, 1)], id="other frames"),
+        pytest.param(
+            [("f", 5, 0), ("f", 6, 0), ("f", 7, 0), ("r", 1, 0), ("r", 2, 0)],
+            {"f": "r"},
+            [(3, 0), (4, 1), (3, 2)],
+            id="in their order, beginning anew",
+        ),
+        pytest.param(
+            [("r", 1, 0), ("r", 2, 0), ("f", 2, 0), ("f", 3, 0), ("f2", 9, 0)],
+            {"f": "r", "f2": "r"},
+            [(1, 2), (0, 4)],
+            id="by frames where a video has such",
+        ),
+    ],
+)
+def test_where_boxes_say_nothing_a_pair_is_two_crops_of_a_source_and_the_log_says_so(rows, originals, expected, caplog):
+    with caplog.at_level(logging.INFO):
+        found = find_pairs(FOLDER, *make_pair_tables(*rows, originals=originals), boxes_known=False)
+    assert sorted(map(tuple, found.tolist())) == sorted(expected)
+    assert "each two crops of a source, which need not coincide" in caplog.text
+
+
 def test_what_is_left_out_is_counted_in_one_line(caplog):
     tables = make_pair_tables(
         ("r", 0, 0), ("r", 1, 0), ("f", 0, 0), ("f", 1, 0), ("f2", 0, 0), ("f2", 1, 0, 9.0), ("f2", 2, 0), ("f3", 0, 0),

@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 from torch.utils.data._utils import signal_handling
 
+from multiattn.runtime.picture_size import jpeg_size
 from multiattn.video.crops import images
 from multiattn.video.crops.cache import CropCache
-from multiattn.video.crops.images import PREFETCH, CropImages, crop_loader, jpeg_size, names_digest, read_crop
+from multiattn.video.crops.images import PREFETCH, CropImages, crop_loader, names_digest, read_crop
 
 
 def smooth(size: int) -> np.ndarray:

@@ -8,7 +8,6 @@ number of workers. Batches that were made ahead while the other side had its tur
 import dataclasses
 import math
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from multiattn.bench.train_sides import endless, labelled_faces
 from multiattn.config import DataConfig
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
+from multiattn.runtime.crop_files import crops_root, read_stored, unpacked_path
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
@@ -77,7 +77,7 @@ def measure(options: DataBench) -> list[str]:
             _compare(name, crops, side, seconds=options.seconds)
             for name, side in _sides(config, options.presets).items()
         ]
-        kilobytes = np.mean([(crops.folder / name).stat().st_size for name in crops.training["crop"]]) / 1000
+        kilobytes = np.mean([len(read_stored(crops.folder / name)) for name in crops.training["crop"]]) / 1000
     source = "given" if options.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
     return [
         f"{len(crops.training)} crops of {stored} pixels, {kilobytes:.0f} KB each, read at {config.image_size} in "
@@ -229,9 +229,12 @@ def _some_faces(source: Path, folder: Path) -> FoldCrops:
         chosen.append(rows[np.unique(np.linspace(0, len(rows) - 1, MAX_CROPS // 2).round().astype(int))])
     kept = np.sort(np.concatenate(chosen))
     faces = faces.iloc[kept].reset_index(drop=True).assign(seconds=0.0, score=1.0)
+    root = crops_root(source)
     for name in faces["crop"]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
+        path = folder / unpacked_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(read_stored(root / name))
+    faces["crop"] = faces["crop"].map(unpacked_path)
     return _as_fold(folder, read_recipe(source), FACES.validate(faces, source), labels[kept])
 
 

@@ -16,7 +16,6 @@ what is made of them here:
 
 import os
 import re
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,18 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multiattn.datasets.crops_folder import crop_rows, number_frames, recipe_of, write_crops_folder
 from multiattn.datasets.ffpp import compression_of
 from multiattn.datasets.manifest import IndexOptions, Listing, is_folder, require_root, video_row
-from multiattn.runtime.files import exclusive_folder, read_json, write_json
-from multiattn.runtime.layout import FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
-from multiattn.tables import FACES, FAKE, LANDMARKS, REAL, VIDEO_STATUS, VIDEOS
+from multiattn.runtime.crop_files import read_ends
+from multiattn.runtime.files import read_json
+from multiattn.runtime.picture_size import picture_size
+from multiattn.tables import FAKE, LANDMARKS, REAL, VIDEO_STATUS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DATASET = "deepfakebench"
-LINK = "frames"
-"""A link in the faces folder to the root; crops are paths below it."""
 LABELS = {
     **dict.fromkeys(("FF-real", "DFD_real", "CelebDFv1_real", "CelebDFv2_real", "DFDCP_Real", "DFDC_Real"), (REAL, "")),
     **dict.fromkeys(("DF_real", "UADFV_Real", "roop_Real"), (REAL, "")),
@@ -98,7 +97,7 @@ _TEMPLATE_112 = np.array(
 CROP_POINTS = (_TEMPLATE_112 / 112 - 0.5) / 1.3 + 0.5
 """(5, 2) in units of the crop's side: where they bring eyes, nose and mouth corners, ArcFace's template (Deng et al.
 2019) with a margin of 1.3."""
-PNG_HEADER = struct.Struct(">8s4x4sII")
+HEAD_BYTES = 64
 ROWS_AT_ONCE = 200_000
 
 
@@ -117,11 +116,10 @@ class _Video:
 def read_deepfakebench(root: Path, *, json: Path, faces: Path) -> Listing:
     """List the videos of one of their JSON files, and make a faces folder of their frames.
 
-    A row's `path` is the folder of its frames. The faces folder links to the root and copies nothing. What their
-    preprocessing did not keep is stood for: `seconds` are 0 and `score` is 1, and the frame of reference is the crop
-    itself, so a box is the whole crop and landmarks are pixels of it: eye centres, nose and mouth corners of the 81
-    points, or where their file is absent the points the crop was aligned to. Another JSON of the same root may follow
-    into the same faces folder.
+    A row's `path` is the folder of its frames. The faces folder declares the root and copies nothing
+    (`crops_folder.py`). Landmarks are pixels of the crop: eye centres, nose and mouth corners of the 81 points, or
+    where their file is absent the points the crop was aligned to. Another JSON of the same root may follow into the
+    same faces folder.
 
     Args:
         root: the folder their data sets lie in, `datasets/rgb`.
@@ -277,28 +275,28 @@ def _write_faces_folder(root: Path, present: dict[str, list[str]], listing: List
     import pandas as pd
 
     size = _crop_size(root, present)
-    with exclusive_folder(faces):
-        _keep_link(root, faces)
-        _keep_recipe(faces, size, max(map(len, present.values())))
-        table, num_unmarked = _faces_table(root, present, size)
-        statuses = pd.DataFrame(
-            [(f"{DATASET}/{folder}", "ok", len(names), len(names), "") for folder, names in present.items()],
-            columns=list(VIDEO_STATUS.columns),
-        )
-        for kind, frame, name in (
-            (FACES, table, FACES_FILE),
-            (VIDEOS, pd.DataFrame(listing.rows), VIDEOS_FILE),
-            (VIDEO_STATUS, statuses, STATUS_FILE),  # last: its rows make a video done
-        ):
-            if (faces / name).is_file():
-                earlier = kind.read(faces / name, allow_empty=True)
-                frame = pd.concat([earlier[~earlier["video_id"].isin(set(frame["video_id"]))], frame])
-            kind.write(frame.sort_values(list(kind.key), ignore_index=True), faces / name)
+    table, num_unmarked = _faces_table(root, present, size)
+    recipe = recipe_of(
+        size=size,
+        num_frames=max(map(len, present.values())),
+        template="deepfakebench: arcface-5-point, margin 1.3, of dlib's points 37, 44, 30, 49, 55",
+        detector="dlib",
+        policy="largest",
+        jpeg_quality=100,  # PNG loses nothing
+        interpolation="bilinear, border black",
+    )
+    statuses = pd.DataFrame(
+        [(f"{DATASET}/{folder}", "ok", len(names), len(names), "") for folder, names in present.items()],
+        columns=list(VIDEO_STATUS.columns),
+    )
+    write_crops_folder(faces, root, recipe, faces=table, videos=pd.DataFrame(listing.rows), statuses=statuses)
     if num_unmarked:
         listing.notes.append(
             f"{num_unmarked} of {len(table)} frames have no landmarks; the points they were aligned to stand for them."
         )
-    listing.notes.append(f"{faces} links to {root}: keep both. Its crops have {size} pixels: train at that or less.")
+    listing.notes.append(
+        f"{faces} reads its crops from {root}: keep both. They have {size} pixels: train at that or less."
+    )
 
 
 def _crop_size(root: Path, present: dict[str, list[str]]) -> int:
@@ -306,11 +304,10 @@ def _crop_size(root: Path, present: dict[str, list[str]]) -> int:
     size = 0
     for folder, names in present.items():
         path = root / folder / names[0]
-        with path.open("rb") as file:
-            header = file.read(PNG_HEADER.size)
-        signature, kind, width, height = PNG_HEADER.unpack(header.ljust(PNG_HEADER.size, b"\0"))
-        if signature != b"\x89PNG\r\n\x1a\n" or kind != b"IHDR":
+        size_wh = picture_size(read_ends(path, HEAD_BYTES, 0)[0])
+        if size_wh is None:
             raise ValueError(f"{path}: expected a PNG image. Preprocess the video again with DeepfakeBench.")
+        width, height = size_wh
         if width != height or (size and width != size):
             expected = f"{size}x{size} as before it" if size else "a square"
             raise ValueError(f"{path}: expected a crop of {expected}, found {width}x{height}.")
@@ -318,67 +315,24 @@ def _crop_size(root: Path, present: dict[str, list[str]]) -> int:
     return size
 
 
-def _keep_link(root: Path, faces: Path) -> None:
-    link = faces / LINK
-    if not link.is_symlink() and not link.exists():
-        link.symlink_to(os.path.relpath(root.resolve(), faces.resolve()), target_is_directory=True)
-    if link.resolve() != root.resolve():
-        raise ValueError(
-            f"{link}: this faces folder belongs to {link.resolve()}, not to {root}. Choose another --faces."
-        )
-
-
-def _keep_recipe(faces: Path, size: int, num_frames: int) -> None:
-    """Write `faces.json`: a crop recipe (`video/crops/recipe.py`) that this code can train on and cannot make."""
-    recipe = {
-        "version": 2,
-        "num_frames": num_frames,
-        "size": size,
-        "detector": "dlib",
-        "threshold": 0.5,  # theirs is none, and every score is 1
-        "policy": "largest",
-        "jpeg_quality": 100,  # PNG loses nothing
-        "template": "deepfakebench: arcface-5-point, margin 1.3, of dlib's points 37, 44, 30, 49, 55",
-        "interpolation": "bilinear, border black",
-    }
-    path = faces / RECIPE_FILE
-    if path.is_file():
-        kept = read_json(path)
-        if not isinstance(kept, dict) or {**kept, "num_frames": 0} != {**recipe, "num_frames": 0}:
-            raise ValueError(f"{path}: this faces folder was made otherwise: {kept}. Choose another --faces.")
-        recipe["num_frames"] = max(num_frames, kept["num_frames"])
-    write_json(path, recipe)
-
-
 def _faces_table(root: Path, present: dict[str, list[str]], size: int) -> "tuple[pd.DataFrame, int]":
     """The `faces` table, and how many of its rows have no landmarks of their own."""
     import pandas as pd
 
-    columns = ["video_id", "frame_index", "crop"]
     tables, rows, points, num_unmarked = [], [], [], 0
     for number, (folder, names) in enumerate(present.items(), start=1):
         own = _landmarks(root, folder)
-        for index, name in _numbered(names):
-            rows.append((f"{DATASET}/{folder}", index, f"{LINK}/{folder}/{name}"))
+        for name, index in number_frames(names).items():
+            rows.append((f"{DATASET}/{folder}", index, 0, f"{folder}/{name}"))
             found = _five_points(own / f"{Path(name).stem}.npy") if own is not None else None
             points.append(CROP_POINTS * size if found is None else found)
             num_unmarked += found is None
         if len(rows) > ROWS_AT_ONCE or number == len(present):  # typed columns take a tenth of Python's objects
-            table = pd.DataFrame(rows, columns=columns)
+            table = crop_rows(*map(list, zip(*rows, strict=True)), size)
             table[list(LANDMARKS)] = np.reshape(points, (-1, len(LANDMARKS)))
             tables.append(table)
             rows, points = [], []
-    table = pd.concat(tables, ignore_index=True)
-    table = table.assign(seconds=0.0, track=0, x1=0.0, y1=0.0, x2=float(size), y2=float(size), score=1.0)
-    return table[list(FACES.columns)], num_unmarked
-
-
-def _numbered(names: list[str]) -> list[tuple[int, str]]:
-    """Frames with their index: the number that is their name, or else their place in order."""
-    stems = [Path(name).stem for name in names]
-    if all(stem.isascii() and stem.isdigit() for stem in stems):
-        return sorted((int(stem), name) for stem, name in zip(stems, names, strict=True))
-    return list(enumerate(sorted(names)))
+    return pd.concat(tables, ignore_index=True), num_unmarked
 
 
 def _landmarks(root: Path, folder: str) -> Path | None:

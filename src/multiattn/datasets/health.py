@@ -18,6 +18,7 @@ import pandas as pd
 from multiattn.datasets import deeperforensics, dfdc, ffpp
 from multiattn.datasets.folds import Grouping
 from multiattn.datasets.manifest import video_files
+from multiattn.runtime.crop_files import is_archive_name
 from multiattn.tables import FAKE, REAL, UNKNOWN
 
 Severity = Literal["leak", "warning", "note"]
@@ -332,12 +333,15 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
         raise FileNotFoundError(f"{root}: no such folder. Pass where {dataset} lies as --root {dataset}=DIR.")
     listed = set(videos["path"])
     present, clips = set(), set()
+    archives: set[str] = set()
     for folder in sorted({path.rpartition("/")[0] for path in listed}):
         prefix = f"{folder}/" if folder else ""
+        archives.update(above for above in _above(folder) if is_archive_name(above) and (root / above).is_file())
         if (root / folder).is_dir():
             present.update(prefix + name for name in os.listdir(root / folder))  # noqa: PTH208 (a Path each is slow)
             clips.update(prefix + name for name in video_files(root / folder))
-    vanished = sorted(listed - present)
+    # Pictures of an archive are there as long as it is.
+    vanished = sorted(path for path in listed - present if archives.isdisjoint(_above(path)))
     appeared = sorted(clips - listed - set(unlisted))
     if vanished:
         text = f"{dataset}: {len(vanished)} of {len(listed)} files of the table are not below {root}."
@@ -346,3 +350,9 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
     if appeared:
         text = f"{dataset}: {len(appeared)} video files lie beside those of the table and are not in it."
         yield Finding("warning", "appeared", text, INDEX_AGAIN, appeared)
+
+
+def _above(path: str) -> list[str]:
+    """The path and all folders above it, below the root."""
+    parts = path.split("/")
+    return ["/".join(parts[: number + 1]) for number in range(len(parts))]

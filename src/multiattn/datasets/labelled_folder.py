@@ -21,7 +21,7 @@ PATH_LABELS = Table(
         "label": LABELS.columns["label"],
     },
 )
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]*$")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*$")
 
 
 def read_labelled_folder(
@@ -38,8 +38,7 @@ def read_labelled_folder(
         FileNotFoundError: no such folder, neither `real` nor `fake` in it, or no such CSV.
         ValueError: a name that would not make a video_id, or a CSV that is not one of paths below the root and labels.
     """
-    if _NAME.match(name) is None:
-        raise ValueError(f"--name: expected small letters, digits and dashes, found {name!r}.")
+    require_dataset_name(name)
     require_root(root, "real and fake")
     listing = Listing(dataset=name, root=root)
     if labels is None:
@@ -81,6 +80,12 @@ class Frames(Folder):
     reader = staticmethod(read_frames)
     name: str = FRAMES
     """The data set's name in the table."""
+
+
+def require_dataset_name(name: str) -> None:
+    """Refuse a --name that would make no video_id."""
+    if _NAME.match(name) is None:
+        raise ValueError(f"--name: expected small letters, digits, dashes and underscores, found {name!r}.")
 
 
 def _class_folders(root: Path) -> dict[str, int]:

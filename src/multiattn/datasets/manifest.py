@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +128,19 @@ def clips_below(folder: Path) -> list[str]:
     return _scan(folder, deep=True, frames=True)
 
 
-def _scan(folder: Path, *, deep: bool, frames: bool = False) -> list[str]:
+def files_below(folder: Path, is_wanted: Callable[[str], bool], kind: str) -> list[str]:
+    """As `video_files_below`, of the files whose name is wanted; `kind` says in the log what others are not."""
+    return _scan(folder, deep=True, is_wanted=is_wanted, kind=kind)
+
+
+def _scan(
+    folder: Path,
+    *,
+    deep: bool,
+    frames: bool = False,
+    is_wanted: Callable[[str], bool] | None = None,
+    kind: str = "no video's ending",
+) -> list[str]:
     found, left_out, read = [], [], set()
     folders, links = [""] if folder.is_dir() else [], []
     while folders or links:
@@ -153,11 +165,11 @@ def _scan(folder: Path, *, deep: bool, frames: bool = False) -> list[str]:
             if entry.name.startswith(".") or path.lower().endswith(LIST_SUFFIXES):
                 continue
             if not is_folder(entry):
-                fault = _fault(entry)
+                fault = _fault(entry, is_wanted or is_video_name, kind)
                 (left_out if fault else found).append(f"{printable(path)} ({fault})" if fault else path)
             elif deep:
                 (links if entry.is_symlink() else folders).append(f"{path}/")
-    stems = {_stem(path) for path in found if not path.lower().endswith(".gif")}
+    stems = {_stem(path) for path in found if not path.lower().endswith(".gif")} if is_wanted is None else ()
     previews = {path for path in found if path.lower().endswith(".gif") and _stem(path) in stems}
     left_out += [f"{path} (beside a clip of its name)" for path in sorted(previews)]
     log_left_out(folder, left_out)
@@ -193,12 +205,12 @@ def _is_utf8(name: str) -> bool:
     return name == name.encode(errors="ignore").decode()
 
 
-def _fault(entry: os.DirEntry) -> str | None:
-    """Reason to leave a file out, in words; None for a video."""
+def _fault(entry: os.DirEntry, is_wanted: Callable[[str], bool], kind: str) -> str | None:
+    """Reason to leave a file out, in words; None for one that is wanted."""
     if not _is_utf8(entry.name):
         return "its name is not UTF-8"
-    if not is_video_name(entry.name):
-        return "no video's ending"
+    if not is_wanted(entry.name):
+        return kind
     try:
         return None if entry.is_file() else "not a file"
     except OSError as error:

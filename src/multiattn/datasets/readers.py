@@ -2,6 +2,7 @@
 
 from multiattn.datasets.celebdf import Celebdf
 from multiattn.datasets.celebdf_pp import CelebdfPp
+from multiattn.datasets.crops import Crops
 from multiattn.datasets.deeperforensics import DeeperForensics
 from multiattn.datasets.deepfakebench import DeepfakeBench
 from multiattn.datasets.dfdc import Dfdc, DfdcPreview
@@ -22,6 +23,7 @@ READERS: dict[str, type[IndexOptions]] = {
     "deeperforensics": DeeperForensics,
     "fakeavceleb": FakeAVCeleb,
     "deepfakebench": DeepfakeBench,
+    "crops": Crops,
     "folder": Folder,
     "frames": Frames,
 }

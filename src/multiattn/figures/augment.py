@@ -12,13 +12,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from multiattn.figures.page import InchPage
-from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
-from multiattn.training.data.augment.faces import face_outline
+from multiattn.runtime.crop_files import crops_root
+from multiattn.tables import FAKE, REAL
+from multiattn.training.data.augment.faces import CropLandmarks, face_outline
 from multiattn.training.data.augment.presets import Augmentation
 from multiattn.training.data.augment.self_blend import blend_target, self_blend
 from multiattn.training.data.augment.steps import EARLIER_CROPS, CropContext
 from multiattn.video.crops.images import read_crop
-from multiattn.video.crops.recipe import CropRecipe, crop_landmarks, read_recipe
+from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 DPI = 150
@@ -60,7 +61,8 @@ class FolderCrops:
     """Rows of `faces`, with the column `kind`."""
     faces: pd.DataFrame
     """The whole `faces` table."""
-    recipe: CropRecipe
+    landmarks: CropLandmarks
+    """Of the rows."""
 
     @classmethod
     def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":
@@ -89,7 +91,13 @@ class FolderCrops:
         rows = pd.concat([_middle_row(faces, video) for video in chosen["video_id"]])
         kinds = chosen["method"].where(chosen["method"] != "", "fake").where(chosen["label"] == FAKE, "real")
         rows = rows.assign(kind=kinds.to_numpy()).sort_values(["kind"], key=lambda kind: kind != "real", kind="stable")
-        return cls(Path(folder), size or recipe.size, rows, faces, recipe)
+        landmarks = CropLandmarks.of(folder, rows, np.arange(len(rows)))
+        return cls(Path(folder), size or recipe.size, rows, faces, landmarks)
+
+    @property
+    def root(self) -> Path:
+        """The folder the crops' addresses start from."""
+        return crops_root(self.folder)
 
     def through_preset(self, preset: str, *, draws: int, seed: int = 0) -> list[SheetRow]:
         """Rows with draws of a preset."""
@@ -105,22 +113,22 @@ class FolderCrops:
         Raises:
             ValueError: the folder's landmarks are not known in its crops.
         """
-        shown = []
-        for row in self.rows.itertuples():
-            landmarks = self._landmarks(row)
-            if landmarks is None:
-                raise ValueError(
-                    f"{self.folder}: self-blending needs landmarks, which {row.crop} does not have. Leave sbi out of "
-                    "--presets."
-                )
-            blend = partial(self_blend, landmarks=landmarks)
-            shown.append(self._sheet_row(row, blend, draws, seed, target=blend_target))
-        return shown
+        known = [(row, landmarks) for row in self.rows.itertuples() if (landmarks := self._landmarks(row)) is not None]
+        if not known:
+            first = self.rows["crop"].iloc[0]
+            raise ValueError(
+                f"{self.folder}: self-blending needs landmarks, which {first} does not have, nor any other of "
+                f"{len(self.rows)} crops. Leave sbi out of --presets."
+            )
+        return [
+            self._sheet_row(row, partial(self_blend, landmarks=landmarks), draws, seed, target=blend_target)
+            for row, landmarks in known
+        ]
 
     def _sheet_row(
         self, row: Any, draw: Callable[..., np.ndarray], draws: int, seed: int, target: Callable | None = None
     ) -> SheetRow:
-        crop = read_crop(self.folder / row.crop, self.size)
+        crop = read_crop(self.root / row.crop, self.size)
         seeds = np.random.default_rng((seed, row.Index)).integers(0, 2**31 - 1, draws).tolist()
         pictures = [draw(crop, seed=each) for each in seeds]
         differences = []
@@ -130,18 +138,14 @@ class FolderCrops:
         return SheetRow(row.kind, row.video_id, row.frame_index, crop, pictures, differences, self._landmarks(row))
 
     def _landmarks(self, row: Any) -> np.ndarray | None:
-        points = np.array([getattr(row, name) for name in LANDMARKS]).reshape(5, 2)
-        if self.recipe.foreign or np.ptp(points) == 0:
-            return None
-        box = np.array([getattr(row, name) for name in BOX])
-        return crop_landmarks(self.recipe, self.size, box_xyxy=box, landmarks=points)
+        return self.landmarks.at(self.rows.index.get_loc(row.Index), self.size)
 
     def _context(self, row: Any) -> CropContext:
         track = self.faces[(self.faces["video_id"] == row.video_id) & (self.faces["track"] == row.track)]
         before = track[track["frame_index"] < row.frame_index].sort_values("frame_index")["crop"].tail(EARLIER_CROPS)
         return CropContext(
             landmarks=self._landmarks(row),
-            clip=lambda: [read_crop(self.folder / name, self.size) for name in before],
+            clip=lambda: [read_crop(self.root / name, self.size) for name in before],
         )
 
 

@@ -1,7 +1,5 @@
 """A test as one HTML page: tables, reliability, ROC and histogram of each data set, and its worst videos with crops."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,6 +23,7 @@ from multiattn.figures.page import (
     whole_page,
 )
 from multiattn.inference.attention_maps import spread_crops
+from multiattn.runtime.crop_files import crops_root
 from multiattn.scoring.metrics import log_losses, reliability, roc_points
 
 WORST_VIDEOS, CROPS_EACH = 20, 10
@@ -172,7 +171,7 @@ def _article(video, crops: pd.DataFrame | None) -> str:
 def _thumbnail(row, several: bool) -> str:
     track = f" t{row.track}" if several else ""
     return crop_figure(
-        Path(row.folder) / row.crop,
+        crops_root(row.folder) / row.crop,
         f"{row.frame_index}{track} · {row.probability:.2f}",
         f"Crop {row.crop}, P(fake) {row.probability:.2f}",
     )

@@ -19,6 +19,7 @@ import pandas as pd
 
 from multiattn.config.settings import did_you_mean
 from multiattn.figures.page import LABEL_WORDS, crop_figure, escape, figures_table, whole_page
+from multiattn.runtime.crop_files import crops_root
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 from multiattn.video.extraction.scan import MIN_IOU, box_areas, paired_iou
@@ -122,7 +123,8 @@ def contact_sheet(folder: Path, *, videos: tuple[str, ...] = (), limit: int = 20
     facts = statuses.set_index("video_id")
     rows = dict(list(faces[faces["video_id"].isin(shown)].groupby("video_id")))
     of_video = dict(list(tracks[tracks["video_id"].isin(shown)].groupby("video_id", sort=False)))
-    articles = [_article(folder, video, rows[video], of_video[video], facts.loc[video], words) for video in shown]
+    root = crops_root(folder)
+    articles = [_article(root, video, rows[video], of_video[video], facts.loc[video], words) for video in shown]
     counts = ", ".join(f"{total.get(status, 0)} {status}" for status in ("ok", "no_face", "unreadable"))
     return whole_page(
         f"Faces of {folder.resolve().name}",
@@ -147,7 +149,7 @@ def _empty_videos(shown: pd.DataFrame, total: int) -> str:
 
 
 def _article(
-    folder: Path, video: str, rows: pd.DataFrame, tracks: pd.DataFrame, facts: pd.Series, words: pd.DataFrame
+    root: Path, video: str, rows: pd.DataFrame, tracks: pd.DataFrame, facts: pd.Series, words: pd.DataFrame
 ) -> str:
     kind = ""
     if video in words.index:
@@ -156,7 +158,7 @@ def _article(
     message = f", {facts['message']}" if facts["message"] else ""
     about = f"{kind + ', ' if kind else ''}{facts['status']}, {facts['num_frames']} frames{message}"
     strips = [
-        _strip(folder, rows[rows["track"] == track.track], track, facts["num_frames"]) for track in tracks.itertuples()
+        _strip(root, rows[rows["track"] == track.track], track, facts["num_frames"]) for track in tracks.itertuples()
     ]
     more = len(strips) - TRACKS_PER_VIDEO
     rest = f'<p class="faint">and {more} less doubtful tracks</p>' if more > 0 else ""
@@ -166,7 +168,7 @@ def _article(
     )
 
 
-def _strip(folder: Path, rows: pd.DataFrame, track, num_frames: int) -> str:
+def _strip(root: Path, rows: pd.DataFrame, track, num_frames: int) -> str:
     facts = {
         "score": f"score {track.median_score:.3f}",
         "jump": f"least overlap {track.least_iou:.2f}",
@@ -180,7 +182,7 @@ def _strip(folder: Path, rows: pd.DataFrame, track, num_frames: int) -> str:
     )
     thumbnails = "".join(
         crop_figure(
-            folder / row.crop,
+            root / row.crop,
             f"{row.frame_index} · {row.score:.3f}",
             f"{row.video_id}, track {row.track}, frame {row.frame_index}",
         )

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from multiattn.evaluation.measures import TextTable
+from multiattn.runtime.crop_files import read_stored
 from multiattn.runtime.files import atomic_path
 from multiattn.runtime.text_tables import printable
-from multiattn.video.decoding.pictures import UnreadableVideoError, read_image
+from multiattn.video.decoding.pictures import decode_picture
 
 BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = (
     "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
@@ -188,8 +189,8 @@ def drawing(image: str) -> str:
 def crop_figure(path: Path, caption: str, alt: str) -> str:
     """A small copy of a crop with its caption; words where it cannot be read."""
     try:
-        picture = read_image(path)
-    except UnreadableVideoError:
+        picture = decode_picture(read_stored(path))
+    except (OSError, ValueError, cv2.error):
         picture = None
     image = (
         f'<div class="missing">no crop {escape(path.name)}</div>'

@@ -15,6 +15,7 @@ from multiattn.model.attention import resize_maps
 from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import predict_logits
+from multiattn.runtime.crop_files import crops_root
 from multiattn.runtime.layout import fold_folders
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FAKE, REAL
@@ -159,10 +160,10 @@ def predict_maps(
     logits = predict(shown, lambda output: grids.extend(output.attention.float().cpu()))
     if measured is not None:
         predict(measured, lambda output: statistics.update(output.attention))
-    align_corners = model.experiment.model.align_corners
+    align_corners, root = model.experiment.model.align_corners, crops_root(folder)
     faces = [
         FaceMaps(
-            read_crop(folder / name, size),
+            read_crop(root / name, size),
             resize_maps(grid[None], (size, size), align_corners=align_corners)[0].numpy(),
             float(probability),
         )

@@ -28,10 +28,11 @@ def frame_names(folder: Path) -> list[str]:
         OSError: it cannot be listed.
     """
     names = (name for name in os.listdir(folder) if is_image_name(name))  # noqa: PTH208 (names are all that is needed)
-    return sorted(names, key=_natural)
+    return sorted(names, key=natural_order)
 
 
-def _natural(name: str) -> tuple[list[int | str], str]:
+def natural_order(name: str) -> tuple[list[int | str], str]:
+    """A key that sorts `2.png` before `10.png`."""
     pieces = _NUMBERS.split(name)  # every second one is a number
     return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)], name
 

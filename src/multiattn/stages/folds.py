@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import VideosTable, parse, results
-from multiattn.config.choices import Grouping
+from multiattn.config.choices import Grouping, SplitName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,8 @@ class Options:
     videos: VideosTable
     out: Path
     """The folds CSV to write; its recipe goes into the JSON file beside it."""
+    splits: tuple[SplitName, ...] = ()
+    """Only videos of these splits, as `--splits train` (default: all but those of the test split)."""
     num_folds: int = 5
     seed: int = 7
     group: Grouping = "part"
@@ -30,6 +32,8 @@ def main(argv: list[str]) -> None:
     from multiattn.tables import VIDEOS
 
     videos = VIDEOS.read(options.videos)
+    if options.splits:
+        videos = videos[videos["split"].isin(options.splits)].reset_index(drop=True)
     folds = make_folds(videos, num_folds=options.num_folds, seed=options.seed, grouping=options.group)
     recipe = {
         "splitter": "sklearn.model_selection.StratifiedGroupKFold(shuffle=True)",
@@ -37,5 +41,7 @@ def main(argv: list[str]) -> None:
         "seed": options.seed,
         "group": options.group,
     }
+    if options.splits:
+        recipe["splits"] = list(options.splits)
     described = write_folds(folds, options.out, recipe)
     results(pd.DataFrame(described["folds"]).to_string(index=False), f"{len(folds)} videos in {options.out}")

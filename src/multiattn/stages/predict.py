@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiattn.command_line import Device, Jobs, PredictPrecision, parse, results
+from multiattn.config.choices import SplitName
 from multiattn.runtime.devices import pick_device
 
 
@@ -19,6 +20,8 @@ class Options:
     """The frame_predictions.parquet to write."""
     faces: Path | None = None
     """A faces folder; with --videos-dir, where its faces are kept (default: <out>.faces)."""
+    splits: tuple[SplitName, ...] = ()
+    """With --faces, only videos of these splits, as `--splits val` (default: all)."""
     videos_dir: Path | None = None
     """A folder of videos, whose faces are extracted first."""
     weights: Path | None = None
@@ -37,6 +40,7 @@ def main(argv: list[str]) -> None:
     from multiattn.inference.runs import find_models
     from multiattn.inference.score_files import extract_folder_faces
     from multiattn.tables import FRAME_PREDICTIONS
+    from multiattn.video.extraction.faces_folder import read_faces_folder
 
     models = find_models(options.runs)
     if options.any_recipe:
@@ -48,7 +52,11 @@ def main(argv: list[str]) -> None:
         extract_folder_faces(options.videos_dir, faces, recipe, jobs=options.jobs, device=device, weights=weights)
     elif options.faces is None:
         raise ValueError("expected --faces FACES or --videos-dir DIR, found neither.")
-    predictions = predict_faces(models, faces, device=device, precision=options.precision)
+    chosen = None
+    if options.splits:
+        videos = read_faces_folder(faces)[2]
+        chosen = videos.loc[videos["split"].isin(options.splits), "video_id"]
+    predictions = predict_faces(models, faces, device=device, precision=options.precision, video_ids=chosen)
     FRAME_PREDICTIONS.write(predictions, options.out)
     videos = predictions["video_id"].nunique()
     results(f"{len(predictions)} predictions of {len(models)} models on {videos} videos in {options.out}")

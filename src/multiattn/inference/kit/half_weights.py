@@ -23,6 +23,7 @@ from multiattn.inference.attention_maps import spread_crops
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.predict import predict_logits
+from multiattn.runtime.crop_files import crops_root
 from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.runtime.tensor_files import read_metadata, read_state
 from multiattn.scoring.frame_rules import sigmoid
@@ -128,7 +129,8 @@ def crops_to_compare(model: TrainedModel, faces: Path | None, count: int) -> np.
     table = table.sort_values(["video_id", "frame_index", "track"])
     held_out = table["video_id"].isin(model.held_out_videos())
     chosen = spread_crops(table[held_out] if held_out.any() else table, count)
-    return np.stack([read_crop(faces / name, size) for name in chosen["crop"]])
+    root = crops_root(faces)
+    return np.stack([read_crop(root / name, size) for name in chosen["crop"]])
 
 
 def drawn_crops(count: int, size: int, *, seed: int = 0) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The crops one fold trains on and is validated on, and the loaders over them."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from torch.utils.data import DataLoader
 
 from multiattn.config import DataConfig
 from multiattn.config.settings import registry
+from multiattn.runtime.crop_files import declared_root
 from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext, blend_target, self_blend
+from multiattn.training.data.augment.faces import CropLandmarks
 from multiattn.training.data.sampling import (
     EpochSampler,
     PairSampler,
@@ -24,7 +27,9 @@ from multiattn.training.data.sampling import (
 )
 from multiattn.video.crops.cache import CropCache, open_cache
 from multiattn.video.crops.images import CropImages, crop_loader, names_digest
-from multiattn.video.crops.recipe import CropRecipe, crop_landmarks, read_recipe
+
+logger = logging.getLogger(__name__)
+
 
 FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)
 """The columns of `faces.parquet` that training needs."""
@@ -127,8 +132,11 @@ class TrainingCrops(CropImages):
         table: `FoldCrops.training`.
         faces: the whole `faces` table, where the preset or SBI needs landmarks.
 
+    Crops whose landmarks are not known (none were found, or another program cut them) go without the steps that need
+    them, and are never blended; a warning counts them.
+
     Raises:
-        ValueError: landmarks are needed, and these crops have none or were cut by another program.
+        ValueError: crops shall be blended, and no real one has landmarks.
     """
 
     def __init__(
@@ -145,10 +153,10 @@ class TrainingCrops(CropImages):
         self.labels = table["label"].to_numpy().astype(np.int8)
         self.augmentation = Augmentation(config.augmentation, config.image_size)
         self.blended = config.sbi
-        self.landmarks = self.boxes = self.recipe = None
+        self.landmarks = None
         if self.augmentation.needs_landmarks or self.blended > 0:
-            option = f"--sbi {config.sbi}" if self.blended > 0 else f"--data.augmentation {config.augmentation}"
-            self.landmarks, self.boxes, self.recipe = _places(folder, table, faces, option)
+            self.landmarks = CropLandmarks.of(folder, faces, table["face"].to_numpy())
+            self._count_unknown(folder, config)
         if self.augmentation.needs_clip:
             self.video = pd.factorize(table["video_id"])[0].astype(np.int32)
             self.track = table["track"].to_numpy().astype(np.int32)
@@ -157,8 +165,9 @@ class TrainingCrops(CropImages):
         """Write the crop that a visit shows into `out`, (size, size, 3) uint8 RGB; return its label."""
         row, seed, geometry_seed = visit
         crop, label = self.read(row), int(self.labels[row])
-        landmarks = None if self.landmarks is None else self._landmarks_of_crop(row)
-        if label == REAL and self.blended > 0 and np.random.default_rng((seed, BLEND_STREAM)).random() < self.blended:
+        landmarks = None if self.landmarks is None else self.landmarks.at(row, self.size)
+        can_blend = label == REAL and self.blended > 0 and landmarks is not None
+        if can_blend and np.random.default_rng((seed, BLEND_STREAM)).random() < self.blended:
             crop, label = self_blend(crop, landmarks, seed), FAKE
         elif self.blended > 0:
             crop = blend_target(crop, seed)  # or whole-crop changes would be a mark of self-blended images alone
@@ -166,9 +175,21 @@ class TrainingCrops(CropImages):
         out[...] = self.augmentation(crop, seed, CropContext(landmarks, clip), geometry_seed=geometry_seed)
         return label
 
-    def _landmarks_of_crop(self, row: int) -> np.ndarray:
-        """(5, 2) float32 pixels of the crop at the size that is read."""
-        return crop_landmarks(self.recipe, self.size, box_xyxy=self.boxes[row], landmarks=self.landmarks[row])
+    def _count_unknown(self, folder: Path, config: DataConfig) -> None:
+        unknown, is_real = ~self.landmarks.known, self.labels == REAL
+        if self.blended > 0 and unknown[is_real].all():
+            raise ValueError(
+                f"{folder}: --sbi {config.sbi} blends real crops by their landmarks, and none of {is_real.sum()} has "
+                "any that are known in the crop. Find them with `multiattn index crops --landmarks mtcnn`, cut the "
+                "faces with `multiattn faces`, or leave the option out."
+            )
+        if unknown.any():
+            steps = [f"--data.augmentation {config.augmentation}"] * self.augmentation.needs_landmarks
+            steps += [f"--sbi {config.sbi}"] * (self.blended > 0)
+            logger.warning(
+                "%s: %d of %d training crops have no landmarks: they go without the steps of %s that need them; the "
+                "first: %s", folder, unknown.sum(), len(unknown), " and ".join(steps), self.names[int(unknown.argmax())]
+            )  # fmt: skip
 
     def _earlier(self, row: int) -> list[int]:
         """Rows of the same face before this one, oldest first, as many as a clip may have."""
@@ -178,28 +199,6 @@ class TrainingCrops(CropImages):
                 rows.insert(0, other)
             other -= 1
         return rows
-
-
-def _places(
-    folder: Path, table: pd.DataFrame, faces: pd.DataFrame, option: str
-) -> tuple[np.ndarray, np.ndarray, CropRecipe]:
-    """Landmarks (N, 5, 2) and boxes (N, 4) of the table's rows, float32 pixels of the full frame, and the recipe."""
-    recipe, fault = read_recipe(folder), ""
-    rows = table["face"].to_numpy()
-    points = np.stack([faces[name].to_numpy(dtype=np.float32)[rows] for name in LANDMARKS], axis=1).reshape(-1, 5, 2)
-    missing = ~np.isfinite(points).all(axis=(1, 2)) | (points == points[:, :1]).all(axis=(1, 2))
-    if recipe.foreign:
-        fault = f"where they lie in crops that another program cut is not known ({recipe.foreign})"
-    elif missing.any():
-        first = table["crop"].iloc[int(missing.argmax())]
-        fault = f"{missing.sum()} of {len(table)} have none; the first: {first}"
-    if fault:
-        raise ValueError(
-            f"{folder}: {option} needs the landmarks of every crop, and {fault}. Cut the faces with `multiattn faces`, "
-            "or leave the option out."
-        )
-    boxes = np.stack([faces[name].to_numpy(dtype=np.float32)[rows] for name in BOX], axis=1)
-    return points, boxes, recipe
 
 
 def _videos(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -223,7 +222,9 @@ def _by_class(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
 def _paired(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
     """A real crop and the same frame and face of one of its fakes side by side."""
     return PairSampler(
-        find_pairs(crops.folder, crops.training, crops.faces, crops.videos),
+        find_pairs(
+            crops.folder, crops.training, crops.faces, crops.videos, boxes_known=declared_root(crops.folder) is None
+        ),
         _videos(crops.training)[0],
         frames_per_video=config.frames_per_video,
         visits=config.videos_per_class,

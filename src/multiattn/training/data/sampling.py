@@ -215,7 +215,9 @@ BOX_TOLERANCE = 0.01
 were found anew in fakes lay 2 to 5 % off (embedded clips, MTCNN); reused ones do not differ at all."""
 
 
-def find_pairs(folder: Path, training: pd.DataFrame, faces: pd.DataFrame, videos: pd.DataFrame) -> np.ndarray:
+def find_pairs(
+    folder: Path, training: pd.DataFrame, faces: pd.DataFrame, videos: pd.DataFrame, *, boxes_known: bool = True
+) -> np.ndarray:
     """Rows of real crops and of the fakes made of them, at one frame and track, with boxes in one place.
 
     Args:
@@ -223,6 +225,8 @@ def find_pairs(folder: Path, training: pd.DataFrame, faces: pd.DataFrame, videos
         training: `FoldCrops.training`.
         faces: the `faces` table with its boxes.
         videos: the `videos` table, which names the originals.
+        boxes_known: False where boxes do not say how crops lie in their frames: then a pair is two crops of a source,
+            at one frame and track where both have such, else in their order, and they need not coincide.
 
     Returns:
         (P, 2) int64 rows of `training`, real and fake.
@@ -249,8 +253,19 @@ def find_pairs(folder: Path, training: pd.DataFrame, faces: pd.DataFrame, videos
         )
     reals = np.flatnonzero(label == REAL)
     real_of_fake = _match(_keys(video[reals], training, reals), _keys(original[video[fakes]], training, fakes))
+    if not boxes_known:
+        _pair_in_order(real_of_fake, video[reals], video[fakes], original)
     found = real_of_fake >= 0
     pairs = np.stack([reals[real_of_fake[found]], fakes[found]], axis=1)
+    if not boxes_known:
+        logger.info(
+            "paired sampling: %d pairs of %d real and %d fake videos, each two crops of a source, which need not "
+            "coincide: where crops lay in their frames is not known; left out: %d fake crops at frames their original "
+            "lacks, %d fake videos of no known original",
+            len(pairs), len(np.unique(video[pairs[:, 0]])), len(np.unique(video[pairs[:, 1]])), (~found).sum(),
+            num_fake_videos - num_known,
+        )  # fmt: skip
+        return pairs
     aligned = _same_place(pairs, training, faces)
     logger.info(
         "paired sampling: %d pairs of %d real and %d fake videos; left out: %d fake crops without one of their "
@@ -266,6 +281,24 @@ def find_pairs(folder: Path, training: pd.DataFrame, faces: pd.DataFrame, videos
             "`multiattn faces --reuse-original`, or train with --sampling balanced."
         )
     return pairs[aligned]
+
+
+def _pair_in_order(
+    real_of_fake: np.ndarray, video_of_real: np.ndarray, video_of_fake: np.ndarray, original: np.ndarray
+) -> None:
+    """Fill in the real crops of fake videos that have none at the frame and track of any of their crops: the first for
+    their first, and so on, beginning anew where the original has fewer."""
+    matched = np.unique(video_of_fake[real_of_fake >= 0])
+    rows = np.flatnonzero(~np.isin(video_of_fake, matched))
+    if len(rows) == 0:
+        return
+    rows = rows[np.argsort(video_of_fake[rows], kind="stable")]
+    fake = video_of_fake[rows]
+    place = np.arange(len(rows)) - np.searchsorted(fake, fake)  # of a crop among those of its video
+    order = np.argsort(video_of_real, kind="stable")
+    first = np.searchsorted(video_of_real[order], original[fake])
+    count = np.searchsorted(video_of_real[order], original[fake], side="right") - first
+    real_of_fake[rows] = order[first + place % count]
 
 
 def _keys(video: np.ndarray, training: pd.DataFrame, rows: np.ndarray) -> np.ndarray:

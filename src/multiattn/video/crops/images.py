@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
+from multiattn.runtime.crop_files import crops_root, read_stored
+from multiattn.runtime.picture_size import jpeg_size
 from multiattn.runtime.processor import usable_cores
 from multiattn.runtime.signals import ending_signals_wait, leave_signals_to_parent
 from multiattn.video.crops.cache import SHARED_MEMORY, CropCache
@@ -34,8 +36,6 @@ _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4
 NAMES_AT_ONCE = 1 << 18
 PREFETCH = 3
 """Batches each worker makes ahead."""
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of a JPEG that are followed by its size."""
 
 
 def read_crop(path: Path, size: int) -> np.ndarray:
@@ -45,10 +45,13 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     these and averaged from there: half to three quarters of the time, and 0.2 to 0.7 of 255 (mean over faces of 380
     pixels) from a full decoding averaged down. Any other is decoded in full.
 
+    Args:
+        path: the crop's address, joined to the root of its faces folder's crops (`runtime/crop_files.py`).
+
     Raises:
         ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
     """
-    return decode_crop(path.read_bytes() if path.is_file() else b"", size, path)  # a FIFO would keep us waiting
+    return decode_crop(read_stored(path), size, path)
 
 
 def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
@@ -87,20 +90,6 @@ def _decoding_factor(stored: int, size: int) -> int:
     return next((factor for factor, side in sides.items() if side == size or 2 * side >= 3 * size), 1)
 
 
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height that a JPEG's header names; None where it is no JPEG or has no such header."""
-    if not content.startswith(b"\xff\xd8"):
-        return None
-    place = 2
-    while place + 9 <= len(content) and content[place] == 0xFF:
-        marker = content[place + 1]
-        if marker in _JPEG_FRAMES:
-            height, width = (int.from_bytes(content[place + i : place + i + 2], "big") for i in (5, 7))
-            return width, height
-        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return None
-
-
 def names_digest(*names: pd.Series | list[str]) -> str:
     """SHA-256 of all names, one a line, in hex: of millions in a fraction of a second and without a copy of them."""
     digest, separator = hashlib.sha256(), b""
@@ -119,8 +108,8 @@ class CropImages(Dataset):
 
     Args:
         folder: the faces folder.
-        names: paths below it; kept in one piece of memory, since of millions of Python objects each worker would get
-            copies of its own as soon as it touches them.
+        names: addresses of its crops; kept in one piece of memory, since of millions of Python objects each worker
+            would get copies of its own as soon as it touches them.
         cache: where decoded crops are kept.
         cache_rows: (N,) int, the number by which the cache knows each row.
     """
@@ -134,7 +123,7 @@ class CropImages(Dataset):
         cache: CropCache | None = None,
         cache_rows: np.ndarray | None = None,
     ) -> None:
-        self.folder, self.size, self.cache, self.cache_rows = folder, size, cache, cache_rows
+        self.root, self.size, self.cache, self.cache_rows = crops_root(folder), size, cache, cache_rows
         self.names = pa.array(names, type=pa.large_string(), from_pandas=True)
         if isinstance(self.names, pa.ChunkedArray):
             self.names = self.names.combine_chunks()
@@ -149,7 +138,7 @@ class CropImages(Dataset):
         """(size, size, 3) uint8 RGB, from the cache or from its file; an array of its own."""
         crop = None if self.cache is None else self.cache.get(int(self.cache_rows[index]))
         if crop is None:
-            crop = read_crop(self.folder / self.names[index].as_py(), self.size)
+            crop = read_crop(self.root / self.names[index].as_py(), self.size)
             if self.cache is not None:
                 self.cache.put(int(self.cache_rows[index]), crop)
         return crop

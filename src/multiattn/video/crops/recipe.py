@@ -16,6 +16,7 @@ import numpy as np
 from multiattn.config import from_json, to_json
 from multiattn.config.choices import Alignment, FacePolicy
 from multiattn.config.settings import require
+from multiattn.runtime.crop_files import ROOT_KEY
 from multiattn.runtime.files import read_json, write_json
 from multiattn.runtime.layout import RECIPE_FILE
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names, get_detector, require_weights
@@ -263,6 +264,7 @@ def read_recipe(folder: Path) -> CropRecipe:
                 "Use the multiattn that made the faces, or a newer one."
             )
         values = {**values, "version": VERSION}
+        values.pop(ROOT_KEY, None)  # where the crops lie is no part of how they were made
     return from_json(CropRecipe, values, source=str(path))
 
 

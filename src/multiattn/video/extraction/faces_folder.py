@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from multiattn.runtime.crop_files import declared_root
 from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.frame_folders import clip_facts
@@ -242,6 +243,8 @@ def _result(outcome: Outcome, folder: Path, recipe: CropRecipe) -> VideoFaces:
 
 
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
+    if (root := declared_root(folder)) is not None:
+        raise ValueError(f"{folder}: this faces folder has the crops of {root}. Choose another folder for new ones.")
     begun = [faces_journal(folder).path, folder / STATUS_FILE, folder / CROPS_FOLDER]
     if not (folder / RECIPE_FILE).is_file() or not any(path.exists() for path in begun):
         write_recipe(recipe, folder)  # also over that of a run which ended before its first video

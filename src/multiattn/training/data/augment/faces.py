@@ -9,11 +9,17 @@ Source of the blackouts: the first place of DFDC (github.com/selimsef/dfdc_deepf
 A network that cannot rely on one feature must use traces in the others.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import cv2
 import numpy as np
+import pandas as pd
 
+from multiattn.runtime.crop_files import declared_root
+from multiattn.tables import BOX, LANDMARKS
 from multiattn.training.data.augment.steps import CropContext, Draws, Step
-from multiattn.video.crops.recipe import TEMPLATE, similarity_transform
+from multiattn.video.crops.recipe import TEMPLATE, CropRecipe, crop_landmarks, read_recipe, similarity_transform
 
 # In units of the eyes' distance, from the point between the eyes, y down: the right half from the chin to the brow's
 # middle and to the hairline's, after the proportions taught for drawing (the eyes' distance is 0.46 of the face's
@@ -24,6 +30,43 @@ _FOREHEAD = [(1.02, -0.38), (0.88, -0.72), (0.52, -1.00), (0.0, -1.10)]
 _EYES = TEMPLATE[:2]
 _TURN = 0.55
 """Share of its width that the far half loses when the nose's tip comes to lie under the far eye."""
+
+
+@dataclass(frozen=True)
+class CropLandmarks:
+    """Landmarks of some crops of a faces folder.
+
+    Attributes:
+        points: (N, 5, 2) float32 pixels of the frame, or of the stored crop where that is the frame of reference.
+        boxes: (N, 4) float32, in the same pixels.
+        known: (N,) bool, False where they are not known in the crop: none stored, or cut by another program.
+        recipe: how the crops were cut from frames; None where each crop is its own frame of reference.
+    """
+
+    points: np.ndarray
+    boxes: np.ndarray
+    known: np.ndarray
+    recipe: CropRecipe | None
+
+    @classmethod
+    def of(cls, folder: Path, faces: pd.DataFrame, rows: np.ndarray) -> "CropLandmarks":
+        """Those of rows of the folder's `faces` table, of which the boxes and landmarks are needed."""
+        recipe, in_crops = read_recipe(folder), declared_root(folder) is not None
+        columns = [faces[name].to_numpy(dtype=np.float32)[rows] for name in (*LANDMARKS, *BOX)]
+        points = np.stack(columns[: len(LANDMARKS)], axis=1).reshape(-1, 5, 2)
+        known = np.isfinite(points).all(axis=(1, 2)) & (points != points[:, :1]).any(axis=(1, 2))
+        known &= in_crops or not recipe.foreign
+        return cls(points, np.stack(columns[len(LANDMARKS) :], axis=1), known, None if in_crops else recipe)
+
+    def at(self, row: int, size: int) -> np.ndarray | None:
+        """(5, 2) float32 pixels of a crop that is read at `size`; None where they are not known."""
+        if not self.known[row]:
+            return None
+        points, box = self.points[row], self.boxes[row]
+        if self.recipe is not None:
+            return crop_landmarks(self.recipe, size, box_xyxy=box, landmarks=points)
+        # Pixel centres: x + 0.5 grows with the side.
+        return ((points + 0.5) * (size / box[2]) - 0.5).astype(np.float32)
 
 
 def face_outline(landmarks: np.ndarray, *, forehead: bool = True) -> np.ndarray:

@@ -1,0 +1,436 @@
+"""Faces that are cropped already, as any program leaves them: pictures below a root, in folders or in tar archives.
+
+A picture in an archive has the path it would have were the archive unpacked where it lies (`part0/a.jpg` of
+`train.tar`), or, where two archives hold one, `train.tar/part0/a.jpg`. Labels come from class folders, `real` and
+`fake`, or from a CSV with a line a picture.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+
+from multiattn.datasets.crops_folder import SIDES, crop_rows, number_frames, recipe_of, write_crops_folder
+from multiattn.datasets.labelled_folder import CLASS_FOLDERS, require_dataset_name
+from multiattn.datasets.manifest import VIDEO_SUFFIXES, IndexOptions, Listing, files_below, require_root, video_row
+from multiattn.runtime.crop_files import archive_members, is_archive_name, path_in_archive, read_ends, unpacked_path
+from multiattn.runtime.files import read_json
+from multiattn.runtime.paths import path_fault
+from multiattn.runtime.picture_size import picture_size
+from multiattn.runtime.progress import progress_bar
+from multiattn.tables import FAKE, REAL, SPLITS, VIDEO_STATUS, VIDEOS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATASET = "crops"
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+COLUMNS = {
+    "path": "the picture below the root",
+    "label": "0 or real, 1 or fake",
+    "video": "the video it is of; without it a picture is a video",
+    "split": "train, val or test",
+    "part": "part of the data set, which never spans folds",
+    "original": "the video a fake was made from; a real that names itself has none",
+    "identity": "the person shown",
+    "method": "the manipulation",
+    "compression": "its level",
+    "frame": "number of the frame; without it the number that is the picture's name, or its place in order",
+    "track": "number of the face, where frames show several",
+}
+"""Columns a CSV may have, the first two it must."""
+OF_VIDEO = ("label", "split", "part", "original", "identity", "method", "compression")
+LABEL_NAMES = {"0": REAL, "1": FAKE, **CLASS_FOLDERS}
+HEAD_BYTES, MORE_HEAD_BYTES = 2048, 1 << 18
+"""Bytes in which a header is looked for, and in which where it is not found (profiles may stand before it)."""
+
+
+@dataclass
+class _Video:
+    """A video of the list, and its pictures: address, and the row that named it."""
+
+    facts: dict[str, str]
+    where: str
+    pictures: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def read_crops(
+    root: Path,
+    *,
+    faces: Path,
+    labels: Path | None = None,
+    column: tuple[str, ...] = (),
+    name: str = DATASET,
+    size: int | None = None,
+    recipe: Path | None = None,
+) -> Listing:
+    """List the videos that cropped pictures are of, and make a faces folder of the pictures, which stay where they are.
+
+    Args:
+        root: without `labels` its class folders, or those of its archives, hold the pictures at any depth.
+        labels: pictures that the CSV does not name are `unlisted`, those it names and the disk lacks are `absent`.
+        column: OURS=THEIRS each, for columns of the CSV by other names than in `COLUMNS`.
+
+    Returns:
+        A row a video. Pictures that are not readable, square or large enough are left out and counted; a video with no
+        other is `unreadable` in the faces folder's video_status.csv.
+
+    Raises:
+        FileNotFoundError: no such folder or CSV, or no class folder.
+        ValueError: a CSV that contradicts itself or leads out of the root, an archive that cannot be read in place, no
+            usable picture at all, or a faces folder that belongs to something else.
+    """
+    require_dataset_name(name)
+    require_root(root, "the cropped faces")
+    listing = Listing(dataset=name, root=root)
+    present, shadowed = _find_pictures(root, listing)
+    if labels is None:
+        videos = _videos_of_class_folders(root, name, present, shadowed)
+        listing.unlisted.extend(sorted(set(present) - {path for video in videos.values() for path in _paths(video)}))
+    else:
+        videos = _videos_of_csv(labels, column, root, name, present, shadowed, listing)
+    if videos:
+        _write(root, name, videos, listing, faces, size, recipe)
+    return listing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops(IndexOptions):
+    """Faces cropped already, in folders or tar archives: also writes a faces folder of them, and copies nothing."""
+
+    reader = staticmethod(read_crops)
+    faces: Path
+    """The faces folder to write."""
+    labels: Path | None = None
+    """A CSV with a line a picture; without it pictures lie in real/ and fake/."""
+    column: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="OURS=THEIRS")] = ()
+    """A column of the CSV that has another name, as original=source_video; once for each."""
+    name: str = DATASET
+    """The data set's name in the table."""
+    size: int | None = None
+    """Pictures with a smaller side are left out (default: none, and the smallest side is the folder's)."""
+    recipe: Path | None = None
+    """A faces.json, or some of its settings, that says how the crops were cut; without it that is not known."""
+
+
+def _find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Path -> address of all pictures, and the addresses of each path that several have."""
+    names = files_below(root, _is_picture_or_archive, "neither a JPEG, PNG or WebP nor a tar archive")
+    found = [name for name in names if not is_archive_name(name)]
+    present = dict(zip(found, found, strict=True))
+    shadowed: dict[str, list[str]] = {}
+    unpacked = 0
+    for archive in filter(is_archive_name, names):
+        for address in archive_members(root, archive):
+            path = unpacked_path(address)
+            if not _is_picture(path) or path_fault(path) is not None:
+                continue
+            other = present.setdefault(path, address)
+            if other == path:
+                unpacked += 1
+            elif other != address:
+                shadowed.setdefault(path, [other]).append(address)
+    if unpacked:
+        listing.notes.append(f"{unpacked} pictures lie in an archive and unpacked beside it; the latter are taken.")
+    return present, shadowed
+
+
+def _is_picture(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".")
+
+
+def _is_picture_or_archive(name: str) -> bool:
+    return _is_picture(name) or is_archive_name(name)
+
+
+def _paths(video: _Video) -> Iterator[str]:
+    return map(unpacked_path, video.pictures)
+
+
+def _videos_of_class_folders(
+    root: Path, name: str, present: dict[str, str], shadowed: dict[str, list[str]]
+) -> dict[str, _Video]:
+    videos: dict[str, _Video] = {}
+    for path in sorted(present):
+        label = path.partition("/")[0]
+        if "/" in path and label.lower() in CLASS_FOLDERS:
+            _require_one(path, shadowed, "Take one of them away, or name it in a CSV with --labels")
+            facts = dict.fromkeys(OF_VIDEO, "") | {"label": label.lower()}
+            video = videos.setdefault(f"{name}/{_stem(path)}", _Video(facts, path))
+            if video.where != path:
+                raise ValueError(f"{root}: {video.where} and {path} differ in their ending only. Rename one of them.")
+            video.pictures[present[path]] = {}
+    if not videos:
+        raise FileNotFoundError(
+            f"{root}: expected pictures in folders `real` or `fake`, there or in tar archives, found none among "
+            f"{len(present)} pictures. Pass --labels CSV for pictures that lie otherwise."
+        )
+    return videos
+
+
+def _require_one(path: str, shadowed: dict[str, list[str]], advice: str) -> None:
+    if path in shadowed:
+        where = " and as ".join(map(path_in_archive, shadowed[path]))
+        raise ValueError(f"{path} stands in several archives, as {where}. {advice}.")
+
+
+def _videos_of_csv(
+    labels: Path,
+    column: tuple[str, ...],
+    root: Path,
+    name: str,
+    present: dict[str, str],
+    shadowed: dict[str, list[str]],
+    listing: Listing,
+) -> dict[str, _Video]:
+    cells = _read_cells(labels, column)
+    in_archives = {path_in_archive(address): address for path in shadowed for address in shadowed[path]}
+    in_archives |= {path_in_archive(address): address for address in present.values() if "@" in address}
+    videos: dict[str, _Video] = {}
+    row_of: dict[str, dict[str, str]] = {}
+    repeated = 0
+    for number, row in enumerate(cells.to_dict("records")):
+        where = f"{labels}: row {number}"
+        path = _below_root(row["path"], root, where)
+        if row_of.setdefault(path, row) != row:
+            raise ValueError(f"{where}: {path} is listed twice, as {_in_words(row_of[path])} and as {_in_words(row)}.")
+        if row_of[path] is not row:
+            repeated += 1
+            continue
+        if path not in in_archives:
+            _require_one(path, shadowed, f"Name one of these paths in {labels}")
+        address = in_archives.get(path) or present.get(path)
+        video_id = f"{name}/{_stem(row['video'] or unpacked_path(address or path))}"
+        if fault := path_fault(video_id):
+            raise ValueError(f"{where}: video {row['video']!r}: {fault}.")
+        facts = _facts(row, video_id, name, where)
+        video = videos.setdefault(video_id, _Video(facts, f"row {number}"))
+        if video.facts != facts:
+            raise ValueError(
+                f"{where}: {video_id} is {_in_words(facts)}, and {_in_words(video.facts)} in {video.where}."
+            )
+        if address is None:
+            listing.absent.append(path)
+        else:
+            video.pictures[address] = row
+    named = {path for video in videos.values() for path in _paths(video)}
+    listing.unlisted.extend(sorted(set(present) - named))
+    if repeated:
+        listing.notes.append(f"{labels}: {repeated} rows repeat another; they are left out.")
+    _resolve_originals(videos, row_of, name, listing)
+    return {video_id: video for video_id, video in videos.items() if video.pictures}
+
+
+def _read_cells(labels: Path, column: tuple[str, ...]) -> "pd.DataFrame":
+    """The CSV's cells as text under our names; columns it does not have are empty."""
+    if not labels.is_file():
+        raise FileNotFoundError(f"{labels}: no such CSV. It has a line a picture: {', '.join(COLUMNS)}.")
+    import pandas as pd
+
+    from multiattn.runtime.table_files import read_csv
+
+    cells = read_csv(labels)
+    theirs = dict(word.partition("=")[::2] for word in column)
+    for ours, name in theirs.items():
+        if ours not in COLUMNS or name not in cells:
+            raise ValueError(
+                f"--column {ours}={name}: expected OURS=THEIRS with OURS of {', '.join(COLUMNS)} and THEIRS of "
+                f"{', '.join(cells)}."
+            )
+    chosen = {ours: theirs.get(ours, ours) for ours in COLUMNS}
+    if missing := [ours for ours in ("path", "label") if chosen[ours] not in cells]:
+        raise ValueError(
+            f"{labels}: expected a column {missing[0]!r} ({COLUMNS[missing[0]]}), found {', '.join(cells)}. Name "
+            f"the one that stands for it with --column {missing[0]}=THEIRS."
+        )
+    return pd.DataFrame({ours: cells.get(name, "") for ours, name in chosen.items()})
+
+
+def _below_root(written: str, root: Path, where: str) -> str:
+    path = PurePosixPath(written)
+    if path.is_absolute() and path.is_relative_to(root.resolve()):
+        path = path.relative_to(root.resolve())
+    text = path.as_posix() if written else ""
+    if fault := path_fault(text):
+        raise ValueError(f"{where}: expected a path below {root}, found {written!r}: {fault}.")
+    return text
+
+
+def _facts(row: dict[str, str], video_id: str, name: str, where: str) -> dict[str, str]:
+    """What a row says of its video, checked."""
+    facts = {key: row[key].strip() for key in OF_VIDEO}
+    facts["label"], facts["split"] = facts["label"].lower(), facts["split"].lower()
+    for key, allowed in (("label", list(LABEL_NAMES)), ("split", [*SPLITS, ""])):
+        if facts[key] not in allowed:
+            raise ValueError(
+                f"{where}: column {key!r}: expected one of {', '.join(filter(None, allowed))}, found {row[key]!r}."
+            )
+    if facts["original"] and f"{name}/{_stem(facts['original'])}" == video_id:
+        facts["original"] = ""
+    if LABEL_NAMES[facts["label"]] == REAL:
+        facts["method"] = ""
+    return facts
+
+
+def _in_words(values: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value)
+
+
+def _resolve_originals(
+    videos: dict[str, _Video], row_of: dict[str, dict[str, str]], name: str, listing: Listing
+) -> None:
+    """Originals by video_id: an original is named as a video is, or by a picture of it."""
+    itself = 0
+    for video_id, video in videos.items():
+        if not (original := video.facts["original"]):
+            continue
+        named = f"{name}/{_stem(original)}"
+        if named not in videos and (row := row_of.get(original)) is not None:
+            named = f"{name}/{_stem(row['video'] or unpacked_path(original))}"
+        if path_fault(named):
+            raise ValueError(f"{video.where}: original {original!r}: {path_fault(named)}.")
+        video.facts["original"] = "" if named == video_id else named
+        itself += named == video_id and LABEL_NAMES[video.facts["label"]] == FAKE
+    if itself:
+        listing.notes.append(f"{itself} fakes name themselves as their original; they have none.")
+
+
+def _stem(name: str) -> str:
+    """Without the ending of a picture or a video."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES else name
+
+
+def _write(
+    root: Path,
+    name: str,
+    videos: dict[str, _Video],
+    listing: Listing,
+    faces: Path,
+    size: int | None,
+    recipe: Path | None,
+) -> None:
+    import pandas as pd
+
+    sides, faults = _measure(root, [address for video in videos.values() for address in video.pictures], size)
+    if not sides:
+        first = next(iter(faults.items()))
+        raise ValueError(f"{root}: none of {len(faults)} pictures is usable; the first: {first[0]}: {first[1]}.")
+    statuses, tables = [], []
+    for video_id, video in videos.items():
+        kept = {address: row for address, row in video.pictures.items() if address in sides}
+        frames = _frames(kept, video_id)
+        tables += [(video_id, *frames[address], address, sides[address]) for address in kept]
+        bad = [f"{path_in_archive(address)}: {faults[address]}" for address in video.pictures if address in faults]
+        status = "ok" if kept else "unreadable"
+        statuses.append((video_id, status, len(video.pictures), len(kept), "; ".join(bad[:3])))
+        listing.rows.append(_video_row(name, video_id, video))
+    if faults:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, faults.values())).most_common())
+        first = next(iter(faults))
+        listing.notes.append(
+            f"{len(faults)} of {len(faults) + len(sides)} pictures are left out ({kinds}); the first: "
+            f"{path_in_archive(first)}: {faults[first]}"
+        )
+    lengths = np.fromiter(sides.values(), np.int64)
+    smallest = int(lengths.min()) if size is None else size
+    settings = _recipe(recipe, name, size=smallest, num_frames=max(count for *_, count, _ in statuses))
+    write_crops_folder(
+        faces,
+        root,
+        settings,
+        faces=crop_rows(*map(list, zip(*tables, strict=True))),
+        videos=VIDEOS.validate(pd.DataFrame(listing.rows), faces),
+        statuses=pd.DataFrame(statuses, columns=list(VIDEO_STATUS.columns)),
+        replaced_dataset=name,
+    )
+    spread = f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}" if np.ptp(lengths) else lengths[0]
+    listing.notes.append(
+        f"{faces} reads {len(sides)} crops from {root}: keep both. Their sides are {spread} pixels: train at "
+        f"{smallest} or less" + (", or leave small ones out with --size." if np.ptp(lengths) and size is None else ".")
+    )
+
+
+def _measure(root: Path, addresses: list[str], size: int | None) -> tuple[dict[str, int], dict[str, str]]:
+    """Address -> side of the usable pictures, and what is wrong with the others, by their headers and last bytes."""
+    low, high = max(SIDES[0], size or 0), SIDES[1]
+    if size is not None and not SIDES[0] <= size <= high:
+        raise ValueError(f"--size: expected {SIDES[0]} to {high} pixels, found {size}.")
+    sides, faults = {}, {}
+    with progress_bar(len(addresses), "crops", "pictures") as bar:
+        for address in addresses:
+            found = _side(root / address, low, high)
+            (faults if isinstance(found, str) else sides)[address] = found
+            bar.update()
+    return sides, faults
+
+
+def _side(path: Path, low: int, high: int) -> int | str:
+    """The side of a picture, or what is wrong with it."""
+    try:
+        head, tail = read_ends(path, HEAD_BYTES, 2)
+        size_wh = picture_size(head) or (picture_size(read_ends(path, MORE_HEAD_BYTES, 0)[0]) if head else None)
+    except OSError as error:
+        return f"unreadable ({error.strerror or error})"
+    if size_wh is None:
+        return "unreadable (no header of a JPEG, PNG or WebP)" if head else "unreadable (empty)"
+    if head.startswith(b"\xff\xd8") and tail != b"\xff\xd9":
+        return "unreadable (cut off)"
+    width, height = size_wh
+    if width != height:
+        return f"not square ({width}x{height})"
+    if not low <= width <= high:
+        return f"too {'small' if width < low else 'large'} ({width} pixels)"
+    return width
+
+
+def _kind(fault: str) -> str:
+    return fault.partition(" (")[0]
+
+
+def _frames(pictures: dict[str, dict[str, str]], video_id: str) -> dict[str, tuple[int, int]]:
+    """Address -> frame and track, each pair once."""
+    path_of = {address: path_in_archive(address) for address in pictures}
+    numbers = number_frames(list(path_of.values()))
+    try:
+        found = {
+            address: (int(row.get("frame") or numbers[path_of[address]]), int(row.get("track") or 0))
+            for address, row in pictures.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{video_id}: columns 'frame' and 'track': expected whole numbers: {error}.") from error
+    if len(set(found.values())) < len(found) or min(map(min, found.values()), default=0) < 0:
+        raise ValueError(
+            f"{video_id}: expected each frame and track once, from 0 on, found {sorted(found.values())[:5]}."
+        )
+    return found
+
+
+def _video_row(name: str, video_id: str, video: _Video) -> dict[str, Any]:
+    """A row of videos.csv; its path is that of the picture, or of the folder of several."""
+    paths = [path_in_archive(address) for address in video.pictures]
+    folder = paths[0].rpartition("/")[0]
+    facts = dict(video.facts)
+    return video_row(
+        name,
+        paths[0] if len(paths) == 1 or not folder else folder,
+        video_id=video_id,
+        label=LABEL_NAMES[facts.pop("label")],
+        target_id=facts.pop("identity"),
+        **facts,
+    )
+
+
+def _recipe(path: Path | None, name: str, *, size: int, num_frames: int) -> dict[str, Any]:
+    own = {"size": size, "num_frames": num_frames}
+    if path is None:
+        return recipe_of(template=f"crops of {name}", **own)
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected the settings of a faces.json, found {type(values).__name__}.")
+    return {**recipe_of(template=f"crops of {name}", **own), **values, **own}

@@ -1,0 +1,180 @@
+"""The bytes of stored crops: files, or members of tar archives that are read where they lie.
+
+A crop's address, the column `crop` of faces.parquet, is a path below the root of its faces folder's crops:
+
+    part0/apedduehoy.jpg                          a file
+    train.tar@1536+4201/part0/apedduehoy.jpg      4,201 bytes from byte 1,536 on of train.tar, which it names so
+
+So the table is the index of its archives: nothing is loaded beside it, and any number of worker processes seek for
+themselves. With each crop its header in the archive is read, which says whether the archive is still the same.
+"""
+
+import functools
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from multiattn.runtime.files import read_json, require_plain_file
+from multiattn.runtime.layout import RECIPE_FILE
+
+ROOT_KEY = "root"
+"""In faces.json: the folder crops lie below, from the faces folder. Where it is declared, the crops came from
+elsewhere, and boxes and landmarks are pixels of each crop as it is stored, not of a frame."""
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+BLOCK = tarfile.BLOCKSIZE
+_NAME, _SIZE = slice(0, 100), slice(124, 136)
+"""Fields of a member's header, which is the block before its content."""
+_MEMBER = re.compile(r"(?P<archive>.+)@(?P<offset>\d+)\+(?P<size>\d+)/(?P<member>.+)")
+_OPEN_ARCHIVES = 64
+
+
+def declared_root(folder: Path) -> Path | None:
+    """The folder that `faces.json` declares its crops to lie below; None where they lie in the faces folder itself.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    path = Path(folder) / RECIPE_FILE
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict) or not isinstance(name := values.get(ROOT_KEY), str):
+        return None
+    root = path.parent.resolve() / name
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{path}: {ROOT_KEY}: expected the folder that holds the crops, found none at {root}. If they moved, "
+            "correct the line, or run `multiattn index` again with another --faces."
+        )
+    return root
+
+
+def crops_root(folder: Path) -> Path:
+    """The folder that the addresses of a faces folder's crops start from; raises as `declared_root`."""
+    return declared_root(folder) or Path(folder)
+
+
+def member_address(archive: str, offset: int, size: int, member: str) -> str:
+    """The address of an archive's member; see the head of this file."""
+    return f"{archive}@{offset}+{size}/{member}"
+
+
+def unpacked_path(address: str) -> str:
+    """The path a crop would have, were its archive unpacked where it lies."""
+    match = _MEMBER.fullmatch(address) if "@" in address else None
+    return address if match is None else _beside(match["archive"], match["member"])
+
+
+def path_in_archive(address: str) -> str:
+    """`<archive>/<member>` of an address, for people; the path itself of a file."""
+    match = _MEMBER.fullmatch(address) if "@" in address else None
+    return address if match is None else f"{match['archive']}/{match['member']}"
+
+
+def is_archive_name(name: str) -> bool:
+    """True for the name of a tar archive: by its ending, in any case."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def _beside(archive: str, member: str) -> str:
+    above = archive.rpartition("/")[0]
+    return f"{above}/{member}" if above else member
+
+
+def archive_members(root: Path, archive: str) -> Iterator[str]:
+    """Addresses of the files in an archive, in its order; only its headers are read.
+
+    Args:
+        archive: path below the root.
+
+    Raises:
+        ValueError: not a tar archive, cut off, or compressed, which leaves nothing to seek in.
+    """
+    path = root / archive
+    try:
+        require_plain_file(path)
+        with tarfile.open(path, "r:") as file:
+            for member in file:
+                if member.isreg():
+                    yield member_address(archive, member.offset_data, member.size, member.name.removeprefix("./"))
+            end = file.offset
+        if path.stat().st_size < end:
+            raise tarfile.ReadError(f"it ends after {path.stat().st_size} of {end} bytes")
+    except (tarfile.TarError, OSError) as error:
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+        found = "a compressed one" if compressed else error
+        advice = f"Unpack it once: `tar xf {path}`" if compressed else "Copy it again, or take it away"
+        raise ValueError(f"{path}: expected an uncompressed tar archive, found {found}. {advice}.") from error
+
+
+def read_stored(path: Path) -> bytes:
+    """The content of a crop; empty where there is no such file.
+
+    Args:
+        path: its address, joined to the root of the crops.
+
+    Raises:
+        ValueError: an archive that is gone, or no longer the one that was indexed.
+    """
+    text = os.fspath(path)
+    match = _MEMBER.fullmatch(text) if "@" in text else None
+    if match is None:
+        return Path(path).read_bytes() if Path(path).is_file() else b""  # a FIFO would keep us waiting
+    size = int(match["size"])
+    content = _read_at(match["archive"], int(match["offset"]) - BLOCK, BLOCK + size)
+    _require_same(content[:BLOCK], match, len(content) == BLOCK + size)
+    return content[BLOCK:]
+
+
+def read_ends(path: Path, head: int, tail: int) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a crop, fewer where it has fewer; arguments and errors as `read_stored`.
+
+    Raises:
+        OSError: no such file, or it cannot be read.
+    """
+    text = os.fspath(path)
+    match = _MEMBER.fullmatch(text) if "@" in text else None
+    if match is None:
+        require_plain_file(path)
+        with Path(path).open("rb", buffering=0) as file:
+            begin = file.read(head)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - tail))
+            return begin, file.read(tail)
+    offset, size = int(match["offset"]), int(match["size"])
+    begin = _read_at(match["archive"], offset, min(head, size))
+    return begin, _read_at(match["archive"], offset + max(0, size - tail), min(tail, size))
+
+
+def _read_at(archive: str, place: int, length: int) -> bytes:
+    if not hasattr(os, "pread"):  # on Windows
+        with Path(archive).open("rb") as file:
+            file.seek(place)
+            return file.read(length)
+    return os.pread(_opened(archive).fileno(), length, place)  # processes share the file, not a place in it
+
+
+@functools.lru_cache(maxsize=_OPEN_ARCHIVES)
+def _opened(archive: str) -> BinaryIO:
+    try:
+        return Path(archive).open("rb", buffering=0)
+    except OSError as error:
+        raise ValueError(
+            f"{archive}: expected the archive that holds the crops, found none: {error.strerror}. If it moved, correct "
+            f"`{ROOT_KEY}` in {RECIPE_FILE} of the faces folder."
+        ) from error
+
+
+def _require_same(header: bytes, match: re.Match[str], is_whole: bool) -> None:
+    member = match["member"]
+    tail = member.rpartition("/")[2].encode()
+    # Longer and other names stand elsewhere, and here in part.
+    named = tail in header[_NAME] or len(member) > 100 or not member.isascii()
+    size = (header[_SIZE].strip(b" \0").lstrip(b"0") or b"0") == b"%o" % int(match["size"])
+    if not (is_whole and named and size):
+        raise ValueError(
+            f"{match['archive']}: {member} is no longer at byte {match['offset']}: the archive was changed after it "
+            "was indexed. Run the same `multiattn index crops` command again."
+        )
