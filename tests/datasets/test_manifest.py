@@ -276,6 +276,8 @@ def test_a_plain_folder_becomes_a_table_of_unlabelled_videos(tmp_path):
     table = folder_manifest(make_files(tmp_path, "b.mp4", "a.mp4", "labels.csv"))
     assert table["video_id"].tolist() == ["folder/a", "folder/b"]
     assert set(table["label"]) == {-1}
+    make_files(tmp_path / "c", "f_1.png")
+    assert folder_manifest(tmp_path)["path"].tolist() == ["a.mp4", "b.mp4", "c"]
     assert folder_manifest(tmp_path, ["b.mp4"])["path"].tolist() == ["b.mp4"]
 
 

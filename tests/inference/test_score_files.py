@@ -77,6 +77,11 @@ def test_a_clip_scores_as_in_a_submission(pipeline: Pipeline, tmp_path):
     here = score(files[:FEW], pipeline, tmp_path / "few")
     np.testing.assert_allclose(here.files["probability"], expected[:FEW], atol=1e-9)
     pd.testing.assert_frame_equal(here.files, isolated.files.head(FEW))
+    (tmp_path / "frames").mkdir()
+    for frame in FrameReader(files[0], 1000):
+        cv2.imwrite(str(tmp_path / f"frames/{frame.index}.png"), frame.image[..., ::-1])
+    pictures = score([tmp_path / "frames"], pipeline, tmp_path / "of frames", fps=25)
+    np.testing.assert_allclose(pictures.files["probability"], expected[:1], atol=1e-9)
 
 
 def test_files_of_one_name_unreadable_ones_and_pictures_each_get_their_row(pipeline: Pipeline, shared, tmp_path):

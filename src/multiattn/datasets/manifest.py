@@ -397,7 +397,7 @@ def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> "pd
 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of videos, found none.")
-    names = video_files(folder) if filenames is None else sorted(filenames)
+    names = _clips_in(folder) if filenames is None else sorted(filenames)
     if not names:
         raise ValueError(f"{folder}: expected videos ({', '.join(sorted(VIDEO_SUFFIXES))}), found none.")
     rows = [
@@ -405,6 +405,12 @@ def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> "pd
         for video, name in zip(folder_ids(names), names, strict=True)
     ]
     return VIDEOS.validate(pd.DataFrame(rows), folder)
+
+
+def _clips_in(folder: Path) -> list[str]:
+    """Names of the videos and of the folders of frames directly in a folder, sorted."""
+    folders = [path.name for path in folder.iterdir() if not path.name.startswith(".") and is_frame_folder(path)]
+    return sorted([*video_files(folder), *folders])
 
 
 def folder_ids(names: Iterable[str]) -> list[str]:
