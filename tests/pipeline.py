@@ -11,10 +11,11 @@ import torch
 
 from multiattn.__main__ import main
 from multiattn.config import Experiment
+from multiattn.runtime.progress import WorkBar
 from multiattn.training.engine import loop
 from multiattn.training.engine.ranks import Ranks
 from multiattn.training.engine.run_folder import save_state
-from multiattn.training.folds import read_training_data, train_one
+from multiattn.training.folds import read_training_data, train_folds
 
 TIMES = ["seconds", "samples_per_second", "data_wait"]
 """Columns of epochs.csv that no two runs share."""
@@ -56,10 +57,11 @@ def run(*words: object) -> None:
 def train_fold_zero(pipeline: Pipeline, runs: Path, experiment: Experiment, **options: bool) -> Path:
     """Train fold 0 into `runs` in this process, as the stage does but with any settings; returns its folder.
 
-    Options are those of `train_one`.
+    Options are those of `train_folds`.
     """
     data = read_training_data(pipeline.faces, pipeline.folds)
-    train_one(experiment, data, 0, runs, device=torch.device("cpu"), ranks=Ranks(), **options)
+    place = {"device": torch.device("cpu"), "ranks": Ranks(), "bar": WorkBar(experiment.name, 1)}
+    train_folds(experiment, data, [0], runs, **place, **options)
     return runs / experiment.name / "fold0"
 
 

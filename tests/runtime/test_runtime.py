@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import stat
@@ -28,7 +29,7 @@ from multiattn.runtime.files import (
     write_json,
     write_text,
 )
-from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.progress import WorkBar, progress_bar
 
 
 def names(folder: Path) -> list[str]:
@@ -271,6 +272,36 @@ def test_a_notebook_is_drawn_in_at_most_every_fifteen_seconds(monkeypatch, capsy
         assert bar.mininterval == bar.maxinterval == 15
         assert capsys.readouterr().err.count("faces") == 1, "the first picture only"
     assert "100%" in capsys.readouterr().err
+
+
+def test_folds_share_one_bar_of_the_whole_work_in_one_unit(without_terminal, caplog):
+    """Where a fold stands -> done and whole of the line: folds to come count as much as the latest that began."""
+    with caplog.at_level(logging.INFO, logger="multiattn"), WorkBar("demo", 4) as bar:
+        bar.report("demo/fold0", 0, 100)
+        bar.report("demo/fold0", 30, 100, "loss 0.5")
+        bar.end("demo/fold0")  # it failed, or its patience was worn out
+        bar.report("demo/fold1", 60, 110)  # continued: 60 by an earlier command
+        bar.report("demo/fold1", 70, 110, "loss 0.4")
+        bar.end("demo/fold2")  # found finished
+        bar.report("demo/fold3", 1, 120)
+        bar.report("demo/fold1", 110, 110)  # beside it, as in processes
+        bar.report("demo/fold3", 120, 120)
+    lines = [re.search(r"(\d+)/(\d+) samples, .*left(.*)", record.getMessage()).groups() for record in caplog.records]
+    assert [f"{done}/{whole}" for done, whole, _ in lines] == ["0/400", "30/400", "100/360", "141/260", "260/260"]
+    assert all(record.getMessage().startswith("demo, 4 folds: ") for record in caplog.records)
+    assert ("30", "400", ", demo/fold0, loss 0.5") in lines and ("100", "360", ", demo/fold1, loss 0.4") in lines
+
+
+def test_one_fold_has_the_bar_to_itself_and_work_that_is_done_none(without_terminal, caplog):
+    with caplog.at_level(logging.INFO, logger="multiattn"), WorkBar("demo", 1) as bar:
+        bar.report("demo/fold0", 5, 10)
+        bar.report("demo/fold0", 6, 10, "loss 0.5")
+    assert caplog.messages[-1].startswith("demo/fold0: 6/10 samples, ") and caplog.messages[-1].endswith(", loss 0.5")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="multiattn"), WorkBar("demo", 2) as bar:
+        bar.end("demo/fold0")
+        bar.end("demo/fold1")
+    assert caplog.messages == []
 
 
 def test_progress_over_nothing_is_no_error(without_terminal):

@@ -1,6 +1,8 @@
 """Folds in turn and in processes of their own, the summary of their ends, and starts from runs that must not leak."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -8,10 +10,14 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.experiments import get_experiment
+from multiattn.runtime.progress import WorkBar
+from multiattn.runtime.signals import Interruption
 from multiattn.tables import FOLDS
+from multiattn.training import folds as training
 from multiattn.training.folds import (
     FoldOutcome,
     _environment,
+    _run,
     describe_folds,
     parse_slots,
     require_same_folds,
@@ -72,6 +78,17 @@ def test_a_fold_that_fails_does_not_take_the_others_with_it(pipeline: Pipeline, 
     assert (tmp_path / "demo_tiny/fold1/train.log").is_file() == bool(options)
     log = (tmp_path / "demo_tiny/fold1/train.log").read_text() if options else err
     assert "epoch 0: loss" in log
+
+
+def test_the_log_of_a_fold_in_a_process_tells_the_bar_its_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_READINGS", 0.0)
+    log, reports = tmp_path / "demo/fold1/train.log", []
+    log.parent.mkdir(parents=True)
+    log.write_text("demo/fold1: 7/8 samples, 1.0 samples/s, 00:01 left\n")  # of an earlier command
+    monkeypatch.setattr(WorkBar, "report", lambda self, *reported: reports.append(reported))
+    script = "import time; print('demo/fold1: 3/8 samples, 1.0 samples/s, 00:05 left', flush=True); time.sleep(1)"
+    assert _run([sys.executable, "-c", script], {**os.environ}, log, Interruption(), WorkBar("demo", 2)) == 0
+    assert set(reports) == {("demo/fold1", 3, 8)}
 
 
 def test_the_summary_shows_the_best_candidate_of_each_fold(tmp_path):

@@ -75,6 +75,11 @@ class Ablation:
         return self.is_tiny or self.table.startswith("demo")
 
     @property
+    def trained(self) -> list[Cell]:
+        """The cells that are trained here; the paper alone has a figure in the others."""
+        return [cell for cell in self.cells if cell.experiment is not None]
+
+    @property
     def name(self) -> str:
         """File name of the table without its ending."""
         return f"table_{self.table.replace('-', '_')}{'_tiny' if self.is_tiny else ''}"

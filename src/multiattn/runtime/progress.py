@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Self
 
 from multiattn.runtime.text_tables import printable
 
@@ -61,6 +62,62 @@ def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, d
         return tqdm(**common, dynamic_ncols=True)
     pause = LOG_INTERVAL_SECONDS
     line = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left{postfix}"
-    return tqdm(
-        **common, file=_LogLines(), mininterval=pause, maxinterval=pause, delay=pause, leave=False, bar_format=line
-    )
+    common |= {"miniters": 1, "mininterval": pause, "maxinterval": pause, "delay": pause}  # by the clock alone
+    return tqdm(**common, file=_LogLines(), leave=False, bar_format=line)
+
+
+class WorkBar:
+    """One progress bar over all folds that a command trains, in samples; a fold to come counts as much as the latest
+    that began, one that ended no more than what it has done."""
+
+    def __init__(self, name: str, folds: int) -> None:
+        """Show nothing yet: how much there is to do is known when a fold begins.
+
+        Args:
+            name: of the whole work.
+            folds: number of its folds, of one experiment or several.
+        """
+        self.name, self.folds = name, folds
+        self._counts: dict[str, tuple[int, int]] = {}
+        self._samples_to_come = 0
+        self._bar, self._lock = None, threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def report(self, fold: str, done: int, samples: int, text: str = "") -> None:
+        """Note where a fold stands: `done` of its `samples`, at first by an earlier command; from any thread.
+
+        Args:
+            text: shown behind the bar.
+        """
+        with self._lock:
+            earlier, is_first = self._counts.get(fold, (done, 0))[0], fold not in self._counts
+            self._counts[fold], self._samples_to_come = (done, samples), samples
+            if self._bar is None:
+                name = fold if self.folds == 1 else f"{self.name}, {self.folds} folds"
+                self._bar = progress_bar(self._total(), name, "samples", initial=done)
+            elif is_first:
+                bar = self._bar
+                bar.n, bar.initial, bar.last_print_n = bar.n + done, bar.initial + done, bar.last_print_n + done
+            self._bar.total = self._total()
+            if text:
+                self._bar.set_postfix_str(text if self.folds == 1 else f"{fold}, {text}", refresh=False)
+            if done > earlier:
+                self._bar.update(done - earlier)
+
+    def end(self, fold: str) -> None:
+        """Note that a fold ended, however, or was found finished."""
+        with self._lock:
+            done, _ = self._counts.get(fold, (0, 0))
+            self._counts[fold] = done, done
+            if self._bar is not None:
+                self._bar.total = self._total()
+
+    def _total(self) -> int:
+        to_come = self.folds - len(self._counts)
+        return sum(samples for _, samples in self._counts.values()) + to_come * self._samples_to_come

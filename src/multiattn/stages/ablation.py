@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from multiattn.command_line import Device, FoldsTable, Positional, parse, require_at_least, results
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_csv, write_text
+from multiattn.runtime.progress import WorkBar
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ class _Inputs:
     numbers: list[int]
     cross: "CrossData | None"
     device: "torch.device"
+    bar: WorkBar
 
 
 def main(argv: list[str]) -> None:
@@ -70,13 +72,13 @@ def main(argv: list[str]) -> None:
     ablation = get_ablation(options.table, tiny=options.tiny)
     require_at_least(options, 1, "seeds")
     data = read_training_data(options.faces, options.folds)
-    cross = None
-    if options.cross_faces is not None:
-        cross = read_cross_data(options.cross_faces, data.recipe, data.folds["video_id"])
-    inputs = _Inputs(data, data.fold_numbers(options.fold), cross, pick_device(options.device))
+    cross = read_cross_data(options.cross_faces, data.recipe, data.folds["video_id"]) if options.cross_faces else None
+    numbers, cells = data.fold_numbers(options.fold), ablation.trained
+    bar = WorkBar(f"ablation {options.table}", len(cells) * options.seeds * len(numbers))
+    inputs = _Inputs(data, numbers, cross, pick_device(options.device), bar)
     table = _empty_table(options, ablation, inputs)
-    out, cells = options.out / table.file_name, [cell for cell in ablation.cells if cell.experiment is not None]
-    with distributed(inputs.device) as ranks:
+    out = options.out / table.file_name
+    with bar, distributed(inputs.device) as ranks:
         for position, cell in enumerate(cells, start=1):
             for repetition in range(options.seeds):
                 logger.info("cell %d of %d (%s), seed %d", position, len(cells), cell.label, repetition)
@@ -97,12 +99,11 @@ def _empty_table(options: Options, ablation: "Ablation", inputs: _Inputs) -> "Ab
 
     data, cross = inputs.data, inputs.cross
     used = data.videos[data.videos["video_id"].isin(data.folds["video_id"])]
-    trained = [cell.experiment for cell in ablation.cells if cell.experiment is not None]
     facts = [
         f"Trained and validated on {name_data(used)}: {count_videos(used)}, crops of {data.recipe.size} px; "
         f"held-out folds {', '.join(map(str, inputs.numbers))} of {len(data.fold_numbers('all'))}.",
         *([f"Tested on {cross.name} too: {len(cross.frames)} crops of {len(cross.labels)} videos."] if cross else []),
-        f"Seeds {', '.join(str(trained[0].seed + number) for number in range(options.seeds))}.",
+        f"Seeds {', '.join(str(ablation.trained[0].experiment.seed + number) for number in range(options.seeds))}.",
         f"`{_command(options)}`",
     ]
     return AblationTable(ablation, name_data(used), cross.name if cross else None, tuple(facts))
@@ -133,7 +134,8 @@ def _fill(
             experiment = seeded(cell.experiment, repetition, suffix="_c40", start_from=start)
             if start is not None:
                 require_same_folds(start, inputs.numbers, inputs.data.folds)
-        train_folds(experiment, inputs.data, inputs.numbers, options.runs, device=inputs.device, ranks=ranks)
+        place = {"device": inputs.device, "ranks": ranks, "bar": inputs.bar}
+        train_folds(experiment, inputs.data, inputs.numbers, options.runs, **place)
         runs = options.runs / experiment.name
         if not ranks.is_main:
             return

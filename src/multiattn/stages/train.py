@@ -16,6 +16,7 @@ from pathlib import Path
 from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTable, Inline, parse_experiment, results
 from multiattn.config import Experiment
 from multiattn.runtime.devices import pick_device
+from multiattn.runtime.progress import WorkBar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,10 @@ def main(argv: list[str]) -> None:
         outcomes = training.train_in_processes(words, numbers, training.parse_slots(options.gpus), folder)
     else:
         device = pick_device(options.device)
-        with distributed(device) as ranks:
+        with distributed(device) as ranks, WorkBar(experiment.name, len(numbers)) as bar:
             rules = {"allow_changes": options.allow_changes, "keep_going": len(numbers) > 1 and ranks.world_size == 1}
             outcomes = training.train_folds(
-                experiment, data, numbers, options.runs, device=device, ranks=ranks, **rules
+                experiment, data, numbers, options.runs, device=device, ranks=ranks, bar=bar, **rules
             )
         if not ranks.is_main:
             return

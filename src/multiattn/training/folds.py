@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from multiattn.config import Experiment
 from multiattn.datasets.folds import read_folds
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name
+from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FOLDS
@@ -98,12 +100,14 @@ def train_folds(
     *,
     device: torch.device,
     ranks: Ranks,
+    bar: WorkBar,
     allow_changes: bool = False,
     keep_going: bool = False,
 ) -> list[FoldOutcome]:
     """Train folds one after the other; a finished one is skipped, a killed one continued.
 
     Args:
+        bar: of the work that these folds are a part of.
         keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
             would wait for the one that failed.
 
@@ -113,28 +117,31 @@ def train_folds(
     data.require_crops_for(experiment)
     outcomes = []
     for number in numbers:
+        name = fold_name(fold_folder(runs / experiment.name, number))
         try:
-            train_one(experiment, data, number, runs, device=device, ranks=ranks, allow_changes=allow_changes)
+            _train_one(experiment, data, number, runs, device, ranks, bar, allow_changes=allow_changes)
             outcomes.append(FoldOutcome(number))
         except (OSError, RuntimeError, ValueError) as error:
             if not keep_going:
                 raise
-            name = fold_name(fold_folder(runs / experiment.name, number))
             # A mistake that a user can correct needs no traceback.
             logger.error("%s failed: %s", name, error, exc_info=isinstance(error, RuntimeError))
             outcomes.append(FoldOutcome(number, str(error)))
+        finally:
+            bar.end(name)
     return outcomes
 
 
-def train_one(
+def _train_one(
     experiment: Experiment,
     data: TrainingData,
     number: int,
     runs: Path,
-    *,
     device: torch.device,
     ranks: Ranks,
-    allow_changes: bool = False,
+    bar: WorkBar,
+    *,
+    allow_changes: bool,
 ) -> None:
     """Train one fold; arguments and errors as `train_folds`."""
     frames = experiment.data.validation_frames
@@ -145,7 +152,7 @@ def train_one(
             place = {"device": device, "world_size": ranks.world_size}
             run.begin(experiment, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
         wait_for_all(ranks)
-        train_fold(experiment, crops, run, device=device, ranks=ranks)
+        train_fold(experiment, crops, run, device=device, ranks=ranks, bar=bar)
 
 
 def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> None:
@@ -219,8 +226,9 @@ def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, flo
     return best, float(best[f"{prefix}{settings.metric}"]), float(best[f"{prefix}auc"])
 
 
-SECONDS_BETWEEN_REPORTS = 60.0
-POLL_SECONDS = 0.2
+POLL_SECONDS, SECONDS_BETWEEN_READINGS = 0.2, 5.0
+_SAMPLES = re.compile(rb": (\d+)/(\d+) samples, ")
+"""The progress line of `WorkBar` without a terminal, as a fold's process writes it to its log."""
 
 
 def parse_slots(text: str) -> list[str]:
@@ -251,14 +259,16 @@ def train_in_processes(argv: list[str], numbers: list[int], slots: list[str], ex
     free: queue.Queue[str] = queue.Queue()
     for slot in slots:
         free.put(slot)
-    with listening() as interruption, ThreadPoolExecutor(len(slots)) as pool:
+    bar = WorkBar(experiment.name, len(numbers))
+    with listening() as interruption, bar, ThreadPoolExecutor(len(slots)) as pool:
         # Signals reach this thread alone; the pool's threads read what it noted.
 
         def train(number: int) -> FoldOutcome:
             slot = free.get()
             try:
-                return _train_process(argv, number, slot, len(slots), experiment, interruption)
+                return _train_process(argv, number, slot, len(slots), experiment, interruption, bar)
             finally:
+                bar.end(fold_name(fold_folder(experiment, number)))
                 free.put(slot)
 
         outcomes = list(pool.map(train, numbers))
@@ -267,7 +277,13 @@ def train_in_processes(argv: list[str], numbers: list[int], slots: list[str], ex
 
 
 def _train_process(
-    argv: list[str], number: int, slot: str, places: int, experiment: Path, interruption: Interruption
+    argv: list[str],
+    number: int,
+    slot: str,
+    places: int,
+    experiment: Path,
+    interruption: Interruption,
+    bar: WorkBar,
 ) -> FoldOutcome:
     """Train one fold in a process of its own."""
     if interruption.asked:
@@ -278,7 +294,7 @@ def _train_process(
     device, place = ("cpu", "the CPU") if slot == "cpu" else ("cuda", f"GPU {slot}")
     logger.info("fold %d: begins on %s; its output goes to %s", number, place, log)
     command = [sys.executable, "-m", "multiattn", "train", *argv, "--fold", str(number), "--device", device]
-    code = _run(command, _environment(slot, places), log, number, interruption)
+    code = _run(command, _environment(slot, places), log, interruption, bar)
     minutes = (time.monotonic() - started) / 60
     if code == 0:
         logger.info("fold %d: done after %.1f minutes", number, minutes)
@@ -288,19 +304,21 @@ def _train_process(
     return FoldOutcome(number, f"exit code {code}: {reason}")
 
 
-def _run(command: list[str], environment: dict[str, str], log: Path, number: int, interruption: Interruption) -> int:
-    """The exit code of a child; logs its last line now and then, and hands SIGTERM on."""
-    with log.open("a") as file:
+def _run(command: list[str], environment: dict[str, str], log: Path, interruption: Interruption, bar: WorkBar) -> int:
+    """The exit code of a child; takes its progress to the bar, and hands SIGTERM on."""
+    with log.open("ab") as file:
+        begin = file.tell()
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    last_report, stop_sent = time.monotonic(), False
+    last_reading, stop_sent = time.monotonic(), False
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         if interruption.asked and not stop_sent:
             process.send_signal(signal.SIGTERM)
             stop_sent = True
-        if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
-            logger.info("fold %d: %s", number, _last_line(log))
-            last_report = time.monotonic()
+        if time.monotonic() - last_reading > SECONDS_BETWEEN_READINGS:
+            last_reading = time.monotonic()
+            if lines := _SAMPLES.findall(log.read_bytes()[begin:]):
+                bar.report(fold_name(log.parent), *map(int, lines[-1]))
     return process.returncode
 
 

@@ -13,7 +13,7 @@ from multiattn.model.predict import normalize_crops
 from multiattn.runtime.devices import autocast
 from multiattn.runtime.layout import TENSORBOARD_FOLDER
 from multiattn.runtime.processor import memory_in_use
-from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.progress import WorkBar
 from multiattn.training.engine.fold_training import FoldTraining
 
 PICTURED = 8
@@ -25,12 +25,13 @@ TERM_NAMES = {"cross_entropy": "ce", "auxiliary": "aux", "cross_entropy_agda": "
 class Live:
     """The live line and TensorBoard of one fold; only rank 0 shows anything."""
 
-    def __init__(self, training: FoldTraining) -> None:
-        self.is_main = training.ranks.is_main
+    def __init__(self, training: FoldTraining, bar: WorkBar) -> None:
+        self.is_main, self.bar = training.ranks.is_main, bar
         samples_per_epoch = len(training.loader) * training.global_batch
         done = training.progress.epoch * samples_per_epoch + training.progress.batch * training.global_batch
-        total, name = training.experiment.num_epochs * samples_per_epoch, training.run.model_name
-        self.bar = progress_bar(total, name, "samples", initial=done, disable=not self.is_main)
+        self.fold, self.done = training.run.model_name, done
+        self.samples = training.experiment.num_epochs * samples_per_epoch
+        self._report()
         folder = training.run.path / TENSORBOARD_FOLDER
         self.writer = SummaryWriter(folder, purge_step=training.updates) if self.is_main else None
         self._excepthook, threading.excepthook = threading.excepthook, _leave_to_writer
@@ -38,7 +39,8 @@ class Live:
 
     def advance(self, samples: int, crops: Tensor) -> None:
         """Count so many crops more as done; keep the first batch of an epoch for its picture."""
-        self.bar.update(samples)
+        self.done += samples
+        self._report()
         if self.is_main and self.crops is None:
             self.crops = crops[:PICTURED].clone()
 
@@ -55,13 +57,13 @@ class Live:
         }
         self._scalars("train", figures, training.updates)
         terms = " ".join(f"{short} {means[name]:.3f}" for name, short in TERM_NAMES.items() if name in means)
-        self.bar.set_postfix_str(
+        text = (
             f"epoch {training.progress.epoch}, "
             f"step {training.updates_of_epoch}/{training.updates_in_epoch(training.span)}, "
             f"loss {means['loss']:.4f} ({terms}), lr {figures['learning_rate']:.1e}, "
-            f"data wait {figures['data_wait']:.0%}, {figures['memory_gb']:.1f} GB",
-            refresh=False,
+            f"data wait {figures['data_wait']:.0%}, {figures['memory_gb']:.1f} GB"
         )
+        self._report(text)
 
     def validated(self, record: dict[str, Any]) -> None:
         """Write the scalars of a validation."""
@@ -84,11 +86,14 @@ class Live:
         self.writer.add_image("crops and attention maps", grid, training.updates, dataformats="HWC")
 
     def close(self) -> None:
-        """End the line and the files."""
-        self.bar.close()
+        """End the files."""
         if self.writer is not None:
             self.writer.close()
         threading.excepthook = self._excepthook
+
+    def _report(self, text: str = "") -> None:
+        if self.is_main:
+            self.bar.report(self.fold, self.done, self.samples, text)
 
     def _scalars(self, group: str, figures: dict[str, float], step: int) -> None:
         for name, value in figures.items():

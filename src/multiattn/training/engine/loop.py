@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from multiattn.config import Experiment
 from multiattn.model.diagnostics import gentler_steps
 from multiattn.runtime.devices import autocast, seed_everything
+from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.scoring.metrics import describe_losses
 from multiattn.training.data.crops import FoldCrops
@@ -36,7 +37,9 @@ UPDATES_BETWEEN_REPORTS = 20
 """Reading the loss waits for the device, so it is read now and then only."""
 
 
-def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks) -> None:
+def train_fold(
+    experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks, bar: WorkBar
+) -> None:
     """Train one fold to its end; does nothing when it is there already.
 
     Validates after every epoch, and inside it every `validation.every_steps` updates. The best checkpoint is the
@@ -60,7 +63,7 @@ def train_fold(experiment: Experiment, crops: FoldCrops, run: RunFolder, *, devi
             rescore(training)
             progress = training.progress
             logger.info("%s: continues in epoch %d, batch %d", run.model_name, progress.epoch, progress.batch)
-        live = Live(training)
+        live = Live(training, bar)
         try:
             _train(training, live, interruption)
         finally:
