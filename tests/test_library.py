@@ -11,18 +11,23 @@ import pytest
 
 import multiattn
 from multiattn.config import ModelConfig
+from multiattn.inference.detector import DeepfakeDetector
 from multiattn.inference.runs import load_run
 from multiattn.model import network
 
 
 def test_the_public_names_are_the_ones_of_their_modules():
     found = {name: getattr(multiattn, name) for name in multiattn.__all__}
-    assert found == {"ModelConfig": ModelConfig, "MultiAttentionNet": network.MultiAttentionNet, "load_run": load_run}
+    modules = {"ModelConfig": ModelConfig, "MultiAttentionNet": network.MultiAttentionNet, "load_run": load_run}
+    assert found == {"DeepfakeDetector": DeepfakeDetector, **modules}
     assert set(multiattn.__all__) <= set(dir(multiattn))
 
 
 def test_a_name_it_does_not_have_is_an_error_that_lists_those_it_has():
-    with pytest.raises(AttributeError, match="no attribute 'MultiAttention'; it offers ModelConfig, MultiAttentionNet"):
+    with pytest.raises(
+        AttributeError,
+        match="no attribute 'MultiAttention'; it offers DeepfakeDetector, ModelConfig, MultiAttentionNet",
+    ):
         _ = multiattn.MultiAttention
     with pytest.raises(ImportError, match="cannot import name 'load_runs'"):
         from multiattn import load_runs  # noqa: F401

@@ -24,7 +24,7 @@ Letters in shapes: B batch, T time (frames), M attention maps, N channels of the
 height and width. Labels: 0 = real, 1 = fake. `probability` is P(fake), `logit` is that before the sigmoid. Images are
 RGB uint8 (H, W, 3) until the network's input; boxes are xyxy in pixels of the full frame; log loss is natural, float64.
 
-As a library: `from multiattn import MultiAttentionNet, ModelConfig, load_run`.
+As a library: `from multiattn import DeepfakeDetector, MultiAttentionNet, ModelConfig, load_run`.
 
 The paper: Zhao et al., Multi-attentional Deepfake Detection, CVPR 2021, arXiv:2103.02406.
 """
@@ -33,11 +33,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiattn.config import ModelConfig as ModelConfig
+    from multiattn.inference.detector import DeepfakeDetector as DeepfakeDetector
     from multiattn.inference.runs import load_run as load_run
     from multiattn.model.network import MultiAttentionNet as MultiAttentionNet
 
 __version__ = "0.2.0"
-__all__ = ["ModelConfig", "MultiAttentionNet", "load_run"]
+__all__ = ["DeepfakeDetector", "ModelConfig", "MultiAttentionNet", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -46,6 +47,8 @@ def __getattr__(name: str) -> Any:
         from multiattn.config import ModelConfig as found
     elif name == "MultiAttentionNet":
         from multiattn.model.network import MultiAttentionNet as found
+    elif name == "DeepfakeDetector":
+        from multiattn.inference.detector import DeepfakeDetector as found
     elif name == "load_run":
         from multiattn.inference.runs import load_run as found
     else:

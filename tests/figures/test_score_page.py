@@ -70,7 +70,7 @@ def test_the_page_has_a_section_a_file_and_loads_nothing(tmp_path):
     ]
     columns = ["file", "video_id", "probability", "faces", "frames", "crops", "status", "reason"]
     crops = pd.concat([clip.assign(video_id="file/0"), picture.assign(video_id="file/1")], ignore_index=True)
-    scored = ScoredFiles(pd.DataFrame(rows, columns=columns), crops)
+    scored = ScoredFiles(pd.DataFrame(rows, columns=columns), pd.DataFrame(), crops)
     crop, grids = np.zeros((64, 64, 3), np.uint8), np.ones((2, 64, 64))
     maps = RunMaps("run/fold0", [FaceMaps(crop, grids, probability) for probability in (0.9, 0.2, 0.7)], {})
     page = score_page("Scores", scored, tmp_path, ["how it was predicted"], maps)

@@ -108,7 +108,7 @@ def test_files_of_one_name_unreadable_ones_and_pictures_each_get_their_row(pipel
     assert scored.num_readable == 3
     assert scored.crops["video_id"].tolist() == table["video_id"].tolist()[:2]
     lines = scored.describe().splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 6, "pictures of one face have no line a face"
     assert lines[3].split()[1:] == ["-", "0", "0", "0", "unreadable", *table["reason"][2].split()]
 
 

@@ -32,7 +32,7 @@ def test_a_clip_gives_a_row_and_a_page_with_what_the_run_is(pipeline: Pipeline, 
     assert (
         main(["score", "--device", "cpu", "--report", str(report), "--runs", str(pipeline.experiment), str(clip)]) == 0
     )
-    head, row, _, note, written = capsys.readouterr().out.splitlines()
+    head, row, face, _, note, written = capsys.readouterr().out.splitlines()
     tables = [pd.read_csv(path) for path in pipeline.experiment.glob("*/epochs.csv")]
     best = pd.DataFrame([table.loc[table["validation_log_loss"].idxmin()] for table in tables]).mean(numeric_only=True)
     assert note == (
@@ -40,9 +40,9 @@ def test_a_clip_gives_a_row_and_a_page_with_what_the_run_is(pipeline: Pipeline, 
         f"out-of-fold log loss {best.validation_log_loss:.4f} (balanced {best.validation_balanced_log_loss:.4f}), "
         "constant 0.5: 0.6931."
     )
-    assert head.split() == ["file", "P(fake)", "faces", "frames", "crops", "status", "reason"]
+    assert head.split() == ["file", "P(fake)", "faces", "frames", "crops", "seconds", "status", "reason"]
     name, probability, *_ = row.split()
-    assert name == str(clip)
+    assert name == str(clip) and face.split()[:3] == ["face", "0", probability]
     assert 0 <= float(probability) <= 1
     assert written == f"written: {report}"
     read = Reader(report.read_text())

@@ -10,15 +10,13 @@ from multiattn.evaluation.measures import TextTable
 from multiattn.figures.attention import RunMaps
 from multiattn.figures.page import SECTION_STYLE, crop_figure, escape, jpeg_tag, section_table, whole_page
 from multiattn.inference.attention_maps import deciding_crops, extreme_crops
-from multiattn.inference.score_files import ScoredFiles
+from multiattn.inference.score_files import ScoredFiles, unbroken, usual_step
 
 WIDTH, HEIGHT = 720, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 34
 TRACK_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colours of Okabe and Ito; tracks beyond the sixth take them again, with another dash."""
 DASHES = ("", "6 3", "2 3")
-GAP_SECONDS = 1.5
-"""Times the track's usual distance: further apart, no line joins two frames."""
 MAP_SIDE = 132
 STYLE = """
 .timeline { width: 100%; max-width: 720px; height: auto; font: 11px system-ui, sans-serif; }
@@ -118,15 +116,14 @@ def timeline_svg(crops: pd.DataFrame, probability: float, alt: str) -> str:
     def y(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - value)
 
-    parts = [_axes(x, y, first, last)]
+    parts, step = [_axes(x, y, first, last)], usual_step(crops)
     parts.append(
         f'<line class="whole" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(probability):.1f}" y2="{y(probability):.1f}"/>'
     )
     for number, (track, rows) in enumerate(crops.groupby("track", sort=True)):
-        rows = rows.sort_values(["seconds", "frame_index"])
         color = TRACK_COLORS[number % len(TRACK_COLORS)]
         dash = DASHES[(number // len(TRACK_COLORS)) % len(DASHES)]
-        parts += _lines(rows, x, y, color, dash)
+        parts += _lines(unbroken(rows, step), x, y, color, dash)
         parts += [
             f'<circle cx="{x(row.seconds):.1f}" cy="{y(row.probability):.1f}" r="2.6" fill="{color}">'
             f"<title>track {track}, frame {row.frame_index}, {row.seconds:.2f} s: {row.probability:.3f}</title>"
@@ -153,11 +150,10 @@ def _axes(x, y, first: float, last: float) -> str:
     return f'{lines}{ticks}<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">seconds</text>'
 
 
-def _lines(rows: pd.DataFrame, x, y, color: str, dash: str) -> Iterator[str]:
+def _lines(pieces: Iterable[pd.DataFrame], x, y, color: str, dash: str) -> Iterator[str]:
     """A track in time, cut where it was away."""
-    steps = rows["seconds"].diff()
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    for _, piece in rows.groupby((steps > GAP_SECONDS * steps.median()).cumsum(), sort=True):
+    for piece in pieces:
         points = " ".join(f"{x(row.seconds):.1f},{y(row.probability):.1f}" for row in piece.itertuples())
         yield f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6"{dashes}/>'
 

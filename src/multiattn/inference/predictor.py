@@ -50,12 +50,16 @@ def predict_faces(
     device: torch.device,
     precision: str,
     video_ids: Collection[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+    loaded: dict[str, tuple[nn.Module, str]] | None = None,
 ) -> pd.DataFrame:
     """A `frame_predictions` table of every crop by every model; empty when the folder has no crops.
 
     Args:
         precision: `auto` is half precision on a GPU, and bf16 or float32 on a CPU (`model.precision`).
         video_ids: the videos whose crops are predicted; None takes all of the folder.
+        batch_size: crops in a batch.
+        loaded: model -> its network and precision, taken from here by later calls; None keeps no network.
 
     Raises:
         ValueError: the crops were not made the way the models' were.
@@ -71,17 +75,25 @@ def predict_faces(
     tables = [FRAME_PREDICTIONS.empty()]
     with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
         for model in models if len(faces) else []:
-            network = model.load(device)
-            if device.type == "cpu":
-                network = fold_batch_norms(network)  # the same logits to rounding, in about 0.6 of the time
             dataset = CropImages(folder, faces["crop"], model.experiment.data.image_size)
             workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-            batches = _watched(crop_loader(dataset, batch_size=BATCH_SIZE, num_workers=workers), bar)
-            chosen = resolve_precision(precision, device, partial(_try, network, dataset))
-            logger.info("%s: predicts in %s: %s", model.name, chosen.name, chosen.reason)
-            logits = predict_logits(network, batches, device=device, precision=chosen.name)
+            batches = _watched(crop_loader(dataset, batch_size=batch_size, num_workers=workers), bar)
+            network, chosen = (loaded or {}).get(model.name) or _load(model, device, precision, dataset)
+            if loaded is not None:
+                loaded[model.name] = network, chosen
+            logits = predict_logits(network, batches, device=device, precision=chosen)
             tables.append(frame_predictions(faces, logits, model=model.name, fold=model.fold))
     return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), f"predictions of {folder}")
+
+
+def _load(model: TrainedModel, device: torch.device, precision: str, dataset: CropImages) -> tuple[nn.Module, str]:
+    """The network, and the precision it predicts in."""
+    network = model.load(device)
+    if device.type == "cpu":
+        network = fold_batch_norms(network)  # the same logits to rounding, in about 0.6 of the time
+    chosen = resolve_precision(precision, device, partial(_try, network, dataset))
+    logger.info("%s: predicts in %s: %s", model.name, chosen.name, chosen.reason)
+    return network, chosen.name
 
 
 def _try(network: nn.Module, dataset: CropImages) -> Trial:

@@ -5,13 +5,14 @@ a process of its own, and one that makes the decoder crash costs its own row onl
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from multiattn.datasets.manifest import (
     LIST_SUFFIXES,
@@ -22,7 +23,7 @@ from multiattn.datasets.manifest import (
     log_left_out,
     video_row,
 )
-from multiattn.inference.predictor import predict_faces
+from multiattn.inference.predictor import BATCH_SIZE, predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
@@ -32,15 +33,18 @@ from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import printable, terminal_table
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, describe_losses
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
+from multiattn.tables import BOX, FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, extract_video
+from multiattn.video.decoding.frames import FrameArray
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, encode_crops, write_crops
 from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
 
 SOURCE_FILE = "source.json"
 DATASET = "file"
 FEW = 2
 """Up to so many files are read in this process."""
+GAP = 1.5
+"""Times the usual distance between a file's frames: further apart, a face was away between two of its crops."""
 
 
 def extract_folder_faces(
@@ -87,14 +91,18 @@ def extract_folder_faces(
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """Scores of some files and of their crops."""
+    """Scores of some files, of the faces in them, and of their crops."""
 
     files: pd.DataFrame
     """file (as it was named), video_id, probability (NaN without a face), faces (tracks), frames (decoded), crops,
     status (`ok`, `no_face`, `unreadable`) and reason, in the order given."""
+    faces: pd.DataFrame
+    """video_id, track, probability (by the scoring rule, as if the face were alone in its file), crops, and spans: a
+    list of (first, last) seconds between which it was there. Sorted by the first two."""
     crops: pd.DataFrame
-    """video_id, track, frame_index, seconds, crop (path below the faces folder) and probability (mean over the
-    models), sorted by the first three."""
+    """video_id, track, frame_index, seconds, crop (path below the faces folder), probability (mean over the models),
+    x1, y1, x2, y2 (pixels of the full frame) and score (the detector's), sorted by the first three; with distance where
+    the models measured it."""
 
     @property
     def num_readable(self) -> int:
@@ -102,10 +110,16 @@ class ScoredFiles:
         return int((self.files["status"] != "unreadable").sum())
 
     def describe(self) -> str:
-        """The table for a terminal."""
-        shown = self.files.drop(columns="video_id").rename(columns={"probability": "P(fake)"})
-        shown["P(fake)"] = [f"{value:.4f}" if np.isfinite(value) else "-" for value in shown["P(fake)"]]
-        return terminal_table([shown.columns, *shown.itertuples(index=False)], right=range(1, 5))
+        """The table for a terminal: a line a file, and below it one a face, unless it is a picture of one."""
+        lines = [("file", "P(fake)", "faces", "frames", "crops", "seconds", "status", "reason")]
+        for file in self.files.itertuples():
+            probability = f"{file.probability:.4f}" if np.isfinite(file.probability) else "-"
+            lines.append((file.file, probability, file.faces, file.frames, file.crops, "", file.status, file.reason))
+            of_file = self.faces[self.faces["video_id"] == file.video_id]
+            for face in of_file.itertuples() if (file.faces, file.frames) != (1, 1) else ():
+                name = f"  face {face.track}"
+                lines.append((name, f"{face.probability:.4f}", "", "", face.crops, describe_spans(face.spans), "", ""))
+        return terminal_table(lines, right=range(1, 5))
 
 
 def find_files(names: Sequence[Path], *, frame_folders: bool = False) -> list[Path]:
@@ -153,25 +167,28 @@ def _media_below(folder: Path, frame_folders: bool) -> list[Path]:
 
 
 def score_files(
-    files: Sequence[Path],
+    files: Sequence[Path | FrameArray],
     models: list[TrainedModel],
     rule: ScoringRule,
     faces: Path,
     *,
     device: torch.device,
     precision: str = "auto",
+    batch_size: int = BATCH_SIZE,
     weights: Path | None = None,
     jobs: int | None = None,
     fps: float | None = None,
+    loaded: dict[str, tuple[nn.Module, str]] | None = None,
 ) -> ScoredFiles:
     """Extract, predict and aggregate. A picture is a video of one frame, cut and stored as a video's crops are.
 
     Args:
-        files: at least one.
+        files: at least one. Beside frames in memory files are read in this process too.
         faces: a folder to extract to, empty or not there yet.
         weights: the weights file of the models' detector, where it needs one.
+        batch_size, precision, loaded: as of `predict_faces`.
         jobs: processes where there are more than `FEW` files; None is one a core.
-        fps: frames a second of folders of pictures among the files.
+        fps: frames a second of arrays, and of folders of pictures among the files; None: not known, 0 seconds all.
 
     Raises:
         ValueError: a detector without its weights, or a recipe of another program.
@@ -180,15 +197,15 @@ def score_files(
     # By number: two folders may hold files of one name, and a table does not take every name a file system does.
     rows = [video_row(DATASET, f"{number:05d}", label=UNKNOWN) for number in range(len(files))]
     videos = VIDEOS.validate(pd.DataFrame(rows), "files")
-    tasks = [
-        VideoTask(video_id=row["video_id"], path=path.absolute(), fps=fps)
-        for row, path in zip(rows, files, strict=True)
-    ]
-    if len(files) <= FEW:
+    in_memory = [isinstance(file, FrameArray) for file in files]
+    places = [file if here else file.absolute() for file, here in zip(files, in_memory, strict=True)]
+    tasks = [VideoTask(video_id=row["video_id"], path=path, fps=fps) for row, path in zip(rows, places, strict=True)]
+    if len(files) <= FEW or any(in_memory):
         _extract_here(videos, tasks, faces, settings)
     else:
         extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
-    predictions = predict_faces(models, faces, device=device, precision=precision)
+    how = {"device": device, "precision": precision, "batch_size": batch_size, "loaded": loaded}
+    predictions = predict_faces(models, faces, **how)
     found, statuses, _ = read_faces_folder(faces)
     names = [printable(str(path)) for path in files]
     return _scored(videos.assign(path=names), found, statuses, predictions, rule)
@@ -197,11 +214,11 @@ def score_files(
 def _extract_here(videos: pd.DataFrame, tasks: list[VideoTask], faces: Path, settings: ExtractionSettings) -> None:
     """Make a finished faces folder, as `extract_faces` does."""
     write_recipe(settings.recipe, faces)
-    results = [extract_video(task, faces, settings) for task in tasks]
-    rows = [row for result in results for row in result.rows]
+    results = [encode_crops(task, settings) for task in tasks]
+    rows = [row for result in results for row in write_crops(result.crops, result.video_id, faces)]
     found = pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty()
     FACES.write(found.sort_values(list(FACES.key)), faces / FACES_FILE)
-    facts = [(it.video_id, it.status, it.num_frames, len(it.rows), it.message) for it in results]
+    facts = [(it.video_id, it.status, it.num_frames, len(it.crops), it.message) for it in results]
     VIDEO_STATUS.write(pd.DataFrame(facts, columns=list(VIDEO_STATUS.columns)), faces / STATUS_FILE)
     VIDEOS.write(videos, faces / VIDEOS_FILE)
 
@@ -210,8 +227,9 @@ def _scored(
     videos: pd.DataFrame, faces: pd.DataFrame, statuses: pd.DataFrame, predictions: pd.DataFrame, rule: ScoringRule
 ) -> ScoredFiles:
     key = ["video_id", "track", "frame_index"]
-    means = predictions.groupby(key, as_index=False)["probability"].mean()
-    crops = faces[[*key, "seconds", "crop"]].merge(means, on=key, validate="one_to_one")
+    measured = [name for name in ("probability", "distance") if name in predictions]
+    means = predictions.groupby(key, as_index=False)[measured].mean()
+    crops = faces[[*key, "seconds", "crop", *BOX, "score"]].merge(means, on=key, validate="one_to_one")
     crops = crops.sort_values(key, ignore_index=True)
     scores = rule.score(predictions)[["video_id", "probability"]]
     table = videos[["path", "video_id"]].merge(statuses, on="video_id", validate="one_to_one")
@@ -220,7 +238,47 @@ def _scored(
     table["faces"] = table["video_id"].map(tracks).fillna(0).astype("int64")
     table = table.rename(columns={"path": "file", "num_frames": "frames", "num_crops": "crops", "message": "reason"})
     columns = ["file", "video_id", "probability", "faces", "frames", "crops", "status", "reason"]
-    return ScoredFiles(table[columns], crops)
+    return ScoredFiles(table[columns], _score_faces(crops, predictions, rule), crops)
+
+
+def _score_faces(crops: pd.DataFrame, predictions: pd.DataFrame, rule: ScoringRule) -> pd.DataFrame:
+    """Each face by itself: to the rule it is a video with one track."""
+    alone = predictions.assign(video_id=face_ids(predictions), track=0)
+    probabilities = rule.score(alone).set_index("video_id")["probability"]
+    rows = []
+    for video, of_file in crops.groupby("video_id", sort=True):
+        step = usual_step(of_file)
+        for track, of_face in of_file.groupby("track", sort=True):
+            spans = [(piece["seconds"].iloc[0], piece["seconds"].iloc[-1]) for piece in unbroken(of_face, step)]
+            rows.append((video, track, len(of_face), spans))
+    table = pd.DataFrame(rows, columns=["video_id", "track", "crops", "spans"])
+    return table.assign(probability=face_ids(table).map(probabilities).astype("float64"))
+
+
+def face_ids(table: pd.DataFrame) -> pd.Series:
+    """A name of each row's face, of its video_id and track."""
+    return table["video_id"] + "/" + table["track"].astype(str)
+
+
+def usual_step(crops: pd.DataFrame) -> float:
+    """Seconds between a file's frames, their median; NaN of a single one."""
+    return float(crops["seconds"].drop_duplicates().sort_values().diff().median())
+
+
+def unbroken(crops: pd.DataFrame, step: float) -> Iterator[pd.DataFrame]:
+    """The crops of one face in time, in pieces between which it was away.
+
+    Args:
+        step: `usual_step` of the file.
+    """
+    crops = crops.sort_values(["seconds", "frame_index"])
+    for _, piece in crops.groupby((crops["seconds"].diff() > GAP * step).cumsum(), sort=True):
+        yield piece
+
+
+def describe_spans(spans: Sequence[tuple[float, float]]) -> str:
+    """`0.2 to 3.1, 5.0`: seconds of the first and the last frame of each span."""
+    return ", ".join(f"{first:.1f} to {last:.1f}" if last > first else f"{first:.1f}" for first, last in spans)
 
 
 def training_notes(models: Sequence[TrainedModel]) -> list[str]:
@@ -247,18 +305,24 @@ def _training_note(name: str, models: list[TrainedModel]) -> str:
     return f"{name}: {made}; out-of-fold log loss {words}, constant 0.5: {CONSTANT_LOG_LOSS:.4f}."
 
 
-def seen_notes(models: Sequence[TrainedModel], files: Sequence[Path]) -> list[str]:
+def seen_notes(models: Sequence[TrainedModel], files: Sequence[Path | FrameArray]) -> list[str]:
     """Warnings of files whose name a training video of the models bears, one line an experiment."""
     notes = []
-    for name, of_name in _by_experiment(models).items():
-        known: dict[str, str] = {}
-        for model in of_name[:2]:  # two folds leave no video of their table out
-            known |= {Path(video).name: video for video in model.trained_videos()}
-        if seen := [path for path in files if path.stem in known]:
+    for name, known in training_names(models).items():
+        if seen := [path for path in files if isinstance(path, Path) and path.stem in known]:
             more = f" and {len(seen) - 3} more" if len(seen) > 3 else ""
             words = ", ".join(f"{path.name} ({known[path.stem]})" for path in seen[:3])
             notes.append(f"{name} has seen in its training, by the name: {words}{more}. Its score there says little.")
     return notes
+
+
+def training_names(models: Sequence[TrainedModel]) -> dict[str, dict[str, str]]:
+    """Experiment -> name of a training video's file, without its ending -> the video's id."""
+    names = {}
+    for name, of_name in _by_experiment(models).items():
+        # Two folds leave no video of their table out.
+        names[name] = {Path(video).name: video for model in of_name[:2] for video in model.trained_videos()}
+    return names
 
 
 def _by_experiment(models: Sequence[TrainedModel]) -> dict[str, list[TrainedModel]]:

@@ -53,6 +53,11 @@ VIDEO_PREDICTIONS_FILE = "video_predictions.csv"
 SUBMISSION_JOURNAL = "kernel_results.jsonl"
 BUNDLE_FILE = "bundle.json"
 
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
+"""Runs that come with the package, a folder each."""
+DEFAULT_RUN = "dfdc_lite"
+"""The packaged run that `score` and `DeepfakeDetector.load` take where none is named."""
+
 _FOLD = "fold"
 ANY_FOLD = f"{_FOLD}*"
 """A glob pattern of folds' folders."""
@@ -114,6 +119,29 @@ def fold_folders(runs: Path) -> list[Path]:
             f"{runs}: expected runs (fold0, fold1, ...), found none. Make them with `multiattn train`."
         )
     return folders
+
+
+def packaged_run(name: str = DEFAULT_RUN) -> Path:
+    """The folder of a run that comes with the package.
+
+    Raises:
+        FileNotFoundError: this installation has none of that name.
+    """
+    if not (PRETRAINED / name).is_dir():
+        held = ", ".join(sorted(path.name for path in PRETRAINED.glob("*/"))) or "none"
+        raise FileNotFoundError(
+            f"{name}: expected a run folder, or a run that comes with the package, found neither (in {PRETRAINED}: "
+            f"{held}). Name the folder of a run of your own: --runs RUN, or DeepfakeDetector.load(RUN)."
+        )
+    return PRETRAINED / name
+
+
+def named_run(run: str | Path) -> Path:
+    """The folder of a run: as it is given, or where that is no more than a name and no folder is called so, the
+    packaged run of that name; errors as `packaged_run`."""
+    run = Path(run)
+    is_name = len(run.parts) == 1 and not run.exists()
+    return packaged_run(run.name) if is_name and (run.name == DEFAULT_RUN or (PRETRAINED / run).is_dir()) else run
 
 
 def experiment_folder(run: Path) -> Path:

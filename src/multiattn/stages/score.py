@@ -1,7 +1,7 @@
-"""Videos or pictures -> P(fake) of each at once: a table, and with --report a page that shows why.
+"""Videos or pictures -> P(fake) of each file and of each person in it at once: a table, and files or a page of it all.
 
     multiattn score clip.mp4 --runs runs/dfdc_b4
-    multiattn score clips/ portrait.jpg --runs runs/dfdc_b4 --report report.html
+    multiattn score clips/ portrait.jpg --runs runs/dfdc_b4 --report report.html --json answers.json --csv answers.csv
 
 Exit code 0 if any file could be read; a file that could not be has its reason in the table.
 """
@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiattn.command_line import DetectorWeights, Device, Positional, Scoring, parse, results
+from multiattn.command_line import DetectorWeights, Device, Positional, PredictPrecision, Scoring, parse, results
 from multiattn.config.settings import require
-from multiattn.runtime.devices import pick_device
-from multiattn.runtime.files import write_text
-from multiattn.runtime.layout import folds_below, is_run_folder
+from multiattn.runtime.files import write_csv, write_json, write_text
+from multiattn.runtime.layout import DEFAULT_RUN, folds_below, is_run_folder, named_run, packaged_run
 
 if TYPE_CHECKING:
-    import torch
-
-    from multiattn.inference.runs import TrainedModel
+    from multiattn.inference.detector import DeepfakeDetector
     from multiattn.inference.score_files import ScoredFiles
 
 
@@ -28,15 +25,21 @@ if TYPE_CHECKING:
 class Options:
     files: Positional[tuple[Path, ...]] = ()
     """Videos and pictures (jpg, png, bmp, webp, tiff), or folders of them."""
-    runs: tuple[Path, ...]
-    """runs/<experiment>, or several, or single folds: fewer models are faster. Files may follow them."""
+    runs: tuple[Path, ...] = ()
+    """runs/<experiment>, or several, or single folds: fewer models are faster; or a packaged run by its name (default:
+    dfdc_lite). Files may follow them."""
     report: Path | None = None
     """An HTML page to write: probability over time, the frames that decided, attention."""
+    json: Path | None = None
+    """A JSON file to write: all of each file, of each face with the times it was there, and of each frame."""
+    csv: Path | None = None
+    """The same as a table: a row a file, a face and a frame."""
     scoring: Scoring = None
     weights: DetectorWeights = None
     device: Device = "auto"
     fps: float | None = None
     """Take each folder of pictures as one clip of so many frames a second (default: each picture by itself)."""
+    precision: PredictPrecision = "auto"
     jobs: int | None = None
     """Processes that read files, where there are more than two (default: one a core)."""
 
@@ -47,42 +50,47 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="score", doc=__doc__)
-    from multiattn.inference.runs import find_models
-    from multiattn.inference.score_files import find_files, score_files, seen_notes, training_notes
-    from multiattn.inference.scoring_file import choose_scoring
-
     # `--runs RUN clip.mp4`: an option of several values takes all that follow it.
-    runs = tuple(path for path in options.runs if path == options.runs[0] or is_run_folder(path) or folds_below(path))
-    files = find_files(
-        [*options.files, *(path for path in options.runs if path not in runs)], frame_folders=bool(options.fps)
-    )
-    models = find_models(*runs)
-    rule = choose_scoring(runs, options.scoring)
-    device = pick_device(options.device)
-    notes = [*training_notes(models), *seen_notes(models, files)]
+    found = {path: named_run(path) for path in options.runs}
+    runs = [path for path in found if path == options.runs[0] or is_run_folder(found[path]) or folds_below(found[path])]
+    if not runs:
+        packaged_run()  # or an error, before torch is imported
+        results(f"no --runs: by the packaged run {DEFAULT_RUN}")
+    from multiattn.inference.detector import DeepfakeDetector, answers_json, answers_table
+    from multiattn.inference.score_files import find_files, seen_notes
+
+    named = [*options.files, *(path for path in options.runs if path not in runs)]
+    files = find_files(named, frame_folders=options.fps is not None)
+    how = {"device": options.device, "precision": options.precision, "jobs": options.jobs}
+    detector = DeepfakeDetector.load(*runs, scoring=options.scoring, weights=options.weights, **how)
+    notes = [*detector.notes, *seen_notes(detector.models, files)]
     with tempfile.TemporaryDirectory(prefix="multiattn_score_") as folder:
         faces = Path(folder) / "faces"
-        scored = score_files(
-            files, models, rule, faces, device=device, weights=options.weights, jobs=options.jobs, fps=options.fps
-        )
+        scored = detector.score(files, faces, fps=options.fps)
         results(scored.describe(), "", *notes)
+        answers = detector.answers(files, scored)
+        if options.json is not None:
+            write_json(options.json, answers_json(detector, answers))
+        if options.csv is not None:
+            write_csv(options.csv, answers_table(answers))
         if options.report is not None:
-            write_text(options.report, _page(scored, models, faces, device, notes))
-            results(f"written: {options.report}")
+            write_text(options.report, _page(scored, detector, faces, notes))
+    written = [str(path) for path in (options.report, options.json, options.csv) if path is not None]
+    if written:
+        results(f"written: {', '.join(written)}")
     if scored.num_readable == 0:
         raise ValueError(f"none of {len(files)} files could be read; the table says why.")
 
 
-def _page(
-    scored: "ScoredFiles", models: "list[TrainedModel]", faces: Path, device: "torch.device", notes: list[str]
-) -> str:
+def _page(scored: "ScoredFiles", detector: "DeepfakeDetector", faces: Path, notes: list[str]) -> str:
     from multiattn.figures.attention import RunMaps
     from multiattn.figures.score import score_page
     from multiattn.inference.attention_maps import extreme_crops, model_with_maps, predict_maps
 
+    models = detector.models
     model = model_with_maps(models)
     shown = extreme_crops(scored.crops)
-    with_maps = predict_maps(model, faces, shown, device=device)[0] if model is not None else []
+    with_maps = predict_maps(model, faces, shown, device=detector.device)[0] if model is not None else []
     maps = RunMaps(model.name, with_maps, {}) if with_maps else None
     names = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
     how = f"{len(models)} models of {names}; a crop's P(fake) is their mean, a file's that of the scoring rule."

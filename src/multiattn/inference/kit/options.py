@@ -5,6 +5,7 @@ from pathlib import Path
 
 from multiattn.command_line import DetectorWeights, Device, Scoring
 from multiattn.config.choices import StoredPrecision
+from multiattn.runtime.layout import named_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +38,6 @@ class BundleOptions:
     check_crops: int = 128
     """Crops each fold is compared on."""
     device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", tuple(map(named_run, self.runs)))

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, Scoring
 from multiattn.config.settings import require, require_at_least
 from multiattn.runtime.files import write_text
-from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, BUNDLE_FILE, CARD_FILE, SCORING_FILE, SUBMISSION_FILE
+from multiattn.runtime.layout import (
+    ANY_FOLD,
+    BEST_WEIGHTS,
+    BUNDLE_FILE,
+    CARD_FILE,
+    SCORING_FILE,
+    SUBMISSION_FILE,
+    named_run,
+)
 from multiattn.scoring import DEFAULT_PRIOR
 
 if TYPE_CHECKING:
@@ -36,7 +44,8 @@ class SubmitInputs:
     """Options of `multiattn submit`, and of the notebook: sources of a submission, where it goes, in what time."""
 
     runs: tuple[Path, ...]
-    """runs/<experiment>, or several, or single folds of them; their predictions are blended."""
+    """runs/<experiment>, or several, or single folds of them; their predictions are blended. A packaged run goes by its
+    name, dfdc_lite."""
     videos_dir: Path
     """The folder of test videos."""
     sample_submission: Path
@@ -58,6 +67,7 @@ class SubmitInputs:
         require(self.budget_hours is None or self.budget_hours > 0, self, "budget_hours", "hours above 0")
         require(self.write_seconds > 0, self, "write_seconds", "seconds above 0")
         require_at_least(self, 1, "jobs")
+        object.__setattr__(self, "runs", tuple(map(named_run, self.runs)))
 
     @functools.cached_property
     def rule(self) -> "ScoringRule":

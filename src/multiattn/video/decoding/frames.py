@@ -92,6 +92,45 @@ def probe_video(path: Path) -> VideoShape:
         raise UnreadableVideoError(_describe(error)) from error
 
 
+@dataclass(frozen=True, eq=False)
+class FrameArray:
+    """Frames in memory, in place of a file."""
+
+    images: np.ndarray
+    """(N, H, W, 3) uint8 RGB, upright, N >= 1; (H, W, 3) is one frame."""
+
+    def __post_init__(self) -> None:
+        images = self.images[None] if self.images.ndim == 3 else self.images
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+            raise ValueError(
+                f"frames: expected RGB uint8 (N, H, W, 3) or (H, W, 3), none of them 0, found {self.images.dtype} "
+                f"{self.images.shape}."
+            )
+        object.__setattr__(self, "images", images)
+
+    def __str__(self) -> str:
+        number, height, width, _ = self.images.shape
+        return f"{number} frame{'s' * (number > 1)} of {width}x{height}"
+
+
+class ArrayReader:
+    """Iterates over the frames of an array that `FrameReader` would take of a video of these frames.
+
+    Arguments and attributes are those of `FrameReader`.
+    """
+
+    def __init__(self, frames: FrameArray, num_frames: int, *, fps: float | None = None) -> None:
+        self.frames, self.wanted, self.fps = frames, num_frames, fps
+        self.seconds, self.num_frames, self.message = 0.0, 0, ""
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.num_frames = 0
+        for index in evenly_spaced_indices(len(self.frames.images), self.wanted):
+            self.num_frames += 1
+            image = np.ascontiguousarray(self.frames.images[index])
+            yield Frame(index=index, seconds=index / self.fps if self.fps else 0.0, image=image)
+
+
 class FrameReader:
     """Iterates over evenly spaced frames of one video, one in memory at a time; over the one frame of a picture.
 

@@ -15,7 +15,7 @@ from multiattn.runtime.frame_folders import clip_facts, clip_fingerprint
 from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.decoding.frames import FrameReader, UnreadableVideoError
+from multiattn.video.decoding.frames import ArrayReader, FrameArray, FrameReader, UnreadableVideoError
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
@@ -75,7 +75,8 @@ class VideoTask:
     """One video to extract."""
 
     video_id: str
-    path: Path
+    path: Path | FrameArray
+    """Its file, or frames in memory, which only `find_crops` and `encode_crops` take."""
     label: int = UNKNOWN
     """As the `videos` table has it. The policy `forged-mask` leaves out a fake whose forged face no mask shows."""
     mask: Path | None = None
@@ -174,7 +175,10 @@ def find_crops(
     """
     started = time.perf_counter()
     recipe, scan, notes, crops, reused = settings.recipe, None, [], [], False
-    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames, fps=task.fps)
+    if isinstance(task.path, FrameArray):
+        reader = ArrayReader(task.path, recipe.num_frames, fps=task.fps)
+    else:
+        reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames, fps=task.fps)
     with single_threaded():
         try:
             if recipe.reuse_original and task.original_path is not None:
