@@ -309,7 +309,7 @@ def shrink(experiment: Experiment) -> Experiment:
         experiment,
         name=f"{experiment.name}_tiny",
         model=dataclasses.replace(
-            experiment.model, backbone="tinynet_e", padding="dynamic", pretrained=False, weights=None
+            experiment.model, backbone="test_efficientnet", padding="dynamic", pretrained=False, weights=None
         ),
         agda=dataclasses.replace(experiment.agda, first_epoch=0),
         data=dataclasses.replace(

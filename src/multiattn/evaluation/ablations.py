@@ -17,9 +17,9 @@ from multiattn.config.settings import look_up
 from multiattn.experiments import baseline, demo, ffpp_b4, ffpp_xception, shrink
 
 HQ, LQ, CELEB = "FF++ HQ", "FF++ LQ", "Celeb-DF"
-XCEPTION_STAND_IN = "test_efficientnet"
-"""Backbone of the tiny Xception cells: timm's smallest network, as far from the B4 cells' tinynet_e as Xception is
-from B4. Xception itself has 21 million parameters, too many for a trial."""
+XCEPTION_STAND_IN = "test_resnet"
+"""Backbone of the tiny Xception cells, as far from the B4 cells' test_efficientnet as Xception is from B4. Xception
+itself has 21 million parameters, too many for a trial."""
 EMA_DECAY, SBI_SHARE = 0.98, 0.3
 """Settings of the table `demo-training`: the average reaches back over about 50 updates, some two epochs of the demo;
 three in ten visits of a real crop show a self-blended one."""
