@@ -1,9 +1,15 @@
-"""A miniature of the demo, and how a test runs a stage."""
+"""A miniature of the demo, and how a test runs a stage: here, ended on the way, or in a process of its own."""
 
 import contextlib
 import itertools
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -91,3 +97,65 @@ def after(saves: int) -> Callable[[Path, dict], bool]:
     """For `killed_when`: after so many saved states."""
     count = itertools.count(1)
     return lambda folder, state: next(count) == saves
+
+
+# --- in a process of its own, which can be killed ---------------------------------------------------------------------
+
+
+def start(function: Callable, *arguments: object, log: Path = Path(os.devnull)) -> BaseProcess:
+    """Call a function in a process and a session of its own; what it and its children show goes to the end of `log`.
+
+    The process is forked off one that has imported torch and all else, so it begins at once and a kill meets the work.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["multiattn.inference.submit.run", "multiattn.training.folds", "pipeline"])
+    with pytest.MonkeyPatch.context() as patch:  # preloading knows no other path
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
+    process = context.Process(target=_call_alone, args=(function, arguments, log))
+    process.start()
+    return process
+
+
+def start_stage(*words: object, log: Path = Path(os.devnull)) -> BaseProcess:
+    """Run a stage in a process of its own, as `start` does."""
+    return start(_exit_with, [str(word) for word in words], log=log)
+
+
+def _exit_with(words: list[str]) -> None:
+    os.nice(10)  # who kills it is the quicker
+    sys.exit(main(words))
+
+
+def _call_alone(function: Callable, arguments: tuple, log: Path) -> None:
+    os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # the system's own, as in a process started by hand
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    function(*arguments)
+
+
+def wait_until(ready: Callable[[], bool], process: BaseProcess, *, seconds: float = 120) -> None:
+    """Wait for something that the process does before it ends."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.is_alive(), "the process ended before it could be killed"
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.005)
+
+
+def end(process: BaseProcess, number: int = signal.SIGKILL, *, seconds: float = 60) -> int:
+    """Send a signal to the process and all its children; returns its exit code (0, or minus the signal)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    return finish(process, seconds=seconds)
+
+
+def finish(process: BaseProcess, *, seconds: float = 120) -> int:
+    """Wait for its end; returns its exit code."""
+    process.join(seconds)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"still at work after {seconds:g} s")
+    return process.exitcode

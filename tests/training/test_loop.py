@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -32,7 +29,7 @@ from multiattn.training.engine import loop
 from multiattn.training.engine.fold_training import phase_spans, span_at
 from multiattn.training.engine.run_folder import load_state
 from multiattn.training.folds import read_training_data
-from pipeline import TIMES, Pipeline, after, killed_when, train_fold_zero
+from pipeline import TIMES, Pipeline, after, end, finish, killed_when, start_stage, train_fold_zero, wait_until
 
 TINY = get_experiment("demo", tiny=True)
 STILL = dataclasses.replace(TINY, optim=dataclasses.replace(TINY.optim, lr=1e-12))
@@ -468,7 +465,7 @@ def test_a_gradient_that_is_no_number_is_never_saved(pipeline, tmp_path, monkeyp
 # --- real processes -----------------------------------------------------------------------------------------------
 
 
-def words_of(pipeline: Pipeline, runs: Path, experiment: Experiment) -> list[str]:
+def words_of(pipeline: Pipeline, runs: Path, experiment: Experiment) -> list[object]:
     """`EVERYTHING` as a command line, with two workers."""
     options = {
         "faces": pipeline.faces, "folds": pipeline.folds, "runs": runs, "device": "cpu", "epochs": experiment.epochs,
@@ -478,39 +475,17 @@ def words_of(pipeline: Pipeline, runs: Path, experiment: Experiment) -> list[str
         "validation.metric": experiment.validation.metric, "average.ema-decay": experiment.average.ema_decay,
         "average.best": experiment.average.best, "save-minutes": experiment.save_minutes,
     }  # fmt: skip
-    words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "multiattn", "train", "demo", "--tiny", *words]
-
-
-def start(command: list[str], log: Path) -> subprocess.Popen:
-    with log.open("ab") as file:
-        return subprocess.Popen(command, start_new_session=True, stdout=file, stderr=file)
-
-
-def end_after(process: subprocess.Popen, seconds: float, number: int) -> float:
-    """Signal the process and its workers `seconds` from now, unless it has ended; returns how long it then took."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    asked = time.monotonic()
-    if process.poll() is None:
-        os.killpg(process.pid, number)
-    process.wait(timeout=60)
-    return time.monotonic() - asked
+    return ["train", "demo", "--tiny", *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
 def test_sigterm_saves_and_ends_and_the_run_goes_on(pipeline, undisturbed, tmp_path):
     """As a scheduler does it: the signal goes to the process and to its loader's workers alike."""
-    command, log = words_of(pipeline, tmp_path, EVERYTHING), tmp_path / "log"
-    folder = tmp_path / "demo_tiny" / "fold0"
-    rare = [*command[:-1], "1000"]  # nothing is saved by the clock: what is there afterwards came of the signal
-    process = start(rare, log)
-    while not (folder / "tensorboard").is_dir():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.01)
-    took = end_after(process, 0.3, signal.SIGTERM)
-    assert process.returncode == EXIT_CODE, log.read_text()[-2000:]
-    assert took < 30
+    log, folder = tmp_path / "log", tmp_path / "demo_tiny" / "fold0"
+    rare = [*words_of(pipeline, tmp_path, EVERYTHING)[:-1], 1000]
+    process = start_stage(*rare, log=log)  # nothing is saved by the clock: what is there afterwards came of the signal
+    wait_until((folder / "tensorboard").is_dir, process)
+    time.sleep(0.3)
+    assert end(process, signal.SIGTERM, seconds=30) == EXIT_CODE, log.read_text()[-2000:]
     assert "the same command continues" in log.read_text()
     assert "Traceback" not in log.read_text()
     assert (folder / "resume.pt").is_file()
@@ -524,18 +499,17 @@ def test_ten_kills_at_random_moments_change_nothing(pipeline, undisturbed, tmp_p
     kills = 0
     while kills < 10:
         before = load_state(folder) if (folder / "resume.pt").is_file() else None
-        process = start(command, log)
-        # Long enough to get past the imports, and to a state or two.
-        end_after(process, generator.uniform(4.0, 9.0), signal.SIGKILL)
-        if process.returncode == 0:  # it came to its end: begin another
+        process = start_stage(*command, log=log)
+        process.join(generator.uniform(0.5, 4.0))  # long enough to get to a state or two
+        code = end(process)
+        if code == 0:  # it came to its end: begin another
             assert_same_run(folder, undisturbed)
-            subprocess.run(["rm", "-r", str(folder)], check=True)
+            shutil.rmtree(folder)
             continue
-        assert process.returncode == -signal.SIGKILL, log.read_text()[-2000:]
+        assert code == -signal.SIGKILL, log.read_text()[-2000:]
         kills += 1
         after = load_state(folder) if (folder / "experiment.json").is_file() else None
         if before is not None:
             assert len(after["progress"]["history"]) >= len(before["progress"]["history"])
-    process = start(command, log)
-    assert process.wait(timeout=120) == 0, log.read_text()[-2000:]
+    assert finish(start_stage(*command, log=log)) == 0, log.read_text()[-2000:]
     assert_same_run(folder, undisturbed)

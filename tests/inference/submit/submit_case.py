@@ -1,4 +1,4 @@
-"""A folder of test videos for submission runs, here or in processes of their own: python submit_case.py ORDER.json"""
+"""A folder of test videos for submission runs, here or in processes of their own."""
 
 import contextlib
 import dataclasses
@@ -6,11 +6,10 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +22,7 @@ from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import SUBMISSION
+from pipeline import start
 
 PRIOR = 0.5
 SAME = 1e-6
@@ -87,28 +87,21 @@ class Case:
         return json.loads((self.inputs.out / "card.json").read_text())
 
     @contextlib.contextmanager
-    def process(self, **order: object) -> Iterator[subprocess.Popen]:
-        """A submission run in a process of its own, without a network; killed at the end, if it still runs."""
-        (self.folder / "site").mkdir(exist_ok=True)
-        (self.folder / "site" / "sitecustomize.py").write_text(BLOCK_NETWORK)
-        order = {
-            "runs": [str(run) for run in self.inputs.runs],
-            **{name: str(getattr(self.inputs, name)) for name in ("videos_dir", "sample_submission", "out")},
-            "jobs": 1, "write_seconds": 0.3, **order,
-        }  # fmt: skip
-        (self.folder / "order.json").write_text(json.dumps(order))
-        source = Path(run_module.__file__).parents[3]
-        path = os.pathsep.join(map(str, [self.folder / "site", source]))
-        with (self.folder / "log.txt").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, __file__, str(self.folder / "order.json")],
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stderr=log, stdout=log,
-            )  # fmt: skip
-            try:
-                yield process
-            finally:
-                process.kill()
-                process.wait()
+    def process(self, *, delay: float = 0.0, idle: float = 0.0, **changes: object) -> Iterator[BaseProcess]:
+        """A submission run in a process of its own, without a network; killed at the end, if it still runs.
+
+        Args:
+            delay: seconds that each batch takes longer.
+            idle: seconds before the run begins, as slow imports take them.
+            changes: of its inputs.
+        """
+        inputs = dataclasses.replace(self.inputs, **changes)
+        process = start(run_alone, inputs, delay, idle, log=self.folder / "log.txt")
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.join()
 
     def wait_for(self, count: int, seconds: float = 240) -> None:
         """Until so many videos are kept in the store."""
@@ -141,20 +134,13 @@ def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -
     return run_submit(dataclasses.replace(case.inputs, **changes))
 
 
-def main() -> None:
-    """Run as the order says, which holds the fields of `SubmitInputs` as text and numbers, `delay`: seconds that each
-    batch takes longer, and `idle`: seconds before the run begins, as slow imports take them."""
+def run_alone(inputs: SubmitInputs, delay: float, idle: float) -> None:
+    """The work of `Case.process`."""
     logging.basicConfig(level=logging.INFO)
-    order = json.loads(Path(sys.argv[1]).read_text())
-    LoadedModels.logits = slower(order.pop("delay", 0.0))
-    time.sleep(order.pop("idle", 0.0))
-    paths = ("videos_dir", "sample_submission", "out")
-    order = {name: Path(value) if name in paths else value for name, value in order.items()}
-    result = run_submit(SubmitInputs(**{**order, "runs": tuple(map(Path, order["runs"]))}))
+    exec(BLOCK_NETWORK, {})
+    LoadedModels.logits = slower(delay)
+    time.sleep(idle)
+    result = run_submit(inputs)
     logging.info("delivered after %.1f s: %s", result.seconds, result.coverage)
     logging.shutdown()
     os._exit(0)  # as `multiattn submit` ends where threads are still in torch
-
-
-if __name__ == "__main__":
-    main()
