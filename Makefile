@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
 
 # Without ruff's cache: it keeps a file's verdict when a module it imports has moved, and calls the imports sorted.
 lint: $(READY)

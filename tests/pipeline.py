@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -102,17 +103,22 @@ def after(saves: int) -> Callable[[Path, dict], bool]:
 # --- in a process of its own, which can be killed ---------------------------------------------------------------------
 
 
-def start(function: Callable, *arguments: object, log: Path = Path(os.devnull)) -> BaseProcess:
-    """Call a function in a process and a session of its own; what it and its children show goes to the end of `log`.
-
-    The process is forked off one that has imported torch and all else, so it begins at once and a kill meets the work.
-    """
+def forked() -> BaseContext:
+    """A context of multiprocessing whose processes are forked off one that has imported torch and all else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["multiattn.inference.submit.run", "multiattn.training.folds", "pipeline"])
     with pytest.MonkeyPatch.context() as patch:  # preloading knows no other path
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         multiprocessing.forkserver.ensure_running()
-    process = context.Process(target=_call_alone, args=(function, arguments, log))
+    return context
+
+
+def start(function: Callable, *arguments: object, log: Path = Path(os.devnull)) -> BaseProcess:
+    """Call a function in a process and a session of its own; what it and its children show goes to the end of `log`.
+
+    It begins at once, so that a kill meets the work and not the imports.
+    """
+    process = forked().Process(target=_call_alone, args=(function, arguments, log))
     process.start()
     return process
 

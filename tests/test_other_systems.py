@@ -75,13 +75,19 @@ def test_on_windows_everything_is_imported_and_faces_are_predicted(pipeline: Pip
 
 
 @pytest.mark.slow
-def test_on_macos_clips_are_indexed_and_their_faces_cut_trained_on_and_scored(
+def test_on_macos_clips_are_indexed_their_faces_cut_and_trained_on_and_one_is_scored(
     pipeline: Pipeline, tmp_path: Path, python
 ):
+    """Indexed, cut and scored in one process, trained in another, since imports take seconds."""
     videos, faces, runs = tmp_path / "videos.csv", tmp_path / "faces", tmp_path / "runs"
     clip = min((pipeline.dataset / "test_videos").glob("*.mp4"))
-    python(MACOS, "-m", "multiattn", "index", "dfdc", "--root", pipeline.dataset, "--out", videos)
-    python(MACOS, "-m", "multiattn", "faces", "--videos", videos, "--out", faces, *FACES_OPTIONS, "--jobs", 1)
+    first = (
+        ("index", "dfdc", "--root", pipeline.dataset, "--out", videos),
+        ("faces", "--videos", videos, "--out", faces, *FACES_OPTIONS, "--jobs", 1),
+        ("score", clip, "--runs", pipeline.experiment, "--jobs", 1),
+    )
+    calls = [[str(word) for word in words] for words in first]
+    python(MACOS, "-c", f"from multiattn.__main__ import main\nfor words in {calls}:\n    assert main(words) == 0")
     inputs = ("--faces", faces, "--folds", pipeline.folds, "--runs", runs, "--data.num-workers", 1)
     python(MACOS, "-m", "multiattn", "train", "demo", "--tiny", *inputs)
-    python(MACOS, "-m", "multiattn", "score", clip, "--runs", runs / "demo_tiny", "--jobs", 1)
+    assert (runs / "demo_tiny/fold0/best.safetensors").is_file()

@@ -20,6 +20,7 @@ from multiattn.model.losses import (
     make_auxiliary,
     match_loss,
 )
+from pipeline import forked
 
 
 def loss_by_loops(parts, centers, labels, rate, config):
@@ -369,7 +370,8 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    forked()
+    mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="forkserver")
     return folder
 
 

@@ -14,7 +14,7 @@ from multiattn.video.crops.recipe import TEMPLATE, similarity_transform
 from pipeline import run
 
 pytestmark = pytest.mark.shared
-FRAMES = 6
+FRAMES = 3
 
 
 @pytest.fixture(scope="module")

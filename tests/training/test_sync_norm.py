@@ -28,6 +28,7 @@ from multiattn.training.engine.ranks import (
     gather_strided,
 )
 from multiattn.training.engine.sync_norm import SynchronisedBatchNormAct2d, synchronise_norms
+from pipeline import forked
 
 CPU, BATCH, STEPS = torch.device("cpu"), 8, 2
 SHARES = {
@@ -159,16 +160,11 @@ def work(rank: int, folder: str) -> None:
     os._exit(0)  # gloo's threads may abort the interpreter at its end
 
 
-def fork_ranks(_: int, folder: str) -> None:
-    """In a fresh process, which has imported everything and started no threads yet."""
-    torch.set_num_threads(1)
-    mp.start_processes(work, args=(folder,), nprocs=4, start_method="fork")
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(fork_ranks, args=(str(folder),))
+    forked()
+    mp.start_processes(work, args=(str(folder),), nprocs=4, start_method="forkserver")
     return folder
 
 

@@ -57,7 +57,7 @@ def extract(files: dict[str, Path], folder: Path, *, recipe: CropRecipe = RECIPE
     """Extract and give name -> (status, crops, message)."""
     videos, tasks = table_of(files)
     tasks = with_originals(tasks) if recipe.reuse_original else tasks
-    statuses = extract_faces(videos, tasks, folder, ExtractionSettings(recipe=recipe), **{"jobs": 2, **options})
+    statuses = extract_faces(videos, tasks, folder, ExtractionSettings(recipe=recipe), **{"jobs": 1, **options})
     return {row.video_id[6:]: (row.status, row.num_crops, row.message) for row in statuses.itertuples()}
 
 
@@ -199,10 +199,11 @@ def test_a_file_of_other_content_is_extracted_again_and_a_new_time_stamp_is_noth
     extract(files, tmp_path / "faces", recipe=recipe)
     first = content(tmp_path / "faces")
     end_processes()
-    for path in files.values():
-        os.utime(path, (1, 1))
-    extract(files, tmp_path / "faces", recipe=recipe)
-    assert not workers() and content(tmp_path / "faces") == first
+    for changed in (False, True):
+        for path in files.values() if changed else ():
+            os.utime(path, (1, 1))
+        extract(files, tmp_path / "faces", recipe=recipe)
+        assert not workers() and content(tmp_path / "faces") == first
     other = clips["real1"].read_bytes()
     size = max(before.st_size, len(other))
     files["real0"].write_bytes(other + bytes(size - len(other)))  # zeros behind the end change no frame
@@ -219,27 +220,6 @@ def test_a_file_of_other_content_is_extracted_again_and_a_new_time_stamp_is_noth
     assert content(tmp_path / "faces") == again, "the crops of a video that is gone stay"
 
 
-def test_a_clip_that_is_given_up_takes_nothing_of_the_folder_of_its_name(clips, tmp_path, monkeypatch):
-    """Clip 001.mp4 beside a folder 001."""
-    monkeypatch.setattr(registry, "_detectors", {**registry._detectors, "sleepy": SleepyDetector})
-    write_clip(tmp_path / "001.mp4", [np.zeros((64, 64, 3), np.uint8)] * 2)
-    files = {"001/a": clips["real0"], "001": tmp_path / "001.mp4"}
-    recipe = dataclasses.replace(RECIPE, detector="sleepy")
-    found = extract(files, tmp_path / "faces", recipe=recipe, time_limit=5)
-    assert [found[name][0] for name in files] == ["ok", "unreadable"]
-    crops = FACES.read(tmp_path / "faces/faces.parquet")["crop"]
-    assert len(crops) == 2 and all((tmp_path / "faces" / crop).is_file() for crop in crops)
-
-
-def test_nothing_to_do_starts_no_process(clips, tmp_path):
-    extract(clips, tmp_path)
-    end_processes()
-    before = content(tmp_path)
-    extract(clips, tmp_path)
-    assert not workers()
-    assert content(tmp_path) == before
-
-
 def test_other_settings_are_refused_by_name_once_there_are_crops(clips, tmp_path):
     name, path = next(iter(clips.items()))
     other = dataclasses.replace(RECIPE, jpeg_quality=90)
@@ -250,14 +230,20 @@ def test_other_settings_are_refused_by_name_once_there_are_crops(clips, tmp_path
         extract({name: path}, tmp_path, recipe=other)
 
 
-def test_a_video_that_hangs_is_given_up_with_its_crops_and_the_others_are_not(clips, tmp_path, monkeypatch):
+def test_videos_that_hang_are_given_up_with_their_crops_and_take_nothing_of_others(clips, tmp_path, monkeypatch):
+    """Clip 001.mp4 lies beside a folder 001."""
     crop = tmp_path / "faces/crops/clips/hangs/000001_0.jpg"
     crop.parent.mkdir(parents=True)
     crop.write_bytes(b"left by an attempt")
-    write_clip(tmp_path / "hangs.mp4", [np.zeros((64, 64, 3), np.uint8)] * 2)
+    files = {name: tmp_path / f"{name}.mp4" for name in ("hangs", "001")}
+    for path in files.values():
+        write_clip(path, [np.zeros((64, 64, 3), np.uint8)] * 2)
     monkeypatch.setattr(registry, "_detectors", {**registry._detectors, "sleepy": SleepyDetector})
     recipe = dataclasses.replace(RECIPE, detector="sleepy")
-    found = extract({"hangs": tmp_path / "hangs.mp4", **clips}, tmp_path / "faces", recipe=recipe, time_limit=5)
-    assert found.pop("hangs") == ("unreadable", 0, "took longer than the time limit of 5 s")
+    files |= {"001/a": clips["real0"], "real1": clips["real1"]}
+    found = extract(files, tmp_path / "faces", recipe=recipe, time_limit=5, jobs=2)
+    assert found.pop("hangs") == found.pop("001") == ("unreadable", 0, "took longer than the time limit of 5 s")
     assert set(found.values()) == {("ok", 2, "")}
     assert not crop.parent.exists()
+    crops = FACES.read(tmp_path / "faces/faces.parquet")["crop"]
+    assert len(crops) == 4 and all((tmp_path / "faces" / crop).is_file() for crop in crops)

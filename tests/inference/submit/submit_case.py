@@ -87,16 +87,10 @@ class Case:
         return json.loads((self.inputs.out / "card.json").read_text())
 
     @contextlib.contextmanager
-    def process(self, *, delay: float = 0.0, idle: float = 0.0, **changes: object) -> Iterator[BaseProcess]:
-        """A submission run in a process of its own, without a network; killed at the end, if it still runs.
-
-        Args:
-            delay: seconds that each batch takes longer.
-            idle: seconds before the run begins, as slow imports take them.
-            changes: of its inputs.
-        """
-        inputs = dataclasses.replace(self.inputs, **changes)
-        process = start(run_alone, inputs, delay, idle, log=self.folder / "log.txt")
+    def process(self, *, delay: float = 0.0, **changes: object) -> Iterator[BaseProcess]:
+        """A submission run in a process of its own, without a network and each batch slowed down; killed at the end, if
+        it still runs."""
+        process = start(run_alone, dataclasses.replace(self.inputs, **changes), delay, log=self.folder / "log.txt")
         try:
             yield process
         finally:
@@ -126,20 +120,19 @@ def slower(seconds: float) -> Callable:
     return slow_logits
 
 
-def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, **changes) -> SubmitResult:
-    """Run it here, its budget counted from now, each batch slowed down."""
-    started = time.monotonic()
+def in_this_process(case: Case, monkeypatch, *, delay: float = 0.0, age: float = 0.0, **changes) -> SubmitResult:
+    """Run it here, as in a process that began `age` seconds ago, each batch slowed down."""
+    started = time.monotonic() - age
     monkeypatch.setattr(LoadedModels, "logits", slower(delay))
     monkeypatch.setattr(run_module, "process_seconds", lambda: time.monotonic() - started)
     return run_submit(dataclasses.replace(case.inputs, **changes))
 
 
-def run_alone(inputs: SubmitInputs, delay: float, idle: float) -> None:
+def run_alone(inputs: SubmitInputs, delay: float) -> None:
     """The work of `Case.process`."""
     logging.basicConfig(level=logging.INFO)
     exec(BLOCK_NETWORK, {})
     LoadedModels.logits = slower(delay)
-    time.sleep(idle)
     result = run_submit(inputs)
     logging.info("delivered after %.1f s: %s", result.seconds, result.coverage)
     logging.shutdown()
