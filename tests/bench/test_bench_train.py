@@ -34,9 +34,7 @@ from multiattn.stages.bench import main
 from multiattn.training.engine.step import TrainingStep, backward_passes
 
 TINY = Experiment(
-    name="tiny",
-    model=ModelConfig(backbone="tinynet_e", pretrained=False),
-    data=DataConfig(image_size=96, batch_size=4),
+    name="tiny", model=ModelConfig(backbone="tinynet_e", pretrained=False), data=DataConfig(image_size=96, batch_size=4)
 )
 OFFICIAL = official(TINY)
 OFFICIAL = dataclasses.replace(OFFICIAL, model=dataclasses.replace(OFFICIAL.model, padding="dynamic"))

@@ -154,11 +154,7 @@ def test_the_official_v2_list_is_518_test_clips_of_which_340_are_fake(videos_lev
     make_tree(tmp_path, *clips, CLIPS[0], videos_level=videos_level, lines=lines)
     listing = read_celebdf(tmp_path)
     table = VIDEOS.validate(pd.DataFrame(listing.rows), "listing")
-    assert table.groupby(["split", "label"]).size().to_dict() == {
-        ("train", 0): 1,
-        ("test", 0): 178,
-        ("test", 1): 340,
-    }
+    assert table.groupby(["split", "label"]).size().to_dict() == {("train", 0): 1, ("test", 0): 178, ("test", 1): 340}
     assert table["path"].str.startswith("YouTube-real").sum() == 70
     originals, test_reals = table.loc[table["label"] == 1, "original"], table.loc[table["split"] == "test", "video_id"]
     assert originals.isin(test_reals).sum() == 106, "fakes whose target clip is among the test reals"

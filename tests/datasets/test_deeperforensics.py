@@ -91,10 +91,7 @@ def test_what_is_missing_or_in_no_list_is_counted(tmp_path):
     listing = read_deeperforensics(tmp_path)
     assert len(listing.rows) == 2
     assert listing.absent == ["manipulated_videos/end_to_end/902_M004.mp4"]
-    assert listing.unlisted == [
-        "manipulated_videos/end_to_end/111_W001.mp4",
-        "manipulated_videos/mine/480_W133.mp4",
-    ]
+    assert listing.unlisted == ["manipulated_videos/end_to_end/111_W001.mp4", "manipulated_videos/mine/480_W133.mp4"]
 
 
 def test_without_split_lists_the_split_is_empty(tmp_path):

@@ -119,11 +119,7 @@ def test_a_part_itself_can_be_the_root(tmp_path, monkeypatch):
     by_path = rows_by_id(read_dfdc(folder))
     monkeypatch.chdir(folder)
     assert rows_by_id(read_dfdc(Path())) == by_path
-    assert by_path["dfdc/f"] == by_path["dfdc/f"] | {
-        "path": "f.mp4",
-        "part": "dfdc_train_part_3",
-        "original": "dfdc/r",
-    }
+    assert by_path["dfdc/f"] == by_path["dfdc/f"] | {"path": "f.mp4", "part": "dfdc_train_part_3", "original": "dfdc/r"}
 
 
 def test_an_empty_part_gives_no_rows(tmp_path):
@@ -297,20 +293,14 @@ def test_the_preview_becomes_rows_with_method_split_people_and_original(tmp_path
         target_id="1003254",
         source_id="1255229",
     )
-    assert rows[REAL] == rows[REAL] | {
-        "label": 0,
-        "method": "",
-        "target_id": "1003254",
-        "source_id": "",
-    }
+    assert rows[REAL] == rows[REAL] | {"label": 0, "method": "", "target_id": "1003254", "source_id": ""}
     assert (rows[FAKE_B]["method"], rows[FAKE_B]["split"], rows[FAKE_B]["original"]) == ("method_B", "test", "")
     assert (listing.absent, listing.unlisted) == ([], [])
 
 
 def test_clips_of_the_preview_moved_into_a_videos_folder_are_found(tmp_path):
     rows = rows_by_id(
-        read_dfdc_preview(make_preview(tmp_path, {REAL: real(), FAKE_A: fake()}, videos_level=True)),
-        "path",
+        read_dfdc_preview(make_preview(tmp_path, {REAL: real(), FAKE_A: fake()}, videos_level=True)), "path"
     )
     moved = FAKE_A.replace("method_A/", "method_A/videos/")
     assert set(rows) == {moved, REAL.replace("original_videos/", "original_videos/videos/")}
@@ -331,11 +321,7 @@ def test_clips_of_the_preview_moved_into_a_videos_folder_are_found(tmp_path):
 )
 def test_the_original_is_a_listed_clip_of_the_target(changes, original, tmp_path):
     other = "original_videos/1255229/1255229_A_001.mp4"
-    entries = {
-        REAL: real(),
-        REAL.replace("001", "002"): real(),
-        other: real(target_id="1255229"),
-    }
+    entries = {REAL: real(), REAL.replace("001", "002"): real(), other: real(target_id="1255229")}
     listing = read_dfdc_preview(make_preview(tmp_path, {**entries, FAKE_A: fake(**changes)}))
     expected = f"dfdc-preview/{original.removesuffix('.mp4')}" if original else ""
     assert rows_by_id(listing, "path")[FAKE_A]["original"] == expected
@@ -344,8 +330,7 @@ def test_the_original_is_a_listed_clip_of_the_target(changes, original, tmp_path
 def test_people_come_from_the_name_where_the_entry_says_none(tmp_path):
     bare = {"label": "fake", "set": "test"}
     rows = rows_by_id(
-        read_dfdc_preview(make_preview(tmp_path, {REAL: {"label": "real", "set": "test"}, FAKE_A: bare})),
-        "path",
+        read_dfdc_preview(make_preview(tmp_path, {REAL: {"label": "real", "set": "test"}, FAKE_A: bare})), "path"
     )
     assert (rows[FAKE_A]["target_id"], rows[FAKE_A]["source_id"]) == ("1003254", "1255229")
     assert rows[FAKE_A]["original"] == rows[REAL]["video_id"]

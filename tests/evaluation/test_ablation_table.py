@@ -8,12 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from multiattn.evaluation.ablation_table import (
-    DEMO_NOTE,
-    AblationTable,
-    measure_out_of_fold,
-    read_cross_data,
-)
+from multiattn.evaluation.ablation_table import DEMO_NOTE, AblationTable, measure_out_of_fold, read_cross_data
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
 from multiattn.scoring.metrics import balanced_log_loss
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, VIDEOS

@@ -36,11 +36,7 @@ from multiattn.inference.kit.half_weights import (
 )
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.inference.runs import find_models, trained_on
-from multiattn.inference.scoring_file import (
-    ScoringFile,
-    choose_scoring,
-    require_rule_fits,
-)
+from multiattn.inference.scoring_file import ScoringFile, choose_scoring, require_rule_fits
 from multiattn.inference.submit.inputs import find_inputs
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.runtime.layout import BEST_WEIGHTS

@@ -208,10 +208,7 @@ OTHER_OPTIONS = {
     ),
     "two of them": (
         "b0",
-        {
-            "attentions.conv2.weight": of_shape(9, 112, 1, 1),
-            "ensemble_classifier_fc.2.weight": of_shape(5, 256),
-        },
+        {"attentions.conv2.weight": of_shape(9, 112, 1, 1), "ensemble_classifier_fc.2.weight": of_shape(5, 256)},
         "5 classes.*; M = 9",
     ),
 }

@@ -52,11 +52,7 @@ FAMILIES = {
     "tf_efficientnetv2_b0": ([f"blocks.{i}" for i in range(6)], (16, 32, 48, 96, 112, 192), (2, 4, 8, 16, 16, 32)),
     "resnet18": (["act1", "layer1", "layer2", "layer3", "layer4"], (64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
     "convnext_atto": ([f"stages.{i}" for i in range(4)], (40, 80, 160, 320), (4, 8, 16, 32)),
-    "legacy_xception": (
-        [f"block{i}" for i in range(1, 13)],
-        (128, 256, *[728] * 9, 1024),
-        (4, 8, *[16] * 9, 32),
-    ),
+    "legacy_xception": ([f"block{i}" for i in range(1, 13)], (128, 256, *[728] * 9, 1024), (4, 8, *[16] * 9, 32)),
 }
 
 

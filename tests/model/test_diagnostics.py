@@ -158,11 +158,7 @@ def test_a_map_that_is_always_the_strongest_is_reported_though_the_others_differ
     assert "strongest on 100% of the faces" in warn(figures(attention))
 
 
-@pytest.mark.parametrize(
-    ("form", "expected"),
-    [("relu", 1 / np.pi), ("masked-elu", 0.685)],
-    ids=["relu", "masked-elu"],
-)
+@pytest.mark.parametrize(("form", "expected"), [("relu", 1 / np.pi), ("masked-elu", 0.685)], ids=["relu", "masked-elu"])
 def test_maps_of_an_untrained_module_are_far_from_collapsed(form, expected):
     """Of independent standard normal x, E[f]^2 / E[f^2]: 1 / pi for ReLU; 1.161^2 / 1.967 = 0.685 for ELU + 1."""
     torch.manual_seed(0)

@@ -142,11 +142,7 @@ OFFICIAL = dataclasses.replace(official(Experiment(name="x", model=PAPER)).model
 BASELINE = dataclasses.replace(PAPER, network="baseline")
 PROFILES = pytest.mark.parametrize(
     "config",
-    [
-        pytest.param(PAPER, id="paper"),
-        pytest.param(OFFICIAL, id="official"),
-        pytest.param(BASELINE, id="baseline"),
-    ],
+    [pytest.param(PAPER, id="paper"), pytest.param(OFFICIAL, id="official"), pytest.param(BASELINE, id="baseline")],
 )
 
 

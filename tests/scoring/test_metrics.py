@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from multiattn.scoring.metrics import (
-    CONSTANT_LOG_LOSS,
-    balanced_log_loss,
-    log_loss,
-    roc_points,
-    video_metrics,
-)
+from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, balanced_log_loss, log_loss, roc_points, video_metrics
 
 
 def random_table(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:

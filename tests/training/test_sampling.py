@@ -182,9 +182,7 @@ def test_epochs_are_those_the_published_figures_were_trained_on(
 
 
 @pytest.mark.parametrize(
-    ("blended", "real", "fake"),
-    [(0.0, 60, 60), (0.25, 80, 40), (0.4, 100, 20), (0.5, 120, 0), (0.9, 120, 0)],
-    ids=str,
+    ("blended", "real", "fake"), [(0.0, 60, 60), (0.25, 80, 40), (0.4, 100, 20), (0.5, 120, 0), (0.9, 120, 0)], ids=str
 )
 def test_more_real_visits_make_up_for_those_that_are_shown_as_fakes(blended, real, fake):
     """Real crops shown as they are: real * (1 - blended), half of the epoch as long as there are fakes to take away."""

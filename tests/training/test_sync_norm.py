@@ -31,10 +31,7 @@ from multiattn.training.engine.sync_norm import SynchronisedBatchNormAct2d, sync
 from pipeline import forked
 
 CPU, BATCH, STEPS = torch.device("cpu"), 8, 2
-SHARES = {
-    2: {"even": [4, 4], "uneven": [7, 1], "one rank empty": [8, 0]},
-    4: {"uneven": [3, 1, 2, 2]},
-}
+SHARES = {2: {"even": [4, 4], "uneven": [7, 1], "one rank empty": [8, 0]}, 4: {"uneven": [3, 1, 2, 2]}}
 """World size -> name -> samples of each rank."""
 LAYERS = {
     "2d": (lambda: nn.BatchNorm2d(3), (3, 5, 4)),

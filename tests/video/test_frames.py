@@ -11,12 +11,7 @@ from PIL import Image
 
 from drawn_faces import write_clip
 from multiattn.video.decoding import pictures
-from multiattn.video.decoding.frames import (
-    FrameReader,
-    VideoShape,
-    evenly_spaced_indices,
-    probe_video,
-)
+from multiattn.video.decoding.frames import FrameReader, VideoShape, evenly_spaced_indices, probe_video
 from multiattn.video.decoding.pictures import UnreadableVideoError, read_image
 
 WIDTH, HEIGHT, FPS = 64, 48, 25
