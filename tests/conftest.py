@@ -19,6 +19,7 @@ from pipeline import FACES_OPTIONS, Pipeline, run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # no test cuts the power, and a disk takes 5 to 30 ms for each of a hundred calls a training
 
 
 @pytest.fixture(scope="session")
