@@ -159,14 +159,10 @@ def test_held_out_folders_take_their_labels_from_labels_csv(name, beside, tmp_pa
     assert listing.absent == [f"{name}/gone.mp4"]
 
 
-def test_labels_inside_come_before_labels_beside(tmp_path):
-    make_clips(tmp_path / "test", "a.mp4", labels={"a.mp4": 1})
+def test_labels_inside_come_before_labels_beside_and_a_metadata_json_of_another_form(tmp_path):
+    folder = make_clips(tmp_path / "test", "a.mp4", labels={"a.mp4": 1})
     write_labels(tmp_path / "labels.csv", {"a.mp4": 0})
     assert rows_by_id(read_dfdc(tmp_path))["dfdc/test/a"]["label"] == 1
-
-
-def test_labels_csv_comes_before_a_metadata_json_of_another_form(tmp_path):
-    folder = make_clips(tmp_path / "test", "a.mp4", labels={"a.mp4": 1})
     (folder / "metadata.json").write_text(json.dumps({"a.mp4": {"is_fake": 1}}))
     assert rows_by_id(read_dfdc(tmp_path))["dfdc/test/a"]["label"] == 1
 

@@ -65,17 +65,13 @@ def test_a_video_id_is_the_data_set_and_the_path_without_extension(path, expecte
     assert video_row("d", path)["video_id"] == expected
 
 
-def test_video_files_are_known_by_their_extension_in_any_case_and_sorted(tmp_path):
+def test_video_files_are_known_by_their_extension_in_any_case_and_sorted_also_those_below(tmp_path):
     make_files(tmp_path, "b.mp4", "a.MOV", "c.txt", "mp4", "d.webm", ".mp4")
     (tmp_path / "folder.mp4").mkdir()
     assert video_files(tmp_path) == ["a.MOV", "b.mp4", "d.webm"]
     assert video_files(tmp_path / "folder.mp4") == video_files(tmp_path / "nothing") == []
-
-
-def test_video_files_below_are_paths_from_the_folder_sorted(tmp_path):
-    make_files(tmp_path, "b.mp4", "x/a.mp4", "x/y/c.MOV", "x/notes.txt", ".hidden/d.mp4", "x/.e.mp4")
-    (tmp_path / "folder.mp4").mkdir()
-    assert video_files_below(tmp_path) == ["b.mp4", "x/a.mp4", "x/y/c.MOV"]
+    make_files(tmp_path, "x/a.mp4", "x/y/c.MOV", "x/notes.txt", ".hidden/d.mp4", "x/.e.mp4")
+    assert video_files_below(tmp_path) == ["a.MOV", "b.mp4", "d.webm", "x/a.mp4", "x/y/c.MOV"]
     assert video_files_below(tmp_path / "folder.mp4") == video_files_below(tmp_path / "nothing") == []
 
 

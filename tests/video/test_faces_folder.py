@@ -192,7 +192,9 @@ def test_a_folder_with_a_journal_is_not_finished(tmp_path, clips):
 
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["alone", "as originals of fakes"])
-def test_a_file_of_other_content_is_extracted_again_and_a_new_time_stamp_is_nothing(reuse, clips, tmp_path, caplog):
+def test_a_file_of_other_content_is_extracted_again_and_nothing_to_do_or_a_new_time_stamp_starts_no_process(
+    reuse, clips, tmp_path, caplog
+):
     recipe = dataclasses.replace(RECIPE, reuse_original=reuse)
     files = {name: shutil.copy(path, tmp_path / f"{name}.mp4") for name, path in clips.items()}
     before = files["real0"].stat()
