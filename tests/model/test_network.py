@@ -174,6 +174,20 @@ def test_the_exported_network_gives_the_same_logits_also_from_a_file_and_for_oth
                 found = module(images(batch))
                 assert isinstance(found, NetworkOutput)
                 torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+                torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=0)
+
+
+@PROFILES
+def test_the_last_map_s_mean_comes_with_the_logits_in_eval_alone(config):
+    network, crops = settled(config), images(2)
+    seen = []
+    network.backbone.register_forward_hook(lambda *call: seen.append(call[-1][1]))
+    with torch.no_grad():
+        found = network(crops)
+        expected = seen[0].double().mean(dim=(-2, -1)).float()
+        torch.testing.assert_close(found.features, expected, atol=1e-6, rtol=1e-5)
+        assert len(seen) == 1 and found.features.dtype == torch.float32
+        assert network.train()(crops).features is None
 
 
 @PROFILES
@@ -181,7 +195,9 @@ def test_the_compiled_network_gives_the_same_logits_without_a_break_in_its_graph
     network = settled(config)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(images(2)).logits, network(images(2)).logits, atol=1e-5, rtol=0)
+        found, expected = compiled(images(2)), network(images(2))
+    for name in ("logits", "features"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
 
 
 @PROFILES

@@ -157,9 +157,9 @@ def predict_maps(
         loader = DataLoader(CropImages(folder, rows["crop"], size), batch_size=BATCH_SIZE)
         return predict_logits(network, loader, device=device, precision=precision, watch=watch)
 
-    logits = predict(shown, lambda output: grids.extend(output.attention.float().cpu()))
+    logits = predict(shown, lambda _, output: grids.extend(output.attention.float().cpu()))
     if measured is not None:
-        predict(measured, lambda output: statistics.update(output.attention))
+        predict(measured, lambda _, output: statistics.update(output.attention))
     align_corners, root = model.experiment.model.align_corners, crops_root(folder)
     faces = [
         FaceMaps(

@@ -77,7 +77,7 @@ def predict_faces(
         for model in models if len(faces) else []:
             dataset = CropImages(folder, faces["crop"], model.experiment.data.image_size)
             workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-            batches = _watched(crop_loader(dataset, batch_size=batch_size, num_workers=workers), bar)
+            batches = watched(crop_loader(dataset, batch_size=batch_size, num_workers=workers), bar)
             network, chosen = (loaded or {}).get(model.name) or _load(model, device, precision, dataset)
             if loaded is not None:
                 loaded[model.name] = network, chosen
@@ -102,7 +102,8 @@ def _try(network: nn.Module, dataset: CropImages) -> Trial:
     return try_prediction(network, torch.stack([dataset[row] for row in rows]))
 
 
-def _watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:
+def watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:
+    """The loader's batches; the bar moves with each."""
     for batch in loader:
         yield batch
         bar.update(len(batch))

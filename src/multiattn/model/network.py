@@ -22,11 +22,14 @@ class NetworkOutput(NamedTuple):
         logits: (B, 2) float32, column 0 real, column 1 fake.
         attention: A (B, M, h, w), non-negative; None from the baseline.
         parts: V (B, M, N) float32, unit rows, for the auxiliary loss; None from the baseline.
+        features: (B, C_last) float32, the last map's mean over space, by which faces are compared
+            (`model.distance`); None in training.
     """
 
     logits: Tensor
     attention: Tensor | None
     parts: Tensor | None
+    features: Tensor | None = None
 
 
 # `torch.export.save` writes the type of the output under this name, and needs to know it.
@@ -36,6 +39,12 @@ _register_namedtuple(NetworkOutput, serialized_type_name="multiattn.model.networ
 def fake_logit(logits: Tensor) -> Tensor:
     """(B, 2) class logits -> (B,) logit of P(fake): its sigmoid is the softmax's second column."""
     return logits[:, 1] - logits[:, 0]
+
+
+def average_pool(last: Tensor) -> Tensor:
+    """(B, C, H, W) -> its mean over space, (B, C), in float32 under autocast too."""
+    with torch.autocast(device_type=last.device.type, enabled=False):
+        return last.float().mean(dim=(-2, -1))
 
 
 class Classifier(nn.Module):
@@ -68,17 +77,17 @@ class Classifier(nn.Module):
 
 
 class BaselineHead(nn.Module):
-    """Global average pooling, dropout and one linear layer, behind a backbone without attention."""
+    """Dropout and one linear layer, behind a backbone without attention and global average pooling."""
 
     def __init__(self, num_features: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(num_features, NUM_CLASSES)
 
-    def forward(self, last: Tensor) -> Tensor:
-        """(B, C_last, H, W) -> logits (B, 2) float32."""
-        with torch.autocast(device_type=last.device.type, enabled=False):
-            return self.linear(self.dropout(last.float().mean(dim=(-2, -1))))
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, C_last) float32 -> logits (B, 2) float32."""
+        with torch.autocast(device_type=pooled.device.type, enabled=False):
+            return self.linear(self.dropout(pooled))
 
 
 class BaselineNet(nn.Module):
@@ -93,7 +102,8 @@ class BaselineNet(nn.Module):
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """(B, 3, H, W) float in [-1, 1] -> logits; no attention, no parts."""
-        return NetworkOutput(self.head(self.backbone(images)[1]), None, None)
+        pooled = average_pool(self.backbone(images)[1])
+        return NetworkOutput(self.head(pooled), None, None, None if self.training else pooled)
 
 
 class MultiAttentionNet(nn.Module):
@@ -154,7 +164,8 @@ class MultiAttentionNet(nn.Module):
         vector = global_vector(last, seen, config.global_pool, align_corners=config.align_corners)  # G (B, C_last)
         # Section 3.3: V (B, M, N), BAP of D with A
         parts = normalized_average_pool(standardize(pooled) if config.standardize_parts else pooled, attention)
-        return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts)
+        features = None if self.training else average_pool(last)
+        return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts, features)
 
 
 NETWORKS = registry(ModelConfig, "network", {"multi-attention": MultiAttentionNet, "baseline": BaselineNet})

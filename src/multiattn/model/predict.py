@@ -34,7 +34,7 @@ def predict_logits(
     device: torch.device,
     precision: str,
     forward: Callable[[Tensor], NetworkOutput] | None = None,
-    watch: Callable[[NetworkOutput], None] | None = None,
+    watch: Callable[[Tensor, NetworkOutput], None] | None = None,
 ) -> np.ndarray:
     """The logit of P(fake) of each crop.
 
@@ -43,7 +43,7 @@ def predict_logits(
         batches: (B, H, W, 3) uint8 RGB.
         precision: `bf16`, `fp16` or `fp32`.
         forward: called instead of the network itself.
-        watch: called with every batch's output.
+        watch: called with every batch and its output, both on the device.
 
     Returns:
         (N,) float64; the sigmoid is left to the caller.
@@ -55,10 +55,11 @@ def predict_logits(
     network.eval()
     logits = []
     for crops in batches:
+        pixels = crops.to(device, non_blocking=True)
         with autocast(precision, device):
-            output = (forward or network)(normalize_crops(crops.to(device, non_blocking=True)))
+            output = (forward or network)(normalize_crops(pixels))
         if watch is not None:
-            watch(output)
+            watch(pixels, output)
         logits.append(fake_logit(output.logits.float()).cpu())
     network.train(was_training)
     result = torch.cat(logits).double().numpy() if logits else np.zeros(0)

@@ -16,7 +16,7 @@ from multiattn.runtime.devices import pick_device
 class Options:
     runs: Path
     """runs/<experiment>, or one of its folds."""
-    out: Path
+    out: Path | None = None
     """The frame_predictions.parquet to write."""
     faces: Path | None = None
     """A faces folder; with --videos-dir, where its faces are kept (default: <out>.faces)."""
@@ -28,6 +28,9 @@ class Options:
     """With --videos-dir, the weights file of the detector the run's faces were found with, where it needs one."""
     any_recipe: bool = False
     """Predict crops that were made another way than the run's; the difference becomes a warning."""
+    fit_distance: bool = False
+    """Instead of predicting, write what the faces of their training look like to the runs into their folders, as
+    `multiattn train` does at the end of a fold; --faces is the folder they were trained on."""
     device: Device = "auto"
     precision: PredictPrecision = "auto"
     jobs: Jobs = None
@@ -36,6 +39,7 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="predict", doc=__doc__)
+    from multiattn.inference.distances import keep_distances
     from multiattn.inference.predictor import predict_faces
     from multiattn.inference.runs import find_models
     from multiattn.inference.score_files import extract_folder_faces
@@ -46,6 +50,14 @@ def main(argv: list[str]) -> None:
     if options.any_recipe:
         models = [replace(model, any_crops=True) for model in models]
     device = pick_device(options.device)
+    if options.fit_distance:
+        if options.faces is None:
+            raise ValueError("--fit-distance: expected --faces, the folder the runs were trained on, found none.")
+        kept = keep_distances(models, options.faces, device=device)
+        results(f"{kept} of {len(models)} models know how far faces lie from those of their training")
+        return
+    if options.out is None:
+        raise ValueError("expected --out FILE, the frame_predictions.parquet to write, found none.")
     faces = options.faces or options.out.with_suffix(".faces")
     if options.videos_dir is not None:
         recipe, weights = models[0].recipe, options.weights

@@ -43,7 +43,9 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse_experiment(Options, argv, stage="train", doc=__doc__)
+    from multiattn.inference.distances import keep_distances
     from multiattn.inference.predictor import score_out_of_fold
+    from multiattn.inference.runs import find_models
     from multiattn.training import folds as training
     from multiattn.training.engine.ranks import distributed
 
@@ -59,10 +61,14 @@ def main(argv: list[str]) -> None:
         outcomes = training.train_in_processes(words, numbers, training.parse_slots(options.gpus), folder)
     else:
         device = pick_device(options.device)
+
+        def finish(fold: Path) -> None:
+            keep_distances(find_models(fold), options.faces, device=device)
+
         with distributed(device) as ranks, WorkBar(experiment.name, len(numbers)) as bar:
             rules = {"allow_changes": options.allow_changes, "keep_going": len(numbers) > 1 and ranks.world_size == 1}
             outcomes = training.train_folds(
-                experiment, data, numbers, options.runs, device=device, ranks=ranks, bar=bar, **rules
+                experiment, data, numbers, options.runs, device=device, ranks=ranks, bar=bar, finish=finish, **rules
             )
         if not ranks.is_main:
             return

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +103,13 @@ def train_folds(
     bar: WorkBar,
     allow_changes: bool = False,
     keep_going: bool = False,
+    finish: Callable[[Path], object] | None = None,
 ) -> list[FoldOutcome]:
     """Train folds one after the other; a finished one is skipped, a killed one continued.
 
     Args:
         bar: of the work that these folds are a part of.
+        finish: called by the main rank with the folder of each fold whose training has ended, also a finished one's.
         keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
             would wait for the one that failed.
 
@@ -120,6 +122,8 @@ def train_folds(
         name = fold_name(fold_folder(runs / experiment.name, number))
         try:
             _train_one(experiment, data, number, runs, device, ranks, bar, allow_changes=allow_changes)
+            if finish is not None and ranks.is_main:
+                finish(fold_folder(runs / experiment.name, number))
             outcomes.append(FoldOutcome(number))
         except (OSError, RuntimeError, ValueError) as error:
             if not keep_going:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from multiattn.config import Experiment, Phase
 from multiattn.model.agda import AttentionGuidedAugmentation
 from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss, make_auxiliary, match_loss
-from multiattn.model.network import BaselineHead, NetworkOutput, make_network
+from multiattn.model.network import BaselineHead, NetworkOutput, average_pool, make_network
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import frozen_statistics
 
@@ -122,7 +122,7 @@ class TrainingStep(nn.Module):
 
     def backbone_logits(self, images: Tensor) -> NetworkOutput:
         """The outputs that are validated while the backbone is trained alone."""
-        return NetworkOutput(self.backbone_head(self.network.backbone(images)[1]), None, None)
+        return NetworkOutput(self.backbone_head(average_pool(self.network.backbone(images)[1])), None, None)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the rate of the moving centres be that of an epoch of the phase, counted from 0."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from multiattn.config import ValidationConfig
 from multiattn.config.training import FRAME_PREFIX, METRICS
@@ -129,7 +129,7 @@ def _evaluate(
 ) -> Candidate:
     """Predict every rank's share of the held-out crops, and gather; `statistics` takes in this rank's maps."""
 
-    def watch(output: NetworkOutput) -> None:
+    def watch(_: Tensor, output: NetworkOutput) -> None:
         interruption.exit_if_asked()
         if statistics is not None and output.attention is not None:
             statistics.update(output.attention)

@@ -1,0 +1,106 @@
+"""Distances of faces from those of a run's training: fitted once, kept in the run folder, read wherever it predicts."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from multiattn.inference.attention_maps import spread_crops
+from multiattn.inference.predictor import watched
+from multiattn.inference.runs import TrainedModel
+from multiattn.model.distance import LEAST_CROPS, Faces, fit_distance, see_faces
+from multiattn.model.rewrites import fold_batch_norms
+from multiattn.runtime.files import file_digest
+from multiattn.runtime.layout import BEST_WEIGHTS, DISTANCE_FILE, FOLDS_FILE
+from multiattn.runtime.processor import tune_cpu
+from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.tensor_files import read_metadata
+from multiattn.tables import BOX
+from multiattn.video.crops.images import CropImages, crop_loader
+from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.extraction.faces_folder import read_faces_folder
+
+logger = logging.getLogger(__name__)
+
+MOST_CROPS = 2000
+"""Training and held-out crops each, evenly spaced over the videos: enough for a 99th percentile."""
+BATCH_SIZE = 32
+
+
+def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torch.device) -> int:
+    """Fit the distance of each model to its training faces and write it into the run folder.
+
+    A model that has one of its present weights is left as it is. One with too few crops gets none, and the log says so.
+
+    Args:
+        folder: the faces folder that the models were trained on.
+
+    Returns:
+        The number of models that have a distance now.
+
+    Raises:
+        ValueError: crops made another way, a model whose training videos are not known, or other videos than its.
+    """
+    recipe, faces, kept = read_recipe(folder), None, 0
+    for model in models:
+        digest, path = file_digest(model.path / BEST_WEIGHTS), model.path / DISTANCE_FILE
+        if path.is_file() and read_metadata(path).get("weights") == digest:
+            kept += 1
+            continue
+        model.require_same_crops(folder, recipe)
+        faces = read_faces_folder(folder)[0] if faces is None else faces
+        folds = model.folds().set_index("video_id")["fold"]
+        if folds.empty:
+            raise ValueError(f"{model.path}: expected a run trained here, with {FOLDS_FILE}, found none.")
+        fold_of_crop = faces["video_id"].map(folds)
+        tables = faces[fold_of_crop.notna() & (fold_of_crop != model.fold)], faces[fold_of_crop == model.fold]
+        if min(map(len, tables)) < LEAST_CROPS:
+            logger.warning(
+                "%s: expected %d training and %d held-out crops or more in %s, found %d and %d: how far faces lie from "
+                "its training will not be measured.", model.name, LEAST_CROPS, LEAST_CROPS, folder, *map(len, tables),
+            )  # fmt: skip
+            continue
+        network = _network(model, device)
+        seen = [_see(model, network, folder, table, device, known_size=not recipe.foreign) for table in tables]
+        fit_distance(*seen, {"weights": digest}).save(path)
+        logger.info("%s: what its training faces look like to it is kept in %s", model.name, path)
+        kept += 1
+    return kept
+
+
+def _network(model: TrainedModel, device: torch.device) -> nn.Module:
+    """The network as prediction runs it."""
+    if device.type != "cpu":
+        return model.load(device)
+    tune_cpu()
+    return fold_batch_norms(model.load(device))
+
+
+def _see(
+    model: TrainedModel,
+    network: nn.Module,
+    folder: Path,
+    table: pd.DataFrame,
+    device: torch.device,
+    *,
+    known_size: bool,
+) -> Faces:
+    """Evenly spaced crops of a table, as the network sees them; in float32, the measure of every other precision."""
+    table = spread_crops(table, MOST_CROPS)
+    dataset = CropImages(folder, table["crop"], model.experiment.data.image_size)
+    workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    sides = face_sides(table) if known_size else np.full(len(table), np.nan)
+    batches = crop_loader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
+    with progress_bar(len(table), f"{model.name}, familiar faces", "crops") as bar:
+        return see_faces(network, watched(batches, bar), sides, device=device, precision="fp32")
+
+
+def face_sides(faces: pd.DataFrame) -> np.ndarray:
+    """(N,) pixels of the longer side of each face's box in its frame."""
+    x1, y1, x2, y2 = (faces[name].to_numpy(dtype=np.float64) for name in BOX)
+    return np.maximum(x2 - x1, y2 - y1)
