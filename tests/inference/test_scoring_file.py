@@ -62,6 +62,15 @@ def test_a_rule_is_read_as_it_was_written(runs):
     assert json.loads(path.read_text())["report"] == {"figures": []}
 
 
+def test_a_file_of_an_earlier_version_is_read_with_what_it_lacks_as_it_was(runs):
+    path = default_scoring_path(runs)
+    values = json.loads(path.read_text())
+    for name in ("per_frame", "held_out"):
+        del values["rule"][name]
+    path.write_text(json.dumps(values))
+    assert read_scoring_file(path).rule == TUNED
+
+
 @pytest.mark.parametrize("folds", [False, True], ids=["experiments", "folds"])
 @pytest.mark.parametrize("holder", ["a", "b"])
 @pytest.mark.parametrize("order", ["ab", "ba"])

@@ -1,6 +1,7 @@
 """The scoring rule: untuned it is the plain mean, tuned it does each step in its order, and JSON brings it back."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -51,7 +52,28 @@ def test_the_clip_comes_last():
     assert sure.score(table)["probability"].tolist() == [0.1, 0.9]
 
 
-@pytest.mark.parametrize("rule", [ScoringRule(), TUNED], ids=["untuned", "tuned"])
+def test_a_rule_per_frame_is_the_mean_of_calibrated_frames_and_of_one_crop_the_same_as_any():
+    per_frame = replace(TUNED, aggregator=Aggregator(clip=0.002), per_frame=True)
+    table = random_predictions(1)
+    table = pd.concat([table.assign(model=table["model"].str.replace("m/", f"{name}/")) for name in "ab"])
+    frames = per_frame.answer_frames(table)
+    first = table[(table[["video_id", "track", "frame_index"]] == frames.iloc[0][:3]).all(axis=1)]
+    alone = replace(TUNED, aggregator=Aggregator(clip=1e-9)).score(first)["probability"].item()
+    assert frames["probability"][0] == pytest.approx(alone, abs=1e-12)
+    expected = frames.groupby("video_id")["probability"].mean()
+    scored = per_frame.score(table).set_index("video_id")
+    assert scored["probability"].to_dict() == pytest.approx(expected.clip(0.002, 0.998).to_dict(), abs=1e-12)
+    assert scored["num_crops"].to_dict() == frames.groupby("video_id").size().to_dict()
+    singles = table.drop_duplicates(["video_id", "model"]).assign(track=0, frame_index=0)
+    pd.testing.assert_frame_equal(
+        per_frame.score(singles), replace(per_frame, per_frame=False).score(singles), rtol=0, atol=1e-12
+    )
+
+
+PER_FRAME = replace(TUNED, per_frame=True)
+
+
+@pytest.mark.parametrize("rule", [ScoringRule(), TUNED, PER_FRAME], ids=["untuned", "tuned", "per frame"])
 def test_no_predictions_are_no_rows(rule):
     found = rule.score(FRAME_PREDICTIONS.empty())
     assert list(found.columns) == ["video_id", "probability", "num_crops"]
@@ -76,7 +98,7 @@ def test_predictions_of_an_experiment_that_was_not_tuned_for_are_refused():
     "rule",
     [
         ScoringRule(),
-        TUNED,
+        PER_FRAME,
         ScoringRule(ensemble=Ensemble(method="stacked", space="logit", weights={"a": -1.5}, intercept=0.3)),
         ScoringRule(calibration=Calibration(method="isotonic", parameters=(0.1, 0.7, 0.2, 0.6))),
         ScoringRule(aggregator=Aggregator(frames="top_k", amount=3, tracks="faces_shrunk", faithful=True)),

@@ -339,6 +339,22 @@ def test_the_last_epochs_figures_stand_beside_those_of_the_chosen_ones(drawn, tu
         tune(drawn.predictions, drawn.videos, last_epoch=last.assign(video_id="other"))
 
 
+def test_a_single_fold_of_single_crops_is_tuned_on_parts_of_its_groups():
+    drawn = Simulation(**{**SMALL, "num_frames": 1}, fake_share=0.5, sharpness=3.0, seed=1).draw()
+    videos = drawn.videos[drawn.videos["fold"] == 0].reset_index(drop=True)
+    steps = []
+    tuned = tune(drawn.predictions[drawn.predictions["fold"] == 0], videos, advance=lambda: steps.append(1))
+    assert len(steps) == num_steps(videos)
+    assert tuned.videos.groupby("part")["group"].nunique().tolist() == [2, 2, 1, 1, 1]
+    assert tuned.videos.groupby("group")["part"].nunique().eq(1).all()
+    assert tuned.rule.per_frame and tuned.rule.aggregator.frames == "mean"
+    assert "| without part " in describe_tuning(tuned.rule, tuned.report)
+    known = tuned.videos[~tuned.videos["without_face"]]
+    held_out = tuned.rule.held_out
+    assert (held_out.num_reals, held_out.num_fakes) == tuple(known["label"].value_counts().loc[[0, 1]])
+    assert (held_out.num_groups, held_out.crops, held_out.datasets) == (7, 1, ("simulated",))
+
+
 @pytest.mark.parametrize("test_prior", [0.0, 1.0, -1.0, np.nan])
 def test_an_impossible_test_prior_is_refused(test_prior, drawn):
     with pytest.raises(ValueError, match="--test-prior"):
@@ -349,9 +365,12 @@ def test_an_impossible_test_prior_is_refused(test_prior, drawn):
     ("change", "error"),
     [
         pytest.param(
-            lambda frames, videos, first: (frames[frames["fold"] == 0], videos[videos["fold"] == 0]),
-            r"at least 2 folds, found 1.*multiattn train",
-            id="one fold",
+            lambda frames, videos, first: (
+                frames[frames["fold"] == 0],
+                videos[videos["fold"] == 0].assign(group="one"),
+            ),
+            r"at least 2 groups, found 1.*multiattn train",
+            id="one group",
         ),
         pytest.param(
             lambda frames, videos, first: (frames, videos[~first]), r"found 1 others.*test split", id="in no fold"

@@ -37,6 +37,7 @@ def test_tune_writes_a_rule_for_these_runs_and_shows_what_it_compared(runs, caps
     rule = read_scoring_file(path).rule
     assert rule.experiments == ("demo_tiny", "renamed")
     assert choose_scoring(runs, None) == rule
+    assert rule.held_out.lacks and rule.held_out.describe() in printed
     report = json.loads(path.read_text())["report"]
     assert report["videos"]["number"] == len(read_out_of_fold(*runs).videos)
     figures = {row["name"]: row["log_loss"] for row in report["figures"]}
@@ -132,7 +133,7 @@ def test_the_same_runs_give_the_same_bytes_over_the_old_file_and_in_another_orde
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        pytest.param(["{0}/fold0"], "at least 2 folds, found 1", id="one fold"),
+        pytest.param(["{0}/fold0"], "at least 2 groups, found 1", id="one fold of one group"),
         pytest.param(["{0}", "{0}"], "found demo_tiny more than once", id="one experiment twice"),
         pytest.param(["{0}/fold0", "{0}/fold1"], "found demo_tiny more than once", id="its folds one by one"),
         pytest.param(["{0}", "{1}/fold1"], "expected the folds of", id="other folds"),

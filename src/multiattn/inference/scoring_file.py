@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 UNTUNED = "none"
 """As `--scoring`: the untuned rule."""
+LATER_SETTINGS = {"per_frame": False, "held_out": None}
+"""Settings that rules of earlier versions lack, as they had them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,8 @@ def read_scoring_file(path: Path) -> ScoringFile:
         raise FileNotFoundError(f"{path}: no scoring rule here. Make it with `multiattn tune`.")
     values = read_json(path)
     try:
-        rule = from_json(ScoringRule, values["rule"], source="not a scoring rule", complete=True)
+        settings = LATER_SETTINGS | values["rule"]
+        rule = from_json(ScoringRule, settings, source="not a scoring rule", complete=True)
         return ScoringFile(rule=rule, tuned_on=_digests(values.get("tuned_on", {})))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}. Make it again with `multiattn tune`.") from error
@@ -106,7 +109,7 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
     if scoring is None:
         found = find_scoring(runs)
         if found is None:
-            can_be_tuned = all(len(folds_below(folder, HELD_OUT_FILE)) > 1 for folder in _experiment_folders(runs))
+            can_be_tuned = all(folds_below(folder, HELD_OUT_FILE) for folder in _experiment_folders(runs))
             way = f"; `{_tune_command(runs)}` makes one" if can_be_tuned else ""
             logger.info("no %s for these runs: plain means%s", SCORING_FILE, way)
             return ScoringFile()

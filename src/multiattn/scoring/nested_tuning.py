@@ -7,7 +7,8 @@ is done once for every fold, without it (outer loop): the rule so found answers 
 together are the honest out-of-fold figure. The rule delivered is the one found on all folds.
 
 Parts of the inner loop are the remaining folds. With two folds in all one remains, and its groups are dealt into up to
-five parts; where it is one group, nothing can be held out and the simple rule stays. Groups never span parts.
+five parts; where it is one group, nothing can be held out and the simple rule stays. Groups never span parts. A single
+fold is itself dealt into parts, which stand for folds throughout.
 
 Videos without a face take no part in any fit; they count in every figure with the rule's prior.
 """
@@ -125,14 +126,14 @@ class Evidence:
     """Held-out videos that have a face, N of them, as every recipe and experiment sees them."""
 
     values: dict[str, np.ndarray]
-    """Recipe -> (N, E) P(fake), NaN where an experiment did not see the video."""
+    """Recipe -> (N, E) P(fake), NaN where an experiment did not see the video; of videos of one crop the simple one."""
     experiments: tuple[str, ...]
     labels: np.ndarray
     """(N,) of 0 and 1."""
     groups: np.ndarray
     """(N,) int64, which never span folds."""
     folds: np.ndarray
-    """(N,) int64."""
+    """(N,) int64, of `outer_parts`."""
 
     def only(self, kept: np.ndarray) -> "Evidence":
         """The videos of a (N,) mask."""
@@ -159,10 +160,10 @@ class Nested:
     """Every held-out video, with answers of rules that were found without its fold, and of others beside them."""
 
     videos: pd.DataFrame
-    """The `folds` table given, and columns without_face, in_sample, one a candidate of `candidate_rules`, and one
-    `only <experiment>` each: P(fake), clipped."""
+    """The `folds` table given, and columns part (of `outer_parts`), without_face, in_sample, one a candidate of
+    `candidate_rules`, and one `only <experiment>` each: P(fake), clipped."""
     choices: dict[int, Choice]
-    """Fold -> the rule found without it."""
+    """Fold, or part of a single fold -> the rule found without it."""
     final: Choice
     """Found on all folds."""
     rules: dict[int, dict[str, ScoringRule]]
@@ -189,28 +190,45 @@ def gather_evidence(
         video_id, so that the order of the rows given changes nothing.
 
     Raises:
-        ValueError: fewer than two folds; a video that is not among those given, or was scored by a model of another
+        ValueError: one group only; a video that is not among those given, or was scored by a model of another
             fold, which may have learned it; no video with a face of one of the classes.
     """
     groups = FrameGroups.of(predictions)
-    if videos["fold"].nunique() < 2:
-        raise ValueError(
-            f"expected out-of-fold predictions of at least 2 folds, found {videos['fold'].nunique()}: what is fitted on"
-            " one can be checked on no other. Train more folds (`multiattn train --fold all`); until then the untuned"
-            " rule is used."
-        )
-    positions = check_held_out(groups, videos)
-    values = {}
+    positions, values = check_held_out(groups, videos), {}
     for name, aggregator in RECIPES.items():
-        scores = score_experiments(groups, aggregator)
-        values[name] = scores.values
+        if name == SIMPLE or not are_single_crops(groups):
+            scores = score_experiments(groups, aggregator)
+            values[name] = scores.values
         advance()
     found = videos.iloc[positions]
     labels = found["label"].to_numpy(np.int64)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"expected videos of both classes with a face, found {len(labels)} with label {set(labels)}.")
     codes = pd.factorize(found["group"], sort=True)[0]
-    return Evidence(values, scores.experiments, labels, codes, found["fold"].to_numpy(np.int64)), positions
+    return Evidence(values, scores.experiments, labels, codes, outer_parts(videos)[positions]), positions
+
+
+def outer_parts(videos: pd.DataFrame) -> np.ndarray:
+    """(N,) int64: the fold of every video of a `folds` table, or its part where there is one fold only.
+
+    Raises:
+        ValueError: one group only, of which nothing can be held out.
+    """
+    parts = videos["fold"].to_numpy(np.int64)
+    if len(np.unique(parts)) < 2:
+        parts = inner_parts(parts, videos["group"].to_numpy())
+    if parts is None:
+        raise ValueError(
+            f"expected held-out videos of at least 2 groups, found 1, {videos['group'].iloc[0]}: what is fitted on it "
+            "can be checked on no other. Train more folds (`multiattn train --fold all`); until then the untuned rule "
+            "is used."
+        )
+    return parts
+
+
+def are_single_crops(groups: FrameGroups) -> bool:
+    """True where every model saw one crop of each video: nothing can be said of ways to put frames together."""
+    return len(groups.frames_of_units) > 0 and int(groups.frames_of_units.max()) == 1
 
 
 def tune_nested(
@@ -231,12 +249,12 @@ def tune_nested(
         advance: called STAGES times a fold, and as often for the whole.
     """
     choose = partial(choose_rule, seed=seed, advance=advance)
-    answers, choices, rules = {}, {}, {}
+    answers, choices, rules, parts = {}, {}, {}, outer_parts(videos)
     for fold in np.unique(evidence.folds).tolist():
         held_out = evidence.folds == fold
         choices[fold] = choose(evidence.only(~held_out))
         # The shift of the fold that is held out comes from the others' share of fakes, as its rule does.
-        rules[fold] = candidate_rules(choices[fold], videos.loc[videos["fold"] != fold, "label"], test_prior)
+        rules[fold] = candidate_rules(choices[fold], videos.loc[parts != fold, "label"], test_prior)
         for name, rule in rules[fold].items():
             values = evidence.values[SIMPLE if name == "untuned" else choices[fold].recipe][held_out]
             answers.setdefault(name, np.empty(len(held_out)))[held_out] = rule.answer(values, evidence.experiments)
@@ -245,7 +263,7 @@ def tune_nested(
     for column, name in enumerate(evidence.experiments):
         answers[f"only {name}"] = ScoringRule().answer(evidence.values[SIMPLE][:, [column]], (name,))
 
-    table = videos.reset_index(drop=True).assign(without_face=True)
+    table = videos.reset_index(drop=True).assign(part=parts, without_face=True)
     table.loc[positions, "without_face"] = False
     candidates = candidate_rules(final, videos["label"], test_prior)
     prior = candidates["untuned"].prior

@@ -1,7 +1,8 @@
 """The scoring rule: frame predictions -> a video's probability, as `scoring.json` keeps it.
 
 Frames -> tracks -> video of one model (`aggregators.py`), mean over the folds of an experiment, experiments blended
-(`ensembling.py`), calibrated, moved to the test set's prior where asked, clipped (`calibration.py`).
+(`ensembling.py`), calibrated, moved to the test set's prior where asked, clipped (`calibration.py`). A rule tuned on
+single crops does all but the first and the last of that frame by frame, before frames -> tracks -> video.
 Out-of-fold scores, submissions, evaluation and single files all go through `ScoringRule.score`.
 """
 
@@ -11,9 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from multiattn.scoring.aggregators import Aggregator, FrameGroups
+from multiattn.scoring.aggregators import Aggregator, FrameGroups, frame_predictions
+from multiattn.scoring.answers import HeldOutAnswers
 from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble, score_experiments
+from multiattn.scoring.frame_rules import to_logits
+
+FRAME = ["video_id", "track", "frame_index"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,13 @@ class ScoringRule:
     share of fakes, where one was, else at theirs; last_epoch_log_loss and last_epoch_balanced_log_loss, the same with
     the last epochs' weights in place of the chosen ones', None where those are not known; and test_prior, the stated
     share. None where nothing was tuned."""
+    per_frame: bool = False
+    """Every frame is blended and calibrated as a video of one crop, and the aggregator takes the calibrated
+    probabilities: with its `mean` the answer is their mean. Where the held-out videos had one crop each, the
+    calibration is one of single crops, and would be of too little doubt for what many frames agree on."""
+    held_out: HeldOutAnswers | None = None
+    """Its answers for held-out videos, beside which others are put (`answers.py`); None where nothing was tuned, or by
+    a version that did not keep them."""
 
     @property
     def clip(self) -> float:
@@ -50,8 +62,8 @@ class ScoringRule:
         """Frame predictions of any number of models -> one row a video.
 
         Args:
-            predictions: a `frame_predictions` table, or the groups made of one; `model` is `<experiment>/fold<k>`. May
-                be empty.
+            predictions: a `frame_predictions` table, or but for a rule `per_frame` the groups made of one; `model` is
+                `<experiment>/fold<k>`. May be empty.
 
         Returns:
             video_id, probability (float64, in [clip, 1 - clip]) and num_crops (the most any model saw), sorted by
@@ -60,16 +72,38 @@ class ScoringRule:
         Raises:
             ValueError: predictions of an experiment that the ensemble has no weight for.
         """
-        scores = score_experiments(predictions, self.aggregator)
-        probability = self.answer(scores.values, scores.experiments)
+        if self.per_frame:
+            frames = self.answer_frames(predictions)
+            table = frame_predictions(frames, to_logits(frames["probability"]), model="calibrated", fold=-1)
+            scores = score_experiments(table, self.aggregator)
+            probability = np.clip(scores.values.reshape(-1), self.clip, 1 - self.clip)
+        else:
+            scores = score_experiments(predictions, self.aggregator)
+            probability = self.answer(scores.values, scores.experiments)
         return pd.DataFrame({"video_id": scores.video_ids, "probability": probability, "num_crops": scores.num_crops})
+
+    def answer_frames(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Every frame answered as a video of this one crop, but not clipped.
+
+        Args:
+            predictions: as of `score`.
+
+        Returns:
+            video_id, track, frame_index and probability, sorted by the first three.
+        """
+        numbers = predictions.groupby(FRAME, sort=True, observed=True).ngroup()
+        frames = predictions[FRAME].assign(number=numbers).drop_duplicates("number").sort_values("number")
+        scores = score_experiments(predictions.assign(video_id=numbers, track=0, frame_index=0), self.aggregator)
+        answers = self._calibrate(scores.values, scores.experiments)
+        return frames[FRAME].assign(probability=answers).reset_index(drop=True)
 
     def answer(self, values: np.ndarray, experiments: Sequence[str]) -> np.ndarray:
         """(V, E) P(fake) of experiments, as this rule's aggregator makes them -> (V,) in [clip, 1 - clip].
 
         NaN is an experiment that did not see the video; where none did, so is the answer.
         """
+        return np.clip(self._calibrate(values, experiments), self.clip, 1 - self.clip)
+
+    def _calibrate(self, values: np.ndarray, experiments: Sequence[str]) -> np.ndarray:
         probability = self.calibration.apply(self.ensemble.blend(values, experiments))
-        if self.prior_shift is not None:
-            probability = self.prior_shift.apply(probability)
-        return np.clip(probability, self.clip, 1 - self.clip)
+        return probability if self.prior_shift is None else self.prior_shift.apply(probability)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from multiattn.runtime.text_tables import markdown_table
 from multiattn.scoring.aggregators import RECIPES, FrameGroups, complete_videos
+from multiattn.scoring.answers import HeldOutAnswers, held_out_answers
 from multiattn.scoring.metrics import (
     Interval,
     bootstrap_log_loss,
@@ -24,9 +25,11 @@ from multiattn.scoring.nested_tuning import (
     STAGES,
     Choice,
     Nested,
+    are_single_crops,
     check_held_out,
     gain_is_certain,
     gather_evidence,
+    outer_parts,
     tune_nested,
 )
 from multiattn.scoring.rule import ScoringRule
@@ -59,7 +62,7 @@ class Tuned:
 
 def num_steps(videos: pd.DataFrame) -> int:
     """Number of times `tune` calls `advance` for these videos."""
-    return len(RECIPES) + STAGES * (videos["fold"].nunique() + 1)
+    return len(RECIPES) + STAGES * (len(np.unique(outer_parts(videos))) + 1)
 
 
 def tune(
@@ -89,12 +92,13 @@ def tune(
         advance: called after each of `num_steps` steps.
 
     Raises:
-        ValueError: fewer than two folds, a prior outside (0, 1), or what `gather_evidence` refuses.
+        ValueError: a prior outside (0, 1), or what `gather_evidence` refuses.
     """
     if test_prior is not None and not 0 < test_prior < 1:
         raise ValueError(f"--test-prior: expected a share of fakes in (0, 1), found {test_prior}.")
     videos = videos.sort_values("video_id", ignore_index=True)
-    evidence, positions = gather_evidence(FrameGroups.of(predictions), videos, advance=advance)
+    frames = FrameGroups.of(predictions)
+    evidence, positions = gather_evidence(frames, videos, advance=advance)
     nested = tune_nested(evidence, positions, videos, test_prior=test_prior, seed=seed, advance=advance)
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
     weights = _weights(labels, test_prior)
@@ -121,7 +125,21 @@ def tune(
     at_end = {} if last is None else _measure(labels, last[taken], weights)
     measured |= {f"last_epoch_{name}": at_end.get(name) for name in ("log_loss", "balanced_log_loss")}
     measured["test_prior"] = test_prior
-    return Tuned(replace(nested.candidates[taken], out_of_fold=measured), _plain(report), nested.videos)
+    rule = replace(
+        nested.candidates[taken],
+        out_of_fold=measured,
+        per_frame=are_single_crops(frames),
+        held_out=_held_out_answers(nested.videos, taken, int(np.median(frames.frames_of_units))),
+    )
+    return Tuned(rule, _plain(report), nested.videos)
+
+
+def _held_out_answers(videos: pd.DataFrame, taken: str, crops: int) -> HeldOutAnswers:
+    """The answers of the rule that is delivered, for the videos with a face."""
+    videos = videos[~videos["without_face"]]
+    columns = (videos[name].to_numpy() for name in ("label", taken, "group", "part"))
+    datasets = sorted({video.split("/", 1)[0] for video in videos["video_id"]})
+    return held_out_answers(*columns, datasets=datasets, crops=crops)
 
 
 def _weights(labels: np.ndarray, test_prior: float | None) -> np.ndarray:
@@ -141,9 +159,9 @@ def _answer_last_epoch(nested: Nested, predictions: pd.DataFrame) -> dict[str, n
     """Candidate -> (N,) answers to predictions of the last epochs, by the rules found without each fold."""
     check_held_out(FrameGroups.of(predictions), nested.videos)
     answers = {name: pd.Series(np.nan, index=nested.videos.index) for name in nested.candidates}
-    for fold, rows in nested.videos.groupby("fold"):
+    for part, rows in nested.videos.groupby("part"):
         mine = FrameGroups.of(predictions[predictions["video_id"].isin(set(rows["video_id"]))])
-        for name, rule in nested.rules[fold].items():
+        for name, rule in nested.rules[part].items():
             scored = complete_videos(rows["video_id"], rule.score(mine), rule.prior)
             answers[name][rows.index] = scored["probability"].to_numpy()
     return {name: of.to_numpy() for name, of in answers.items()}
@@ -157,10 +175,10 @@ def report_tuning(nested: Nested, last_epoch: dict[str, np.ndarray] | None, *, s
 
     Returns:
         `videos`: their numbers. `stages`: for every stage the candidates and the choice on all folds. `folds`: what was
-        chosen without each fold. `figures`: log loss with its 95 % interval, class-balanced log loss, AUC, Brier score
-        and calibration error, at these videos' share of fakes, of the constant 0.5, the base rate (of the other folds),
-        every experiment alone, the equal mean untuned, the tuned rule nested, the tuned rule on the videos it was
-        fitted on, and of the last epochs.
+        chosen without each fold, or part of a single one. `figures`: log loss with its 95 % interval, class-balanced
+        log loss, AUC, Brier score and calibration error, at these videos' share of fakes, of the constant 0.5, the base
+        rate (of the other folds), every experiment alone, the equal mean untuned, the tuned rule nested, the tuned rule
+        on the videos it was fitted on, and of the last epochs.
     """
     videos = nested.videos
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
@@ -194,10 +212,10 @@ def _plain(value: Any) -> Any:
 def _answers(videos: pd.DataFrame) -> dict[str, np.ndarray]:
     """Row name -> (N,) P(fake)."""
     label = videos["label"]
-    sums, sizes = label.groupby(videos["fold"]).agg("sum"), label.groupby(videos["fold"]).size()
+    sums, sizes = label.groupby(videos["part"]).agg("sum"), label.groupby(videos["part"]).size()
     return {
         "constant 0.5": np.full(len(videos), 0.5),
-        "base rate": videos["fold"].map((label.sum() - sums) / (len(videos) - sizes)).to_numpy(np.float64),
+        "base rate": videos["part"].map((label.sum() - sums) / (len(videos) - sizes)).to_numpy(np.float64),
         **{name: videos[name].to_numpy() for name in videos if name.startswith("only ")},
         UNTUNED: videos["untuned"].to_numpy(),
         TUNED: videos["tuned"].to_numpy(),
@@ -240,7 +258,9 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
         lines += _table([stage["stage"], f"log loss{after}, cross-fitted", "standard error"], rows)
         lines += [f"{stage['stage']}: {stage['chosen']} ({stage['reason']})", ""]
     rows = [[row[key] if key != "clip" else f"{row[key]:.4g}" for key in row] for row in report["folds"]]
-    lines += _table(["without fold", "aggregator", "ensemble", "calibration", "clip"], rows)
+    lines += _table(
+        [f"without {'fold' if count['folds'] > 1 else 'part'}", "aggregator", "ensemble", "calibration", "clip"], rows
+    )
     rows = []
     for row in report["figures"]:
         others = [_number(row[key]) for key in ("balanced_log_loss", *OTHER_FIGURES)]
@@ -257,6 +277,8 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
         more += f", P(better) {found['probability_better']:.0%}"
     at = "" if shift is None else f" at {shift['test']:.0%} fakes"
     lines += [f"tuned - untuned{at}: {found['difference']:+.4f}, {more}", report["decision"]]
+    if rule.held_out is not None:
+        lines.append(rule.held_out.describe())
     return "\n".join([*lines, f"rule: {describe_rule(rule)}"])
 
 
@@ -294,6 +316,8 @@ def describe_rule(rule: ScoringRule) -> str:
         f"clip {rule.clip:.4g}",
         f"prior {rule.prior:g}",
     ]
+    if rule.per_frame:
+        parts.insert(2, "blended and calibrated frame by frame")
     if rule.prior_shift is not None:
         parts.append(f"prior shift {rule.prior_shift.training:.3f} -> {rule.prior_shift.test:g}")
     return "; ".join(parts)

@@ -13,7 +13,7 @@ from multiattn.command_line import parse, results
 @dataclass(frozen=True, kw_only=True)
 class Options:
     runs: tuple[Path, ...]
-    """runs/<experiment>, one or several, trained on the same folds; at least two folds of each."""
+    """runs/<experiment>, one or several, of the same folds; the groups of a single fold are dealt into parts."""
     out: Path | None = None
     """The scoring.json to write (default: in the folder of the first run)."""
     test_prior: float | None = None
