@@ -12,8 +12,9 @@ from PIL import Image
 from multiattn.datasets.crops import read_crops
 from multiattn.tables import VIDEOS
 from multiattn.video.crops.images import CropImages, crop_loader
-from multiattn.video.crops.recipe import read_recipe
-from multiattn.video.extraction.faces_folder import read_faces_folder
+from multiattn.video.crops.recipe import CropRecipe, read_recipe
+from multiattn.video.extraction.extract import extraction_settings
+from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
 from pipeline import run
 
 SIZE = 40
@@ -323,10 +324,24 @@ def test_two_data_sets_of_one_root_share_a_faces_folder_if_their_recipes_agree(c
     crops.read("path,label\na/fake/y.jpg,1", name="two", recipe=recipe)
     assert set(crops.greys()) == {"one/a/real/x 0 0", "two/a/fake/y 0 0"}
     assert (read_recipe(crops.faces).detector, read_recipe(crops.faces).template) == ("mtcnn", "their boxes")
+    assert read_recipe(crops.faces).foreign
     with pytest.raises(ValueError, match=r"made otherwise: .*template 'their boxes' and now 'crops of three'"):
         crops.read("path,label\na/fake/y.jpg,1", name="three")
     with pytest.raises(ValueError, match=r"belongs to .*root, not to"):
         read_crops(crops.root / "a", faces=crops.faces)
+
+
+def test_a_recipe_that_this_code_can_follow_lets_runs_cut_videos_alike(crops, tmp_path):
+    put(crops.root, {"real/x.jpg": picture(1)})
+    (tmp_path / "recipe.json").write_text('{"alignment": "box", "margin": 0.83, "shift": 0.07}')
+    crops.read(recipe=tmp_path / "recipe.json")
+    assert read_recipe(crops.faces) == CropRecipe(alignment="box", margin=0.83, shift=0.07, size=SIZE, num_frames=32)
+    read_recipe(crops.faces).require_makeable()
+    settings = extraction_settings(
+        detector="mtcnn", weights=None, threshold=None, device="cpu", num_frames=1, size=SIZE
+    )
+    with pytest.raises(ValueError, match=r"has the crops of .* Choose another folder"):
+        extract_faces(VIDEOS.empty(), [], crops.faces, settings, jobs=1)
 
 
 def test_the_command_writes_both_tables_and_check_finds_nothing_wrong(crops, tmp_path, capsys):

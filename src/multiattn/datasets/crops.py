@@ -113,8 +113,20 @@ class Crops(IndexOptions):
     """The data set's name in the table."""
     size: int | None = None
     """Pictures with a smaller side are left out (default: none, and the smallest side is the folder's)."""
+    landmarks: str | None = None
+    """A detector of `multiattn faces` that finds five landmarks in each crop, as mtcnn: presets with cut-outs and --sbi
+    need them."""
+    weights: Path | None = None
+    """The detector's weights file, where it needs one."""
     recipe: Path | None = None
     """A faces.json, or some of its settings, that says how the crops were cut; without it that is not known."""
+
+    def read(self) -> Listing:
+        """Call the reader; landmarks are searched for afterwards, by the stage."""
+        return read_crops(
+            self.root, faces=self.faces, labels=self.labels, column=self.column, name=self.name, size=self.size,
+            recipe=self.recipe,
+        )  # fmt: skip
 
 
 def _find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -427,10 +439,9 @@ def _video_row(name: str, video_id: str, video: _Video) -> dict[str, Any]:
 
 
 def _recipe(path: Path | None, name: str, *, size: int, num_frames: int) -> dict[str, Any]:
-    own = {"size": size, "num_frames": num_frames}
     if path is None:
-        return recipe_of(template=f"crops of {name}", **own)
+        return recipe_of(template=f"crops of {name}", size=size, num_frames=num_frames)
     values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected the settings of a faces.json, found {type(values).__name__}.")
-    return {**recipe_of(template=f"crops of {name}", **own), **values, **own}
+    return {"version": 2, "num_frames": 32, **values, "size": size}  # the frames that videos are to be cut of

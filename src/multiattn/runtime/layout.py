@@ -46,6 +46,8 @@ VIDEOS_FILE = "videos.csv"
 CROPS_FOLDER = "crops"
 FACES_JOURNAL = "journal.jsonl"
 FINGERPRINTS_FILE = "fingerprints.jsonl"
+LANDMARKS_FILE = "landmarks.jsonl"
+"""Landmarks found in crops that another program cut."""
 
 # A submission folder, and the bundle that makes one offline.
 SUBMISSION_FILE = "submission.csv"

@@ -1,12 +1,14 @@
 """Official data set tree -> videos.csv (and videos.json: where each data set lies).
 
 multiattn index dfdc --root /data/dfdc --out data/videos.csv
+multiattn index crops --root /data/crops --labels crops.csv --faces data/faces/crops --out data/crops.csv
 multiattn index ffpp --root /data/ffpp --compression c23 --splits /data/splits --out data/videos.csv --append
 """
 
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 from operator import or_
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
@@ -20,6 +22,7 @@ def main(argv: list[str]) -> None:
     options = parse(choices, argv, stage="index", doc=__doc__)
     from multiattn.datasets.manifest import write_manifest
 
+    find = _landmark_search(options)
     listing = options.read()
     table = write_manifest(listing, options.out, append=options.append)
     counts = table.assign(label=table["label"].map({0: "real", 1: "fake", -1: "unknown"}))
@@ -29,3 +32,19 @@ def main(argv: list[str]) -> None:
         f"{len(table)} videos in {options.out}; {len(listing.absent)} listed but absent, "
         f"{len(listing.unlisted)} present but unlisted.",
     )
+    if find is not None:
+        found, total = find()
+        results(f"Landmarks in {found} of {total} crops; the others go without the steps that need them.")
+
+
+def _landmark_search(options: Any) -> "Callable[[], tuple[int, int]] | None":
+    """The search for landmarks in the crops of `index crops --landmarks`; None where none is asked for."""
+    if getattr(options, "landmarks", None) is None:
+        return None
+    from multiattn.runtime.devices import pick_device
+    from multiattn.video.crops.landmarks import find_landmarks
+    from multiattn.video.detectors.registry import get_detector, require_weights
+
+    detector = get_detector(options.landmarks)  # refused before anything is written
+    require_weights(detector, options.weights)
+    return partial(find_landmarks, options.faces, detector, weights=options.weights, device=str(pick_device("auto")))

@@ -71,8 +71,9 @@ def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
         image = decode_picture(content, flags, str(source))
     if image is None:
         raise ValueError(
-            f"{source}: not a readable image. Delete the line of its video in video_status.csv of the faces folder, "
-            "and run the same `multiattn faces` command again."
+            f"{source}: not a readable image. If `multiattn faces` cut it, delete the line of its video in "
+            "video_status.csv of the faces folder and run the same command again; else mend it, or take it out of its "
+            "list, and run `multiattn index` again."
         )
     height, width = image.shape[:2]
     if height != width or height < size:
