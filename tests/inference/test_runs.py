@@ -44,6 +44,7 @@ def test_crops_made_alike_are_taken_without_a_word(trained, found, caplog):
     ("found", "difference"),
     [
         pytest.param({"size": 224}, "size: expected 380, found 224", id="size"),
+        pytest.param({"alignment": "box"}, "alignment: expected template, found box", id="squares around boxes"),
         pytest.param({"policy": "largest"}, "policy: expected all-tracks, found largest", id="policy"),
         pytest.param({"detect_every": 4}, "detect_every: expected 1, found 4", id="detection"),
     ],

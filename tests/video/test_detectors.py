@@ -89,9 +89,11 @@ def test_a_detector_from_outside_appears_in_help_errors_and_a_run(small_dataset,
 
     run("index", "dfdc", "--root", small_dataset, "--out", tmp_path / "videos.csv")
     run("faces", "--videos", tmp_path / "videos.csv", "--out", tmp_path / "faces", "--splits", "test",
-        "--num-frames", 1, "--size", 32, "--jobs", 1, "--detector", "toy")  # fmt: skip
+        "--num-frames", 1, "--size", 32, "--jobs", 1, "--detector", "toy",
+        "--alignment", "box", "--margin", 0.9, "--shift", 0.1)  # fmt: skip
     recipe = read_recipe(tmp_path / "faces")
     assert (recipe.detector, recipe.threshold, recipe.weights) == ("toy", 0.6, "")
+    assert (recipe.alignment, recipe.margin, recipe.shift) == ("box", 0.9, 0.1)
     faces = FACES.read(tmp_path / "faces/faces.parquet")
     assert set(faces["score"]) == {0.8}
 
