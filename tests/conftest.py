@@ -1,25 +1,24 @@
-"""Parts the tests share: the real clips where they are, and one small pipeline made once for the whole run."""
+"""Parts the tests share: the real clips where they are, and one small pipeline made once for the whole run.
 
-import os
-from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes share two cores, and sums stay fixed
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1] / "src")  # for the processes that tests start
+The process that deals tests out to the others reads this file as well, so torch is imported where it is needed.
+"""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from multiattn.datasets.embedded import build_demo_dataset
-from multiattn.runtime.files import exclusive_folder
-from pipeline import FACES_OPTIONS, Pipeline, run
+if TYPE_CHECKING:
+    from pipeline import Pipeline
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two test processes share two cores, and sums stay fixed
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1] / "src")  # for the processes that tests start
 os.fsync = lambda _: None  # no test cuts the power, and a disk takes 5 to 30 ms for each of a hundred calls a training
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +32,8 @@ def shared() -> Path:
 @pytest.fixture
 def thread_setter() -> Iterator[Callable[[int], None]]:
     """Sets torch's threads, for one test."""
+    import torch
+
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -43,6 +44,7 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
     """Build a folder once for all processes of the test run: the first to come builds, the others wait."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    from multiattn.runtime.files import exclusive_folder
 
     def build(name: str, make: Callable[[Path], None]) -> Path:
         folder, mark = base / name, base / f"{name}.built"
@@ -58,12 +60,15 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
 @pytest.fixture(scope="session")
 def small_dataset(build_once: Callable) -> Path:
     """The miniature of the embedded data set, as an official DFDC tree."""
+    from multiattn.datasets.embedded import build_demo_dataset
+
     return build_once("small_dataset", lambda folder: build_demo_dataset(folder, jobs=1, small=True))
 
 
 @pytest.fixture(scope="session")
-def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
+def pipeline(build_once: Callable, small_dataset: Path) -> "Pipeline":
     """Index, faces, folds and trained tiny runs of the miniature."""
+    from pipeline import FACES_OPTIONS, Pipeline, run
 
     def paths(folder: Path) -> Pipeline:
         tables = folder / "videos.csv", folder / "faces", folder / "folds" / "demo.csv"
@@ -80,7 +85,7 @@ def pipeline(build_once: Callable, small_dataset: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def submission(pipeline: Pipeline, build_once: Callable) -> Path:
+def submission(pipeline: "Pipeline", build_once: Callable) -> Path:
     """The submission folder of the miniature's test clips."""
     return build_once("submissions", lambda folder: pipeline.submit(folder / "tiny")) / "tiny"
 
