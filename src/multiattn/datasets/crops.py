@@ -5,24 +5,19 @@ A picture in an archive has the path it would have were the archive unpacked whe
 `fake`, or from a CSV with a line a picture.
 """
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import tyro
 
-from multiattn.datasets.crops_folder import SIDES, crop_rows, number_frames, recipe_of, write_crops_folder
+from multiattn.datasets.crop_videos import LABEL_NAMES, CropVideo, write_videos
 from multiattn.datasets.labelled_folder import CLASS_FOLDERS, require_dataset_name
-from multiattn.datasets.manifest import VIDEO_SUFFIXES, IndexOptions, Listing, files_below, require_root, video_row
-from multiattn.runtime.crop_files import archive_members, is_archive_name, path_in_archive, read_ends, unpacked_path
-from multiattn.runtime.files import read_json
+from multiattn.datasets.manifest import VIDEO_SUFFIXES, IndexOptions, Listing, files_below, require_root
+from multiattn.runtime.crop_files import archive_members, is_archive_name, path_in_archive, unpacked_path
 from multiattn.runtime.paths import path_fault
-from multiattn.runtime.picture_size import picture_size
-from multiattn.runtime.progress import progress_bar
-from multiattn.tables import FAKE, REAL, SPLITS, VIDEO_STATUS, VIDEOS
+from multiattn.tables import FAKE, REAL, SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,18 +39,6 @@ COLUMNS = {
 }
 """Columns a CSV may have, the first two it must."""
 OF_VIDEO = ("label", "split", "part", "original", "identity", "method", "compression")
-LABEL_NAMES = {"0": REAL, "1": FAKE, **CLASS_FOLDERS}
-HEAD_BYTES, MORE_HEAD_BYTES = 2048, 1 << 18
-"""Bytes in which a header is looked for, and in which where it is not found (profiles may stand before it)."""
-
-
-@dataclass
-class _Video:
-    """A video of the list, and its pictures: address, and the row that named it."""
-
-    facts: dict[str, str]
-    where: str
-    pictures: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def read_crops(
@@ -87,14 +70,14 @@ def read_crops(
     require_dataset_name(name)
     require_root(root, "the cropped faces")
     listing = Listing(dataset=name, root=root)
-    present, shadowed = _find_pictures(root, listing)
+    present, shadowed = find_pictures(root, listing)
     if labels is None:
         videos = _videos_of_class_folders(root, name, present, shadowed)
         listing.unlisted.extend(sorted(set(present) - {path for video in videos.values() for path in _paths(video)}))
     else:
         videos = _videos_of_csv(labels, column, root, name, present, shadowed, listing)
     if videos:
-        _write(root, name, videos, listing, faces, size, recipe)
+        write_videos(root, name, videos, listing, faces, size, recipe)
     return listing
 
 
@@ -129,7 +112,7 @@ class Crops(IndexOptions):
         )  # fmt: skip
 
 
-def _find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, list[str]]]:
+def find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Path -> address of all pictures, and the addresses of each path that several have."""
     names = files_below(root, _is_picture_or_archive, "neither a JPEG, PNG or WebP nor a tar archive")
     found = [name for name in names if not is_archive_name(name)]
@@ -160,20 +143,20 @@ def _is_picture_or_archive(name: str) -> bool:
     return _is_picture(name) or is_archive_name(name)
 
 
-def _paths(video: _Video) -> Iterator[str]:
+def _paths(video: CropVideo) -> Iterator[str]:
     return map(unpacked_path, video.pictures)
 
 
 def _videos_of_class_folders(
     root: Path, name: str, present: dict[str, str], shadowed: dict[str, list[str]]
-) -> dict[str, _Video]:
-    videos: dict[str, _Video] = {}
+) -> dict[str, CropVideo]:
+    videos: dict[str, CropVideo] = {}
     for path in sorted(present):
         label = path.partition("/")[0]
         if "/" in path and label.lower() in CLASS_FOLDERS:
             _require_one(path, shadowed, "Take one of them away, or name it in a CSV with --labels")
             facts = dict.fromkeys(OF_VIDEO, "") | {"label": label.lower()}
-            video = videos.setdefault(f"{name}/{_stem(path)}", _Video(facts, path))
+            video = videos.setdefault(f"{name}/{_stem(path)}", CropVideo(facts, path))
             if video.where != path:
                 raise ValueError(f"{root}: {video.where} and {path} differ in their ending only. Rename one of them.")
             video.pictures[present[path]] = {}
@@ -199,11 +182,11 @@ def _videos_of_csv(
     present: dict[str, str],
     shadowed: dict[str, list[str]],
     listing: Listing,
-) -> dict[str, _Video]:
+) -> dict[str, CropVideo]:
     cells = _read_cells(labels, column)
     in_archives = {path_in_archive(address): address for path in shadowed for address in shadowed[path]}
     in_archives |= {path_in_archive(address): address for address in present.values() if "@" in address}
-    videos: dict[str, _Video] = {}
+    videos: dict[str, CropVideo] = {}
     row_of: dict[str, dict[str, str]] = {}
     repeated = 0
     for number, row in enumerate(cells.to_dict("records")):
@@ -221,7 +204,7 @@ def _videos_of_csv(
         if fault := path_fault(video_id):
             raise ValueError(f"{where}: video {row['video']!r}: {fault}.")
         facts = _facts(row, video_id, name, where)
-        video = videos.setdefault(video_id, _Video(facts, f"row {number}"))
+        video = videos.setdefault(video_id, CropVideo(facts, f"row {number}"))
         if video.facts != facts:
             raise ValueError(
                 f"{where}: {video_id} is {_in_words(facts)}, and {_in_words(video.facts)} in {video.where}."
@@ -294,7 +277,7 @@ def _in_words(values: dict[str, str]) -> str:
 
 
 def _resolve_originals(
-    videos: dict[str, _Video], row_of: dict[str, dict[str, str]], name: str, listing: Listing
+    videos: dict[str, CropVideo], row_of: dict[str, dict[str, str]], name: str, listing: Listing
 ) -> None:
     """Originals by video_id: an original is named as a video is, or by a picture of it."""
     itself = 0
@@ -316,132 +299,3 @@ def _stem(name: str) -> str:
     """Without the ending of a picture or a video."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES else name
-
-
-def _write(
-    root: Path,
-    name: str,
-    videos: dict[str, _Video],
-    listing: Listing,
-    faces: Path,
-    size: int | None,
-    recipe: Path | None,
-) -> None:
-    import pandas as pd
-
-    sides, faults = _measure(root, [address for video in videos.values() for address in video.pictures], size)
-    if not sides:
-        first = next(iter(faults.items()))
-        raise ValueError(f"{root}: none of {len(faults)} pictures is usable; the first: {first[0]}: {first[1]}.")
-    statuses, tables = [], []
-    for video_id, video in videos.items():
-        kept = {address: row for address, row in video.pictures.items() if address in sides}
-        frames = _frames(kept, video_id)
-        tables += [(video_id, *frames[address], address, sides[address]) for address in kept]
-        bad = [f"{path_in_archive(address)}: {faults[address]}" for address in video.pictures if address in faults]
-        status = "ok" if kept else "unreadable"
-        statuses.append((video_id, status, len(video.pictures), len(kept), "; ".join(bad[:3])))
-        listing.rows.append(_video_row(name, video_id, video))
-    if faults:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, faults.values())).most_common())
-        first = next(iter(faults))
-        listing.notes.append(
-            f"{len(faults)} of {len(faults) + len(sides)} pictures are left out ({kinds}); the first: "
-            f"{path_in_archive(first)}: {faults[first]}"
-        )
-    lengths = np.fromiter(sides.values(), np.int64)
-    smallest = int(lengths.min()) if size is None else size
-    settings = _recipe(recipe, name, size=smallest, num_frames=max(count for *_, count, _ in statuses))
-    write_crops_folder(
-        faces,
-        root,
-        settings,
-        faces=crop_rows(*map(list, zip(*tables, strict=True))),
-        videos=VIDEOS.validate(pd.DataFrame(listing.rows), faces),
-        statuses=pd.DataFrame(statuses, columns=list(VIDEO_STATUS.columns)),
-        replaced_dataset=name,
-    )
-    spread = f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}" if np.ptp(lengths) else lengths[0]
-    listing.notes.append(
-        f"{faces} reads {len(sides)} crops from {root}: keep both. Their sides are {spread} pixels: train at "
-        f"{smallest} or less" + (", or leave small ones out with --size." if np.ptp(lengths) and size is None else ".")
-    )
-
-
-def _measure(root: Path, addresses: list[str], size: int | None) -> tuple[dict[str, int], dict[str, str]]:
-    """Address -> side of the usable pictures, and what is wrong with the others, by their headers and last bytes."""
-    low, high = max(SIDES[0], size or 0), SIDES[1]
-    if size is not None and not SIDES[0] <= size <= high:
-        raise ValueError(f"--size: expected {SIDES[0]} to {high} pixels, found {size}.")
-    sides, faults = {}, {}
-    with progress_bar(len(addresses), "crops", "pictures") as bar:
-        for address in addresses:
-            found = _side(root / address, low, high)
-            (faults if isinstance(found, str) else sides)[address] = found
-            bar.update()
-    return sides, faults
-
-
-def _side(path: Path, low: int, high: int) -> int | str:
-    """The side of a picture, or what is wrong with it."""
-    try:
-        head, tail = read_ends(path, HEAD_BYTES, 2)
-        size_wh = picture_size(head) or (picture_size(read_ends(path, MORE_HEAD_BYTES, 0)[0]) if head else None)
-    except OSError as error:
-        return f"unreadable ({error.strerror or error})"
-    if size_wh is None:
-        return "unreadable (no header of a JPEG, PNG or WebP)" if head else "unreadable (empty)"
-    if head.startswith(b"\xff\xd8") and tail != b"\xff\xd9":
-        return "unreadable (cut off)"
-    width, height = size_wh
-    if width != height:
-        return f"not square ({width}x{height})"
-    if not low <= width <= high:
-        return f"too {'small' if width < low else 'large'} ({width} pixels)"
-    return width
-
-
-def _kind(fault: str) -> str:
-    return fault.partition(" (")[0]
-
-
-def _frames(pictures: dict[str, dict[str, str]], video_id: str) -> dict[str, tuple[int, int]]:
-    """Address -> frame and track, each pair once."""
-    path_of = {address: path_in_archive(address) for address in pictures}
-    numbers = number_frames(list(path_of.values()))
-    try:
-        found = {
-            address: (int(row.get("frame") or numbers[path_of[address]]), int(row.get("track") or 0))
-            for address, row in pictures.items()
-        }
-    except ValueError as error:
-        raise ValueError(f"{video_id}: columns 'frame' and 'track': expected whole numbers: {error}.") from error
-    if len(set(found.values())) < len(found) or min(map(min, found.values()), default=0) < 0:
-        raise ValueError(
-            f"{video_id}: expected each frame and track once, from 0 on, found {sorted(found.values())[:5]}."
-        )
-    return found
-
-
-def _video_row(name: str, video_id: str, video: _Video) -> dict[str, Any]:
-    """A row of videos.csv; its path is that of the picture, or of the folder of several."""
-    paths = [path_in_archive(address) for address in video.pictures]
-    folder = paths[0].rpartition("/")[0]
-    facts = dict(video.facts)
-    return video_row(
-        name,
-        paths[0] if len(paths) == 1 or not folder else folder,
-        video_id=video_id,
-        label=LABEL_NAMES[facts.pop("label")],
-        target_id=facts.pop("identity"),
-        **facts,
-    )
-
-
-def _recipe(path: Path | None, name: str, *, size: int, num_frames: int) -> dict[str, Any]:
-    if path is None:
-        return recipe_of(template=f"crops of {name}", size=size, num_frames=num_frames)
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected the settings of a faces.json, found {type(values).__name__}.")
-    return {"version": 2, "num_frames": 32, **values, "size": size}  # the frames that videos are to be cut of

@@ -17,7 +17,7 @@ what is made of them here:
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,7 @@ def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, _Vi
     videos: dict[str, _Video] = {}
     faceless: list[str] = []
     drop = 0
-    for split, label, name, frames in _entries(content, json_file):
+    for split, label, name, frames in json_entries(content, json_file):
         if not frames:
             faceless.append(f"{label}/{name}")
             continue
@@ -182,7 +182,7 @@ def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, _Vi
         parents = sorted({path.rpartition("/")[0] for path in paths})
         if len(parents) > 1:
             raise ValueError(f"{json_file}: expected the frames of a video in one folder, found {parents[:3]}.")
-        folder, drop = _below(root, parents[0], drop)
+        folder, drop = below_root(root, parents[0], drop)
         video = videos.setdefault(folder, _Video(folder, label))
         if LABELS[video.label][0] != LABELS[label][0]:
             raise ValueError(f"{json_file}: {folder} is listed as {video.label} and as {label}.")
@@ -198,15 +198,25 @@ def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, _Vi
     return videos
 
 
-def _entries(content: Any, json_file: Path) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(split, label, video, frames) of everything that has a list of frames, be it empty."""
+def json_entries(
+    content: Any, json_file: Path, is_label: Callable[[str], bool] = LABELS.__contains__, labels: Iterable[str] = LABELS
+) -> Iterator[tuple[str, str, str, list[str]]]:
+    """(split, label, video, frames) of everything that has a list of frames, be it empty.
+
+    Args:
+        content: of one of their JSON files.
+        is_label: True for the labels there are, which `labels` lists for an error.
+
+    Raises:
+        ValueError: content of another form.
+    """
     expected = f"{json_file}: expected {{data set: {{label: {{split: {{video: ...}}}}}}}} of DeepfakeBench"
     if not isinstance(content, dict):
         raise ValueError(f"{expected}, found {type(content).__name__}.")
     for dataset, by_label in content.items():
         for label, by_split in by_label.items() if isinstance(by_label, dict) else [("", by_label)]:
-            if label not in LABELS:
-                raise ValueError(f"{expected} with a label of {', '.join(LABELS)}, found {label!r} in {dataset!r}.")
+            if not is_label(label):
+                raise ValueError(f"{expected} with a label of {', '.join(labels)}, found {label!r} in {dataset!r}.")
             if not isinstance(by_split, dict) or set(by_split) - set(SPLITS):
                 raise ValueError(f"{expected}, found something else than train, val, test in {dataset} {label}.")
             for split, node in by_split.items():
@@ -230,7 +240,7 @@ def _frames(node_name: str, node: Any, complaint: str) -> Iterator[tuple[str, li
             raise ValueError(complaint)
 
 
-def _below(root: Path, folder: str, drop: int) -> tuple[str, int]:
+def below_root(root: Path, folder: str, drop: int) -> tuple[str, int]:
     """A folder as some machine named it -> its path below the root, and how many leading names that leaves out.
 
     Args:

@@ -5,12 +5,14 @@ from multiattn.datasets.celebdf_pp import CelebdfPp
 from multiattn.datasets.crops import Crops
 from multiattn.datasets.deeperforensics import DeeperForensics
 from multiattn.datasets.deepfakebench import DeepfakeBench
+from multiattn.datasets.df40 import Df40
 from multiattn.datasets.dfdc import Dfdc, DfdcPreview
 from multiattn.datasets.fakeavceleb import FakeAVCeleb
 from multiattn.datasets.ffpp import Dfd, Ffpp
 from multiattn.datasets.ffpp_kaggle import FfppKaggle
 from multiattn.datasets.labelled_folder import Folder, Frames
 from multiattn.datasets.manifest import IndexOptions
+from multiattn.datasets.wilddeepfake import WildDeepfake
 
 READERS: dict[str, type[IndexOptions]] = {
     "dfdc": Dfdc,
@@ -23,6 +25,8 @@ READERS: dict[str, type[IndexOptions]] = {
     "deeperforensics": DeeperForensics,
     "fakeavceleb": FakeAVCeleb,
     "deepfakebench": DeepfakeBench,
+    "df40": Df40,
+    "wilddeepfake": WildDeepfake,
     "crops": Crops,
     "folder": Folder,
     "frames": Frames,
