@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -64,6 +66,7 @@ def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_co
     del variables["MULTIATTN_RUNS"]
     execute_notebook(tmp_path / "executed.ipynb", variables, notebook=kit / "inference.ipynb")
     require_same(tmp_path / "out" / "submission.csv", submitted)
+    assert not list(kit.rglob("__pycache__")), "what is left would be refused the next time"
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     outputs = [out for cell in executed.cells for out in cell.get("outputs", [])]
     text = "".join(out.get("text", "") + out.get("data", {}).get("text/plain", "") for out in outputs)
@@ -79,6 +82,8 @@ def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_co
 def first_cell(tmp_path, monkeypatch) -> Callable[[Path], dict]:
     """Execute the notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input; returns its names."""
     monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     source = next(cell.source for cell in cells if cell.cell_type == "code")
 
@@ -114,13 +119,31 @@ def test_on_kaggle_only_a_bundles_code_is_taken_whatever_else_lies_there(first_c
     for content in ("{}", "[1]", '{"kind": "other"}', "\0"):
         (other / "bundle.json").write_text(content)
         assert first_cell(tmp_path)["code"] == kit / "src" / "multiattn"
-    (kit / "src" / "multiattn" / "__pycache__").mkdir()
-    (kit / "src" / "multiattn" / "__pycache__" / "x.pyc").touch()
-    assert first_cell(tmp_path)["root"] == kit
+    assert sys.dont_write_bytecode and os.environ["PYTHONDONTWRITEBYTECODE"], "a second run finds the same files"
 
 
 def without_digests(kit: Path) -> None:
     (kit / "bundle.json").write_text('{"kind": "multiattn bundle"}')
+
+
+def plant_bytecode(kit: Path) -> Path:
+    """Make a file that Python runs in place of the bundle's code; returns what it leaves then."""
+    ran, source = kit.parent / "ran", kit.parent / "planted.py"
+    source.write_text(f"open({str(ran)!r}, 'w')")
+    place = importlib.util.cache_from_source(str(kit / "src/multiattn/__init__.py"))
+    py_compile.compile(str(source), place, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    return ran
+
+
+def test_bytecode_that_python_would_run_in_place_of_the_code_is_refused_and_does_not_run(first_cell, tmp_path):
+    kit = make_kit(tmp_path / "input" / "a")
+    ran = plant_bytecode(kit)
+    subprocess.run([sys.executable, "-c", "import multiattn"], check=True, env={"PYTHONPATH": str(kit / "src")})
+    assert ran.exists(), "the plant works"
+    ran.unlink()
+    with pytest.raises(ValueError, match="__pycache__"):
+        first_cell(tmp_path)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(
@@ -130,6 +153,9 @@ def without_digests(kit: Path) -> None:
         pytest.param(lambda kit: make_kit(kit.parent / "b"), "expected one bundle", id="two"),
         pytest.param(lambda kit: (kit / "src/multiattn/__init__.py").write_text("1"), "__init__.py", id="other code"),
         pytest.param(lambda kit: (kit / "src/multiattn/more.py").touch(), "more.py", id="more code"),
+        pytest.param(lambda kit: (kit / "src/torch").symlink_to(kit / "wheels"), "src/torch", id="a link to a folder"),
+        pytest.param(lambda kit: (kit / "src/torch.py").symlink_to("gone"), "torch.py", id="a link to nothing"),
+        pytest.param(lambda kit: os.mkfifo(kit / "src/torch.py"), "torch.py", id="a FIFO"),
         pytest.param(lambda kit: (kit / "wheels/av.whl").write_bytes(b"other"), "av.whl", id="another wheel"),
         pytest.param(lambda kit: (kit / "wheels/av.whl").unlink(), "av.whl", id="a wheel less"),
         pytest.param(without_digests, "attach it anew", id="of an older version"),
