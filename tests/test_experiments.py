@@ -67,6 +67,8 @@ def test_an_experiment_comes_from_a_file(words, name, epochs, folder):
         pytest.param(["--config", "mine.py"], r"mine\.py: expected a JSON file", id="settings that are none"),
         pytest.param(["--config", "deep.json"], "expected a JSON file, found something else: maximum", id="deep JSON"),
         pytest.param(["--config", "nan.json"], "NaN is no number", id="not a number"),
+        pytest.param(["ffpp_b4_official", "--optim.lr", "1e-4"], r"--optim.lr: .* --phases.0", id="no phase's"),
+        pytest.param(["ffpp_b4_official", "--epochs=5"], r"--epochs=5: .* trains in phases", id="epochs of no phase"),
         pytest.param(["demo", "--config", "experiment.json"], "found both: demo and experiment.json", id="both"),
         pytest.param(["--config", "experiment.json", "demo"], "found both: demo and experiment.json", id="behind"),
     ],

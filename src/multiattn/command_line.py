@@ -95,7 +95,8 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
     Raises:
         SystemExit: as `parse`.
         FileNotFoundError: no such file.
-        ValueError: no such experiment, its name comes later, or a file that holds none.
+        ValueError: no such experiment, its name comes later, a file that holds none, or settings of an experiment
+            without phases for one with them.
     """
     words = argv[place : place + 1]
     named = words[0] if words and not words[0].startswith("-") else DEFAULT_EXPERIMENT
@@ -115,6 +116,12 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
             experiment: ExperimentName = config
 
     options = parse(Options, argv, stage=stage, doc=doc)
+    unused = [word for word in argv if re.match(r"--(optim\.|epochs$|epochs=)", word)]
+    if unused and options.settings.phases:
+        raise ValueError(
+            f"{unused[0]}: {options.settings.name} trains in phases, each with epochs and an optimiser of its own, and "
+            "uses no other. Give those of a phase: --phases.0.epochs, --phases.0.optim.lr, ..."
+        )
     if options.experiment != named:
         if config is not None:
             raise ValueError(f"expected an experiment or --config, found both: {options.experiment} and {config}.")

@@ -213,6 +213,22 @@ def test_a_change_that_makes_another_network_is_refused_before_it_is_recorded(pi
     assert (begun / "experiment.json").read_bytes() == recorded and not (begun / "changes.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        pytest.param("start_from", {"start_from": "runs/other"}, id="another run"),
+        pytest.param("model.weights", {"model": dataclasses.replace(STILL.model, weights="b4.pth")}, id="a file"),
+        pytest.param("model.pretrained", {"model": dataclasses.replace(STILL.model, pretrained=True)}, id="the hub's"),
+    ],
+)
+def test_other_first_weights_are_refused_once_a_run_has_begun(pipeline, begun, tmp_path, name, changed):
+    """They were recorded, and never used."""
+    recorded, refused = (begun / "experiment.json").read_bytes(), f"{name}: .*begins with, and this one has begun"
+    with pytest.raises(ValueError, match=refused):
+        train_fold_zero(pipeline, tmp_path, dataclasses.replace(STILL, epochs=2, **changed), allow_changes=True)
+    assert (begun / "experiment.json").read_bytes() == recorded and not (begun / "changes.json").exists()
+
+
 def test_the_best_so_far_is_measured_anew_by_a_changed_metric(pipeline, begun, tmp_path):
     changed = dataclasses.replace(STILL, epochs=2, validation=ValidationConfig(metric="auc"))
     train_fold_zero(pipeline, tmp_path, changed, allow_changes=True)

@@ -1,6 +1,8 @@
 """resume.pt: whatever happens to a write, a state that can be read is there."""
 
+import functools
 import math
+import operator
 import os
 import re
 import resource
@@ -172,3 +174,29 @@ def test_a_state_that_nothing_can_be_gone_on_from_gives_way_to_the_one_before_it
     torch.save(content, folder / STATE_FILE)
     assert load_state(folder)["number"] == 1
     assert re.search(fault, caplog.text)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("place", ["weights", "step.w", "step.count", "optimizer.state.0.exp_avg", "random.0.torch"])
+def test_numbers_of_another_kind_than_were_saved_are_damage(tmp_path, place, kind, caplog):
+    """Restoring converts them in silence, so that weights cut to whole numbers trained on."""
+
+    def nested(number: int) -> dict:
+        moments = {"state": {0: {"exp_avg": torch.ones(3)}}}
+        generators = [{"torch": torch.zeros(4, dtype=torch.uint8)}]
+        return state(number) | {
+            "random": generators,
+            "step": {"w": torch.ones(3), "count": torch.tensor(5)},
+            "optimizer": moments,
+        }
+
+    save_state(tmp_path, nested(1))
+    save_state(tmp_path, nested(2))
+    found = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    *above, key = (int(word) if word.isdigit() else word for word in place.split("."))
+    holder = functools.reduce(operator.getitem, above, found)
+    same = holder[key].dtype == kind
+    holder[key] = holder[key].to(kind)
+    torch.save(found, tmp_path / STATE_FILE)
+    assert load_state(tmp_path)["number"] == (2 if same else 1)
+    assert same or f"damaged ({place} holds numbers of another kind than were saved)" in caplog.text

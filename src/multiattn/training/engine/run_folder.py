@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FREE_TO_CHANGE = ("data.num_workers", "data.cache", "data.cache_gb", "save_minutes")
 """Settings that change how fast a run is, not what it learns."""
+SETTINGS_OF_THE_BEGINNING = ("start_from", "model.weights", "model.pretrained")
+"""Settings that decide the first weights alone."""
+TYPES = "types"
+"""Key of a saved state under which the kinds of its numbers stand."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +116,30 @@ class RunFolder:
                 + ("; `multiattn train --allow-changes` goes on with these." if not other_folds else ".")
             )
         if differences:
-            state = load_state(self.path)
-            network = TrainingStep(experiment, load_weights=False).state_dict()
-            if state is not None and (problems := state_problems(network, state["step"])):
-                raise ValueError(
-                    f"{self.path}: cannot go on with {'; '.join(differences)}: that makes another network than the "
-                    f"saved one ({'; '.join(problems)}). Give another name or folder to begin a new run."
-                )
+            self._require_possible(experiment, differences)
             logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))
             path = self.path / layout.CHANGES_FILE
             earlier = read_json(path) if path.is_file() else []
             write_json(path, [*earlier, {"commit": git_commit(), "changes": differences}])
         return bool(differences)
+
+    def _require_possible(self, experiment: Experiment, differences: list[str]) -> None:
+        """Refuse changes that a saved state cannot go on with."""
+        state = load_state(self.path)
+        if state is None:
+            return
+        decided = tuple(f"{name}:" for name in SETTINGS_OF_THE_BEGINNING)
+        if late := [difference for difference in differences if difference.startswith(decided)]:
+            raise ValueError(
+                f"{self.path}: cannot go on with {'; '.join(late)}: that decides the weights a run begins with, and "
+                "this one has begun. Leave it as it was, or give another name or folder to begin a new run."
+            )
+        network = TrainingStep(experiment, load_weights=False).state_dict()
+        if problems := state_problems(network, state["step"]):
+            raise ValueError(
+                f"{self.path}: cannot go on with {'; '.join(differences)}: that makes another network than the saved "
+                f"one ({'; '.join(problems)}). Give another name or folder to begin a new run."
+            )
 
     def read_experiment(self) -> Experiment:
         """The experiment the run was made with."""
@@ -191,7 +208,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """
     path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        torch.save({**state, TYPES: _types(state)}, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
             fault = _fault(file)
@@ -237,20 +254,36 @@ def _state_fault(state: object) -> str | None:
     """Describe why a file's content cannot be gone on from."""
     if not isinstance(state, dict):
         return f"expected a saved state, found a {type(state).__name__}"
+    saved, found = state.pop(TYPES, None), _types(state)
+    if saved not in (None, found):  # earlier versions kept none
+        other = set(found.items()).symmetric_difference(saved.items() if isinstance(saved, dict) else ())
+        return f"{min(other)[0] if other else TYPES} holds numbers of another kind than were saved"
     name = first_not_finite(state)
     return None if name is None else f"{name} is not finite"
 
 
 def first_not_finite(state: dict[str, Any]) -> str | None:
     """The name of the first tensor of weights, averages or the optimiser with a value that is no finite number."""
-    pairs = [(str(name), state[name]) for name in ("step", "average", "optimizer") if name in state]
-    while pairs:
-        name, value = pairs.pop(0)
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
-            return name
-        if isinstance(value, dict):
-            pairs += [(f"{name}.{key}", entry) for key, entry in value.items()]
-    return None
+    parts = {name: state[name] for name in ("step", "average", "optimizer") if name in state}
+    bad = (name for name, tensor in _tensors(parts) if tensor.is_floating_point() and not tensor.isfinite().all())
+    return next(bad, None)
+
+
+def _types(state: dict[str, Any]) -> dict[str, str]:
+    """Name -> kind of numbers of each tensor in a state that holds others than float32, which nearly all do.
+
+    Restoring would turn them into what the network has, and integers in place of weights, say, would never be noticed.
+    """
+    return {name: str(tensor.dtype) for name, tensor in _tensors(state) if tensor.dtype != torch.float32}
+
+
+def _tensors(values: dict[str, Any] | list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in dictionaries and lists, with its keys and places joined by dots."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, torch.Tensor):
+            yield str(key), value
+        elif isinstance(value, dict | list):
+            yield from ((f"{key}.{name}", tensor) for name, tensor in _tensors(value))
 
 
 def _keep(path: Path, previous: Path) -> None:
