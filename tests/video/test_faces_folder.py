@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from toy_detector import SleepyDetector
 
 from drawn_faces import write_clip
 from multiattn.datasets.manifest import video_row
+from multiattn.runtime.layout import FINGERPRINTS_FILE
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.detectors import registry
@@ -21,6 +23,7 @@ from multiattn.video.extraction import engine
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
 from multiattn.video.extraction.faces_folder import extract_faces, faces_journal, read_faces_folder
 from multiattn.video.extraction.isolation import end_processes
+from pipeline import FACES_OPTIONS, Pipeline, end, finish, run, start_stage, wait_until
 
 RECIPE = CropRecipe(num_frames=2, size=64)
 TABLES = ("faces.parquet", "video_status.csv", "videos.csv", "faces.json")
@@ -93,10 +96,10 @@ def test_no_videos_give_empty_tables(tmp_path):
     assert VIDEO_STATUS.read(tmp_path / "video_status.csv", allow_empty=True).empty
 
 
-def workers() -> list[int]:
-    """Worker processes of this process."""
+def workers(process: int | str = "self") -> list[int]:
+    """Processes that a process started to extract in."""
     found = []
-    for children in Path("/proc/self/task").glob("*/children"):
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
         for pid in children.read_text().split():
             command = Path(f"/proc/{pid}/cmdline")
             if command.is_file() and b"multiattn.video.extraction.isolation" in command.read_bytes():
@@ -249,3 +252,48 @@ def test_videos_that_hang_are_given_up_with_their_crops_and_take_nothing_of_othe
     assert not crop.parent.exists()
     crops = FACES.read(tmp_path / "faces/faces.parquet")["crop"]
     assert len(crops) == 4 and all((tmp_path / "faces" / crop).is_file() for crop in crops)
+
+
+# --- killed at moments nobody chose ---------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Of the videos' content; with it stand times of files, which differ."""
+    rows = map(json.loads, (folder / FINGERPRINTS_FILE).read_text().splitlines())
+    return {row["video_id"]: row["fingerprint"] for row in rows}
+
+
+@pytest.mark.slow
+def test_killed_faces_continue_to_the_same_tables(pipeline: Pipeline, tmp_path):
+    """In one folder a worker alone is killed and then the parent alone, in another all together: at moments nobody
+    chose."""
+
+    def words(folder: Path) -> list[object]:
+        return ["faces", "--videos", pipeline.videos, "--out", folder, *FACES_OPTIONS, "--jobs", 1]
+
+    one_by_one, together = tmp_path / "one by one", tmp_path / "together"
+    parent, journal = start_stage(*words(one_by_one)), one_by_one / "journal.jsonl"
+    wait_until(lambda: lines(journal) >= 2, parent)
+    for pid in workers(parent.pid):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: lines(journal) >= 4, parent)
+    parent.kill()
+    finish(parent)
+    with journal.open("a") as file:
+        file.write('{"video_id":"dfdc/torn')  # what a kill in the middle of a write leaves
+    other = start_stage(*words(together))
+    wait_until(lambda: lines(together / "journal.jsonl") >= 1, other)
+    assert end(other) == -signal.SIGKILL
+    for folder in (one_by_one, together):
+        journal = folder / "journal.jsonl"
+        done = [json.loads(line)["video_id"] for line in journal.read_bytes().splitlines()[: lines(journal)]]
+        crops = {path: path.stat().st_mtime_ns for name in done for path in (folder / "crops" / name).iterdir()}
+        assert not (folder / "video_status.csv").exists()
+        run(*words(folder))
+        assert not journal.exists()
+        assert {path: path.stat().st_mtime_ns for path in crops} == crops, "finished videos were done again"
+        assert content(folder) == content(pipeline.faces) and fingerprints(folder) == fingerprints(pipeline.faces)
