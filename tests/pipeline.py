@@ -100,9 +100,6 @@ def after(saves: int) -> Callable[[Path, dict], bool]:
     return lambda folder, state: next(count) == saves
 
 
-# --- in a process of its own, which can be killed ---------------------------------------------------------------------
-
-
 def forked() -> BaseContext:
     """A context of multiprocessing whose processes are forked off one that has imported torch and all else."""
     context = multiprocessing.get_context("forkserver")

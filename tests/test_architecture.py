@@ -124,9 +124,6 @@ def file_name_literals(source: str) -> list[str]:
     return found
 
 
-# --- the checker itself -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("importer", "source", "fault"),
     [
@@ -200,9 +197,6 @@ def test_the_checker_sees_torch_and_disk(source, faults):
 )
 def test_the_checker_sees_file_names_that_the_layout_defines(source, found):
     assert file_name_literals(source) == found
-
-
-# --- the source ----------------------------------------------------------------------------------------------------
 
 
 def test_every_package_of_the_source_has_a_level():

@@ -367,8 +367,6 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(suffix, tmp_path
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-# --- some columns of millions of rows -------------------------------------------------------------------------------
-
 KEY_AND_CROP = ("video_id", "frame_index", "track", "crop")
 
 

@@ -259,9 +259,6 @@ def test_the_rate_of_training_is_crops_a_second(in_this_process):
     assert 0 < training_rate(TINY, device=torch.device("cpu")) < 1e5
 
 
-# --- no step waits for the device ---------------------------------------------------------------------------------
-
-
 class NoCopies(TorchDispatchMode):
     """Refuse copies of the host's tensors to the device: from pageable memory they wait for it."""
 
@@ -318,9 +315,6 @@ def test_on_a_gpu_a_wait_inside_is_an_error():
     with never_waiting(torch.device("cuda")), pytest.raises(RuntimeError, match="synchron"):
         value.item()
     assert value.item() == 1
-
-
-# --- what is refused ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

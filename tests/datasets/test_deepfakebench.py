@@ -250,9 +250,6 @@ def test_every_data_set_of_theirs_is_known_by_its_paths(folder, label, expected,
     assert row == row | expected
 
 
-# --- their defects -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("splits", "expected"),
     [
@@ -335,9 +332,6 @@ def test_frames_without_a_number_are_numbered_in_order(tree):
     assert [(row.frame_index, row.crop[-5:]) for row in faces.itertuples()] == [(0, "a.png"), (1, "b.png")]
 
 
-# --- several files, one folder -----------------------------------------------------------------------------------
-
-
 def test_a_second_json_of_the_root_joins_the_table_and_the_faces_folder(ffpp, tmp_path):
     write_manifest(ffpp.read(), tmp_path / "videos.csv", append=False)
     ffpp.content = {}
@@ -367,9 +361,6 @@ def test_a_faces_folder_of_something_else_is_refused_and_kept(other, ffpp, tmp_p
     with pytest.raises(ValueError, match="Choose another --faces"):
         ffpp.read()
     assert not (ffpp.faces / "faces.parquet").exists()
-
-
-# --- what is refused ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

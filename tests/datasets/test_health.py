@@ -40,9 +40,6 @@ def only(table: pd.DataFrame, name: str, **options):
     return finding
 
 
-# --- sound tables ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "rows",
     [
@@ -107,9 +104,6 @@ def test_counts_by_data_set_split_method_and_label():
     assert check_health(table.iloc[:0]).counts.columns.tolist() == [
         "dataset", "split", "method", "real", "fake", "unknown",
     ]  # fmt: skip
-
-
-# --- splits ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,9 +178,6 @@ def test_with_folds_only_what_they_hold_is_trained_on():
     assert found(table, folds=folds) == [("note", "videos in no fold")]
 
 
-# --- folds -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("link", "name"),
     [
@@ -242,9 +233,6 @@ def alternating() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Six videos, real and fake in turn, and their two folds."""
     table = videos(*({"video_id": f"d/{x}", "label": label} for x, label in zip("abcdef", (0, 1) * 3, strict=True)))
     return table, folds_of(table, a=0, b=0, c=1, d=1, e=1, f=1)
-
-
-# --- known overlaps of the field ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -328,9 +316,6 @@ def test_parts_that_hold_the_public_test_videos_are_noted(part, expected):
     assert found(table) == [("note", "Kaggle's public test videos")] * expected
 
 
-# --- copies ------------------------------------------------------------------------------------------------------
-
-
 def test_two_rows_of_one_path_are_a_warning():
     table = videos({"video_id": "d/a", "path": "x.mp4"}, {"video_id": "d/b", "path": "x.mp4"}, {"video_id": "d/c"})
     assert found(table) == [("warning", "paths listed twice")]
@@ -352,9 +337,6 @@ def test_a_file_name_used_twice(dataset, splits, severity):
 
 def test_a_real_and_a_fake_of_one_name_are_no_copies():
     assert found(videos({"video_id": "own/real/1"}, {"video_id": "own/fake/1", "label": 1})) == []
-
-
-# --- files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -248,9 +248,6 @@ def test_rows_that_repeat_one_another_are_counted(crops):
     assert len(crops.greys()) == 1
 
 
-# --- archives --------------------------------------------------------------------------------------------------------
-
-
 def test_two_archives_with_one_path_are_told_apart_by_their_names(crops):
     for grey, archive in enumerate(("a.tar", "b.tar"), start=1):
         pack(crops.root / archive, {"real/x.jpg": picture(grey)})
@@ -311,9 +308,6 @@ def test_an_archive_that_changed_or_went_is_named_when_its_crops_are_read(crops)
     crops.root.rename(crops.root.with_name("moved"))
     with pytest.raises(FileNotFoundError, match=r"faces.json: root: expected the folder .* correct the line"):
         crops.greys()
-
-
-# --- the faces folder ------------------------------------------------------------------------------------------------
 
 
 def test_two_data_sets_of_one_root_share_a_faces_folder_if_their_recipes_agree(crops, tmp_path):

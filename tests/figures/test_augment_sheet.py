@@ -68,8 +68,6 @@ def test_no_draws_at_all_leaves_the_originals():
     assert len(augmentations_figure([sheet_row(0)], "x").axes) == 1
 
 
-# --- crops of a folder ----------------------------------------------------------------------------------------------
-
 SIZE = 64
 LABELS = {"d/a": 1, "d/b": 1, "d/c": 1, "d/r": 0, "d/s": 0, "d/u": -1}
 

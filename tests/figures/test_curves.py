@@ -114,9 +114,6 @@ def test_a_fold_without_an_epoch_and_no_fold_at_all(tmp_path):
             curves_figure(runs)
 
 
-# --- several validations an epoch ---------------------------------------------------------------------------------
-
-
 def test_validations_stand_where_they_were_made():
     table = history(["train"] * 4)
     table["epochs_done"] = [0.5, 1.0, 1.5, 2.0]
@@ -155,9 +152,6 @@ def test_folds_are_averaged_where_they_were_validated(folds, places, mean):
     assert found.tolist() == pytest.approx(mean, nan_ok=True, abs=1e-4)
 
 
-# --- candidates: averages of the weights --------------------------------------------------------------------------
-
-
 def with_averages(epochs: int) -> pd.DataFrame:
     table = history(["train"] * epochs)
     table["ema_log_loss"] = table["validation_log_loss"] - 0.05
@@ -180,9 +174,6 @@ def test_without_averages_the_line_is_the_log_loss():
     assert labels(panel(curves({"fold0": history(["train"] * 3)}), "validation log loss")) >= {"log loss", "balanced"}
     table = with_averages(3).assign(ema_log_loss=np.nan, average_log_loss=np.nan)
     assert "moving average" not in labels(panel(curves({"fold0": table}), "validation log loss"))
-
-
-# --- several runs -------------------------------------------------------------------------------------------------
 
 
 def colors(axes) -> set:

@@ -65,9 +65,6 @@ def network_with(weights: torch.Tensor) -> torch.nn.Linear:
     return layer
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-
 def test_only_large_floating_matrices_become_float16():
     side = int(SMALL**0.5)
     state = {
@@ -160,9 +157,6 @@ def test_drawn_pictures_are_the_same_every_time_and_all_different():
     assert len({picture.tobytes() for picture in pictures}) == 6
     assert all(picture.std() > 10 for picture in pictures)
     assert drawn_crops(0, 48).shape == (0, 48, 48, 3) and drawn_crops(1, 48).shape == (1, 48, 48, 3)
-
-
-# --- the folder -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -388,9 +382,6 @@ def test_kaggles_metadata_has_title_id_and_licence(experiments, title, slug):
     values = dataset_metadata(experiments)
     assert values == {"title": title, "id": f"INSERT_USERNAME/{slug}", "licenses": [{"name": "other"}]}
     assert 6 <= len(values["title"]) <= 50
-
-
-# --- wheels -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

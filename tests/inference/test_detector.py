@@ -122,9 +122,6 @@ def test_the_example_of_the_class_runs(pipeline: Pipeline, tmp_path, monkeypatch
     assert runner.summarize().failed == 0 and runner.tries >= 8
 
 
-# --- persons ------------------------------------------------------------------------------------------------------
-
-
 def face_rows(video: str, track: int, seconds: list[float]) -> pd.DataFrame:
     return pd.DataFrame({"video_id": video, "track": track, "frame_index": range(len(seconds)), "seconds": seconds})
 
@@ -184,9 +181,6 @@ def test_the_written_table_has_a_row_a_file_a_face_and_a_frame():
     assert table.loc[3, ["frame_index", "seconds", "x1", "y2", "distance"]].tolist() == [4, 2.0, 1.0, 4.0, 7.5]
     assert table.loc[4, ["status", "reason", "frames"]].tolist() == ["unreadable", "bad", 0]
     assert answers_table([]).empty
-
-
-# --- runs by name -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -46,9 +46,6 @@ def imported(b0, tmp_path_factory) -> Path:
     return folder / "runs" / "official"
 
 
-# --- the same network ---------------------------------------------------------------------------------------------
-
-
 def two_images(size: int) -> Tensor:
     """Noise and a ramp, in [-1, 1]: even random weights tell them apart."""
     noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
@@ -111,9 +108,6 @@ def test_the_table_of_efficientnets_is_timms():
         with torch.device("meta"):
             net = timm.create_model(name)
         assert widths == (net.conv_stem.out_channels, net.num_features, sum(len(group) for group in net.blocks)), name
-
-
-# --- every tensor accounted for -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,9 +260,6 @@ def test_names_lose_as_many_wrappers_as_they_wear():
     assert without_wrapper({}) == {}
 
 
-# --- what is never opened -----------------------------------------------------------------------------------------
-
-
 class Tattletale:
     """Unpickling it would make a file."""
 
@@ -293,9 +284,6 @@ def test_a_pickled_object_is_refused_with_an_explanation_and_never_unpickled(tmp
     message = capsys.readouterr().err
     assert "pickled" in message and "unpickling runs code" in message and "Traceback" not in message
     assert not proof.exists() and not (tmp_path / "official").exists()
-
-
-# --- stages and folders -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", ["L3", "L7", "L11"])

@@ -185,9 +185,6 @@ def test_an_experiment_is_called_what_the_path_calls_it(here, run, fold, name, r
     assert fold_name(Path(fold)) == f"{name}/fold0"
 
 
-# --- what it was tuned on ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def trained(runs):
     """Two folds with predictions in each of the two experiments, and the rule tuned on them."""

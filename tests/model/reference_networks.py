@@ -205,9 +205,6 @@ def _efficientnet_blocks(variant: str) -> list[tuple[int, int, int, int, int]]:
     return blocks
 
 
-# --- the released network ---------------------------------------------------------------------------------------------
-
-
 HIDDEN = 256
 
 

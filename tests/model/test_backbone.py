@@ -264,9 +264,6 @@ def test_a_model_without_imagenet_weights_says_so(name):
         Backbone(name, stages=(), pretrained=True)
 
 
-# --- a network that timm lacks ------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module", autouse=True)
 def registered(tmp_path_factory):
     """The example of the package's README.md, as a module from outside the package."""

@@ -140,9 +140,6 @@ def test_a_missing_local_file_is_named(tmp_path, name):
         Backbone("tinynet_e", stages=(), weights=tmp_path / name)
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
 def planned(name, **options):
     with torch.device("meta"):
         return create_network(name, **options)

@@ -301,9 +301,6 @@ def test_a_samples_share_depends_on_its_class_and_not_on_its_batch(labels):
     assert loss.state_dict() == {}, "weights of the data are no part of a checkpoint"
 
 
-# --- two processes with a part of the batch each train as one with all of it ------------------------------------------
-
-
 NUM_MAPS, FEATURES, STEPS = 3, 5, 3
 SHARES = {
     "mean, even": ("per-part", "mean", 4),

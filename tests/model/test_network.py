@@ -134,9 +134,6 @@ def test_weights_are_not_looked_for_when_a_checkpoint_comes_next():
         MultiAttentionNet(config)
 
 
-# --- outside of eager float32 -----------------------------------------------------------------------------------------
-
-
 PAPER = ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3")
 OFFICIAL = dataclasses.replace(official(Experiment(name="x", model=PAPER)).model, padding="dynamic")
 BASELINE = dataclasses.replace(PAPER, network="baseline")

@@ -221,9 +221,6 @@ def test_compiled_blocks_compute_again_too():
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-# --- folded normalisation ---------------------------------------------------------------------------------------------
-
-
 def settled(backbone: str, **settings: object) -> nn.Module:
     """With random weights, and statistics that are not those of a new layer."""
     torch.manual_seed(0)

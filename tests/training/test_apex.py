@@ -197,9 +197,6 @@ def test_training_starts_beside_pypis_apex(tmp_path):
     assert "is not NVIDIA's" in last
 
 
-# --- apex.amp, by the stand-in ------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def initialize(install: Install) -> Callable:
     install(WITH_AMP)

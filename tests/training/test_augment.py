@@ -178,9 +178,6 @@ def test_a_preset_that_moves_first_shows_what_one_compose_with_one_seed_shows(pr
         np.testing.assert_array_equal(augmentation(make_crop(), seed), compose(image=make_crop())["image"])
 
 
-# --- one geometry, different pixels -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_geometry_follows_its_own_seed_whatever_the_other_seed_is(preset):
     """Of twelve ways to move the crop, the result resembles the one of its geometry seed most. A dark, erased or
@@ -228,9 +225,6 @@ def test_mirroring_and_pixel_changes_are_drawn_independently(preset):
         changed.append(not np.array_equal(augmentation(crop, seed), moved))
     mirrored, changed = np.array(mirrored), np.array(changed)
     assert abs(changed[mirrored].mean() - changed[~mirrored].mean()) < 0.17
-
-
-# --- what presets are made of -------------------------------------------------------------------------------------
 
 
 def test_wm_leaves_half_of_the_crops_alone_and_mirrors_a_quarter():
@@ -301,9 +295,6 @@ def all_pixels() -> str:
         for seed in range(12):
             digest.update(augmentation(detailed_crop(64), seed, everything_known(64)).tobytes())
     return digest.hexdigest()
-
-
-# --- the library --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["2.0.5", "2.0.8", "2.0.99", "2.0.5.post1"])

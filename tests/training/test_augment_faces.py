@@ -27,9 +27,6 @@ def inside(mask: np.ndarray, point: np.ndarray) -> bool:
     return bool(mask[y, x])
 
 
-# --- the outline --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("forehead", [True, False])
 def test_the_outline_holds_the_five_landmarks_and_stays_in_the_crop(forehead):
     outline = face_outline(FACE, forehead=forehead)
@@ -94,9 +91,6 @@ def test_landmarks_of_a_frame_come_to_lie_where_the_crop_shows_them(scale):
         found = np.array([(x * crop).sum(), (y * crop).sum()]) / crop.sum()
         np.testing.assert_allclose(found, expected, atol=max(0.6, 0.6 * scale))
     np.testing.assert_allclose(carried, FACE, atol=0.01)
-
-
-# --- bands and halves ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

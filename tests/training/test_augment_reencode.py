@@ -68,9 +68,6 @@ def test_draws_lie_in_the_published_ranges_and_half_keep_rate_and_scale():
         assert 0.42 < kept < 0.58
 
 
-# --- as a step of ntech -------------------------------------------------------------------------------------------
-
-
 def test_the_clip_is_read_only_where_it_is_encoded():
     reads = []
     context = CropContext(clip=lambda: reads.append(1) or [frame(1)])

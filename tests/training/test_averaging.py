@@ -52,9 +52,6 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
-# --- the moving average -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("warmup", "expected"),
     [
@@ -140,9 +137,6 @@ def test_a_compiled_forward_is_followed():
         assert not torch.equal(states[0][name], states[1][name])
         torch.testing.assert_close(average.network.state_dict()[name], 0.9 * states[0][name] + 0.1 * states[1][name])
     assert average.network[1].num_batches_tracked == 2
-
-
-# --- the mean of saved weights ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -284,9 +284,6 @@ def test_pairs_stand_side_by_side_and_move_alike(tmp_path):
     assert 0.2 < np.mean(flips) < 0.8
 
 
-# --- size -----------------------------------------------------------------------------------------------------------
-
-
 def memory_mb(kind: str) -> float:
     """VmRSS or VmHWM, the most it has been, of this process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -328,9 +325,6 @@ def make_large_folder(folder: Path, *, num_videos: int) -> None:
     crops = [f"crops/{video}/{frame:06}_0.jpg" for video, frame in zip(ids, frames, strict=True)]
     FACES.write(faces.assign(video_id=ids, frame_index=frames, track=0, crop=crops), folder / "faces.parquet")
     write_recipe(CropRecipe(), folder)
-
-
-# --- what a visit shows ---------------------------------------------------------------------------------------------
 
 
 FACE = np.array([[140, 120], [185, 112], [165, 150], [150, 180], [190, 175]], dtype=np.float64)
@@ -425,9 +419,6 @@ def test_a_preset_without_landmarks_is_given_seeds_and_reads_no_landmarks(tmp_pa
         assert recorder.context.landmarks is None and dataset.landmarks is None
 
 
-# --- self-blended images --------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def blended(tmp_path) -> TrainingCrops:
     """One real and one fake crop, the real one shown as a self-blended fake in half of its visits."""
@@ -467,9 +458,6 @@ def test_classes_stay_balanced_as_long_as_there_are_forged_videos_to_leave_out(s
     labels = [label for _, batch in loader for label in batch.tolist()]
     assert len(labels) == 300
     assert np.mean(labels) == pytest.approx(fakes, abs=0.08)
-
-
-# --- what is refused ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, 31.0, None], ids=["zeros", "no number", "one point", "a foreign crop"])

@@ -294,9 +294,6 @@ def test_a_run_that_goes_on_with_another_batch_goes_on_at_the_same_place_of_the_
     assert seen[0] == 7, "3 batches of 4 are 6 of 2"
 
 
-# --- the staged schedule ---------------------------------------------------------------------------------------------
-
-
 STAGED = dataclasses.replace(
     get_experiment("ffpp_b4_official", tiny=True),
     phases=(
@@ -362,9 +359,6 @@ def test_a_start_from_nothing_is_refused(pipeline, tmp_path, source, error, mess
     experiment = dataclasses.replace(STAGED, start_from=str(tmp_path / source))
     with pytest.raises(error, match=message):
         train_fold_zero(pipeline, tmp_path / "runs", experiment)
-
-
-# --- continued to the same bits --------------------------------------------------------------------------------------
 
 
 EVERYTHING = dataclasses.replace(
@@ -476,9 +470,6 @@ def test_a_gradient_that_is_no_number_is_never_saved(pipeline, tmp_path, monkeyp
     state = load_state(tmp_path / "demo_tiny/fold0")
     assert state["progress"]["batch"] == batch - 1
     assert all(value.isfinite().all() for value in state["step"].values() if value.is_floating_point())
-
-
-# --- real processes -----------------------------------------------------------------------------------------------
 
 
 def words_of(pipeline: Pipeline, runs: Path, experiment: Experiment) -> list[object]:

@@ -55,9 +55,6 @@ def torch_rates(make, updates: int) -> list[float]:
     return found
 
 
-# --- groups -------------------------------------------------------------------------------------------------------
-
-
 def test_groups_by_default_are_timms_with_one_rate(step):
     config = OptimConfig(weight_decay=0.1)
     groups = make_optimizer(step, config).param_groups
@@ -151,9 +148,6 @@ def test_a_group_keeps_its_part_of_the_rate_through_a_schedule(step):
             assert group["lr"] == pytest.approx(rate * group["lr_scale"])
 
 
-# --- names --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["adam", "AdamW", "sgd", "momentum", "lamb", "lion", "nadamw", "radam", "rmsprop"])
 def test_timms_optimisers_make_a_loss_smaller(name):
     torch.manual_seed(0)
@@ -182,9 +176,6 @@ def test_timms_optimisers_make_a_loss_smaller(name):
 def test_an_optimiser_that_cannot_be_had_is_an_error(name, message):
     with pytest.raises(ValueError, match=f"--optim.name {name}: .*{message}"):
         make_optimizer(nn.Linear(2, 2), OptimConfig(name=name))
-
-
-# --- schedules ----------------------------------------------------------------------------------------------------
 
 
 RATES = {

@@ -203,9 +203,6 @@ def test_every_video_comes_once_an_epoch_where_each_class_has_as_many_visits_as_
     assert draws[0].rows.tolist() != draws[1].rows.tolist()
 
 
-# --- pairs ----------------------------------------------------------------------------------------------------------
-
-
 def make_pairs(fakes_of_real: list[int], *, frames=6, lost=0.0) -> tuple[np.ndarray, np.ndarray]:
     """(pairs, video of each row): real videos with so many fakes, all of as many frames; a share of the pairs lost."""
     pairs, video_of_row, generator = [], [], np.random.default_rng(0)
@@ -301,9 +298,6 @@ def test_an_odd_batch_of_pairs_is_refused():
         RankBatches(make_pair_sampler({"fakes_of_real": [1]}, {}), batch_size=5, rank=0, world_size=1)
 
 
-# --- resume, size ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("first", [0, 1, 4, 5])
 @pytest.mark.parametrize(
     "sampler",
@@ -345,9 +339,6 @@ def test_an_epoch_over_a_tenth_of_dfdc_is_drawn_in_a_fraction_of_a_second(make):
     draw = sampler.draw(3)
     assert time.process_time() - started < 2
     assert len(draw.rows) == sampler.samples_per_epoch > 7_000
-
-
-# --- which crops pair up --------------------------------------------------------------------------------------------
 
 
 FOLDER = Path("faces")

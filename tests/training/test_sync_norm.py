@@ -226,9 +226,6 @@ def test_ranks_decide_and_gather_together(results, world_size):
         }
 
 
-# --- in one process -----------------------------------------------------------------------------------------------
-
-
 def test_one_process_decides_at_once_and_gathers_itself():
     decision = SharedDecision(Ranks())
     assert [decision.agree(request) for request in (CONTINUE, STOP, SAVE)] == [CONTINUE, STOP, SAVE]

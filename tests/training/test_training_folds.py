@@ -125,9 +125,6 @@ def test_under_torchrun_the_folds_are_not_spread_a_second_time(pipeline: Pipelin
     assert "leave it out under torchrun" in capsys.readouterr().err
 
 
-# --- starts from another run -----------------------------------------------------------------------------------------
-
-
 def folds(level: str, numbers: list[int]) -> pd.DataFrame:
     names = [f"ffpp/original_sequences/youtube/{level}/videos/{number:03}" for number in range(len(numbers))]
     return pd.DataFrame({"video_id": names, "label": [n % 2 for n in range(len(names))], "group": "g", "fold": numbers})

@@ -153,9 +153,6 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_whole_crops_only(tmp_path)
             assert crop is None or len(np.unique(crop)) == 1
 
 
-# --- of a faces folder ----------------------------------------------------------------------------------------------
-
-
 def test_a_cache_on_disk_is_there_again_the_next_time(folder):
     cache = open_in(folder)
     cache.put(5, crop_of(5))

@@ -164,9 +164,6 @@ def test_the_crops_of_an_earlier_attempt_go_and_nothing_else(detector, tmp_path)
     assert sorted(path.name for path in crops.iterdir()) == [".hidden", "000002_0.jpg", "cover.jpg"]
 
 
-# --- settings -------------------------------------------------------------------------------------------------------
-
-
 def test_settings_take_the_weights_their_recipe_names(tmp_path):
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"some weights")

@@ -254,9 +254,6 @@ def test_videos_that_hang_are_given_up_with_their_crops_and_take_nothing_of_othe
     assert len(crops) == 4 and all((tmp_path / "faces" / crop).is_file() for crop in crops)
 
 
-# --- killed at moments nobody chose ---------------------------------------------------------------------------------
-
-
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 

@@ -179,9 +179,6 @@ def test_candidates_outside_their_image_are_dropped():
     assert (patches[1, 0, 0, 0], patches[1, -1, -1, 0]) == (50, 70)
 
 
-# --- the networks -----------------------------------------------------------------------------------------------------
-
-
 def images(*shape: int) -> torch.Tensor:
     drawn = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return drawn.contiguous(memory_format=torch.channels_last)
