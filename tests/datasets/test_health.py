@@ -335,8 +335,18 @@ def test_a_file_name_used_twice(dataset, splits, severity):
     assert found(videos(first, second, {"video_id": f"{dataset}/p/b"})) == [(severity, "file names used twice")]
 
 
-def test_a_real_and_a_fake_of_one_name_are_no_copies():
-    assert found(videos({"video_id": "own/real/1"}, {"video_id": "own/fake/1", "label": 1})) == []
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param({"video_id": "own/real/1"}, {"video_id": "own/fake/1", "label": 1}, id="a real and a fake"),
+        pytest.param({"video_id": "o/a/1", "target_id": "a"}, {"video_id": "o/b/1", "target_id": "b"}, id="two people"),
+        pytest.param(
+            {"video_id": "o/a/1", "path": "a/1"}, {"video_id": "o/b/1", "path": "b/1"}, id="folders of frames"
+        ),
+    ],
+)
+def test_names_that_are_no_copies(first, second):
+    assert found(videos(first, second)) == []
 
 
 @pytest.fixture

@@ -231,10 +231,13 @@ def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
         text = f"{repeated.sum()} rows share their path with another row of their data set."
         advice = "Keep one row a file: run `multiattn index` again."
         yield Finding("warning", "paths listed twice", text, advice, videos.loc[repeated, "video_id"].tolist())
-    keys = ["dataset", "method", "compression", "label"]
+    keys = ["dataset", "method", "compression", "label", "target_id"]  # FakeAVCeleb numbers the clips of each person
     named = videos[keys].assign(name=_names(videos), place=place)
     # Every method and level of FaceForensics++ uses the same names; Kaggle's copies are found above.
-    named = named[~(repeated | ((videos["dataset"] == dfdc.DATASET) & (videos["part"] == KAGGLE_PUBLIC_TEST)))]
+    is_file = videos["path"].str.contains(r"\.\w+$")  # folders of frames are often numbered anew in each folder
+    named = named[
+        is_file & ~(repeated | ((videos["dataset"] == dfdc.DATASET) & (videos["part"] == KAGGLE_PUBLIC_TEST)))
+    ]
     same = named[named.duplicated([*keys, "name"], keep=False)]
     sides = [same["place"].isin(side) for side in (["train", "val"], ["test"])]
     names = [same[column] for column in [*keys, "name"]]
