@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from multiattn.datasets.crops import read_crops
-from multiattn.tables import VIDEOS
+from multiattn.tables import FOLDS, VIDEOS
 from multiattn.video.crops.images import CropImages, crop_loader
 from multiattn.video.crops.recipe import CropRecipe, read_recipe
 from multiattn.video.extraction.extract import extraction_settings
@@ -163,6 +164,23 @@ def test_many_crops_a_video_take_frames_from_the_csv_or_from_their_names(crops):
     assert crops.greys() == {"crops/v 7 0": 0, "crops/v 7 1": 1}, "the data set is indexed anew, and nothing is left"
 
 
+def test_a_list_of_videos_finds_their_pictures(crops):
+    """As `metadata.csv` of the crops of 224 pixels on Kaggle names them."""
+    put(crops.root, {"aaa.jpg": picture(1), "bbb.jpg": picture(2)})
+    listing = crops.read(
+        """videoname,original_width,label,original
+        aaa.mp4,1920,REAL,
+        bbb.mp4,1920,FAKE,aaa.mp4
+        ccc.mp4,1920,FAKE,aaa.mp4""",
+        column=("path=videoname",),
+    )
+    assert (listing.absent, listing.unlisted) == (["ccc.mp4"], [])
+    assert {video: (row["label"], row["original"]) for video, row in crops.videos().items()} == {
+        "crops/aaa": (0, ""),
+        "crops/bbb": (1, "crops/aaa"),
+    }
+
+
 def test_crops_of_many_sizes_train_at_the_smallest_or_leave_small_ones_out(crops):
     put(crops.root, {f"real/{side}.jpg": picture(side, size_wh=(side, side)) for side in (20, 48, 64)})
     listing = crops.read()
@@ -294,6 +312,14 @@ def test_a_plain_archive_with_a_compressed_name_is_read(crops):
     assert crops.greys() == {"crops/real/a 0 0": 5}
 
 
+def test_an_archive_is_read_where_the_system_cannot_read_at_a_place(crops, monkeypatch):
+    """As on Windows."""
+    pack(crops.root / "a.tar", {"real/a.jpg": picture(5), "real/b.jpg": picture(6)})
+    monkeypatch.delattr(os, "pread")
+    crops.read()
+    assert crops.greys() == {"crops/real/a 0 0": 5, "crops/real/b 0 0": 6}
+
+
 def test_an_archive_that_changed_or_went_is_named_when_its_crops_are_read(crops):
     archive = pack(crops.root / "a.tar", {"real/a.jpg": picture(1), "real/b.jpg": picture(2)})
     crops.read()
@@ -339,14 +365,20 @@ def test_a_recipe_that_this_code_can_follow_lets_runs_cut_videos_alike(crops, tm
 
 
 def test_the_command_writes_both_tables_and_check_finds_nothing_wrong(crops, tmp_path, capsys):
-    contents = {f"part{n}/{kind}{n}.jpg": picture(10 * n) for n in range(4) for kind in "rf"}
-    pack(crops.root / "all.tar", contents)
-    rows = [f"part{n}/{k}{n}.jpg,{k}{n},{int(k == 'f')},r{n},part{n},train" for n in range(4) for k in "rf"]
+    contents = {f"part{n}/{kind}{n}.jpg": picture(10 * n) for n in range(5) for kind in "rf"}
+    archive = pack(crops.root / "all.tar", contents)
+    split = ["train"] * 4 + ["val"]
+    rows = [f"part{n}/{k}{n}.jpg,{k}{n},{int(k == 'f')},r{n},part{n},{split[n]}" for n in range(5) for k in "rf"]
     labels = csv(tmp_path / "list.csv", "\n".join([PARTS, *rows]))
     out, folds = tmp_path / "videos.csv", tmp_path / "folds.csv"
     options = ("--root", crops.root, "--faces", crops.faces, "--labels", labels, "--out", out)
     run("index", "crops", *options, "--column", "original=source_video")
     run("folds", "--videos", out, "--splits", "train", "--out", folds, "--num-folds", 2)
+    assert len(FOLDS.read(folds)) == 8
     run("check", "--videos", out, "--folds", folds)
-    assert "0 leaks, 0 warnings, 0 notes." in capsys.readouterr().out
+    assert "2 labelled videos outside the test split are in no fold" in (shown := capsys.readouterr().out)
+    assert "0 leaks, 0 warnings, 1 note." in shown
+    archive.unlink()
+    run("check", "--videos", out, "--folds", folds)
+    assert "10 of 10 files of the table are not below" in " ".join(capsys.readouterr().out.split())
     assert VIDEOS.read(out)["video_id"].tolist() == sorted(crops.videos())

@@ -29,7 +29,7 @@ from multiattn.bench.train_sides import endless, labelled_faces
 from multiattn.config import DataConfig
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
-from multiattn.runtime.crop_files import crops_root, read_stored, unpacked_path
+from multiattn.runtime.crop_files import crops_root, path_in_archive, read_stored
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
@@ -231,10 +231,10 @@ def _some_faces(source: Path, folder: Path) -> FoldCrops:
     faces = faces.iloc[kept].reset_index(drop=True).assign(seconds=0.0, score=1.0)
     root = crops_root(source)
     for name in faces["crop"]:
-        path = folder / unpacked_path(name)
+        path = folder / path_in_archive(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(read_stored(root / name))
-    faces["crop"] = faces["crop"].map(unpacked_path)
+    faces["crop"] = faces["crop"].map(path_in_archive)
     return _as_fold(folder, read_recipe(source), FACES.validate(faces, source), labels[kept])
 
 

@@ -95,7 +95,8 @@ def archive_members(root: Path, archive: str) -> Iterator[str]:
     try:
         require_plain_file(path)
         with tarfile.open(path, "r:") as file:
-            for member in file:
+            while (member := file.next()) is not None:
+                file.members.clear()  # or it would keep millions
                 if member.isreg():
                     yield member_address(archive, member.offset_data, member.size, member.name.removeprefix("./"))
             end = file.offset
