@@ -51,6 +51,20 @@ def test_a_folder_of_pictures_is_a_clip_in_place_of_a_video(tmp_path):
     assert read_frames(tmp_path, labels=labels).unlisted == []
 
 
+def test_a_csv_may_say_more_of_its_clips(tmp_path):
+    make_files(tmp_path, "a/000/1.png", "a/000_003/1.png", "b.mp4")
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "original,path,label,split,identity,method,score\na/000,a/000,0,test,000,,1\na/000,a/000_003,1,test,000,swap,2\n"
+        ",b.mp4,0,,,,3\n"
+    )
+    rows = rows_by_id(read_labelled_folder(tmp_path, labels=labels, name="mine"))
+    fake = {"label": 1, "split": "test", "target_id": "000", "method": "swap", "original": "mine/a/000"}
+    assert rows["mine/a/000_003"] == rows["mine/a/000_003"] | fake
+    assert rows["mine/a/000"]["original"] == "", "a real that names itself has none"
+    assert rows["mine/b"] == rows["mine/b"] | {"label": 0, "split": "", "target_id": ""}
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     make_files(tmp_path / "disk", "x/a.mp4")
     make_files(tmp_path / "root", "fake/b.mp4")

@@ -6,8 +6,17 @@ A clip is a video, or a folder of pictures; `index frames` takes the latter alon
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from multiattn.datasets.manifest import IndexOptions, Listing, clips_below, log_left_out, require_root, video_row
+from multiattn.datasets.manifest import (
+    IndexOptions,
+    Listing,
+    clips_below,
+    log_left_out,
+    require_root,
+    video_id,
+    video_row,
+)
 from multiattn.tables import FAKE, LABELS, REAL, Column, Table
 
 DATASET, FRAMES = "folder", "frames"
@@ -21,13 +30,15 @@ PATH_LABELS = Table(
         "label": LABELS.columns["label"],
     },
 )
+OF_CLIP = ("split", "part", "original", "identity", "method", "compression")
+"""Columns that the CSV may have beside; `original` is a path as `path` is, `identity` the person shown."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*$")
 
 
 def read_labelled_folder(
     root: Path, *, labels: Path | None = None, name: str = DATASET, frames_only: bool = False
 ) -> Listing:
-    """List the clips of a folder with their labels; all other columns stay empty.
+    """List the clips of a folder with their labels; other columns are those the CSV has, or empty.
 
     Args:
         root: without `labels` it holds `real`, `fake` or both, with clips at any depth.
@@ -42,18 +53,18 @@ def read_labelled_folder(
     require_root(root, "real and fake")
     listing = Listing(dataset=name, root=root)
     if labels is None:
-        label_of = {
-            f"{folder}/{clip}": label
+        rows = {
+            f"{folder}/{clip}": {"label": label}
             for folder, label in _class_folders(root).items()
             for clip in _clips(root / folder, frames_only)
         }
     else:
         present = set(_clips(root, frames_only))
-        listed = _read_labels(labels, root)
-        label_of = {path: label for path, label in listed.items() if path in present}
+        listed = _read_labels(labels, root, name)
+        rows = {path: values for path, values in listed.items() if path in present}
         listing.absent.extend(sorted(set(listed) - present))
         listing.unlisted.extend(sorted(present - set(listed)))
-    listing.rows.extend(video_row(name, path, label=label) for path, label in label_of.items())
+    listing.rows.extend(video_row(name, path, **values) for path, values in rows.items())
     return listing
 
 
@@ -63,7 +74,7 @@ class Folder(IndexOptions):
 
     reader = staticmethod(read_labelled_folder)
     labels: Path | None = None
-    """A CSV of `path,label`: paths below the root, 1 = fake, 0 = real."""
+    """A CSV of `path,label` and, where known, split,part,original,identity,method: paths below the root, 1 = fake."""
     name: str = DATASET
     """The data set's name in the table."""
 
@@ -109,16 +120,27 @@ def _clips(folder: Path, frames_only: bool) -> list[str]:
     return [clip for clip in clips if clip not in videos]
 
 
-def _read_labels(path: Path, root: Path) -> dict[str, int]:
+def _read_labels(path: Path, root: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Clip below the root -> columns of `videos.csv`."""
+    from multiattn.runtime.table_files import read_csv
+
     table = PATH_LABELS.read(path)
-    label_of: dict[str, int] = {}
+    beside = read_csv(path).set_index("path").reindex(columns=list(OF_CLIP), fill_value="").to_dict("index")
+    rows: dict[str, dict[str, Any]] = {}
     for written, label in zip(table["path"], table["label"], strict=True):
-        clip = PurePosixPath(written)
-        if clip.is_absolute() and clip.is_relative_to(root.resolve()):
-            clip = clip.relative_to(root.resolve())
-        if clip.is_absolute() or ".." in clip.parts:
-            raise ValueError(f"{path}: expected paths below {root}, found {written!r}.")
-        if clip.as_posix() in label_of:
+        clip, values = _below_root(written, root, path), beside[written]
+        if clip in rows:
             raise ValueError(f"{path}: {clip} is listed twice.")
-        label_of[clip.as_posix()] = label
-    return label_of
+        original = values["original"] and video_id(name, _below_root(values["original"], root, path))
+        values["original"] = original if original != video_id(name, clip) else ""
+        rows[clip] = {"label": label, "target_id": values.pop("identity"), **values}
+    return rows
+
+
+def _below_root(written: str, root: Path, source: Path) -> str:
+    clip = PurePosixPath(written)
+    if clip.is_absolute() and clip.is_relative_to(root.resolve()):
+        clip = clip.relative_to(root.resolve())
+    if clip.is_absolute() or ".." in clip.parts:
+        raise ValueError(f"{source}: expected paths below {root}, found {written!r}.")
+    return clip.as_posix()
