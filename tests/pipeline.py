@@ -122,10 +122,11 @@ def start(function: Callable, *arguments: object, log: Path = Path(os.devnull)) 
 
 def start_stage(*words: object, log: Path = Path(os.devnull)) -> BaseProcess:
     """Run a stage in a process of its own, as `start` does."""
-    return start(_exit_with, [str(word) for word in words], log=log)
+    return start(exit_with, [str(word) for word in words], log=log)
 
 
-def _exit_with(words: list[str]) -> None:
+def exit_with(words: list[str]) -> None:
+    """Run a stage and end this process as the command does."""
     os.nice(10)  # who kills it is the quicker
     sys.exit(main(words))
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from multiattn.experiments import get_experiment
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.engine.run_folder import load_state
-from pipeline import Pipeline, train_fold_zero
+from pipeline import Pipeline, exit_with, finish, start, train_fold_zero
 
 TINY = get_experiment("demo", tiny=True)
 STEADY = dataclasses.replace(
@@ -45,10 +46,13 @@ def steady_words(pipeline: Pipeline, runs: Path, batch_size: int) -> list[object
     ]  # fmt: skip
 
 
-def finish(command: list[str]) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+def launch(processes: int, words: list[str]) -> None:
+    """As torchrun does, by its own agent, but with ranks that are forked and need not import anything."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, start_method="fork", run_id="ranks",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+    )  # fmt: skip
+    elastic_launch(config, exit_with)(words)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,9 @@ def alone(pipeline: Pipeline, tmp_path_factory) -> Path:
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(pipeline, alone, tmp_path):
-    finish(torchrun(2, *steady_words(pipeline, tmp_path, 4)))
+    log = tmp_path / "log"
+    process = start(launch, 2, ["train", *map(str, steady_words(pipeline, tmp_path, 4))], log=log)
+    assert finish(process) == 0, log.read_text()[-3000:]
     folder = tmp_path / STEADY.name / "fold0"
     found, expected = pd.read_csv(folder / "epochs.csv"), pd.read_csv(alone / "epochs.csv")
     for name in ("loss", "cross_entropy", "auxiliary"):
