@@ -3,14 +3,17 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from drawn_faces import write_faces_folder
 from multiattn.bench import data as bench_data
+from multiattn.bench import harness
 from multiattn.bench import train as bench_train
 from multiattn.video.crops.recipe import CropRecipe
+from pipeline import forked
 
 
 @pytest.fixture
@@ -44,3 +47,10 @@ class InThisProcess:
 def in_this_process(monkeypatch) -> None:
     """Run the sides of `bench train` and `infer` here."""
     monkeypatch.setattr(bench_train, "SideProcess", InThisProcess)
+
+
+@pytest.fixture
+def forked_sides(monkeypatch) -> None:
+    """Sides in processes that need not import torch."""
+    context = forked()
+    monkeypatch.setattr(harness, "multiprocessing", SimpleNamespace(get_context=lambda _: context))

@@ -58,6 +58,7 @@ def test_small_faces_can_be_left_out_and_ratios_are_of_the_right_sides():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_sides")
 def test_the_benchmark_runs_both_sides_and_counts_all_stages(tmp_path, capsys):
     frames = [draw([])] * 150  # decoding them takes longer than what rounds to 0.00 s
     write_clip(tmp_path / "clips" / "below" / "a.mp4", frames)

@@ -28,6 +28,7 @@ def test_turns_are_summed_up_by_their_median_and_spread():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_sides")
 def test_both_sides_answer_alike(pipeline):
     bench = SubmitBench(videos_dir=pipeline.dataset / "test_videos", runs=(pipeline.experiment,), jobs=1, turns=2)
     text = "\n".join(measure(bench))

@@ -166,8 +166,7 @@ def test_the_table_has_a_row_a_side_their_ratios_and_the_pieces_of_a_step():
 
 @pytest.mark.parametrize("work", [pytest.param("train", marks=pytest.mark.slow), "infer"])
 def test_the_stage_prints_both_sides_and_their_ratios(work, capsys, request):
-    if work == "infer":
-        request.getfixturevalue("in_this_process")
+    request.getfixturevalue("in_this_process" if work == "infer" else "forked_sides")
     main([work, "dfdc_b4", "--tiny", "--repeats", "2", "--batch-size", "2"])
     out = capsys.readouterr().out
     rows = [line.split()[1:] for line in out.splitlines() if line.startswith(("ours", "plain"))][:3]
