@@ -85,6 +85,17 @@ def to_json(config: Any) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
+def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Settings with two values, of two configs as `to_json` gives them: `group.name` -> both values, in order."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, value in one.items():
+        if isinstance(value, dict) and isinstance(other[name], dict):
+            found |= differences(value, other[name], f"{prefix}{name}.")
+        elif value != other[name]:
+            found[f"{prefix}{name}"] = (value, other[name])
+    return found
+
+
 def _plain(value: Any) -> Any:
     """Tuples as lists, as they come back from a file."""
     if isinstance(value, dict):

@@ -31,16 +31,25 @@ def git_commit() -> str:
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
+def package_version() -> str:
+    """Version of the code that runs, as the package itself has it."""
+    return sys.modules[__name__.partition(".")[0]].__version__
+
+
 def describe_machine(device: "torch.device") -> str:
     """Processor or GPU, cores, threads and torch's version."""
     import torch
 
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """Its name, or that of its architecture."""
     facts = Path("/proc/cpuinfo")
-    names = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    name = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def describe_environment(device: "torch.device") -> dict[str, Any]:
@@ -49,9 +58,12 @@ def describe_environment(device: "torch.device") -> dict[str, Any]:
 
     return {
         "commit": git_commit(),
+        "version": package_version(),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_processor()}, {os.cpu_count()} cores",
     }

@@ -36,6 +36,8 @@ RESULT_FILES = (
 """Files that training, or an import, leaves: a run folder without any of them holds settings alone."""
 SCORING_FILE = "scoring.json"
 """In the folder of an experiment, beside its folds."""
+MODEL_CARD_FILE = "card.md"
+"""Likewise."""
 
 # A faces folder.
 RECIPE_FILE = "faces.json"

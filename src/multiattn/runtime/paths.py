@@ -1,7 +1,8 @@
-"""Faults of paths that tables bring, before they are joined to a folder."""
+"""Faults of paths that tables bring, before they are joined to a folder; and what is published of paths."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,3 +39,13 @@ def faulty_paths(values: "pd.Series", fault: Callable[[str], str | None]) -> "pd
     found = pyarrow.compute.match_substring_regex(texts, _SUSPECT).to_numpy(zero_copy_only=False)
     found[found] = [fault(value) is not None for value in values[found]]
     return pd.Series(found, index=values.index)
+
+
+def names_only(values: Any) -> Any:
+    """The same JSON with the names alone of absolute paths: what is published tells of no home folder."""
+    if isinstance(values, dict):
+        return {name: names_only(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [names_only(value) for value in values]
+    is_path = isinstance(values, str) and (PurePosixPath(values).is_absolute() or PureWindowsPath(values).is_absolute())
+    return PureWindowsPath(values).name if is_path else values

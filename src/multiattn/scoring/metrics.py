@@ -244,6 +244,28 @@ def bootstrap_log_loss(
     return Interval(max(interval.low, 0.0), interval.high, interval.standard_error)
 
 
+def balanced_interval(
+    labels: np.ndarray, values: np.ndarray, groups: np.ndarray | None = None, *, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The interval of the mean of both classes' own means of (N,) values, as `bootstrap_log_loss` finds it, within the
+    values.
+
+    Each value is replaced by its share of the figure, m + (v - m_c) N / (2 N_c), whose mean is the figure m.
+
+    Raises:
+        ValueError: one class only, groups of another length, no resamples.
+    """
+    labels, values = np.asarray(labels), np.asarray(values, dtype=np.float64)
+    if len(np.unique(labels)) < 2:
+        raise ValueError("a balanced figure needs real and fake videos, found one class only.")
+    counts, sums = np.bincount(labels, minlength=2), np.bincount(labels, weights=values, minlength=2)
+    means = sums / counts
+    shares = means.mean() + (values - means[labels]) * len(labels) / (2 * counts[labels])
+    found = _studentized(shares, groups, resamples, seed)[0]
+    low, high = np.clip([found.low, found.high], values.min(), values.max())  # NaN stays
+    return Interval(float(low), float(high), found.standard_error)
+
+
 def compare_log_loss(
     labels: np.ndarray,
     a: np.ndarray,

@@ -58,6 +58,8 @@ class Tuned:
     """Report of `report_tuning`, and `decision`: which candidate is delivered, and why."""
     videos: pd.DataFrame
     """As `Nested.videos`."""
+    taken: str
+    """The candidate that is delivered: its answers are that column of `videos`."""
 
 
 def num_steps(videos: pd.DataFrame) -> int:
@@ -131,7 +133,7 @@ def tune(
         per_frame=are_single_crops(frames),
         held_out=_held_out_answers(nested.videos, taken, int(np.median(frames.frames_of_units))),
     )
-    return Tuned(rule, _plain(report), nested.videos)
+    return Tuned(rule, _plain(report), nested.videos, taken)
 
 
 def _held_out_answers(videos: pd.DataFrame, taken: str, crops: int) -> HeldOutAnswers:

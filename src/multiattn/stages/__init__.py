@@ -8,6 +8,7 @@ STAGES = (
     "folds",
     "train",
     "tune",
+    "card",
     "predict",
     "submit",
     "verify",

@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from multiattn.inference.kit.half_weights import StoredWeights, crops_to_compare, store_weights
@@ -49,6 +49,7 @@ from multiattn.runtime.layout import (
     RECIPE_FILE,
     experiment_name,
 )
+from multiattn.runtime.paths import names_only
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.rule import ScoringRule
 
@@ -202,7 +203,7 @@ def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) 
             folder.mkdir(parents=True)
             for name in (EXPERIMENT_FILE, RECIPE_FILE, IMPORT_FILE):
                 if (model.path / name).is_file():
-                    write_json(folder / name, _without_folders(read_json(model.path / name)))
+                    write_json(folder / name, names_only(read_json(model.path / name)))
             _copy_folds(folds_table(model.path), folder)
             count = 1 if options.precision == "float32" else options.check_crops
             crops = crops_to_compare(model, options.check_faces, count)
@@ -210,16 +211,6 @@ def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) 
             weights.append(store_weights(model, folder, crops, **limits, device=device))
             bar.update()
     return weights
-
-
-def _without_folders(values: Any) -> Any:
-    """The same JSON with the names alone of absolute paths: a bundle is published, a home folder is not."""
-    if isinstance(values, dict):
-        return {name: _without_folders(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_without_folders(value) for value in values]
-    is_path = isinstance(values, str) and (PurePosixPath(values).is_absolute() or PureWindowsPath(values).is_absolute())
-    return PureWindowsPath(values).name if is_path else values
 
 
 def _copy_folds(table: Path, folder: Path) -> None:

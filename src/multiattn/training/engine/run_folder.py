@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
+from multiattn.config.settings import differences
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.model.precision import training_precision
 from multiattn.runtime import layout
@@ -161,16 +162,12 @@ class RunFolder:
             FRAME_PREDICTIONS.write(predictions, self.path / layout.LAST_HELD_OUT_FILE)
 
 
-def _differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(kept: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Settings that differ, as `name: value there, value asked`; those that are free to change are left out."""
-    found = []
-    for name in kept:
-        path = f"{prefix}{name}"
-        if isinstance(kept[name], dict):
-            found += _differences(kept[name], asked[name], f"{path}.")
-        elif kept[name] != asked[name] and path not in SETTINGS_FREE_TO_CHANGE:
-            found.append(f"{path}: {kept[name]!r} there, {asked[name]!r} asked")
-    return found
+    found = differences(kept, asked).items()
+    return [
+        f"{name}: {there!r} there, {now!r} asked" for name, (there, now) in found if name not in SETTINGS_FREE_TO_CHANGE
+    ]
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:

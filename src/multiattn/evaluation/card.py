@@ -1,0 +1,374 @@
+"""The model card of a run: what it was made of, how well it answers, what it has not seen. Every figure is computed."""
+
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from multiattn.config import Experiment, to_json
+from multiattn.config.settings import differences
+from multiattn.datasets.sources import DataSource, find_source
+from multiattn.experiments import EXPERIMENTS, get_experiment, shrink
+from multiattn.inference.predictor import read_out_of_fold
+from multiattn.inference.runs import TrainedModel, find_models, folds_table
+from multiattn.inference.scoring_file import ScoringFile, find_scoring, tune_runs
+from multiattn.runtime.environment import package_version
+from multiattn.runtime.files import file_digest, read_json
+from multiattn.runtime.layout import (
+    BEST_WEIGHTS,
+    DISTANCE_FILE,
+    ENVIRONMENT_FILE,
+    EPOCHS_FILE,
+    HELD_OUT_FILE,
+    INPUTS_FILE,
+    PREDICTIONS_FILE,
+    experiment_name,
+)
+from multiattn.runtime.paths import names_only
+from multiattn.runtime.tensor_files import read_metadata
+from multiattn.runtime.text_tables import markdown_table, markdown_text
+from multiattn.scoring.aggregators import complete_videos
+from multiattn.scoring.metrics import (
+    Interval,
+    auc_interval,
+    balanced_interval,
+    bootstrap_log_loss,
+    log_losses,
+    video_metrics,
+)
+from multiattn.scoring.rule import ScoringRule
+from multiattn.scoring.tuning import EXACT, describe_rule
+from multiattn.tables import FAKE, REAL, VIDEOS
+from multiattn.training.engine.run_folder import SETTINGS_FREE_TO_CHANGE
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.csv"
+"""Of `multiattn evaluate`, beside its predictions."""
+NOT_RECORDED = "not recorded"
+MEASURED = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "balanced_log_loss": "balanced",
+    "balanced_accuracy": "balanced accuracy",
+    "calibration_error": "calibration error",
+}
+"""Metric -> its column."""
+USE = """\
+Meant for research on the detection of manipulated faces, for competitions, and to choose videos that a person then
+looks at. What the tables say holds for data like theirs.
+
+Not meant as evidence about a person or a video by itself, for decisions without a person, to identify anybody, for
+sound, for pictures without a face, or as proof that something is authentic: a video without a sign of what the network
+knows may have been made in a way it does not know. The share of fakes decides what a positive answer means: where one
+video in a hundred is a fake, most of those above a threshold with 5 % false alarms are real."""
+
+
+@dataclass(frozen=True)
+class CardInputs:
+    """One run, and what stands beside it."""
+
+    models: list[TrainedModel]
+    evaluations: tuple[Path, ...] = ()
+    """Folders of `multiattn evaluate`, of these very weights."""
+    videos: pd.DataFrame | None = None
+    """The `videos` table its data were chosen from: their splits, and what was left out."""
+    sources: Mapping[str, str] | None = None
+    """Data set in the tables -> the published one it is taken from."""
+
+
+def model_card(
+    run: Path, *, evaluations: Sequence[Path] = (), videos: Path | None = None, sources: Mapping[str, str] | None = None
+) -> str:
+    """The card of one experiment, or of one of its folds, as Markdown without any absolute path.
+
+    Args:
+        evaluations, videos, sources: as of `CardInputs`; `videos` is the path of the table.
+
+    Raises:
+        FileNotFoundError: no run, a fold without a checkpoint, or no such evaluation or table.
+        ValueError: an evaluation of other weights.
+    """
+    table = None if videos is None else VIDEOS.read(videos)
+    inputs = CardInputs(find_models(run), tuple(evaluations), table, sources or {})
+    name, first = experiment_name(run), inputs.models[0]
+    folds = first.folds()
+    known = {} if folds.empty else _known_sources(folds, inputs.sources)
+    scoring = find_scoring([run])
+    sections = [
+        (f"# Model card: {name}", _summary(inputs.models)),
+        ("## Data", _data(inputs, folds, known)),
+        ("## Training", _training(inputs.models)),
+        ("## Out of fold", _out_of_fold(run, inputs.models, scoring[1] if scoring is not None else None)),
+        ("## Other data", _evaluations(inputs)),
+        ("## Not seen", _not_seen(first, known)),
+        ("## Use", USE),
+        ("## Licence of the data", _licences(known)),
+    ]
+    return "\n".join(f"{title}\n\n{text}\n" for title, text in sections if text)
+
+
+def _summary(models: Sequence[TrainedModel]) -> str:
+    experiment, config = models[0].experiment, models[0].experiment.model
+    network = f"plain {config.backbone}" if config.network == "baseline" else (
+        f"multi-attention network (arXiv:2103.02406) on {config.backbone}, {config.num_maps} maps"
+    )  # fmt: skip
+    start = "untrained weights" if not (config.pretrained or config.weights) else "ImageNet weights"
+    if config.weights:
+        start = f"the weights {PurePath(config.weights).name}"
+    if experiment.start_from:
+        start = f"the run {PurePath(experiment.start_from).name}"
+    recipe = {name: value for name, value in to_json(models[0].recipe).items() if value not in ("", None)}
+    return (
+        f"{_count(len(models), 'network')} ({_folds(models)}): {network}, from {start}; face crops of "
+        f"{experiment.data.image_size} px in, P(fake) of each out. Made by `multiattn card` "
+        f"of version {package_version()}.\n\nCrops: {_listed(recipe)}."
+    )
+
+
+def _data(inputs: CardInputs, folds: pd.DataFrame, known: dict[str, DataSource | None]) -> str:
+    first = inputs.models[0]
+    if folds.empty:
+        return (
+            "An imported checkpoint: which videos it was trained on is not known." if first.imported else NOT_RECORDED
+        )
+    lines = [
+        f"- {name}: {source.title}; {source.terms}." if source is not None
+        else f"- {name}: where it comes from is not known to the command."
+        for name, source in known.items()
+    ]  # fmt: skip
+    table = folds.assign(dataset=_datasets(folds), part=folds["video_id"].map(_part), split="")
+    table["used"] = np.where(table["fold"] < 0, "training only", "fold " + table["fold"].astype(str))
+    if inputs.videos is not None:
+        of_table = inputs.videos[inputs.videos["dataset"].isin(known) & inputs.videos["label"].isin((REAL, FAKE))]
+        used = of_table["video_id"].map(table.set_index("video_id")["used"]).fillna("not used")
+        table = of_table[["video_id", "dataset", "part", "split", "label"]].assign(used=used)
+    keys = ["dataset", "split", "part"] if inputs.videos is not None else ["dataset", "part"]
+    rows = []
+    for key, of_part in table.groupby(keys, sort=False):
+        used = ", ".join(sorted(set(of_part["used"])))
+        rows.append([*key, int((of_part["label"] == REAL).sum()), int((of_part["label"] == FAKE).sum()), used])
+    rows.sort(key=lambda row: [(len(str(cell)), str(cell)) for cell in row[: len(keys)]])
+    total = [int((folds["label"] == label).sum()) for label in (REAL, FAKE)]
+    rows.append(["in the folds", *[""] * (len(keys) - 1), *total, _count(folds["fold"].nunique(), "fold")])
+    digest = file_digest(folds_table(first.path))
+    note = (
+        f"{_count(len(folds), 'video')} in {_count(folds['group'].nunique(), 'group')} that never span folds. Trained: "
+        f"{_folds(inputs.models)}, each on all other folds and validated on its own. SHA-256 of the list (folds.csv): "
+        f"`{digest}`."
+    )
+    return "\n".join([*lines, "", markdown_table([*keys, "real", "fake", "validates"], rows, padded=True), "", note])
+
+
+def _training(models: Sequence[TrainedModel]) -> str:
+    first = models[0]
+    environment = names_only(read_json(path)) if (path := first.path / ENVIRONMENT_FILE).is_file() else {}
+    command = _command(environment.get("command") or [])
+    given = read_json(path) if (path := first.path / INPUTS_FILE).is_file() else {}
+    commit, version = environment.get("commit", "unknown"), environment.get("version")
+    code = f"multiattn {version}" if version else NOT_RECORDED
+    precision = environment.get("precision", {}).get("name", NOT_RECORDED)
+    libraries = environment.get("libraries", {})
+    facts = {
+        "command": f"`{shlex.join(command)}`" if command else NOT_RECORDED,
+        "code": f"commit `{commit}`" if commit != "unknown" else code,
+        "seed": first.experiment.seed,
+        "processor": f"{environment.get('device', NOT_RECORDED)}, {precision}",
+        "with": _listed({"Python": environment.get("python", NOT_RECORDED), **libraries}),
+        "global batch": given.get("global_batch", NOT_RECORDED),
+        "digest of the crops": f"`{given.get('crops', NOT_RECORDED)}`",
+    }
+    rows = [[name, value] for name, value in facts.items()]
+    base, changed = _changes(first.experiment, command)
+    settings = f"Settings as {base} has them."
+    if changed:
+        cells = [[name, str(names_only(ours)), str(names_only(theirs))] for name, (ours, theirs) in changed.items()]
+        settings = (
+            f"Settings that differ from {base}:\n\n{markdown_table(['setting', 'here', 'there'], cells, padded=True)}"
+        )
+    header = ["fold", "epochs", "chosen epoch", "candidate", "minutes", "familiar faces", "SHA-256 of the weights"]
+    of_folds = markdown_table(header, [_fold_row(model) for model in models], padded=True)
+    return f"{markdown_table(['', ''], rows)}\n\n{settings}\n\n{of_folds}"
+
+
+def _fold_row(model: TrainedModel) -> list[str]:
+    notes = read_metadata(model.path / BEST_WEIGHTS)
+    epochs, minutes = NOT_RECORDED, NOT_RECORDED
+    if (path := model.path / EPOCHS_FILE).is_file():
+        history = pd.read_csv(path)
+        epochs, minutes = f"{history['epochs_done'].iloc[-1]:g}", f"{history['seconds'].sum() / 60:.1f}"
+    familiar = "not measured"
+    if (path := model.path / DISTANCE_FILE).is_file():
+        fitted = read_metadata(path)
+        familiar = f"{fitted.get('training_crops')} training and {fitted.get('held_out_crops')} held-out crops"
+    chosen = str(int(notes["epoch"]) + 1) if "epoch" in notes else NOT_RECORDED
+    return [
+        model.path.name,
+        epochs,
+        chosen,
+        notes.get("candidate", NOT_RECORDED),
+        minutes,
+        familiar,
+        f"`{file_digest(model.path / BEST_WEIGHTS)}`",
+    ]
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    """The command without absolute paths, also those behind `--option=`."""
+    shown = [f"{name}{equals}{names_only(value)}" if equals else name for name, equals, value in
+             (word.partition("=") for word in words)]  # fmt: skip
+    return ["multiattn", *shown[1:]] if words else []
+
+
+def _changes(experiment: Experiment, command: Sequence[str]) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """The experiment a run is compared with, in words, and the settings with another value."""
+    named = command[2] if command[1:2] == ["train"] and len(command) > 2 else experiment.name
+    candidates = [
+        name for name in (named, experiment.name, experiment.name.removesuffix("_tiny")) if name in EXPERIMENTS
+    ]
+    base, words = (
+        Experiment(name=experiment.name),
+        "the paper's settings (an experiment that the package does not have)",
+    )
+    if candidates:
+        base, words = get_experiment(candidates[0]), f"`{candidates[0]}`"
+        if "--tiny" in command or experiment.name.endswith("_tiny"):
+            base, words = shrink(base), f"{words} with `--tiny`"
+    changed = differences(to_json(experiment), to_json(base))
+    return words, {name: of for name, of in changed.items() if name not in ("name", *SETTINGS_FREE_TO_CHANGE)}
+
+
+def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile | None) -> str:
+    """Figures of held-out videos; where their predictions are not there, those that the scoring rule brings."""
+    rule = scoring.rule if scoring is not None else ScoringRule()
+    said = [f"Scoring rule: {describe_rule(rule)}." if scoring is not None else "Untuned: plain means."]
+    if rule.held_out is not None:
+        said.append(f"Answers in words: {rule.held_out.describe()}.")
+    if not all((model.path / HELD_OUT_FILE).is_file() for model in models):
+        if rule.out_of_fold is not None:
+            figures = {name: f"{value:.4f}" for name, value in rule.out_of_fold.items() if value is not None}
+            said.insert(0, f"The predictions are not here; as the rule was tuned: {_listed(figures)}.")
+        else:
+            said.insert(0, "Not known: no out-of-fold predictions here.")
+        return "\n\n".join(said)
+    held_out = read_out_of_fold(run)
+    videos = held_out.videos.sort_values("video_id", ignore_index=True)
+    rows = {"constant 0.5": np.full(len(videos), 0.5)}
+    for name, predictions in (("untuned", held_out.predictions), ("untuned, last epoch", held_out.last_epoch)):
+        if predictions is not None:
+            rows[name] = _answers(videos, predictions)
+    if scoring is not None:
+        stated = (rule.out_of_fold or {}).get("test_prior")
+        tuned = tune_runs([run], test_prior=stated)
+        kept = {name: getattr(rule, name) for name in ("out_of_fold", "held_out", "per_frame")}
+        if replace(tuned.rule, **kept) == rule:  # an earlier version kept less
+            rows["by the rule, held out of its tuning"] = tuned.videos[tuned.taken].to_numpy()
+        else:
+            said.append("The rule was tuned by another version or on other predictions: its own figures are not shown.")
+    labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
+    table = [[name, *_measured(labels, of, groups)] for name, of in rows.items()]
+    note = (
+        f"{_count(len(videos), 'held-out video')} ({int(labels.sum())} fake), each answered by the model that never "
+        f"saw it; in brackets 95 % intervals over {_count(len(set(groups)), 'group')}. The epoch was chosen on these "
+        "videos, but for the last one. A calibration error has no interval: of resamples it is only larger."
+    )
+    return "\n\n".join([markdown_table(["", *MEASURED.values()], table, padded=True), note, *said])
+
+
+def _answers(videos: pd.DataFrame, predictions: pd.DataFrame) -> np.ndarray:
+    rule = ScoringRule()
+    return complete_videos(videos["video_id"], rule.score(predictions), rule.prior)["probability"].to_numpy()
+
+
+def _measured(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> list[str]:
+    """Cells of `MEASURED`; empty where a figure needs both classes."""
+    figures = video_metrics(labels, answers, clip=EXACT)
+    intervals = {"log_loss": bootstrap_log_loss(labels, answers, groups, clip=EXACT)}
+    if figures.auc is not None:
+        losses = log_losses(labels, answers, clip=EXACT)
+        intervals["auc"] = auc_interval(labels, answers, groups)
+        intervals["balanced_log_loss"] = balanced_interval(labels, losses, groups)
+        intervals["balanced_accuracy"] = balanced_interval(labels, (answers > 0.5) == (labels == FAKE), groups)
+    return [_cell(getattr(figures, name), intervals.get(name)) for name in MEASURED]
+
+
+def _cell(figure: float | None, interval: Interval | None) -> str:
+    if figure is None or np.isnan(figure):
+        return ""
+    return f"{figure:.4f}" if interval is None else interval.beside(figure)
+
+
+def _evaluations(inputs: CardInputs) -> str:
+    """The video figures of `multiattn evaluate` on other data, part by part."""
+    weights = {file_digest(model.path / BEST_WEIGHTS) for model in inputs.models}
+    rows = []
+    for folder in inputs.evaluations:
+        basis, path = (folder / PREDICTIONS_FILE).with_suffix(".json"), folder / METRICS_FILE
+        if not basis.is_file() or not path.is_file():
+            raise FileNotFoundError(f"{folder}: no {path.name} and {basis.name} here. Run `multiattn evaluate --out`.")
+        if set(read_json(basis)["checkpoints"].values()) != weights:
+            raise ValueError(f"{folder}: an evaluation of other weights. Run `multiattn evaluate` on this run again.")
+        figures = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(("figure", "low", "high"), ""))
+        figures = figures[figures["level"] == "video"]
+        for (dataset, by, value), part in figures.groupby(["dataset", "by", "value"], sort=False):
+            cells = {row.metric: _cell(row.figure, Interval.of(row.low, row.high)) for row in part.itertuples()}
+            counts = part[["num_real", "num_fake"]].iloc[0]
+            rows.append([dataset, f"{by} {value}".strip(), *counts, *(cells.get(name, "") for name in MEASURED)])
+    if not rows:
+        return ""
+    return markdown_table(["data set", "part", "real", "fake", *MEASURED.values()], rows, padded=True)
+
+
+def _not_seen(first: TrainedModel, known: dict[str, DataSource | None]) -> str:
+    sources = [source for source in known.values() if source is not None]
+    lines = ["Sound, and whatever lies outside the face crop."]
+    if newest := max((source.year for source in sources), default=0):
+        lines.append(f"Fakes made since {newest + 1}: the newest training data are of {newest}.")
+    if sources:
+        people = dict.fromkeys(source.people for source in sources)
+        lines.append(f"People: {'; '.join(people)}. So there is no figure of fairness between groups of people.")
+    if len(sources) < len(known) or not known:
+        lines.append("Of data whose source is not known to the command it is not known what they lack.")
+    if first.experiment.name.startswith("demo") or first.experiment.name.endswith("_tiny"):
+        lines.append("Real faces: this run is to try the program out.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _licences(known: dict[str, DataSource | None]) -> str:
+    lines = [f"- {markdown_text(name)}: {source.terms}" for name, source in known.items() if source is not None]
+    unknown = [name for name, source in known.items() if source is None]
+    lines += [f"- {', '.join(unknown)}: not known to the command"] if unknown or not known else []
+    return "\n".join([*lines, "", "The project's licence covers its code, not the data, and claims no rights in them."])
+
+
+def _known_sources(folds: pd.DataFrame, names: Mapping[str, str] | None) -> dict[str, DataSource | None]:
+    """Data set -> its source, of all in a `folds` table."""
+    of_datasets = dict(iter(folds["video_id"].groupby(_datasets(folds))))
+    return {name: find_source((names or {}).get(name, name), ids) for name, ids in of_datasets.items()}
+
+
+def _datasets(folds: pd.DataFrame) -> pd.Series:
+    return folds["video_id"].str.partition("/")[0]
+
+
+def _part(video_id: str) -> str:
+    """The first folder below the data set, which is the part where it has parts."""
+    below = video_id.split("/")[1:-1]
+    return below[0] if below else ""
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _folds(models: Sequence[TrainedModel]) -> str:
+    return ", ".join(model.path.name for model in models)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
