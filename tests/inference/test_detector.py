@@ -2,7 +2,9 @@
 
 import doctest
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.score_files import ScoredFiles, describe_spans, unbroken, usual_step
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.runtime import layout
+from multiattn.scoring.answers import MANIPULATED, answer_in_words, held_out_answers
 from multiattn.video.decoding.frames import FrameReader
 from pipeline import Pipeline
 
@@ -170,17 +173,54 @@ def test_the_written_table_has_a_row_a_file_a_face_and_a_frame():
     frames = tuple(FrameAnswer(place, place / 2, 0.5, (1.0, 2.0, 3.0, 4.0), 0.9, 7.5) for place in (0, 4))
     face = FaceAnswer(1, 0.25, ((0.0, 0.0), (2.0, 2.0)), frames)
     made = [
-        Answer("a.mp4", 0.75, "ok", "late", ("late", "seen"), Coverage(8, 2, 2), (face,)),
-        Answer("b.mp4", None, "unreadable", "bad", (), Coverage(0, 0, 0), ()),
+        Answer(
+            "a.mp4",
+            0.75,
+            "ok",
+            "late",
+            ("late", "seen"),
+            Coverage(8, 2, 2),
+            (face,),
+            answer_in_words(0.75, None, ["late"]),
+        ),
+        Answer("b.mp4", None, "unreadable", "bad", (), Coverage(0, 0, 0), (), answer_in_words(None, None)),
     ]
     table = answers_table(made)
     assert table["level"].tolist() == ["file", "face", "frame", "frame", "file"]
     assert table["probability"].fillna(-1).tolist() == [0.75, 0.25, 0.5, 0.5, -1]
     assert table["track"].fillna(-1).tolist() == [-1, 1, 1, 1, -1]
+    assert table.loc[0, "answer"].startswith("cannot tell: late; ")
     assert table.loc[1, "spans"] == "0.0, 2.0" and table.loc[0, "doubts"] == "late; seen"
     assert table.loc[3, ["frame_index", "seconds", "x1", "y2", "distance"]].tolist() == [4, 2.0, 1.0, 4.0, 7.5]
     assert table.loc[4, ["status", "reason", "frames"]].tolist() == ["unreadable", "bad", 0]
     assert answers_table([]).empty
+
+
+@pytest.mark.parametrize(
+    ("sides", "distances", "words"),
+    [
+        pytest.param([60, 60, 60], [None] * 3, MANIPULATED, id="large faces, distance not measured"),
+        pytest.param([60, 60, 40], [0.5] * 3, "cannot tell: a face of 48 px is seen in 2 of 3 frames", id="small ones"),
+        pytest.param([60, 60, 60], [0.5, 1.5, 1.5], "cannot tell: 67% of the faces are unlike", id="unlike ones"),
+        pytest.param([], [], "cannot tell: no face was found", id="no face"),
+    ],
+)
+def test_a_file_is_answered_in_words_or_doubted(sides, distances, words, pipeline):
+    labels, order = np.arange(400) % 2, np.arange(400)
+    held_out = held_out_answers(labels, 0.3 + 0.4 * labels, order % 8, order % 4, datasets=["dfdc"], crops=1)
+    detector = DeepfakeDetector.load(pipeline.experiment, device="cpu")
+    detector = replace(detector, rule=replace(detector.rule, held_out=held_out))
+    frames = tuple(
+        FrameAnswer(place, 0.0, 0.9, (0.0, 0.0, 20.0, float(side)), 0.9, distance)
+        for place, (side, distance) in enumerate(zip(sides, distances, strict=True))
+    )
+    row = SimpleNamespace(status="ok", probability=0.9 if sides else float("nan"), frames=3)
+    found = detector._in_words(row, [FaceAnswer(0, 0.9, (), frames)] if frames else [])
+    assert str(found).startswith(words)
+    answer = Answer("a.mp4", 0.9, "ok", "", (), Coverage(3, len(sides), len(sides)), (), found)
+    first, thresholds, sound = detector.in_words([answer])
+    assert first.startswith(f"a.mp4: {words}") and thresholds.startswith('"looks manipulated" from P(fake) 0.700')
+    assert sound == "Sound was not examined."
 
 
 @pytest.fixture

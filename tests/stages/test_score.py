@@ -32,7 +32,7 @@ def test_a_clip_gives_a_row_and_a_page_with_what_the_run_is(pipeline: Pipeline, 
     assert (
         main(["score", "--device", "cpu", "--report", str(report), "--runs", str(pipeline.experiment), str(clip)]) == 0
     )
-    head, row, face, _, note, written = capsys.readouterr().out.splitlines()
+    head, row, face, _, note, *said, written = capsys.readouterr().out.splitlines()
     tables = [pd.read_csv(path) for path in pipeline.experiment.glob("*/epochs.csv")]
     best = pd.DataFrame([table.loc[table["validation_log_loss"].idxmin()] for table in tables]).mean(numeric_only=True)
     assert note == (
@@ -44,7 +44,12 @@ def test_a_clip_gives_a_row_and_a_page_with_what_the_run_is(pipeline: Pipeline, 
     name, probability, *_ = row.split()
     assert name == str(clip) and face.split()[:3] == ["face", "0", probability]
     assert 0 <= float(probability) <= 1
-    assert written == f"written: {report}"
+    assert written == f"written: {report}" and said[-1] == "Sound was not examined."
+    assert (
+        said[1].startswith(f"{clip}: cannot tell: ")
+        and "multiattn tune" in said[1]
+        and said[1] in Reader(report.read_text()).text
+    )
     read = Reader(report.read_text())
     assert read.loaded == [] and note in read.text
     assert f"P(fake) {probability}" in read.text
@@ -72,9 +77,8 @@ def test_a_clip_of_the_training_is_named(pipeline: Pipeline, tmp_path, capsys):
     clip = min((pipeline.dataset / "test_videos").glob("*.mp4"))
     files = [shutil.copy(clip, tmp_path / f"{Path(video).name}.mov") for video in (seen, held_out)]
     assert main(["score", *map(str, files), "--device", "cpu", "--runs", str(pipeline.experiment / "fold0")]) == 0
-    *_, note = capsys.readouterr().out.splitlines()
-    assert note.startswith(
-        f"demo_tiny has seen in its training, by the name: {Path(seen).name}.mov ({seen}). Its score"
-    )
+    lines = capsys.readouterr().out.splitlines()
+    said = f"demo_tiny has seen in its training, by the name: {Path(seen).name}.mov ({seen}). Its score"
+    assert any(line.startswith(said) for line in lines)
     assert score(pipeline, *files) == 0
     assert f"{Path(held_out).name}.mov ({held_out})" in capsys.readouterr().out, "by the other fold"

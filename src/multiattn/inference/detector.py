@@ -26,6 +26,7 @@ from multiattn.inference.score_files import (
 from multiattn.inference.scoring_file import choose_scoring, require_rule_fits
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.layout import named_run, packaged_run
+from multiattn.scoring.answers import CANNOT_TELL, SOUND_NOTE, AnswerInWords, answer_in_words, find_doubts
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import BOX
 from multiattn.video.decoding.frames import FrameArray
@@ -41,6 +42,7 @@ TABLE_COLUMNS = (
         "seconds",
         "spans",
         "probability",
+        "answer",
         "frames",
         "frames_with_face",
         "crops",
@@ -108,6 +110,8 @@ class Answer:
     coverage: Coverage
     faces: tuple[FaceAnswer, ...]
     """By track."""
+    in_words: AnswerInWords
+    """`looks manipulated`, `no sign found` or `cannot tell`, beside the videos held out of the training."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -263,9 +267,36 @@ class DeepfakeDetector:
                     doubts=tuple(_doubts(file, row, known)),
                     coverage=Coverage(int(row.frames), len(seen), int(row.crops)),
                     faces=tuple(of_file),
+                    in_words=self._in_words(row, of_file),
                 )
             )
         return answers
+
+    def _in_words(self, row: Any, faces: Sequence[FaceAnswer]) -> AnswerInWords:
+        """Of a row of `ScoredFiles.files` and its faces."""
+        if row.status == "unreadable":
+            return AnswerInWords(CANNOT_TELL, ("the file could not be read",), "")
+        frames = [frame for face in faces for frame in face.frames]
+        largest: dict[int, float] = {}
+        for frame in frames:
+            x1, y1, x2, y2 = frame.box_xyxy
+            largest[frame.frame_index] = max(x2 - x1, y2 - y1, largest.get(frame.frame_index, 0.0))
+        # Beyond 1, the 99th percentile of held-out training faces, a face lies outside.
+        unlike = [frame.distance > 1 for frame in frames if frame.distance is not None]
+        share = float(np.mean(unlike)) if unlike else None
+        sides = np.array(list(largest.values()))
+        doubts = find_doubts(sides, num_frames=int(row.frames), unlike=share) if frames else []
+        return answer_in_words(float(row.probability), self.rule.held_out, doubts)
+
+    def in_words(self, answers: Sequence[Answer]) -> list[str]:
+        """A line a file, then what the thresholds rest on, and what was not examined."""
+        lines = [
+            f"{answer.file}: {answer.in_words}" + (f" ({answer.in_words.beside})" if answer.in_words.beside else "")
+            for answer in answers
+        ]
+        if self.rule.held_out is not None:
+            lines.append(f"{self.rule.held_out.describe()}.")
+        return [*lines, SOUND_NOTE] if any(answer.coverage.frames > 1 for answer in answers) else lines
 
 
 def _face(face: Any, crops: pd.DataFrame) -> FaceAnswer:
@@ -304,13 +335,18 @@ def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
     """All of some answers as one table: a row a file, a face and a frame, told apart by `level`.
 
     Returns:
-        level (`file`, `face`, `frame`), file, track, frame_index, seconds, spans (in words), probability, frames,
-        frames_with_face, crops, x1, y1, x2, y2, score, distance, status, reason and doubts; empty where a level has no
-        such thing.
+        level (`file`, `face`, `frame`), file, track, frame_index, seconds, spans (in words), probability, answer (in
+        words), frames, frames_with_face, crops, x1, y1, x2, y2, score, distance, status, reason and doubts; empty where
+        a level has no such thing.
     """
     rows: list[dict[str, Any]] = []
     for answer in answers:
-        facts = {"status": answer.status, "reason": answer.reason, "doubts": "; ".join(answer.doubts)}
+        facts = {
+            "answer": str(answer.in_words),
+            "status": answer.status,
+            "reason": answer.reason,
+            "doubts": "; ".join(answer.doubts),
+        }
         of_file = {"file": answer.file}
         rows.append({"level": "file", **of_file, "probability": answer.probability, **asdict(answer.coverage), **facts})
         for face in answer.faces:

@@ -69,12 +69,14 @@ def main(argv: list[str]) -> None:
         scored = detector.score(files, faces, fps=options.fps)
         results(scored.describe(), "", *notes)
         answers = detector.answers(files, scored)
+        said = detector.in_words(answers)
+        results("", *said)
         if options.json is not None:
             write_json(options.json, answers_json(detector, answers))
         if options.csv is not None:
             write_csv(options.csv, answers_table(answers))
         if options.report is not None:
-            write_text(options.report, _page(scored, detector, faces, notes))
+            write_text(options.report, _page(scored, detector, faces, [*said, *notes]))
     written = [str(path) for path in (options.report, options.json, options.csv) if path is not None]
     if written:
         results(f"written: {', '.join(written)}")
