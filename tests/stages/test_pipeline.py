@@ -116,6 +116,9 @@ def test_finished_work_is_not_done_again(pipeline, capsys):
         pytest.param(["predict", "--runs", "{empty}", "--faces", "{faces}"], ["multiattn train"], id="no runs"),
         pytest.param(["predict", "--runs", "{runs}"], ["--faces", "--videos-dir"], id="nothing to predict"),
         pytest.param(["predict", "--runs", "{runs}", "--faces", "{empty}"], ["multiattn faces"], id="no faces"),
+        pytest.param(
+            ["predict", "--runs", "{runs}", "--faces", "{faces}", "--splits", "val"], ["of split val"], id="no split"
+        ),
         pytest.param(["predict", "--runs", "{runs}", "--videos-dir", "{empty}"], ["expected videos"], id="no videos"),
         pytest.param(["leaderboard", "--submissions", "{empty}"], ["multiattn submit"], id="no submission"),
     ],

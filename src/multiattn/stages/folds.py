@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     videos = VIDEOS.read(options.videos)
     if options.splits:
         videos = videos[videos["split"].isin(options.splits)].reset_index(drop=True)
+        if videos.empty:
+            raise ValueError(f"{options.videos}: no video of split {' or '.join(options.splits)}.")
     folds = make_folds(videos, num_folds=options.num_folds, seed=options.seed, grouping=options.group)
     recipe = {
         "splitter": "sklearn.model_selection.StratifiedGroupKFold(shuffle=True)",

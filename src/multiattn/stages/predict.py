@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
     if options.splits:
         videos = read_faces_folder(faces)[2]
         chosen = videos.loc[videos["split"].isin(options.splits), "video_id"]
+        if chosen.empty:
+            raise ValueError(f"{faces}: no video of split {' or '.join(options.splits)}.")
     predictions = predict_faces(models, faces, device=device, precision=options.precision, video_ids=chosen)
     FRAME_PREDICTIONS.write(predictions, options.out)
     videos = predictions["video_id"].nunique()
