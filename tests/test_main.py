@@ -189,6 +189,18 @@ def test_a_value_out_of_range_is_a_message(tmp_path, capsys):
     assert "Traceback" not in out + err
 
 
+def test_the_last_line_counts_rows_that_were_left_out(tmp_path, capsys):
+    rows = ["a/r,r.mp4,a,0,,,,,,,", "a/f,f.mp4,a,1,,,,,a/r,,", "a/s,s.mp4,a,0,,,,,,,", "a/g,g.mp4,a,1,,,,,a/s,,"]
+    rows += [f"a/{letter * 300},x.mp4,a,1,,,,,,," for letter in "xy"]
+    header = "video_id,path,dataset,label,method,compression,split,part,original,target_id,source_id"
+    videos = tmp_path / "videos.csv"
+    videos.write_text("\n".join([header, *rows]) + "\n")
+    assert main(["folds", "--videos", str(videos), "--num-folds", "2", "--out", str(tmp_path / "folds.csv")]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"{videos}: 2 rows are left out: the log names them."
+    assert f"{videos}: row 4 is left out: video_id 'a/xxx" in err
+
+
 def test_an_error_of_the_operating_system_names_the_file(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     out = tmp_path / "file" / "folds.csv"

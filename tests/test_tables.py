@@ -21,6 +21,7 @@ from multiattn.tables import (
     VIDEO_STATUS,
     VIDEOS,
     Table,
+    left_out_lines,
 )
 
 TABLES = {table.name: table for table in vars(tables).values() if isinstance(table, Table)}
@@ -176,6 +177,7 @@ def test_a_wrong_value_is_named_with_file_column_expectation_and_rows(table, col
 
 ODD_PLACES = {"absolute": "/etc/passwd", "climbs": "a/../../b", "empty part": "a//b", "a dot": "a/./b", "folder": "a/"}
 ODD_NAMES = {"a NUL": "a/b\0c", "256 bytes": f"a/{'n' * 256}", "256 bytes of 128 letters": f"{'ü' * 128}/a"}
+ODD_NAMES["longer than a path may be"] = "/".join(["n" * 50] * 80)
 PATHS = [(VIDEOS, "video_id"), (VIDEOS, "path"), (VIDEOS, "original"), (FOLDS, "video_id"), (FACES, "video_id")]
 PATHS += [(FACES, "crop"), *((table, "video_id") for table in (VIDEO_STATUS, FRAME_PREDICTIONS, VIDEO_PREDICTIONS))]
 
@@ -192,7 +194,9 @@ def test_an_id_or_path_that_would_not_lie_below_its_folder_is_refused(table, col
         table.validate(frame, "some/file.csv")
 
 
-@pytest.mark.parametrize("value", ["..a/b..c/...", "n" * 255, "ü" * 127, "a\n/b", "-", " ", "a:b\\c"], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["..a/b..c/...", "n" * 255, "ü" * 127, "/".join(["n" * 49] * 70), "a\n/b", "-", " ", "a:b\\c"], ids=repr
+)
 def test_odd_names_that_lie_below_their_folder_are_taken(value):
     assert VIDEOS.validate(good(VIDEOS, video_id=value, path=value, original=value), "x")["path"].tolist() == [value]
 
@@ -202,7 +206,10 @@ def test_a_row_whose_path_no_file_system_takes_costs_itself_alone_and_is_named(v
     frame = good(VIDEOS, 3)
     frame.loc[1, "video_id"] = value
     frame.to_csv(tmp_path / "videos.csv", index=False)
-    assert VIDEOS.read(tmp_path / "videos.csv")["video_id"].tolist() == ["a/b", "a/b2"]
+    frame = VIDEOS.read(tmp_path / "videos.csv")
+    assert frame["video_id"].tolist() == ["a/b", "a/b2"]
+    assert left_out_lines(frame, "videos.csv") == ["videos.csv: 1 row is left out: the log names it."]
+    assert left_out_lines(VIDEOS.empty(), "videos.csv") == []
     assert f"videos.csv: row 1 is left out: video_id {value[:5]!r}"[:-1] in caplog.text
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from multiattn.config.choices import SplitName
 from multiattn.runtime.files import atomic_path
-from multiattn.runtime.paths import MAX_NAME_BYTES, faulty_paths, name_fault, path_fault
+from multiattn.runtime.paths import MAX_NAME_BYTES, MAX_PATH_BYTES, faulty_paths, name_fault, path_fault
+from multiattn.runtime.text_tables import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 FAKE, REAL, UNKNOWN = 1, 0, -1
 SPLITS = get_args(SplitName)
+LEFT_OUT = "left_out"
+"""Attribute of a table that was read: the number of its rows that no file system takes, where there are any."""
 BOX = ("x1", "y1", "x2", "y2")
 LANDMARKS = tuple(f"lm{point}{axis}" for point in range(5) for axis in "xy")
 
@@ -125,7 +128,7 @@ class Table:
         rows = [f"row {index}: {value!r}" for index, value in zip(same["index"], same["failure_case"], strict=True)]
         return (
             f"{self.name}: column {first['column']!r}: expected {expected}, "
-            f"found something else in {len(same)} of {num_rows} rows; the first: {'; '.join(rows[:3])}."
+            f"found something else in {len(same)} of {counted(num_rows, 'row')}; the first: {'; '.join(rows[:3])}."
         )
 
     def read(self, path: Path, *, allow_empty: bool = False) -> "pd.DataFrame":
@@ -146,9 +149,12 @@ class Table:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
         except (csv.Error, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a readable {self.name} table: {error}. {self.advice}") from error
+        num_rows = len(frame)
         frame = self.validate(self._without_unnameable(frame, path), path)
         if frame.empty and not allow_empty:
             raise ValueError(f"{path}: the {self.name} table has no rows. {self.advice}")
+        if len(frame) < num_rows:
+            frame.attrs[LEFT_OUT] = num_rows - len(frame)
         return frame
 
     def _without_unnameable(self, frame: "pd.DataFrame", source: Path) -> "pd.DataFrame":
@@ -221,7 +227,7 @@ def _are_paths(values: "pd.Series") -> "pd.Series":
 
 
 def _path(description: str) -> Column:
-    parts = f"parts of 1 to {MAX_NAME_BYTES} bytes, none of them `.` or `..`"
+    parts = f"parts of 1 to {MAX_NAME_BYTES} bytes, none of them `.` or `..`, at most {MAX_PATH_BYTES} together"
     return _text(f"{description}, not empty, relative, with {parts}", _are_paths)
 
 
@@ -244,6 +250,15 @@ def _label(*allowed: int) -> Column:
 
 def _one_of(*allowed: str) -> Column:
     return _text(f"one of {list(allowed)}", lambda values: values.isin(allowed))
+
+
+def left_out_lines(frame: "pd.DataFrame", source: Path) -> list[str]:
+    """The closing line of a command where reading a table left out rows; else none."""
+    if not (number := frame.attrs.get(LEFT_OUT, 0)):
+        return []
+    return [
+        f"{source}: {counted(number, 'row is left out: the log names it', 'rows are left out: the log names them')}."
+    ]
 
 
 _video_id = _path("<dataset>/<path below the root without extension>")

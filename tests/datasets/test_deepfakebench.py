@@ -163,7 +163,7 @@ def test_without_landmarks_the_points_of_the_template_stand_for_them(content, tr
     if content is not None:
         path.parent.mkdir(parents=True)
         np.save(path, content) if isinstance(content, np.ndarray) else path.write_bytes(content)
-    assert any("1 of 1 frames have no landmarks" in note for note in tree.read().notes)
+    assert any("1 of 1 frame without landmarks" in note for note in tree.read().notes)
     faces, _, _ = read_faces_folder(tree.faces)
     np.testing.assert_allclose(faces[list(LANDMARKS)].to_numpy().reshape(5, 2), TEMPLATE * SIZE)
 
@@ -267,7 +267,7 @@ def test_a_video_in_several_splits_is_one_row_and_is_counted(splits, expected, t
         tree.enter("UADFV", "UADFV_Real", split, "0001", frames)
     (row,) = tree.rows().values()
     assert row["split"] == expected
-    notes = [note for note in tree.read().notes if "1 videos are in several splits" in note]
+    notes = [note for note in tree.read().notes if "1 video is in several splits" in note]
     assert len(notes) == (len(splits) > 1)
 
 
@@ -319,7 +319,7 @@ def test_what_is_listed_and_not_there_is_absent_and_missing_frames_are_counted(f
     listing = ffpp.read()
     assert listing.absent == ["FF-real/222", f"{REALS}/111"]
     assert len(listing.rows) == 3
-    assert any("1 frames are listed but absent" in note for note in listing.notes)
+    assert any("1 frame is listed but absent" in note for note in listing.notes)
 
 
 def test_frames_without_a_number_are_numbered_in_order(tree):

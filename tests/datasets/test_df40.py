@@ -102,7 +102,7 @@ def test_a_video_of_training_and_test_is_tested_and_one_without_frames_absent(tm
     listing = read_df40(root, json=(file,), faces=tmp_path / "faces")
     assert [row["split"] for row in listing.rows] == ["test"]
     assert listing.absent == ["RDDM_Fake/7"]
-    assert any("1 videos are in several splits" in note for note in listing.notes)
+    assert any("1 video is in several splits" in note for note in listing.notes)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_pictures_decide_the_label_and_the_person_to_be_seen_the_group(tmp_path)
     assert rows[SWAP]["original"] == "fakeavceleb/RealVideo-RealAudio/Asian (East)/women/id00476/00001"
     groups = group_videos(VIDEOS.validate(pd.DataFrame(listing.rows), "listing"), "original")
     assert groups.nunique() == 2, "by the faces put on, both people would hang together"
-    assert any("1 clips are listed again" in note for note in listing.notes)
-    assert any("1 clips of RealVideo-FakeAudio are labelled real" in note for note in listing.notes)
+    assert any("1 clip is listed again" in note for note in listing.notes)
+    assert any("1 clip of RealVideo-FakeAudio is labelled real" in note for note in listing.notes)
 
 
 def test_absent_and_unlisted_clips_are_counted_and_nine_columns_will_do(tmp_path):

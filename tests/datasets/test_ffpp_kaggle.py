@@ -39,7 +39,7 @@ def test_clips_bear_the_ids_of_the_official_tree_and_the_list_says_what_is_absen
     assert set(rows) == {fake, original_id("000", "c23")}
     assert rows[original_id("000", "c23")]["path"] == "original/000.mp4"
     assert listing.absent == ["Face2Face/000_003.mp4", "original/001.mp4"]
-    assert len(listing.notes) == 1 and listing.notes[0].startswith("1 clips of DeepFakeDetection are left out")
+    assert len(listing.notes) == 1 and listing.notes[0].startswith("1 clip of DeepFakeDetection is left out")
 
 
 def test_the_official_splits_are_applied_to_the_names(tmp_path):

@@ -215,10 +215,10 @@ def sound():
 @pytest.mark.parametrize(
     ("column", "change", "expected"),
     [
-        pytest.param("fold", lambda fold: 1 - fold, "leak: 1 groups span folds", id="moved to the other fold"),
-        pytest.param("fold", lambda fold: -1, "leak: 1 groups span folds", id="taken out of validation"),
-        pytest.param("label", lambda label: 1 - label, "1 labels differ", id="another label"),
-        pytest.param("split", lambda split: "test", "leak: 1 videos are of a test split", id="became a test video"),
+        pytest.param("fold", lambda fold: 1 - fold, "leak: 1 group spans folds", id="moved to the other fold"),
+        pytest.param("fold", lambda fold: -1, "leak: 1 group spans folds", id="taken out of validation"),
+        pytest.param("label", lambda label: 1 - label, "1 label differs", id="another label"),
+        pytest.param("split", lambda split: "test", "leak: 1 video is of a test split", id="became a test video"),
         pytest.param("group", lambda group: "alone", "leak: 2 videos share an original", id="a group of its own"),
     ],
 )

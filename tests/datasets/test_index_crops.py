@@ -262,7 +262,9 @@ def test_a_list_that_cannot_be_meant_is_refused(text, options, expected, crops):
 
 def test_rows_that_repeat_one_another_are_counted(crops):
     put(crops.root, {"a.jpg": picture(1)})
-    assert any("1 rows repeat another" in note for note in crops.read("path,label\na.jpg,0\na.jpg,0").notes)
+    assert any(
+        "1 row that repeats another is left out" in note for note in crops.read("path,label\na.jpg,0\na.jpg,0").notes
+    )
     assert len(crops.greys()) == 1
 
 
@@ -280,7 +282,7 @@ def test_two_archives_with_one_path_are_told_apart_by_their_names(crops):
 def test_a_copy_unpacked_beside_its_archive_is_taken_and_counted(crops):
     pack(crops.root / "a.tar", {"real/x.jpg": picture(1)})
     put(crops.root, {"real/x.jpg": picture(2)})
-    assert any("1 pictures lie in an archive and unpacked" in note for note in crops.read().notes)
+    assert any("1 picture lies in an archive and unpacked" in note for note in crops.read().notes)
     assert crops.greys() == {"crops/real/x 0 0": 2}
 
 

@@ -145,7 +145,7 @@ def test_absent_and_unlisted_clips_are_counted_with_the_first_few_and_notes_are_
         write_manifest(listing, videos_csv, append=False)
     assert [record.getMessage() for record in caplog.records] == [
         "7 clips listed but absent: gone0.mp4, gone1.mp4, gone2.mp4, gone3.mp4, gone4.mp4 and 2 more",
-        "1 clips present but unlisted: stray.mp4",
+        "1 clip present but unlisted: stray.mp4",
         *notes,
     ]
     assert read_json(roots_path(videos_csv))["d"]["absent"] == absent
@@ -234,7 +234,7 @@ def test_moved_or_deleted_clips_are_refused_with_their_count_and_found_again_thr
     write_manifest(read_dfdc(dfdc), videos_csv, append=False)
     table = write_manifest(read_ffpp(ffpp), videos_csv, append=True)
     moved = dfdc.rename(dfdc.with_name("moved"))
-    with pytest.raises(FileNotFoundError, match=r"no such file, nor 1 others of 3 .*pass --root"):
+    with pytest.raises(FileNotFoundError, match=r"no such file, nor 1 other of 3 .*pass --root"):
         locate_videos(table, videos_csv)
     located = locate_videos(table, videos_csv, roots={"dfdc": moved})
     assert all(path.is_relative_to(moved if "dfdc/" in video else ffpp) for video, path in located.items())

@@ -217,7 +217,7 @@ def test_few_videos_are_measured_and_shown_without_what_they_lack(labels, tracks
         pytest.param(["", "", "", *["data/0"] * 4, ""], "over 4 originals", id="too few"),
         pytest.param(
             ["", "", "", "data/0", "data/1", "data/2", "", ""],
-            "over 5 originals with their fakes; 2 fakes that name no original count by themselves",
+            "over 5 originals with their fakes; 2 fakes without originals count alone",
             id="some are named",
         ),
     ],
@@ -353,9 +353,7 @@ def test_a_test_video_that_a_run_knows_is_an_error(pipeline, tmp_path, known, as
     if not leaks:
         require_unseen([model], table, table)
         return
-    with pytest.raises(
-        ValueError, match=f"leak: 1 of 1 videos to be tested on are in the folds of made/fold0.*{asked}"
-    ):
+    with pytest.raises(ValueError, match=f"leak: 1 of 1 video to be tested on in the folds of made/fold0.*{asked}"):
         require_unseen([model], table, table)
 
 

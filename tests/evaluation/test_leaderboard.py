@@ -349,7 +349,7 @@ def test_long_names_of_a_series_stay_apart_in_the_picture(tmp_path):
     [
         pytest.param(slice(None), 0, "these are Kaggle's 400 public test videos", id="all of them"),
         pytest.param(slice(1, None), 0, "399 of these 399 videos are among Kaggle's 400", id="all but one"),
-        pytest.param(slice(200, 201), 0, "1 of these 1 videos are among Kaggle's 400", id="one"),
+        pytest.param(slice(200, 201), 0, "this video is among Kaggle's 400", id="one"),
         pytest.param(slice(0, 3), 40, "3 of these 43 videos are among Kaggle's 400", id="a few among others"),
         pytest.param(slice(0, 0), 40, None, id="none of them"),
     ],

@@ -80,7 +80,7 @@ def test_the_page_has_a_section_a_file_and_loads_nothing(tmp_path):
     assert page.count("<svg") == 1  # a picture has no time
     for words in (
         "a/<x>.mp4", "P(fake) 0.6100, from 3 crops of 2 face tracks", "frame 9 is damaged", "how it was predicted",
-        "P(fake) 0.7000, from 1 crops of 1 face track", "It could not be read: InvalidDataError",
+        "P(fake) 0.7000, from 1 crop of 1 face track", "It could not be read: InvalidDataError",
         "No face was found. There is no answer", "Attention of run/fold0",
     ):  # fmt: skip
         assert words in read.text

@@ -38,7 +38,7 @@ def test_folders_give_their_videos_and_pictures_each_once_and_what_is_left_out_i
     (tmp_path / "link.mp4").symlink_to(tmp_path / "b.mp4")
     named = find_files([tmp_path / "odd", tmp_path, tmp_path / "a"])
     assert [path.relative_to(tmp_path).as_posix() for path in named] == ["odd", "a/b.mp4", "a/c.JPG", "b.mp4"]
-    assert f"{tmp_path}: 1 files are left out: odd" in caplog.text
+    assert f"{tmp_path}: 1 file is left out: odd" in caplog.text
 
 
 def test_a_folder_of_pictures_is_one_clip_where_that_is_asked_for(tmp_path):

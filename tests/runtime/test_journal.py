@@ -97,7 +97,7 @@ def test_a_damaged_line_is_refused_with_its_number_or_left_out_with_a_warning(da
         with pytest.raises(ValueError, match=r"j.jsonl: line 4 is damaged"):
             read()
     assert list(journal.records(skip_damaged=True)) == RECORDS
-    assert "1 damaged lines are left out" in caplog.text
+    assert "1 damaged line is left out" in caplog.text
 
 
 @pytest.mark.parametrize("key", list(WORK))

@@ -4,7 +4,7 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.command_line import results
-from multiattn.runtime.text_tables import markdown_table, markdown_text, printable, terminal_table
+from multiattn.runtime.text_tables import counted, markdown_table, markdown_text, printable, terminal_table
 
 ODD = "a\x1b[2Jb\nc\x07\u202e\udcff\x9b.mp4"
 """A name that clears a terminal, starts a line, rings, reverses what follows, and is not UTF-8."""
@@ -66,3 +66,17 @@ def test_odd_names_are_shown_and_not_obeyed(text, shown, markdown):
     assert markdown_text(text) == markdown
     header, _, row = markdown_table([text], [[text]]).splitlines()
     assert header == row == f"| {markdown} |"
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("file is", "files are"), "0 files are"),
+        (1, ("file is", "files are"), "1 file is"),
+        (2, ("file is", "files are"), "2 files are"),
+        (1, ("row",), "1 row"),
+        (12, ("row",), "12 rows"),
+    ],
+)
+def test_a_number_and_what_follows_it_agree(number, words, text):
+    assert counted(number, *words) == text

@@ -84,7 +84,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(pipeline, tmp_path, 
     ("changes", "message"),
     [
         pytest.param(["--seeds", "0"], "--seeds: expected at least 1", id="no seed"),
-        pytest.param(["--fold", "7"], "--fold 7: no such fold; folds present: [0, 1]", id="no such fold"),
+        pytest.param(["--fold", "7"], "--fold 7: no such fold; folds present: 0, 1", id="no such fold"),
         pytest.param(["--fold", "x"], "--fold: expected a number or `all`", id="no number"),
         pytest.param(["--cross-faces", "nowhere"], "not a faces folder", id="no faces to test on"),
     ],

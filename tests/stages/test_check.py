@@ -51,7 +51,7 @@ def test_a_leak_is_printed_with_its_case_and_what_to_do_and_exits_with_1(leaking
         ["d", "test", "swap", "0", "1", "0"],
         ["d", "train", "-", "1", "0", "0"],
     ]
-    start = lines.index("LEAK    originals across splits: 1 originals and their 1 fakes stand in more than one split.")
+    start = lines.index("LEAK    originals across splits: In more than one split: 1 original with 1 fake.")
     assert lines[start + 1].strip() == "d/a (train), d/b (test)"
     assert lines[start + 2].strip().startswith("-> Leave the training side out")
     assert lines[-1].startswith("1 leak, 0 warnings, 1 note.")

@@ -65,7 +65,7 @@ def test_one_readable_file_is_enough_and_none_is_an_error(pipeline: Pipeline, tm
     assert score(pipeline, broken) == 2
     said = capsys.readouterr()
     assert "unreadable" in said.out
-    assert "none of 1 files could be read" in said.err
+    assert "none of 1 file could be read" in said.err
     assert score(pipeline, tmp_path / "absent.mp4") == 2
     assert "absent.mp4: no such file or folder" in capsys.readouterr().err
     assert list(temporary.iterdir()) == []

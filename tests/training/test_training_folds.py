@@ -143,7 +143,7 @@ def test_the_same_clips_in_the_same_folds_may_start_from_another_compression(sta
 
 
 def test_a_clip_that_was_trained_on_and_is_held_out_now_is_a_leak_and_a_fold_without_a_run_is_named(start):
-    with pytest.raises(ValueError, match=r"leak: 1 videos lie in another fold there, .*/\*/videos/002"):
+    with pytest.raises(ValueError, match=r"leak: 1 video lies in another fold there, .*/\*/videos/002"):
         require_same_folds(start, [0], folds("c40", [0, 0, 0, 1]))
     with pytest.raises(FileNotFoundError, match=r"fold1.*run the same ablation on the c23 faces first"):
         require_same_folds(start, [0, 1], folds("c40", [0, 0, 1, 1]))

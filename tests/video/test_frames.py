@@ -319,5 +319,5 @@ def test_a_folder_without_a_readable_picture_is_unreadable(names, tmp_path):
     for name in names:
         (folder / name).write_bytes(b"no picture")
     for read in (lambda: list(FrameReader(folder, 3)), lambda: probe_video(folder)):
-        with pytest.raises(UnreadableVideoError, match="without pictures" if not names else "1 frames of 1 were not"):
+        with pytest.raises(UnreadableVideoError, match="without pictures" if not names else "1 frame of 1 was not"):
             read()

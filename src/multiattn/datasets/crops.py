@@ -18,6 +18,7 @@ from multiattn.datasets.labelled_folder import CLASS_FOLDERS, require_dataset_na
 from multiattn.datasets.manifest import VIDEO_SUFFIXES, IndexOptions, Listing, files_below, require_root
 from multiattn.runtime.crop_files import archive_members, is_archive_name, path_in_archive, unpacked_path
 from multiattn.runtime.paths import path_fault
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL, SPLITS
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[st
             elif other != address:
                 shadowed.setdefault(path, [other]).append(address)
     if unpacked:
-        listing.notes.append(f"{unpacked} pictures lie in an archive and unpacked beside it; the latter are taken.")
+        listing.notes.append(
+            f"{counted(unpacked, 'picture lies', 'pictures lie')} "
+            "in an archive and unpacked beside it; the latter count."
+        )
     return present, shadowed
 
 
@@ -219,7 +223,9 @@ def _videos_of_csv(
     named = {path for video in videos.values() for path in _paths(video)}
     listing.unlisted.extend(sorted(set(present) - named))
     if repeated:
-        listing.notes.append(f"{labels}: {repeated} rows repeat another; they are left out.")
+        listing.notes.append(
+            f"{labels}: {counted(repeated, 'row that repeats another is', 'rows that repeat others are')} left out."
+        )
     _resolve_originals(videos, row_of, name, listing)
     return {video_id: video for video_id, video in videos.items() if video.pictures}
 
@@ -305,7 +311,7 @@ def _resolve_originals(
         video.facts["original"] = "" if named == video_id else named
         itself += named == video_id and LABEL_NAMES[video.facts["label"]] == FAKE
     if itself:
-        listing.notes.append(f"{itself} fakes name themselves as their original; they have none.")
+        listing.notes.append(f"{counted(itself, 'fake names', 'fakes name')} itself as the original: without one here.")
 
 
 def _stem(name: str) -> str:

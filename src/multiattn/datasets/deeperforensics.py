@@ -20,6 +20,7 @@ from multiattn.datasets.manifest import (
     video_files_below,
     video_row,
 )
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, SPLITS
 
 DATASET = "deeperforensics"
@@ -67,7 +68,10 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     )
     sources = video_files_below(root / "source_videos")
     if sources:
-        listing.notes.append(f"{len(sources)} clips of source_videos are left out: they are not the real class.")
+        listing.notes.append(
+            f"{counted(len(sources), 'clip of source_videos is', 'clips of source_videos are')} "
+            "left out: not the real class."
+        )
     return listing
 
 

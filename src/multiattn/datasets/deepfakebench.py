@@ -30,6 +30,7 @@ from multiattn.datasets.manifest import IndexOptions, Listing, is_folder, requir
 from multiattn.runtime.crop_files import read_ends
 from multiattn.runtime.files import read_json
 from multiattn.runtime.picture_size import picture_size
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, LANDMARKS, REAL, VIDEO_STATUS
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def read_deepfakebench(root: Path, *, json: Path, faces: Path) -> Listing:
         listing.rows.append(_row(video))
     listing.unlisted.extend(_unlisted(root, videos))
     if num_gone:
-        listing.notes.append(f"{json}: {num_gone} frames are listed but absent.")
+        listing.notes.append(f"{json}: {counted(num_gone, 'frame is', 'frames are')} listed but absent.")
     if any(video.label == "DF_real" for video in videos.values()):
         listing.notes.append(
             "DF_real are the actors' own recordings; the real class of DeeperForensics is FaceForensics++ c23."
@@ -192,7 +193,8 @@ def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, _Vi
     repeated = sum(len(video.splits) > 1 for video in videos.values())
     if repeated:
         listing.notes.append(
-            f"{json_file}: {repeated} videos are in several splits; each is one row, of test if that is one of them, "
+            f"{json_file}: {counted(repeated, 'video is', 'videos are')} in "
+            "several splits; each is one row, of test if that is one of them, "
             "else of train."
         )
     return videos
@@ -302,7 +304,8 @@ def _write_faces_folder(root: Path, present: dict[str, list[str]], listing: List
     write_crops_folder(faces, root, recipe, faces=table, videos=pd.DataFrame(listing.rows), statuses=statuses)
     if num_unmarked:
         listing.notes.append(
-            f"{num_unmarked} of {len(table)} frames have no landmarks; the points they were aligned to stand for them."
+            f"{num_unmarked} of {counted(len(table), 'frame')} without "
+            "landmarks: the points of the alignment stand for them."
         )
     listing.notes.append(
         f"{faces} reads its crops from {root}: keep both. They have {size} pixels: train at that or less."

@@ -22,6 +22,7 @@ from multiattn.datasets.crop_videos import CropVideo, write_videos
 from multiattn.datasets.deepfakebench import SPLITS, below_root, json_entries
 from multiattn.datasets.manifest import IndexOptions, Listing, require_root
 from multiattn.runtime.files import read_json
+from multiattn.runtime.text_tables import counted
 
 DATASET = "df40"
 TOPS = ("DF40", "DF40_train")
@@ -82,7 +83,9 @@ def read_df40(root: Path, *, json: tuple[Path, ...], faces: Path) -> Listing:
         video.facts["split"] = next(split for split in SPLITS if split in splits[video_id])
     listing.absent.extend(dict.fromkeys(absent))
     if repeated := sum(len(found) > 1 for found in splits.values()):
-        listing.notes.append(f"{repeated} videos are in several splits; each is one row, of test, else of train.")
+        listing.notes.append(
+            f"{counted(repeated, 'video is', 'videos are')} in several splits; each is one row, of test, else of train."
+        )
     if not any(video.facts["label"] == "real" for video in videos.values()):
         listing.notes.append(
             "There is no real video: those of FaceForensics++ and Celeb-DF-v2 are archives of their own, to lie below "

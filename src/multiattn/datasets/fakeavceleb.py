@@ -23,6 +23,7 @@ from multiattn.datasets.manifest import (
     video_id,
     video_row,
 )
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL
 
 DATASET = "fakeavceleb"
@@ -60,10 +61,14 @@ def read_fakeavceleb(root: Path) -> Listing:
     listing.absent.extend(sorted(listed.keys() - present))
     listing.unlisted.extend(sorted(present - listed.keys()))
     if repeated:
-        listing.notes.append(f"{root / METADATA}: {repeated} clips are listed again; each has the first method named.")
+        listing.notes.append(
+            f"{root / METADATA}: {counted(repeated, 'clip is', 'clips are')} "
+            "listed again; each has the first method named."
+        )
     if voices := sum(row["path"].startswith(f"{VOICE_ONLY}/") for row in listing.rows):
         listing.notes.append(
-            f"{voices} clips of {VOICE_ONLY} are labelled real: nothing is wrong with their pictures, and sound is not "
+            f"{counted(voices, f'clip of {VOICE_ONLY} is', f'clips of {VOICE_ONLY} are')} "
+            "labelled real: nothing is wrong with their pictures, and sound is not "
             "examined."
         )
     return listing

@@ -14,6 +14,7 @@ from pathlib import Path
 from multiattn.datasets.dfdc import LABEL_NAMES
 from multiattn.datasets.ffpp import DATASET, DFD_METHOD, METHODS, ffpp_rows, read_pairs, sequence_of
 from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files, video_id
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL
 
 ORIGINAL_FOLDER = "original"
@@ -43,7 +44,8 @@ def read_ffpp_kaggle(root: Path, *, splits: Path | None = None) -> Listing:
     listing.absent.extend(sorted(listed - {row["path"] for row in listing.rows}))
     if others := len(video_files(root / DFD_METHOD)):
         listing.notes.append(
-            f"{others} clips of {DFD_METHOD} are left out: their originals are not in this upload, and their size "
+            f"{counted(others, f'clip of {DFD_METHOD} is', f'clips of {DFD_METHOD} are')} "
+            "left out: their originals are not in this upload, and their size "
             "alone tells them from all others. Index DFD from the official tree with `multiattn index dfd`."
         )
     return listing

@@ -9,6 +9,7 @@ import pandas as pd
 
 from multiattn.config.choices import Grouping
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
 
 logger = logging.getLogger(__name__)
@@ -113,12 +114,15 @@ def check_folds(
     spread = folds[folds.groupby("group")["fold"].transform("nunique") > 1]
     if len(spread):
         raise ValueError(
-            f"{source}: leak: {spread['group'].nunique()} groups span folds; the first: {_first_of(spread, 'group')}. "
+            f"{source}: leak: {counted(spread['group'].nunique(), 'group spans', 'groups span')} "
+            f"folds; the first: {_first_of(spread, 'group')}. "
             "Make the folds again."
         )
     numbers = sorted(set(folds["fold"]) - {-1})
     if numbers != list(range(len(numbers))) or not numbers:
-        raise ValueError(f"{source}: expected folds numbered 0, 1, 2, ..., found {numbers}.")
+        raise ValueError(
+            f"{source}: expected folds numbered 0, 1, 2, ..., found {', '.join(map(str, numbers)) or 'none'}."
+        )
     for fold, labels in folds[folds["fold"] >= 0].groupby("fold")["label"]:
         if labels.nunique() < 2:
             name = {REAL: "real", FAKE: "fake"}[labels.iloc[0]]
@@ -138,15 +142,22 @@ def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str
     )
     held_out = joined[joined["split"] == "test"]
     if len(held_out):
-        raise ValueError(f"{source}: leak: {len(held_out)} videos are of a test split; {held_out['video_id'].iloc[0]}.")
+        raise ValueError(
+            f"{source}: leak: {counted(len(held_out), 'video is', 'videos are')} "
+            f"of a test split; {held_out['video_id'].iloc[0]}."
+        )
     wrong = joined[joined["label"] != joined["label_video"]]
     if len(wrong):
-        raise ValueError(f"{source}: {len(wrong)} labels differ from the videos table; {wrong['video_id'].iloc[0]}.")
+        raise ValueError(
+            f"{source}: {counted(len(wrong), 'label differs', 'labels differ')} "
+            f"from the videos table; {wrong['video_id'].iloc[0]}."
+        )
     joined["component"] = group_videos(joined, grouping)
     spread = joined[joined.groupby("component")["fold"].transform("nunique") > 1]
     if len(spread):
         raise ValueError(
-            f"{source}: leak: {len(spread)} videos share an original, a person or a part with one of another fold; "
+            f"{source}: leak: {counted(len(spread), 'video shares', 'videos share')} "
+            "an original, a person or a part with one of another fold; "
             f"the first: {_first_of(spread, 'component')}. Make the folds again."
         )
 

@@ -19,6 +19,7 @@ from multiattn.datasets import deeperforensics, dfdc, ffpp
 from multiattn.datasets.folds import Grouping
 from multiattn.datasets.manifest import video_files
 from multiattn.runtime.crop_files import is_archive_name
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL, UNKNOWN
 
 Severity = Literal["leak", "warning", "note"]
@@ -165,7 +166,8 @@ def _across_splits(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     spread = _spread(own_split, _originals(own_split), place)
     if len(spread):
         fakes = (videos["label"].loc[spread["row"].unique()] == FAKE).sum()
-        text = f"{spread['key'].nunique()} originals and their {fakes} fakes stand in more than one split."
+        originals = counted(spread["key"].nunique(), "original")
+        text = f"In more than one split: {originals} with {counted(fakes, 'fake')}."
         cases = _cases(videos, spread, show_key=False)
         yield Finding("leak", "originals across splits", text, SPLIT_AGAIN, cases)
     spread = _spread(videos, _people(videos), place)
@@ -173,7 +175,8 @@ def _across_splits(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     for severity, found, splits in (("leak", tested, "training and test"), ("warning", ~tested, "training and val")):
         if found.any():
             people, rows = spread.loc[found, "key"].nunique(), spread.loc[found, "row"].nunique()
-            text = f"{people} people (target_id, source_id) are in {splits}: {rows} videos."
+            who = counted(people, "person (target_id, source_id) is", "people (target_id, source_id) are")
+            text = f"{who} in {splits}: {counted(rows, 'video')}."
             cases = _cases(videos, spread[found], show_key=True)
             yield Finding(severity, "people across splits", text, SPLIT_AGAIN, cases)
 
@@ -228,7 +231,10 @@ def _kaggle_copies(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
 def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     repeated = videos.duplicated(["dataset", "path"], keep=False)
     if repeated.any():
-        text = f"{repeated.sum()} rows share their path with another row of their data set."
+        text = (
+            f"{counted(repeated.sum(), 'row shares its path', 'rows share their path')} "
+            "with another of the same data set."
+        )
         advice = "Keep one row a file: run `multiattn index` again."
         yield Finding("warning", "paths listed twice", text, advice, videos.loc[repeated, "video_id"].tolist())
     keys = ["dataset", "method", "compression", "label", "target_id"]  # FakeAVCeleb numbers the clips of each person
@@ -246,7 +252,10 @@ def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     for severity, rows in (("leak", same[tested]), ("warning", same[~tested])):
         if len(rows):
             where = ", in training and in test" if severity == "leak" else ""
-            text = f"{len(rows)} clips share their file name with another of their data set and method{where}."
+            text = (
+                f"{counted(len(rows), 'clip shares its file name', 'clips share their file name')} "
+                f"with another of that data set and method{where}."
+            )
             advice = "If they are copies, delete one of each and index again."
             cases = videos.loc[rows.sort_values("name", kind="stable").index, "video_id"].tolist()
             yield Finding(severity, "file names used twice", text, advice, cases)
@@ -261,12 +270,14 @@ def _across_folds(videos: pd.DataFrame, folds: pd.DataFrame, grouping: Grouping)
     for name, table in links.items():
         spread = _spread(videos, table, place)
         if len(spread):
-            text = f"{spread['key'].nunique()} {name} span folds: {spread['row'].nunique()} videos."
+            found = counted(spread["key"].nunique(), {"people": "person"}.get(name, name.removesuffix("s")), name)
+            text = f"{found} in several folds: {counted(spread['row'].nunique(), 'video')}."
             cases = _cases(videos, spread, show_key=name != "originals")
             yield Finding("leak", f"{name} across folds", text, FOLD_AGAIN, cases)
     spread = folds[folds.groupby("group")["fold"].transform("nunique") > 1]
     if len(spread):
-        text = f"{spread['group'].nunique()} groups of the folds table span folds: {len(spread)} videos."
+        found = counted(spread["group"].nunique(), "group of the folds table spans", "groups of the folds table span")
+        text = f"{found} folds: {counted(len(spread), 'video')}."
         cases = spread["video_id"].tolist()
         yield Finding("leak", "groups across folds", text, FOLD_AGAIN, cases)
 
@@ -301,7 +312,10 @@ def _without_split(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     if len(rows):
         counts = rows["dataset"].value_counts().sort_index()
         listed = ", ".join(f"{count} of {dataset}" for dataset, count in counts.items())
-        text = f"{len(rows)} videos are of no split and count as training videos: {listed}."
+        text = (
+            f"{counted(len(rows), 'video is of no split and counts', 'videos are of no split and count')} "
+            f"as training videos: {listed}."
+        )
         advice = "To test on them, set their split to test in videos.csv before making folds."
         yield Finding("note", "no split", text, advice)
 
@@ -316,15 +330,24 @@ def _listing(videos: pd.DataFrame, manifest: dict[str, Any] | None) -> Iterator[
     for dataset, kept in manifest.items():
         absent, unlisted = kept.get("absent", []), kept.get("unlisted", [])
         if absent:
-            text = f"{dataset}: {len(absent)} clips are listed but were absent when it was indexed."
+            text = (
+                f"{dataset}: {counted(len(absent), 'clip is listed but was', 'clips are listed but were')} "
+                "absent when it was indexed."
+            )
             advice = "Finish the download and index again, or go on without them."
             yield Finding("warning", "absent", text, advice, absent)
         if unlisted:
-            text = f"{dataset}: {len(unlisted)} clips were present but no list names them; they are not in the table."
+            text = (
+                f"{dataset}: {counted(len(unlisted), 'clip was', 'clips were')} "
+                "present but in no list; not in the table."
+            )
             advice = "See where they come from; a metadata.json or labels.csv may be missing."
             yield Finding("warning", "unlisted", text, advice, unlisted)
         if kept.get("videos", counts.get(dataset, 0)) != counts.get(dataset, 0):
-            text = f"{dataset}: {kept['videos']} videos were indexed, {counts.get(dataset, 0)} are in the table now."
+            text = (
+                f"{dataset}: {counted(kept['videos'], 'video was', 'videos were')} "
+                f"indexed, the table holds {counts.get(dataset, 0)} now."
+            )
             advice = "Fine if you took rows out on purpose; otherwise index again."
             yield Finding("note", "table changed", text, advice)
 
@@ -347,7 +370,7 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
     vanished = sorted(path for path in listed - present if archives.isdisjoint(_above(path)))
     appeared = sorted(clips - listed - set(unlisted))
     if vanished:
-        text = f"{dataset}: {len(vanished)} of {len(listed)} files of the table are not below {root}."
+        text = f"{dataset}: {len(vanished)} of {counted(len(listed), 'file')} of the table not below {root}."
         advice = f"If the data moved, pass --root {dataset}=DIR; if files were deleted, index again."
         yield Finding("warning", "vanished", text, advice, vanished)
     if appeared:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.frame_folders import IMAGE_SUFFIXES, is_image_name
-from multiattn.runtime.text_tables import printable
+from multiattn.runtime.paths import name_fault
+from multiattn.runtime.text_tables import counted, printable
 from multiattn.tables import VIDEOS, path_fault
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _scan(
             if entry.name.startswith(".") or path.lower().endswith(LIST_SUFFIXES):
                 continue
             if not is_folder(entry):
-                fault = _fault(entry, is_wanted or is_video_name, kind)
+                fault = _fault(entry, is_wanted or is_video_name, kind) or name_fault(path)
                 (left_out if fault else found).append(f"{printable(path)} ({fault})" if fault else path)
             elif deep:
                 (links if entry.is_symlink() else folders).append(f"{path}/")
@@ -190,7 +191,7 @@ def _holds_frames(names: Iterable[str]) -> bool:
 def log_left_out(folder: Path, names: list[str]) -> None:
     """Count and name the files of a folder that are left out, if there are any."""
     if names:
-        logger.warning("%s: %d files are left out: %s", folder, len(names), _first(names))
+        logger.warning("%s: %s left out: %s", folder, counted(len(names), "file is", "files are"), _first(names))
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -289,7 +290,7 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> "pd.D
 
     videos_csv = Path(videos_csv)
     if not listing.rows:
-        hint = f"; {len(listing.absent)} clips are listed but absent" if listing.absent else ""
+        hint = f"; {counted(len(listing.absent), 'clip is', 'clips are')} listed but absent" if listing.absent else ""
         raise ValueError(
             f"{listing.root}: expected a {listing.dataset} tree, found no clip of one{hint}. Compare --root with the "
             "trees in src/multiattn/datasets/README.md."
@@ -302,6 +303,7 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> "pd.D
             earlier, roots = VIDEOS.read(videos_csv), read_manifest(videos_csv)
             _require_new(listing, earlier, roots, videos_csv)
             table = pd.concat([earlier, table], ignore_index=True)
+            table.attrs |= earlier.attrs
         table = table.sort_values("video_id", ignore_index=True)
         kept = roots.get(listing.dataset, {})  # of another compression level, say
         roots[listing.dataset] = {
@@ -334,7 +336,8 @@ def _require_new(listing: Listing, earlier: "pd.DataFrame", roots: dict[str, Any
     repeated = sorted({row["video_id"] for row in listing.rows} & set(earlier["video_id"]))
     if repeated:
         raise ValueError(
-            f"{videos_csv}: {len(repeated)} of {len(listing.rows)} clips of {listing.root} are in the table already "
+            f"{videos_csv}: {len(repeated)} of {counted(len(listing.rows), 'clip')} "
+            f"of {listing.root} in the table already "
             f"({repeated[0]}). To index {listing.dataset} again, leave --append out, which writes the table anew{anew}."
         )
     if known is not None and known != str(listing.root.resolve()):
@@ -348,7 +351,7 @@ def _require_new(listing: Listing, earlier: "pd.DataFrame", roots: dict[str, Any
 def _report(listing: Listing) -> None:
     for what, names in (("listed but absent", listing.absent), ("present but unlisted", listing.unlisted)):
         if names:
-            logger.warning("%d clips %s: %s", len(names), what, _first(names))
+            logger.warning("%s %s: %s", counted(len(names), "clip"), what, _first(names))
     for note in listing.notes:
         logger.warning("%s", note)
 
@@ -380,7 +383,7 @@ def locate_videos(videos: "pd.DataFrame", videos_csv: Path, *, roots: dict[str, 
     absent = [path for path in located.values() if not (path.is_file() or path.is_dir())]
     if absent:
         raise FileNotFoundError(
-            f"{absent[0]}: no such file, nor {len(absent) - 1} others of {len(located)} in {videos_csv}. "
+            f"{absent[0]}: no such file, nor {counted(len(absent) - 1, 'other')} of {len(located)} in {videos_csv}. "
             "If the data moved, pass --root; if the download changed, run `multiattn index` again."
         )
     return located

@@ -13,7 +13,7 @@ from multiattn.evaluation.measures import single_model_figures
 from multiattn.evaluation.run import predict_kept
 from multiattn.inference.runs import find_models
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
-from multiattn.runtime.text_tables import markdown_table, markdown_text
+from multiattn.runtime.text_tables import counted, markdown_table, markdown_text
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -63,7 +63,8 @@ def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> 
     seen = sorted(set(videos["video_id"]) & set(trained_on))
     if seen:
         raise ValueError(
-            f"--cross-faces {folder}: leak: {len(seen)} of its videos are in the folds, {seen[0]} the first. "
+            f"--cross-faces {folder}: leak: {counted(len(seen), 'of its videos is', 'of its videos are')} "
+            f"in the folds, {seen[0]} the first. "
             "Pass faces of videos that nothing is trained on."
         )
     labelled = videos[videos["label"] != UNKNOWN]
@@ -72,8 +73,9 @@ def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> 
     classes = sorted(labels[frames["video_id"].unique()].unique().tolist())
     if classes != [0, 1]:
         raise ValueError(
-            f"--cross-faces {folder}: expected crops of real (0) and fake (1) videos, found labels {classes} in "
-            f"{len(labelled)} labelled videos of {len(videos)}. Labels come from `multiattn index`."
+            f"--cross-faces {folder}: expected crops of real (0) and fake (1) "
+            f"videos, found labels {', '.join(map(str, classes)) or 'none'} in "
+            f"{len(labelled)} labelled of {counted(len(videos), 'video')}. Labels come from `multiattn index`."
         )
     return CrossData(folder, name_data(labelled), labels, frames.reset_index(drop=True))
 
@@ -294,4 +296,4 @@ def _measured(row: pd.Series, column: Column) -> str:
 
 def count_videos(videos: pd.DataFrame) -> str:
     """`150 videos (50 real)`."""
-    return f"{len(VIDEOS.validate(videos, 'videos'))} videos ({int((videos['label'] == REAL).sum())} real)"
+    return f"{counted(len(VIDEOS.validate(videos, 'videos')), 'video')} ({int((videos['label'] == REAL).sum())} real)"

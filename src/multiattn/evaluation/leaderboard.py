@@ -262,6 +262,7 @@ def _kaggles_400(names: pd.Series) -> list[str]:
     if not count:
         return []
     which = "these are" if count == len(names) == 400 else f"{count:,} of these {len(names):,} videos are among"
+    which = "this video is among" if len(names) == 1 else which
     return [
         f"{which} Kaggle's 400 public test videos, which lie inside dfdc_train_part_0 to 2: whatever was trained on "
         "those parts has seen them."

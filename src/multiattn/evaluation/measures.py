@@ -14,7 +14,7 @@ import pandas as pd
 
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
 from multiattn.evaluation.selection import Extracted, Selection, Split
-from multiattn.runtime.text_tables import markdown_table, markdown_text
+from multiattn.runtime.text_tables import counted, markdown_table, markdown_text
 from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import MIN_GROUPS, NO_INTERVAL, Interval, auc_interval, bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -280,7 +280,9 @@ def dataset_tables(answers: Answers, figures: Figures, paper: Sequence[PaperComp
         f"Videos without a face and unreadable ones count with the prior {rule.prior:g}.",
         "A method's row holds its fakes and all real videos; faces are the tracks that were predicted.",
     ]
-    frame_notes = [f"Every crop once, by the mean of {models} models; single models: each by itself, then their mean."]
+    frame_notes = [
+        f"Every crop once, by the mean of {counted(models, 'model')}; single models: each by itself, then their mean."
+    ]
     return [
         TextTable("Videos", rows(VIDEO_COLUMNS), tuple(notes)),
         TextTable("Frames", rows(FRAME_COLUMNS), tuple(frame_notes)),
@@ -319,7 +321,10 @@ def selection_notes(selection: Selection) -> list[str]:
     if selection.unsplit:
         notes.append(f"Without any split in the table, so all videos were taken: {', '.join(selection.unsplit)}.")
     notes += [f"Left out: {name}: {why}." for name, why in selection.left_out.items()]
-    notes += [f"{name}: {count} videos without a label do not count." for name, count in selection.unlabelled.items()]
+    notes += [
+        f"{name}: {counted(count, 'video without a label does', 'videos without a label do')} not count."
+        for name, count in selection.unlabelled.items()
+    ]
     return notes
 
 
@@ -334,8 +339,15 @@ def _interval_note(videos: pd.DataFrame) -> str:
             "of one original or one person it is too narrow."
         )
     alone = int((~named & (videos["label"] == FAKE)).sum())
-    without = f"; {alone} fakes that name no original count by themselves" if alone else ""
-    return f"In brackets the 95 % interval, over {groups} originals with their fakes{without}."
+    without = (
+        f"; {counted(alone, 'fake without an original counts alone', 'fakes without originals count alone')}"
+        if alone
+        else ""
+    )
+    return (
+        "In brackets the 95 % interval, over "
+        f"{counted(groups, 'original with its fakes', 'originals with their fakes')}{without}."
+    )
 
 
 def _figure(figure: float, low: float, high: float) -> str:
@@ -372,7 +384,10 @@ def compare_with_paper(
         if data != CELEB and methods != PAPER_METHODS:
             said.append(f"fakes of {', '.join(sorted(methods)) or 'no method'}, the paper's of the four first methods")
         if without := int((videos["num_crops"] == 0).sum()):
-            said.append(f"{without} videos without a face have no frames that could count")
+            said.append(
+                f"{counted(without, 'video without a face has', 'videos without a face have')} "
+                "no frames that could count"
+            )
         accuracy, auc = (100 * figure for figure in single_model_figures(frames).values())
         found.append(PaperComparison(data, accuracy, auc, paper_rows(data), tuple(said)))
     return found

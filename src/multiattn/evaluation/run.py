@@ -11,7 +11,7 @@ are the same. They are written after each model, so an interrupted command conti
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, PREDICTIONS_FILE, RECIPE_FILE, experiment_name
-from multiattn.runtime.text_tables import markdown_text
-from multiattn.tables import FRAME_PREDICTIONS, VIDEOS
+from multiattn.runtime.text_tables import counted, markdown_text
+from multiattn.tables import FRAME_PREDICTIONS, VIDEOS, left_out_lines
 from multiattn.video.crops.images import names_digest
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,9 @@ def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) 
         measured = [pd.concat([measure(one) for one in of_run], ignore_index=True) for of_run in answers]
         choice = choose_run(dict(zip(names, measured, strict=True)), choose)
         best = names.index(choice.best)
-    return _evaluation(members[best], selection, extracted, answers[best]), choice
+    evaluation = _evaluation(members[best], selection, extracted, answers[best])
+    left_out = left_out_lines(table, inputs.videos)
+    return replace(evaluation, warnings=(*evaluation.warnings, *left_out)), choice
 
 
 def _check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.DataFrame) -> dict[str, set[str]]:
@@ -171,7 +173,8 @@ def _predict(
 ) -> pd.DataFrame:
     device = pick_device(inputs.device)
     crops, videos = len(extracted.faces), len(extracted.statuses)
-    logger.info("%d models, %d crops of %d videos, on %s", len(models), crops, videos, device)
+    found = counted(len(models), "model"), counted(crops, "crop"), counted(videos, "video")
+    logger.info("%s, %s of %s, on %s", *found, device)
     path = inputs.out / PREDICTIONS_FILE
     predictions = predict_kept(models, extracted.by_folder, path, device=device, precision=inputs.precision)
     by_model = predictions.groupby("model")
@@ -190,7 +193,7 @@ def _evaluation(
         paper = compare_with_paper(one, trained=trained, split=selection.split, unsplit=one.name in selection.unsplit)
         tables[one.name] = dataset_tables(one, figures, paper)
     runs = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
-    first = f"{len(models)} models of {runs}, trained on {', '.join(trained) or 'data nobody knows'}."
+    first = f"{counted(len(models), 'model')} of {runs}, trained on {', '.join(trained) or 'data nobody knows'}."
     return Evaluation(
         title=f"Evaluation of {runs}",
         selection=selection,
@@ -214,7 +217,9 @@ def _warnings(models: Sequence[TrainedModel], selection: Selection, trained: Seq
             "checkpoints were chosen on them. They serve to choose among runs, not as a result."
         )
     if selection.split == "test" and (number := seen_originals(models, selection.videos)):
-        said.append(f"{number} fakes are made from videos in the runs' folds: new clips of known scenes.")
+        said.append(
+            f"{counted(number, 'fake is', 'fakes are')} made from videos in the runs' folds: new clips of known scenes."
+        )
     if both := sorted(set(trained) & set(selection.datasets)):
         said.append(f"Trained on other videos of {', '.join(both)}: for it this is no cross-data-set figure.")
     return said
@@ -285,7 +290,7 @@ def predict_kept(
         kept, kept_checkpoints = _read_kept(path, basis)
         same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
         if same:
-            logger.info("%s: predictions of %d of %d models are kept from before", path, len(same), len(models))
+            logger.info("%s: predictions of %d of %s are kept", path, len(same), counted(len(models), "model"))
         tables = [kept[kept["model"].isin(same)]]
         for model in models:
             if model.name in same:

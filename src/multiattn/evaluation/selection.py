@@ -15,6 +15,7 @@ import pandas as pd
 
 from multiattn.config.choices import Split
 from multiattn.inference.runs import TrainedModel, folds_table
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FOLDS, UNKNOWN
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
@@ -62,7 +63,7 @@ def select_videos(table: pd.DataFrame, split: Split) -> Selection:
             found = ", ".join(f"{number} {part or 'none'}" for part, number in videos["split"].value_counts().items())
             left_out[name] = f"no video of split {split} (splits: {found})"
             if len(chosen):
-                left_out[name] = f"none of its {len(chosen)} videos of split {split} has a label"
+                left_out[name] = f"none of its {counted(len(chosen), 'video')} of split {split} has a label"
             continue
         datasets[name] = labelled.reset_index(drop=True)
         unsplit += [] if has_splits else [name]
@@ -110,7 +111,7 @@ def find_faces(selection: Selection, folders: Sequence[Path]) -> tuple[Selection
     for name, videos in selection.datasets.items():
         missing = videos.loc[~videos["video_id"].isin(set(folder_of)), "video_id"]
         if len(missing) == len(videos):
-            left_out[name] = f"none of its {len(videos)} videos is in --faces"
+            left_out[name] = f"none of its {counted(len(videos), 'video')} is in --faces"
             logger.warning("%s: %s, so it is left out", name, left_out[name])
         elif len(missing):
             raise ValueError(
@@ -149,7 +150,7 @@ def require_unseen(models: Sequence[TrainedModel], videos: pd.DataFrame, table: 
             leaked = sorted(video for video in asked if common_name(video) in known)
             if leaked:
                 raise ValueError(
-                    f"leak: {len(leaked)} of {len(asked)} videos {what} are in the folds of {name}; the first: "
+                    f"leak: {len(leaked)} of {counted(len(asked), 'video')} {what} in the folds of {name}; the first: "
                     f"{', '.join(leaked[:3])}. Figures on videos a run has seen say nothing: test on others, or make "
                     "the folds without them (`multiattn folds` leaves out what `multiattn index` marks as test) and "
                     "train again."
@@ -170,7 +171,7 @@ def held_out_pairs(models: Sequence[TrainedModel], videos: pd.DataFrame) -> dict
     by_none = sorted(set(videos["video_id"]).difference(*allowed.values()))
     if by_none:
         raise ValueError(
-            f"leak: {len(by_none)} of {len(videos)} videos were trained on by every model of "
+            f"leak: {len(by_none)} of {counted(len(videos), 'video')} trained on by every model of "
             f"{', '.join(sorted({name.split('/')[0] for name in allowed}))}; the first: {', '.join(by_none[:3])}. "
             "Pass the runs of all folds, so that each video has a model that held it out."
         )

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from multiattn.figures.page import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, new_figure
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
 from multiattn.runtime.layout import EPOCHS_FILE, IMPORT_FILE, fold_folder, folds_below, is_run_folder
+from multiattn.runtime.text_tables import counted
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.training.engine.validation import PREFIXES
 
@@ -137,7 +138,7 @@ def curves_figure(runs: dict[str, Folds]) -> Figure:
 def _title(runs: dict[str, Folds]) -> str:
     several = any(len(folds) > 1 for folds in runs.values())
     if len(runs) > 1:
-        return f"{len(runs)} runs" + (": means over their folds (thick), folds (thin)" if several else "")
+        return counted(len(runs), "run") + (": means over their folds (thick), folds (thin)" if several else "")
     name, folds = next(iter(runs.items()))
     return f"{name}, {len(folds)} folds (thin) and their mean (thick)" if several else f"{name}, {next(iter(folds))}"
 

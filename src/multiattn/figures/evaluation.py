@@ -24,6 +24,7 @@ from multiattn.figures.page import (
 )
 from multiattn.inference.attention_maps import spread_crops
 from multiattn.runtime.crop_files import crops_root
+from multiattn.runtime.text_tables import counted
 from multiattn.scoring.metrics import log_losses, reliability, roc_points
 
 WORST_VIDEOS, CROPS_EACH = 20, 10
@@ -50,7 +51,7 @@ def _section(evaluation: Evaluation, answers: Answers) -> str:
     return (
         f"<h2>{escape(answers.name)}</h2>\n{tables}\n"
         f"{drawing(png_tag(panels(answers), alt))}\n"
-        f"<h3>The {len(worst)} videos of the highest loss</h3>\n"
+        f"<h3>The {counted(len(worst), 'video')} of the highest loss</h3>\n"
         f'<p class="faint">Under each crop: frame, track where there are several, and P(fake).</p>\n{articles}'
     )
 

@@ -20,6 +20,7 @@ import pandas as pd
 from multiattn.config.settings import did_you_mean
 from multiattn.figures.page import LABEL_WORDS, crop_figure, escape, figures_table, whole_page
 from multiattn.runtime.crop_files import crops_root
+from multiattn.runtime.text_tables import counted
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 from multiattn.video.extraction.scan import MIN_IOU, box_areas, paired_iou
@@ -156,12 +157,12 @@ def _article(
         entry = words.loc[video]
         kind = " ".join(filter(None, (LABEL_WORDS[int(entry["label"])], entry["method"], entry["compression"])))
     message = f", {facts['message']}" if facts["message"] else ""
-    about = f"{kind + ', ' if kind else ''}{facts['status']}, {facts['num_frames']} frames{message}"
+    about = f"{kind + ', ' if kind else ''}{facts['status']}, {counted(facts['num_frames'], 'frame')}{message}"
     strips = [
         _strip(root, rows[rows["track"] == track.track], track, facts["num_frames"]) for track in tracks.itertuples()
     ]
     more = len(strips) - TRACKS_PER_VIDEO
-    rest = f'<p class="faint">and {more} less doubtful tracks</p>' if more > 0 else ""
+    rest = f'<p class="faint">and {counted(more, "less doubtful track")}</p>' if more > 0 else ""
     return (
         f"<article>\n<h3>{escape(video)}</h3><small>{escape(about)}</small>\n"
         f"{''.join(strips[:TRACKS_PER_VIDEO])}{rest}</article>"

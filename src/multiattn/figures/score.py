@@ -11,6 +11,7 @@ from multiattn.figures.attention import RunMaps
 from multiattn.figures.page import SECTION_STYLE, crop_figure, escape, jpeg_tag, section_table, whole_page
 from multiattn.inference.attention_maps import deciding_crops, extreme_crops
 from multiattn.inference.score_files import ScoredFiles, unbroken, usual_step
+from multiattn.runtime.text_tables import counted
 
 WIDTH, HEIGHT = 720, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 34
@@ -61,7 +62,7 @@ def _section(row, crops: pd.DataFrame, faces: Path) -> str:
         reason = f": {row.reason}" if row.reason else ""
         return f'{head}\n<p class="verdict">{escape(words + reason)}. There is no answer.</p>'
     tracks = crops["track"].nunique()
-    verdict = f"P(fake) {row.probability:.4f}, from {len(crops)} crops of {tracks} face track{'s' * (tracks > 1)}"
+    verdict = f"P(fake) {row.probability:.4f}, from {counted(len(crops), 'crop')} of {counted(tracks, 'face track')}"
     parts = [head, f'<p class="verdict">{escape(verdict)}</p>']
     if row.reason:
         parts.append(f'<p class="faint">{escape(row.reason)}</p>')
@@ -162,7 +163,7 @@ def _legend(crops: pd.DataFrame) -> str:
     tracks = sorted(crops["track"].unique())
     names = "".join(
         f'<span><b style="color: {TRACK_COLORS[number % len(TRACK_COLORS)]}">&#9679;</b> track {track}, '
-        f"{int((crops['track'] == track).sum())} frames</span>"
+        f"{counted(int((crops['track'] == track).sum()), 'frame')}</span>"
         for number, track in enumerate(tracks)
     )
     return f'<p class="legend">P(fake) over time: {names}<span>dashed: the whole file</span></p>'

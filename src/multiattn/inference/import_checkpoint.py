@@ -19,6 +19,7 @@ from multiattn.runtime.environment import describe_environment
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.layout import ANY_FOLD, BEST_WEIGHTS, ENVIRONMENT_FILE, EXPERIMENT_FILE, IMPORT_FILE, fold_folder
 from multiattn.runtime.tensor_files import read_tensors
+from multiattn.runtime.text_tables import counted
 from multiattn.video.crops.recipe import CropRecipe, write_recipe
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class ImportedCheckpoint:
             f"{model.attention_stage}, hidden width {model.hidden_size}",
             f"attention grid {self.grid[0]}x{self.grid[1]} ({model.padding} padding) at "
             f"{self.experiment.data.image_size} px",
-            f"{len(self.used)} tensors used, {len(self.unused)} unused; the whole list is in {IMPORT_FILE}",
+            f"{counted(len(self.used), 'tensor')} used, {len(self.unused)} unused; the whole list is in {IMPORT_FILE}",
             *(f"unused {name}: {reason}" for name, reason in self.unused.items()),
         ]
         return "\n".join(lines)

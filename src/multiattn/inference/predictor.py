@@ -30,6 +30,7 @@ from multiattn.runtime.layout import (
 )
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.text_tables import counted
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, describe_losses, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -130,7 +131,7 @@ class OutOfFold:
         return (
             f"{table}\nout of fold: log loss {describe_losses(overall.log_loss, overall.balanced_log_loss)} "
             f"(constant 0.5: {CONSTANT_LOG_LOSS:.4f}), of the last epoch, which nobody chose on these videos, {last}; "
-            f"AUC {overall.auc:.4f}, accuracy {overall.accuracy:.3f} over {overall.num_videos} videos, "
+            f"AUC {overall.auc:.4f}, accuracy {overall.accuracy:.3f} over {counted(overall.num_videos, 'video')}, "
             f"{self.without_face} of them without a face"
         )
 
@@ -184,7 +185,8 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
         if numbers.get(run, set()) != numbers[min(numbers)]:
             raise ValueError(
                 f"{run}: expected the folds of {min(numbers)}, {sorted(numbers[min(numbers)])}, found "
-                f"{sorted(numbers.get(run, set()))}. Out-of-fold predictions of several runs are of the same folds."
+                f"{sorted(numbers.get(run, set())) or 'none'}. Out-of-fold "
+                "predictions of several runs are of the same folds."
             )
     videos = kept[kept["fold"].isin(numbers[min(numbers)])].reset_index(drop=True)
     last_epoch = pd.concat(last, ignore_index=True) if len(last) == len(tables) else None

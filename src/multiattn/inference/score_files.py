@@ -30,7 +30,7 @@ from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.frame_folders import is_image_name
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.tensor_files import read_metadata
-from multiattn.runtime.text_tables import printable, terminal_table
+from multiattn.runtime.text_tables import counted, printable, terminal_table
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, describe_losses
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import BOX, FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
@@ -291,7 +291,11 @@ def _training_note(name: str, models: list[TrainedModel]) -> str:
         return f"{name}: imported; its training videos and its loss on others are not known here."
     folds = models[0].folds()
     datasets = ", ".join(sorted({video.split("/", 1)[0] for video in folds["video_id"]})) or "an unknown data set"
-    made = f"trained on {len(folds)} videos of {datasets}" if len(folds) else "its training videos are not known"
+    made = (
+        f"trained on {counted(len(folds), 'video')} of {datasets}"
+        if len(folds)
+        else "its training videos are not known"
+    )
     if models[0].experiment.name.startswith("demo") or models[0].experiment.name.endswith("_tiny"):
         made += " to try the program out: it knows nothing about real faces"
     kept = [read_metadata(model.path / BEST_WEIGHTS) for model in models]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from multiattn.runtime.files import free_name
+from multiattn.runtime.text_tables import counted
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,8 @@ class Journal(Generic[Record]):
                 continue
             yield record
         if damaged:
-            logger.warning("%s: %d damaged lines are left out; their work is done again", self.path, damaged)
+            number = counted(damaged, "damaged line is", "damaged lines are")
+            logger.warning("%s: %s left out; the work is done again", self.path, number)
 
     def _record(self, line: bytes) -> Record:
         """The record of a line; fields that an earlier version had are left out."""

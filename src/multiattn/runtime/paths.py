@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 255
 """Longest name of a file or folder, in UTF-8, that Linux, macOS and Windows take."""
+MAX_PATH_BYTES = 3500
+"""Longest path below a folder, in UTF-8: Linux takes 4,095 bytes with those of the folder."""
 
 
 def path_fault(path: str) -> str | None:
@@ -22,11 +24,14 @@ def name_fault(path: str) -> str | None:
     """Fault of a path that no file system takes, in words; None for any other."""
     if "\0" in path:
         return "it has a NUL"
-    longest = max(len(part.encode("utf-8", "surrogateescape")) for part in path.split("/"))
+    encoded = path.encode("utf-8", "surrogateescape")
+    if len(encoded) > MAX_PATH_BYTES:
+        return f"it has {len(encoded)} bytes, of at most {MAX_PATH_BYTES}"
+    longest = max(map(len, encoded.split(b"/")))
     return f"a part of it has {longest} bytes, of at most {MAX_NAME_BYTES}" if longest > MAX_NAME_BYTES else None
 
 
-_SUSPECT = r"(?:^|/)\.{0,2}(?:/|$)|\x00|[^/]{64}"
+_SUSPECT = r"(?:^|/)\.{0,2}(?:/|$)|\x00|[^/]{64}|(?s:.{875})"
 """Pattern of all paths that may be at fault, to find them among millions; a character takes at most 4 bytes."""
 
 

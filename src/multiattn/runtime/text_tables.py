@@ -16,6 +16,11 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 file is` or `3 files are`: a number and the words that follow it, of a single noun with an s for many."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, padded: bool = False) -> str:
     """A Markdown table; `padded` gives its columns an even width, for where it is also read in a terminal."""
     cells = [["---"] * len(header), *([markdown_text(str(cell)) for cell in row] for row in rows)]

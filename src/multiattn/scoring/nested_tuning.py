@@ -203,7 +203,10 @@ def gather_evidence(
     found = videos.iloc[positions]
     labels = found["label"].to_numpy(np.int64)
     if len(np.unique(labels)) < 2:
-        raise ValueError(f"expected videos of both classes with a face, found {len(labels)} with label {set(labels)}.")
+        raise ValueError(
+            "expected videos of both classes with a face, found "
+            f"{len(labels)} of {'one class' if len(labels) else 'either'}."
+        )
     codes = pd.factorize(found["group"], sort=True)[0]
     return Evidence(values, scores.experiments, labels, codes, outer_parts(videos)[positions]), positions
 

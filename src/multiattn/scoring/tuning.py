@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from multiattn.runtime.text_tables import markdown_table
+from multiattn.runtime.text_tables import counted, markdown_table
 from multiattn.scoring.aggregators import RECIPES, FrameGroups, complete_videos
 from multiattn.scoring.answers import HeldOutAnswers, held_out_answers
 from multiattn.scoring.metrics import (
@@ -246,9 +246,10 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
     """The report as Markdown."""
     count = report["videos"]
     lines = [
-        f"{count['number']} videos ({count['fakes']} fake, {count['without_face']} without a face, which count with the"
-        f" prior {rule.prior:g}) in {count['groups']} groups and {count['folds']} folds; "
-        f"{len(report['experiments'])} experiments: {', '.join(report['experiments'])}",
+        f"{counted(count['number'], 'video')} ({count['fakes']} fake, "
+        f"{count['without_face']} without a face, which count with the"
+        f" prior {rule.prior:g}) in {counted(count['groups'], 'group')} and {counted(count['folds'], 'fold')}; "
+        f"{counted(len(report['experiments']), 'experiment')}: {', '.join(report['experiments'])}",
         "",
     ]
     for stage in report["stages"]:

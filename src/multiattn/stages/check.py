@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiattn.command_line import VideosTable, parse, require_at_least, results
-from multiattn.runtime.text_tables import terminal_table
+from multiattn.runtime.text_tables import counted, terminal_table
 
 if TYPE_CHECKING:
     from multiattn.datasets.health import Finding, HealthReport
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     from multiattn.datasets.folds import read_grouping
     from multiattn.datasets.health import check_health
     from multiattn.datasets.manifest import named_roots, read_manifest, roots_path
-    from multiattn.tables import FOLDS, VIDEOS
+    from multiattn.tables import FOLDS, VIDEOS, left_out_lines
 
     require_at_least(options, 0, "examples")
     videos = VIDEOS.read(options.videos)
@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
         manifest=manifest,
         roots=roots,
     )
-    results(*_lines(report, options, len(videos), [name for name in datasets if name not in roots]))
+    lines = _lines(report, options, len(videos), [name for name in datasets if name not in roots])
+    results(*lines, *left_out_lines(videos, options.videos))
     if report.count("leak"):
         raise SystemExit(1)
 
@@ -64,17 +65,15 @@ def _lines(report: "HealthReport", options: Options, num_videos: int, unlocated:
     counts = report.counts.replace({"": "-"})
     numbers = [place for place, name in enumerate(counts) if name not in ("dataset", "split", "method")]
     lines = [
-        f"{num_videos} videos in {options.videos}" + (f", folds of {options.folds}" if options.folds else ""),
+        f"{counted(num_videos, 'video')} in {options.videos}"
+        + (f", folds of {options.folds}" if options.folds else ""),
         "",
         terminal_table([list(counts), *counts.itertuples(index=False)], right=numbers),
         "",
     ]
     for finding in report.findings:
         lines += _finding(finding, options.examples)
-    numbers = [
-        f"{report.count(severity)} {severity}{'s' * (report.count(severity) != 1)}"
-        for severity in ("leak", "warning", "note")
-    ]
+    numbers = [counted(report.count(severity), severity) for severity in ("leak", "warning", "note")]
     unchecked = f" Files were not checked: {', '.join(unlocated)} (no root here; pass --root)." if unlocated else ""
     return [*lines, ", ".join(numbers) + "." + unchecked]
 

@@ -12,6 +12,7 @@ from multiattn.command_line import Device, Jobs, NameOf, VideosTable, parse, res
 from multiattn.config.choices import Alignment, FacePolicy, SplitName
 from multiattn.config.settings import require
 from multiattn.runtime.devices import pick_device
+from multiattn.runtime.text_tables import counted
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.engine import Backend
 
@@ -73,11 +74,12 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="faces", doc=__doc__)
     from multiattn.datasets.manifest import locate_videos, named_roots
-    from multiattn.tables import VIDEOS
+    from multiattn.tables import VIDEOS, left_out_lines
     from multiattn.video.extraction.extract import extraction_settings
     from multiattn.video.extraction.faces_folder import extract_faces
 
     videos = VIDEOS.read(options.videos)
+    unnameable = left_out_lines(videos, options.videos)
     if options.splits:
         videos = videos[videos["split"].isin(options.splits)].reset_index(drop=True)
         if videos.empty:
@@ -104,11 +106,16 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     counts = statuses["status"].value_counts()
     results(
-        f"{len(statuses)} videos, {statuses['num_crops'].sum()} crops in {options.out}: "
+        f"{counted(len(statuses), 'video')}, {counted(statuses['num_crops'].sum(), 'crop')} in {options.out}: "
         + ", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "no_face", "unreadable"))
     )
     if left_out := int(statuses["message"].str.contains("left out: ", regex=False).sum()):
-        results(f"{left_out} fakes have faces, but none that a mask marks; video_status.csv says why (no_face).")
+        results(
+            f"{counted(left_out, 'fake has', 'fakes have')} faces, but "
+            "none that a mask marks; video_status.csv says why (no_face)."
+        )
+    if unnameable:
+        results(*unnameable)
 
 
 def _tasks(

@@ -20,6 +20,7 @@ from multiattn.config.choices import Preset
 from multiattn.figures.options import ContactSheet, Curves, FaceOptions
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import write_text
+from multiattn.runtime.text_tables import counted
 
 if TYPE_CHECKING:
     from multiattn.inference.runs import TrainedModel
@@ -58,7 +59,7 @@ class Compare(FaceOptions):
         models = [attention_model(run) for run in self.runs]
         labels = list(self.labels) or [model.name for model in models]
         if len(labels) != len(models):
-            raise ValueError(f"--labels: expected one for each of {len(models)} runs, found {len(labels)}.")
+            raise ValueError(f"--labels: expected one for each of {counted(len(models), 'run')}, found {len(labels)}.")
         return _draw_faces(self, models, labels, "compare")
 
 
@@ -134,7 +135,10 @@ def _draw_faces(options: FaceOptions, models: "list[TrainedModel]", labels: list
     ]
     rows = [Row(face.type, face.video_id, face.frame_index) for face in shown.itertuples()]
     which = "shown" if options.videos else "not trained on"
-    note = f"Statistics over {len(measured)} crops of {measured['video_id'].nunique()} videos {which}."
+    note = (
+        f"Statistics over {counted(len(measured), 'crop')} of "
+        f"{counted(measured['video_id'].nunique(), 'video')} {which}."
+    )
     picture, page = options.out / f"{name}.png", options.out / f"{name}.html"
     draw_attention(rows, runs, picture, note=note, scale=options.scale)
     title = f"Attention maps: {', '.join(labels)}"

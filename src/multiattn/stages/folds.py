@@ -8,6 +8,7 @@ from pathlib import Path
 
 from multiattn.command_line import VideosTable, parse, results
 from multiattn.config.choices import Grouping, SplitName
+from multiattn.runtime.text_tables import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     import pandas as pd
 
     from multiattn.datasets.folds import make_folds, write_folds
-    from multiattn.tables import VIDEOS
+    from multiattn.tables import VIDEOS, left_out_lines
 
     videos = VIDEOS.read(options.videos)
     if options.splits:
@@ -46,4 +47,5 @@ def main(argv: list[str]) -> None:
     if options.splits:
         recipe["splits"] = list(options.splits)
     described = write_folds(folds, options.out, recipe)
-    results(pd.DataFrame(described["folds"]).to_string(index=False), f"{len(folds)} videos in {options.out}")
+    counts = pd.DataFrame(described["folds"]).to_string(index=False)
+    results(counts, f"{counted(len(folds), 'video')} in {options.out}", *left_out_lines(videos, options.videos))

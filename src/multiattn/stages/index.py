@@ -14,6 +14,7 @@ from tyro.conf import subcommand
 
 from multiattn.command_line import parse, results
 from multiattn.datasets.readers import READERS
+from multiattn.runtime.text_tables import counted
 
 
 def main(argv: list[str]) -> None:
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> None:
     choices = reduce(or_, (Annotated[options, subcommand(name)] for name, options in READERS.items()))
     options = parse(choices, argv, stage="index", doc=__doc__)
     from multiattn.datasets.manifest import write_manifest
+    from multiattn.tables import left_out_lines
 
     find = _landmark_search(options)
     listing = options.read()
@@ -29,8 +31,9 @@ def main(argv: list[str]) -> None:
     counts = counts.groupby(["dataset", "split", "label"]).size().unstack(fill_value=0)
     results(
         counts.to_string(),
-        f"{len(table)} videos in {options.out}; {len(listing.absent)} listed but absent, "
+        f"{counted(len(table), 'video')} in {options.out}; {len(listing.absent)} listed but absent, "
         f"{len(listing.unlisted)} present but unlisted.",
+        *left_out_lines(table, options.out),
     )
     if find is not None:
         found, total = find()

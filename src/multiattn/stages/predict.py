@@ -10,6 +10,7 @@ from pathlib import Path
 from multiattn.command_line import Device, Jobs, PredictPrecision, parse, results
 from multiattn.config.choices import SplitName
 from multiattn.runtime.devices import pick_device
+from multiattn.runtime.text_tables import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,4 +74,7 @@ def main(argv: list[str]) -> None:
     predictions = predict_faces(models, faces, device=device, precision=options.precision, video_ids=chosen)
     FRAME_PREDICTIONS.write(predictions, options.out)
     videos = predictions["video_id"].nunique()
-    results(f"{len(predictions)} predictions of {len(models)} models on {videos} videos in {options.out}")
+    results(
+        f"{counted(len(predictions), 'prediction')} of {counted(len(models), 'model')} "
+        f"on {counted(videos, 'video')} in {options.out}"
+    )

@@ -15,6 +15,7 @@ from multiattn.command_line import DetectorWeights, Device, Positional, PredictP
 from multiattn.config.settings import require
 from multiattn.runtime.files import write_csv, write_json, write_text
 from multiattn.runtime.layout import DEFAULT_RUN, folds_below, is_run_folder, named_run, packaged_run
+from multiattn.runtime.text_tables import counted
 
 if TYPE_CHECKING:
     from multiattn.inference.detector import DeepfakeDetector
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
     if written:
         results(f"written: {', '.join(written)}")
     if scored.num_readable == 0:
-        raise ValueError(f"none of {len(files)} files could be read; the table says why.")
+        raise ValueError(f"none of {counted(len(files), 'file')} could be read; the table says why.")
 
 
 def _page(scored: "ScoredFiles", detector: "DeepfakeDetector", faces: Path, notes: list[str]) -> str:
@@ -95,5 +96,8 @@ def _page(scored: "ScoredFiles", detector: "DeepfakeDetector", faces: Path, note
     with_maps = predict_maps(model, faces, shown, device=detector.device)[0] if model is not None else []
     maps = RunMaps(model.name, with_maps, {}) if with_maps else None
     names = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
-    how = f"{len(models)} models of {names}; a crop's P(fake) is their mean, a file's that of the scoring rule."
+    how = (
+        f"{counted(len(models), 'model')} of {names}; a crop's "
+        "P(fake) is their mean, a file's that of the scoring rule."
+    )
     return score_page(f"Scores by {names}", scored, faces, [*notes, how], maps)

@@ -11,6 +11,7 @@ what was answered from fewer frames or models for want of time.
 from multiattn.command_line import parse, results
 from multiattn.inference.submit.inputs import SubmitInputs, write_first_answer
 from multiattn.runtime.layout import SUBMISSION_FILE
+from multiattn.runtime.text_tables import counted
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> None:
 
     result = run_submit(inputs)
     coverage = ", ".join(f"{count} {status}" for status, count in result.coverage.items())
-    where = f"{len(result.submission)} rows in {inputs.out / SUBMISSION_FILE}"
+    where = f"{counted(len(result.submission), 'row')} in {inputs.out / SUBMISSION_FILE}"
     if not result.delivered:
         where = f"{inputs.out / SUBMISSION_FILE} keeps its former answers, for this run has fewer so far"
     lines = [f"{where}: {coverage}"]

@@ -17,6 +17,7 @@ from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTab
 from multiattn.config import Experiment
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.progress import WorkBar
+from multiattn.runtime.text_tables import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,4 +78,6 @@ def main(argv: list[str]) -> None:
     if len(failed) < len(outcomes):
         results(score_out_of_fold(folder, unfinished="skip").describe())
     if failed:
-        raise ValueError(f"{len(failed)} of {len(outcomes)} folds failed; the same command tries them again.")
+        raise ValueError(
+            f"{len(failed)} of {counted(len(outcomes), 'fold')} failed; the same command tries them again."
+        )

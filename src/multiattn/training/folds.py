@@ -23,7 +23,7 @@ from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name
 from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.signals import Interruption, listening
-from multiattn.runtime.text_tables import terminal_table
+from multiattn.runtime.text_tables import counted, terminal_table
 from multiattn.tables import FOLDS
 from multiattn.training.data.crops import FACE_COLUMNS, split_crops
 from multiattn.training.engine.loop import train_fold
@@ -58,7 +58,9 @@ class TrainingData:
         if not text.isdecimal():
             raise ValueError(f"--fold: expected a number or `all`, found {text!r}.")
         if int(text) not in present:
-            raise ValueError(f"--fold {text}: no such fold; folds present: {present}, or all.")
+            raise ValueError(
+                f"--fold {text}: no such fold; folds present: {', '.join(map(str, present)) or 'none'}, or all."
+            )
         return [int(text)]
 
     def require_crops_for(self, experiment: Experiment) -> None:
@@ -182,7 +184,8 @@ def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> 
         moved = joined[joined["fold"] != joined["fold_there"]]
         if len(moved):
             raise ValueError(
-                f"{path}: leak: {len(moved)} videos lie in another fold there, {moved['video'].iloc[0]} the first. "
+                f"{path}: leak: {counted(len(moved), 'video lies', 'videos lie')} "
+                f"in another fold there, {moved['video'].iloc[0]} the first. "
                 "Make the folds of both compressions alike (one table for both, or the same groups and seed)."
             )
 

@@ -24,6 +24,7 @@ from multiattn.inference.submit.results import VideoResult
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import free_name, read_json, write_json
 from multiattn.runtime.layout import CARD_FILE, PREDICTIONS_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
+from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.rule import ScoringRule
@@ -73,7 +74,10 @@ def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFr
     videos["status"], videos["message"] = [status for status, _ in known], [message for _, message in known]
     silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]
     if len(silent):
-        raise ValueError(f"{len(silent)} videos have faces but no prediction; the first: {silent['video_id'].iloc[0]}.")
+        raise ValueError(
+            f"{counted(len(silent), 'video has', 'videos have')} faces "
+            f"but no prediction; the first: {silent['video_id'].iloc[0]}."
+        )
     submission = pd.DataFrame({"filename": sample["filename"].to_numpy(), "label": videos["probability"].to_numpy()})
     return Submission(submission, VIDEO_PREDICTIONS.validate(videos, "video predictions"), rule)
 
@@ -310,7 +314,7 @@ def cut_thumbnails(crops: Sequence[SurestCrop], *, workers: int) -> dict[str, by
                 if (crop.frame_index, crop.track) == places[video]:
                     pictures[video] = _thumbnail(crop.jpeg)
     except queue.Empty:
-        logger.warning("%d of %d pictures were not cut in time", len(places) - len(pictures), len(places))
+        logger.warning("%d of %s not cut in time", len(places) - len(pictures), counted(len(places), "picture"))
         end_processes()
     finally:
         extraction.stop()

@@ -23,6 +23,7 @@ from multiattn.runtime.layout import (
     SUBMISSION_FILE,
     named_run,
 )
+from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
 
 if TYPE_CHECKING:
@@ -107,14 +108,16 @@ def require_rows(submission: "pd.DataFrame", sample: "pd.DataFrame", source: Pat
         added = sorted(set(found) - set(expected))[:3]
         raise ValueError(
             f"{source}: expected the sample's {len(expected)} rows in its order, found {len(found)}; "
-            f"missing {missing}, added {added}."
+            f"missing {', '.join(map(repr, missing)) or 'none'}, added {', '.join(map(repr, added)) or 'none'}."
         )
 
 
 def describe_submission(submission: "pd.DataFrame") -> str:
     """A sound submission in words, with what a careful eye would stop at."""
     labels = submission["label"]
-    words = f"{len(labels)} rows, as the sample has them; P(fake) from {labels.min():.4g} to {labels.max():.4g}"
+    words = (
+        f"{counted(len(labels), 'row')}, as the sample has them; P(fake) from {labels.min():.4g} to {labels.max():.4g}"
+    )
     value, count = next(iter(Counter(labels).most_common(1)))
     if count > 1:
         words += f", {count} of them {value:g}"

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from multiattn.runtime.text_tables import counted
+
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 """Shares of the frames that a video may come down to; of 32 frames 32, 24, 16, 12, 8, 4."""
 FEWEST_FRAMES = 4
@@ -35,7 +37,7 @@ class Level:
     models: int
 
     def __str__(self) -> str:
-        return f"{self.frames} frames x {self.models} model{'s' if self.models > 1 else ''}"
+        return f"{counted(self.frames, 'frame')} x {counted(self.models, 'model')}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Plan:
         before, self._index = self.level, index
         self._changed_at = self.rates.observed
         until = f"would be done in {_duration(projected)} with {before}, and {_duration(left)} are left"
-        self._note(f"{self.level} instead of {before}", f"the {self._unstarted} videos not begun {until}")
+        self._note(f"{self.level} instead of {before}", f"the {counted(self._unstarted, 'video')} not begun {until}")
 
     def _stop(self, why: str, left: float) -> None:
         self._stopped = True

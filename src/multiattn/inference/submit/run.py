@@ -36,6 +36,7 @@ from multiattn.runtime.devices import default_jobs, pick_device
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.processor import process_seconds
 from multiattn.runtime.signals import Interruption, listening
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import SAMPLE, path_fault
 from multiattn.video.extraction.extract import ExtractionSettings
 
@@ -110,7 +111,7 @@ class _Run:
         unreadable = {video for video, it in results.items() if it.status == "unreadable" and it.again}
         self.waiting = dict.fromkeys(todo, ("late", "not answered yet"))
         if results:
-            logger.info("%d of %d videos are done already", len(results), len(setup.paths))
+            logger.info("%d of %s done already", len(results), counted(len(setup.paths), "video"))
         if results and todo:
             self._write_on_the_way()
         levels = levels_of(setup.everything.frames, setup.everything.models)
@@ -155,7 +156,7 @@ class _Run:
         if self.interruption.asked:
             self._write_on_the_way()
             logger.warning(
-                "asked to end: %d of %d videos are done, %s holds the answers to %d; the same call continues from here",
+                "asked to end: %d of %d videos done, %s holds the answers to %d; the same call continues from here",
                 len(self.results), len(setup.paths), self.delivery.path, self.delivery.answered,
             )  # fmt: skip
             self.interruption.exit_if_asked()
@@ -339,5 +340,6 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
         )
     if elsewhere:
         first = next(iter(elsewhere))
-        logger.warning("%d videos lie elsewhere, the first: %s is %s", len(elsewhere), first, elsewhere[first])
+        number = counted(len(elsewhere), "video lies", "videos lie")
+        logger.warning("%s elsewhere, the first: %s is %s", number, first, elsewhere[first])
     return paths, absent

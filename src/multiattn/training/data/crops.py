@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from multiattn.config import DataConfig
 from multiattn.config.settings import registry
 from multiattn.runtime.crop_files import declared_root
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext, blend_target, self_blend
 from multiattn.training.data.augment.faces import CropLandmarks
@@ -102,8 +103,9 @@ def split_crops(
         classes = sorted(table["label"].unique().tolist())
         if classes != [0, 1]:
             raise ValueError(
-                f"fold {fold}: expected {name} crops of real (0) and fake (1) videos, found labels {classes} in "
-                f"{len(table)} crops of {folder}. Do the folds and the faces belong together?"
+                f"fold {fold}: expected {name} crops of real (0) and fake (1) "
+                f"videos, found labels {', '.join(map(str, classes)) or 'none'} in "
+                f"{counted(len(table), 'crop')} of {folder}. Do the folds and the faces belong together?"
             )
     return FoldCrops(folder, training, validation, folds[folds["fold"] == fold].reset_index(drop=True), faces, videos)
 

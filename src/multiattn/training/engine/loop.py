@@ -14,6 +14,7 @@ from multiattn.model.diagnostics import gentler_steps
 from multiattn.runtime.devices import autocast, seed_everything
 from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.signals import Interruption, listening
+from multiattn.runtime.text_tables import counted
 from multiattn.scoring.metrics import describe_losses
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.apex import ApexScaler
@@ -82,7 +83,7 @@ def _train(training: FoldTraining, live: Live, interruption: Interruption) -> No
         if progress.epoch == training.span.end:
             training.begin_phase(span_at(experiment, progress.epoch))
             phase = training.span.phase
-            logger.info("%s: phase %s begins, %d epochs", name, phase.name, phase.epochs)
+            logger.info("%s: phase %s begins, %s", name, phase.name, counted(phase.epochs, "epoch"))
         if progress.batch < len(training.loader):
             _train_epoch(training, live, interruption)
             _save(training)
@@ -92,7 +93,8 @@ def _train(training: FoldTraining, live: Live, interruption: Interruption) -> No
         _save(training, latest)
         interruption.exit_if_asked()
     if progress.epoch < experiment.num_epochs:
-        logger.info("%s: ends here, after %d validations that were no better", name, progress.since_best)
+        validations = counted(progress.since_best, "validation that was", "validations that were")
+        logger.info("%s: ends here, after %s no better", name, validations)
 
 
 def _train_epoch(training: FoldTraining, live: Live, interruption: Interruption) -> None:

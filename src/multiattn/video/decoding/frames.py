@@ -17,7 +17,7 @@ from av.stream import Disposition
 
 from multiattn.runtime.files import require_plain_file
 from multiattn.runtime.frame_folders import frame_names, frame_numbers, is_image_name
-from multiattn.runtime.text_tables import printable
+from multiattn.runtime.text_tables import counted, printable
 from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_decoding
 from multiattn.video.decoding.pictures import MAX_PIXELS, UnreadableVideoError, read_image
 from multiattn.video.decoding.upright import turned_upright
@@ -205,7 +205,10 @@ class FrameReader:
                 image = read_image(self.path / names[place])
             except UnreadableVideoError as error:
                 broken.append(f"{printable(names[place])}: {error}")
-                self.message = f"{len(broken)} frames of {len(wanted)} were not decoded; the first: {broken[0]}"
+                self.message = (
+                    f"{counted(len(broken), f'frame of {len(wanted)} was', f'frames of {len(wanted)} were')} "
+                    f"not decoded; the first: {broken[0]}"
+                )
                 continue
             self.num_frames += 1
             yield Frame(index=numbers[place], seconds=numbers[place] / self.fps if self.fps else 0.0, image=image)
@@ -253,7 +256,11 @@ class FrameReader:
         else:
             self.message = f"the file ends after frame {last_index} of {total}"
         if not self.message and self.num_frames < len(frames):
-            self.message = f"{len(frames) - self.num_frames} frames of {len(frames)} were not decoded"
+            self.message = counted(
+                len(frames) - self.num_frames,
+                f"frame of {len(frames)} was not decoded",
+                f"frames of {len(frames)} were not decoded",
+            )
 
 
 def _decode(

@@ -29,6 +29,7 @@ from multiattn.runtime.layout import (
     VIDEOS_FILE,
 )
 from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe, write_recipe
 from multiattn.video.extraction.engine import Backend, Engine, Outcome, open_backend
@@ -110,7 +111,7 @@ def extract_faces(
             in_journal.pop(video_id, None)
         todo = [task for task in tasks if task.video_id not in done]
         if len(todo) < len(tasks):
-            logger.info("%d of %d videos are done already", len(tasks) - len(todo), len(tasks))
+            logger.info("%d of %s done already", len(tasks) - len(todo), counted(len(tasks), "video"))
         if todo:
             originals = _originals(tasks) if settings.recipe.reuse_original else {}
             rows = _OriginalRows(folder, journal, in_journal, originals)
@@ -135,7 +136,8 @@ def _changed(
     known = {record.video_id: record for record in fingerprints.records()}
     recipe = settings.recipe
     if unknown := sum(task.video_id not in known for task in done):
-        logger.info("%d videos were extracted by an earlier version: their files are taken as unchanged", unknown)
+        number = counted(unknown, "video was", "videos were")
+        logger.info("%s extracted by an earlier version: taken as unchanged", number)
 
     def look_again(task: VideoTask) -> VideoFingerprint | None:
         seen = known[task.video_id].seen
@@ -153,7 +155,8 @@ def _changed(
             for new in same:
                 fingerprints.append(new)
     if changed:
-        logger.info("%d videos changed since they were extracted: they are extracted again", len(changed))
+        number = counted(len(changed), "video")
+        logger.info("%s changed since the extraction: extracted again", number)
     return changed
 
 
