@@ -106,7 +106,7 @@ def test_faces_of_some_videos_only_are_an_error_and_of_none_a_data_set_left_out(
     other = dataclasses.replace(selection, datasets={**selection.datasets, "x": table_of(video("x", "1", 1))})
     kept, extracted = find_faces(other, [pipeline.faces])
     assert list(kept.datasets) == ["dfdc"]
-    assert "none of its 1 videos" in kept.left_out["x"]
+    assert "none of its 1 video" in kept.left_out["x"]
     assert set(extracted.by_folder[pipeline.faces]) == set(selection.videos["video_id"])
     with pytest.raises(ValueError, match="none of the 1 selected"):
         find_faces(dataclasses.replace(selection, datasets={"x": extra}), [pipeline.faces])

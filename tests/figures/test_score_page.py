@@ -55,7 +55,9 @@ def test_each_track_has_its_line_and_legend(tracks, lines):
     assert len(list(root.iter("circle"))) == len(crops)
     assert "nan" not in ET.tostring(root, encoding="unicode")
     words = Reader(timeline_svg(crops, 0.5, "a clip")).text
-    assert all(f"track {track}, {len(frames)} frames" in words for track, frames in tracks.items())
+    assert all(
+        f"track {track}, {len(frames)} frame{'s' * (len(frames) > 1)}" in words for track, frames in tracks.items()
+    )
 
 
 def test_the_page_has_a_section_a_file_and_loads_nothing(tmp_path):

@@ -34,7 +34,8 @@ def recipe(**changes) -> CropRecipe:
 
 def run(path, folder, *, task: dict | None = None, rows=None, **changes) -> VideoFaces:
     settings = ExtractionSettings(recipe=recipe(**changes))
-    return extract_video(VideoTask(video_id="set/clip", path=path, **(task or {})), folder, settings, rows)
+    task = {"video_id": "set/clip", **(task or {})}
+    return extract_video(VideoTask(path=path, **task), folder, settings, rows)
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -52,6 +53,25 @@ def test_a_video_gives_a_row_and_a_crop_for_every_sampled_frame(detector, every,
     assert all(cv2.imread(str(tmp_path / "faces" / crop)).shape == (32, 32, 3) for crop in table["crop"])
     files = sorted(file.relative_to(tmp_path / "faces").as_posix() for file in (tmp_path / "faces").rglob("*.*"))
     assert files == table["crop"].tolist(), "and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("taken", "video_id"),
+    [
+        pytest.param("set/clip/000001_0.jpg/000001_0.jpg", "set/clip", id="a folder in place of a crop"),
+        pytest.param("set/clip/000001_0.jpg", "set/clip/000001_0.jpg", id="a crop in place of a folder"),
+    ],
+)
+def test_a_video_whose_crops_have_no_place_costs_itself_alone(detector, taken, video_id, tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", [draw([(20, 20, 40, 1.0)])] * 24)
+    neighbour = tmp_path / "faces" / "crops" / taken
+    neighbour.parent.mkdir(parents=True)
+    neighbour.write_bytes(b"of another video")
+    result = run(path, tmp_path / "faces", task={"video_id": video_id})
+    assert (result.status, result.rows) == ("unreadable", [])
+    assert result.message.startswith("no place for its crops, ")
+    assert neighbour.read_bytes() == b"of another video"
+    assert [one for one in (tmp_path / "faces").rglob("*.*") if one != neighbour and one.is_file()] == []
 
 
 def test_what_a_video_gave_survives_a_line_of_json(detector, tmp_path):

@@ -370,7 +370,7 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
     vanished = sorted(path for path in listed - present if archives.isdisjoint(_above(path)))
     appeared = sorted(clips - listed - set(unlisted))
     if vanished:
-        text = f"{dataset}: {len(vanished)} of {counted(len(listed), 'file')} of the table not below {root}."
+        text = f"{dataset}: {len(vanished)} of {counted(len(listed), 'file')} of the table are not below {root}."
         advice = f"If the data moved, pass --root {dataset}=DIR; if files were deleted, index again."
         yield Finding("warning", "vanished", text, advice, vanished)
     if appeared:

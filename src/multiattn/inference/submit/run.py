@@ -138,9 +138,10 @@ class _Run:
             return
         label = "second pass" if again else "submit"
         logger.info(
-            "%s: %d models, %d videos, of %d in the sample; %s, %s, %d workers, %d threads, %s",
-            label, len(self.models), len(videos), len(self.delivery.sample), setup.device, setup.precision,
-            plan.workers, plan.classifiers, "no time limit" if hours is None else f"{hours:g} hours",
+            "%s: %s, %s, of %d in the sample; %s, %s, %s, %s, %s",
+            label, counted(len(self.models), "model"), counted(len(videos), "video"), len(self.delivery.sample),
+            setup.device, setup.precision, counted(plan.workers, "worker"), counted(plan.classifiers, "thread"),
+            "no time limit" if hours is None else f"{hours:g} hours",
         )  # fmt: skip
         hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption, "known": self.results}
         self.passes.append(PredictionPass(setup, videos, plan, machine_works=bool(self.results), label=label, **hooks))

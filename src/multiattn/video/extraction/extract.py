@@ -1,5 +1,6 @@
 """One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory."""
 
+import errno
 import re
 import time
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from multiattn.video.detectors.registry import Detector, get_detector, load_dete
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
 from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
+
+NO_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+"""Errors of a name, not of the machine: the crops of another video lie there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,15 +252,22 @@ def extract_video(
 ) -> VideoFaces:
     """Find the crops of one video (`find_crops`) and write them below `folder/crops/<video_id>`.
 
-    Any damage of the video ends in its status, never in an exception; errors of the machine (a full disk) do raise.
-    Crops of an earlier attempt, finished or killed, are removed.
+    Damage of the video ends in its status, never in an exception, and so does a name that leaves its crops no place;
+    errors of the machine (a full disk) do raise. Crops of an earlier attempt, finished or killed, are removed.
     """
     remove_crops(folder, task.video_id)
     made_of = fingerprint_of(task, settings.recipe)
     found = find_crops(task, settings, original_rows)
-    rows = write_crops(found.crops, task.video_id, folder)
+    status, message = found.status, found.message
+    try:
+        rows = write_crops(found.crops, task.video_id, folder)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        remove_crops(folder, task.video_id)
+        status, message, rows = "unreadable", f"no place for its crops, {error.strerror}: rename it", []
     return VideoFaces(
-        task.video_id, found.status, found.num_frames, found.message, rows, found.detected_frames, found.reused,
+        task.video_id, status, found.num_frames, message, rows, found.detected_frames, found.reused,
         made_of.fingerprint, made_of.seen,
     )  # fmt: skip
 
