@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.score_files import ScoredFiles, describe_spans, unbroken, usual_step
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.runtime import layout
+from multiattn.runtime.files import write_digests
 from multiattn.scoring.answers import MANIPULATED, answer_in_words, held_out_answers
 from multiattn.video.decoding.frames import FrameReader
 from pipeline import Pipeline
@@ -227,8 +229,8 @@ def test_a_file_is_answered_in_words_or_doubted(sides, distances, words, pipelin
 def packaged(pipeline: Pipeline, tmp_path, monkeypatch) -> Path:
     """A tiny packaged run, and a working directory without runs."""
     folder = tmp_path / "package" / "pretrained" / layout.DEFAULT_RUN
-    folder.mkdir(parents=True)
-    (folder / "fold0").symlink_to(pipeline.experiment / "fold0")
+    shutil.copytree(pipeline.experiment / "fold0", folder / "fold0")
+    write_digests(folder / layout.DIGESTS_FILE)
     monkeypatch.setattr(layout, "PRETRAINED", folder.parent)
     monkeypatch.chdir(tmp_path)
     return folder

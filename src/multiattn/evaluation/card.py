@@ -21,6 +21,7 @@ from multiattn.runtime.environment import package_version
 from multiattn.runtime.files import file_digest, read_json
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
+    DATA_TERMS,
     DISTANCE_FILE,
     ENVIRONMENT_FILE,
     EPOCHS_FILE,
@@ -108,7 +109,7 @@ def model_card(
         ("## Other data", _evaluations(inputs)),
         ("## Not seen", _not_seen(first, known)),
         ("## Use", USE),
-        ("## Licence of the data", _licences(known)),
+        (DATA_TERMS, _licences(known)),
     ]
     return "\n".join(f"{title}\n\n{text}\n" for title, text in sections if text)
 

@@ -22,12 +22,15 @@ from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import file_digest, read_json
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
+    DIGESTS_FILE,
     EXPERIMENT_FILE,
     FOLDS_FILE,
     IMPORT_FILE,
+    experiment_folder,
     fold_folders,
     fold_name,
     fold_number,
+    require_unchanged,
 )
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FOLDS
@@ -114,8 +117,12 @@ def find_models(*runs: Path) -> list[TrainedModel]:
 
     Raises:
         FileNotFoundError: no runs there, or a fold without a checkpoint.
-        ValueError: the folds were trained on crops made differently, or two folders have the same name.
+        ValueError: the folds were trained on crops made differently, two folders have the same name, or the files of a
+            packaged run are not as they were packed.
     """
+    for packaged in {experiment_folder(run) for run in runs}:
+        if (packaged / DIGESTS_FILE).is_file():
+            require_unchanged(packaged)
     models = []
     for folder in (folder for run in runs for folder in fold_folders(run)):
         path = folder / EXPERIMENT_FILE

@@ -145,6 +145,30 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_digests(path: Path) -> None:
+    """Write the SHA-256 of every other file in a file's folder and below, as `sha256sum --check` reads it."""
+    files = sorted(file for file in path.parent.rglob("*") if file.is_file() and file != path)
+    lines = (f"{file_digest(file)}  {file.relative_to(path.parent).as_posix()}\n" for file in files)
+    write_text(path, "".join(lines))
+
+
+def changed_files(path: Path) -> list[str]:
+    """The files of a `write_digests` list that are not as they were, each with what is found in its place; empty where
+    all are.
+
+    Raises:
+        OSError: no such list.
+    """
+    changed = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        file = path.parent / name
+        found = file_digest(file) if file.is_file() else "no file"
+        if found != digest:
+            changed.append(f"{name}: {found}")
+    return changed
+
+
 def require_plain_file(path: Path) -> None:
     """Refuse what only looks like a file: whoever opens a FIFO waits for ever, and a device may have no end.
 

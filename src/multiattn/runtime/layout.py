@@ -7,6 +7,8 @@ submissions/<name>/          a submission and what is behind it
 
 from pathlib import Path
 
+from multiattn.runtime.files import changed_files
+
 # A run folder: how it was made,
 EXPERIMENT_FILE = "experiment.json"
 INPUTS_FILE = "inputs.json"
@@ -38,6 +40,10 @@ SCORING_FILE = "scoring.json"
 """In the folder of an experiment, beside its folds."""
 MODEL_CARD_FILE = "card.md"
 """Likewise."""
+LICENCE_FILE, DIGESTS_FILE = "LICENSE.md", "files.sha256"
+"""Likewise, of a packaged run: the terms of its weights, and the SHA-256 of all its other files."""
+DATA_TERMS = "## Licence of the data"
+"""The section of the card that this licence repeats."""
 
 # A faces folder.
 RECIPE_FILE = "faces.json"
@@ -128,10 +134,11 @@ def fold_folders(runs: Path) -> list[Path]:
 
 
 def packaged_run(name: str = DEFAULT_RUN) -> Path:
-    """The folder of a run that comes with the package.
+    """The folder of a run that comes with the package, its files as they were packed.
 
     Raises:
         FileNotFoundError: this installation has none of that name.
+        ValueError: as `require_unchanged`.
     """
     if not (PRETRAINED / name).is_dir():
         held = ", ".join(sorted(path.name for path in PRETRAINED.glob("*/"))) or "none"
@@ -139,7 +146,22 @@ def packaged_run(name: str = DEFAULT_RUN) -> Path:
             f"{name}: expected a run folder, or a run that comes with the package, found neither (in {PRETRAINED}: "
             f"{held}). Name the folder of a run of your own: --runs RUN, or DeepfakeDetector.load(RUN)."
         )
+    require_unchanged(PRETRAINED / name)
     return PRETRAINED / name
+
+
+def require_unchanged(experiment: Path) -> None:
+    """Raise `ValueError` where a file of a packaged run is gone or another than its `files.sha256` says."""
+    path = Path(experiment) / DIGESTS_FILE
+    try:
+        changed = changed_files(path)
+    except OSError as error:
+        raise ValueError(f"{path}: expected the digests of a packaged run, found none ({error.strerror}).") from error
+    if changed:
+        raise ValueError(
+            f"{experiment}: expected the files whose SHA-256 {DIGESTS_FILE} lists, found {', '.join(changed)}. Install "
+            "the package again, or in a clone `git checkout` that folder."
+        )
 
 
 def named_run(run: str | Path) -> Path:

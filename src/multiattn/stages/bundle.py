@@ -1,6 +1,9 @@
 """Runs + wheels -> a folder that Kaggle attaches as one data set: code, weights, scoring rule, wheels, notebook.
 
     multiattn bundle --runs runs/dfdc_b4 --out bundle/ --download-wheels --check-faces data/faces/dfdc
+    multiattn bundle --package --runs runs/dfdc_lite --out src/multiattn/pretrained/dfdc_lite --check-faces FACES
+
+With `--package` a run becomes one that comes with the package, which a wheel takes along and `score` knows by its name.
 
 Weights are stored in float16 where that changes no prediction by more than 1e-3: the same crops go through both forms.
 """
@@ -18,10 +21,11 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(BundleOptions, argv, stage="bundle", doc=__doc__)
     from multiattn.inference.kit.bundle import build_bundle
+    from multiattn.inference.kit.package import build_package
     from multiattn.inference.scoring_file import choose_scoring_file
 
-    bundle = build_bundle(options, choose_scoring_file(options.runs, options.scoring))
-    results(*_lines(bundle, options))
+    build = build_package if options.package else build_bundle
+    results(*_lines(build(options, choose_scoring_file(options.runs, options.scoring)), options))
 
 
 def _lines(bundle: "Bundle", options: BundleOptions) -> list[str]:
@@ -37,6 +41,8 @@ def _lines(bundle: "Bundle", options: BundleOptions) -> list[str]:
             )
     lines += [f"{name:<18} {size / 1e6:10.2f} MB" for name, size in bundle.sizes.items()]
     total = sum(bundle.sizes.values())
+    if options.package:
+        return [*lines, f"{total / 1e6:.2f} MB in {bundle.folder}: look at its card.md and LICENSE.md, and commit it"]
     if "wheels" not in bundle.sizes:
         lines.append("no wheels: add --download-wheels, or --wheels DIR, for an image that lacks packages")
     return [*lines, f"{total / 1e6:.2f} MB of {options.max_gb:g} GB in {bundle.folder}; see its README.txt"]

@@ -11,7 +11,7 @@ import tyro
 
 from multiattn.command_line import parse, results
 from multiattn.runtime.files import write_text
-from multiattn.runtime.layout import MODEL_CARD_FILE, experiment_folder, named_run
+from multiattn.runtime.layout import DIGESTS_FILE, MODEL_CARD_FILE, experiment_folder, named_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Options:
     runs: Path
     """runs/<experiment>, one of its folds, or a packaged run by its name."""
     out: Path | None = None
-    """The Markdown file to write (default: card.md in the folder of the experiment)."""
+    """The Markdown file to write (default: card.md in the folder of the experiment; none for a packaged run)."""
     evaluations: tuple[Path, ...] = ()
     """Folders that `multiattn evaluate --out` wrote for this run: their figures of videos."""
     videos: Path | None = None
@@ -41,5 +41,8 @@ def main(argv: list[str]) -> None:
     run = named_run(options.runs)
     text = model_card(run, evaluations=options.evaluations, videos=options.videos, sources=sources)
     path = options.out or experiment_folder(run) / MODEL_CARD_FILE
+    if options.out is None and (path.parent / DIGESTS_FILE).is_file():
+        results(text, f"not written: {path.parent} is a packaged run, which has its own; name a file with --out")
+        return
     write_text(path, text)
     results(text, f"written: {path}")

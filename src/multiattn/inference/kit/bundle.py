@@ -16,13 +16,14 @@ Neither `oof.parquet` (its figures are in scoring.json) nor what training needs 
 table that all folds of an experiment share is there once: of DFDC it has 119,154 rows.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ from multiattn.runtime.files import exclusive_folder, file_digest, read_json, wr
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
     BUNDLE_FILE,
+    DISTANCE_FILE,
     EXPERIMENT_FILE,
     IMPORT_FILE,
+    PRETRAINED,
     RECIPE_FILE,
     experiment_name,
 )
@@ -101,6 +104,20 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     figures = out_of_fold_figures(models, options.runs, scoring.rule)
     rule = dataclasses.replace(scoring.rule, experiments=tuple(_experiments(models)), out_of_fold=figures)
     scoring = dataclasses.replace(scoring, rule=rule)  # for exactly these experiments
+    with built_beside(out) as building:
+        weights = _fill(building, options, models, scoring)
+        sizes = _sizes(building)
+        _require_fits(sizes, options, weights)
+        write_json(building / BUNDLE_FILE, _manifest(options, models, weights, sizes, _digests(building)))
+        _require_runs(building, rule)
+        (building / LOCK).unlink()
+        put_in_place(building, out)
+    return Bundle(out, weights, sizes)
+
+
+@contextlib.contextmanager
+def built_beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to build in, empty but for its lock; it is gone when the block ends, however it does."""
     building = out.parent / f".{out.name}.building"
     if building.is_symlink():
         raise ValueError(f"{building}: expected a folder to build in, found a link. Remove it.")
@@ -109,17 +126,10 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
             for leftover in building.iterdir():  # of a run that was killed
                 if leftover.name != LOCK:
                     _remove(leftover)
-            weights = _fill(building, options, models, scoring)
-            sizes = _sizes(building)
-            _require_fits(sizes, options, weights)
-            write_json(building / BUNDLE_FILE, _manifest(options, models, weights, sizes, _digests(building)))
-            _require_runs(building, rule)
-            (building / LOCK).unlink()
-            _replace(building, out)
+            yield building
         finally:
             if building.is_dir():
                 shutil.rmtree(building)
-    return Bundle(out, weights, sizes)
 
 
 def is_bundle(folder: Path) -> bool:
@@ -175,7 +185,7 @@ def _fill(
             raise FileNotFoundError(f"{options.weights}: no such weights file of a detector.")
         (building / "weights").mkdir()
         shutil.copyfile(options.weights, building / "weights" / options.weights.name)
-    weights = _store_runs(building / "runs", options, models)
+    weights = store_runs(building / "runs", options, models)
     first = building / "runs" / _experiments(models)[0]
     write_scoring(scoring.rule, default_scoring_path([first]), {"made_by": "multiattn bundle"}, scoring.tuned_on)
     write_json(building / "dataset-metadata.json", dataset_metadata(_experiments(models)))
@@ -189,12 +199,15 @@ def _copy_code(building: Path) -> None:
             raise FileNotFoundError(f"{REPOSITORY / name}: not there. Run from a clone of the repository.")
         shutil.copyfile(REPOSITORY / name, building / Path(name).name)
     for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.json")]):
+        if PRETRAINED in path.parents:  # the bundle has runs of its own
+            continue
         target = building / "src" / "multiattn" / path.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
 
 
-def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) -> list[StoredWeights]:
+def store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) -> list[StoredWeights]:
+    """Write the models' folders below `runs`: settings, recipe, folds table and weights, but no rule."""
     device = pick_device(options.device)
     weights = []
     with progress_bar(len(models), "weights", "folds") as bar:
@@ -204,6 +217,8 @@ def _store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) 
             for name in (EXPERIMENT_FILE, RECIPE_FILE, IMPORT_FILE):
                 if (model.path / name).is_file():
                     write_json(folder / name, names_only(read_json(model.path / name)))
+            if (distance := model.path / DISTANCE_FILE).is_file():
+                shutil.copyfile(distance, folder / DISTANCE_FILE)
             _copy_folds(folds_table(model.path), folder)
             count = 1 if options.precision == "float32" else options.check_crops
             crops = crops_to_compare(model, options.check_faces, count)
@@ -307,7 +322,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
 
-def _replace(building: Path, out: Path) -> None:
+def put_in_place(building: Path, out: Path) -> None:
     """Rename twice: a kill in between leaves the old bundle under its hidden name, and the next run takes it away."""
     old = out.parent / f".{out.name}.old"
     _remove(old)

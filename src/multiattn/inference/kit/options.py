@@ -16,6 +16,9 @@ class BundleOptions:
     """runs/<experiment>, several, or single folds of them: runs/<experiment>/fold0."""
     out: Path
     """The folder to make; an older bundle there is replaced, anything else is left alone."""
+    package: bool = False
+    """Make `--out` a run that comes with the package, src/multiattn/pretrained/NAME, of the one run NAME: its folds in
+    float16, rule, card and licence, with their digests, at most 10 MB."""
     scoring: Scoring = None
     max_gb: float = 1.0
     """Refuse to make a larger one (10^9 bytes)."""
