@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from inference.submit.submit_case import BLOCK_NETWORK
 from multiattn import DeepfakeDetector
@@ -22,11 +23,13 @@ from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.kit.package import build_package, licence
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import ScoringFile, read_scoring_file
+from multiattn.model.network import make_network
 from multiattn.runtime import layout
 from multiattn.runtime.files import changed_files
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.scoring.answers import HeldOutAnswers
 from multiattn.scoring.rule import ScoringRule
+from multiattn.training.engine.run_folder import start_from
 from multiattn.video.crops.recipe import CropRecipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -211,6 +214,16 @@ def test_a_packaged_run_is_loaded_without_a_hub(packaged, pipeline, monkeypatch)
     clip = next((pipeline.dataset / "test_videos").glob("*.mp4"))
     answer = DeepfakeDetector.load(device="cpu").predict(clip)
     assert answer.status in ("ok", "no_face") or answer.reason
+
+
+def test_a_training_of_any_fold_starts_from_a_packaged_run_by_its_name(packaged):
+    model = find_models(packaged)[0]
+    network, expected = make_network(model.experiment.model, load_weights=False), model.load("cpu").state_dict()
+    start_from(network, "dfdc_lite", fold=7)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    flip(packaged / "card.md")
+    with pytest.raises(ValueError, match=r"card\.md"):
+        start_from(network, "dfdc_lite", fold=7)
 
 
 @pytest.mark.slow

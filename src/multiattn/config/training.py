@@ -117,6 +117,10 @@ class ValidationConfig:
     """The best checkpoint has the best of this: the highest AUC or accuracy, the lowest of the others."""
     patience: int | None = None
     """Stop after so many validations in a row that brought no better checkpoint; None goes on to the end."""
+    guard: Annotated[str | None, tyro.conf.arg(aliases=("--guard",))] = None
+    """Another faces folder, for a run that starts from one: every validation tells how many of its real videos are
+    called fake where the start calls 5 % so, and a checkpoint that calls more than 10 % so is kept for want of others
+    alone."""
 
     def __post_init__(self) -> None:
         require_fields(self)
@@ -185,7 +189,8 @@ class Experiment:
     """A staged schedule; it takes the place of `optim` and `epochs`."""
     start_from: str | None = None
     """Start the whole network from the best weights of another run: an experiment's folder (the same fold of it), a
-    fold's folder or a safetensors file. A c40 experiment starts from its c23 run this way."""
+    fold's folder, a safetensors file, or a packaged run by its name. A c40 experiment starts from its c23 run this
+    way."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
     precision: Literal[Precision, "apex-O1"] = "auto"
@@ -207,6 +212,8 @@ class Experiment:
         require(0 <= self.seed < 2**32, self, "seed", "a whole number from 0 to 4294967295")
         require_at_least(self, 1, "epochs")
         require(self.save_minutes > 0, self, "save_minutes", "a positive number of minutes")
+        is_guarded = self.validation.guard is not None
+        require(self.start_from or not is_guarded, self, "start_from", "a run to start from beside --guard")
         names = [phase.name for phase in self.phases]
         require(len(set(names)) == len(names), self, "phases", "phases of different names")
         require(

@@ -22,6 +22,7 @@ from multiattn.runtime.processor import tune_cpu
 from multiattn.training.data.crops import FoldCrops, class_weights, training_loader, validation_loader
 from multiattn.training.engine.apex import ApexScaler, initialize_apex_o1, require_amp
 from multiattn.training.engine.averaging import MovingAverage
+from multiattn.training.engine.guard import guard_crops
 from multiattn.training.engine.optimizer import make_optimizer, make_schedule
 from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows
 from multiattn.training.engine.run_folder import RunFolder, start_from
@@ -72,6 +73,7 @@ class Progress:
         best: value and candidate of the best validation so far; empty before the first.
         since_best: validations after that one.
         top: the validations whose weights are kept for an average: value and step, the best first.
+        guard_threshold: the P(fake) above which crops of the guard are false alarms; None without one.
     """
 
     epoch: int = 0
@@ -83,6 +85,7 @@ class Progress:
     best: dict[str, Any] = field(default_factory=dict)
     since_best: int = 0
     top: list[dict[str, Any]] = field(default_factory=list)
+    guard_threshold: float | None = None
 
 
 NEVER = 2**53
@@ -151,6 +154,7 @@ class FoldTraining:
     validation: DataLoader
     scaler: torch.amp.GradScaler | ApexScaler
     average: MovingAverage | None
+    guard: DataLoader | None = None
     progress: Progress = field(default_factory=Progress)
     random_state: dict[str, Any] | None = None
     """This rank's generators, inside an epoch that is continued."""
@@ -387,6 +391,7 @@ def prepare(
         step=step,
         loader=training_loader(crops, experiment.data, seed=experiment.seed, **share),
         validation=validation_loader(crops, experiment.data, **share),
+        guard=guard_crops(experiment, run.path),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         average=average,
     )

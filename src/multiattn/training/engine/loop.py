@@ -30,7 +30,15 @@ from multiattn.training.engine.live import Live
 from multiattn.training.engine.ranks import CONTINUE, SAVE, STOP, Ranks, SharedDecision, wait_for_all
 from multiattn.training.engine.run_folder import RunFolder, first_not_finite, load_state, save_state
 from multiattn.training.engine.step import backward_passes, set_train_mode
-from multiattn.training.engine.validation import PREFIXES, Candidate, is_best, rescore, validate
+from multiattn.training.engine.validation import (
+    FALSE_ALARMS,
+    PREFIXES,
+    Candidate,
+    is_best,
+    rescore,
+    set_guard,
+    validate,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +72,7 @@ def train_fold(
             rescore(training)
             progress = training.progress
             logger.info("%s: continues in epoch %d, batch %d", run.model_name, progress.epoch, progress.batch)
+        set_guard(training)
         live = Live(training, bar)
         try:
             _train(training, live, interruption)
@@ -296,6 +305,11 @@ def _log(name: str, record: dict[str, Any]) -> None:
     }
     figures = [losses.pop(PREFIXES["last"]), record["validation_auc"], record["validation_accuracy"]]
     averages = "".join(f", {prefix}log_loss {words}" for prefix, words in losses.items())
+    averages += "".join(
+        f", {prefix}{FALSE_ALARMS} on the guard {record[f'{prefix}{FALSE_ALARMS}']:.1%}"
+        for prefix in PREFIXES.values()
+        if f"{prefix}{FALSE_ALARMS}" in record
+    )
     logger.info(
         "%s epoch %d: loss %.4f, validation log loss %s, AUC %.4f, accuracy %.3f%s, %.0f samples/s",
         *(name, record["epoch"], record["loss"], *figures, averages, record["samples_per_second"]),

@@ -180,13 +180,16 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
 
     Args:
         source: an experiment's folder, of which the same fold is taken (its held-out videos stay unseen), a fold's
-            folder, or a safetensors file.
+            folder, a safetensors file, or the name of a packaged run, of which the first fold is taken.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: the weights of another network.
+        ValueError: the weights of another network, or of a packaged run whose files have changed.
     """
-    places = [Path(source), Path(source, BEST_WEIGHTS), layout.fold_folder(source, fold) / BEST_WEIGHTS]
+    run = layout.named_run(source)
+    places = [run, run / BEST_WEIGHTS, layout.fold_folder(run, fold) / BEST_WEIGHTS]
+    if run != Path(source):
+        places = [folder / BEST_WEIGHTS for folder in layout.fold_folders(run)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise FileNotFoundError(

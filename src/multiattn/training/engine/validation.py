@@ -2,10 +2,12 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
@@ -19,19 +21,23 @@ from multiattn.model.predict import predict_logits
 from multiattn.runtime.layout import CANDIDATES_FOLDER, HELD_OUT_FILE
 from multiattn.runtime.signals import Interruption
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
+from multiattn.scoring.frame_rules import sigmoid
 from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.averaging import load_average
 from multiattn.training.engine.fold_training import FoldTraining
-from multiattn.training.engine.ranks import gather_strided, wait_for_all
+from multiattn.training.engine.guard import guard_threshold, guarded_value
+from multiattn.training.engine.ranks import gather_objects, gather_strided, wait_for_all
 
 logger = logging.getLogger(__name__)
 
 PREFIXES = {"last": "validation_", "ema": "ema_", "average": "average_"}
 """Candidate -> prefix of its figures in epochs.csv: the latest weights, their moving average, and the average of the
 best validations' weights."""
+FALSE_ALARMS = "false_alarms"
+"""Figure of a candidate where a guard is given: the share of the guard's crops above its threshold."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candid
             candidates.append(_evaluate(training, "ema", training.average.network, interruption))
         if training.experiment.average.best and (network := _average_of_top(training, candidates[0])) is not None:
             candidates.append(_evaluate(training, "average", network, interruption))
-    best = max(candidates, key=lambda candidate: _value(candidate, settings))  # the earlier one of equals
+    best = max(candidates, key=lambda candidate: _value(candidate.figures, settings))  # the earlier one of equals
     record: dict[str, Any] = {"candidate": best.name}
     for candidate in candidates:
         record |= {f"{PREFIXES[candidate.name]}{name}": value for name, value in candidate.figures.items()}
@@ -75,11 +81,13 @@ def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candid
 def rescore(training: FoldTraining) -> None:
     """Give what a continued run holds to be its best validations their values by the metric that is asked for now."""
     settings, progress = training.experiment.validation, training.progress
-    records, sign = {record["step"]: record for record in progress.history}, 1 if settings.higher_is_better else -1
+    records = {record["step"]: record for record in progress.history}
     for entry in (progress.best, *progress.top):
-        column = f"{PREFIXES[entry.get('candidate', 'last')]}{settings.metric}"
-        if entry and column in records.get(entry["step"], {}):
-            entry["value"] = sign * records[entry["step"]][column]
+        prefix = PREFIXES[entry.get("candidate", "last")]
+        record = records.get(entry["step"], {}) if entry else {}
+        if f"{prefix}{settings.metric}" in record:
+            figures = {name: record.get(f"{prefix}{name}") for name in (settings.metric, FALSE_ALARMS)}
+            entry["value"] = _value(figures, settings)
 
 
 def is_best(training: FoldTraining, candidate: Candidate) -> bool:
@@ -89,7 +97,7 @@ def is_best(training: FoldTraining, candidate: Candidate) -> bool:
     """
     if training.trains_backbone_alone:
         return False
-    progress, value = training.progress, _value(candidate, training.experiment.validation)
+    progress, value = training.progress, _value(candidate.figures, training.experiment.validation)
     if progress.best and not value > progress.best["value"]:
         progress.since_best += 1
         return False
@@ -114,10 +122,24 @@ def scores(crops: FoldCrops, predictions: pd.DataFrame) -> dict[str, float]:
     return figures
 
 
-def _value(candidate: Candidate, settings: ValidationConfig) -> float:
+def set_guard(training: FoldTraining) -> None:
+    """Set the guard's threshold, where there is a guard and none yet, by the network as it is."""
+    if training.guard is not None and training.progress.guard_threshold is None:
+        threshold = guard_threshold(_guard_probabilities(training, training.step.network))
+        training.progress.guard_threshold = gather_objects(threshold, training.ranks)[0]
+
+
+def _guard_probabilities(training: FoldTraining, network: nn.Module) -> np.ndarray:
+    """(N,) P(fake) of the guard's crops; every rank predicts them all."""
+    how = {"device": training.device, "precision": training.precision}
+    forward = training.step.backbone_logits if training.trains_backbone_alone else None
+    return sigmoid(predict_logits(network, training.guard, forward=forward, **how))
+
+
+def _value(figures: Mapping[str, float | None], settings: ValidationConfig) -> float:
     """The larger the better."""
-    value = candidate.figures[settings.metric]
-    return value if settings.higher_is_better else -value
+    value = figures[settings.metric]
+    return guarded_value(value if settings.higher_is_better else -value, figures.get(FALSE_ALARMS))
 
 
 def _evaluate(
@@ -146,14 +168,18 @@ def _evaluate(
     logits = gather_strided(logits, len(rows), training.ranks)
     predictions = frame_predictions(rows, logits, model=training.run.model_name, fold=training.run.fold)
     predictions = FRAME_PREDICTIONS.validate(predictions, training.run.path / HELD_OUT_FILE)
-    return Candidate(name, network, predictions, scores(training.crops, predictions))
+    figures = scores(training.crops, predictions)
+    if training.guard is not None:
+        above = np.mean(_guard_probabilities(training, network) > training.progress.guard_threshold)
+        figures[FALSE_ALARMS] = gather_objects(float(above), training.ranks)[0]
+    return Candidate(name, network, predictions, figures)
 
 
 def _average_of_top(training: FoldTraining, latest: Candidate) -> nn.Module | None:
     """The network whose weights are the mean of the best validations' so far; None where they did not change, or there
     is only one."""
     progress = training.progress
-    entry = {"value": _value(latest, training.experiment.validation), "step": training.updates}
+    entry = {"value": _value(latest.figures, training.experiment.validation), "step": training.updates}
     ranked = sorted([*progress.top, entry], key=lambda one: (-one["value"], one["step"]))
     kept = ranked[: training.experiment.average.best]
     if entry not in kept:
