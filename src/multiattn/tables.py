@@ -42,6 +42,9 @@ class Column:
     kind: Literal["text", "int64", "float64"]
     description: str
     allows: "Callable[[pd.Series], pd.Series] | None" = None
+    absent: float | str | None = None
+    """Stands in every row of an older table, which lacks the column; NaN may stand in any row then. None: no table may
+    lack it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Table:
         Raises:
             ValueError: a column is missing, a value has the wrong type or range, or a key appears twice.
         """
-        missing = [name for name in self.columns if name not in frame.columns]
+        absent = [name for name in self.columns if name not in frame.columns]
+        missing = [name for name in absent if self.columns[name].absent is None]
         if missing:
             raise ValueError(
                 f"{source}: not a {self.name} table: expected column {missing[0]!r} (of {', '.join(self.columns)}), "
@@ -83,6 +87,7 @@ class Table:
         from multiattn.runtime.table_files import keep_fractions
 
         schema = self._schema()
+        frame = frame.assign(**{name: self.columns[name].absent for name in absent})
         frame = frame[list(self.columns)].reset_index(drop=True)
         whole = [name for name, column in self.columns.items() if column.kind == "int64"]
         frame = frame.assign(**{name: keep_fractions(frame[name]) for name in whole})
@@ -99,7 +104,8 @@ class Table:
         columns = {}
         for name, column in self.columns.items():
             checks = [pa.Check(column.allows)] if column.allows is not None else []
-            columns[name] = pa.Column(str if column.kind == "text" else column.kind, checks)
+            kind = str if column.kind == "text" else column.kind
+            columns[name] = pa.Column(kind, checks, nullable=isinstance(column.absent, float))
         return pa.DataFrameSchema(columns, coerce=True)
 
     def _require_single_keys(self, frame: "pd.DataFrame", source: str | Path) -> None:
@@ -337,6 +343,13 @@ FRAME_PREDICTIONS = Table(
         "track": _integer(0, "the track of the face"),
         "logit": _number("logit of P(fake), finite"),
         "probability": _probability(),
+        "distance": Column(
+            "float64",
+            "distance from the faces of the training, 1 = the 99th percentile of held-out ones; NaN: not measured",
+            lambda values: values.abs() < float("inf"),
+            absent=float("nan"),
+        ),
+        "distance_reason": Column("text", "words for a face that lies outside, may be empty", absent=""),
     },
 )
 

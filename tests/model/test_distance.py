@@ -5,17 +5,25 @@ import numpy as np
 import pytest
 import torch
 
-from multiattn.model.distance import SHRINKAGE, STATISTICS, FaceDistance, Faces, fit_distance, pixel_statistics
+from multiattn.model.distance import (
+    NUM_WORDS,
+    PIXEL_SHRINKAGE,
+    SHRINKAGE,
+    STATISTICS,
+    FaceDistance,
+    Faces,
+    fit_distance,
+    pixel_statistics,
+)
 
-NUM_STATISTICS = len(STATISTICS)
+NUM_PIXELS = 31
 
 
 def made_faces(count: int, seed: int, *, size: float = 100.0) -> Faces:
     generator = np.random.default_rng(seed)
     mixing = np.random.default_rng(0).normal(size=(4, 4))
-    statistics = generator.normal(5, 1, size=(count, NUM_STATISTICS))
-    statistics[:, -1] = size + statistics[:, -1]
-    return Faces(generator.normal(size=(count, 4)) @ mixing, statistics)
+    features, pixels = generator.normal(size=(count, 4)) @ mixing, generator.normal(5, 1, size=(count, NUM_PIXELS))
+    return Faces(features, pixels, size + generator.normal(size=count))
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -34,19 +42,40 @@ def noisy(image: np.ndarray, deviation: float) -> np.ndarray:
     return (image + noise).clip(0, 255).astype(np.uint8)
 
 
+def mahalanobis_squares(training: np.ndarray, held_out: np.ndarray, shrunk: np.ndarray) -> np.ndarray:
+    centred = held_out - training.mean(axis=0)
+    return np.einsum("ij,jk,ik->i", centred, np.linalg.inv(shrunk), centred)
+
+
 def test_held_out_crops_lie_at_0_in_the_median_and_at_1_in_the_99th_percentile_of_a_mahalanobis_distance():
     training, held_out = made_faces(400, 1), made_faces(1000, 2)
-    fitted = fit_distance(training, held_out, {})
-    points = [np.column_stack([faces.features, faces.statistics[:, :-1]]) for faces in (training, held_out)]
-    deviation = points[0].std(axis=0)
-    spread = np.r_[np.full(4, np.sqrt((deviation[:4] ** 2).mean())), deviation[4:] / np.sqrt(4 / 6)]
-    scaled = [(one - points[0].mean(axis=0)) / spread for one in points]
-    covariance = np.cov(scaled[0], rowvar=False)
-    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / 10 * np.eye(10)
-    raw = np.sqrt(np.einsum("ij,jk,ik->i", scaled[1], np.linalg.inv(shrunk), scaled[1]))
+    of_features = np.cov(training.features, rowvar=False)
+    mean_variance = np.trace(of_features) / 4 * np.eye(4)
+    of_pixels = np.cov(training.pixels, rowvar=False)
+    deviation = training.pixels.std(axis=0)
+    squares = [
+        mahalanobis_squares(*pair, shrunk)
+        for pair, shrunk in (
+            ((training.features, held_out.features), (1 - SHRINKAGE) * of_features + SHRINKAGE * mean_variance),
+            (
+                (training.pixels, held_out.pixels),
+                (1 - PIXEL_SHRINKAGE) * of_pixels + PIXEL_SHRINKAGE * np.diag(deviation**2),
+            ),
+        )
+    ]
+    raw = np.sqrt(sum(values / np.median(values) for values in squares))
     expected = (raw - np.median(raw)) / (np.quantile(raw, 0.99) - np.median(raw))
-    found = fitted.raw_distance(torch.from_numpy(points[1]).float())
-    np.testing.assert_allclose((found - fitted.scale[0]) / (fitted.scale[1] - fitted.scale[0]), expected, atol=1e-3)
+    fitted = fit_distance(training, held_out, {})
+    found = fitted.squares(*(torch.from_numpy(part).float() for part in held_out[:2]))
+    found = ((found * fitted.shares).sum(dim=1).sqrt() - fitted.scale[0]) / (fitted.scale[1] - fitted.scale[0])
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("side", [32, 64, 75])
+def test_the_statistics_of_flat_and_small_pictures_are_numbers(side):
+    crops = torch.stack([torch.full((side, side, 3), level, dtype=torch.uint8) for level in (0, 200)])
+    found = pixel_statistics(crops)
+    assert found.shape == (2, NUM_PIXELS) and found.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -69,8 +98,8 @@ def test_each_statistic_tells_its_fault(change, statistic, sign):
 
 def test_reasons_are_the_words_of_what_held_out_faces_do_not_show_the_most_unusual_first():
     fitted = fit_distance(made_faces(100, 1), made_faces(100, 2), {})
-    usual = np.full(NUM_STATISTICS, 5.0)
-    usual[-1] = 105.0
+    usual = np.full(NUM_WORDS + 1, 5.0)
+    usual[-1] = 100.0
     small, dark_and_small, less_noise = usual.copy(), usual.copy(), usual.copy()
     small[-1] = 20.0
     dark_and_small[[1, -1]] = -30.0, 90.0
@@ -82,7 +111,7 @@ def test_reasons_are_the_words_of_what_held_out_faces_do_not_show_the_most_unusu
 
 def test_faces_of_unknown_size_give_no_reason_by_it():
     fitted = fit_distance(made_faces(100, 1, size=np.nan), made_faces(100, 2, size=np.nan), {})
-    assert fitted.reasons(np.r_[np.full(NUM_STATISTICS - 1, 5.0), 3.0][None]) == [""]
+    assert fitted.reasons(np.r_[np.full(NUM_WORDS, 5.0), 3.0][None]) == [""]
 
 
 def test_a_saved_distance_measures_the_same_and_another_file_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_dat
 from multiattn.evaluation.selection import Extracted, Selection, Split
 from multiattn.runtime.text_tables import counted, markdown_table, markdown_text
 from multiattn.scoring.aggregators import complete_videos
+from multiattn.scoring.distances import CROP, OUTSIDE, Outside, crop_distances
 from multiattn.scoring.metrics import MIN_GROUPS, NO_INTERVAL, Interval, auc_interval, bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FAKE, REAL
@@ -69,7 +70,7 @@ class Answers:
     """Columns of `videos`, and: group (what the bootstrap draws as a whole), status, message, num_frames, num_tracks,
     probability (of the scoring rule; its prior where there is no prediction), num_crops."""
     frames: pd.DataFrame
-    """Every crop of every model: model, video_id, frame_index, track, probability, label."""
+    """Every crop of every model: model, video_id, frame_index, track, probability, distance, distance_reason, label."""
     rule: ScoringRule
 
     def blended_frames(self) -> pd.DataFrame:
@@ -78,6 +79,22 @@ class Answers:
         return self.frames.groupby(key, as_index=False).agg(
             label=("label", "first"), probability=("probability", "mean")
         )
+
+
+def outside_note(answers: Answers) -> str:
+    """A line that says how many crops of a data set lie outside the faces of the training, and the AUC of crops on
+    either side: where it is no worse outside, the distance does not part good answers from bad."""
+    crops = crop_distances(answers.frames)
+    outside = Outside.count(crops)
+    words = f"{answers.name}: {outside.describe()}"
+    frames = answers.blended_frames().merge(crops, on=CROP, validate="one_to_one")
+    sides = {"inside": frames["distance"] <= OUTSIDE, "outside": frames["distance"] > OUTSIDE}
+    aucs = []
+    for name, chosen in sides.items():
+        labels, probabilities = (frames.loc[chosen, column].to_numpy() for column in ("label", "probability"))
+        if len(set(labels)) > 1:
+            aucs.append(f"{video_metrics(labels, probabilities, clip=FRAME_CLIP).auc:.4f} {name}")
+    return f"{words}; AUC of crops {', '.join(aucs)}." if len(aucs) == len(sides) else f"{words}."
 
 
 def answer_videos(selection: Selection, extracted: Extracted, predictions: pd.DataFrame, rule: ScoringRule) -> list:
@@ -98,7 +115,7 @@ def answer_videos(selection: Selection, extracted: Extracted, predictions: pd.Da
         table = videos.merge(facts, on="video_id", how="left", validate="one_to_one").merge(scored, on="video_id")
         table["num_tracks"] = table["video_id"].map(tracks).fillna(0).astype("int64")
         table["group"] = table["original"].where(table["original"] != "", table["video_id"])
-        columns = ["model", "video_id", "frame_index", "track", "probability"]
+        columns = ["model", "video_id", "frame_index", "track", "probability", "distance", "distance_reason"]
         frames = mine[columns].merge(videos[["video_id", "label"]], on="video_id", validate="many_to_one")
         frames = frames.sort_values(columns[:4], ignore_index=True)
         answers.append(Answers(name, table, frames, rule))

@@ -28,6 +28,7 @@ from multiattn.evaluation.measures import (
     compare_with_paper,
     dataset_tables,
     measure,
+    outside_note,
     selection_notes,
     summary_table,
 )
@@ -48,7 +49,14 @@ from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
-from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, PREDICTIONS_FILE, RECIPE_FILE, experiment_name
+from multiattn.runtime.layout import (
+    BEST_WEIGHTS,
+    DISTANCE_FILE,
+    FACES_FILE,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    experiment_name,
+)
 from multiattn.runtime.text_tables import counted, markdown_text
 from multiattn.tables import FRAME_PREDICTIONS, VIDEOS, left_out_lines
 from multiattn.video.crops.images import names_digest
@@ -202,7 +210,7 @@ def _evaluation(
         metrics=metrics,
         summary=summary_table(answers, figures),
         tables=tables,
-        notes=(first, *selection_notes(selection)),
+        notes=(first, *selection_notes(selection), *map(outside_note, answers)),
         warnings=tuple(_warnings(models, selection, trained)),
     )
 
@@ -285,7 +293,10 @@ def predict_kept(
     """
     known = known_precision(precision, device)
     basis = {"faces": faces_digest(folders), "precision": known, "device": device.type}
-    checkpoints = {model.name: file_digest(model.path / BEST_WEIGHTS) for model in models}
+    checkpoints = {}
+    for model in models:
+        made_by = [file for name in (BEST_WEIGHTS, DISTANCE_FILE) if (file := model.path / name).is_file()]
+        checkpoints[model.name] = " ".join(map(file_digest, made_by))
     with exclusive_folder(path.parent):  # of two at once, the table of one would stand beside the basis of the other
         kept, kept_checkpoints = _read_kept(path, basis)
         same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}

@@ -12,6 +12,7 @@ from multiattn.figures.page import SECTION_STYLE, crop_figure, escape, jpeg_tag,
 from multiattn.inference.attention_maps import deciding_crops, extreme_crops
 from multiattn.inference.score_files import ScoredFiles, unbroken, usual_step
 from multiattn.runtime.text_tables import counted
+from multiattn.scoring.distances import OUTSIDE, Outside
 
 WIDTH, HEIGHT = 720, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 34
@@ -64,15 +65,16 @@ def _section(row, crops: pd.DataFrame, faces: Path) -> str:
     tracks = crops["track"].nunique()
     verdict = f"P(fake) {row.probability:.4f}, from {counted(len(crops), 'crop')} of {counted(tracks, 'face track')}"
     parts = [head, f'<p class="verdict">{escape(verdict)}</p>']
-    if row.reason:
-        parts.append(f'<p class="faint">{escape(row.reason)}</p>')
+    parts += [
+        f'<p class="faint">{escape(words)}</p>' for words in (row.reason, Outside.count(crops).describe()) if words
+    ]
     if row.frames > 1:
         parts.append(timeline_svg(crops, row.probability, f"P(fake) of {row.file} over time, a line a face track"))
     deciding = deciding_crops(crops)
     thumbnails = "".join(
         crop_figure(
             faces / crop.crop,
-            f"{crop.seconds:.2f} s t{crop.track} · {crop.probability:.2f}",
+            f"{crop.seconds:.2f} s t{crop.track} · {crop.probability:.2f}{_outside(crop)}",
             f"Track {crop.track} at {crop.seconds:.2f} s, P(fake) {crop.probability:.2f}",
         )
         for crop in deciding.itertuples()
@@ -80,6 +82,13 @@ def _section(row, crops: pd.DataFrame, faces: Path) -> str:
     every = len(deciding) == len(crops)
     what = "All crops, the most fake first" if every else "The frames that decided: most fake, then most real"
     return "\n".join([*parts, f'<h3>{what}</h3>\n<div class="strip">{thumbnails}</div>'])
+
+
+def _outside(crop) -> str:
+    """Words under a crop that lies outside the faces of the training."""
+    if not crop.distance > OUTSIDE:
+        return ""
+    return f" · outside: {crop.distance_reason}" if crop.distance_reason else " · outside"
 
 
 def _attention(file: str, places: Iterable[int], maps: RunMaps) -> str:

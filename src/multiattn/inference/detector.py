@@ -27,6 +27,7 @@ from multiattn.inference.scoring_file import choose_scoring, require_rule_fits
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.layout import named_run, packaged_run
 from multiattn.scoring.answers import CANNOT_TELL, SOUND_NOTE, AnswerInWords, answer_in_words, find_doubts
+from multiattn.scoring.distances import Outside
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import BOX
 from multiattn.video.decoding.frames import FrameArray
@@ -47,7 +48,7 @@ TABLE_COLUMNS = (
         "frames_with_face",
         "crops",
     ),
-    *(*BOX, "score", "distance", "status", "reason", "doubts"),
+    *(*BOX, "score", "distance", "distance_reason", "status", "reason", "doubts"),
 )
 
 
@@ -66,7 +67,10 @@ class FrameAnswer:
     score: float
     """The detector's, in [0, 1]: how sure it is of a face."""
     distance: float | None = None
-    """From the training faces; None where the runs do not measure it."""
+    """From the faces of the training, the mean over the models: 0 is that of the median held-out one, 1 that of their
+    99th percentile, beyond which a face lies outside. None where it was not measured."""
+    distance_reason: str = ""
+    """Words for a face that lies outside, where simple statistics tell: `blurred, small`."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,7 @@ class DeepfakeDetector:
                     probability=float(row.probability) if np.isfinite(row.probability) else None,
                     status=row.status,
                     reason=row.reason,
-                    doubts=tuple(_doubts(file, row, known)),
+                    doubts=tuple(_doubts(file, row, scored.outside(row.video_id), known)),
                     coverage=Coverage(int(row.frames), len(seen), int(row.crops)),
                     faces=tuple(of_file),
                     in_words=self._in_words(row, of_file),
@@ -308,7 +312,8 @@ def _face(face: Any, crops: pd.DataFrame) -> FaceAnswer:
             probability=float(crop.probability),
             box_xyxy=tuple(float(getattr(crop, name)) for name in BOX),
             score=float(crop.score),
-            distance=None if pd.isna(distance := getattr(crop, "distance", None)) else float(distance),
+            distance=None if np.isnan(crop.distance) else float(crop.distance),
+            distance_reason=crop.distance_reason,
         )
         for crop in crops.itertuples()
     ]
@@ -316,10 +321,12 @@ def _face(face: Any, crops: pd.DataFrame) -> FaceAnswer:
     return FaceAnswer(int(face.track), float(face.probability), spans, tuple(frames))
 
 
-def _doubts(file: Path | FrameArray, row: Any, known: dict[str, dict[str, str]]) -> Iterator[str]:
+def _doubts(file: Path | FrameArray, row: Any, outside: Outside, known: dict[str, dict[str, str]]) -> Iterator[str]:
     """Reasons to trust a row of `ScoredFiles.files` less."""
     if row.status == "ok" and row.reason:
         yield row.reason
+    if row.status == "ok" and (outside.is_unusual or not outside.measured):
+        yield outside.describe()
     for name, videos in known.items() if isinstance(file, Path) else ():
         if file.stem in videos:
             yield f"{name} has seen {videos[file.stem]} in its training, by the name"
@@ -336,8 +343,8 @@ def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
 
     Returns:
         level (`file`, `face`, `frame`), file, track, frame_index, seconds, spans (in words), probability, answer (in
-        words), frames, frames_with_face, crops, x1, y1, x2, y2, score, distance, status, reason and doubts; empty where
-        a level has no such thing.
+        words), frames, frames_with_face, crops, x1, y1, x2, y2, score, distance, distance_reason, status, reason and
+        doubts; empty where a level has no such thing.
     """
     rows: list[dict[str, Any]] = []
     for answer in answers:

@@ -5,13 +5,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from multiattn.inference.attention_maps import spread_crops
-from multiattn.inference.predictor import watched
+from multiattn.inference.predictor import face_sides, watched
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.distance import LEAST_CROPS, Faces, fit_distance, see_faces
 from multiattn.model.rewrites import fold_batch_norms
@@ -20,9 +19,8 @@ from multiattn.runtime.layout import BEST_WEIGHTS, DISTANCE_FILE, FOLDS_FILE
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.tensor_files import read_metadata
-from multiattn.tables import BOX
 from multiattn.video.crops.images import CropImages, crop_loader
-from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.crops.recipe import CropRecipe, read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
@@ -66,7 +64,7 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
             )  # fmt: skip
             continue
         network = _network(model, device)
-        seen = [_see(model, network, folder, table, device, known_size=not recipe.foreign) for table in tables]
+        seen = [_see(model, network, folder, recipe, table, device) for table in tables]
         fit_distance(*seen, {"weights": digest}).save(path)
         logger.info("%s: what its training faces look like to it is kept in %s", model.name, path)
         kept += 1
@@ -82,25 +80,12 @@ def _network(model: TrainedModel, device: torch.device) -> nn.Module:
 
 
 def _see(
-    model: TrainedModel,
-    network: nn.Module,
-    folder: Path,
-    table: pd.DataFrame,
-    device: torch.device,
-    *,
-    known_size: bool,
+    model: TrainedModel, network: nn.Module, folder: Path, recipe: CropRecipe, table: pd.DataFrame, device: torch.device
 ) -> Faces:
     """Evenly spaced crops of a table, as the network sees them; in float32, the measure of every other precision."""
     table = spread_crops(table, MOST_CROPS)
     dataset = CropImages(folder, table["crop"], model.experiment.data.image_size)
     workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    sides = face_sides(table) if known_size else np.full(len(table), np.nan)
     batches = crop_loader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
     with progress_bar(len(table), f"{model.name}, familiar faces", "crops") as bar:
-        return see_faces(network, watched(batches, bar), sides, device=device, precision="fp32")
-
-
-def face_sides(faces: pd.DataFrame) -> np.ndarray:
-    """(N,) pixels of the longer side of each face's box in its frame."""
-    x1, y1, x2, y2 = (faces[name].to_numpy(dtype=np.float64) for name in BOX)
-    return np.maximum(x2 - x1, y2 - y1)
+        return see_faces(network, watched(batches, bar), face_sides(table, recipe), device=device)

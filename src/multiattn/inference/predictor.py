@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from multiattn.inference.runs import TrainedModel, require_one_recipe
+from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
@@ -34,9 +35,9 @@ from multiattn.runtime.text_tables import counted
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, describe_losses, video_metrics
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import FOLDS, FRAME_PREDICTIONS
+from multiattn.tables import BOX, FOLDS, FRAME_PREDICTIONS
 from multiattn.video.crops.images import CropImages, crop_loader
-from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.crops.recipe import CropRecipe, read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def predict_faces(
         faces = faces[faces["video_id"].isin(set(video_ids))].reset_index(drop=True)
     if device.type == "cpu":
         tune_cpu()
+    sides = face_sides(faces, recipe)
     tables = [FRAME_PREDICTIONS.empty()]
     with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
         for model in models if len(faces) else []:
@@ -82,8 +84,11 @@ def predict_faces(
             network, chosen = (loaded or {}).get(model.name) or _load(model, device, precision, dataset)
             if loaded is not None:
                 loaded[model.name] = network, chosen
-            logits = predict_logits(network, batches, device=device, precision=chosen)
-            tables.append(frame_predictions(faces, logits, model=model.name, fold=model.fold))
+            meter = DistanceMeter(model.distance())
+            logits = predict_logits(network, batches, device=device, precision=chosen, watch=meter.watch)
+            distances, reasons = meter.results(sides)
+            how_far = {"distances": distances, "reasons": reasons}
+            tables.append(frame_predictions(faces, logits, model=model.name, fold=model.fold, **how_far))
     return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), f"predictions of {folder}")
 
 
@@ -101,6 +106,14 @@ def _try(network: nn.Module, dataset: CropImages) -> Trial:
     """Both precisions on crops from all over the folder."""
     rows = range(0, len(dataset), -(-len(dataset) // TRIAL_CROPS))
     return try_prediction(network, torch.stack([dataset[row] for row in rows]))
+
+
+def face_sides(faces: pd.DataFrame, recipe: CropRecipe) -> np.ndarray:
+    """(N,) pixels of the longer side of each face's box in its frame; NaN where foreign crops leave that unknown."""
+    if recipe.foreign:
+        return np.full(len(faces), np.nan)
+    x1, y1, x2, y2 = (faces[name].to_numpy(dtype=np.float64) for name in BOX)
+    return np.maximum(x2 - x1, y2 - y1)
 
 
 def watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:

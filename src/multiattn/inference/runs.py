@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from multiattn.config import Experiment, from_json, to_json
 from multiattn.model.checkpoints import load_weights
+from multiattn.model.distance import FaceDistance
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
 from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import normalize_crops, predict_logits
@@ -23,6 +24,7 @@ from multiattn.runtime.files import file_digest, read_json
 from multiattn.runtime.layout import (
     BEST_WEIGHTS,
     DIGESTS_FILE,
+    DISTANCE_FILE,
     EXPERIMENT_FILE,
     FOLDS_FILE,
     IMPORT_FILE,
@@ -84,6 +86,11 @@ class TrainedModel:
         """The `folds` table it was trained with; empty where there is none."""
         path = folds_table(self.path)
         return FOLDS.read(path) if path.is_file() else FOLDS.empty()
+
+    def distance(self) -> FaceDistance | None:
+        """The measure of how far faces lie from those it was trained on; None where its run has none."""
+        path = self.path / DISTANCE_FILE
+        return FaceDistance.load(path) if path.is_file() else None
 
     def require_same_crops(self, folder: Path, recipe: CropRecipe) -> None:
         """Raise `ValueError` where the crops of a faces folder were made another way than the model's; a model with

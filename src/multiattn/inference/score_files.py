@@ -31,6 +31,7 @@ from multiattn.runtime.frame_folders import is_image_name
 from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import counted, printable, terminal_table
+from multiattn.scoring.distances import NOT_MEASURED, Outside, crop_distances
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, describe_losses
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import BOX, FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
@@ -101,13 +102,26 @@ class ScoredFiles:
     list of (first, last) seconds between which it was there. Sorted by the first two."""
     crops: pd.DataFrame
     """video_id, track, frame_index, seconds, crop (path below the faces folder), probability (mean over the models),
-    x1, y1, x2, y2 (pixels of the full frame) and score (the detector's), sorted by the first three; with distance where
-    the models measured it."""
+    x1, y1, x2, y2 (pixels of the full frame), score (the detector's), distance and distance_reason (of
+    `crop_distances`), sorted by the first three."""
 
     @property
     def num_readable(self) -> int:
         """Files that gave frames, with or without a face."""
         return int((self.files["status"] != "unreadable").sum())
+
+    def outside(self, video_id: str) -> Outside:
+        """The crops of a file that lie outside the faces of the training."""
+        return Outside.count(self.crops[self.crops["video_id"] == video_id])
+
+    def outside_notes(self) -> list[str]:
+        """Lines that say of which files the faces lie outside those of the training, or that it was not measured."""
+        everything = Outside.count(self.crops)
+        if not everything.measured:
+            return [f"{NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]}."] if everything.crops else []
+        each = [(file.file, self.outside(file.video_id)) for file in self.files.itertuples()]
+        notes = [f"{name}: {outside.describe()}." for name, outside in each if outside.is_unusual]
+        return notes or [f"Of all files {everything.describe()}."]
 
     def describe(self) -> str:
         """The table for a terminal: a line a file, and below it one a face, unless it is a picture of one."""
@@ -227,9 +241,9 @@ def _scored(
     videos: pd.DataFrame, faces: pd.DataFrame, statuses: pd.DataFrame, predictions: pd.DataFrame, rule: ScoringRule
 ) -> ScoredFiles:
     key = ["video_id", "track", "frame_index"]
-    measured = [name for name in ("probability", "distance") if name in predictions]
-    means = predictions.groupby(key, as_index=False)[measured].mean()
+    means = predictions.groupby(key, as_index=False)["probability"].mean()
     crops = faces[[*key, "seconds", "crop", *BOX, "score"]].merge(means, on=key, validate="one_to_one")
+    crops = crops.merge(crop_distances(predictions), on=key, validate="one_to_one")
     crops = crops.sort_values(key, ignore_index=True)
     scores = rule.score(predictions)[["video_id", "probability"]]
     table = videos[["path", "video_id"]].merge(statuses, on="video_id", validate="one_to_one")

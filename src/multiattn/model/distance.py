@@ -1,13 +1,15 @@
 """Distance of face crops from those a network was trained on, by its pooled features and statistics of the pixels.
 
-A Gaussian is fitted to training crops and its scale taken from held-out ones, which the network has not seen: there a
-new face of the same kind lies as far as it will later. Distances are given on that scale, 0 = the median of the
+Gaussians are fitted to training crops, and their scale is taken from held-out ones, which the network has not seen:
+there a new face of the same kind lies as far as it will later. Distances are given on that scale, 0 = the median of the
 held-out crops and 1 = their 99th percentile, so that those of several networks can be averaged. Beyond 1 a face lies
 outside, and its probability rests on nothing that was validated.
 
-Plain Mahalanobis distance, as MDS of OpenOOD v1.5 (arXiv:2306.09301). Departures: statistics of the pixels stand beside
-the features; of the covariance the largest directions are kept and the others share their mean variance (probabilistic
-PCA), shrunk towards the mean of all; one mean for both classes, for a face of either is a face the network knows.
+Plain Mahalanobis distance, as MDS of OpenOOD v1.5 (arXiv:2306.09301). Departures: statistics of the pixels have a
+Gaussian of their own, and both count alike; of the features' covariance the largest directions are kept and the others
+share their mean variance (probabilistic PCA); both are shrunk; one mean for both classes, for a face of either is one
+the network knows. Features alone told neither blurred, dark or noisy faces from those of the training nor the demo's
+portrait from DFDC's faces (inference/README.md has the comparison).
 """
 
 from collections.abc import Iterable
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import NetworkOutput
@@ -34,11 +37,14 @@ STATISTICS = {
     "face size": ("small", "large"),
 }
 """Name -> words for a face whose value is lower, and higher, than those of held-out training faces; "" says nothing.
-All but the last are measured on the crop as the network sees it and take part in the distance."""
-NUM_PIXEL_STATISTICS = len(STATISTICS) - 1
+All but the last are measured on the crop as the network sees it, and take part in the distance."""
+NUM_WORDS = len(STATISTICS) - 1
+"""Pixel statistics that have words; they come first."""
+OCTAVES = 5
 DIRECTIONS = 32
-"""Of the covariance, that are kept."""
-SHRINKAGE = 0.05
+"""Of the features' covariance, that are kept."""
+SHRINKAGE, PIXEL_SHRINKAGE = 0.05, 0.01
+YCBCR = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 LIMIT_QUANTILE = 0.99
 WORD_QUANTILES = (0.005, 0.995)
 """Of held-out training crops; beyond them a statistic is a reason."""
@@ -51,30 +57,53 @@ VERSION = "1"
 
 
 def pixel_statistics(crops: Tensor) -> Tensor:
-    """Simple statistics of crops at the network's size: (B, H, W, 3) uint8 RGB -> (B, 6) float32.
+    """Statistics of crops at the network's size: (B, H, W, 3) uint8 RGB -> (B, 31) float32.
 
-    Logarithm of the standard deviation of the Laplacian; mean and standard deviation of the luma, in [0, 255]; share of
-    pixels with a Laplacian below 1 (areas that compression, blur or a pen left without texture); the steepest column
-    of eight over the mean one, which JPEG's grid raises where the crop keeps it; and the logarithm of the Laplacian in
-    the quietest tenth of all 8x8 cells, which noise alone raises.
+    First those with words: logarithm of the standard deviation of the Laplacian; mean and standard deviation of the
+    luma, in [0, 255]; share of pixels with a Laplacian below 1 (areas that compression, blur or a pen left without
+    texture); the steepest column of eight over the mean one, which JPEG's grid raises where the crop keeps it; and the
+    logarithm of the Laplacian in the quietest tenth of all 8x8 cells, which noise alone raises. Then the mean chroma;
+    in each of five octaves the logarithm of the standard deviation of luma and chroma, and of the luma's quietest
+    tenth; and the former of what is left below them.
     """
-    luma = crops.float() @ torch.tensor([0.299, 0.587, 0.114], device=crops.device)  # (B, H, W)
+    planes = torch.einsum("bhwc,pc->bphw", crops.float(), torch.tensor(YCBCR, device=crops.device))
+    luma = planes[:, 0]  # (B, H, W)
     inner = luma[:, 1:-1, 1:-1]
     laplacian = 4 * inner - luma[:, :-2, 1:-1] - luma[:, 2:, 1:-1] - luma[:, 1:-1, :-2] - luma[:, 1:-1, 2:]
-    cells = nn.functional.avg_pool2d(laplacian.abs()[:, None], 8).flatten(1)
     columns = (luma[:, :, 1:] - luma[:, :, :-1]).abs().mean(dim=1)  # (B, W - 1)
     steepest = torch.stack([columns[:, offset::8].mean(dim=1) for offset in range(8)]).amax(dim=0)
-    return torch.stack(
-        [
-            (laplacian.flatten(1).std(dim=1) + 0.1).log(),
-            luma.flatten(1).mean(dim=1),
-            luma.flatten(1).std(dim=1),
-            (laplacian.abs() < 1).float().mean(dim=(1, 2)),
-            steepest / columns.mean(dim=1).clamp(min=0.1),
-            (cells.quantile(0.1, dim=1) + 0.1).log(),
-        ],
-        dim=1,
-    )
+    found = [
+        _log(_spread(laplacian)),
+        luma.mean(dim=(1, 2)),
+        _spread(luma),
+        (laplacian.abs() < 1).float().mean(dim=(1, 2)),
+        steepest / columns.mean(dim=1).clamp(min=0.1),
+        _quietest_tenth(laplacian, 8),
+        *planes[:, 1:].mean(dim=(2, 3)).unbind(1),
+    ]
+    for _ in range(OCTAVES):
+        coarse = functional.avg_pool2d(planes, 2)
+        height, width = (2 * side for side in coarse.shape[2:])
+        smooth = functional.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+        octave = planes[:, :, :height, :width] - smooth
+        found += [*_log(_spread(octave)).unbind(1), _quietest_tenth(octave[:, 0], max(2, height // 16))]
+        planes = coarse
+    return torch.stack([*found, *_log(_spread(planes)).unbind(1)], dim=1)
+
+
+def _spread(planes: Tensor) -> Tensor:
+    """Standard deviation over space."""
+    return planes.std(dim=(-2, -1), correction=0)
+
+
+def _log(values: Tensor) -> Tensor:
+    return (values + 0.1).log()
+
+
+def _quietest_tenth(planes: Tensor, cell: int) -> Tensor:
+    """Logarithm of the mean |value| in the quietest tenth of all cells of so many pixels; (B, H, W) -> (B,)."""
+    cells = functional.avg_pool2d(planes.abs()[:, None], min(cell, *planes.shape[1:])).flatten(1)
+    return _log(cells.quantile(0.1, dim=1))
 
 
 class Faces(NamedTuple):
@@ -82,50 +111,56 @@ class Faces(NamedTuple):
 
     Attributes:
         features: (N, C) float64, pooled.
-        statistics: (N, 7) float64, in the order of `STATISTICS`; the face's size is NaN where it is not known.
+        pixels: (N, 31) float64, of `pixel_statistics`.
+        sides: (N,) pixels of the face's box in its frame, NaN where they are not known.
     """
 
     features: np.ndarray
-    statistics: np.ndarray
+    pixels: np.ndarray
+    sides: np.ndarray
 
 
-def see_faces(
-    network: nn.Module, batches: Iterable[Tensor], sides: np.ndarray, *, device: torch.device, precision: str
-) -> Faces:
-    """Features and statistics of crops.
+def see_faces(network: nn.Module, batches: Iterable[Tensor], sides: np.ndarray, *, device: torch.device) -> Faces:
+    """Features and statistics of crops, in float32.
 
     Args:
         batches: (B, H, W, 3) uint8 RGB, of N crops together.
-        sides: (N,) pixels of the face's box in its frame, NaN where they are not known.
+        sides: as of `Faces`.
     """
-    features, statistics = [], []
+    features, pixels = [], []
 
     def watch(crops: Tensor, output: NetworkOutput) -> None:
         features.append(output.features.double().cpu().numpy())
-        statistics.append(pixel_statistics(crops).double().cpu().numpy())
+        pixels.append(pixel_statistics(crops).double().cpu().numpy())
 
-    predict_logits(network, batches, device=device, precision=precision, watch=watch)
-    return Faces(np.concatenate(features), np.column_stack([np.concatenate(statistics), sides]))
+    predict_logits(network, batches, device=device, precision="fp32", watch=watch)
+    return Faces(np.concatenate(features), np.concatenate(pixels), sides)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FaceDistance:
-    """A fitted distance: D = C + 6 features and statistics, K directions."""
+    """A fitted distance: C features in K directions, S statistics of the pixels."""
 
     mean: Tensor
-    """(D,) float32, as all tensors here."""
-    weight: Tensor
-    """(D,), by which each is multiplied after the mean is taken off."""
+    """(C,) float32, as all tensors here."""
     directions: Tensor
-    """(K, D), unit rows."""
+    """(K, C), unit rows."""
     variances: Tensor
     """(K,)."""
     other_variance: Tensor
     """(), of each direction beyond them."""
+    pixel_mean: Tensor
+    """(S,)."""
+    pixel_whitening: Tensor
+    """(S, S): statistics without their mean, times this, are uncorrelated and of variance 1."""
+    shares: Tensor
+    """(2,): factors on the squared distances of features and of statistics, by which both have a median of 1 over
+    held-out crops."""
     scale: Tensor
     """(2,): median and 99th percentile of the held-out crops' distances."""
     usual: Tensor
-    """(2, 7): statistics below the first row or above the second are a reason; NaN where they are not known."""
+    """(2, 7): of `STATISTICS`, values below the first row or above the second are a reason; NaN where they are not
+    known."""
     notes: dict[str, str] = field(default_factory=dict)
     """How it was fitted; text to text."""
 
@@ -134,18 +169,20 @@ class FaceDistance:
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def measure(self, features: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (B,) and pixel statistics (B, 6) of features (B, C) and crops (B, H, W, 3) uint8 on its device."""
-        statistics = pixel_statistics(crops)
-        raw = self.raw_distance(torch.cat([features.float(), statistics], dim=1))
-        return (raw - self.scale[0]) / (self.scale[1] - self.scale[0]), statistics
+        """Distances (B,) and pixel statistics (B, S) of features (B, C) and crops (B, H, W, 3) uint8 on its device."""
+        pixels = pixel_statistics(crops)
+        raw = (self.squares(features.float(), pixels) * self.shares).sum(dim=1).sqrt()
+        return (raw - self.scale[0]) / (self.scale[1] - self.scale[0]), pixels
 
-    def raw_distance(self, points: Tensor) -> Tensor:
-        """(B,) Mahalanobis distances, not on the scale of held-out crops, of features and statistics (B, D) float32."""
-        with torch.autocast(points.device.type, enabled=False):
-            points = (points - self.mean) * self.weight
-            along = points @ self.directions.T
-            rest = (points.square().sum(dim=1) - along.square().sum(dim=1)).clamp(min=0)
-            return ((along.square() / self.variances).sum(dim=1) + rest / self.other_variance).sqrt()
+    def squares(self, features: Tensor, pixels: Tensor) -> Tensor:
+        """(B, 2) squared Mahalanobis distances of features (B, C) and of statistics (B, S), both float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            centred = features - self.mean
+            along = (centred @ self.directions.T).square()
+            rest = (centred.square().sum(dim=1) - along.sum(dim=1)).clamp(min=0)
+            of_features = (along / self.variances).sum(dim=1) + rest / self.other_variance
+            of_pixels = ((pixels - self.pixel_mean) @ self.pixel_whitening).square().sum(dim=1)
+            return torch.stack([of_features, of_pixels], dim=1)
 
     def reasons(self, statistics: np.ndarray) -> list[str]:
         """Words for faces by their statistics (N, 7), the most unusual first, as `dark, small`; empty where none is."""
@@ -184,36 +221,61 @@ class FaceDistance:
         return {name: value for name, value in vars(self).items() if name != "notes"}
 
 
+class DistanceMeter:
+    """Distances of the crops of one prediction, batch by batch; None measures nothing."""
+
+    def __init__(self, distance: FaceDistance | None) -> None:
+        self.distance = distance
+        self._measured: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def watch(self, crops: Tensor, output: NetworkOutput) -> None:
+        """Measure a batch: crops (B, H, W, 3) uint8 and the network's output, both on the device."""
+        if self.distance is not None:
+            measured = self.distance.to(crops.device).measure(output.features, crops)
+            self._measured.append(tuple(values.double().cpu().numpy() for values in measured))
+
+    def results(self, sides: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """(N,) distances, NaN where they are not measured, and reasons; "" for crops that lie inside.
+
+        Args:
+            sides: as of `see_faces`.
+        """
+        if not self._measured:
+            return np.full(len(sides), np.nan), [""] * len(sides)
+        distances, pixels = (np.concatenate(parts) for parts in zip(*self._measured, strict=True))
+        reasons, outside = np.full(len(sides), "", dtype=object), distances > 1
+        reasons[outside] = self.distance.reasons(np.column_stack([pixels[:, :NUM_WORDS], sides])[outside])
+        return distances, reasons.tolist()
+
+
 def fit_distance(training: Faces, held_out: Faces, notes: dict[str, str]) -> FaceDistance:
-    """A Gaussian of training crops, with the scale of held-out ones; of each at least `LEAST_CROPS`."""
+    """Gaussians of training crops, with the scale of held-out ones; of each at least `LEAST_CROPS`."""
     counts = len(training.features), len(held_out.features)
-    points = _points(training)
-    num_features, (mean, deviation) = training.features.shape[1], (points.mean(axis=0), points.std(axis=0))
-    # Features keep their proportions; all statistics together weigh as much as all features.
-    share = np.sqrt(num_features / NUM_PIXEL_STATISTICS)
-    spread = np.sqrt(np.mean(deviation[:num_features] ** 2) + TINY)
-    weight = np.r_[np.full(num_features, 1 / spread), share / (deviation[num_features:] + TINY)]
-    values, vectors = np.linalg.eigh(np.cov((points - mean) * weight, rowvar=False))
+    values, vectors = np.linalg.eigh(np.cov(training.features, rowvar=False))
     values, vectors = values[::-1].clip(min=TINY), vectors[:, ::-1]  # the largest first
     kept = min(DIRECTIONS, counts[0] // 3, len(values) - 1)
     shrunk = (1 - SHRINKAGE) * np.r_[values[:kept], values[kept:].mean()] + SHRINKAGE * values.mean()
+    deviation = training.pixels.std(axis=0) + TINY
+    correlation = np.cov(training.pixels / deviation, rowvar=False)
+    spreads, axes = np.linalg.eigh((1 - PIXEL_SHRINKAGE) * correlation + PIXEL_SHRINKAGE * np.eye(len(correlation)))
+    worded = np.column_stack([held_out.pixels[:, :NUM_WORDS], held_out.sides])
     arrays = {
-        "mean": mean,
-        "weight": weight,
+        "mean": training.features.mean(axis=0),
         "directions": vectors[:, :kept].T,
         "variances": shrunk[:kept],
         "other_variance": shrunk[kept],
+        "pixel_mean": training.pixels.mean(axis=0),
+        "pixel_whitening": axes / np.sqrt(spreads.clip(min=TINY)) / deviation[:, None],
+        "shares": [1.0, 1.0],
         "scale": [0.0, 1.0],
-        "usual": np.quantile(held_out.statistics, WORD_QUANTILES, axis=0),  # NaN where one of them is not known
+        "usual": np.quantile(worded, WORD_QUANTILES, axis=0),  # NaN where a size is not known
     }
     tensors = {name: torch.tensor(np.ascontiguousarray(array), dtype=torch.float32) for name, array in arrays.items()}
-    about = {"training_crops": str(counts[0]), "held_out_crops": str(counts[1]), **notes}
-    fitted = FaceDistance(**tensors, notes=about)
-    distances = fitted.raw_distance(torch.from_numpy(_points(held_out)).float()).double().numpy()
-    median, limit = np.quantile(distances, (0.5, LIMIT_QUANTILE))
-    return replace(fitted, scale=torch.tensor([median, max(limit, 1.001 * median + TINY)], dtype=torch.float32))
-
-
-def _points(faces: Faces) -> np.ndarray:
-    """(N, D) features and pixel statistics side by side."""
-    return np.column_stack([faces.features, faces.statistics[:, :NUM_PIXEL_STATISTICS]])
+    fitted = FaceDistance(
+        **tensors, notes={"training_crops": str(counts[0]), "held_out_crops": str(counts[1]), **notes}
+    )
+    held_out_squares = fitted.squares(*(torch.from_numpy(part).float() for part in held_out[:2]))
+    shares = 1 / held_out_squares.median(dim=0).values.clamp(min=TINY)
+    median, limit = np.quantile((held_out_squares * shares).sum(dim=1).sqrt().double().numpy(), (0.5, LIMIT_QUANTILE))
+    scale = torch.tensor([median, max(limit, 1.001 * median + TINY)], dtype=torch.float32)
+    return replace(fitted, shares=shares, scale=scale)

@@ -7,7 +7,7 @@ A table of frames is sorted once, into `FrameGroups`, for any number of rules. A
 one length as the rows of one array, so that it is a few operations on arrays, whatever the number of videos.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -127,10 +127,24 @@ def register_aggregator(
     return RECIPES[name]
 
 
-def frame_predictions(crops: "pd.DataFrame", logits: np.ndarray, *, model: str, fold: int) -> "pd.DataFrame":
-    """The rows of a `frame_predictions` table for one model's (N,) logits of N crops, rows of `faces`."""
+def frame_predictions(
+    crops: "pd.DataFrame",
+    logits: np.ndarray,
+    *,
+    model: str,
+    fold: int,
+    distances: np.ndarray | float = np.nan,
+    reasons: Sequence[str] | str = "",
+) -> "pd.DataFrame":
+    """The rows of a `frame_predictions` table for one model's (N,) logits of N crops, rows of `faces`, with their
+    distances and the reasons for them where they were measured."""
     return crops[["video_id", "frame_index", "track"]].assign(
-        model=model, fold=fold, logit=logits, probability=sigmoid(logits)
+        model=model,
+        fold=fold,
+        logit=logits,
+        probability=sigmoid(logits),
+        distance=distances,
+        distance_reason=reasons,
     )
 
 

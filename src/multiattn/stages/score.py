@@ -68,6 +68,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="multiattn_score_") as folder:
         faces = Path(folder) / "faces"
         scored = detector.score(files, faces, fps=options.fps)
+        notes += scored.outside_notes()
         results(scored.describe(), "", *notes)
         answers = detector.answers(files, scored)
         said = detector.in_words(answers)

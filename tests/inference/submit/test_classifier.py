@@ -54,11 +54,14 @@ class Arithmetic:
 
     def __post_init__(self) -> None:
         self.device = torch.device("cpu")
+        self.distances = [None] * len(self.sizes)
         self.models = [SimpleNamespace(name=f"m/fold{number}") for number in range(len(self.sizes))]
         self.batches: list[int] = []
         self.lock = threading.Lock()
 
-    def logits(self, number: int, crops: torch.Tensor, *, on_cpu: bool = False, exact: bool = False) -> np.ndarray:
+    def logits(
+        self, number: int, crops: torch.Tensor, *, on_cpu: bool = False, exact: bool = False, meter: object = None
+    ) -> np.ndarray:
         with self.lock:
             self.batches.append(len(crops))
         assert crops.shape[1:] == (self.sizes[number], self.sizes[number], 3)

@@ -101,7 +101,18 @@ def test_a_result_is_of_the_content_of_its_file(change: Callable[[Path], None], 
     ],
 )
 def test_a_result_is_of_the_models_that_are_as_they_were(prints, precision, models, tmp_path):
-    faceless = result(tmp_path, "b", status="no_face", crops=[], models=[], fingerprints=[], precisions=[], logits=[])
+    faceless = result(
+        tmp_path,
+        "b",
+        status="no_face",
+        crops=[],
+        models=[],
+        fingerprints=[],
+        precisions=[],
+        logits=[],
+        distances=[],
+        reasons=[],
+    )
     keep(tmp_path, result(tmp_path, "a"), faceless)
     found = usable(tmp_path, prints, precision)
     assert found.pop("folder/b") == faceless, "no model had a part in it"

@@ -22,6 +22,7 @@ from torch import nn
 
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import Extracted
+from multiattn.model.distance import DistanceMeter
 from multiattn.model.network import fake_logit
 from multiattn.model.precision import TRIAL_CROPS, resolve_precision, try_prediction
 from multiattn.model.predict import normalize_crops
@@ -76,13 +77,22 @@ class LoadedModels:
     def __init__(self, models: list[TrainedModel], device: torch.device, precision: str) -> None:
         self.models, self.device, self.precision = models, device, precision
         self.sizes = [model.experiment.data.image_size for model in models]
+        self.distances = [model.distance() for model in models]
         self._networks = [self._load(model, device) for model in models]
         self._on_cpu: dict[int, nn.Module] = {}
         self.chosen: dict[int, str] = {}
         self._lock = threading.Lock()
 
     @torch.inference_mode()
-    def logits(self, number: int, crops: torch.Tensor, *, on_cpu: bool = False, exact: bool = False) -> np.ndarray:
+    def logits(
+        self,
+        number: int,
+        crops: torch.Tensor,
+        *,
+        on_cpu: bool = False,
+        exact: bool = False,
+        meter: DistanceMeter | None = None,
+    ) -> np.ndarray:
         """The logit of P(fake) of each crop: (B,) float64, not checked.
 
         Args:
@@ -90,6 +100,7 @@ class LoadedModels:
             crops: (B, H, W, 3) uint8 RGB on the CPU, of the model's size.
             on_cpu: not on the GPU, whose memory ran out.
             exact: in float32.
+            meter: measures the crops' distances in the same pass.
         """
         moved = on_cpu and self.device.type != "cpu"
         device = torch.device("cpu") if moved else self.device
@@ -97,8 +108,11 @@ class LoadedModels:
         precision = "fp32" if exact or moved else self.precision
         if precision == "auto":
             precision = self._choose_precision(number, crops)
+        crops = crops.to(device)
         with autocast(precision, device):
-            output = network(normalize_crops(crops.to(device)))
+            output = network(normalize_crops(crops))
+        if meter is not None:
+            meter.watch(crops, output)
         return fake_logit(output.logits.float()).cpu().double().numpy()
 
     def _load(self, model: TrainedModel, device: torch.device) -> nn.Module:
@@ -134,11 +148,17 @@ class Classified:
     """Crops without logits yet."""
     logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """(models, crops) float64, finite; (0, 0) without crops or after an error."""
+    distances: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """The same of the crops' distances, NaN where a model does not measure them."""
+    reasons: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=object))
+    """The same of the words for crops that lie outside."""
     error: str = ""
     seconds: float = 0.0
     """Seconds of one thread."""
 
 
+Measured = tuple[float, float, str]
+"""A model's logit of a crop, its distance and the reason for it."""
 Entry = tuple[Classified, int]
 """A video and the number of one of its crops."""
 
@@ -234,7 +254,8 @@ class Classifier:
         if not numbers:
             self._done(Classified(extracted))
             return
-        video = Classified(extracted, numbers, len(crops), np.full((len(numbers), len(crops)), np.nan))
+        blank = np.full((len(numbers), len(crops)), np.nan)
+        video = Classified(extracted, numbers, len(crops), blank, blank.copy(), np.full(blank.shape, "", dtype=object))
         self._pending += [(video, number) for number in range(len(crops))]
 
     def _classify(self, entries: list[Entry]) -> None:
@@ -279,8 +300,8 @@ class Classifier:
             return
         self._keep(video, number, logits[0], 0.0)
 
-    def _logits(self, entries: list[Entry], *, on_cpu: bool = False) -> list[list[float]]:
-        """For each crop a list of the logits of its video's models."""
+    def _logits(self, entries: list[Entry], *, on_cpu: bool = False) -> list[list[Measured]]:
+        """For each crop a list of what its video's models say."""
         models = sorted(set().union(*(video.models for video, _ in entries)))
         videos = [video.extracted.crops for video, _ in entries]
         chosen = [(crops.crops[number], crops.video_id) for crops, (_, number) in zip(videos, entries, strict=True)]
@@ -288,28 +309,33 @@ class Classifier:
         for size in sorted({self.models.sizes[number] for number in models}):
             crops = [decode_crop(crop.jpeg, size, f"{name}, frame {crop.frame_index}") for crop, name in chosen]
             of_size[size] = torch.from_numpy(np.stack(crops))
-        result: list[list[float]] = [[] for _ in entries]
+        boxes = np.array([crops.crops[number].box_xyxy for crops, (_, number) in zip(videos, entries, strict=True)])
+        sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+        result: list[list[Measured]] = [[] for _ in entries]
         for number in models:
             rows = [row for row, (video, _) in enumerate(entries) if number in video.models]
             crops = of_size[self.models.sizes[number]]
             crops = crops if len(rows) == len(entries) else crops[rows]
-            for row, logit in zip(rows, self._finite(number, crops, on_cpu), strict=True):
-                result[row].append(float(logit))
+            for row, measured in zip(rows, self._finite(number, crops, sides[rows], on_cpu), strict=True):
+                result[row].append(measured)
         return result
 
-    def _finite(self, number: int, crops: torch.Tensor, on_cpu: bool) -> np.ndarray:
-        logits = self.models.logits(number, crops, on_cpu=on_cpu)
-        if not np.isfinite(logits).all() and self.models.precision != "fp32":
-            logits = self.models.logits(number, crops, on_cpu=on_cpu, exact=True)
-        if not np.isfinite(logits).all():
-            raise ValueError(f"logits of {self.models.models[number].name} are not finite")
-        return logits
+    def _finite(self, number: int, crops: torch.Tensor, sides: np.ndarray, on_cpu: bool) -> list[Measured]:
+        for exact in (False, True) if self.models.precision != "fp32" else (False,):
+            meter = DistanceMeter(self.models.distances[number])
+            logits = self.models.logits(number, crops, on_cpu=on_cpu, exact=exact, meter=meter)
+            if np.isfinite(logits).all():
+                return list(zip(logits.tolist(), *meter.results(sides), strict=True))
+        raise ValueError(f"logits of {self.models.models[number].name} are not finite")
 
-    def _keep(self, video: Classified, number: int, logits: list[float], seconds: float) -> None:
+    def _keep(self, video: Classified, number: int, measured: list[Measured], seconds: float) -> None:
         with self._counting:
             if video.error:
                 return
-            video.logits[:, number] = logits
+            for column, values in zip(
+                (video.logits, video.distances, video.reasons), zip(*measured, strict=True), strict=True
+            ):
+                column[:, number] = values
             video.left -= 1
             video.seconds += seconds * len(video.models)
             is_last = video.left == 0

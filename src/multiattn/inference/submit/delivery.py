@@ -232,7 +232,10 @@ def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None)
         logits = np.concatenate([np.asarray(result.logits[row], dtype=np.float64) for result, row in chosen])
         videos = np.repeat([result.video_id for result, _ in chosen], [len(result.crops) for result, _ in chosen])
         crops = pd.DataFrame({"video_id": videos, "frame_index": places[:, 0], "track": places[:, 1]})
-        tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0)))
+        distances = [value for it, row in chosen for value in it.distances[row] or [np.nan] * len(it.crops)]
+        reasons = [words for it, row in chosen for words in it.reasons[row] or [""] * len(it.crops)]
+        how_far = {"distances": distances, "reasons": reasons}
+        tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0), **how_far))
     return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), "frame predictions")
 
 

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from multiattn.inference.submit.results import VideoResult
 from multiattn.video.extraction.engine import Engine, Outcome, describe_error, in_threads, put_until
@@ -31,8 +32,8 @@ class Work:
     known: VideoResult | None = None
     """Logits of an earlier run, which need not be computed again where the crops are the same."""
 
-    def known_logits(self, crops: Sequence[FaceCrop]) -> dict[str, tuple[list[float], str]]:
-        """Model -> its known logits of these very crops, and their precision."""
+    def known_logits(self, crops: Sequence[FaceCrop]) -> dict[str, tuple[Any, ...]]:
+        """Model -> what is known of these very crops, as `VideoResult.by_model` has it."""
         if self.known is None or self.known.crops != [[crop.frame_index, crop.track] for crop in crops]:
             return {}
         return self.known.by_model()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.classifier import Classified, Classifier, LoadedModels, num_threads
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extraction, Work
 from multiattn.inference.submit.plan import Costs, Level, Plan
-from multiattn.inference.submit.results import VideoResult, file_fingerprint
+from multiattn.inference.submit.results import OF_MODEL, VideoResult, file_fingerprint
 from multiattn.runtime.processor import share_one_heap, tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.signals import Interruption
@@ -214,11 +215,10 @@ class PredictionPass:
             return VideoResult(**common, status=failed.status, message=failed.message, again=True)
         if classified.error:
             return VideoResult(**common, status="failed", message=classified.error)
-        logits = work.known_logits(crops.crops)
-        for number, values in zip(classified.models, classified.logits.tolist(), strict=True):
-            precision = self._precisions.get(number, self.setup.precision)
-            logits[self.setup.models[number].name] = values, precision
-        models = [model.name for model in self.setup.models if model.name in logits]
+        known = work.known_logits(crops.crops)
+        for row, number in enumerate(classified.models):
+            known[self.setup.models[number].name] = self._of_model(classified, row, number)
+        models = [model.name for model in self.setup.models if model.name in known]
         used = Level(level.frames, len(models) if crops.crops else everything.models)
         is_less = used != everything and crops.status != "unreadable"
         message = "; ".join(filter(None, (crops.message, f"{used} instead of {everything}" if is_less else "")))
@@ -232,8 +232,18 @@ class PredictionPass:
             crops=[[crop.frame_index, crop.track] for crop in crops.crops],
             models=models,
             fingerprints=[self.setup.fingerprints[name] for name in models],
-            logits=[logits[name][0] for name in models],
-            precisions=[logits[name][1] for name in models],
+            **{field: [known[name][place] for name in models] for place, field in enumerate(OF_MODEL)},
+        )
+
+    def _of_model(self, classified: Classified, row: int, number: int) -> tuple[Any, ...]:
+        """The values of `OF_MODEL` of one model, the `row`-th of those that predicted a video."""
+        distances = classified.distances[row]
+        is_measured = not np.isnan(distances).any()
+        return (
+            classified.logits[row].tolist(),
+            self._precisions.get(number, self.setup.precision),
+            distances.round(4).tolist() if is_measured else [],
+            classified.reasons[row].tolist() if is_measured else [],
         )
 
     def _notice_failure(self, video: str, status: str, message: str) -> None:

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 ANSWERED = ("ok", "no_face")
 """Statuses of videos that were decoded and searched."""
 
+OF_MODEL = ("logits", "precisions", "distances", "reasons")
+"""Fields of a result with an entry for each model."""
+
 
 def file_fingerprint(path: Path) -> str:
     """`clip_fingerprint` of a video, empty where it cannot be read."""
@@ -49,17 +52,27 @@ class VideoResult:
     """Precision of each model's logits."""
     logits: list[list[float]] = field(default_factory=list)
     """(models, crops)."""
+    distances: list[list[float]] = field(default_factory=list)
+    """(models, crops), as in `frame_predictions`; no numbers for a model that does not measure them."""
+    reasons: list[list[str]] = field(default_factory=list)
+    """The same of the words for crops that lie outside."""
     again: bool = False
     """True where the file is unreadable by what may have been the machine's fault."""
+
+    def __post_init__(self) -> None:
+        for name in ("distances", "reasons"):  # an earlier version kept none
+            if len(getattr(self, name)) != len(self.models):
+                object.__setattr__(self, name, [[] for _ in self.models])
 
     def is_reduced(self, everything: Level) -> bool:
         """True where fewer frames or models were used than there are."""
         few_models = self.status == "ok" and len(self.models) < everything.models
         return few_models or (self.status in ANSWERED and self.frames < everything.frames)
 
-    def by_model(self) -> dict[str, tuple[list[float], str]]:
-        """Model -> its logits and their precision."""
-        return dict(zip(self.models, zip(self.logits, self.precisions, strict=True), strict=True))
+    def by_model(self) -> dict[str, tuple[Any, ...]]:
+        """Model -> its values of `OF_MODEL`."""
+        columns = (getattr(self, name) for name in OF_MODEL)
+        return dict(zip(self.models, zip(*columns, strict=True), strict=True))
 
     def of_models(self, fingerprints: Mapping[str, str], precision: str) -> "VideoResult | None":
         """The part that models as they are now would give again, by their present names; None where nothing is left.
@@ -76,15 +89,13 @@ class VideoResult:
         }
         if self.status == "ok" and not rows:
             return None
-        columns = ("fingerprints", "precisions", "logits")
-        return replace(
-            self, models=list(rows), **{name: [getattr(self, name)[row] for row in rows.values()] for name in columns}
-        )
+        kept = {name: [getattr(self, name)[row] for row in rows.values()] for name in ("fingerprints", *OF_MODEL)}
+        return replace(self, models=list(rows), **kept)
 
     def joined(self, other: "VideoResult") -> "VideoResult":
         """The same with those models of another result of the same crops that this one lacks."""
         more = [row for row, name in enumerate(other.models) if name not in self.models]
-        columns = ("models", "fingerprints", "precisions", "logits")
+        columns = ("models", "fingerprints", *OF_MODEL)
         return replace(
             self, **{name: getattr(self, name) + [getattr(other, name)[row] for row in more] for name in columns}
         )

@@ -37,6 +37,7 @@ from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.processor import process_seconds
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.runtime.text_tables import counted
+from multiattn.scoring.distances import Outside, crop_distances
 from multiattn.tables import SAMPLE, path_fault
 from multiattn.video.extraction.extract import ExtractionSettings
 
@@ -189,8 +190,10 @@ class _Run:
             self.waiting[video] = ("late", f"not {'finished' if video in begun else 'begun'} when the time was over")
         submission = self.delivery.build(self.results.values(), self.waiting | self.setup.absent)
         figures = self._figures()
-        card = self._card(submission.videos, figures, complete=True)
         table = frame_table(list(self.results.values()), {model.name: model.fold for model in self.models})
+        outside = Outside.count(crop_distances(table))
+        logger.log(logging.WARNING if outside.is_unusual else logging.INFO, "faces: %s", outside.describe())
+        card = self._card(submission.videos, figures, complete=True) | {"faces": outside.as_card()}
         delivered = self.delivery.deliver(submission, card, table)
         logger.info("%s: %s", self.delivery.path, submission.coverage)
         if not submission.coverage["ok"]:

@@ -149,6 +149,7 @@ class RunFolder:
 
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
         """Weights and held-out frame predictions of the best validation so far."""
+        (self.path / layout.DISTANCE_FILE).unlink(missing_ok=True)  # of other weights
         FRAME_PREDICTIONS.write(predictions, self.path / layout.HELD_OUT_FILE)
         save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
 
