@@ -89,6 +89,8 @@ class Table:
         schema = self._schema()
         frame = frame.assign(**{name: self.columns[name].absent for name in absent})
         frame = frame[list(self.columns)].reset_index(drop=True)
+        gaps = [name for name, column in self.columns.items() if isinstance(column.absent, float)]
+        frame = frame.assign(**{name: frame[name].where(frame[name] != "", self.columns[name].absent) for name in gaps})
         whole = [name for name, column in self.columns.items() if column.kind == "int64"]
         frame = frame.assign(**{name: keep_fractions(frame[name]) for name in whole})
         try:

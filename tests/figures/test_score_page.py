@@ -18,11 +18,12 @@ from page_reader import Reader
 def crops_of(tracks: dict[int, list[tuple[float, float]]]) -> pd.DataFrame:
     """track -> (seconds, probability) of its frames, ten frames a second."""
     rows = [
-        (track, round(10 * seconds), seconds, probability, "crop.jpg")
+        (track, round(10 * seconds), seconds, probability, "crop.jpg", 2.0 * track, "dark" * track)
         for track, frames in tracks.items()
         for seconds, probability in frames
     ]
-    return pd.DataFrame(rows, columns=["track", "frame_index", "seconds", "probability", "crop"])
+    columns = ["track", "frame_index", "seconds", "probability", "crop", "distance", "distance_reason"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def drawn(crops: pd.DataFrame, probability: float = 0.5) -> ET.Element:
@@ -82,6 +83,7 @@ def test_the_page_has_a_section_a_file_and_loads_nothing(tmp_path):
     assert page.count("<svg") == 1  # a picture has no time
     for words in (
         "a/<x>.mp4", "P(fake) 0.6100, from 3 crops of 2 face tracks", "frame 9 is damaged", "how it was predicted",
+        "1 of 3 crops (33%) lie outside the faces of the training (dark 1)", "outside: dark",
         "P(fake) 0.7000, from 1 crop of 1 face track", "It could not be read: InvalidDataError",
         "No face was found. There is no answer", "Attention of run/fold0",
     ):  # fmt: skip
