@@ -12,7 +12,7 @@ from torch import nn
 from multiattn.inference.attention_maps import spread_crops
 from multiattn.inference.predictor import face_sides, watched
 from multiattn.inference.runs import TrainedModel
-from multiattn.model.distance import LEAST_CROPS, Faces, fit_distance, see_faces
+from multiattn.model.distance import LEAST_CROPS, VERSION, Faces, fit_distance, see_faces
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.files import file_digest
 from multiattn.runtime.layout import BEST_WEIGHTS, DISTANCE_FILE, FOLDS_FILE
@@ -47,7 +47,8 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
     recipe, faces, kept = read_recipe(folder), None, 0
     for model in models:
         digest, path = file_digest(model.path / BEST_WEIGHTS), model.path / DISTANCE_FILE
-        if path.is_file() and read_metadata(path).get("weights") == digest:
+        made_of = {"weights": digest, "version": VERSION}
+        if path.is_file() and made_of.items() <= read_metadata(path).items():
             kept += 1
             continue
         model.require_same_crops(folder, recipe)

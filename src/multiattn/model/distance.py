@@ -53,7 +53,7 @@ LEAST_CROPS = 50
 """Fewer training or held-out crops have no 99th percentile to speak of."""
 TINY = 1e-6
 """Below the spread of any feature of pictures that differ; nothing is divided by less."""
-VERSION = "1"
+VERSION = "2"
 
 
 def pixel_statistics(crops: Tensor) -> Tensor:
