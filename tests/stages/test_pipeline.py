@@ -144,7 +144,7 @@ def test_bad_input_ends_in_one_clear_message_and_leaves_the_output_alone(pipelin
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        pytest.param(["--fold", "7"], ["--fold 7", "[0, 1]"], id="no such fold"),
+        pytest.param(["--fold", "7"], ["--fold 7", "0, 1"], id="no such fold"),
         pytest.param(["--fold", "first"], ["--fold", "first"], id="not a number"),
         pytest.param(["--data.batch-size", "8"], ["data.batch_size", "global_batch: 4 there, 8"], id="another batch"),
         pytest.param(["--optim.lr", "0.5"], ["other settings", "optim.lr"], id="run of other settings"),
