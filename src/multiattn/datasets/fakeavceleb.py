@@ -4,7 +4,7 @@ Source of the layout: the release's `meta_data.csv`, as the readers of it in pub
 `fakeavceleb.py` of dfwb-research/deepfake-workbench. Its header names nine columns and ends in a comma: `path` holds
 the file name, the column without a name the folder, which begins with `FakeAVCeleb/`.
 
-Departures: what is judged here is the picture, so RealVideo-FakeAudio is real. `source`, the person to be seen, is our
+Departures: labels are of the picture, so RealVideo-FakeAudio is real. `source`, the person to be seen, is our
 `target_id`; `target1` and `target2`, whose face or voice was put on, are left out, since by them all people hang
 together and no folds could be made. There is no official split.
 """

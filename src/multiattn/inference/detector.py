@@ -95,7 +95,7 @@ class Coverage:
     """Decoded, evenly spaced over the file."""
     frames_with_face: int
     crops: int
-    """Faces that were judged, of all persons together."""
+    """Faces that were predicted, of all persons together."""
 
 
 @dataclass(frozen=True)
