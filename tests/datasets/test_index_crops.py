@@ -120,6 +120,7 @@ def test_a_csv_is_read_unedited_whether_pictures_lie_in_files_or_in_an_archive(s
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT], ids=str)
 def test_members_of_every_form_of_tar_are_read_where_they_lie_also_by_workers(kind, crops):
     names = ["real/a.png", f"fake/{'d' * 60}/{'n' * 90}.png", "fake/sub.d/b.PNG"]
+    names += ["fake/x.tar@5+6/1.png", "fake/two\nlines.png"]
     names += ["fake/ä ß.png"] if kind != tarfile.USTAR_FORMAT else []
     contents = {name: picture(10 * number, kind="PNG") for number, name in enumerate(names, start=1)}
     pack(crops.root / "all.tar", contents, kind=kind)
@@ -251,6 +252,11 @@ def test_what_is_listed_and_not_there_is_absent_and_what_no_line_names_is_unlist
         pytest.param("path,label\nbad.jpg,0", {}, "none of 1 pictures is usable; .*bad.jpg: unreadable", id="all bad"),
         pytest.param("path,label\na.jpg,0", {"size": 8}, "--size: expected 32 to 4096", id="size"),
         pytest.param("path,label\na.jpg,0", {"name": "A b"}, "--name", id="name"),
+        pytest.param("path,label,label\na.jpg,0,1", {}, "list.csv: .* 'label' stands 2 times", id="one column twice"),
+        pytest.param("path,label\na.jpg", {}, "list.csv: .* row 0: expected 2 cells", id="a short row"),
+        pytest.param("path;label\na.jpg;0", {}, "found path;label. Put commas between", id="semicolons"),
+        pytest.param("p,label\na.jpg,0", {"column": ("path=p", "path=label")}, "each of our columns once", id="two"),
+        pytest.param(None, {"column": ("path=p",)}, "Pass it as --labels CSV", id="a column of no list"),
     ],
 )
 def test_a_list_that_cannot_be_meant_is_refused(text, options, expected, crops):
@@ -292,6 +298,7 @@ def test_a_copy_unpacked_beside_its_archive_is_taken_and_counted(crops):
         pytest.param("a.tar.gz", "gz", "a compressed one. Unpack it once: `tar xf", id="compressed"),
         pytest.param("a.tar", b"text that is no archive" * 99, "expected an uncompressed tar archive", id="no archive"),
         pytest.param("a.tar", "cut", "expected an uncompressed tar archive", id="cut off"),
+        pytest.param("a.tar", "damaged", "members end after 1536 bytes, and something else follows", id="damaged"),
     ],
 )
 def test_an_archive_that_cannot_be_read_in_place_is_refused(name, content, expected, crops):
@@ -301,10 +308,26 @@ def test_an_archive_that_cannot_be_read_in_place_is_refused(name, content, expec
     elif content == "cut":
         pack(path, {"real/a.jpg": picture(1), "fake/b.bin": b"1" * 4096, "fake/b.jpg": picture(1)})
         path.write_bytes(path.read_bytes()[:4000])
+    elif content == "damaged":  # in the header of the second picture
+        pack(path, {"real/a.jpg": b"1" * 512, "fake/b.jpg": picture(1)})
+        path.write_bytes(path.read_bytes().replace(b"fake/b", b"fake/c"))
     else:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=expected):
         crops.read()
+
+
+def test_of_an_archive_the_last_of_one_path_counts_and_what_cannot_be_unpacked_here_is_named(crops, caplog):
+    path = pack(crops.root / "a.tar", {"real/a.jpg": picture(1), "../real/b.jpg": picture(2)})
+    with tarfile.open(path, "a", format=tarfile.GNU_FORMAT, encoding="latin-1") as file:
+        for name in ("real/a.jpg", "real/\xe9.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = len(picture(7))
+            file.addfile(member, io.BytesIO(picture(7)))
+    crops.read()
+    assert crops.greys() == {"crops/real/a 0 0": 7}
+    assert "2 files are left out: a.tar/../real/b.jpg (it is empty, absolute" in caplog.text
+    assert "e9.jpg (its name is not UTF-8)" in caplog.text
 
 
 def test_a_plain_archive_with_a_compressed_name_is_read(crops):

@@ -5,6 +5,7 @@ A picture in an archive has the path it would have were the archive unpacked whe
 `fake`, or from a CSV with a line a picture.
 """
 
+import csv
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +16,18 @@ import tyro
 
 from multiattn.datasets.crop_videos import LABEL_NAMES, CropVideo, write_videos
 from multiattn.datasets.labelled_folder import CLASS_FOLDERS, require_dataset_name
-from multiattn.datasets.manifest import VIDEO_SUFFIXES, IndexOptions, Listing, files_below, require_root
+from multiattn.datasets.manifest import (
+    VIDEO_SUFFIXES,
+    IndexOptions,
+    Listing,
+    files_below,
+    is_utf8,
+    log_left_out,
+    require_root,
+)
 from multiattn.runtime.crop_files import archive_members, is_archive_name, path_in_archive, unpacked_path
 from multiattn.runtime.paths import path_fault
-from multiattn.runtime.text_tables import counted
+from multiattn.runtime.text_tables import counted, printable
 from multiattn.tables import FAKE, REAL, SPLITS
 
 if TYPE_CHECKING:
@@ -72,6 +81,8 @@ def read_crops(
     """
     require_dataset_name(name)
     require_root(root, "the cropped faces")
+    if column and labels is None:
+        raise ValueError(f"--column {column[0]}: names a column of a CSV, and none is given. Pass it as --labels CSV.")
     listing = Listing(dataset=name, root=root)
     present, shadowed = find_pictures(root, listing)
     if labels is None:
@@ -121,17 +132,24 @@ def find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[st
     found = [name for name in names if not is_archive_name(name)]
     present = dict(zip(found, found, strict=True))
     shadowed: dict[str, list[str]] = {}
-    unpacked = 0
+    unpacked, left_out = 0, []
     for archive in filter(is_archive_name, names):
+        members: dict[str, str] = {}  # the last of one path counts, as when the archive is unpacked
         for address in archive_members(root, archive):
             path = unpacked_path(address)
-            if not _is_picture(path) or path_fault(path) is not None:
+            if not _is_picture(path):
                 continue
+            if fault := path_fault(path) or ("" if is_utf8(path) else "its name is not UTF-8"):
+                left_out.append(f"{printable(path_in_archive(address))} ({fault})")
+            else:
+                members[path] = address
+        for path, address in members.items():
             other = present.setdefault(path, address)
             if other == path:
                 unpacked += 1
             elif other != address:
                 shadowed.setdefault(path, [other]).append(address)
+    log_left_out(root, left_out)
     if unpacked:
         listing.notes.append(
             f"{counted(unpacked, 'picture lies', 'pictures lie')} "
@@ -238,8 +256,16 @@ def _read_cells(labels: Path, column: tuple[str, ...]) -> "pd.DataFrame":
 
     from multiattn.runtime.table_files import read_csv
 
-    cells = read_csv(labels)
+    try:
+        cells = read_csv(labels)
+    except (csv.Error, OSError, ValueError) as error:
+        raise ValueError(
+            f"{labels}: expected a CSV in UTF-8 with a line a picture ({', '.join(COLUMNS)}), found something else: "
+            f"{error}."
+        ) from error
     theirs = dict(word.partition("=")[::2] for word in column)
+    if len(theirs) < len(column):
+        raise ValueError(f"--column: expected each of our columns once, found {' '.join(column)}.")
     for ours, name in theirs.items():
         if ours not in COLUMNS or name not in cells:
             raise ValueError(
@@ -248,9 +274,14 @@ def _read_cells(labels: Path, column: tuple[str, ...]) -> "pd.DataFrame":
             )
     chosen = {ours: theirs.get(ours, ours) for ours in COLUMNS}
     if missing := [ours for ours in ("path", "label") if chosen[ours] not in cells]:
+        is_plain = not cells.columns.str.contains("[;\t]").any()
+        advice = (
+            f"Name the one that stands for it with --column {missing[0]}=THEIRS"
+            if is_plain
+            else "Put commas between the cells"
+        )
         raise ValueError(
-            f"{labels}: expected a column {missing[0]!r} ({COLUMNS[missing[0]]}), found {', '.join(cells)}. Name "
-            f"the one that stands for it with --column {missing[0]}=THEIRS."
+            f"{labels}: expected a column {missing[0]!r} ({COLUMNS[missing[0]]}), found {', '.join(cells)}. {advice}."
         )
     return pd.DataFrame({ours: cells.get(name, "") for ours, name in chosen.items()})
 

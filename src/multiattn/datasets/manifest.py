@@ -197,18 +197,19 @@ def log_left_out(folder: Path, names: list[str]) -> None:
 def is_folder(entry: os.DirEntry) -> bool:
     """True for a folder, or a link to one, whose name is UTF-8, as tables are."""
     try:
-        return _is_utf8(entry.name) and entry.is_dir()
+        return is_utf8(entry.name) and entry.is_dir()
     except OSError:  # a link to itself
         return False
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """True for a name that tables can hold."""
     return name == name.encode(errors="ignore").decode()
 
 
 def _fault(entry: os.DirEntry, is_wanted: Callable[[str], bool], kind: str) -> str | None:
     """Reason to leave a file out, in words; None for one that is wanted."""
-    if not _is_utf8(entry.name):
+    if not is_utf8(entry.name):
         return "its name is not UTF-8"
     if not is_wanted(entry.name):
         return kind
@@ -291,6 +292,7 @@ def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> "pd.D
     videos_csv = Path(videos_csv)
     if not listing.rows:
         hint = f"; {counted(len(listing.absent), 'clip is', 'clips are')} listed but absent" if listing.absent else ""
+        hint += f": {_first(listing.absent)}" if listing.absent else ""
         raise ValueError(
             f"{listing.root}: expected a {listing.dataset} tree, found no clip of one{hint}. Compare --root with the "
             "trees in src/multiattn/datasets/README.md."

@@ -27,8 +27,12 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE
 _NAME, _SIZE = slice(0, 100), slice(124, 136)
 """Fields of a member's header, which is the block before its content."""
-_MEMBER = re.compile(r"(?P<archive>.+)@(?P<offset>\d+)\+(?P<size>\d+)/(?P<member>.+)")
+_MEMBER = re.compile(
+    r"(?P<archive>.+?\.(?:tar|tar\.gz|tgz))@(?P<offset>\d+)\+(?P<size>\d+)/(?P<member>.+)", re.DOTALL | re.IGNORECASE
+)
 _OPEN_ARCHIVES = 64
+_PADDING_BYTES = 1 << 16
+"""An archive ends in zeros up to a multiple of usually 10,240 bytes."""
 
 
 def declared_root(folder: Path) -> Path | None:
@@ -89,7 +93,7 @@ def archive_members(root: Path, archive: str) -> Iterator[str]:
         archive: path below the root.
 
     Raises:
-        ValueError: not a tar archive, cut off, or compressed, which leaves nothing to seek in.
+        ValueError: not a tar archive, cut off, damaged, or compressed, which leaves nothing to seek in.
     """
     path = root / archive
     try:
@@ -102,6 +106,10 @@ def archive_members(root: Path, archive: str) -> Iterator[str]:
             end = file.offset
         if path.stat().st_size < end:
             raise tarfile.ReadError(f"it ends after {path.stat().st_size} of {end} bytes")
+        with path.open("rb") as content:  # tarfile takes a damaged header for the end
+            content.seek(end)
+            if content.read(_PADDING_BYTES).strip(b"\0"):
+                raise tarfile.ReadError(f"one whose members end after {end} bytes, and something else follows")
     except (tarfile.TarError, OSError) as error:
         with path.open("rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"

@@ -15,7 +15,12 @@ ROWS_AT_ONCE = 1 << 17
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """All cells as text; every row has as many as the header (pandas would pad a short row and shift a long one)."""
+    """All cells as text; every row has as many as the header (pandas would pad a short row and shift a long one).
+
+    Raises:
+        ValueError, csv.Error: another number of cells, a column that stands twice, or no text in UTF-8; the message
+            does not name the file.
+    """
     plain = _read_plain_csv(path)
     if plain is not None:
         return plain
@@ -23,6 +28,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         header, *rows = [row for row in csv.reader(file, strict=True) if row] or [None]
     if header is None:
         raise ValueError("the file is empty")
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise ValueError(f"the column {twice[0]!r} stands {twice.count(twice[0])} times")
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise ValueError(f"row {number}: expected {len(header)} cells, found {len(row)}")
