@@ -175,6 +175,32 @@ def test_an_error_of_the_user_is_a_message_without_a_traceback(content, expected
     assert not (tmp_path / "folds.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        pytest.param("folds --videos a.csv --out a.csv", "--out a.csv: .* a file that is read", id="the table itself"),
+        pytest.param(
+            "index folder --root . --labels a.csv --out ./a.csv", "a file that is read", id="another spelling"
+        ),
+        pytest.param(
+            "index deepfakebench --root . --json a.json --faces f --out a.csv", "a file that is read", id="beside it"
+        ),
+        pytest.param("score a.mp4 --runs r --json a.mp4", "--json a.mp4: .* a file that is read", id="a clip"),
+        pytest.param("score . --runs r --csv a.mp4", "a file that is read", id="a clip of a folder"),
+        pytest.param("score a.mp4 --runs r --json b --csv b", "--csv b: .* that of --json", id="one file twice"),
+        pytest.param("score a.mp4 --runs r --report .", "--report .: .* a folder", id="a folder"),
+    ],
+)
+def test_no_output_replaces_what_is_read_or_another_output(words, found, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "a.json", "a.mp4"):
+        Path(name).write_text("mine")
+    assert main(words.split()) == 2
+    assert re.search(f"error: {found}" if found.startswith("--") else found, capsys.readouterr().err)
+    assert [Path(name).read_text() for name in ("a.csv", "a.json", "a.mp4")] == ["mine"] * 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_an_experiment_that_does_not_exist_is_a_message(capsys):
     assert main(["train", "dfdc_b5", "--faces", "x", "--folds", "y"]) == 2
     assert "Did you mean 'dfdc_b4'?" in capsys.readouterr().err

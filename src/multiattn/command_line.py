@@ -1,9 +1,10 @@
 """Typed command lines: a stage's options are a frozen dataclass, read by tyro."""
 
 import dataclasses
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -66,6 +67,7 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
 
     Raises:
         SystemExit: after `--help`, or after one message about a wrong option (exit code 2).
+        ValueError: `--out`, or the JSON file beside it, is a file that another option names.
     """
     if dataclasses.is_dataclass(options_class):
         for option, hint in get_type_hints(options_class, include_extras=True).items():
@@ -74,12 +76,38 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
                     options_class.__annotations__[option] = Annotated[Literal[tuple(mark.names())], mark]
     if callable(doc):
         doc = doc() if {"-h", "--help"} & set(argv) else ""
-    return tyro.cli(
+    options = tyro.cli(
         options_class,
         args=argv,
         prog=f"multiattn {stage}",
         description=_keep_lines(doc or ""),
     )
+    out = getattr(options, "out", None)
+    if isinstance(out, Path) and not out.is_dir():
+        values = [getattr(options, one.name) for one in dataclasses.fields(options) if one.name != "out"]
+        named = [path for value in values for path in (value if isinstance(value, tuple) else (value,))]
+        read = [path for path in named if isinstance(path, Path) and path.is_file()]
+        require_apart({"--out": out, "--out, as what stands beside it,": out.with_suffix(".json")}, read)
+    return options
+
+
+def require_apart(written: Mapping[str, Path | None], read: Iterable[Path]) -> None:
+    """Refuse to write over a file that is read, into a folder's place, or twice into one file.
+
+    Args:
+        written: option -> the file it names; None where it is not given.
+
+    Raises:
+        ValueError: one of these; nothing was written.
+    """
+    taken = {os.path.realpath(path): "a file that is read" for path in read}
+    for option, path in written.items():
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if found := "a folder" if path.is_dir() else taken.get(place):
+            raise ValueError(f"{option} {path}: expected a file to write, found {found}. Choose another name.")
+        taken[place] = f"that of {option}"
 
 
 def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: str | None, place: int = 0) -> Any:

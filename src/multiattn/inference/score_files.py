@@ -159,7 +159,10 @@ def find_files(names: Sequence[Path], *, frame_folders: bool = False) -> list[Pa
     for name in names:
         below = [name]
         if name.is_dir() and not (below := _media_below(name, frame_folders)):
-            raise ValueError(f"{name}: expected videos or pictures in this folder, found none.")
+            wanted = (
+                "videos, or folders of pictures with a number in each name" if frame_folders else "videos or pictures"
+            )
+            raise ValueError(f"{name}: expected {wanted} in this folder, found none.")
         for path in below:
             files.setdefault(os.path.realpath(path), path)  # of a link to itself too
     return list(files.values())

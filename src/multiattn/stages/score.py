@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiattn.command_line import DetectorWeights, Device, Positional, PredictPrecision, Scoring, parse, results
+from multiattn.command_line import (
+    DetectorWeights,
+    Device,
+    Positional,
+    PredictPrecision,
+    Scoring,
+    parse,
+    require_apart,
+    results,
+)
 from multiattn.config.settings import require
 from multiattn.runtime.files import write_csv, write_json, write_text
 from multiattn.runtime.layout import DEFAULT_RUN, folds_below, is_run_folder, named_run, packaged_run
@@ -62,6 +71,7 @@ def main(argv: list[str]) -> None:
 
     named = [*options.files, *(path for path in options.runs if path not in runs)]
     files = find_files(named, frame_folders=options.fps is not None)
+    require_apart({"--report": options.report, "--json": options.json, "--csv": options.csv}, files)
     how = {"device": options.device, "precision": options.precision, "jobs": options.jobs}
     detector = DeepfakeDetector.load(*runs, scoring=options.scoring, weights=options.weights, **how)
     notes = [*detector.notes, *seen_notes(detector.models, files)]
