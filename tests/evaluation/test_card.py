@@ -55,6 +55,8 @@ def test_every_figure_is_that_of_the_predictions_and_no_path_is_told(experiment,
     expected = balanced_accuracy_score(labels, answers[labels.index] > 0.5)
     assert float(found[4].split()[0]) == pytest.approx(expected, abs=6e-5)
     assert len(cells(text, "by the rule, held out of its tuning")) == 6
+    alone = model_card(experiment / "fold0")
+    assert "tuned on more folds than this card is of" in alone and "by the rule" not in alone
     for fold in experiment.glob("fold*"):
         assert hashlib.sha256((fold / "best.safetensors").read_bytes()).hexdigest() in cells(text, fold.name)[-1]
         assert hashlib.sha256((fold / "folds.csv").read_bytes()).hexdigest() in text
@@ -95,6 +97,11 @@ def test_without_predictions_or_what_an_earlier_version_recorded_the_card_says_s
     assert "Not known: no out-of-fold predictions here" in model_card(experiment)
     assert main(["card", "--runs", str(experiment), "--source", "crops=dfdcs"]) == 2
     assert "Did you mean 'dfdc'?" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"--source crops: expected a data set of the run \(dfdc\)"):
+        model_card(experiment, sources={"crops": "dfdc"})
+    (experiment / "fold0" / "environment.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"environment.json: expected an object"):
+        model_card(experiment)
 
 
 @pytest.mark.parametrize(

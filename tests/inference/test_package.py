@@ -25,7 +25,7 @@ from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import ScoringFile, read_scoring_file
 from multiattn.model.network import make_network
 from multiattn.runtime import layout
-from multiattn.runtime.files import changed_files
+from multiattn.runtime.files import changed_files, write_digests
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.scoring.answers import HeldOutAnswers
 from multiattn.scoring.rule import ScoringRule
@@ -177,6 +177,8 @@ def flip(path: Path) -> None:
                      id="a bit of the weights"),
         pytest.param(lambda run: (run / "scoring.json").unlink(), "scoring.json: no file", id="a file is gone"),
         pytest.param(lambda run: (run / "files.sha256").unlink(), "expected the digests", id="no digests"),
+        pytest.param(lambda run: (run / "files.sha256").write_text(""), "card.md: not in the list", id="an empty list"),
+        pytest.param(lambda run: (run / "fold2").symlink_to(run / "fold1"), "fold2: not in the list", id="a fold more"),
     ],
 )  # fmt: skip
 def test_a_packaged_run_of_other_bytes_is_refused_by_name_before_torch_is_imported(packaged, change, found):
@@ -203,7 +205,7 @@ def test_a_packaged_run_is_loaded_without_a_hub(packaged, pipeline, monkeypatch)
         settings = json.loads((fold / "experiment.json").read_text())
         settings["model"] |= {"pretrained": True, "weights": None}
         (fold / "experiment.json").write_text(json.dumps(settings))
-    (packaged / "files.sha256").write_text("")
+    write_digests(packaged / "files.sha256")
 
     def refuse(*_, **__):
         raise OSError("networking is blocked")

@@ -93,13 +93,16 @@ def model_card(
 
     Raises:
         FileNotFoundError: no run, a fold without a checkpoint, or no such evaluation or table.
-        ValueError: an evaluation of other weights.
+        ValueError: an evaluation of other weights, a source of a data set that the run has none of, or a file of the
+            run that holds something else.
     """
     table = None if videos is None else VIDEOS.read(videos)
     inputs = CardInputs(find_models(run), tuple(evaluations), table, sources or {})
     name, first = experiment_name(run), inputs.models[0]
     folds = first.folds()
     known = {} if folds.empty else _known_sources(folds, inputs.sources)
+    if strange := sorted(set(inputs.sources or {}) - set(known)):
+        raise ValueError(f"--source {strange[0]}: expected a data set of the run ({', '.join(known)}), found none.")
     scoring = find_scoring([run])
     sections = [
         (f"# Model card: {name}", _summary(inputs.models)),
@@ -168,9 +171,9 @@ def _data(inputs: CardInputs, folds: pd.DataFrame, known: dict[str, DataSource |
 
 def _training(models: Sequence[TrainedModel]) -> str:
     first = models[0]
-    environment = names_only(read_json(path)) if (path := first.path / ENVIRONMENT_FILE).is_file() else {}
+    environment = names_only(_read_object(first.path / ENVIRONMENT_FILE))
     command = _command(environment.get("command") or [])
-    given = read_json(path) if (path := first.path / INPUTS_FILE).is_file() else {}
+    given = _read_object(first.path / INPUTS_FILE)
     commit, version = environment.get("commit", "unknown"), environment.get("version")
     code = f"multiattn {version}" if version else NOT_RECORDED
     precision = environment.get("precision", {}).get("name", NOT_RECORDED)
@@ -195,6 +198,14 @@ def _training(models: Sequence[TrainedModel]) -> str:
     header = ["fold", "epochs", "chosen epoch", "candidate", "minutes", "familiar faces", "SHA-256 of the weights"]
     of_folds = markdown_table(header, [_fold_row(model) for model in models], padded=True)
     return f"{markdown_table(['', ''], rows)}\n\n{settings}\n\n{of_folds}"
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty where there is none."""
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected an object, as `multiattn train` writes it, found {type(values).__name__}.")
+    return values
 
 
 def _fold_row(model: TrainedModel) -> list[str]:
@@ -263,7 +274,9 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
     for name, predictions in (("untuned", held_out.predictions), ("untuned, last epoch", held_out.last_epoch)):
         if predictions is not None:
             rows[name] = _answers(videos, predictions)
-    if scoring is not None:
+    if scoring is not None and len(scoring.tuned_on.get(experiment_name(run), models)) != len(models):
+        said.append("The rule was tuned on more folds than this card is of: its own figures are not shown.")
+    elif scoring is not None:
         stated = (rule.out_of_fold or {}).get("test_prior")
         tuned = tune_runs([run], test_prior=stated)
         kept = {name: getattr(rule, name) for name in ("out_of_fold", "held_out", "per_frame")}

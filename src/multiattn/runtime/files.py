@@ -153,15 +153,21 @@ def write_digests(path: Path) -> None:
 
 
 def changed_files(path: Path) -> list[str]:
-    """The files of a `write_digests` list that are not as they were, each with what is found in its place; empty where
-    all are.
+    """The files of a `write_digests` list that are not as they were, each with what is found in its place, and those
+    beside them that it does not list; empty where all are. Hidden files do not count.
 
     Raises:
         OSError: no such list.
     """
     changed = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+    listed = {name: digest for digest, _, name in
+              (line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines())}  # fmt: skip
+    for file in sorted(path.parent.rglob("*")):
+        name = file.relative_to(path.parent).as_posix()
+        is_more = (file.is_symlink() or file.is_file()) and file != path and name not in listed
+        if is_more and not file.name.startswith("."):
+            changed.append(f"{name}: not in the list")
+    for name, digest in listed.items():
         file = path.parent / name
         found = file_digest(file) if file.is_file() else "no file"
         if found != digest:
