@@ -185,6 +185,7 @@ def test_an_error_of_the_user_is_a_message_without_a_traceback(content, expected
         pytest.param(
             "index deepfakebench --root . --json a.json --faces f --out a.csv", "a file that is read", id="beside it"
         ),
+        pytest.param("predict --runs r --faces . --out faces.parquet", "a file that is read", id="a table of a folder"),
         pytest.param("score a.mp4 --runs r --json a.mp4", "--json a.mp4: .* a file that is read", id="a clip"),
         pytest.param("score . --runs r --csv a.mp4", "a file that is read", id="a clip of a folder"),
         pytest.param("score a.mp4 --runs r --json b --csv b", "--csv b: .* that of --json", id="one file twice"),

@@ -16,7 +16,9 @@ from multiattn import DeepfakeDetector
 from multiattn.__main__ import main
 from multiattn.inference import detector as module
 from multiattn.inference.detector import Answer, Coverage, FaceAnswer, FrameAnswer, answers_table
+from multiattn.inference.distances import keep_distances
 from multiattn.inference.kit.options import BundleOptions
+from multiattn.inference.runs import find_models
 from multiattn.inference.score_files import ScoredFiles, describe_spans, unbroken, usual_step
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.runtime import layout
@@ -104,6 +106,18 @@ def test_frames_in_memory_a_picture_and_a_folder_give_the_numbers_of_their_files
 def test_what_is_no_clip_is_refused_before_any_work(detector, media, options, error, message):
     with pytest.raises(error, match=message):
         detector.predict(media, **options)
+
+
+def test_a_precision_that_there_is_not_is_refused(pipeline: Pipeline):
+    with pytest.raises(ValueError, match=r"precision: expected auto, .* found 'half'"):
+        DeepfakeDetector.load(pipeline.experiment, precision="half")
+
+
+def test_a_damaged_distance_is_fitted_again(detector, pipeline: Pipeline, tmp_path, caplog):
+    folder = shutil.copytree(pipeline.experiment, tmp_path / pipeline.experiment.name)
+    (folder / "fold0" / "distance.safetensors").write_bytes(b"cut off")
+    keep_distances(find_models(folder / "fold0"), pipeline.faces, device=detector.device)
+    assert "distance.safetensors: not a complete safetensors file" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_has_an_answer_and_one_of_the_training_a_doubt(detector, pipeline, tmp_path):

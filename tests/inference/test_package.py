@@ -158,9 +158,11 @@ def test_what_is_not_fit_to_be_packed_is_refused_and_nothing_is_written(
     assert files(tmp_path) == before
 
 
-def test_the_card_of_a_packaged_run_stays_as_it_was_packed(packaged, capsys):
+def test_a_packaged_run_stays_as_it_was_packed(packaged, pipeline, capsys):
     assert main(["card", "--runs", "dfdc_lite"]) == 0
     assert "which has its own; name a file with --out" in capsys.readouterr().out
+    assert main(["predict", "--runs", str(packaged), "--faces", str(pipeline.faces), "--fit-distance"]) == 2
+    assert "belongs to a packaged run, which stays as it is" in capsys.readouterr().err
     assert changed_files(packaged / "files.sha256") == []
 
 
@@ -177,6 +179,7 @@ def flip(path: Path) -> None:
                      id="a bit of the weights"),
         pytest.param(lambda run: (run / "scoring.json").unlink(), "scoring.json: no file", id="a file is gone"),
         pytest.param(lambda run: (run / "files.sha256").unlink(), "expected the digests", id="no digests"),
+        pytest.param(lambda run: (run / "files.sha256").write_bytes(b"\xff"), "expected the digests", id="no text"),
         pytest.param(lambda run: (run / "files.sha256").write_text(""), "card.md: not in the list", id="an empty list"),
         pytest.param(lambda run: (run / "fold2").symlink_to(run / "fold1"), "fold2: not in the list", id="a fold more"),
     ],

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -175,8 +175,11 @@ class DeepfakeDetector:
 
         Raises:
             FileNotFoundError: no such run, none packaged, or a fold without a checkpoint.
-            ValueError: runs of different crops, a scoring rule of other runs, or a device that is not there.
+            ValueError: runs of different crops, a scoring rule of other runs, a device that is not there, or another
+                precision.
         """
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision: expected {', '.join(get_args(Precision))}, found {precision!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 crop, found {batch_size}.")
         folders = tuple(map(named_run, runs)) or (packaged_run(),)

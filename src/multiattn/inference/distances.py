@@ -15,7 +15,7 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.model.distance import LEAST_CROPS, VERSION, Faces, fit_distance, see_faces
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.files import file_digest
-from multiattn.runtime.layout import BEST_WEIGHTS, DISTANCE_FILE, FOLDS_FILE
+from multiattn.runtime.layout import BEST_WEIGHTS, DIGESTS_FILE, DISTANCE_FILE, FOLDS_FILE, experiment_folder
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.tensor_files import read_metadata
@@ -42,15 +42,20 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
         The number of models that have a distance now.
 
     Raises:
-        ValueError: crops made another way, a model whose training videos are not known, or other videos than its.
+        ValueError: crops made another way, a model whose training videos are not known or that is a packaged run's, or
+            other videos than its.
     """
     recipe, faces, kept = read_recipe(folder), None, 0
     for model in models:
         digest, path = file_digest(model.path / BEST_WEIGHTS), model.path / DISTANCE_FILE
         made_of = {"weights": digest, "version": VERSION}
-        if path.is_file() and made_of.items() <= read_metadata(path).items():
+        if path.is_file() and made_of.items() <= _notes(path).items():
             kept += 1
             continue
+        if (experiment_folder(model.path) / DIGESTS_FILE).is_file():
+            raise ValueError(
+                f"{model.path}: belongs to a packaged run, which stays as it is. Fit the run it is made of."
+            )
         model.require_same_crops(folder, recipe)
         faces = read_faces_folder(folder)[0] if faces is None else faces
         folds = model.folds().set_index("video_id")["fold"]
@@ -70,6 +75,15 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
         logger.info("%s: what its training faces look like to it is kept in %s", model.name, path)
         kept += 1
     return kept
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """What stands in a kept distance beside its numbers; nothing in a damaged one, which is fitted again."""
+    try:
+        return read_metadata(path)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return {}
 
 
 def _network(model: TrainedModel, device: torch.device) -> nn.Module:

@@ -155,8 +155,9 @@ def require_unchanged(experiment: Path) -> None:
     path = Path(experiment) / DIGESTS_FILE
     try:
         changed = changed_files(path)
-    except OSError as error:
-        raise ValueError(f"{path}: expected the digests of a packaged run, found none ({error.strerror}).") from error
+    except (OSError, UnicodeDecodeError) as error:
+        fault = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: expected the digests of a packaged run, found none ({fault}).") from error
     if changed:
         raise ValueError(
             f"{experiment}: expected the files whose SHA-256 {DIGESTS_FILE} lists, found {', '.join(changed)}. Install "

@@ -7,9 +7,10 @@ multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from multiattn.command_line import Device, Jobs, PredictPrecision, parse, results
+from multiattn.command_line import Device, Jobs, PredictPrecision, parse, require_apart, results
 from multiattn.config.choices import SplitName
 from multiattn.runtime.devices import pick_device
+from multiattn.runtime.layout import FACES_FILE
 from multiattn.runtime.text_tables import counted
 
 
@@ -40,6 +41,11 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parse(Options, argv, stage="predict", doc=__doc__)
+    unused = [name for name in ("out", "splits", "videos_dir", "weights") if getattr(options, name)]
+    if options.fit_distance and unused:
+        raise ValueError(f"--fit-distance: takes --runs and --faces, found --{unused[0].replace('_', '-')} beside it.")
+    if options.faces is not None:
+        require_apart({"--out": options.out}, [options.faces / FACES_FILE])
     from multiattn.inference.distances import keep_distances
     from multiattn.inference.predictor import predict_faces
     from multiattn.inference.runs import find_models
