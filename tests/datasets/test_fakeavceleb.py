@@ -70,6 +70,7 @@ def test_a_root_above_a_nested_download_is_told_where_it_lies(tmp_path):
         pytest.param("a,b\n", "expected the columns source", id="other columns"),
         pytest.param(f"{HEADER}id1,-,-,real,A,RealVideo,x,men,1.mp4,\n", ":2: expected a type", id="another type"),
         pytest.param(f"{HEADER}id1,-\n", ":2: expected a type", id="a line cut short"),
+        pytest.param(f"{HEADER}{'x' * 140_000}\n", "expected a CSV in UTF-8", id="a cell too long"),
         pytest.param(LINES.replace("FakeAVCeleb/RealVideo-RealAudio", "F/FakeVideo-RealAudio"), ":2: .*folder below",
                      id="a folder of another type"),
     ],

@@ -67,3 +67,6 @@ def test_a_list_that_contradicts_the_folders_is_refused_with_its_line(line, tmp_
     make_tree(tmp_path, *CLIPS, listed=f"{LIST.splitlines()[0]}\n{line}\n")
     with pytest.raises(ValueError, match=rf"{re.escape(METADATA)}:2: expected File Path and Label"):
         read_ffpp_kaggle(tmp_path)
+    (tmp_path / METADATA).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=rf"{re.escape(METADATA)}: expected a CSV in UTF-8"):
+        read_ffpp_kaggle(tmp_path)

@@ -118,6 +118,9 @@ def test_a_csv_with_other_columns_or_none_at_all_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("filename,label\na.mp4,1\n")
     with pytest.raises(ValueError, match="expected column 'path'"):
         read_labelled_folder(tmp_path, labels=tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("path,label,split\na.mp4,1,Train\n")
+    with pytest.raises(ValueError, match=r"labels.csv: a.mp4: column 'split': expected one of train, .* found 'Train'"):
+        read_labelled_folder(tmp_path, labels=tmp_path / "labels.csv")
     with pytest.raises(FileNotFoundError, match=r"gone\.csv"):
         read_labelled_folder(tmp_path, labels=tmp_path / "gone.csv")
 

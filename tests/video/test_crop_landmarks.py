@@ -65,7 +65,7 @@ def test_points_are_pixels_of_the_stored_crop_whatever_its_size_and_the_padding_
     np.testing.assert_allclose(by_crop["real/a.png"], by_crop["real/b.png"], atol=0.6)
 
 
-def test_a_search_that_was_interrupted_continues_and_an_index_anew_keeps_what_was_found(folder, monkeypatch):
+def test_a_search_that_was_interrupted_continues_and_an_index_anew_keeps_what_was_found(folder, monkeypatch, capsys):
     monkeypatch.setattr(landmarks, "AT_ONCE", 1)
     search, calls = WhiteDetector.search, []
 
@@ -89,6 +89,8 @@ def test_a_search_that_was_interrupted_continues_and_an_index_anew_keeps_what_wa
     pd.testing.assert_frame_equal(
         pd.DataFrame(map(np.ravel, first.values())), pd.DataFrame(map(np.ravel, points_of(folder).values()))
     )
+    run("index", "crops", "--root", folder.parent / "root", "--faces", folder, "--out", folder.parent / "videos.csv")
+    assert "the same command with --landmarks has them at once" in capsys.readouterr().out
 
 
 def test_the_face_that_the_middle_lies_in_is_taken_not_the_surest():

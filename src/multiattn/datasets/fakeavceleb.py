@@ -9,7 +9,6 @@ Departures: labels are of the picture, so RealVideo-FakeAudio is real. `source`,
 together and no folds could be made. There is no official split.
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from multiattn.datasets.manifest import (
     IndexOptions,
     Listing,
+    csv_lines,
     require_root,
     video_files_below,
     video_id,
@@ -83,27 +83,22 @@ class FakeAVCeleb(IndexOptions):
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Path below the root and columns of every clip of the metadata."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        header = [name.strip() for name in next(lines, [])]
-        if tuple(header[: len(COLUMNS)]) != COLUMNS:
-            raise ValueError(
-                f"{path}: expected the columns {','.join(COLUMNS)}, found {','.join(header) or 'nothing'}."
-            )
-        for number, values in enumerate(lines, start=2):
-            entry = dict(zip(COLUMNS, values, strict=False))
-            folder = values[len(COLUMNS)].strip("/") if len(values) > len(COLUMNS) else ""
-            folder = folder.partition("/")[2] if folder.partition("/")[0] not in LABELS else folder
-            if not values:
-                continue
-            if len(values) < len(COLUMNS) or entry["type"] not in LABELS:
-                raise ValueError(
-                    f"{path}:{number}: expected a type of {', '.join(LABELS)}, found {','.join(values)!r}."
-                )
-            folder = folder or "/".join(entry[name] for name in ("type", "race", "gender", "source"))
-            if folder.partition("/")[0] != entry["type"]:
-                raise ValueError(f"{path}:{number}: expected a folder below {entry['type']}, found {folder!r}.")
-            yield f"{folder}/{entry['path']}", entry
+    header, *lines = csv_lines(path) or [[]]
+    header = [name.strip() for name in header]
+    if tuple(header[: len(COLUMNS)]) != COLUMNS:
+        raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}, found {','.join(header) or 'nothing'}.")
+    for number, values in enumerate(lines, start=2):
+        entry = dict(zip(COLUMNS, values, strict=False))
+        folder = values[len(COLUMNS)].strip("/") if len(values) > len(COLUMNS) else ""
+        folder = folder.partition("/")[2] if folder.partition("/")[0] not in LABELS else folder
+        if not values:
+            continue
+        if len(values) < len(COLUMNS) or entry["type"] not in LABELS:
+            raise ValueError(f"{path}:{number}: expected a type of {', '.join(LABELS)}, found {','.join(values)!r}.")
+        folder = folder or "/".join(entry[name] for name in ("type", "race", "gender", "source"))
+        if folder.partition("/")[0] != entry["type"]:
+            raise ValueError(f"{path}:{number}: expected a folder below {entry['type']}, found {folder!r}.")
+        yield f"{folder}/{entry['path']}", entry
 
 
 def _row(path: str, entry: dict[str, str]) -> dict[str, Any]:

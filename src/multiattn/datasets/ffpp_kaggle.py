@@ -7,13 +7,12 @@ thousand clips of `DeepFakeDetection` are left out: the actors' originals are no
 1920 x 1080, which no other fake there is, so that the size would tell the label.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.datasets.dfdc import LABEL_NAMES
 from multiattn.datasets.ffpp import DATASET, DFD_METHOD, METHODS, ffpp_rows, read_pairs, sequence_of
-from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files, video_id
+from multiattn.datasets.manifest import IndexOptions, Listing, csv_lines, require_root, video_files, video_id
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL
 
@@ -64,8 +63,8 @@ def _listed_clips(path: Path) -> set[str]:
     """Paths of the upload's list, but for DFD's; none where the list was not downloaded."""
     if not path.is_file():
         return set()
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    header, *lines = csv_lines(path) or [[]]
+    rows = [dict(zip(header, line, strict=False)) for line in lines if line]
     listed = set()
     for number, row in enumerate(rows, start=2):
         clip, label = row.get("File Path") or "", LABEL_NAMES.get(row.get("Label") or "")

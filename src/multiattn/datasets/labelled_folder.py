@@ -17,7 +17,7 @@ from multiattn.datasets.manifest import (
     video_id,
     video_row,
 )
-from multiattn.tables import FAKE, LABELS, REAL, Column, Table
+from multiattn.tables import FAKE, LABELS, REAL, SPLITS, Column, Table
 
 DATASET, FRAMES = "folder", "frames"
 CLASS_FOLDERS = {"real": REAL, "fake": FAKE}
@@ -129,6 +129,9 @@ def _read_labels(path: Path, root: Path, name: str) -> dict[str, dict[str, Any]]
     rows: dict[str, dict[str, Any]] = {}
     for written, label in zip(table["path"], table["label"], strict=True):
         clip, values = _below_root(written, root, path), beside[written]
+        if values["split"] not in (*SPLITS, ""):
+            expected = ", ".join(SPLITS)
+            raise ValueError(f"{path}: {clip}: column 'split': expected one of {expected}, found {values['split']!r}.")
         if clip in rows:
             raise ValueError(f"{path}: {clip} is listed twice.")
         original = values["original"] and video_id(name, _below_root(values["original"], root, path))

@@ -1,5 +1,6 @@
 """`videos.csv` and the `videos.json` beside it: the clips of each data set, and the folder it lies in."""
 
+import csv
 import logging
 import os
 import re
@@ -126,7 +127,7 @@ def clips_below(folder: Path) -> list[str]:
 
     What lies in folders below such a clip is left out, and so are pictures in `folder` itself.
     """
-    return _scan(folder, deep=True, frames=True)
+    return _scan(folder, deep=True, frames=True, kind="no video, nor in a folder of numbered pictures alone")
 
 
 def files_below(folder: Path, is_wanted: Callable[[str], bool], kind: str) -> list[str]:
@@ -223,6 +224,19 @@ def is_video_name(name: str) -> bool:
     """True for the name of a video: by its extension, in any case; hidden files are none."""
     stem, _, suffix = name.rpartition(".")
     return f".{suffix.lower()}" in VIDEO_SUFFIXES and stem != "" and not name.startswith(".")
+
+
+def csv_lines(path: Path) -> list[list[str]]:
+    """The rows of a data set's own CSV, its header first.
+
+    Raises:
+        ValueError: not a CSV in UTF-8.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.reader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a CSV in UTF-8, found something else: {error}.") from error
 
 
 def list_lines(path: Path) -> list[tuple[int, str]]:

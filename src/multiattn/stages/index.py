@@ -14,6 +14,7 @@ from tyro.conf import subcommand
 
 from multiattn.command_line import parse, results
 from multiattn.datasets.readers import READERS
+from multiattn.runtime.layout import LANDMARKS_FILE
 from multiattn.runtime.text_tables import counted
 
 
@@ -35,6 +36,9 @@ def main(argv: list[str]) -> None:
         f"{len(listing.unlisted)} present but unlisted.",
         *left_out_lines(table, options.out),
     )
+    faces = getattr(options, "faces", None)
+    if find is None and faces is not None and (faces / LANDMARKS_FILE).is_file():
+        results("The landmarks of an earlier search are left out; the same command with --landmarks has them at once.")
     if find is not None:
         found, total = find()
         results(f"Landmarks in {found} of {total} crops; the others go without the steps that need them.")
