@@ -72,7 +72,7 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
         network = _network(model, device)
         seen = [_see(model, network, folder, recipe, table, device) for table in tables]
         fit_distance(*seen, {"weights": digest}).save(path)
-        logger.info("%s: what its training faces look like to it is kept in %s", model.name, path)
+        logger.info("%s: statistics of the faces it was trained on are kept in %s", model.name, path)
         kept += 1
     return kept
 
