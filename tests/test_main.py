@@ -200,6 +200,8 @@ def test_no_output_replaces_what_is_read_or_another_output(words, found, tmp_pat
     assert re.search(f"error: {found}" if found.startswith("--") else found, capsys.readouterr().err)
     assert [Path(name).read_text() for name in ("a.csv", "a.json", "a.mp4")] == ["mine"] * 3
     assert len(list(tmp_path.iterdir())) == 3
+    assert main(["tune", "--runs", "gone", "--out", "a.json"]) == 2
+    assert "gone: expected runs" in capsys.readouterr().err, "a JSON file may be written"
 
 
 def test_an_experiment_that_does_not_exist_is_a_message(capsys):

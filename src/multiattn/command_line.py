@@ -87,7 +87,8 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
         values = [getattr(options, one.name) for one in dataclasses.fields(options) if one.name != "out"]
         named = [path for value in values for path in (value if isinstance(value, tuple) else (value,))]
         read = [path for path in named if isinstance(path, Path) and path.is_file()]
-        require_apart({"--out": out, "--out, as what stands beside it,": out.with_suffix(".json")}, read)
+        require_apart({"--out": out}, read)
+        require_apart({f"--out {out}, for what stands beside it,": out.with_suffix(".json")}, read)
     return options
 
 
