@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multiattn.__main__ import main
 from multiattn.datasets.crops import read_crops
 from multiattn.tables import FOLDS, VIDEOS
 from multiattn.video.crops.images import CropImages, crop_loader
@@ -376,7 +377,7 @@ def test_two_data_sets_of_one_root_share_a_faces_folder_if_their_recipes_agree(c
         read_crops(crops.root / "a", faces=crops.faces)
 
 
-def test_a_recipe_that_this_code_can_follow_lets_runs_cut_videos_alike(crops, tmp_path):
+def test_a_recipe_that_this_code_can_follow_lets_runs_cut_videos_alike(crops, tmp_path, capsys):
     put(crops.root, {"real/x.jpg": picture(1)})
     (tmp_path / "recipe.json").write_text('{"alignment": "box", "margin": 0.83, "shift": 0.07}')
     crops.read(recipe=tmp_path / "recipe.json")
@@ -387,6 +388,13 @@ def test_a_recipe_that_this_code_can_follow_lets_runs_cut_videos_alike(crops, tm
     )
     with pytest.raises(ValueError, match=r"has the crops of .* Choose another folder"):
         extract_faces(VIDEOS.empty(), [], crops.faces, settings, jobs=1)
+    before = (crops.faces / "faces.json").read_bytes()
+    (tmp_path / "recipe.json").write_text('{"alignment": "box", "margin": 83}')
+    words = ["--root", crops.root, "--faces", crops.faces, "--out", tmp_path / "v.csv"]
+    words += ["--recipe", tmp_path / "recipe.json"]
+    assert main(["index", "crops", *map(str, words)]) == 2
+    assert "recipe.json: --margin: expected 0.5 to 4.0" in capsys.readouterr().err
+    assert (crops.faces / "faces.json").read_bytes() == before
 
 
 def test_the_command_writes_both_tables_and_check_finds_nothing_wrong(crops, tmp_path, capsys):

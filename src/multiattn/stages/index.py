@@ -26,6 +26,10 @@ def main(argv: list[str]) -> None:
     from multiattn.tables import left_out_lines
 
     find = _landmark_search(options)
+    if getattr(options, "recipe", None) is not None:
+        from multiattn.video.crops.recipe import read_recipe_file
+
+        read_recipe_file(options.recipe)  # refused before anything is written
     listing = options.read()
     table = write_manifest(listing, options.out, append=options.append)
     counts = table.assign(label=table["label"].map({0: "real", 1: "fake", -1: "unknown"}))

@@ -253,6 +253,15 @@ def read_recipe(folder: Path) -> CropRecipe:
     path = Path(folder) / RECIPE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a faces folder. Make it with `multiattn faces`.")
+    return read_recipe_file(path)
+
+
+def read_recipe_file(path: Path) -> CropRecipe:
+    """The recipe of a `faces.json`, wherever it lies; settings that it lacks have their defaults.
+
+    Raises:
+        ValueError: as `read_recipe`.
+    """
     values = read_json(path)
     if isinstance(values, dict):
         version = values.get("version", 1)
