@@ -307,7 +307,7 @@ def _with_ending(path: str, present: dict[str, str]) -> str:
 
 
 def _facts(row: dict[str, str], video_id: str, name: str, where: str) -> dict[str, str]:
-    """What a row says of its video, checked."""
+    """Facts that a row states of its video, checked."""
     facts = {key: row[key].strip() for key in OF_VIDEO}
     facts["label"], facts["split"] = facts["label"].lower(), facts["split"].lower()
     for key, allowed in (("label", list(LABEL_NAMES)), ("split", [*SPLITS, ""])):

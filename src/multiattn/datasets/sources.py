@@ -12,11 +12,11 @@ class DataSource:
     title: str
     """Its name, authors and paper."""
     terms: str
-    """What its use is bound to, and how it is obtained."""
+    """The terms of its use, and how it is obtained."""
     year: int
-    """Of its release: fakes made later are not in it; 0 where it shows no real fakes."""
+    """Year of its release: fakes made later are not in it; 0 where it shows no real fakes."""
     people: str = "no labels of skin tone or age"
-    """What is known of the people shown, as far as a figure of fairness needs it."""
+    """Knowledge of the people shown, as far as a figure of fairness needs it."""
 
 
 _FACEFORENSICS = "FaceForensics Terms of Use: non-commercial research and education, on request from TU Munich"

@@ -50,7 +50,7 @@ from multiattn.training.engine.run_folder import SETTINGS_FREE_TO_CHANGE
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.csv"
-"""Of `multiattn evaluate`, beside its predictions."""
+"""A table of `multiattn evaluate`, beside its predictions."""
 NOT_RECORDED = "not recorded"
 MEASURED = {
     "auc": "AUC",

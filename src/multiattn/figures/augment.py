@@ -62,7 +62,7 @@ class FolderCrops:
     faces: pd.DataFrame
     """The whole `faces` table."""
     landmarks: CropLandmarks
-    """Of the rows."""
+    """Landmarks of the rows."""
 
     @classmethod
     def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":

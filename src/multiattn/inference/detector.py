@@ -280,7 +280,7 @@ class DeepfakeDetector:
         return answers
 
     def _in_words(self, row: Any, faces: Sequence[FaceAnswer]) -> AnswerInWords:
-        """Of a row of `ScoredFiles.files` and its faces."""
+        """The answer in words for a row of `ScoredFiles.files` and its faces."""
         if row.status == "unreadable":
             return AnswerInWords(CANNOT_TELL, ("the file could not be read",), "")
         frames = [frame for face in faces for frame in face.frames]

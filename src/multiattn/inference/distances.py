@@ -78,7 +78,7 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
 
 
 def _notes(path: Path) -> dict[str, str]:
-    """What stands in a kept distance beside its numbers; nothing in a damaged one, which is fitted again."""
+    """The facts beside the numbers of a kept distance; nothing in a damaged one, which is fitted again."""
     try:
         return read_metadata(path)
     except ValueError as error:

@@ -42,12 +42,12 @@ NUM_WORDS = len(STATISTICS) - 1
 """Pixel statistics that have words; they come first."""
 OCTAVES = 5
 DIRECTIONS = 32
-"""Of the features' covariance, that are kept."""
+"""Directions of the features' covariance that are kept."""
 SHRINKAGE, PIXEL_SHRINKAGE = 0.05, 0.01
 YCBCR = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 LIMIT_QUANTILE = 0.99
 WORD_QUANTILES = (0.005, 0.995)
-"""Of held-out training crops; beyond them a statistic is a reason."""
+"""Quantiles of held-out training crops; beyond them a statistic is a reason."""
 MOST_WORDS = 2
 LEAST_CROPS = 50
 """Fewer training or held-out crops have no 99th percentile to speak of."""
@@ -162,7 +162,7 @@ class FaceDistance:
     """(2, 7): of `STATISTICS`, values below the first row or above the second are a reason; NaN where they are not
     known."""
     notes: dict[str, str] = field(default_factory=dict)
-    """How it was fitted; text to text."""
+    """The way it was fitted; text to text."""
 
     def to(self, device: torch.device) -> "FaceDistance":
         """The same on a device."""

@@ -64,15 +64,20 @@ def member_address(archive: str, offset: int, size: int, member: str) -> str:
     return f"{archive}@{offset}+{size}/{member}"
 
 
+def _member(address: str) -> re.Match[str] | None:
+    """The parts of the address of an archive's member; None for that of a file."""
+    return _MEMBER.fullmatch(address) if "@" in address else None
+
+
 def unpacked_path(address: str) -> str:
     """The path a crop would have, were its archive unpacked where it lies."""
-    match = _MEMBER.fullmatch(address) if "@" in address else None
+    match = _member(address)
     return address if match is None else _beside(match["archive"], match["member"])
 
 
 def path_in_archive(address: str) -> str:
     """`<archive>/<member>` of an address, for people; the path itself of a file."""
-    match = _MEMBER.fullmatch(address) if "@" in address else None
+    match = _member(address)
     return address if match is None else f"{match['archive']}/{match['member']}"
 
 
@@ -127,8 +132,7 @@ def read_stored(path: Path) -> bytes:
     Raises:
         ValueError: an archive that is gone, or no longer the one that was indexed.
     """
-    text = os.fspath(path)
-    match = _MEMBER.fullmatch(text) if "@" in text else None
+    match = _member(os.fspath(path))
     if match is None:
         return Path(path).read_bytes() if Path(path).is_file() else b""  # a FIFO would keep us waiting
     size = int(match["size"])
@@ -143,8 +147,7 @@ def read_ends(path: Path, head: int, tail: int) -> tuple[bytes, bytes]:
     Raises:
         OSError: no such file, or it cannot be read.
     """
-    text = os.fspath(path)
-    match = _MEMBER.fullmatch(text) if "@" in text else None
+    match = _member(os.fspath(path))
     if match is None:
         require_plain_file(path)
         with Path(path).open("rb", buffering=0) as file:

@@ -30,7 +30,7 @@ CANDIDATES_FOLDER = "candidates"
 HELD_OUT_FILE, LAST_HELD_OUT_FILE = "oof.parquet", "oof_last.parquet"
 """Frame predictions of the held-out fold by the best weights, and by the latest ones, which nobody chose."""
 DISTANCE_FILE = "distance.safetensors"
-"""How far faces lie from those it was trained on; a run of an earlier version has none."""
+"""The measure of how far faces lie from those it was trained on; a run of an earlier version has none."""
 RESULT_FILES = (
     *(STATE_FILE, PREVIOUS_STATE_FILE, EPOCHS_FILE, BEST_WEIGHTS, LAST_WEIGHTS, HELD_OUT_FILE, LAST_HELD_OUT_FILE),
     IMPORT_FILE,

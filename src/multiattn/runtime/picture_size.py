@@ -34,7 +34,7 @@ def _png_size(head: bytes) -> tuple[int, int] | None:
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:
-    """Of its three forms: lossy, lossless, and extended (RFC 9649, sections 2.5 to 2.7)."""
+    """Size in any of its three forms: lossy, lossless, and extended (RFC 9649, sections 2.5 to 2.7)."""
     if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return None
     kind = head[12:16]

@@ -105,7 +105,7 @@ class HeldOutAnswers:
 
 @dataclass(frozen=True)
 class AnswerInWords:
-    """What can be said of one video."""
+    """The answer for one video, in words."""
 
     answer: AnswerName
     reasons: tuple[str, ...]
@@ -180,7 +180,7 @@ def held_out_answers(
     datasets: Sequence[str],
     crops: int,
 ) -> HeldOutAnswers:
-    """What `scoring.json` keeps of held-out answers.
+    """Summarise held-out answers for `scoring.json`.
 
     Args:
         labels: (N,) of 0 and 1, of videos with a face.

@@ -10,7 +10,7 @@ CROP = ["video_id", "frame_index", "track"]
 OUTSIDE = 1.0
 """The distance of the 99th percentile of held-out training crops; a crop beyond it lies outside."""
 UNUSUAL_SHARE = 0.05
-"""Of crops outside: five times what faces like those of the training have."""
+"""Share of crops outside: five times what faces like those of the training have."""
 MOST_REASONS = 3
 NOT_MEASURED = "how far these faces lie from those of the training was not measured"
 

@@ -132,7 +132,7 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
 
 
 def _bootstrap_notes(held_out: "pd.DataFrame", test: "pd.DataFrame") -> list[str]:
-    """What the bootstrap draws, of each table that has intervals."""
+    """Lines that say what the bootstrap draws, of each table that has intervals."""
     out_of_fold, on_test = (bool(steps["low"].notna().any()) for steps in (held_out, test))
     drawn = [f"out of fold, the {held_out['num_groups'].iloc[0]} parts"] if out_of_fold else []
     drawn += [f"on test, the {test['num_groups'].iloc[0]} originals, each with its fake"] if on_test else []

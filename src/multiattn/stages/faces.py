@@ -37,11 +37,11 @@ class Options:
     size: int = 380
     """Side of the square crops in pixels."""
     alignment: Alignment = "template"
-    """What is cut: the landmarks brought to a template, or an upright square around the detector's box."""
+    """The way to cut: the landmarks brought to a template, or an upright square around the detector's box."""
     margin: float = 1.3
     """Side of the square, in longer sides of the box; the template's own is 1.3."""
     shift: float = 0.0
-    """How far below the box's centre the square's centre lies, in sides of the square."""
+    """Distance of the square's centre below the box's, in sides of the square."""
     detector: Annotated[str, NameOf(detector_names)] = DEFAULT_DETECTOR
     weights: Path | None = None
     """The detector's weights file, where it needs one."""

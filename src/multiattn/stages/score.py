@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     found = {path: named_run(path) for path in options.runs}
     runs = [path for path in found if path == options.runs[0] or is_run_folder(found[path]) or folds_below(found[path])]
     if not runs:
-        packaged_run()  # or an error, before torch is imported
+        runs = [packaged_run()]  # or an error, before torch is imported
         results(f"no --runs: by the packaged run {DEFAULT_RUN}")
     from multiattn.inference.detector import DeepfakeDetector, answers_json, answers_table
     from multiattn.inference.score_files import find_files, seen_notes

@@ -32,7 +32,7 @@ from multiattn.runtime.layout import (
 )
 
 LARGEST_BYTES = 10_000_000
-"""Of all files together: the package is downloaded, and cloned, by people who may not want a model."""
+"""Bound on all files together: the package is downloaded, and cloned, by people who may not want a model."""
 APACHE = Path(__file__).with_name("apache-2.0.txt")
 LITE = "tf_efficientnet_lite"
 LITE_NOTICE = """\

@@ -26,7 +26,7 @@ from multiattn.video.detectors.registry import Detector, Faces, load_detector, r
 logger = logging.getLogger(__name__)
 
 PADDING = 0.25
-"""Of the side, on each side of a crop. Of 257 DFDC crops MTCNN found a face in all, in 247 of them at once."""
+"""Border around a crop, in its sides. Of 257 DFDC crops MTCNN found a face in all, in 247 of them at once."""
 AT_ONCE = 32
 """Crops of one size that are searched together."""
 

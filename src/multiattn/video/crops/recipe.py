@@ -129,11 +129,11 @@ class CropRecipe:
     jpeg_quality: int = 95
     """Quality of the stored crops: baseline JPEG, 4:4:4, so chroma keeps its resolution."""
     alignment: Alignment = "template"
-    """What is cut: landmarks brought to `template`, or an upright square around the detector's box."""
+    """The way to cut: landmarks brought to `template`, or an upright square around the detector's box."""
     margin: float = TEMPLATE_MARGIN
     """Side of the square, in longer sides of the box; the template has its own."""
     shift: float = 0.0
-    """How far below the box's centre the square's centre lies, in sides of the square."""
+    """Distance of the square's centre below the box's, in sides of the square."""
     template: str = TEMPLATE_NAME
     """Where the landmarks come to lie in the crop, with the margin around the face; of aligned crops only."""
     interpolation: str = INTERPOLATION_NAME
