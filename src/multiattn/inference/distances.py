@@ -1,7 +1,6 @@
 """Distances of faces from those of a run's training: fitted once, kept in the run folder, read wherever it predicts."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import torch
 from torch import nn
 
 from multiattn.inference.attention_maps import spread_crops
-from multiattn.inference.predictor import face_sides, watched
+from multiattn.inference.predictor import face_sides, load_network, num_workers, watched
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.distance import LEAST_CROPS, VERSION, Faces, fit_distance, see_faces
-from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.files import file_digest
 from multiattn.runtime.layout import BEST_WEIGHTS, DIGESTS_FILE, DISTANCE_FILE, FOLDS_FILE, experiment_folder
 from multiattn.runtime.processor import tune_cpu
@@ -46,6 +44,8 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
             other videos than its.
     """
     recipe, faces, kept = read_recipe(folder), None, 0
+    if device.type == "cpu":
+        tune_cpu()
     for model in models:
         digest, path = file_digest(model.path / BEST_WEIGHTS), model.path / DISTANCE_FILE
         made_of = {"weights": digest, "version": VERSION}
@@ -69,7 +69,7 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
                 "its training will not be measured.", model.name, LEAST_CROPS, LEAST_CROPS, folder, *map(len, tables),
             )  # fmt: skip
             continue
-        network = _network(model, device)
+        network = load_network(model, device)
         seen = [_see(model, network, folder, recipe, table, device) for table in tables]
         fit_distance(*seen, {"weights": digest}).save(path)
         logger.info("%s: statistics of the faces it was trained on are kept in %s", model.name, path)
@@ -86,21 +86,12 @@ def _notes(path: Path) -> dict[str, str]:
         return {}
 
 
-def _network(model: TrainedModel, device: torch.device) -> nn.Module:
-    """The network as prediction runs it."""
-    if device.type != "cpu":
-        return model.load(device)
-    tune_cpu()
-    return fold_batch_norms(model.load(device))
-
-
 def _see(
     model: TrainedModel, network: nn.Module, folder: Path, recipe: CropRecipe, table: pd.DataFrame, device: torch.device
 ) -> Faces:
     """Evenly spaced crops of a table, as the network sees them; in float32, the measure of every other precision."""
     table = spread_crops(table, MOST_CROPS)
     dataset = CropImages(folder, table["crop"], model.experiment.data.image_size)
-    workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    batches = crop_loader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
+    batches = crop_loader(dataset, batch_size=BATCH_SIZE, num_workers=num_workers(device))
     with progress_bar(len(table), f"{model.name}, familiar faces", "crops") as bar:
         return see_faces(network, watched(batches, bar), face_sides(table, recipe), device=device)
