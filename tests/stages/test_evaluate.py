@@ -1,4 +1,4 @@
-"""`multiattn evaluate` from the command line to the report, and its refusals."""
+"""`multiattn evaluate` and `robustness` from the command line to the report, and their refusals."""
 
 from pathlib import Path
 
@@ -7,6 +7,9 @@ import pytest
 from sklearn import metrics
 
 from multiattn.__main__ import main
+from multiattn.evaluation import run as kept_predictions
+from multiattn.evaluation.card import model_card
+from multiattn.evaluation.robustness import COLUMNS, MOST_LOST
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.tables import FAKE, VIDEO_PREDICTIONS, VIDEOS
 from page_reader import Reader
@@ -80,3 +83,41 @@ def test_choosing_is_for_validation_splits(pipeline: Pipeline, test_faces: Path,
     # Every video by the model that held it out: what `score_out_of_fold` says.
     overall = score_out_of_fold(pipeline.experiment).overall
     assert choice["log_loss"].tolist() == pytest.approx([overall.log_loss] * 2, abs=1e-4)
+
+
+def test_a_sweep_says_what_each_cell_costs_and_continues_where_it_was(pipeline, test_faces, tmp_path, monkeypatch):
+    out, predicted = tmp_path / "robustness", []
+    words = ("robustness", "--runs", pipeline.experiment, "--videos", pipeline.videos, "--faces", test_faces)
+    original = kept_predictions.predict_faces
+
+    def counting(models, *args, **how):
+        predicted.append(how["change"] is not None)
+        return original(models, *args, **how)
+
+    monkeypatch.setattr(kept_predictions, "predict_faces", counting)
+    run(*words, "--out", out, "--distortions", "flip", "messenger")
+    cells = pd.read_csv(out / "robustness.csv", keep_default_na=False, na_values={"auc_change": ""})
+    assert list(cells.columns) == list(COLUMNS)
+    plain = cells["auc_change"].isna()
+    assert cells.loc[~plain, "distortion"].tolist() == ["flip", "messenger", "messenger"]
+    parts = {name.split(" to ")[0].rsplit(" ", 1)[0] for name in cells.loc[plain, "distortion"][1:]}
+    assert cells["distortion"][0] == "as they are" and parts == {"brightness", "face size"}
+    models = len(list(pipeline.experiment.glob("fold*")))
+    assert predicted.count(True) == 3 * models and predicted.count(False) == models
+    (out / "cells" / "flip_1.parquet").unlink()
+    predicted.clear()
+    before = (out / "robustness.csv").read_bytes()
+    run(*words, "--out", out, "--distortions", "flip", "messenger")
+    assert predicted == [True] * models and (out / "robustness.csv").read_bytes() == before
+    card = model_card(pipeline.experiment, robustness=out)
+    lost = cells[cells["auc_change"] < -MOST_LOST]
+    assert ("is lost by: " in card) == bool(len(lost)) and "| flip 1 " in card
+    with pytest.raises(ValueError, match="of other weights"):
+        model_card(pipeline.experiment / "fold0", robustness=out)
+
+
+def test_a_distortion_that_is_not_there_is_named(pipeline, test_faces, tmp_path, capsys):
+    words = ["robustness", "--runs", pipeline.experiment, "--videos", pipeline.videos, "--faces", test_faces]
+    assert main([*map(str, words), "--out", str(tmp_path / "x"), "--distortions", "fog"]) == 2
+    said = capsys.readouterr().err
+    assert "fog" in said and "messenger" in said and not (tmp_path / "x").exists()

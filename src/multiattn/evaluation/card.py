@@ -13,6 +13,14 @@ import pandas as pd
 from multiattn.config import Experiment, to_json
 from multiattn.config.settings import differences
 from multiattn.datasets.sources import DataSource, find_source
+from multiattn.evaluation.robustness import (
+    CELLS_FOLDER,
+    CLEAN_FILE,
+    FIGURE_COLUMNS,
+    MOST_LOST,
+    describe_robustness,
+)
+from multiattn.evaluation.run import checkpoint_digests
 from multiattn.experiments import EXPERIMENTS, get_experiment, shrink
 from multiattn.inference.predictor import read_out_of_fold
 from multiattn.inference.runs import TrainedModel, find_models, folds_table
@@ -28,6 +36,7 @@ from multiattn.runtime.layout import (
     HELD_OUT_FILE,
     INPUTS_FILE,
     PREDICTIONS_FILE,
+    ROBUSTNESS_FILE,
     experiment_name,
 )
 from multiattn.runtime.paths import names_only
@@ -81,15 +90,22 @@ class CardInputs:
     """The `videos` table its data were chosen from: their splits, and what was left out."""
     sources: Mapping[str, str] | None = None
     """Data set in the tables -> the published one it is taken from."""
+    robustness: Path | None = None
+    """A folder of `multiattn robustness`, of these very weights."""
 
 
 def model_card(
-    run: Path, *, evaluations: Sequence[Path] = (), videos: Path | None = None, sources: Mapping[str, str] | None = None
+    run: Path,
+    *,
+    evaluations: Sequence[Path] = (),
+    videos: Path | None = None,
+    sources: Mapping[str, str] | None = None,
+    robustness: Path | None = None,
 ) -> str:
     """The card of one experiment, or of one of its folds, as Markdown without any absolute path.
 
     Args:
-        evaluations, videos, sources: as of `CardInputs`; `videos` is the path of the table.
+        evaluations, videos, sources, robustness: as of `CardInputs`; `videos` is the path of the table.
 
     Raises:
         FileNotFoundError: no run, a fold without a checkpoint, or no such evaluation or table.
@@ -97,7 +113,7 @@ def model_card(
             run that holds something else.
     """
     table = None if videos is None else VIDEOS.read(videos)
-    inputs = CardInputs(find_models(run), tuple(evaluations), table, sources or {})
+    inputs = CardInputs(find_models(run), tuple(evaluations), table, sources or {}, robustness)
     name, first = experiment_name(run), inputs.models[0]
     folds = first.folds()
     known = {} if folds.empty else _known_sources(folds, inputs.sources)
@@ -110,6 +126,7 @@ def model_card(
         ("## Training", _training(inputs.models)),
         ("## Out of fold", _out_of_fold(run, inputs.models, scoring[1] if scoring is not None else None)),
         ("## Other data", _evaluations(inputs)),
+        ("## Distorted crops", _robustness(inputs)),
         ("## Not seen", _not_seen(first, known)),
         ("## Use", USE),
         (DATA_TERMS, _licences(known)),
@@ -319,7 +336,7 @@ def _cell(figure: float | None, interval: Interval | None) -> str:
 
 def _evaluations(inputs: CardInputs) -> str:
     """The video figures of `multiattn evaluate` on other data, part by part."""
-    weights = {file_digest(model.path / BEST_WEIGHTS) for model in inputs.models}
+    weights = set(checkpoint_digests(inputs.models).values())
     rows = []
     for folder in inputs.evaluations:
         basis, path = (folder / PREDICTIONS_FILE).with_suffix(".json"), folder / METRICS_FILE
@@ -336,6 +353,23 @@ def _evaluations(inputs: CardInputs) -> str:
     if not rows:
         return ""
     return markdown_table(["data set", "part", "real", "fake", *MEASURED.values()], rows, padded=True)
+
+
+def _robustness(inputs: CardInputs) -> str:
+    """The cells of `multiattn robustness`, and which of them cost more AUC than a card passes over."""
+    if inputs.robustness is None:
+        return ""
+    path = inputs.robustness / ROBUSTNESS_FILE
+    basis = (inputs.robustness / CELLS_FOLDER / CLEAN_FILE).with_suffix(".json")
+    if not path.is_file() or not basis.is_file():
+        raise FileNotFoundError(f"{inputs.robustness}: no {path.name} here. Run `multiattn robustness --out`.")
+    if read_json(basis)["checkpoints"] != checkpoint_digests(inputs.models):
+        raise ValueError(f"{inputs.robustness}: of other weights. Run `multiattn robustness` on this run again.")
+    cells = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(FIGURE_COLUMNS, ""))
+    worse = cells[cells["auc_change"] < -MOST_LOST]
+    lost = ", ".join(f"{row.distortion} {row.level}".strip() for row in worse.itertuples())
+    note = f"More than {MOST_LOST} of AUC is lost by: {lost}." if lost else f"None costs more than {MOST_LOST} of AUC."
+    return f"{describe_robustness(cells)}\n\n{note}"
 
 
 def _not_seen(first: TrainedModel, known: dict[str, DataSource | None]) -> str:

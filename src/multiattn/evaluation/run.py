@@ -147,7 +147,7 @@ def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) 
     rules = [choose_scoring(runs, inputs.scoring) for runs in blends]
     allowed: dict[str, set[str]] = {}
     for of_blend in members:
-        allowed |= _check_leaks(of_blend, selection, table)
+        allowed |= check_leaks(of_blend, selection, table)
     selection, extracted = find_faces(selection, inputs.faces)
     predictions = _predict(inputs, models, extracted, allowed)
     answers = []
@@ -165,7 +165,7 @@ def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) 
     return replace(evaluation, warnings=(*evaluation.warnings, *left_out)), choice
 
 
-def _check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.DataFrame) -> dict[str, set[str]]:
+def check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.DataFrame) -> dict[str, set[str]]:
     """Model -> the selected videos it may predict: all for a test, which must be new to every run; to choose, those it
     was not trained on."""
     videos = selection.videos
@@ -281,22 +281,24 @@ def predict_kept(
     *,
     device: torch.device,
     precision: str,
+    distortion: str = "",
+    **how: Any,
 ) -> pd.DataFrame:
     """The predictions of some videos, from the table at `path` where they are those asked for.
 
     Args:
         folders: faces folder -> video_ids to predict there; no video in two of them.
         path: the `frame_predictions` table they are kept in, with their basis beside it.
+        distortion: what happens to the crops before, in words; part of the basis.
+        how: further arguments of `predict_faces`.
 
     Raises:
         ValueError: crops that were not made the way a model's were, or another process holds the folder.
     """
     known = known_precision(precision, device)
     basis = {"faces": faces_digest(folders), "precision": known, "device": device.type}
-    checkpoints = {}
-    for model in models:
-        made_by = [file for name in (BEST_WEIGHTS, DISTANCE_FILE) if (file := model.path / name).is_file()]
-        checkpoints[model.name] = " ".join(map(file_digest, made_by))
+    basis |= {"distortion": distortion} if distortion else {}
+    checkpoints = checkpoint_digests(models)
     with exclusive_folder(path.parent):  # of two at once, the table of one would stand beside the basis of the other
         kept, kept_checkpoints = _read_kept(path, basis)
         same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
@@ -307,11 +309,18 @@ def predict_kept(
             if model.name in same:
                 continue
             for folder, videos in folders.items():
-                tables.append(predict_faces([model], folder, device=device, precision=precision, video_ids=videos))
+                how_made = {"device": device, "precision": precision, "video_ids": videos, **how}
+                tables.append(predict_faces([model], folder, **how_made))
             same.add(model.name)
             done = {name: digest for name, digest in checkpoints.items() if name in same}
             _write(pd.concat(tables, ignore_index=True), path, {**basis, "checkpoints": done})
         return pd.concat(tables, ignore_index=True)
+
+
+def checkpoint_digests(models: Sequence[TrainedModel]) -> dict[str, str]:
+    """Model -> SHA-256 of what its predictions depend on: its weights and, where it has one, its distance."""
+    made_by = {model.name: [model.path / name for name in (BEST_WEIGHTS, DISTANCE_FILE)] for model in models}
+    return {name: " ".join(file_digest(file) for file in files if file.is_file()) for name, files in made_by.items()}
 
 
 def faces_digest(folders: dict[Path, list[str]]) -> str:

@@ -18,7 +18,7 @@ from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.video.crops.images import CropImages, crop_loader
-from multiattn.video.crops.recipe import CropRecipe, read_recipe
+from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
             )  # fmt: skip
             continue
         network = load_network(model, device)
-        seen = [_see(model, network, folder, recipe, table, device) for table in tables]
+        seen = [_see(model, network, folder, table, device) for table in tables]
         fit_distance(*seen, {"weights": digest}).save(path)
         logger.info("%s: statistics of the faces it was trained on are kept in %s", model.name, path)
         kept += 1
@@ -86,12 +86,10 @@ def _notes(path: Path) -> dict[str, str]:
         return {}
 
 
-def _see(
-    model: TrainedModel, network: nn.Module, folder: Path, recipe: CropRecipe, table: pd.DataFrame, device: torch.device
-) -> Faces:
+def _see(model: TrainedModel, network: nn.Module, folder: Path, table: pd.DataFrame, device: torch.device) -> Faces:
     """Evenly spaced crops of a table, as the network sees them; in float32, the measure of every other precision."""
     table = spread_crops(table, MOST_CROPS)
     dataset = CropImages(folder, table["crop"], model.experiment.data.image_size)
     batches = crop_loader(dataset, batch_size=BATCH_SIZE, num_workers=num_workers(device))
     with progress_bar(len(table), f"{model.name}, familiar faces", "crops") as bar:
-        return see_faces(network, watched(batches, bar), face_sides(table, recipe), device=device)
+        return see_faces(network, watched(batches, bar), face_sides(table, folder), device=device)

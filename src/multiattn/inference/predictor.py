@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
+from multiattn.runtime.crop_files import declared_root
 from multiattn.runtime.layout import (
     EPOCHS_FILE,
     FOLDS_FILE,
@@ -37,7 +38,7 @@ from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, describe_
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import BOX, FOLDS, FRAME_PREDICTIONS
 from multiattn.video.crops.images import CropImages, crop_loader
-from multiattn.video.crops.recipe import CropRecipe, read_recipe
+from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def predict_faces(
     video_ids: Collection[str] | None = None,
     batch_size: int = BATCH_SIZE,
     loaded: dict[str, tuple[nn.Module, str]] | None = None,
+    change: Callable[[np.ndarray, str], np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """A `frame_predictions` table of every crop by every model; empty when the folder has no crops.
 
@@ -62,6 +64,7 @@ def predict_faces(
         video_ids: the videos whose crops are predicted; None takes all of the folder.
         batch_size: crops in a batch.
         loaded: model -> its network and precision, taken from here by later calls; None keeps no network.
+        change: what happens to each crop before, as of `CropImages`.
 
     Raises:
         ValueError: the crops were not made the way the models' were.
@@ -74,11 +77,12 @@ def predict_faces(
         faces = faces[faces["video_id"].isin(set(video_ids))].reset_index(drop=True)
     if device.type == "cpu":
         tune_cpu()
-    sides = face_sides(faces, recipe)
+    sides = face_sides(faces, folder)
     tables = [FRAME_PREDICTIONS.empty()]
     with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
         for model in models if len(faces) else []:
-            dataset = CropImages(folder, faces["crop"], model.experiment.data.image_size)
+            size = model.experiment.data.image_size
+            dataset = CropImages(folder, faces["crop"], size, change=change, stored_size=recipe.size)
             batches = watched(crop_loader(dataset, batch_size=batch_size, num_workers=num_workers(device)), bar)
             network, chosen = (loaded or {}).get(model.name) or _load(model, device, precision, dataset)
             if loaded is not None:
@@ -116,9 +120,9 @@ def _try(network: nn.Module, dataset: CropImages) -> Trial:
     return try_prediction(network, torch.stack([dataset[row] for row in rows]))
 
 
-def face_sides(faces: pd.DataFrame, recipe: CropRecipe) -> np.ndarray:
-    """(N,) pixels of the longer side of each face's box in its frame; NaN where foreign crops leave that unknown."""
-    if recipe.foreign:
+def face_sides(faces: pd.DataFrame, folder: Path) -> np.ndarray:
+    """(N,) pixels of the longer side of each face's box in its frame; NaN where another program cut the crops."""
+    if declared_root(folder) is not None or read_recipe(folder).foreign:
         return np.full(len(faces), np.nan)
     x1, y1, x2, y2 = (faces[name].to_numpy(dtype=np.float64) for name in BOX)
     return np.maximum(x2 - x1, y2 - y1)

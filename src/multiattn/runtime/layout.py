@@ -62,6 +62,8 @@ SUBMISSION_FILE = "submission.csv"
 CARD_FILE = "card.json"
 PREDICTIONS_FILE = "frame_predictions.parquet"
 VIDEO_PREDICTIONS_FILE = "video_predictions.csv"
+ROBUSTNESS_FILE = "robustness.csv"
+"""In the folder that `multiattn robustness` writes."""
 SUBMISSION_JOURNAL = "kernel_results.jsonl"
 BUNDLE_FILE = "bundle.json"
 

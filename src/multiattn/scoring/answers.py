@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import numpy as np
 
 from multiattn.config.settings import require, require_fields
-from multiattn.scoring.metrics import MIN_GROUPS
 
 AnswerName = Literal["looks manipulated", "no sign found", "cannot tell"]
 MANIPULATED, NO_SIGN, CANNOT_TELL = get_args(AnswerName)
@@ -22,6 +21,8 @@ ERROR_RATE = 0.05
 LEAST_VIDEOS = 100
 """Held-out reals, and fakes, below which there are no thresholds. Of 100 videos 5 lie beyond a threshold, which leaves
 its error rate between 1.6 % and 11.3 % (Clopper and Pearson's 95 % interval)."""
+LEAST_GROUPS = 3
+"""Groups of held-out videos below which there are none either: the thresholds of each rest on two others at least."""
 QUANTILES = 100
 """Held-out answers kept of each class: shares of videos are whole percents."""
 MIN_FACE_PIXELS, MIN_FRAMES, MOST_UNLIKE = 48, 3, 0.5
@@ -243,7 +244,7 @@ def _too_few(num_reals: int, num_fakes: int, num_groups: int) -> str:
     for count, least, videos in (
         (num_reals, LEAST_VIDEOS, "real videos"),
         (num_fakes, LEAST_VIDEOS, "fake videos"),
-        (num_groups, MIN_GROUPS, "groups of videos"),
+        (num_groups, LEAST_GROUPS, "groups of videos"),
     ):
         if count < least:
             return f"an answer in words takes {least} held-out {videos}, these runs have {count}"

@@ -299,24 +299,55 @@ def auc_interval(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarr
     """
     from scipy.special import expit, logit, stdtrit
 
-    labels, probabilities = check_predictions(labels, probabilities)
     codes, num_groups = _codes(groups, len(labels))
-    classes = [np.sort(probabilities[labels == label]) for label in (0, 1)]
-    if num_groups < MIN_GROUPS or min(map(len, classes)) == 0:
+    auc, shares = _auc_shares(labels, probabilities)
+    if num_groups < MIN_GROUPS or np.isnan(auc):
         return Interval(np.nan, np.nan, np.nan)
+    error = _error_of_sum(shares, codes, num_groups)
+    if not 0 < auc < 1:
+        return Interval(float(auc), float(auc), error)
+    away = stdtrit(num_groups - 1, (1 + LEVEL) / 2) * error / (auc * (1 - auc))
+    low, high = (float(expit(logit(auc) + side)) for side in (-away, away))
+    return Interval(low, high, error)
+
+
+def compare_auc(
+    labels: np.ndarray, a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[float, Interval]:
+    """The AUC of the answers `a` minus that of `b` to the same videos, and its interval: Student's, with the variance
+    of the differences of both answers' components summed over groups.
+
+    Arguments and errors as `bootstrap_log_loss`; source as of `auc_interval`. NaN with one class only.
+    """
+    from scipy.special import stdtrit
+
+    codes, num_groups = _codes(groups, len(labels))
+    (auc_a, shares_a), (auc_b, shares_b) = (_auc_shares(labels, answers) for answers in (a, b))
+    difference = auc_a - auc_b
+    if num_groups < MIN_GROUPS or np.isnan(difference):
+        return difference, Interval(np.nan, np.nan, np.nan)
+    error = _error_of_sum(shares_a - shares_b, codes, num_groups)
+    away = stdtrit(num_groups - 1, (1 + LEVEL) / 2) * error
+    return difference, Interval(difference - away, difference + away, error)
+
+
+def _auc_shares(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, np.ndarray]:
+    """The AUC, NaN with one class only, and (N,) what each answer adds to its distance from what is expected of it."""
+    labels, probabilities = check_predictions(labels, probabilities)
+    classes = [np.sort(probabilities[labels == label]) for label in (0, 1)]
+    if min(map(len, classes)) == 0:
+        return float("nan"), np.zeros(len(labels))
     components = np.empty(len(labels))
     for label, other in ((1, classes[0]), (0, classes[1])):
         mine = probabilities[labels == label]
         below = (np.searchsorted(other, mine, "left") + np.searchsorted(other, mine, "right")) / (2 * len(other))
         components[labels == label] = below if label else 1 - below
     auc = components[labels == 1].mean()
-    shares = (components - auc) / np.where(labels == 1, len(classes[1]), len(classes[0]))
-    error = float(np.sqrt(num_groups / (num_groups - 1) * np.sum(np.bincount(codes, weights=shares) ** 2)))
-    if not 0 < auc < 1:
-        return Interval(float(auc), float(auc), error)
-    away = stdtrit(num_groups - 1, (1 + LEVEL) / 2) * error / (auc * (1 - auc))
-    low, high = (float(expit(logit(auc) + side)) for side in (-away, away))
-    return Interval(low, high, error)
+    return float(auc), (components - auc) / np.where(labels == 1, len(classes[1]), len(classes[0]))
+
+
+def _error_of_sum(shares: np.ndarray, codes: np.ndarray, num_groups: int) -> float:
+    return float(np.sqrt(num_groups / (num_groups - 1) * np.sum(np.bincount(codes, weights=shares) ** 2)))
 
 
 def standard_error(values: np.ndarray, groups: np.ndarray) -> float:

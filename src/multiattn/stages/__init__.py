@@ -14,6 +14,7 @@ STAGES = (
     "verify",
     "leaderboard",
     "evaluate",
+    "robustness",
     "score",
     "ablation",
     "figures",

@@ -22,6 +22,8 @@ class Options:
     """The Markdown file to write (default: card.md in the folder of the experiment; none for a packaged run)."""
     evaluations: tuple[Path, ...] = ()
     """Folders that `multiattn evaluate --out` wrote for this run: their figures of videos."""
+    robustness: Path | None = None
+    """The folder that `multiattn robustness --out` wrote for this run."""
     videos: Path | None = None
     """The videos.csv its folds were made of: counts by split too, and what was not used."""
     source: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=SET")] = ()
@@ -39,7 +41,8 @@ def main(argv: list[str]) -> None:
     for name in sources.values():
         look_up(SOURCES, name, "published data set")
     run = named_run(options.runs)
-    text = model_card(run, evaluations=options.evaluations, videos=options.videos, sources=sources)
+    beside = {"evaluations": options.evaluations, "robustness": options.robustness, "videos": options.videos}
+    text = model_card(run, sources=sources, **beside)
     path = options.out or experiment_folder(run) / MODEL_CARD_FILE
     if options.out is None and (path.parent / DIGESTS_FILE).is_file():
         results(text, f"not written: {path.parent} is a packaged run, which has its own; name a file with --out")

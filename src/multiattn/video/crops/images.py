@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import shutil
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,7 +81,12 @@ def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
             f"{source}: expected a square crop of at least {size} pixels, found {width}x{height}. "
             f"Make the faces with `multiattn faces --size {size}`."
         )
-    return image if height == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    return shrink_crop(image, size)
+
+
+def shrink_crop(crop: np.ndarray, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 of a square crop at least as large, averaged over areas; `crop` itself where it is."""
+    return crop if len(crop) == size else cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def _decoding_factor(stored: int, size: int) -> int:
@@ -113,6 +118,8 @@ class CropImages(Dataset):
             would get copies of its own as soon as it touches them.
         cache: where decoded crops are kept.
         cache_rows: (N,) int, the number by which the cache knows each row.
+        change: (crop at its stored side, address) -> crop, before it is averaged down; of folders with one side.
+        stored_size: that side in pixels.
     """
 
     def __init__(
@@ -123,8 +130,11 @@ class CropImages(Dataset):
         *,
         cache: CropCache | None = None,
         cache_rows: np.ndarray | None = None,
+        change: Callable[[np.ndarray, str], np.ndarray] | None = None,
+        stored_size: int = 0,
     ) -> None:
         self.root, self.size, self.cache, self.cache_rows = crops_root(folder), size, cache, cache_rows
+        self.change, self.stored_size = change, stored_size
         self.names = pa.array(names, type=pa.large_string(), from_pandas=True)
         if isinstance(self.names, pa.ChunkedArray):
             self.names = self.names.combine_chunks()
@@ -138,7 +148,11 @@ class CropImages(Dataset):
     def read(self, index: int) -> np.ndarray:
         """(size, size, 3) uint8 RGB, from the cache or from its file; an array of its own."""
         crop = None if self.cache is None else self.cache.get(int(self.cache_rows[index]))
-        if crop is None:
+        if crop is None and self.change is not None:
+            address = self.names[index].as_py()
+            crop = self.change(read_crop(self.root / address, self.stored_size), address)
+            crop = shrink_crop(crop, self.size)
+        elif crop is None:
             crop = read_crop(self.root / self.names[index].as_py(), self.size)
             if self.cache is not None:
                 self.cache.put(int(self.cache_rows[index]), crop)
