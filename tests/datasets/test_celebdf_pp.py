@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from made_trees import make_files, rows_by_id
 
-from multiattn.datasets.celebdf import TEST_LIST
-from multiattn.datasets.celebdf_pp import read_celebdf_pp
+from multiattn.datasets.celebdf import TEST_LIST, read_celebdf_pp
 
 SWAP, GHOST = "Celeb-synthesis/FaceSwap/BlendFace/id0_id1_0000.mp4", "Celeb-synthesis/FaceSwap/GHOST/id0_id1_0000.mp4"
 TALKS = "Celeb-synthesis/TalkingFace/SadTalker/id3_0001_test_id5_0002.mp4"

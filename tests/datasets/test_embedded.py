@@ -185,12 +185,6 @@ def test_a_forgery_changes_the_face_and_leaves_the_rest_of_the_original(recipe: 
         assert not changed[-8:].any()
 
 
-def test_an_unknown_recipe_names_the_known_ones() -> None:
-    actor = make_actor((1, 2))
-    with pytest.raises(ValueError, match="autoencoder, graphics"):
-        make_forger("faceswop", actor, actor, (9,), num_frames=1)
-
-
 def test_growing_by_a_bump_takes_pixels_nearer_to_the_centre_and_no_bump_moves_nothing() -> None:
     x, y = np.array([[0.0, 10.0]]), np.array([[0.0, 0.0]])
     dx, dy = displacement(x, y, [Bump(centre=(0, 0), width=(1e6, 1e6), grow=(0.1, 0.1))])

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from made_trees import full_row, make_files, rows_by_id
 
-from multiattn.datasets.ffpp import original_id
-from multiattn.datasets.ffpp_kaggle import METADATA, read_ffpp_kaggle
+from multiattn.datasets.ffpp import KAGGLE_LIST, original_id, read_ffpp_kaggle
 
 LIST = """\
 ,File Path,Label,Frame Count,Width,Height,Codec,File Size(MB)
@@ -23,8 +22,8 @@ CLIPS = ("original/000.mp4", "Deepfakes/000_003.mp4", "DeepFakeDetection/01_02__
 def make_tree(root: Path, *clips: str, listed: str | None = LIST) -> Path:
     make_files(root, *clips)
     if listed is not None:
-        make_files(root, METADATA)
-        (root / METADATA).write_text(listed)
+        make_files(root, KAGGLE_LIST)
+        (root / KAGGLE_LIST).write_text(listed)
     return root
 
 
@@ -65,8 +64,8 @@ def test_the_official_splits_are_applied_to_the_names(tmp_path):
 )
 def test_a_list_that_contradicts_the_folders_is_refused_with_its_line(line, tmp_path):
     make_tree(tmp_path, *CLIPS, listed=f"{LIST.splitlines()[0]}\n{line}\n")
-    with pytest.raises(ValueError, match=rf"{re.escape(METADATA)}:2: expected File Path and Label"):
+    with pytest.raises(ValueError, match=rf"{re.escape(KAGGLE_LIST)}:2: expected File Path and Label"):
         read_ffpp_kaggle(tmp_path)
-    (tmp_path / METADATA).write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=rf"{re.escape(METADATA)}: expected a CSV in UTF-8"):
+    (tmp_path / KAGGLE_LIST).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=rf"{re.escape(KAGGLE_LIST)}: expected a CSV in UTF-8"):
         read_ffpp_kaggle(tmp_path)

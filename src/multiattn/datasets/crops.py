@@ -7,14 +7,13 @@ A picture in an archive has the path it would have were the archive unpacked whe
 
 import csv
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from multiattn.datasets.crop_videos import LABEL_NAMES, CropVideo, write_videos
+from multiattn.datasets.crops_folder import CropVideo, write_crops_folder
 from multiattn.datasets.labelled_folder import CLASS_FOLDERS, require_dataset_name
 from multiattn.datasets.manifest import (
     VIDEO_SUFFIXES,
@@ -26,6 +25,7 @@ from multiattn.datasets.manifest import (
     require_root,
 )
 from multiattn.runtime.crop_files import archive_members, is_archive_name, path_in_archive, unpacked_path
+from multiattn.runtime.files import read_json
 from multiattn.runtime.paths import path_fault
 from multiattn.runtime.text_tables import counted, printable
 from multiattn.tables import FAKE, REAL, SPLITS
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATASET = "crops"
+LABEL_NAMES = {"0": REAL, "1": FAKE, **CLASS_FOLDERS}
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 ENDINGS = PICTURE_SUFFIXES | VIDEO_SUFFIXES
 COLUMNS = {
@@ -67,7 +68,6 @@ def read_crops(
 
     Args:
         root: without `labels` its class folders, or those of its archives, hold the pictures at any depth.
-        labels: pictures that the CSV does not name are `unlisted`, those it names and the disk lacks are `absent`.
         column: OURS=THEIRS each, for columns of the CSV by other names than in `COLUMNS`.
 
     Returns:
@@ -75,9 +75,8 @@ def read_crops(
         other is `unreadable` in the faces folder's video_status.csv.
 
     Raises:
-        FileNotFoundError: no such folder or CSV, or no class folder.
-        ValueError: a CSV that contradicts itself or leads out of the root, an archive that cannot be read in place, no
-            usable picture at all, or a faces folder that belongs to something else.
+        ValueError: as `write_crops_folder`; a CSV that contradicts itself or leads out of the root, or an archive that
+            cannot be read in place.
     """
     require_dataset_name(name)
     require_root(root, "the cropped faces")
@@ -86,12 +85,13 @@ def read_crops(
     listing = Listing(dataset=name, root=root)
     present, shadowed = find_pictures(root, listing)
     if labels is None:
-        videos = _videos_of_class_folders(root, name, present, shadowed)
-        listing.unlisted.extend(sorted(set(present) - {path for video in videos.values() for path in _paths(video)}))
+        videos = _videos_of_class_folders(listing, present, shadowed)
     else:
-        videos = _videos_of_csv(labels, column, root, name, present, shadowed, listing)
+        videos = _videos_of_csv(labels, column, listing, present, shadowed)
+    taken = {unpacked_path(address) for video in videos.values() for address in video.pictures}
+    listing.unlisted.extend(sorted(present.keys() - taken))
     if videos:
-        write_videos(root, name, videos, listing, faces, size, recipe)
+        write_crops_folder(faces, listing, videos, size=size, recipe=_read_recipe(recipe) if recipe else None)
     return listing
 
 
@@ -126,9 +126,20 @@ class Crops(IndexOptions):
         )  # fmt: skip
 
 
+def _read_recipe(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected the settings of a faces.json, found {type(values).__name__}.")
+    return {"num_frames": 32, **values}  # the frames that videos are to be cut of
+
+
 def find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Path -> address of all pictures, and the addresses of each path that several have."""
-    names = files_below(root, _is_picture_or_archive, "neither a JPEG, PNG or WebP nor a tar archive")
+    names = files_below(
+        root,
+        lambda name: _is_picture(name) or is_archive_name(name),
+        "neither a JPEG, PNG or WebP nor a tar archive",
+    )
     found = [name for name in names if not is_archive_name(name)]
     present = dict(zip(found, found, strict=True))
     shadowed: dict[str, list[str]] = {}
@@ -152,8 +163,8 @@ def find_pictures(root: Path, listing: Listing) -> tuple[dict[str, str], dict[st
     log_left_out(root, left_out)
     if unpacked:
         listing.notes.append(
-            f"{counted(unpacked, 'picture lies', 'pictures lie')} "
-            "in an archive and unpacked beside it; the latter count."
+            f"{counted(unpacked, 'picture lies', 'pictures lie')} in an archive and unpacked beside it; the latter "
+            "count."
         )
     return present, shadowed
 
@@ -163,31 +174,24 @@ def _is_picture(path: str) -> bool:
     return name[name.rfind(".") :].lower() in PICTURE_SUFFIXES and not name.startswith(".")
 
 
-def _is_picture_or_archive(name: str) -> bool:
-    return _is_picture(name) or is_archive_name(name)
-
-
-def _paths(video: CropVideo) -> Iterator[str]:
-    return map(unpacked_path, video.pictures)
-
-
 def _videos_of_class_folders(
-    root: Path, name: str, present: dict[str, str], shadowed: dict[str, list[str]]
+    listing: Listing, present: dict[str, str], shadowed: dict[str, list[str]]
 ) -> dict[str, CropVideo]:
     videos: dict[str, CropVideo] = {}
     for path in sorted(present):
         label = path.partition("/")[0]
         if "/" in path and label.lower() in CLASS_FOLDERS:
             _require_one(path, shadowed, "Take one of them away, or name it in a CSV with --labels")
-            facts = dict.fromkeys(OF_VIDEO, "") | {"label": label.lower()}
-            video = videos.setdefault(f"{name}/{_stem(path)}", CropVideo(facts, path))
-            if video.where != path:
-                raise ValueError(f"{root}: {video.where} and {path} differ in their ending only. Rename one of them.")
+            new = CropVideo({"label": CLASS_FOLDERS[label.lower()]}, path)
+            if (video := videos.setdefault(f"{listing.dataset}/{_stem(path)}", new)) is not new:
+                raise ValueError(
+                    f"{listing.root}: {video.where} and {path} differ in their ending only. Rename one of them."
+                )
             video.pictures[present[path]] = {}
     if not videos:
         raise FileNotFoundError(
-            f"{root}: expected pictures in folders `real` or `fake`, there or in tar archives, found none among "
-            f"{len(present)} pictures. Pass --labels CSV for pictures that lie otherwise."
+            f"{listing.root}: expected pictures in folders `real` or `fake`, there or in tar archives, found none "
+            f"among {len(present)} pictures. Pass --labels CSV for pictures that lie otherwise."
         )
     return videos
 
@@ -201,21 +205,19 @@ def _require_one(path: str, shadowed: dict[str, list[str]], advice: str) -> None
 def _videos_of_csv(
     labels: Path,
     column: tuple[str, ...],
-    root: Path,
-    name: str,
+    listing: Listing,
     present: dict[str, str],
     shadowed: dict[str, list[str]],
-    listing: Listing,
 ) -> dict[str, CropVideo]:
-    cells = _read_cells(labels, column)
+    name = listing.dataset
     in_archives = {path_in_archive(address): address for path in shadowed for address in shadowed[path]}
     in_archives |= {path_in_archive(address): address for address in present.values() if "@" in address}
     videos: dict[str, CropVideo] = {}
     row_of: dict[str, dict[str, str]] = {}
     repeated = 0
-    for number, row in enumerate(cells.to_dict("records")):
+    for number, row in enumerate(_read_cells(labels, column).to_dict("records")):
         where = f"{labels}: row {number}"
-        path = _below_root(row["path"], root, where)
+        path = _below_root(row["path"], listing.root, where)
         if row_of.setdefault(path, row) != row:
             raise ValueError(f"{where}: {path} is listed twice, as {_in_words(row_of[path])} and as {_in_words(row)}.")
         if row_of[path] is not row:
@@ -228,18 +230,16 @@ def _videos_of_csv(
         video_id = f"{name}/{_stem(row['video'] or unpacked_path(address or path))}"
         if fault := path_fault(video_id):
             raise ValueError(f"{where}: video {row['video']!r}: {fault}.")
-        facts = _facts(row, video_id, name, where)
-        video = videos.setdefault(video_id, CropVideo(facts, f"row {number}"))
-        if video.facts != facts:
+        values = _values(row, video_id, name, where)
+        video = videos.setdefault(video_id, CropVideo(values, f"row {number}"))
+        if video.values != values:
             raise ValueError(
-                f"{where}: {video_id} is {_in_words(facts)}, and {_in_words(video.facts)} in {video.where}."
+                f"{where}: {video_id} is {_in_words(values)}, and {_in_words(video.values)} in {video.where}."
             )
         if address is None:
             listing.absent.append(path)
         else:
             video.pictures[address] = row
-    named = {path for video in videos.values() for path in _paths(video)}
-    listing.unlisted.extend(sorted(set(present) - named))
     if repeated:
         listing.notes.append(
             f"{labels}: {counted(repeated, 'row that repeats another is', 'rows that repeat others are')} left out."
@@ -274,12 +274,9 @@ def _read_cells(labels: Path, column: tuple[str, ...]) -> "pd.DataFrame":
             )
     chosen = {ours: theirs.get(ours, ours) for ours in COLUMNS}
     if missing := [ours for ours in ("path", "label") if chosen[ours] not in cells]:
-        is_plain = not cells.columns.str.contains("[;\t]").any()
-        advice = (
-            f"Name the one that stands for it with --column {missing[0]}=THEIRS"
-            if is_plain
-            else "Put commas between the cells"
-        )
+        is_separated = cells.columns.str.contains("[;\t]").any()
+        named = f"Name the one that stands for it with --column {missing[0]}=THEIRS"
+        advice = "Put commas between the cells" if is_separated else named
         raise ValueError(
             f"{labels}: expected a column {missing[0]!r} ({COLUMNS[missing[0]]}), found {', '.join(cells)}. {advice}."
         )
@@ -306,24 +303,25 @@ def _with_ending(path: str, present: dict[str, str]) -> str:
     return next((picture for picture in pictures if picture in present), path)
 
 
-def _facts(row: dict[str, str], video_id: str, name: str, where: str) -> dict[str, str]:
-    """Facts that a row states of its video, checked."""
-    facts = {key: row[key].strip() for key in OF_VIDEO}
-    facts["label"], facts["split"] = facts["label"].lower(), facts["split"].lower()
+def _values(row: dict[str, str], video_id: str, name: str, where: str) -> dict[str, Any]:
+    """Columns of `videos.csv` that a row states of its video, checked."""
+    values = {key: row[key].strip() for key in OF_VIDEO}
+    values["label"], values["split"] = values["label"].lower(), values["split"].lower()
     for key, allowed in (("label", list(LABEL_NAMES)), ("split", [*SPLITS, ""])):
-        if facts[key] not in allowed:
+        if values[key] not in allowed:
             raise ValueError(
                 f"{where}: column {key!r}: expected one of {', '.join(filter(None, allowed))}, found {row[key]!r}."
             )
-    if facts["original"] and f"{name}/{_stem(facts['original'])}" == video_id:
-        facts["original"] = ""
-    if LABEL_NAMES[facts["label"]] == REAL:
-        facts["method"] = ""
-    return facts
+    if values["original"] and f"{name}/{_stem(values['original'])}" == video_id:
+        values["original"] = ""
+    values["target_id"] = values.pop("identity")
+    values["label"] = LABEL_NAMES[values["label"]]
+    values["method"] = values["method"] if values["label"] == FAKE else ""
+    return values
 
 
-def _in_words(values: dict[str, str]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items() if value)
+def _in_words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value != "")
 
 
 def _resolve_originals(
@@ -332,15 +330,15 @@ def _resolve_originals(
     """Originals by video_id: an original is named as a video is, or by a picture of it."""
     itself = 0
     for video_id, video in videos.items():
-        if not (original := video.facts["original"]):
+        if not (original := video.values["original"]):
             continue
         named = f"{name}/{_stem(original)}"
         if named not in videos and (row := row_of.get(original)) is not None:
             named = f"{name}/{_stem(row['video'] or unpacked_path(original))}"
         if path_fault(named):
             raise ValueError(f"{video.where}: original {original!r}: {path_fault(named)}.")
-        video.facts["original"] = "" if named == video_id else named
-        itself += named == video_id and LABEL_NAMES[video.facts["label"]] == FAKE
+        video.values["original"] = "" if named == video_id else named
+        itself += named == video_id and video.values["label"] == FAKE
     if itself:
         listing.notes.append(f"{counted(itself, 'fake names', 'fakes name')} itself as the original: without one here.")
 

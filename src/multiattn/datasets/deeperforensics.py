@@ -38,16 +38,11 @@ _NAME = re.compile(r"(?P<target>\d{3})_(?P<actor>[MW]\d{3})$")
 def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Path | None = None) -> Listing:
     """List the fakes, whatever of them is there.
 
+    `original` is the video_id that `read_ffpp` gives the target's c23 clip. Clips that no split file names, or of a
+    type that was not released, are `unlisted`; a type without a folder is not missed.
+
     Args:
         splits: None takes `lists/splits` below the root, and where that is absent too, `split` stays empty.
-
-    Returns:
-        `original` is the video_id that `read_ffpp` gives the target's c23 clip. Clips that no split file names, or of
-        a type that was not released, are `unlisted`; a type without a folder is not missed.
-
-    Raises:
-        FileNotFoundError: no such folder, or one of the split files is missing.
-        ValueError: an unknown type, a name that is not the official one, a split file that names a clip twice.
     """
     unknown = sorted(set(types) - set(TYPES))
     if unknown:
@@ -69,8 +64,8 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     sources = video_files_below(root / "source_videos")
     if sources:
         listing.notes.append(
-            f"{counted(len(sources), 'clip of source_videos is', 'clips of source_videos are')} "
-            "left out: not the real class."
+            f"{counted(len(sources), 'clip of source_videos is', 'clips of source_videos are')} left out: not the real "
+            "class."
         )
     return listing
 
@@ -111,12 +106,7 @@ def _list_type(root: Path, kind: str, split_of: dict[str, str] | None, listing: 
 
 
 def read_splits(folder: Path) -> dict[str, str]:
-    """Name without extension -> split, from the official lists of one fake's name a line.
-
-    Raises:
-        FileNotFoundError: one of the three files is missing.
-        ValueError: a line that is not the name of a fake, or a name twice.
-    """
+    """Name without extension -> split, from the three official lists of one fake's name a line."""
     split_of: dict[str, str] = {}
     for split in SPLITS:
         path = folder / f"{split}.txt"

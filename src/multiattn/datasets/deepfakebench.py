@@ -18,23 +18,20 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from multiattn.datasets.crops_folder import crop_rows, number_frames, recipe_of, write_crops_folder
+from multiattn.datasets.crops_folder import CropVideo, write_crops_folder
 from multiattn.datasets.ffpp import compression_of
-from multiattn.datasets.manifest import IndexOptions, Listing, is_folder, require_root, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, is_folder, require_root
 from multiattn.runtime.crop_files import read_ends
 from multiattn.runtime.files import read_json
 from multiattn.runtime.picture_size import picture_size
 from multiattn.runtime.text_tables import counted
-from multiattn.tables import FAKE, LANDMARKS, REAL, VIDEO_STATUS
-
-if TYPE_CHECKING:
-    import pandas as pd
+from multiattn.tables import FAKE, REAL
 
 DATASET = "deepfakebench"
 LABELS = {
@@ -98,27 +95,21 @@ _TEMPLATE_112 = np.array(
 CROP_POINTS = (_TEMPLATE_112 / 112 - 0.5) / 1.3 + 0.5
 """(5, 2) in units of the crop's side: where they bring eyes, nose and mouth corners, ArcFace's template (Deng et al.
 2019) with a margin of 1.3."""
+RECIPE = {
+    "detector": "dlib",
+    "threshold": 0.5,
+    "policy": "largest",
+    "template": "deepfakebench: arcface-5-point, margin 1.3, of dlib's points 37, 44, 30, 49, 55",
+    "interpolation": "bilinear, border black",
+    "jpeg_quality": 100,  # PNG loses nothing
+}
 HEAD_BYTES = 64
-ROWS_AT_ONCE = 200_000
-
-
-@dataclass
-class _Video:
-    """A folder of frames that the JSON names, once or several times."""
-
-    folder: str
-    """Below the root."""
-    label: str
-    splits: set[str] = field(default_factory=set)
-    frames: set[str] = field(default_factory=set)
-    """File names."""
 
 
 def read_deepfakebench(root: Path, *, json: Path, faces: Path) -> Listing:
-    """List the videos of one of their JSON files, and make a faces folder of their frames.
+    """List the videos of one of their JSON files, and make a faces folder of their frames, which stay where they are.
 
-    A row's `path` is the folder of its frames. The faces folder declares the root and copies nothing
-    (`crops_folder.py`). Landmarks are pixels of the crop: eye centres, nose and mouth corners of the 81 points, or
+    A row's `path` is the folder of its frames. Landmarks are eye centres, nose and mouth corners of the 81 points, or
     where their file is absent the points the crop was aligned to. Another JSON of the same root may follow into the
     same faces folder.
 
@@ -130,32 +121,33 @@ def read_deepfakebench(root: Path, *, json: Path, faces: Path) -> Listing:
         Videos without a frame in the JSON or on disk are `absent`; folders of frames beside listed ones `unlisted`.
 
     Raises:
-        FileNotFoundError: no such folder or file.
         ValueError: a JSON of another form, a video both real and fake, crops of different sizes, or a faces folder
             that belongs to something else.
     """
     require_root(root, "DeepfakeBench's data sets, datasets/rgb,")
     listing = Listing(dataset=DATASET, root=root)
     videos = _read_videos(root, json, listing)
-    present: dict[str, list[str]] = {}
+    present: dict[str, CropVideo] = {}
     num_gone = 0
     for folder, video in videos.items():
         on_disk = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()  # noqa: PTH208
-        if not video.frames & on_disk:
+        names = sorted(name for name in video.pictures if name in on_disk)
+        if not names:
             listing.absent.append(folder)
             continue
-        num_gone += len(video.frames - on_disk)
-        present[folder] = sorted(video.frames & on_disk)
-        listing.rows.append(_row(video))
+        num_gone += len(video.pictures) - len(names)
+        video.pictures = {f"{folder}/{name}": {} for name in names}
+        present[f"{DATASET}/{folder}"] = video
     listing.unlisted.extend(_unlisted(root, videos))
     if num_gone:
         listing.notes.append(f"{json}: {counted(num_gone, 'frame is', 'frames are')} listed but absent.")
-    if any(video.label == "DF_real" for video in videos.values()):
+    if any(video.where == "DF_real" for video in videos.values()):
         listing.notes.append(
             "DF_real are the actors' own recordings; the real class of DeeperForensics is FaceForensics++ c23."
         )
     if present:
-        _write_faces_folder(root, present, listing, faces)
+        _require_one_size(root, present.values())
+        _write_faces_folder(faces, listing, present)
     return listing
 
 
@@ -170,48 +162,49 @@ class DeepfakeBench(IndexOptions):
     """The faces folder to write."""
 
 
-def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, _Video]:
-    content = read_json(json_file)
-    videos: dict[str, _Video] = {}
-    faceless: list[str] = []
+def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, CropVideo]:
+    """Folder below the root -> its video, whose `where` is their label and whose pictures are names of files."""
+    videos: dict[str, CropVideo] = {}
+    splits: dict[str, set[str]] = {}
     drop = 0
-    for split, label, name, frames in json_entries(content, json_file):
+    for split, label, name, frames in json_entries(json_file):
         if not frames:
-            faceless.append(f"{label}/{name}")
+            listing.absent.append(f"{label}/{name}")
             continue
         paths = [path.replace("\\", "/") for path in frames]
         parents = sorted({path.rpartition("/")[0] for path in paths})
         if len(parents) > 1:
             raise ValueError(f"{json_file}: expected the frames of a video in one folder, found {parents[:3]}.")
         folder, drop = below_root(root, parents[0], drop)
-        video = videos.setdefault(folder, _Video(folder, label))
-        if LABELS[video.label][0] != LABELS[label][0]:
-            raise ValueError(f"{json_file}: {folder} is listed as {video.label} and as {label}.")
-        video.splits.add(split)
-        video.frames.update(sys.intern(path.rpartition("/")[2]) for path in paths)
-    listing.absent.extend(dict.fromkeys(faceless))
-    repeated = sum(len(video.splits) > 1 for video in videos.values())
-    if repeated:
-        listing.notes.append(
-            f"{json_file}: {counted(repeated, 'video is', 'videos are')} in "
-            "several splits; each is one row, of test if that is one of them, "
-            "else of train."
-        )
+        video = videos.setdefault(folder, CropVideo(_values(folder, label), label, path=folder))
+        if video.values["label"] != LABELS[label][0]:
+            raise ValueError(f"{json_file}: {folder} is listed as {video.where} and as {label}.")
+        splits.setdefault(folder, set()).add(split)
+        video.pictures.update((sys.intern(path.rpartition("/")[2]), {}) for path in paths)
+    set_splits(videos, splits, listing)
     return videos
 
 
+def set_splits(videos: dict[str, CropVideo], splits: dict[str, set[str]], listing: Listing) -> None:
+    """Give each video the first of its splits, by the order of `SPLITS`, and note how many had several."""
+    for key, video in videos.items():
+        video.values["split"] = next(split for split in SPLITS if split in splits[key])
+    listing.absent[:] = dict.fromkeys(listing.absent)
+    if repeated := sum(len(found) > 1 for found in splits.values()):
+        listing.notes.append(
+            f"{counted(repeated, 'video is', 'videos are')} in several splits; each is one row, of test, else of train."
+        )
+
+
 def json_entries(
-    content: Any, json_file: Path, is_label: Callable[[str], bool] = LABELS.__contains__, labels: Iterable[str] = LABELS
+    json_file: Path, is_label: Callable[[str], bool] = LABELS.__contains__, labels: Iterable[str] = LABELS
 ) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(split, label, video, frames) of everything that has a list of frames, be it empty.
+    """(split, label, video, frames) of everything in one of their JSON files that has a list of frames, be it empty.
 
     Args:
-        content: of one of their JSON files.
         is_label: True for the labels there are, which `labels` lists for an error.
-
-    Raises:
-        ValueError: content of another form.
     """
+    content = read_json(json_file)
     expected = f"{json_file}: expected {{data set: {{label: {{split: {{video: ...}}}}}}}} of DeepfakeBench"
     if not isinstance(content, dict):
         raise ValueError(f"{expected}, found {type(content).__name__}.")
@@ -256,23 +249,21 @@ def below_root(root: Path, folder: str, drop: int) -> tuple[str, int]:
     return "/".join(names[drop:] or names), drop
 
 
-def _row(video: _Video) -> dict[str, Any]:
-    label, method = LABELS[video.label]
-    split = next(split for split in SPLITS if split in video.splits)
-    values = {"label": label, "method": method, "split": split, "video_id": f"{DATASET}/{video.folder}"}
+def _values(folder: str, written: str) -> dict[str, Any]:
+    """Columns of `videos.csv` that a folder's place and their label tell."""
+    label, method = LABELS[written]
+    values: dict[str, Any] = {"label": label, "method": method}
     for pattern, original in RULES:
-        match = pattern.fullmatch(video.folder)
-        if match is not None:
+        if match := pattern.fullmatch(folder):
             found = match.groupdict()
             values["original"] = f"{DATASET}/{original.format(**found)}" if label == FAKE and original else ""
             values["compression"] = compression_of(found.get("level", ""))
             values["part"] = found.get("part", "")
-            values |= {"target_id": found.get("target", ""), "source_id": found.get("source", "")}
-            break
-    return video_row(DATASET, video.folder, **values)
+            return values | {"target_id": found.get("target", ""), "source_id": found.get("source", "")}
+    return values
 
 
-def _unlisted(root: Path, videos: dict[str, _Video]) -> list[str]:
+def _unlisted(root: Path, videos: Iterable[str]) -> list[str]:
     """Folders beside those of the videos, which the JSON does not name."""
     found = []
     for parent in sorted({folder.rpartition("/")[0] for folder in videos}):
@@ -283,40 +274,30 @@ def _unlisted(root: Path, videos: dict[str, _Video]) -> list[str]:
     return [folder for folder in found if folder not in videos]
 
 
-def _write_faces_folder(root: Path, present: dict[str, list[str]], listing: Listing, faces: Path) -> None:
-    import pandas as pd
+def _write_faces_folder(faces: Path, listing: Listing, videos: dict[str, CropVideo]) -> None:
+    num_unmarked = 0
 
-    size = _crop_size(root, present)
-    table, num_unmarked = _faces_table(root, present, size)
-    recipe = recipe_of(
-        size=size,
-        num_frames=max(map(len, present.values())),
-        template="deepfakebench: arcface-5-point, margin 1.3, of dlib's points 37, 44, 30, 49, 55",
-        detector="dlib",
-        policy="largest",
-        jpeg_quality=100,  # PNG loses nothing
-        interpolation="bilinear, border black",
-    )
-    statuses = pd.DataFrame(
-        [(f"{DATASET}/{folder}", "ok", len(names), len(names), "") for folder, names in present.items()],
-        columns=list(VIDEO_STATUS.columns),
-    )
-    write_crops_folder(faces, root, recipe, faces=table, videos=pd.DataFrame(listing.rows), statuses=statuses)
+    def landmarks(address: str, side: int) -> np.ndarray:
+        nonlocal num_unmarked
+        above, _, frame = address.rpartition("frames/")
+        found = _five_points(listing.root / above / "landmarks" / Path(frame).with_suffix(".npy"))
+        num_unmarked += found is None
+        return CROP_POINTS * side if found is None else found
+
+    write_crops_folder(faces, listing, videos, recipe=RECIPE, landmarks=landmarks, replace_dataset=False)
     if num_unmarked:
+        num_frames = sum(len(video.pictures) for video in videos.values())
         listing.notes.append(
-            f"{num_unmarked} of {counted(len(table), 'frame')} without "
-            "landmarks: the points of the alignment stand for them."
+            f"{num_unmarked} of {counted(num_frames, 'frame')} without landmarks: the points of the alignment stand "
+            "for them."
         )
-    listing.notes.append(
-        f"{faces} reads its crops from {root}: keep both. They have {size} pixels: train at that or less."
-    )
 
 
-def _crop_size(root: Path, present: dict[str, list[str]]) -> int:
-    """The side of the crops, from the header of the first frame of every video."""
+def _require_one_size(root: Path, videos: Iterable[CropVideo]) -> None:
+    """Raise `ValueError` where the first frames of all videos are not PNG images of one square size."""
     size = 0
-    for folder, names in present.items():
-        path = root / folder / names[0]
+    for video in videos:
+        path = root / next(iter(video.pictures))
         size_wh = picture_size(read_ends(path, HEAD_BYTES, 0)[0])
         if size_wh is None:
             raise ValueError(f"{path}: expected a PNG image. Preprocess the video again with DeepfakeBench.")
@@ -325,33 +306,6 @@ def _crop_size(root: Path, present: dict[str, list[str]]) -> int:
             expected = f"{size}x{size} as before it" if size else "a square"
             raise ValueError(f"{path}: expected a crop of {expected}, found {width}x{height}.")
         size = width
-    return size
-
-
-def _faces_table(root: Path, present: dict[str, list[str]], size: int) -> "tuple[pd.DataFrame, int]":
-    """The `faces` table, and how many of its rows have no landmarks of their own."""
-    import pandas as pd
-
-    tables, rows, points, num_unmarked = [], [], [], 0
-    for number, (folder, names) in enumerate(present.items(), start=1):
-        own = _landmarks(root, folder)
-        for name, index in number_frames(names).items():
-            rows.append((f"{DATASET}/{folder}", index, 0, f"{folder}/{name}"))
-            found = _five_points(own / f"{Path(name).stem}.npy") if own is not None else None
-            points.append(CROP_POINTS * size if found is None else found)
-            num_unmarked += found is None
-        if len(rows) > ROWS_AT_ONCE or number == len(present):  # typed columns take a tenth of Python's objects
-            table = crop_rows(*map(list, zip(*rows, strict=True)), size)
-            table[list(LANDMARKS)] = np.reshape(points, (-1, len(LANDMARKS)))
-            tables.append(table)
-            rows, points = [], []
-    return pd.concat(tables, ignore_index=True), num_unmarked
-
-
-def _landmarks(root: Path, folder: str) -> Path | None:
-    above, _, video = folder.rpartition("frames/")
-    path = root / above / "landmarks" / video
-    return path if video and path.is_dir() else None
 
 
 def _five_points(path: Path) -> np.ndarray | None:

@@ -17,12 +17,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from multiattn.datasets.crop_videos import CropVideo, write_videos
-from multiattn.datasets.deepfakebench import SPLITS, below_root, json_entries
+from multiattn.datasets.crops_folder import CropVideo, write_crops_folder
+from multiattn.datasets.deepfakebench import below_root, json_entries, set_splits
+from multiattn.datasets.labelled_folder import CLASS_FOLDERS
 from multiattn.datasets.manifest import IndexOptions, Listing, require_root
-from multiattn.runtime.files import read_json
-from multiattn.runtime.text_tables import counted
+from multiattn.tables import FAKE, REAL
 
 DATASET = "df40"
 TOPS = ("DF40", "DF40_train")
@@ -58,41 +59,33 @@ def read_df40(root: Path, *, json: tuple[Path, ...], faces: Path) -> Listing:
         Videos without a frame in the JSON or on disk are `absent`.
 
     Raises:
-        FileNotFoundError: no such folder or file.
-        ValueError: a JSON of another form, a video both real and fake, or as `index crops`.
+        ValueError: a JSON of another form, a video both real and fake, or as `write_crops_folder`.
     """
     require_root(root, f"{' and '.join(TOPS)}, FaceForensics++ and Celeb-DF-v2")
     listing = Listing(dataset=DATASET, root=root)
-    disk, videos, splits, absent = _Disk(root), {}, {}, []
+    disk, videos, splits = _Disk(root), {}, {}
     for path in json:
-        entries = json_entries(read_json(path), path, lambda label: bool(_LABEL.match(label)), ("*_Real", "*_Fake"))
+        entries = json_entries(path, lambda label: bool(_LABEL.match(label)), ("*_Real", "*_Fake"))
         for split, label, name, frames in entries:
             found = disk.find([frame.replace("\\", "/") for frame in frames], name)
             if found is None:
-                absent.append(f"{label}/{name}")
+                listing.absent.append(f"{label}/{name}")
                 continue
             video_id, pictures = found
-            kind = _LABEL.match(label)["kind"].lower()
-            video = videos.setdefault(video_id, CropVideo({"label": kind}, f"{path}: {video_id}"))
-            if video.facts["label"] != kind:
+            kind = CLASS_FOLDERS[_LABEL.match(label)["kind"].lower()]
+            video = videos.setdefault(video_id, CropVideo(_values(video_id, kind), f"{path}: {video_id}"))
+            if video.values["label"] != kind:
                 raise ValueError(f"{path}: {video_id} is listed as real and as fake.")
             video.pictures.update((picture, {}) for picture in pictures)
             splits.setdefault(video_id, set()).add(split)
-    for video_id, video in videos.items():
-        video.facts |= _facts(video_id, video.facts["label"])
-        video.facts["split"] = next(split for split in SPLITS if split in splits[video_id])
-    listing.absent.extend(dict.fromkeys(absent))
-    if repeated := sum(len(found) > 1 for found in splits.values()):
-        listing.notes.append(
-            f"{counted(repeated, 'video is', 'videos are')} in several splits; each is one row, of test, else of train."
-        )
-    if not any(video.facts["label"] == "real" for video in videos.values()):
+    set_splits(videos, splits, listing)
+    if not any(video.values["label"] == REAL for video in videos.values()):
         listing.notes.append(
             "There is no real video: those of FaceForensics++ and Celeb-DF-v2 are archives of their own, to lie below "
             f"{root}."
         )
     if videos:
-        write_videos(root, DATASET, videos, listing, faces, None)
+        write_crops_folder(faces, listing, videos)
     return listing
 
 
@@ -155,17 +148,17 @@ class _Disk:
         return doubled if (self.root / doubled).is_dir() else found
 
 
-def _facts(video_id: str, label: str) -> dict[str, str]:
-    """Columns of `videos.csv` that a video's place tells."""
+def _values(video_id: str, label: int) -> dict[str, Any]:
+    """Columns of `videos.csv` that a video's label and place tell."""
     parts = video_id.split("/")[1:]
     top = next((place + 1 for place, part in enumerate(parts) if part in TOPS), 0)
-    facts = {"identity": "", "method": parts[top] if label == "fake" else ""}
+    values = {"label": label, "method": parts[top] if label == FAKE else ""}
     if not {"fake", "real"}.isdisjoint(parts):  # of another origin: names mean something else
-        return facts
+        return values
     for form, original in REALS:
         if match := form.match(parts[-1]):
             target, source, clip = (match.groupdict().get(name) or "" for name in ("target", "source", "clip"))
-            facts |= {"identity": target, "source_id": source}
-            if label == "fake":
-                facts["original"] = f"{DATASET}/{original.format(target, source, clip)}"
-    return facts
+            values |= {"target_id": target, "source_id": source}
+            if label == FAKE:
+                values["original"] = f"{DATASET}/{original.format(target, source, clip)}"
+    return values

@@ -54,11 +54,9 @@ def read_dfdc(root: Path) -> Listing:
             of these folders itself.
 
     Returns:
-        Clips that `metadata.json` or `labels.csv` names and the disk lacks are `absent`; clips of a part that its
-        `metadata.json` does not name, or of a part without one, are `unlisted`.
+        Clips of a part that its `metadata.json` does not name, or of a part without one, are `unlisted`.
 
     Raises:
-        FileNotFoundError: no such folder.
         ValueError: a `metadata.json` that is not what it should be, an unknown label, a file name used twice.
     """
     require_root(root, "dfdc_train_part_*")
@@ -83,22 +81,12 @@ def read_dfdc(root: Path) -> Listing:
 def read_dfdc_preview(root: Path) -> Listing:
     """List the clips that `dataset.json` names, whatever of them is there.
 
-    Args:
-        root: the folder that holds `dataset.json`, `method_A`, `method_B` and `original_videos`.
-
-    Returns:
-        `original` of a fake is the listed real clip of its target that `source_video` names, or else the one of the
-        same target, scene and clip number; empty where there is none of the two. `method` is the top folder.
-
-    Raises:
-        FileNotFoundError: no `dataset.json` in the folder.
-        ValueError: a `dataset.json` that is not what it should be.
+    `original` of a fake is the listed real clip of its target that `source_video` names, or else the one of the same
+    target, scene and clip number; empty where there is none of the two. `method` is the top folder.
     """
     path = root / "dataset.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. Pass the folder that holds dataset.json and method_A as --root."
-        )
+        raise FileNotFoundError(f"{path}: no such file. Pass the folder that holds it and method_A as --root.")
     entries = _read_entries(path, {"label": tuple(PREVIEW_LABELS), "set": ("train", "test")})
     outside = [key for key in entries if key.split("/")[0] not in PREVIEW_FOLDERS or ".." in key.split("/")]
     if outside:

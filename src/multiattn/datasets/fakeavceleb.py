@@ -37,13 +37,8 @@ LABELS = {GENUINE: REAL, VOICE_ONLY: REAL, "FakeVideo-RealAudio": FAKE, "FakeVid
 def read_fakeavceleb(root: Path) -> Listing:
     """List the clips that the metadata name and the disk has, labelled by their pictures.
 
-    Returns:
-        `original` of a fake is the genuine clip its name begins with; `method` is empty for real pictures. A clip that
-        the metadata name twice, as some are with two methods, has the first.
-
-    Raises:
-        FileNotFoundError: no such folder, or no `meta_data.csv` in it; says where below it one lies.
-        ValueError: metadata of another form.
+    `original` of a fake is the genuine clip its name begins with; `method` is empty for real pictures. A clip that the
+    metadata name twice, as some are with two methods, has the first.
     """
     require_root(root, f"{METADATA} and {GENUINE}")
     if not (root / METADATA).is_file():
@@ -62,14 +57,13 @@ def read_fakeavceleb(root: Path) -> Listing:
     listing.unlisted.extend(sorted(present - listed.keys()))
     if repeated:
         listing.notes.append(
-            f"{root / METADATA}: {counted(repeated, 'clip is', 'clips are')} "
-            "listed again; each has the first method named."
+            f"{root / METADATA}: {counted(repeated, 'clip is', 'clips are')} listed again; each has the first method "
+            "named."
         )
     if voices := sum(row["path"].startswith(f"{VOICE_ONLY}/") for row in listing.rows):
         listing.notes.append(
-            f"{counted(voices, f'clip of {VOICE_ONLY} is', f'clips of {VOICE_ONLY} are')} "
-            "labelled real: nothing is wrong with their pictures, and sound is not "
-            "examined."
+            f"{counted(voices, f'clip of {VOICE_ONLY} is', f'clips of {VOICE_ONLY} are')} labelled real: nothing is "
+            "wrong with their pictures, and sound is not examined."
         )
     return listing
 

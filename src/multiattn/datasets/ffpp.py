@@ -1,9 +1,13 @@
-"""The FaceForensics++ tree: its clips, official splits and masks, and Google's DeepFakeDetection (DFD) in it.
+"""The FaceForensics++ tree: clips, official splits and masks, Google's DeepFakeDetection (DFD) in it, Kaggle's copy.
 
 Source of the layout: the FaceForensics++ download script and `dataset/README.md`. A manipulated clip is named
 `<target>_<source>`: the face of `source` on the video of `target`. DFD's originals are named `<actor>__<scene>`, its
 swaps `<target>_<source>__<scene>__<id>`: the face of `source` on the target's clip of that scene. Most of DFD's clips
 show several faces of which one is forged: `mask_of` says where.
+
+Source of the layout of Kaggle's flat copy: the upload itself, kaggle.com/datasets/xdxd003/ff-c23. Clips bear their
+official names, so rows bear the video_ids of the official tree. All of its clips of `DeepFakeDetection` are 1920 x
+1080, which no other fake there is, so that the size would tell the label, and their originals are not in it.
 """
 
 import re
@@ -14,6 +18,7 @@ from typing import Any, Literal
 from multiattn.datasets.manifest import (
     IndexOptions,
     Listing,
+    csv_lines,
     match_name,
     require_root,
     video_files,
@@ -21,6 +26,7 @@ from multiattn.datasets.manifest import (
     video_row,
 )
 from multiattn.runtime.files import read_json
+from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL, SPLITS
 
 DATASET, DFD = "ffpp", "dfd"
@@ -32,6 +38,7 @@ Compression = Literal[tuple(LEVEL_FOLDERS)]
 MASKED_METHODS = {DATASET: METHODS[:-1], DFD: (DFD_METHOD,)}
 """Data set -> methods whose masks were released; FaceShifter has none."""
 ORIGINALS = "original_sequences/youtube"
+KAGGLE_ORIGINALS, KAGGLE_LIST, KAGGLE_LEVEL = "original", "csv/FF++_Metadata.csv", "c23"
 _NAMES = {
     (DATASET, REAL): (re.compile(r"(?P<target>\d{3})$"), "three digits, as 519"),
     (DATASET, FAKE): (re.compile(r"(?P<target>\d{3})_(?P<source>\d{3})$"), "<target>_<source>, as 519_515"),
@@ -46,9 +53,6 @@ _NAMES = {
 
 def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = None) -> Listing:
     """List the pristine and manipulated clips of one compression level, whatever of them is there.
-
-    Args:
-        compression: `raw` (`c0` is the same, on disk too), `c23` or `c40`.
 
     Returns:
         With `splits`, `absent` names the clips of the official list that a folder lacks; a method without a folder
@@ -79,17 +83,10 @@ def read_ffpp(root: Path, *, compression: str = "c23", splits: Path | None = Non
 
 
 def read_dfd(root: Path, *, compression: str = "c23") -> Listing:
-    """List DFD's actors' clips and the swaps of one compression level, whatever of them is there.
+    """List DFD's actors' clips and the swaps of one compression level; errors as `read_ffpp`.
 
-    There is no official split, so `split` stays empty.
-
-    Returns:
-        `original` of a fake is the target's clip of the scene where that is on disk, else empty: not every swap was
-        made on a clip that was released.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a clip whose name is not the official one.
+    `original` of a fake is the target's clip of the scene where that is on disk, else empty: not every swap was made on
+    a clip that was released.
     """
     levels = level_folders(compression)
     require_root(root, "original_sequences")
@@ -104,6 +101,29 @@ def read_dfd(root: Path, *, compression: str = "c23") -> Listing:
                     row["original"] = originals.get(scene, "")
                 originals.setdefault(scene, row["video_id"])
                 listing.rows.append(row)
+    return listing
+
+
+def read_ffpp_kaggle(root: Path, *, splits: Path | None = None) -> Listing:
+    """List the clips of Kaggle's copy but for DFD's; errors as `read_ffpp`, and `ValueError` for a list not its own.
+
+    Clips that its list names and the disk lacks are `absent`.
+    """
+    require_root(root, f"{KAGGLE_ORIGINALS}, {METHODS[0]} and csv")
+    split_of_pair = read_pairs(splits) if splits is not None else {}
+    listing = Listing(dataset=DATASET, root=root)
+    for method in ("", *METHODS):
+        for row in ffpp_rows(root, method or KAGGLE_ORIGINALS, method, KAGGLE_LEVEL, split_of_pair):
+            official = f"{sequence_of(method)}/{KAGGLE_LEVEL}/videos/{Path(row['path']).name}"
+            listing.rows.append(row | {"video_id": video_id(DATASET, official)})
+    listed = _kaggle_clips(root / KAGGLE_LIST)
+    listing.absent.extend(sorted(listed - {row["path"] for row in listing.rows}))
+    if others := len(video_files(root / DFD_METHOD)):
+        listing.notes.append(
+            f"{counted(others, f'clip of {DFD_METHOD} is', f'clips of {DFD_METHOD} are')} left out: their originals "
+            "are not in this upload, and their size alone tells them from all others. Index DFD from the official tree "
+            "with `multiattn index dfd`."
+        )
     return listing
 
 
@@ -125,12 +145,17 @@ class Dfd(IndexOptions):
     compression: Compression = "c23"
 
 
-def level_folders(compression: str) -> tuple[str, ...]:
-    """The folders of a compression level.
+@dataclass(frozen=True, kw_only=True)
+class FfppKaggle(IndexOptions):
+    """FaceForensics++ c23 as uploaded to Kaggle, a folder a method; without the clips of DeepFakeDetection."""
 
-    Raises:
-        ValueError: no such level.
-    """
+    reader = staticmethod(read_ffpp_kaggle)
+    splits: Path | None = None
+    """The folder of the official train.json, val.json, test.json; without it the split stays empty."""
+
+
+def level_folders(compression: str) -> tuple[str, ...]:
+    """The folders of a compression level; raises `ValueError` where there is no such level."""
     if compression not in LEVEL_FOLDERS:
         raise ValueError(f"--compression: expected one of {', '.join(LEVEL_FOLDERS)}, found {compression!r}.")
     return LEVEL_FOLDERS[compression]
@@ -154,16 +179,7 @@ def original_id(target: str, level: str) -> str:
 def ffpp_rows(
     root: Path, folder: str, method: str, level: str, split_of_pair: dict[tuple[str, str], str]
 ) -> list[dict[str, Any]]:
-    """A row of each clip of a folder.
-
-    Args:
-        folder: below the root.
-        method: of the clips; empty for pristine ones.
-        split_of_pair: as `read_pairs` gives it; empty leaves the split empty.
-
-    Raises:
-        ValueError: a clip whose name is not the official one, or an id no split holds.
-    """
+    """A row of each clip of a folder below the root; `method` is empty for pristine ones."""
     split_of = {name: split for pair, split in split_of_pair.items() for name in pair}
     rows = []
     for path, match in _clips(root, folder, DATASET, FAKE if method else REAL):
@@ -205,12 +221,7 @@ def _split(path: Path, row: dict[str, Any], split_of: dict[str, str]) -> str:
 
 
 def read_pairs(folder: Path) -> dict[tuple[str, str], str]:
-    """Pair of ids -> split, from the official files.
-
-    Raises:
-        FileNotFoundError: one of the three files is missing.
-        ValueError: not lists of pairs, or an id in two splits.
-    """
+    """Pair of ids -> split, from the three official files."""
     split_of_pair: dict[tuple[str, str], str] = {}
     seen: dict[str, str] = {}
     for split in SPLITS:
@@ -230,16 +241,32 @@ def read_pairs(folder: Path) -> dict[tuple[str, str], str]:
     return split_of_pair
 
 
+def _kaggle_clips(path: Path) -> set[str]:
+    """Paths of the copy's list, but for DFD's; none where the list was not downloaded."""
+    if not path.is_file():
+        return set()
+    header, *lines = csv_lines(path) or [[]]
+    rows = [dict(zip(header, line, strict=False)) for line in lines if line]
+    listed = set()
+    for number, row in enumerate(rows, start=2):
+        clip, label = row.get("File Path") or "", row.get("Label")
+        folder = clip.partition("/")[0]
+        expected = {KAGGLE_ORIGINALS: "REAL", **dict.fromkeys((DFD_METHOD, *METHODS), "FAKE")}
+        if label is None or label != expected.get(folder):
+            raise ValueError(
+                f"{path}:{number}: expected File Path and Label such as original/000.mp4 and REAL, or "
+                f"Deepfakes/000_003.mp4 and FAKE, found {clip!r} and {label!r}."
+            )
+        if folder != DFD_METHOD:
+            listed.add(clip)
+    return listed
+
+
 def mask_of(dataset: str, path: str) -> str | None:
-    """Path of a clip's mask video, as long as the clip and bright where the face was changed.
+    """Path of the mask video of a row's clip, as long as the clip and bright where the face was changed.
 
-    Args:
-        dataset: the row's `dataset`.
-        path: the row's `path`, below the data set's root.
-
-    Returns:
-        The mask's path below the same root, one for all compression levels, whether or not it was downloaded; None
-        where none was released: pristine clips, FaceShifter, and data sets other than `ffpp` and `dfd`.
+    It lies below the same root, one for all compression levels, whether or not it was downloaded; None where none was
+    released: pristine clips, FaceShifter, and data sets other than `ffpp` and `dfd`.
     """
     match path.split("/"):
         case ["manipulated_sequences", method, level, "videos", name] if any(

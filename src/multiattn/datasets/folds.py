@@ -55,12 +55,9 @@ def group_videos(videos: pd.DataFrame, grouping: Grouping) -> pd.Series:
 
 
 def make_folds(videos: pd.DataFrame, *, num_folds: int, seed: int, grouping: Grouping) -> pd.DataFrame:
-    """Assign every labelled video outside the test split to a fold.
+    """A `folds` table of every labelled video outside the test split, sorted by video_id.
 
     Source: scikit-learn's StratifiedGroupKFold (shuffled), stratified by label over the groups of `group_videos`.
-
-    Returns:
-        A `folds` table sorted by video_id.
 
     Raises:
         ValueError: fewer groups than folds, or a fold that would hold one class only.
@@ -101,28 +98,21 @@ def _groups_by_class(videos: pd.DataFrame, groups: pd.Series) -> tuple[int, int]
 def check_folds(
     folds: pd.DataFrame, *, source: str | Path, videos: pd.DataFrame | None = None, grouping: Grouping = "original"
 ) -> None:
-    """Refuse folds that leak or cannot be scored; run when they are written and whenever they are read.
+    """Raise `ValueError` for folds that leak or cannot be scored; run when they are written and whenever they are read.
 
     Args:
         videos: when given, labels must agree, and groups are formed anew from it, whatever the folds table says.
         grouping: what the folds were grouped by, for these groups.
-
-    Raises:
-        ValueError: a group in two folds, folds not numbered 0, 1, 2, ..., a fold without one of the classes, a test
-            video, a label that differs, a fake apart from its original.
     """
     spread = folds[folds.groupby("group")["fold"].transform("nunique") > 1]
     if len(spread):
-        raise ValueError(
-            f"{source}: leak: {counted(spread['group'].nunique(), 'group spans', 'groups span')} "
-            f"folds; the first: {_first_of(spread, 'group')}. "
-            "Make the folds again."
-        )
+        number = counted(spread["group"].nunique(), "group spans", "groups span")
+        first = _first_of(spread, "group")
+        raise ValueError(f"{source}: leak: {number} folds; the first: {first}. Make the folds again.")
     numbers = sorted(set(folds["fold"]) - {-1})
     if numbers != list(range(len(numbers))) or not numbers:
-        raise ValueError(
-            f"{source}: expected folds numbered 0, 1, 2, ..., found {', '.join(map(str, numbers)) or 'none'}."
-        )
+        found = ", ".join(map(str, numbers)) or "none"
+        raise ValueError(f"{source}: expected folds numbered 0, 1, 2, ..., found {found}.")
     for fold, labels in folds[folds["fold"] >= 0].groupby("fold")["label"]:
         if labels.nunique() < 2:
             name = {REAL: "real", FAKE: "fake"}[labels.iloc[0]]
@@ -135,30 +125,21 @@ def check_folds(
 
 
 def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str | Path, grouping: Grouping) -> None:
-    joined = folds.merge(
-        videos[["video_id", "dataset", "label", "original", "split", "part", "target_id", "source_id"]],
-        on="video_id",
-        suffixes=("", "_video"),
-    )
-    held_out = joined[joined["split"] == "test"]
-    if len(held_out):
-        raise ValueError(
-            f"{source}: leak: {counted(len(held_out), 'video is', 'videos are')} "
-            f"of a test split; {held_out['video_id'].iloc[0]}."
-        )
+    joined = folds.merge(videos, on="video_id", suffixes=("", "_video"))
+    tested = joined[joined["split"] == "test"]
+    if len(tested):
+        number = counted(len(tested), "video is", "videos are")
+        raise ValueError(f"{source}: leak: {number} of a test split; {tested['video_id'].iloc[0]}.")
     wrong = joined[joined["label"] != joined["label_video"]]
     if len(wrong):
-        raise ValueError(
-            f"{source}: {counted(len(wrong), 'label differs', 'labels differ')} "
-            f"from the videos table; {wrong['video_id'].iloc[0]}."
-        )
+        number = counted(len(wrong), "label differs", "labels differ")
+        raise ValueError(f"{source}: {number} from the videos table; {wrong['video_id'].iloc[0]}.")
     joined["component"] = group_videos(joined, grouping)
     spread = joined[joined.groupby("component")["fold"].transform("nunique") > 1]
     if len(spread):
         raise ValueError(
-            f"{source}: leak: {counted(len(spread), 'video shares', 'videos share')} "
-            "an original, a person or a part with one of another fold; "
-            f"the first: {_first_of(spread, 'component')}. Make the folds again."
+            f"{source}: leak: {counted(len(spread), 'video shares', 'videos share')} an original, a person or a part "
+            f"with one of another fold; the first: {_first_of(spread, 'component')}. Make the folds again."
         )
 
 
@@ -183,11 +164,7 @@ def read_grouping(path: Path) -> Grouping:
 
 
 def write_folds(folds: pd.DataFrame, path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Write the table, and `<name>.json` beside it with the recipe and the counts of each fold.
-
-    Returns:
-        The content of the JSON file.
-    """
+    """Write the table, and `<name>.json` beside it with the recipe and the counts of each fold; returns the latter."""
     counts = folds.groupby("fold").agg(videos=("label", "size"), fake=("label", "sum"), groups=("group", "nunique"))
     counts["real"] = counts["videos"] - counts["fake"]
     described = {

@@ -37,7 +37,7 @@ INDEX_AGAIN = "Run `multiattn index` again."
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found, its cases, and what to do about it."""
+    """One thing found."""
 
     severity: Severity
     name: str
@@ -73,14 +73,9 @@ def check_health(
     """Find leaks between splits and folds, copies, and files that are not where the table says.
 
     Args:
-        videos: a `videos` table.
-        folds: the `folds` table made of it.
         grouping: what the folds were grouped by; `part` says that parts must not span folds.
         manifest: what `videos.json` beside the table holds; None where there is none.
         roots: data set -> folder; the files of each are compared with those there, one listing a folder.
-
-    Raises:
-        FileNotFoundError: a root that is not a folder.
     """
     place = _places(videos, folds)
     findings = [
@@ -231,19 +226,15 @@ def _kaggle_copies(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
 def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     repeated = videos.duplicated(["dataset", "path"], keep=False)
     if repeated.any():
-        text = (
-            f"{counted(repeated.sum(), 'row shares its path', 'rows share their path')} "
-            "with another of the same data set."
-        )
-        advice = "Keep one row a file: run `multiattn index` again."
+        number = counted(repeated.sum(), "row shares its path", "rows share their path")
+        text, advice = f"{number} with another of the same data set.", f"Keep one row a file. {INDEX_AGAIN}"
         yield Finding("warning", "paths listed twice", text, advice, videos.loc[repeated, "video_id"].tolist())
     keys = ["dataset", "method", "compression", "label", "target_id"]  # FakeAVCeleb numbers the clips of each person
     named = videos[keys].assign(name=_names(videos), place=place)
     # Every method and level of FaceForensics++ uses the same names; Kaggle's copies are found above.
     is_file = videos["path"].str.contains(r"\.\w+$")  # folders of frames are often numbered anew in each folder
-    named = named[
-        is_file & ~(repeated | ((videos["dataset"] == dfdc.DATASET) & (videos["part"] == KAGGLE_PUBLIC_TEST)))
-    ]
+    is_public = (videos["dataset"] == dfdc.DATASET) & (videos["part"] == KAGGLE_PUBLIC_TEST)
+    named = named[is_file & ~repeated & ~is_public]
     same = named[named.duplicated([*keys, "name"], keep=False)]
     sides = [same["place"].isin(side) for side in (["train", "val"], ["test"])]
     names = [same[column] for column in [*keys, "name"]]
@@ -252,10 +243,8 @@ def _duplicates(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     for severity, rows in (("leak", same[tested]), ("warning", same[~tested])):
         if len(rows):
             where = ", in training and in test" if severity == "leak" else ""
-            text = (
-                f"{counted(len(rows), 'clip shares its file name', 'clips share their file name')} "
-                f"with another of that data set and method{where}."
-            )
+            number = counted(len(rows), "clip shares its file name", "clips share their file name")
+            text = f"{number} with another of that data set and method{where}."
             advice = "If they are copies, delete one of each and index again."
             cases = videos.loc[rows.sort_values("name", kind="stable").index, "video_id"].tolist()
             yield Finding(severity, "file names used twice", text, advice, cases)
@@ -312,10 +301,8 @@ def _without_split(videos: pd.DataFrame, place: pd.Series) -> Iterator[Finding]:
     if len(rows):
         counts = rows["dataset"].value_counts().sort_index()
         listed = ", ".join(f"{count} of {dataset}" for dataset, count in counts.items())
-        text = (
-            f"{counted(len(rows), 'video is of no split and counts', 'videos are of no split and count')} "
-            f"as training videos: {listed}."
-        )
+        number = counted(len(rows), "video is of no split and counts", "videos are of no split and count")
+        text = f"{number} as training videos: {listed}."
         advice = "To test on them, set their split to test in videos.csv before making folds."
         yield Finding("note", "no split", text, advice)
 
@@ -330,24 +317,18 @@ def _listing(videos: pd.DataFrame, manifest: dict[str, Any] | None) -> Iterator[
     for dataset, kept in manifest.items():
         absent, unlisted = kept.get("absent", []), kept.get("unlisted", [])
         if absent:
-            text = (
-                f"{dataset}: {counted(len(absent), 'clip is listed but was', 'clips are listed but were')} "
-                "absent when it was indexed."
-            )
+            number = counted(len(absent), "clip is listed but was", "clips are listed but were")
+            text = f"{dataset}: {number} absent when it was indexed."
             advice = "Finish the download and index again, or go on without them."
             yield Finding("warning", "absent", text, advice, absent)
         if unlisted:
-            text = (
-                f"{dataset}: {counted(len(unlisted), 'clip was', 'clips were')} "
-                "present but in no list; not in the table."
-            )
+            number = counted(len(unlisted), "clip was", "clips were")
+            text = f"{dataset}: {number} present but in no list; not in the table."
             advice = "See where they come from; a metadata.json or labels.csv may be missing."
             yield Finding("warning", "unlisted", text, advice, unlisted)
         if kept.get("videos", counts.get(dataset, 0)) != counts.get(dataset, 0):
-            text = (
-                f"{dataset}: {counted(kept['videos'], 'video was', 'videos were')} "
-                f"indexed, the table holds {counts.get(dataset, 0)} now."
-            )
+            number = counted(kept["videos"], "video was", "videos were")
+            text = f"{dataset}: {number} indexed, the table holds {counts.get(dataset, 0)} now."
             advice = "Fine if you took rows out on purpose; otherwise index again."
             yield Finding("note", "table changed", text, advice)
 

@@ -43,11 +43,6 @@ def read_labelled_folder(
     Args:
         root: without `labels` it holds `real`, `fake` or both, with clips at any depth.
         frames_only: take folders of pictures alone, not videos.
-        labels: clips that the CSV does not name are `unlisted`, those it names and the disk lacks are `absent`.
-
-    Raises:
-        FileNotFoundError: no such folder, neither `real` nor `fake` in it, or no such CSV.
-        ValueError: a name that would not make a video_id, or a CSV that is not one of paths below the root and labels.
     """
     require_dataset_name(name)
     require_root(root, "real and fake")

@@ -27,7 +27,6 @@ VIDEO_SUFFIXES = frozenset(
 )
 """Endings of the files that are indexed, scored and submitted; a file named to `score` itself may have any."""
 LIST_SUFFIXES = (".json", ".csv", ".txt")
-"""Endings of the lists that lie beside clips."""
 NUM_LISTED = 5
 _NUMBERED = re.compile(r"[0-9].*\.")
 
@@ -81,27 +80,18 @@ def video_id(dataset: str, path: str) -> str:
 
 def _stem(path: str) -> str:
     stem, ending = os.path.splitext(path)  # noqa: PTH122 (a Path each takes 4 of 10 s for all of DFDC)
-    return (
-        stem if ending.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else path
-    )  # a folder of frames may have a dot in its name
+    # A folder of frames may have a dot in its name.
+    return stem if ending.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else path
 
 
 def require_root(root: Path, contents: str) -> None:
-    """Refuse a root that is no folder; `contents` says what it should hold.
-
-    Raises:
-        FileNotFoundError: no such folder.
-    """
+    """Raise `FileNotFoundError` for a root that is no folder; `contents` says what it should hold."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Pass the folder that holds {contents} as --root.")
 
 
 def match_name(pattern: re.Pattern[str], form: str, path: Path) -> re.Match[str]:
-    """Match a clip's name without extension.
-
-    Raises:
-        ValueError: a name of another form, with the path and the form in words.
-    """
+    """The match of a clip's name without extension; raises `ValueError` for one of another form, `form` in words."""
     match = pattern.match(path.stem)
     if match is None:
         raise ValueError(f"{path}: expected a name of the form {form}.")
@@ -227,11 +217,7 @@ def is_video_name(name: str) -> bool:
 
 
 def csv_lines(path: Path) -> list[list[str]]:
-    """The rows of a data set's own CSV, its header first.
-
-    Raises:
-        ValueError: not a CSV in UTF-8.
-    """
+    """The rows of a data set's own CSV, its header first."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.reader(file))
@@ -240,11 +226,7 @@ def csv_lines(path: Path) -> list[list[str]]:
 
 
 def list_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines of a list that are not blank.
-
-    Raises:
-        ValueError: not text in UTF-8.
-    """
+    """(number from 1, text) of the lines of a list that are not blank."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -258,11 +240,7 @@ def roots_path(videos_csv: Path) -> Path:
 
 
 def read_manifest(videos_csv: Path) -> dict[str, dict[str, Any]]:
-    """data set -> its root and what `index` found of it, of the `videos.json` beside the table; {} where there is none.
-
-    Raises:
-        ValueError: another file of that name.
-    """
+    """data set -> its root and what `index` found of it, of `videos.json` beside the table; {} where there is none."""
     path = roots_path(videos_csv)
     content = read_json(path) if path.is_file() else {}
     entries = content.values() if isinstance(content, dict) else [None]
@@ -274,15 +252,7 @@ def read_manifest(videos_csv: Path) -> dict[str, dict[str, Any]]:
 
 
 def named_roots(words: Iterable[str], datasets: list[str]) -> dict[str, Path]:
-    """data set -> root, of the words a user gave as --root.
-
-    Args:
-        words: NAME=DIR each, or one DIR where there is one data set.
-        datasets: those of the table.
-
-    Raises:
-        ValueError: a name that is none of them.
-    """
+    """data set -> root, of the words a user gave as --root: NAME=DIR each, or one DIR where there is one data set."""
     words = list(words)
     if len(words) == 1 and "=" not in words[0] and len(datasets) == 1:
         return {datasets[0]: Path(words[0])}
@@ -293,10 +263,7 @@ def named_roots(words: Iterable[str], datasets: list[str]) -> dict[str, Path]:
 
 
 def write_manifest(listing: Listing, videos_csv: Path, *, append: bool) -> "pd.DataFrame":
-    """Write the table and its roots; with `append`, keep the other data sets already there.
-
-    Returns:
-        The whole table as written, sorted by video_id.
+    """Write the table and its roots; with `append`, keep the other data sets already there. Returns the whole table.
 
     Raises:
         ValueError: nothing was found, a clip is already in the table, or another process holds the table's folder.
@@ -352,9 +319,9 @@ def _require_new(listing: Listing, earlier: "pd.DataFrame", roots: dict[str, Any
     repeated = sorted({row["video_id"] for row in listing.rows} & set(earlier["video_id"]))
     if repeated:
         raise ValueError(
-            f"{videos_csv}: {len(repeated)} of {counted(len(listing.rows), 'clip')} "
-            f"of {listing.root} in the table already "
-            f"({repeated[0]}). To index {listing.dataset} again, leave --append out, which writes the table anew{anew}."
+            f"{videos_csv}: {len(repeated)} of {counted(len(listing.rows), 'clip')} of {listing.root} in the table "
+            f"already ({repeated[0]}). To index {listing.dataset} again, leave --append out, which writes the table "
+            f"anew{anew}."
         )
     if known is not None and known != str(listing.root.resolve()):
         both = os.path.commonpath([known, listing.root.resolve()])
@@ -378,13 +345,10 @@ def _first(names: list[str]) -> str:
 
 
 def locate_videos(videos: "pd.DataFrame", videos_csv: Path, *, roots: dict[str, Path] | None = None) -> dict[str, Path]:
-    """video_id -> file on this machine.
-
-    Args:
-        roots: data set -> root, for those that override `videos.json`.
+    """video_id -> file on this machine; `roots`, by data set, override those of `videos.json`.
 
     Raises:
-        FileNotFoundError: a file is not there; says how many and what to do.
+        FileNotFoundError: a file is not there.
         ValueError: no root is known for a data set.
     """
     roots = dict(roots or {})
@@ -406,17 +370,15 @@ def locate_videos(videos: "pd.DataFrame", videos_csv: Path, *, roots: dict[str, 
 
 
 def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> "pd.DataFrame":
-    """A `videos` table of the unlabelled clips of one folder, for prediction; dataset `folder`.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no video in it.
-    """
+    """A `videos` table of the unlabelled clips of one folder, for prediction; dataset `folder`."""
     import pandas as pd
 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of videos, found none.")
-    names = _clips_in(folder) if filenames is None else sorted(filenames)
+    if filenames is None:
+        frames = [path.name for path in folder.iterdir() if not path.name.startswith(".") and is_frame_folder(path)]
+        filenames = [*video_files(folder), *frames]
+    names = sorted(filenames)
     if not names:
         raise ValueError(f"{folder}: expected videos ({', '.join(sorted(VIDEO_SUFFIXES))}), found none.")
     rows = [
@@ -426,19 +388,10 @@ def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> "pd
     return VIDEOS.validate(pd.DataFrame(rows), folder)
 
 
-def _clips_in(folder: Path) -> list[str]:
-    """Names of the videos and of the folders of frames directly in a folder, sorted."""
-    folders = [path.name for path in folder.iterdir() if not path.name.startswith(".") and is_frame_folder(path)]
-    return sorted([*video_files(folder), *folders])
-
-
 def folder_ids(names: Iterable[str]) -> list[str]:
     """The video_id of each file of a folder: `folder/<name>` without its ending, which stays where names differ in
     nothing else; the number in place of a name that is none of a file below."""
-    ids = {
-        name: video_id("folder", name if path_fault(name) is None else f"row {row}") for row, name in enumerate(names)
-    }
+    sound = {name: name if path_fault(name) is None else f"row {row}" for row, name in enumerate(names)}
+    ids = {name: video_id("folder", name) for name in sound.values()}
     counts = Counter(ids.values())
-    return [
-        f"folder/{name}" if counts[video] > 1 and path_fault(name) is None else video for name, video in ids.items()
-    ]
+    return [f"folder/{name}" if counts[ids[name]] > 1 else ids[name] for name in sound.values()]

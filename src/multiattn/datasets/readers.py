@@ -1,15 +1,13 @@
 """The registry of data sets: name -> options and reader; `multiattn index` takes its subcommands and help from it."""
 
-from multiattn.datasets.celebdf import Celebdf
-from multiattn.datasets.celebdf_pp import CelebdfPp
+from multiattn.datasets.celebdf import Celebdf, CelebdfPp
 from multiattn.datasets.crops import Crops
 from multiattn.datasets.deeperforensics import DeeperForensics
 from multiattn.datasets.deepfakebench import DeepfakeBench
 from multiattn.datasets.df40 import Df40
 from multiattn.datasets.dfdc import Dfdc, DfdcPreview
 from multiattn.datasets.fakeavceleb import FakeAVCeleb
-from multiattn.datasets.ffpp import Dfd, Ffpp
-from multiattn.datasets.ffpp_kaggle import FfppKaggle
+from multiattn.datasets.ffpp import Dfd, Ffpp, FfppKaggle
 from multiattn.datasets.labelled_folder import Folder, Frames
 from multiattn.datasets.manifest import IndexOptions
 from multiattn.datasets.wilddeepfake import WildDeepfake

@@ -13,24 +13,25 @@ folds with `--group part` at least leave neighbours together.
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.datasets.crop_videos import CropVideo, write_videos
 from multiattn.datasets.crops import find_pictures
+from multiattn.datasets.crops_folder import CropVideo, write_crops_folder
 from multiattn.datasets.manifest import IndexOptions, Listing, require_root
 from multiattn.runtime.crop_files import path_in_archive
+from multiattn.tables import FAKE, REAL
 
 DATASET = "wilddeepfake"
-TOPS = {f"{label}_{split}": (label, split) for label in ("real", "fake") for split in ("train", "test")}
+TOPS = {
+    f"{name}_{split}": {"label": label, "split": split}
+    for name, label in (("real", REAL), ("fake", FAKE))
+    for split in ("train", "test")
+}
 
 
 def read_wilddeepfake(root: Path, *, faces: Path) -> Listing:
     """List the sequences, and make a faces folder of their pictures, which stay in their archives or folders.
 
-    Returns:
-        Pictures that do not lie in a sequence's folder are `unlisted`.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: an archive that cannot be read in place, no usable picture, or a faces folder of something else.
+    Pictures that do not lie in a sequence's folder are `unlisted`. Raises as `write_crops_folder`, and for an archive
+    that cannot be read in place.
     """
     require_root(root, ", ".join(TOPS))
     listing = Listing(dataset=DATASET, root=root)
@@ -44,12 +45,11 @@ def read_wilddeepfake(root: Path, *, faces: Path) -> Listing:
             if top.replace(" ", "_") not in TOPS or len(below) < 3:
                 listing.unlisted.append(place)
                 continue
-            label, split = TOPS[top.replace(" ", "_")]
-            facts = {"label": label, "split": split, "part": f"{top}/{below[0]}", "identity": ""}
+            values = {**TOPS[top.replace(" ", "_")], "part": f"{top}/{below[0]}"}
             sequence = place.rpartition("/")[0]
-            videos.setdefault(f"{DATASET}/{sequence}", CropVideo(facts, sequence)).pictures[same] = {}
+            videos.setdefault(f"{DATASET}/{sequence}", CropVideo(values, sequence)).pictures[same] = {}
     if videos:
-        write_videos(root, DATASET, videos, listing, faces, None)
+        write_crops_folder(faces, listing, videos)
     return listing
 
 

@@ -151,13 +151,7 @@ def _sensor_noise(rng: np.random.Generator, size_wh: tuple[int, int]) -> np.ndar
 
 
 def render_frames(take: Take, actor: Actor | None, forger: Forger | None = None) -> Iterator[np.ndarray]:
-    """The clip's frames, (H, W, 3) uint8 RGB, one after the other.
-
-    Args:
-        take: the recording.
-        actor: who is in it; None leaves the background alone.
-        forger: replaces the face after the camera's noise was added; None for a real clip.
-    """
+    """The clip's frames, (H, W, 3) uint8 RGB; without an actor of the background alone."""
     rng = np.random.default_rng(take.noise_seed)
     for index in range(len(take.poses)):
         matrix = np.array([[1, 0, take.background_shift[index, 0]], [0, 1, take.background_shift[index, 1]]])
@@ -187,7 +181,8 @@ def render_frames(take: Take, actor: Actor | None, forger: Forger | None = None)
 class Paste:
     """A forged face on the target's canvas and how carelessly it is placed."""
 
-    rgba: np.ndarray  # (384, 400, 4) uint8, the fourth channel is the blending mask
+    face: np.ndarray  # (384, 400, 3), 0..255
+    mask: np.ndarray  # (384, 400), the share of the face in each pixel
     jitter: float  # placement error from frame to frame, standard deviation in pixels
     flicker: float  # brightness error from frame to frame, standard deviation in grey levels
     kept_noise: float  # share of the camera's noise left in the pasted region, 0..1
@@ -233,7 +228,7 @@ def _autoencoder(rng: np.random.Generator, source: Actor, target: Actor) -> Past
     face = _colour_matched(_aligned(source, target), target, rng.uniform(0.65, 1.0))
     face = _through_low_resolution(face, target, int(rng.integers(26, 37)))
     mask = _mask(target, feather=rng.uniform(2.5, 4.5), shrink=4)
-    return _paste(face, mask, jitter=0.3, flicker=0.8, kept_noise=rng.uniform(0.0, 0.15))
+    return Paste(face=face, mask=mask, jitter=0.3, flicker=0.8, kept_noise=rng.uniform(0.0, 0.15))
 
 
 def _graphics(rng: np.random.Generator, source: Actor, target: Actor) -> Paste:
@@ -244,7 +239,7 @@ def _graphics(rng: np.random.Generator, source: Actor, target: Actor) -> Paste:
     face = cv2.resize(face, CANVAS_WH, interpolation=cv2.INTER_LINEAR)
     face = face + 1.4 * (face - cv2.GaussianBlur(face, (0, 0), 1.6))
     mask = _mask(target, feather=0.9, shrink=2)
-    return _paste(face, mask, jitter=0.6, flicker=1.2, kept_noise=rng.uniform(0.0, 0.15))
+    return Paste(face=face, mask=mask, jitter=0.6, flicker=1.2, kept_noise=rng.uniform(0.0, 0.15))
 
 
 def _reenact(rng: np.random.Generator, source: Actor, target: Actor) -> Paste:
@@ -258,7 +253,7 @@ def _reenact(rng: np.random.Generator, source: Actor, target: Actor) -> Paste:
     nose_y = target.landmarks[2, 1] - 10
     lower = 1 / (1 + np.exp(-(y - nose_y) / 2.5))
     mask = _mask(target, feather=rng.uniform(1.5, 3), shrink=3) * lower
-    return _paste(face, mask, jitter=0.7, flicker=0.8, kept_noise=rng.uniform(0.0, 0.15))
+    return Paste(face=face, mask=mask, jitter=0.7, flicker=0.8, kept_noise=rng.uniform(0.0, 0.15))
 
 
 def _gan(rng: np.random.Generator, source: Actor, target: Actor) -> Paste:
@@ -270,13 +265,7 @@ def _gan(rng: np.random.Generator, source: Actor, target: Actor) -> Paste:
     face = face * (1 + rng.uniform(0.035, 0.06) * grid)[..., None]
     face = cv2.GaussianBlur(face, (0, 0), 0.8)
     mask = _mask(target, feather=rng.uniform(1.5, 3), shrink=3)
-    return _paste(face, mask, jitter=0.2, flicker=0.6, kept_noise=rng.uniform(0.0, 0.15))
-
-
-def _paste(face: np.ndarray, mask: np.ndarray, *, jitter: float, flicker: float, kept_noise: float) -> Paste:
-    rgba = np.dstack([face, mask * 255])
-    rgba = np.round(np.clip(rgba, 0, 255)).astype(np.uint8)
-    return Paste(rgba=rgba, jitter=jitter, flicker=flicker, kept_noise=float(kept_noise))
+    return Paste(face=face, mask=mask, jitter=0.2, flicker=0.6, kept_noise=rng.uniform(0.0, 0.15))
 
 
 RECIPES: dict[str, Callable[[np.random.Generator, Actor, Actor], Paste]] = {
@@ -289,18 +278,13 @@ RECIPES: dict[str, Callable[[np.random.Generator, Actor, Actor], Paste]] = {
 
 
 def make_forger(recipe: str, source: Actor, target: Actor, forgery_seed: tuple[int, ...], num_frames: int) -> Forger:
-    """A function that puts the source's face over the target's in every frame of the target's clip.
-
-    Raises:
-        ValueError: the recipe is not one of `RECIPES`.
-    """
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, found {recipe!r}.")
+    """A function that puts the source's face over the target's in every frame of the target's clip."""
     rng = np.random.default_rng(forgery_seed)
     paste = RECIPES[recipe](rng, source, target)
     shifts = rng.normal(0, paste.jitter, (num_frames, 2)).astype(np.float32)
     offsets = rng.normal(0, paste.flicker, num_frames).astype(np.float32)
-    left, top, width, height = cv2.boundingRect((paste.rgba[..., 3] > 0).astype(np.uint8))
+    picture = np.round(np.clip(np.dstack([paste.face, paste.mask * 255]), 0, 255)).astype(np.uint8)
+    left, top, width, height = cv2.boundingRect((picture[..., 3] > 0).astype(np.uint8))
 
     def forge(index: int, frame: np.ndarray, view: View) -> np.ndarray:
         near = (view.map_x > left - 2) & (view.map_x < left + width + 2)
@@ -308,7 +292,7 @@ def make_forger(recipe: str, source: Actor, target: Actor, forgery_seed: tuple[i
         x, y, w, h = cv2.boundingRect(near.astype(np.uint8))
         window = (slice(y, y + h), slice(x, x + w))
         map_x, map_y = view.map_x[window] + shifts[index, 0], view.map_y[window] + shifts[index, 1]
-        rgba = cv2.remap(paste.rgba, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        rgba = cv2.remap(picture, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         face = rgba[..., :3] * view.light[window] + offsets[index] + paste.kept_noise * view.noise[window]
         frame[window] += rgba[..., 3:].astype(np.float32) / 255 * (face - frame[window])
         return frame

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ import cv2
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.datasets.embedded.clips import FRAME_RATE, RECIPES, make_forger, make_take, render_frames
 from multiattn.runtime.files import exclusive_folder, write_text
+from multiattn.runtime.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -137,13 +136,9 @@ def _plan_group(writer: _Writer, part: int, actors: list[str], takes: int, fakes
 def plan_demo(seed: int = 7, small: bool = False) -> DemoPlan:
     """The clips of the embedded data set for a seed, in a fixed order.
 
-    Args:
-        seed: a non-negative integer; every name, actor and clip follows from it.
-        small: the miniature for tests: 12 training clips of one second and 4 test clips.
-
-    Returns:
-        The plan. Full: 5 parts of 10 real and 20 fake clips with 10 actors each, and 18 real and 18 fake test clips
-        with 9 actors of their own. The first fake test clip is truncated, the last real one shows no face.
+    5 parts of 10 real and 20 fake clips with 10 actors each, and 18 real and 18 fake test clips with 9 actors of their
+    own; the small one has 12 training clips of one second and 4 test clips. The first fake test clip is truncated, the
+    last real one shows no face.
     """
     sizes = _SMALL if small else _FULL
     writer = _Writer(seed, sizes)
@@ -174,12 +169,8 @@ def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool 
         root: the folder to make. A finished one of the same recipe, seed and size is left as it is, but for a missing
             groups.csv, which is added. The work is done in `<root>.partial` and renamed at the end, so a half-made set
             is never taken for a finished one.
-        seed: a non-negative integer; the files depend on it and on nothing else.
-        jobs: processes to draw with; more do not change the result.
+        seed: the files depend on it and on nothing else.
         small: a miniature for tests.
-
-    Raises:
-        ValueError: `root` holds something else, which is not touched, or another process still builds beside it.
     """
     with exclusive_folder(Path(root).parent, patience_seconds=PATIENCE_SECONDS):
         _build(Path(root), seed, jobs, small)
@@ -247,9 +238,9 @@ def _write_videos(plan: DemoPlan, root: Path, jobs: int) -> None:
         (root / folder).mkdir()
     calls = (delayed(write_clip)(clip, plan.actor_seeds, root / _folder(clip) / clip.filename) for clip in plan.clips)
     workers = Parallel(n_jobs=min(jobs, len(plan.clips)), return_as="generator_unordered", pre_dispatch="3*n_jobs")
-    quiet = not sys.stderr.isatty()
-    for _ in tqdm(workers(calls), total=len(plan.clips), desc="embedded clips", unit="clip", disable=quiet):
-        pass
+    with progress_bar(len(plan.clips), "embedded clips", "clips") as bar:
+        for _ in workers(calls):
+            bar.update()
 
 
 def write_clip(clip: PlannedClip, actor_seeds: dict[str, tuple[int, ...]], path: Path) -> None:
