@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from multiattn.runtime.picture_size import picture_size
+from multiattn.runtime.crop_files import picture_size
 
 SIZES = [(1, 1), (37, 41), (300, 16)]
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data._utils import signal_handling
 
-from multiattn.runtime.picture_size import jpeg_size
+from multiattn.runtime.crop_files import jpeg_size
 from multiattn.video.crops import images
 from multiattn.video.crops.cache import CropCache
 from multiattn.video.crops.images import PREFETCH, CropImages, crop_loader, names_digest, read_crop

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multiattn.datasets.manifest import Listing, video_row
-from multiattn.runtime.crop_files import ROOT_KEY, path_in_archive, read_ends
+from multiattn.runtime.crop_files import ROOT_KEY, path_in_archive, picture_size, read_ends
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.frame_folders import frame_numbers, natural_order
 from multiattn.runtime.layout import FACES_FILE, RECIPE_FILE, STATUS_FILE, VIDEOS_FILE
-from multiattn.runtime.picture_size import picture_size
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FACES, LANDMARKS, VIDEO_STATUS, VIDEOS
 

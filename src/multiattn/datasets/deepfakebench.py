@@ -27,9 +27,8 @@ import numpy as np
 from multiattn.datasets.crops_folder import CropVideo, write_crops_folder
 from multiattn.datasets.ffpp import compression_of
 from multiattn.datasets.manifest import IndexOptions, Listing, is_folder, require_root
-from multiattn.runtime.crop_files import read_ends
+from multiattn.runtime.crop_files import picture_size, read_ends
 from multiattn.runtime.files import read_json
-from multiattn.runtime.picture_size import picture_size
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL
 

@@ -12,6 +12,7 @@ themselves. With each crop its header in the archive is read, which says whether
 import functools
 import os
 import re
+import struct
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,16 +32,15 @@ _MEMBER = re.compile(
     r"(?P<archive>.+?\.(?:tar|tar\.gz|tgz))@(?P<offset>\d+)\+(?P<size>\d+)/(?P<member>.+)", re.DOTALL | re.IGNORECASE
 )
 _OPEN_ARCHIVES = 64
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG that are followed by its size."""
+_PNG = struct.Struct(">8s4x4sII")
 _PADDING_BYTES = 1 << 16
 """An archive ends in zeros up to a multiple of usually 10,240 bytes."""
 
 
 def declared_root(folder: Path) -> Path | None:
-    """The folder that `faces.json` declares its crops to lie below; None where they lie in the faces folder itself.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
+    """The folder that `faces.json` declares its crops to lie below; None where they lie in the faces folder itself."""
     path = Path(folder) / RECIPE_FILE
     values = read_json(path) if path.is_file() else {}
     if not isinstance(values, dict) or not isinstance(name := values.get(ROOT_KEY), str):
@@ -59,11 +59,6 @@ def crops_root(folder: Path) -> Path:
     return declared_root(folder) or Path(folder)
 
 
-def member_address(archive: str, offset: int, size: int, member: str) -> str:
-    """The address of an archive's member; see the head of this file."""
-    return f"{archive}@{offset}+{size}/{member}"
-
-
 def _member(address: str) -> re.Match[str] | None:
     """The parts of the address of an archive's member; None for that of a file."""
     return _MEMBER.fullmatch(address) if "@" in address else None
@@ -71,8 +66,10 @@ def _member(address: str) -> re.Match[str] | None:
 
 def unpacked_path(address: str) -> str:
     """The path a crop would have, were its archive unpacked where it lies."""
-    match = _member(address)
-    return address if match is None else _beside(match["archive"], match["member"])
+    if (match := _member(address)) is None:
+        return address
+    above = match["archive"].rpartition("/")[0]
+    return f"{above}/{match['member']}" if above else match["member"]
 
 
 def path_in_archive(address: str) -> str:
@@ -86,16 +83,8 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def _beside(archive: str, member: str) -> str:
-    above = archive.rpartition("/")[0]
-    return f"{above}/{member}" if above else member
-
-
 def archive_members(root: Path, archive: str) -> Iterator[str]:
     """Addresses of the files in an archive, in its order; only its headers are read.
-
-    Args:
-        archive: path below the root.
 
     Raises:
         ValueError: not a tar archive, cut off, damaged, or compressed, which leaves nothing to seek in.
@@ -107,7 +96,7 @@ def archive_members(root: Path, archive: str) -> Iterator[str]:
             while (member := file.next()) is not None:
                 file.members.clear()  # or it would keep millions
                 if member.isreg():
-                    yield member_address(archive, member.offset_data, member.size, member.name.removeprefix("./"))
+                    yield f"{archive}@{member.offset_data}+{member.size}/{member.name.removeprefix('./')}"
             end = file.offset
         if path.stat().st_size < end:
             raise tarfile.ReadError(f"it ends after {path.stat().st_size} of {end} bytes")
@@ -124,10 +113,7 @@ def archive_members(root: Path, archive: str) -> Iterator[str]:
 
 
 def read_stored(path: Path) -> bytes:
-    """The content of a crop; empty where there is no such file.
-
-    Args:
-        path: its address, joined to the root of the crops.
+    """The content of the crop at an address, joined to the root of the crops; empty where there is no such file.
 
     Raises:
         ValueError: an archive that is gone, or no longer the one that was indexed.
@@ -142,11 +128,7 @@ def read_stored(path: Path) -> bytes:
 
 
 def read_ends(path: Path, head: int, tail: int) -> tuple[bytes, bytes]:
-    """The first and the last bytes of a crop, fewer where it has fewer; arguments and errors as `read_stored`.
-
-    Raises:
-        OSError: no such file, or it cannot be read.
-    """
+    """The first and the last bytes of a crop, fewer where it has fewer; as `read_stored`."""
     match = _member(os.fspath(path))
     if match is None:
         require_plain_file(path)
@@ -190,3 +172,45 @@ def _require_same(header: bytes, match: re.Match[str], is_whole: bool) -> None:
             f"{match['archive']}: {member} is no longer at byte {match['offset']}: the archive was changed after it "
             "was indexed. Run the same `multiattn index crops` command again."
         )
+
+
+def picture_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height that a picture's header names; None where none is found in these bytes."""
+    return jpeg_size(head) or _png_size(head) or _webp_size(head)
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height that a JPEG's header names; None where it is no JPEG or has no such header."""
+    if not content.startswith(b"\xff\xd8"):
+        return None
+    place = 2
+    while place + 9 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker in _JPEG_FRAMES:
+            height, width = (int.from_bytes(content[place + i : place + i + 2], "big") for i in (5, 7))
+            return width, height
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return None
+
+
+def _png_size(head: bytes) -> tuple[int, int] | None:
+    if len(head) < _PNG.size:
+        return None
+    signature, kind, width, height = _PNG.unpack(head[: _PNG.size])
+    return (width, height) if signature == b"\x89PNG\r\n\x1a\n" and kind == b"IHDR" else None
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Size in any of its three forms: lossy, lossless, and extended (RFC 9649, sections 2.5 to 2.7)."""
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return None
+    kind = head[12:16]
+    if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", head[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and head[20] == 0x2F:
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    return None

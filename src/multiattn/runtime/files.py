@@ -154,33 +154,25 @@ def write_digests(path: Path) -> None:
 
 def changed_files(path: Path) -> list[str]:
     """The files of a `write_digests` list that are not as they were, each with what is found in its place, and those
-    beside them that it does not list; empty where all are. Hidden files do not count.
-
-    Raises:
-        OSError: no such list.
-    """
+    beside them that it does not list; empty where all are. Hidden files do not count."""
     changed = []
-    listed = {name: digest for digest, _, name in
-              (line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines())}  # fmt: skip
+    lines = (line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines())
+    digest_of = {name: digest for digest, _, name in lines}
     for file in sorted(path.parent.rglob("*")):
         name = file.relative_to(path.parent).as_posix()
-        is_more = (file.is_symlink() or file.is_file()) and file != path and name not in listed
+        is_more = (file.is_symlink() or file.is_file()) and file != path and name not in digest_of
         if is_more and not file.name.startswith("."):
             changed.append(f"{name}: not in the list")
-    for name, digest in listed.items():
+    for name, digest in digest_of.items():
         file = path.parent / name
-        found = file_digest(file) if file.is_file() else "no file"
-        if found != digest:
+        if (found := file_digest(file) if file.is_file() else "no file") != digest:
             changed.append(f"{name}: {found}")
     return changed
 
 
 def require_plain_file(path: Path) -> None:
-    """Refuse what only looks like a file: whoever opens a FIFO waits for ever, and a device may have no end.
-
-    Raises:
-        OSError: it is none; the message names no path. `FileNotFoundError` where there is nothing.
-    """
+    """Raise `OSError` for what only looks like a file: whoever opens a FIFO waits for ever, and a device may have no
+    end. The message names no path."""
     mode = Path(path).stat().st_mode
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
@@ -188,11 +180,7 @@ def require_plain_file(path: Path) -> None:
 
 
 def content_fingerprint(path: Path) -> str:
-    """Size and SHA-256 of a file's whole content: `<bytes>-<hex digits>`; results of a file are kept under it.
-
-    Raises:
-        OSError: it cannot be read, or is no plain file.
-    """
+    """Size and SHA-256 of a file's whole content: `<bytes>-<hex digits>`; results of a file are kept under it."""
     require_plain_file(path)
     return f"{Path(path).stat().st_size}-{file_digest(path)}"
 
@@ -210,12 +198,10 @@ def free_name(path: Path) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """The content of a JSON file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, too deep, a number that is none, or a key twice with different values; the message names
-            the file, and line and column where they are known.
+        ValueError: not JSON, too deep, a number that is none, or a key twice with different values.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -24,12 +24,7 @@ _HEADER = b'{"work":'
 
 
 class Journal(Generic[Record]):
-    """Records of one dataclass of plain types, whose first field is their key; as a context manager, open for writing.
-
-    Args:
-        path: the file; it need not exist.
-        kind: the dataclass.
-    """
+    """Records of one dataclass of plain types, keyed by its first field; as a context manager, open for writing."""
 
     def __init__(self, path: Path, kind: type[Record]) -> None:
         self.path, self.kind = Path(path), kind
@@ -65,8 +60,7 @@ class Journal(Generic[Record]):
     def claim(self, work: dict[str, Any]) -> None:
         """Repair the journal and keep its records if they belong to this work; set those of other work aside.
 
-        Args:
-            work: what the records depend on, plain types; the first line of the file.
+        `work` is what the records depend on, plain types; it becomes the first line of the file.
         """
         self.repair()
         if self.path.is_file():
@@ -90,11 +84,7 @@ class Journal(Generic[Record]):
                 return {}
 
     def append(self, record: Record) -> int:
-        """Add a record to the open journal; returns its line's place in the file.
-
-        Raises:
-            OSError: the disk is full; the journal is as it was.
-        """
+        """Add a record to the open journal, which a full disk leaves as it was; its line's place in the file."""
         return self._write(asdict(record))
 
     def _write(self, values: dict[str, Any]) -> int:
@@ -113,11 +103,7 @@ class Journal(Generic[Record]):
         os.fsync(self._file.fileno())
 
     def places(self) -> dict[str, int]:
-        """Key -> place of its line in the file; only the keys are parsed, the rest may be gigabytes.
-
-        Raises:
-            ValueError: a damaged line.
-        """
+        """Key -> place of its line in the file; only the keys are parsed, the rest may be gigabytes."""
         found, decoder = {}, json.JSONDecoder()
         for number, place, line in self._lines():
             try:
@@ -136,11 +122,7 @@ class Journal(Generic[Record]):
     def records(self, *, skip_damaged: bool = False) -> Iterator[Record]:
         """All records, one by one: all of a large data set at once would take gigabytes.
 
-        Args:
-            skip_damaged: leave damaged lines out, and log how many.
-
-        Raises:
-            ValueError: a damaged line.
+        A damaged line raises `ValueError`; with `skip_damaged` such lines are left out, and the log says how many.
         """
         damaged = 0
         for number, _, line in self._lines():

@@ -78,11 +78,7 @@ ANY_FOLD = f"{_FOLD}*"
 
 
 def crops_folder(faces: Path, video_id: str) -> Path:
-    """The folder of a video's crops, resolved: whoever writes or deletes there does it nowhere else.
-
-    Raises:
-        ValueError: the id, or a link on its way, leads out of the faces folder's crops.
-    """
+    """The folder of a video's crops, resolved: whoever writes or deletes there does it nowhere else."""
     root = (Path(faces) / CROPS_FOLDER).resolve()
     folder = (root / video_id).resolve()
     if root not in folder.parents:
@@ -94,16 +90,12 @@ def crops_folder(faces: Path, video_id: str) -> Path:
 
 
 def fold_folder(experiment: Path, fold: int) -> Path:
-    """The run folder of a fold, `<experiment>/fold<k>`."""
+    """`<experiment>/fold<k>`."""
     return Path(experiment) / f"{_FOLD}{fold}"
 
 
 def fold_number(folder: Path) -> int:
-    """The number of a fold's folder; a run folder taken by itself may be named by the number alone.
-
-    Raises:
-        ValueError: it is not named like one.
-    """
+    """The number of a fold's folder; a run folder taken by itself may be named by the number alone."""
     digits = folder.name.removeprefix(_FOLD)
     if not digits.isdecimal():
         raise ValueError(f"{folder}: expected a run folder named fold0, fold1, ..., found {folder.name!r}.")
@@ -122,11 +114,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def fold_folders(runs: Path) -> list[Path]:
-    """The fold folders of an experiment's folder (or the one fold folder given), by number.
-
-    Raises:
-        FileNotFoundError: no such folder, or no fold in it.
-    """
+    """The fold folders of an experiment's folder (or the one fold folder given), by number; at least one."""
     folders = [Path(runs)] if is_run_folder(runs) else folds_below(runs)
     if not folders:
         raise FileNotFoundError(
@@ -136,12 +124,7 @@ def fold_folders(runs: Path) -> list[Path]:
 
 
 def packaged_run(name: str = DEFAULT_RUN) -> Path:
-    """The folder of a run that comes with the package, its files as they were packed.
-
-    Raises:
-        FileNotFoundError: this installation has none of that name.
-        ValueError: as `require_unchanged`.
-    """
+    """The folder of a run that comes with the package, its files as they were packed."""
     if not (PRETRAINED / name).is_dir():
         held = ", ".join(sorted(path.name for path in PRETRAINED.glob("*/"))) or "none"
         raise FileNotFoundError(
@@ -181,11 +164,8 @@ def experiment_folder(run: Path) -> Path:
 
 
 def experiment_name(run: Path) -> str:
-    """The name of the experiment that a folder, its own or that of one of its folds, belongs to: its folder's.
-
-    Links are not followed: an experiment is called what the path given calls it, in predictions, weights of a scoring
-    rule and bundles alike.
-    """
+    """The name of that experiment. Links are not followed: it is called what the path given calls it, in predictions,
+    weights of a scoring rule and bundles alike."""
     return _own_name(experiment_folder(run))
 
 

@@ -71,12 +71,7 @@ class WorkBar:
     that began, one that ended no more than what it has done."""
 
     def __init__(self, name: str, folds: int) -> None:
-        """Show nothing yet: how much there is to do is known when a fold begins.
-
-        Args:
-            name: of the whole work.
-            folds: number of its folds, of one experiment or several.
-        """
+        """Show nothing yet: how much there is to do is known when a fold begins."""
         self.name, self.folds = name, folds
         self._counts: dict[str, tuple[int, int]] = {}
         self._samples_to_come = 0
@@ -90,11 +85,7 @@ class WorkBar:
             self._bar.close()
 
     def report(self, fold: str, done: int, samples: int, text: str = "") -> None:
-        """Note where a fold stands: `done` of its `samples`, at first by an earlier command; from any thread.
-
-        Args:
-            text: shown behind the bar.
-        """
+        """Note where a fold stands: `done` of its `samples`, at first by an earlier command; from any thread."""
         with self._lock:
             earlier, is_first = self._counts.get(fold, (done, 0))[0], fold not in self._counts
             self._counts[fold], self._samples_to_come = (done, samples), samples

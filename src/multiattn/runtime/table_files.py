@@ -17,9 +17,7 @@ ROWS_AT_ONCE = 1 << 17
 def read_csv(path: Path) -> pd.DataFrame:
     """All cells as text; every row has as many as the header (pandas would pad a short row and shift a long one).
 
-    Raises:
-        ValueError, csv.Error: another number of cells, a column that stands twice, or no text in UTF-8; the message
-            does not name the file.
+    The message of an error does not name the file.
     """
     plain = _read_plain_csv(path)
     if plain is not None:

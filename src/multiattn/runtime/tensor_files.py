@@ -25,7 +25,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a .safetensors or a PyTorch file, on the CPU; of a training checkpoint its `state_dict`.
 
     Raises:
-        FileNotFoundError: no such file.
         ValueError: unreadable, no state dict, or pickled objects, which are never unpickled.
     """
     path = Path(path)
@@ -59,18 +58,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, or no safetensors file at all.
-    """
+    """Every tensor of a safetensors file, on the CPU."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The notes in a safetensors file's header; empty when it has none. Raises as `read_state`."""
+    """The notes in a safetensors file's header; empty when it has none."""
     with _opened(path) as file:
         return file.metadata() or {}
 

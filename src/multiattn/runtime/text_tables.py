@@ -6,11 +6,8 @@ from typing import Any
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Text on one line: escapes such as `\\x1b` stand for control characters, line ends and bytes that are no UTF-8.
-
-    Args:
-        keep: characters that are left as they are.
-    """
+    """Text on one line: escapes such as `\\x1b` stand for control characters, line ends and bytes that are no UTF-8,
+    unless they are to be kept."""
     return "".join(
         one if one.isprintable() or one in keep else one.encode("unicode_escape").decode("ascii") for one in text
     )

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
-from multiattn.runtime.crop_files import crops_root, read_stored
-from multiattn.runtime.picture_size import jpeg_size
+from multiattn.runtime.crop_files import crops_root, jpeg_size, read_stored
 from multiattn.runtime.processor import usable_cores
 from multiattn.runtime.signals import ending_signals_wait, leave_signals_to_parent
 from multiattn.video.crops.cache import SHARED_MEMORY, CropCache
