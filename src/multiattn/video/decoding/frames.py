@@ -4,6 +4,7 @@ A picture is a video of one frame, a folder of pictures (`runtime/frame_folders.
 """
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
@@ -20,7 +22,6 @@ from multiattn.runtime.frame_folders import frame_names, frame_numbers, is_image
 from multiattn.runtime.text_tables import counted, printable
 from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_decoding
 from multiattn.video.decoding.pictures import MAX_PIXELS, UnreadableVideoError, read_image
-from multiattn.video.decoding.upright import turned_upright
 
 OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
@@ -33,6 +34,8 @@ DEFAULT_STREAM = 5_000_000
 """Pixels that a stream marked as the default counts more, where FFmpeg chooses one of several."""
 FRAMES_UNLIKE_PACKETS = frozenset({"vp8", "mpeg1video", "mpeg2video"})
 """Codecs that have packets of no frame of their own (hidden ones, leading ones of an open group)."""
+QUARTER_TURN_TOLERANCE = 1.0
+"""Degrees within which an angle counts as a quarter turn, as in FFmpeg."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,6 @@ def probe_video(path: Path) -> VideoShape:
     """Size and number of frames; the first frame is decoded, since only it has the rotation.
 
     Of a folder of pictures the first that can be decoded.
-
-    Raises:
-        UnreadableVideoError: no such file, no video, or its first frame cannot be decoded.
     """
     try:
         if Path(path).is_dir() or is_image_name(Path(path).name):
@@ -114,10 +114,7 @@ class FrameArray:
 
 
 class ArrayReader:
-    """Iterates over the frames of an array that `FrameReader` would take of a video of these frames.
-
-    Arguments and attributes are those of `FrameReader`.
-    """
+    """Iterates over the frames of an array as `FrameReader` over those of a video; arguments and attributes alike."""
 
     def __init__(self, frames: FrameArray, num_frames: int, *, fps: float | None = None) -> None:
         self.frames, self.wanted, self.fps = frames, num_frames, fps
@@ -143,10 +140,8 @@ class FrameReader:
     A file damaged in its middle yields the frames before the damage.
 
     Args:
-        num_frames: how many.
-        fast_frames: take the reference frame nearest to each wanted frame instead, the earlier of two equally near,
-            each once. Saves what the wanted frames themselves cost beside those they are predicted from (5 to 10 % of
-            the packets at 32 of 300 frames). Streams that are decoded whole give the wanted frames as always.
+        fast_frames: take the reference frame nearest to each wanted frame instead; as `plan_decoding`. Streams that are
+            decoded whole give the wanted frames as always.
         fps: frames a second of a folder of pictures; None where it is not known.
 
     Attributes:
@@ -205,10 +200,8 @@ class FrameReader:
                 image = read_image(self.path / names[place])
             except UnreadableVideoError as error:
                 broken.append(f"{printable(names[place])}: {error}")
-                self.message = (
-                    f"{counted(len(broken), f'frame of {len(wanted)} was', f'frames of {len(wanted)} were')} "
-                    f"not decoded; the first: {broken[0]}"
-                )
+                number = counted(len(broken), f"frame of {len(wanted)} was", f"frames of {len(wanted)} were")
+                self.message = f"{number} not decoded; the first: {broken[0]}"
                 continue
             self.num_frames += 1
             yield Frame(index=numbers[place], seconds=numbers[place] / self.fps if self.fps else 0.0, image=image)
@@ -256,11 +249,8 @@ class FrameReader:
         else:
             self.message = f"the file ends after frame {last_index} of {total}"
         if not self.message and self.num_frames < len(frames):
-            self.message = counted(
-                len(frames) - self.num_frames,
-                f"frame of {len(frames)} was not decoded",
-                f"frames of {len(frames)} were not decoded",
-            )
+            missing, of = len(frames) - self.num_frames, f"of {len(frames)}"
+            self.message = counted(missing, f"frame {of} was not decoded", f"frames {of} were not decoded")
 
 
 def _decode(
@@ -318,6 +308,41 @@ def to_image(frame: av.VideoFrame) -> np.ndarray:
     matrix = next((bytes(data) for data in frame.side_data if data.type == SideData.DISPLAYMATRIX), None)
     image = frame.to_ndarray(format="rgb24")
     return image if matrix is None else turned_upright(image, np.frombuffer(matrix, np.int32).reshape(3, 3))
+
+
+def turned_upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The frame as FFmpeg's autorotation shows it.
+
+    Quarter turns and mirroring move pixels; any other angle turns the picture about its centre within its own bounds.
+    A matrix without an angle, of zeros for example, changes nothing, and so does scaling.
+
+    Args:
+        image: (H, W, 3) uint8.
+        matrix: (3, 3) int32, `a b u; c d v; x y w` of ISO/IEC 14496-12.
+
+    Returns:
+        (H, W, 3) or (W, H, 3) uint8, contiguous.
+    """
+    (a, b), (c, d) = (matrix[:2, :2] / 65536).tolist()
+    if not (math.hypot(a, c) and math.hypot(b, d)):
+        return image
+    angle = math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c))) % 360
+    quarters = round(angle / 90)
+    if abs(angle - 90 * quarters) >= QUARTER_TURN_TOLERANCE:
+        height, width = image.shape[:2]
+        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -angle, 1)
+        return cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR)
+    if quarters % 2:
+        is_mirrored = c > 0 if quarters == 1 else c < 0
+        image = image.swapaxes(0, 1)  # mirrored along the diagonal; a turn mirrors once more
+        if quarters == 1:
+            image = image if is_mirrored else image[:, ::-1]
+        else:
+            image = image[::-1, ::-1] if is_mirrored else image[::-1]
+    else:
+        image = image[:, ::-1] if quarters == 2 and a < 0 else image
+        image = image[::-1] if d < 0 else image
+    return np.ascontiguousarray(image)
 
 
 def _describe(error: Exception) -> str:

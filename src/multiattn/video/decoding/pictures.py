@@ -20,10 +20,6 @@ class UnreadableVideoError(Exception):
 def decode_picture(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB, source: str = "a picture") -> np.ndarray | None:
     """(H, W, 3) uint8 RGB, upright as its EXIF says; None for what is no picture.
 
-    Args:
-        flags: of `cv2.imdecode`.
-        source: what an error names.
-
     Raises:
         ValueError: more than `MAX_PIXELS`; a small file may declare gigabytes, so this is read before it is decoded.
     """
@@ -40,11 +36,7 @@ def decode_picture(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB, source: st
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight.
-
-    Raises:
-        UnreadableVideoError: no such file, not a picture OpenCV reads, or one of more than `MAX_PIXELS`.
-    """
+    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight."""
     try:
         require_plain_file(path)
         image = decode_picture(Path(path).read_bytes())

@@ -5,10 +5,10 @@ that package's thresholds, pyramid and rounding. Measured on one core, 640 pixel
 ms of CPU a frame against the package's 73, and the same faces. Departures from the package: images are averaged by
 OpenCV instead of torch's adaptive pooling, and small pyramid levels are made of larger ones.
 
-The networks are arranged so that an answer depends on its image alone. A library of linear algebra sums in another
+The networks are arranged so that an output depends on its image alone. A library of linear algebra sums in another
 order for one row than for many, and for some shapes with two threads than with one. MTCNN cuts its boxes to whole
 pixels between the networks, so such last bits moved logits by up to 0.1. With the shapes below the order stays the
-same, as measured with one to four threads and 1 to 512 images on an AMD EPYC with AVX-512; on other processors answers
+same, as measured with one to four threads and 1 to 512 images on an AMD EPYC with AVX-512; on other processors outputs
 stay within 1e-4. Pooling is the maximum of slices; torch's takes 1.2 to 10 times as long.
 """
 
@@ -36,7 +36,8 @@ PYRAMID_FACTOR = 0.709
 REFINE_PIXELS, OUTPUT_PIXELS = 24, 48
 PATCHES_A_PASS = 512
 FILLED_CHANNELS = 16
-ANSWERS = 5
+CELL_VALUES = 5
+"""Outputs of the first network a cell: a logit and four offsets."""
 LEAST_PIXELS = 4096
 """Pixels of one pass of the first network: smaller levels of the pyramid are filled up with empty images."""
 LEAST_PATCHES = 2
@@ -111,7 +112,7 @@ class Cascade:
         )
 
     def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
-        """Faces of each of (H, W, 3) uint8 RGB copies of one size; as `Detector.search`."""
+        """As `Detector.search`."""
         effort = THOROUGH_PASS if thorough else FIRST_PASS
         candidates = self._refine(copies, self._propose(copies, effort), effort)
         candidates, landmarks = self._decide(copies, candidates, threshold)
@@ -128,9 +129,9 @@ class Cascade:
         levels = [Candidates(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))]
         offsets = [np.zeros((0, 4), np.float32)]
         for scale, level in pyramid(copies, effort.min_face_pixels):
-            answers = self.proposal_network(self._to_input(level))
-            cells = torch.nonzero(answers[:, 0] >= logit_threshold)
-            chosen = answers[cells[:, 0], :, cells[:, 1], cells[:, 2]].cpu()
+            outputs = self.proposal_network(self._to_input(level))
+            cells = torch.nonzero(outputs[:, 0] >= logit_threshold)
+            chosen = outputs[cells[:, 0], :, cells[:, 1], cells[:, 2]].cpu()
             cells = cells.cpu()
             corners = cells[:, [2, 1]] * CELL_STRIDE + 1
             boxes = torch.floor(torch.cat([corners, corners + CELL_PIXELS - 1], dim=1).float() / scale)
@@ -281,7 +282,7 @@ class ProposalNetwork(nn.Module):
         self.pool = LargestPixel(2)
         self.second = nn.Conv2d(FILLED_CHANNELS, second.out_channels, kernel_size=3)
         self.rest = nn.Sequential(*(_layer(state, name) for name in ("prelu2", "conv3", "prelu3")))
-        self.answers = nn.Conv2d(face.in_channels, FILLED_CHANNELS, kernel_size=1)
+        self.heads = nn.Conv2d(face.in_channels, FILLED_CHANNELS, kernel_size=1)
         filled = FILLED_CHANNELS - first.out_channels
         with torch.no_grad():
             self.first.weight.copy_(functional.pad(first.weight, (0, 0, 0, 0, 0, 0, 0, filled)))
@@ -289,15 +290,15 @@ class ProposalNetwork(nn.Module):
             self.first_slopes.weight.copy_(functional.pad(state["prelu1.weight"], (0, filled)))
             self.second.weight.copy_(functional.pad(second.weight, (0, 0, 0, 0, 0, filled)))
             self.second.bias.copy_(second.bias)
-            self.answers.weight.zero_()[:ANSWERS] = torch.cat([face.weight[1:] - face.weight[:1], offsets.weight])
-            self.answers.bias.zero_()[:ANSWERS] = torch.cat([face.bias[1:] - face.bias[:1], offsets.bias])
+            self.heads.weight.zero_()[:CELL_VALUES] = torch.cat([face.weight[1:] - face.weight[:1], offsets.weight])
+            self.heads.bias.zero_()[:CELL_VALUES] = torch.cat([face.bias[1:] - face.bias[:1], offsets.bias])
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify the cells of images: (B, 3, H, W) in [-1, 1], H and W even -> (B, 5, H / 2 - 5, W / 2 - 5)."""
         count = len(images)
         images = _filled(images, -(-LEAST_PIXELS // images[0, 0].numel()))
         features = self.pool(self.first_slopes(self.first(images)))
-        return self.answers(self.rest(self.second(features)))[:count, :ANSWERS]
+        return self.heads(self.rest(self.second(features)))[:count, :CELL_VALUES]
 
 
 class LargestPixel(nn.Module):
@@ -340,8 +341,8 @@ class PatchNetwork(nn.Module):
         features = self.features(_filled(patches, LEAST_PATCHES))
         features = features.permute(0, 3, 2, 1).flatten(1)[:count]
         dense = self.dense(_filled(features, -(-count // ROWS_A_STEP) * ROWS_A_STEP))
-        answers = [functional.softmax(self.face(dense), dim=1)[:, 1], *(head(dense) for head in self.others)]
-        return [answer[:count] for answer in answers]
+        outputs = [functional.softmax(self.face(dense), dim=1)[:, 1], *(head(dense) for head in self.others)]
+        return [output[:count] for output in outputs]
 
 
 def _layer(state: State, name: str) -> nn.Module:

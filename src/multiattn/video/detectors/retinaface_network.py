@@ -234,7 +234,7 @@ def require_own_anchors(network: RetinaFace, path: Path) -> None:
     portrait, ratios = astronaut(), {}
     for side in PORTRAIT_SIDES:
         size_wh = (side, side)
-        logits, _, offsets = _answers(network, [cv2.resize(portrait, size_wh, interpolation=cv2.INTER_AREA)])
+        logits, _, offsets = _predict(network, [cv2.resize(portrait, size_wh, interpolation=cv2.INTER_AREA)])
         seen = torch.softmax(logits[0].float(), dim=1)[:, 1] > SURE
         chosen, offsets = anchors(size_wh, str(logits.device))[seen], offsets[0, seen].float().reshape(-1, 5, 2)
         landmarks = torch.tensor(PORTRAIT_LANDMARKS, device=logits.device) * (side / portrait.shape[0])
@@ -252,12 +252,12 @@ def require_own_anchors(network: RetinaFace, path: Path) -> None:
 
 def find_faces(network: RetinaFace, copies: list[np.ndarray], threshold: float) -> list[Faces]:
     """The faces of each of (H, W, 3) uint8 RGB copies of one size, in one pass of the network."""
-    answers = _answers(network, copies)
-    found = [values.cpu().numpy() for values in select_faces(*answers, copies[0].shape[1::-1], threshold)]
+    predictions = _predict(network, copies)
+    found = [values.cpu().numpy() for values in select_faces(*predictions, copies[0].shape[1::-1], threshold)]
     return [Faces(*(values[found[0] == index] for values in found[1:])) for index in range(len(copies))]
 
 
-def _answers(network: RetinaFace, copies: list[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+def _predict(network: RetinaFace, copies: list[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
     """The network's predictions for (H, W, 3) uint8 RGB copies of one size."""
     width, device = copies[0].shape[1], next(network.parameters()).device
     bgr = torch.from_numpy(np.stack([cv2.cvtColor(copy, cv2.COLOR_RGB2BGR) for copy in copies])).to(device)

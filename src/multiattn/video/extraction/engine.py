@@ -69,11 +69,7 @@ class Engine:
     def outcomes(self, calls: Iterable[tuple[Any, tuple]]) -> Iterator[Outcome]:
         """The outcome of every task as they finish; before the last attempts at those that died, one of kind `again`.
 
-        Args:
-            calls: a task and the function's arguments each; taken as they are needed.
-
-        Raises:
-            RuntimeError: one process after the other died; where memory ran out, that error.
+        Calls, a task and the function's arguments each, are taken as they are needed.
         """
         died: list[tuple[Any, tuple]] = []
         deaths_in_a_row = 0
@@ -131,7 +127,7 @@ class Engine:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, on a GPU or here; torch's CPU allocator raises a plain RuntimeError."""
+    """True where memory ran out, on a GPU or here; torch's CPU allocator raises a plain RuntimeError."""
     message = str(error)
     return (
         isinstance(error, MemoryError)
@@ -211,9 +207,6 @@ def open_backend(name: Backend, *, jobs: int, scheduler: str | None) -> Iterator
             (Ray).
         scheduler: `tcp://HOST:8786` of Dask; the address of a Ray cluster, None for the one this machine belongs to.
 
-    Raises:
-        ValueError: the package is not installed, the scheduler is missing where it is needed, does not answer, or has
-            no workers.
     """
     if name == "local" and scheduler is not None:
         raise ValueError(f"--scheduler {scheduler}: --backend local has none. Add --backend dask or ray.")

@@ -34,7 +34,7 @@ class ExtractionSettings:
     device: str = "cpu"
     """`cpu` or `cuda`, for the detector."""
     weights: Path | None = None
-    """The detector's weights file, where it needs one, or the folder of its files, where it may be told."""
+    """The detector's weights file, where it needs one, or the folder of its files."""
     detector: type[Detector] = field(init=False)
     """The recipe's. It goes to worker processes with these settings, so they know one that was registered here."""
 
@@ -55,16 +55,7 @@ class ExtractionSettings:
 def extraction_settings(
     *, detector: str, weights: Path | None, threshold: float | None, device: str, **recipe: Any
 ) -> ExtractionSettings:
-    """Make settings of options.
-
-    Args:
-        threshold: lowest score of a face; None is the detector's own.
-        recipe: further fields of `CropRecipe`.
-
-    Raises:
-        FileNotFoundError: no such weights file.
-        ValueError: settings that do not fit each other.
-    """
+    """Make settings of options; the rest is fields of `CropRecipe`, and no threshold the detector's own."""
     made = CropRecipe(
         detector=detector,
         weights=recipe_weights(get_detector(detector), weights),
@@ -120,7 +111,6 @@ class EncodedCrops:
     """`ok`, `no_face` or `unreadable`."""
     message: str
     num_frames: int
-    """Decoded."""
     crops: list[FaceCrop]
     """Sorted by frame and track."""
     decode_seconds: float
@@ -169,13 +159,9 @@ def find_crops(
 ) -> EncodedCrops:
     """Decode, detect, align, track and encode the crops of one video; nothing is written.
 
-    With the original's rows a fake is cropped where its original is, if `reuse_faces` finds the two alike; else, and
-    without them, faces are detected. A video without a face in any searched frame is decoded again for the detector's
-    second, thorough pass.
-
-    Args:
-        original_rows: rows of `faces.parquet` of `task.original`, columns in order; None where they are not wanted or
-            there are none.
+    With the original's rows of `faces.parquet` a fake is cropped where its original is, if `reuse_faces` finds the two
+    alike; else, and without them, faces are detected. A video without a face in any searched frame is decoded again for
+    the detector's second, thorough pass.
     """
     started = time.perf_counter()
     recipe, scan, notes, crops, reused = settings.recipe, None, [], [], False
@@ -273,11 +259,7 @@ def extract_video(
 
 
 def remove_crops(faces: Path, video_id: str) -> None:
-    """Remove the crops of one video, unfinished ones too, and nothing else: videos may lie below its folder.
-
-    Raises:
-        ValueError: its folder is none of the faces folder's; see `crops_folder`.
-    """
+    """Remove the crops of one video, unfinished ones too, and nothing else: videos may lie below its folder."""
     folder = crops_folder(faces, video_id)
     for path in folder.glob("*.jpg") if folder.is_dir() else ():
         if re.fullmatch(r"\d{6,}_\d+\.jpg|\.\d{6,}_\d+\.jpg\..+", path.name) and not path.is_dir():

@@ -70,23 +70,18 @@ def extract_faces(
 ) -> pd.DataFrame:
     """Extract the faces of every video that is not done yet, then write the tables.
 
-    With `reuse_original`, videos that are others' originals come first, and a fake is handed the rows of its original
-    where that is one of the tasks and itself no fake of another. The detections it saved are logged at the end.
+    With `reuse_original`, videos that are others' originals come first, and a fake gets the rows of its original where
+    that is one of the tasks and itself no fake of another. The detections it saved are logged at the end.
 
     Args:
         videos: a `videos` table; rows of an earlier run that are not in it stay in the folder's tables.
         tasks: one a row of `videos`.
         jobs: processes on this machine, each with one video at a time; None is `default_jobs`.
-        backend: `local`, or a cluster whose workers see the same files at the same paths; see `open_backend`.
-        scheduler: the cluster's address.
+        backend: with `scheduler` as `open_backend`.
         time_limit: seconds a video may take; it is `unreadable` after them. None is no limit.
 
     Returns:
         The `video_status` table of the whole folder.
-
-    Raises:
-        ValueError: the folder was made with another recipe, another process is writing it, or there is no such cluster.
-        RuntimeError: worker processes cannot start, or die one after the other.
     """
     jobs = default_jobs(settings.device) if jobs is None else jobs
     if jobs < 1:
@@ -161,7 +156,7 @@ def _changed(
 
 
 def _originals(tasks: list[VideoTask]) -> dict[str, str]:
-    """video_id of a fake -> that of its original, where the boxes of one can be handed to the other."""
+    """video_id of a fake -> that of its original, where the one can be cropped like the other."""
     by_id = {task.video_id: task for task in tasks}
     return {
         task.video_id: task.original
@@ -171,7 +166,7 @@ def _originals(tasks: list[VideoTask]) -> dict[str, str]:
 
 
 class _OriginalRows:
-    """The rows of finished originals, read when they are asked for: those of all of DFDC would take gigabytes.
+    """The rows of finished originals, read one by one: those of all of DFDC would take gigabytes.
 
     Attributes:
         places: video_id -> its line in the journal; grows as videos finish.
@@ -230,11 +225,7 @@ def _extract(
 
 
 def _result(outcome: Outcome, folder: Path, recipe: CropRecipe) -> VideoFaces:
-    """The outcome of a video; one that ended its process or took too long is unreadable.
-
-    Raises:
-        Exception: an error of the machine, as the process raised it.
-    """
+    """The outcome of a video; one that ended its process or took too long is unreadable, and an error is raised."""
     if outcome.kind == "raised":
         raise outcome.value
     if outcome.kind == "done":
@@ -315,12 +306,7 @@ def read_faces_folder(
     """The `faces`, `video_status` and `videos` tables of a finished faces folder.
 
     Args:
-        columns: of `faces`, for folders of millions of crops; see `Table.read_columns`. None reads all, as the contract
-            has them.
-
-    Raises:
-        FileNotFoundError: not a faces folder, or its extraction has not ended.
-        ValueError: an interrupted run left videos in the journal.
+        columns: of `faces`, for folders of millions of crops; see `Table.read_columns`.
     """
     read_recipe(folder)
     if faces_journal(folder).path.is_file():

@@ -3,7 +3,7 @@
 FFmpeg and the networks are C code: on a damaged file it may end its process or never come back. So each video goes to a
 process that does nothing else, and it is known which video killed it; of joblib's own processes all go down with one.
 
-    python -m multiattn.video.extraction.isolation MODULE:FUNCTION   the other end: answers calls until its input closes
+    python -m multiattn.video.extraction.isolation MODULE:FUNCTION   the other end: serves calls until its input closes
 
 Nothing heavy is imported here, since both ends of a cluster's connection need this module.
 """
@@ -49,7 +49,7 @@ class ProcessLostError(Exception):
 
 
 class IsolatedProcess:
-    """One process that answers calls of one function, one at a time.
+    """One process that serves calls of one function, one at a time.
 
     Args:
         target: `module:function`. The module is imported before the first call, so that a call's time is its own.
@@ -209,14 +209,11 @@ def call_isolated(key: Any, target: str, argument: bytes, seconds: float | None)
 
     Args:
         argument: the arguments, pickled; as bytes, so that this end need not import what they are.
-        seconds: kill the process when it has not answered by then.
+        seconds: kill the process when it has not returned by then.
 
     Returns:
         The key, the kind of outcome and its value: `done` and what the function returned, pickled; `raised` and its
         pickled exception; `lost` and how the process ended; `late` and the time limit, both in words.
-
-    Raises:
-        RuntimeError: no process could be started.
     """
     with _pools_lock:
         pool = _pools.setdefault(target, ProcessPool(target))
@@ -233,15 +230,15 @@ def end_processes() -> None:
 
 
 def serve(target: str) -> None:
-    """Answer calls of a function until the input closes: the loop of the other end."""
+    """Serve calls of a function until the input closes: the loop of the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends us
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the answers
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get between the results
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
-    _write(answers, b"ready")
+    _write(results, b"ready")
     with Path(os.devnull).open("w") as nowhere:
         while True:
             try:
@@ -250,11 +247,11 @@ def serve(target: str) -> None:
                 os._exit(0)  # Python's own end would find the other thread at the input, and die of it with a report
             if seconds is not None:  # a thread in C, so it works while C code holds the interpreter
                 faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=nowhere)
-            _write(answers, pickle.dumps(_answer(function, argument)))
+            _write(results, pickle.dumps(_call(function, argument)))
             faulthandler.cancel_dump_traceback_later()
 
 
-def _answer(function: Callable, argument: bytes) -> tuple[bool, bytes]:
+def _call(function: Callable, argument: bytes) -> tuple[bool, bytes]:
     try:
         return True, pickle.dumps(function(*pickle.loads(argument)))
     except Exception as error:  # whatever it is, the caller raises it

@@ -35,13 +35,8 @@ MAX_FRAME_SHIFT = 5
 def choose_faces(
     scan: Scan, policy: FacePolicy, *, label: int, mask: Path | None, num_frames: int
 ) -> tuple[list[FaceCrop], str]:
-    """The crops that a policy keeps, their track numbers unchanged, and the reason when it kept none.
-
-    Args:
-        label: as the `videos` table has it; only a known fake is left out for want of a mask.
-        mask: a fake's mask video.
-        num_frames: how many frames of the video were asked for.
-    """
+    """The crops that a policy keeps of `num_frames` sampled frames, their track numbers unchanged, and the reason when
+    it kept none; only a known fake is left out for want of a mask video."""
 
     def of_tracks(tracks: set[int]) -> list[FaceCrop]:
         return [crop for crop in scan.crops if crop.track in tracks]
@@ -78,13 +73,8 @@ def largest_track(crops: list[FaceCrop]) -> int:
 def forged_shares(scan: Scan, mask: Path, num_frames: int) -> dict[int, float]:
     """The share of each track's box area that the mask marks as forged, over the frames where it marks anything.
 
-    The mask may have another size than the video; boxes are scaled. Frames are matched by index.
-
-    Returns:
-        track -> share in [0, 1]; a track without a matched frame is missing, so empty for a black mask.
-
-    Raises:
-        UnreadableVideoError: the mask.
+    The mask may have another size than the video; boxes are scaled. Frames are matched by index. A track without a
+    matched frame is missing, so it is empty for a black mask.
     """
     frames = np.array(sorted(scan.frame_sizes_wh))
     pixels: dict[int, np.ndarray] = {}  # track -> forged pixels and all
@@ -117,9 +107,6 @@ def reuse_faces(
 
     Returns:
         The fake's crops, or None and the reason why its faces must be detected anew.
-
-    Raises:
-        UnreadableVideoError: the fake.
     """
     if not original_rows:
         return None, "the original shows no face"

@@ -99,8 +99,7 @@ def spurious_tracks(
     threshold and 1: of a face that passes by, a detector is sure at least once. The longest track always stays.
 
     Args:
-        scores_per_track: the detection scores of every track, without interpolated ones.
-        frames_with_faces: how many frames the detector found a face in.
+        scores_per_track: without interpolated ones.
         threshold: the score a detection needs.
     """
     if frames_with_faces < LEAST_FRAMES_WITH_FACES:
@@ -160,11 +159,7 @@ def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, 
     frames' times. A gap of at most 2 searched frames keeps the track's number, but gets no rows, since the face was
     most likely hidden or turned away.
 
-    Args:
-        thorough: the detector's second, slower pass.
-
-    Raises:
-        UnreadableVideoError: as the frames' reader does.
+    `thorough` is the detector's second, slower pass.
     """
     scan, linker = Scan(), TrackLinker()
     detections: dict[int, list[float]] = {}
