@@ -70,11 +70,7 @@ class Table:
         return self.validate(pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()}), self.name)
 
     def validate(self, frame: "pd.DataFrame", source: str | Path) -> "pd.DataFrame":
-        """The frame with this table's columns in order and their dtypes.
-
-        Raises:
-            ValueError: a column is missing, a value has the wrong type or range, or a key appears twice.
-        """
+        """The frame with this table's columns in order and their dtypes; raises `ValueError` where it is another."""
         absent = [name for name in self.columns if name not in frame.columns]
         missing = [name for name in absent if self.columns[name].absent is None]
         if missing:
@@ -140,12 +136,7 @@ class Table:
         )
 
     def read(self, path: Path, *, allow_empty: bool = False) -> "pd.DataFrame":
-        """Read and check the table.
-
-        Raises:
-            FileNotFoundError: no such file; names the command that makes it.
-            ValueError: not this table, or no rows in it (unless `allow_empty`).
-        """
+        """Read and check the table; without `allow_empty` it has rows."""
         import pandas as pd
 
         from multiattn.runtime.table_files import read_csv
@@ -178,17 +169,12 @@ class Table:
         return frame
 
     def read_columns(self, path: Path, columns: Sequence[str]) -> "pd.DataFrame":
-        """Some columns of a parquet table, read and checked piece by piece, so that millions of rows fit.
-
-        Args:
-            columns: those of the key among them.
+        """Some columns of a parquet table, the key's among them, read and checked piece by piece, so that millions of
+        rows fit.
 
         Returns:
             The columns in the table's order, in half the memory: the key's first column as categories, numbers with a
             fraction as float32, which places a pixel of a frame to a thousandth. May be empty.
-
-        Raises:
-            FileNotFoundError, ValueError: as `read`; counts and rows in the message are those of the whole table.
         """
         import pyarrow
         from pandera.errors import SchemaError

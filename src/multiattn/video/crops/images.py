@@ -44,9 +44,6 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     these and averaged from there: half to three quarters of the time, and 0.2 to 0.7 of 255 (mean over faces of 380
     pixels) from a full decoding averaged down. Any other is decoded in full.
 
-    Args:
-        path: the crop's address, joined to the root of its faces folder's crops (`runtime/crop_files.py`).
-
     Raises:
         ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
     """
@@ -54,11 +51,7 @@ def read_crop(path: Path, size: int) -> np.ndarray:
 
 
 def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
-    """`read_crop` of a file's content.
-
-    Args:
-        source: what an error names.
-    """
+    """`read_crop` of a file's content; `source` is what an error names."""
     # OpenCV fills what is missing of a JPEG that was cut off with grey, so its end marker is checked first.
     whole = content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8")
     stored_wh = jpeg_size(content)
@@ -115,7 +108,6 @@ class CropImages(Dataset):
         folder: the faces folder.
         names: addresses of its crops; kept in one piece of memory, since of millions of Python objects each worker
             would get copies of its own as soon as it touches them.
-        cache: where decoded crops are kept.
         cache_rows: (N,) int, the number by which the cache knows each row.
         change: (crop at its stored side, address) -> crop, before it is averaged down; of folders with one side.
         stored_size: that side in pixels.
@@ -183,9 +175,6 @@ def crop_loader(
     Args:
         num_workers: at most; there are never more than this process has cores.
         batch_size: crops in a batch, in order; or give a `batch_sampler`, with an attribute of this name.
-
-    Raises:
-        ValueError: not so much shared memory.
     """
     num_workers = min(num_workers, usable_cores())
     size = batch_size if batch_sampler is None else batch_sampler.batch_size
@@ -207,8 +196,8 @@ def crop_loader(
 
 
 class _CropLoader(DataLoader):
-    """Its workers are never without an answer to SIGTERM: between their fork and `settle_worker` torch's own would let
-    a signal to the whole job end them, and with them the training before it has saved."""
+    """No signal to the whole job ends its workers between their fork and `settle_worker`, as it would with torch's own,
+    and with them the training before it has saved."""
 
     def __iter__(self) -> Iterator[Any]:
         with ending_signals_wait():

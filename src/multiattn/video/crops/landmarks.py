@@ -47,15 +47,8 @@ def find_landmarks(folder: Path, detector: type[Detector], *, weights: Path | No
 
     The score of a crop becomes that of its face; where none is found it is 0, and so are the landmarks.
 
-    Args:
-        detector: of the registry, at its own threshold.
-        weights: its weights file, where it needs one.
-
     Returns:
         How many crops have landmarks, and how many there are.
-
-    Raises:
-        ValueError: as `load_detector`; a crop that cannot be read, or another process is writing the folder.
     """
     loaded = load_detector(detector, threshold=detector.default_threshold, device=device, weights=weights)
     with exclusive_folder(folder):

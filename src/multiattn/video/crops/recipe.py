@@ -38,19 +38,12 @@ MARGINS, MAX_SHIFT = (0.5, 4.0), 0.5
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, uniform scale and shift that bring `source` closest to `target` (least squares).
+    """The rotation, uniform scale and shift that bring (K, 2) points closest to others (least squares).
 
     Source: Umeyama 1991, solved in closed form for the plane: with points as complex numbers, target = a source + b.
 
-    Args:
-        source: (K, 2) points (x, y), K >= 2, not all equal.
-        target: (K, 2) points.
-
     Returns:
         (2, 3) float64 matrix for column vectors (x, y, 1). Mirrored landmarks are not mirrored back.
-
-    Raises:
-        ValueError: all source points are equal.
     """
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (np.asarray(source, float), np.asarray(target, float)))
     z_mean, w_mean = z.mean(), w.mean()
@@ -63,15 +56,9 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def align_crop(image: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarray:
-    """The face, upright and centred, eyes on one line.
+    """(H, W, 3) uint8 and (5, 2) pixels of it -> (size, size, 3): the face, upright and centred, eyes on one line.
 
-    Args:
-        image: (H, W, 3) uint8.
-        landmarks: (5, 2) pixels of the image.
-        size: side of the crop in pixels.
-
-    Returns:
-        (size, size, 3) uint8; what lies outside the image repeats its border.
+    What lies outside the image repeats its border.
     """
     return _warp(image, landmarks, TEMPLATE * size, size)
 
@@ -187,18 +174,10 @@ class CropRecipe:
 
 
 def cut_crop(image: np.ndarray, recipe: CropRecipe, *, box_xyxy: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """A face as the recipe cuts it.
+    """A face of an (H, W, 3) uint8 image as the recipe cuts it: (size, size, 3).
 
-    Args:
-        image: (H, W, 3) uint8.
-        box_xyxy: (4,) pixels of the image, exclusive right and bottom.
-        landmarks: (5, 2) pixels of the image.
-
-    Returns:
-        (size, size, 3) uint8; what lies outside the image repeats its border.
-
-    Raises:
-        ValueError: landmarks that are all in one place, or a box without an extent.
+    What lies outside the image repeats its border. Landmarks that are all in one place, and a box without an extent,
+    raise `ValueError`.
     """
     return _warp(image, *_anchors(recipe, box_xyxy, landmarks), recipe.size)
 
@@ -222,11 +201,7 @@ def crop_landmarks(recipe: CropRecipe, size: int, *, box_xyxy: np.ndarray, landm
 
 
 def box_square(box_xyxy: np.ndarray, *, margin: float, shift: float) -> np.ndarray:
-    """The (4,) float64 square of `margin` longer sides of a box, its centre `shift` of its own side below the box's.
-
-    Raises:
-        ValueError: a box without an extent.
-    """
+    """The (4,) float64 square of `margin` longer sides of a box, its centre `shift` of its own side below the box's."""
     left, top, right, bottom = np.asarray(box_xyxy, dtype=np.float64)
     side = margin * max(right - left, bottom - top)
     if not side > 0:
@@ -244,12 +219,7 @@ def _anchors(recipe: CropRecipe, box_xyxy: np.ndarray, landmarks: np.ndarray) ->
 
 
 def read_recipe(folder: Path) -> CropRecipe:
-    """The recipe of a faces folder or a run folder, of this version or an earlier one; it may be foreign.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: not a recipe, or one of a newer version.
-    """
+    """The recipe of a faces folder or a run folder, of this version or an earlier one; it may be foreign."""
     path = Path(folder) / RECIPE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a faces folder. Make it with `multiattn faces`.")
@@ -257,11 +227,7 @@ def read_recipe(folder: Path) -> CropRecipe:
 
 
 def read_recipe_file(path: Path) -> CropRecipe:
-    """The recipe of a `faces.json`, wherever it lies; settings that it lacks have their defaults.
-
-    Raises:
-        ValueError: as `read_recipe`.
-    """
+    """The recipe of a `faces.json`, wherever it lies; settings that it lacks have their defaults."""
     values = read_json(path)
     if isinstance(values, dict):
         version = values.get("version", 1)

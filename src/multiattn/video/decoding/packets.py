@@ -126,7 +126,7 @@ def plan_decoding(
 
     Args:
         packets: of the whole stream, in the file's order.
-        wanted: indices of frames in order of presentation; those beyond the stream's end are left out.
+        wanted: in order of presentation; those beyond the stream's end are left out.
         reorders: the decoder expects B-frames.
         fast_frames: take for each wanted frame the nearest one that is a reference frame (the earlier of two equally
             near), each once, and leave out all others. It is up to half the distance between two reference frames away,

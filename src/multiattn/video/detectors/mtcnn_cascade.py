@@ -71,15 +71,7 @@ THOROUGH_PASS = Effort(min_face_pixels=20, proposal_threshold=0.5, refine_thresh
 
 
 def read_weights(folder: Path | None = None) -> list[State]:
-    """The state dicts of the three networks.
-
-    Args:
-        folder: where their files lie; None is the installed package, which is looked up and not imported.
-
-    Raises:
-        FileNotFoundError: no such package, or a file is missing.
-        ValueError: a file is another one.
-    """
+    """The state dicts of the three networks, from a folder or the installed package, which is not imported."""
     if folder is None:
         package = importlib.util.find_spec("facenet_pytorch")
         if package is None:
@@ -100,7 +92,7 @@ def read_weights(folder: Path | None = None) -> list[State]:
 
 
 class Cascade:
-    """The three networks on a device, one after the other; arguments and errors as `read_weights`."""
+    """The three networks on a device, one after the other."""
 
     def __init__(self, weights: Path | None, device: torch.device) -> None:
         self.device = device

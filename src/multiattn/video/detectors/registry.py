@@ -48,7 +48,7 @@ class Detector(ABC):
 
     Args:
         threshold: faces below this score are left out, in (0, 1); None is the detector's default.
-        weights: the weights file, of a detector that needs one; the folder of its files, of one that may be told.
+        weights: the weights file, of a detector that needs one, or the folder of its files.
         longest_side: bound on the copy that the first pass searches, in pixels.
         device: where it runs, as torch names it.
     """
@@ -105,13 +105,7 @@ class Detector(ABC):
 
     @abstractmethod
     def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
-        """Find the faces of each copy, in pixels of the copy, in any order.
-
-        Args:
-            copies: (H, W, 3) uint8 RGB of one size.
-            threshold: lowest score of a face.
-            thorough: the second pass.
-        """
+        """The faces of each of (H, W, 3) uint8 RGB copies of one size, in pixels of the copy, in any order."""
 
 
 def search_size(size_wh: tuple[int, int], *, thorough: bool, longest_side: int = LONGEST_SIDE) -> tuple[int, int]:
@@ -152,11 +146,7 @@ DetectorClass = TypeVar("DetectorClass", bound=type[Detector])
 
 
 def register_detector(detector: DetectorClass) -> DetectorClass:
-    """Make a detector known by its `name` to the options, the crop recipe and the extraction; usable as a decorator.
-
-    Raises:
-        ValueError: another detector has this name, or worker processes could not import the class.
-    """
+    """Make a detector known by its `name` to the options, the crop recipe and the extraction; usable as a decorator."""
     if _detectors.setdefault(detector.name, detector) is not detector:
         raise ValueError(f"detector {detector.name!r}: expected a new name, found that of {_detectors[detector.name]}.")
     if detector.__module__ == "__main__":
@@ -174,11 +164,7 @@ def detector_names() -> tuple[str, ...]:
 
 
 def get_detector(name: str) -> type[Detector]:
-    """The detector's class.
-
-    Raises:
-        ValueError: no detector of that name.
-    """
+    """The detector's class."""
     if name not in _detectors:
         raise ValueError(f"--detector: expected one of {', '.join(_detectors)}, found {name!r}.")
     return _detectors[name]
@@ -202,12 +188,7 @@ def require_weights(detector: type[Detector], weights: Path | str | None) -> Non
 
 @functools.lru_cache(maxsize=2)
 def load_detector(detector: type[Detector], *, threshold: float, device: str, weights: Path | None = None) -> Detector:
-    """The detector of this process, loaded once.
-
-    Raises:
-        FileNotFoundError: no such weights file.
-        ValueError: not the weights of this detector; weights where none belong, or none where some do.
-    """
+    """The detector of this process, loaded once."""
     require_weights(detector, weights)
     loaded = detector(threshold=threshold, device=device, weights=weights)
     loaded.check()
@@ -220,10 +201,6 @@ def recipe_weights(detector: type[Detector], weights: Path | None) -> str:
 
 
 def weights_digest(path: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a weights file, which tell its contents apart in a recipe.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
+    """The first 16 hexadecimal digits of the SHA-256 of a weights file, which tell its contents apart in a recipe."""
     require_file(path)
     return file_digest(path)[:DIGEST_DIGITS]

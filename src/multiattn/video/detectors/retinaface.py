@@ -9,10 +9,7 @@ from multiattn.video.detectors.registry import Detector, Faces, register_detecto
 
 @register_detector
 class RetinaFaceDetector(Detector):
-    """Faces by RetinaFace, in batches, on copies of bounded size; half precision on a GPU.
-
-    Arguments as `Detector`; the weights, and what raises, as `load_retinaface`.
-    """
+    """Faces by RetinaFace, in batches, on copies of bounded size; half precision on a GPU."""
 
     name = "retinaface"
     default_threshold = 0.7

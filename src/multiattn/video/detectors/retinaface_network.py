@@ -152,10 +152,7 @@ class PredictionHead(nn.Module):
 
 
 class RetinaFace(nn.Module):
-    """Images to predictions for each anchor, which `select_faces` decodes.
-
-    Args:
-        layout: "MobileNet-0.25" (pyramid of 64 channels) or "ResNet-50" (256).
+    """Images to predictions for each anchor, which `select_faces` decodes; of one of `LAYOUTS`.
 
     Departures: none in inference.
     """
@@ -225,9 +222,6 @@ def require_own_anchors(network: RetinaFace, path: Path) -> None:
 
     Of each anchor that sees the face of a portrait, the side on which its offsets lead to the known landmarks is
     calculated (least squares); the median of each kind of anchor must be the side it has here.
-
-    Raises:
-        ValueError: it is not, or no anchor sees the face.
     """
     from skimage.data import astronaut  # comes with the package
 
@@ -276,9 +270,7 @@ def select_faces(
     Only anchors that reach the threshold are decoded; suppression runs over the whole batch at once.
 
     Args:
-        logits: (B, A, 2) background and face; `box_offsets` are (B, A, 4), `landmark_offsets` (B, A, 10).
         size_wh: size of the searched images.
-        threshold: lowest probability of a face.
 
     Returns:
         Of N faces, best first: (N,) index of the image, (N, 4) boxes, (N,) probabilities, (N, 5, 2) landmarks.
@@ -296,12 +288,7 @@ def select_faces(
 def load_retinaface(path: Path, device: torch.device) -> RetinaFace:
     """The network of a weights file, ready to predict: layout inferred, normalisation folded into the convolutions.
 
-    Args:
-        path: a state dict (.pth, or .safetensors), names with or without `module.`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not RetinaFace's tensors: unreadable, or some missing, unexpected or of another shape.
+    The file is a state dict (.pth, or .safetensors), names with or without `module.`.
     """
     state = {
         name.removeprefix("module."): tensor
