@@ -13,6 +13,7 @@ the names of target and source as in those two data sets. What is made of the de
     paths of another machine, with either slash (#26): found below the root by their tail
 """
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -105,8 +106,7 @@ class _Disk:
 
     def __init__(self, root: Path) -> None:
         self.root, self._drop = root, 0
-        self._names: dict[str, frozenset[str]] = {}
-        self._folders: dict[str, str] = {}
+        self._listed, self._located = functools.cache(self._list), functools.cache(self._locate)
 
     def find(self, frames: list[str], name: str) -> tuple[str, list[str]] | None:
         """video_id and pictures of a video; None where none of its frames is there."""
@@ -116,9 +116,7 @@ class _Disk:
             by_folder.setdefault(folder, []).append(file)
         pictures = []
         for folder, files in by_folder.items():
-            if folder not in self._folders:
-                self._folders[folder] = self._locate(folder)
-            where = self._folders[folder]
+            where = self._located(folder)
             pictures += [f"{where}/{file}" for file in files if file in self._listed(where)]
         if not pictures:
             return None
@@ -126,11 +124,9 @@ class _Disk:
         is_own = PurePosixPath(folder).name == name or len(frames) > 1
         return f"{DATASET}/{folder}" if is_own else f"{DATASET}/{pictures[0].rpartition('.')[0]}", pictures
 
-    def _listed(self, folder: str) -> frozenset[str]:
-        if folder not in self._names:
-            path = self.root / folder
-            self._names[folder] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()  # noqa: PTH208
-        return self._names[folder]
+    def _list(self, folder: str) -> frozenset[str]:
+        path = self.root / folder
+        return frozenset(os.listdir(path)) if path.is_dir() else frozenset()  # noqa: PTH208
 
     def _locate(self, folder: str) -> str:
         """A folder's place below the root, under whichever name of its method; generators' may be doubled."""

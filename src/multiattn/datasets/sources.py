@@ -67,17 +67,13 @@ EMBEDDED = DataSource(
 def find_source(dataset: str, names: Iterable[str]) -> DataSource | None:
     """The source of a data set by its name in the table, or None where the name is not a reader's.
 
-    Args:
-        names: video_ids of it, by which the demo's clips are known: they lie in the DFDC's layout.
+    The demo's clips, which lie in the DFDC's layout, are known by their video_ids.
     """
-    if dataset == "dfdc" and {PurePosixPath(name).name for name in names} <= _embedded_names():
-        return EMBEDDED
+    if dataset == "dfdc":
+        from multiattn.datasets.embedded.tree import plan_demo
+
+        clips = [*plan_demo().clips, *plan_demo(small=True).clips]
+        if {PurePosixPath(name).name for name in names} <= {PurePosixPath(clip.filename).stem for clip in clips}:
+            return EMBEDDED
     known = [name for name in SOURCES if dataset == name or dataset.startswith(f"{name}-v")]
     return SOURCES[known[0]] if known else None
-
-
-def _embedded_names() -> set[str]:
-    from multiattn.datasets.embedded.tree import plan_demo
-
-    plans = (plan_demo(), plan_demo(small=True))
-    return {PurePosixPath(clip.filename).stem for plan in plans for clip in plan.clips}

@@ -40,22 +40,24 @@ def describe_machine(device: "torch.device") -> str:
     """Processor or GPU, cores, threads and torch's version."""
     import torch
 
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return f"{_device_name(device)}{threads}, torch {torch.__version__}"
+
+
+def _device_name(device: "torch.device") -> str:
+    """The GPU's name, or that of the processor, else of its architecture, with its cores."""
+    import torch
+
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    """Its name, or that of its architecture."""
+        return torch.cuda.get_device_name(device)
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {os.cpu_count()} cores"
 
 
 def describe_environment(device: "torch.device") -> dict[str, Any]:
     """Versions, commit, command and device of this process, for `environment.json`."""
-    import torch
-
     return {
         "commit": git_commit(),
         "version": package_version(),
@@ -63,7 +65,5 @@ def describe_environment(device: "torch.device") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{_processor()}, {os.cpu_count()} cores",
+        "device": _device_name(device),
     }

@@ -4,8 +4,7 @@
     clips.py   movement, light, background, camera noise; four ways to swap a face, with their traces
     tree.py    who plays in which clip, and the files on disk
 
-It lets anyone run the whole pipeline without 470 GB of videos. Its scores say that the code works, and nothing about
-real deepfakes.
+Its scores say that the code works, and nothing about real deepfakes.
 """
 
 from multiattn.datasets.embedded.tree import build_demo_dataset as build_demo_dataset

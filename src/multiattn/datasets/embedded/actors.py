@@ -132,15 +132,10 @@ def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def invert_at(backward_map: np.ndarray, points: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Where points of the old picture came to lie in the new one, by fixed-point iteration.
+    """Where (N, 2) points of the old picture came to lie in the new one, by fixed-point iteration from a first guess.
 
-    Args:
-        backward_map: (H, W, 2) float32, old coordinates for every new pixel; locally close to a scaled identity.
-        points: (N, 2) old coordinates.
-        start: (N, 2) first guess in new coordinates.
-
-    Returns:
-        (N, 2) float64 new coordinates, within 0.05 pixel for the fields of this package.
+    `backward_map` is (H, W, 2), old coordinates for every new pixel, and locally close to a scaled identity. The result
+    is right within 0.05 pixel for the fields of this package.
     """
     found = start.astype(np.float64)
     for _ in range(40):

@@ -58,7 +58,6 @@ class PlannedClip:
 class DemoPlan:
     """Every clip of the set, and the seed of every actor."""
 
-    seed: int
     clips: tuple[PlannedClip, ...]
     actor_seeds: dict[str, tuple[int, ...]]
 
@@ -87,7 +86,7 @@ _SMALL = _Sizes(parts=2, actors_a_part=2, test_actors=2, takes_a_test_actor=1, s
 
 
 class _Writer:
-    """Adds clips one by one; names, lengths and qualities come from streams of their own."""
+    """Adds clips one by one."""
 
     def __init__(self, seed: int, sizes: _Sizes) -> None:
         self.seed, self.sizes = seed, sizes
@@ -153,13 +152,10 @@ def plan_demo(seed: int = 7, small: bool = False) -> DemoPlan:
         _plan_group(writer, part, cast(part, f"part{part}", sizes.actors_a_part), takes=1, fakes_a_take=2)
     test_actors = cast(_TEST_GROUP, "test", sizes.test_actors)
     _plan_group(writer, -1, test_actors, takes=sizes.takes_a_test_actor, fakes_a_take=1)
-    return DemoPlan(seed=seed, clips=tuple(_with_defects(writer.clips)), actor_seeds=actor_seeds)
-
-
-def _with_defects(clips: list[PlannedClip]) -> list[PlannedClip]:
-    fakes, reals = ([clip for clip in clips if clip.part < 0 and clip.label == label] for label in (1, 0))
-    defect_of = {fakes[0].filename: "truncated", reals[-1].filename: "faceless"}
-    return [replace(clip, defect=defect_of.get(clip.filename, "")) for clip in clips]
+    fakes, reals = ([clip.filename for clip in writer.clips if clip.part < 0 and clip.label == n] for n in (1, 0))
+    defect_of = {fakes[0]: "truncated", reals[-1]: "faceless"}
+    clips = tuple(replace(clip, defect=defect_of.get(clip.filename, "")) for clip in writer.clips)
+    return DemoPlan(clips=clips, actor_seeds=actor_seeds)
 
 
 def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool = False) -> None:
@@ -222,11 +218,10 @@ def _already_there(root: Path, mark: dict[str, int | bool]) -> bool:
 
 def _clear_partial(partial: Path) -> None:
     """Remove what an earlier, interrupted call left, and nothing else."""
-    if not partial.exists():
-        return
-    if not (partial / _PARTIAL_MARK).is_file() and any(partial.iterdir()):
-        raise ValueError(f"{partial}: expected nothing or an unfinished data set, found other files. Move it away.")
-    shutil.rmtree(partial)
+    if partial.exists():
+        if not (partial / _PARTIAL_MARK).is_file() and any(partial.iterdir()):
+            raise ValueError(f"{partial}: expected nothing or an unfinished data set, found other files. Move it away.")
+        shutil.rmtree(partial)
 
 
 def _folder(clip: PlannedClip) -> str:
@@ -272,10 +267,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], size_wh: tuple[int, int], 
 
 
 def _write_tables(plan: DemoPlan, root: Path) -> None:
-    """metadata.json of every part, labels.csv, groups.csv and sample_submission.csv.
-
-    Like the official files, metadata.json does not name the method.
-    """
+    """metadata.json of every part, labels.csv, groups.csv and sample_submission.csv."""
     parts: dict[str, dict[str, dict[str, str]]] = {}
     for clip in sorted(plan.training, key=lambda clip: clip.filename):
         entry = {"label": "FAKE" if clip.label else "REAL", "split": "train"}

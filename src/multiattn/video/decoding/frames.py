@@ -113,21 +113,6 @@ class FrameArray:
         return f"{number} frame{'s' * (number > 1)} of {width}x{height}"
 
 
-class ArrayReader:
-    """Iterates over the frames of an array as `FrameReader` over those of a video; arguments and attributes alike."""
-
-    def __init__(self, frames: FrameArray, num_frames: int, *, fps: float | None = None) -> None:
-        self.frames, self.wanted, self.fps = frames, num_frames, fps
-        self.seconds, self.num_frames, self.message = 0.0, 0, ""
-
-    def __iter__(self) -> Iterator[Frame]:
-        self.num_frames = 0
-        for index in evenly_spaced_indices(len(self.frames.images), self.wanted):
-            self.num_frames += 1
-            image = np.ascontiguousarray(self.frames.images[index])
-            yield Frame(index=index, seconds=index / self.fps if self.fps else 0.0, image=image)
-
-
 class FrameReader:
     """Iterates over evenly spaced frames of one video, one in memory at a time; over the one frame of a picture.
 
@@ -142,7 +127,7 @@ class FrameReader:
     Args:
         fast_frames: take the reference frame nearest to each wanted frame instead; as `plan_decoding`. Streams that are
             decoded whole give the wanted frames as always.
-        fps: frames a second of a folder of pictures; None where it is not known.
+        fps: frames a second of a folder of pictures or an array; None where it is not known.
 
     Attributes:
         num_frames: frames yielded by the latest iteration.
@@ -153,8 +138,11 @@ class FrameReader:
         UnreadableVideoError: while iterating, when not one wanted frame could be decoded.
     """
 
-    def __init__(self, path: Path, num_frames: int, *, fast_frames: bool = False, fps: float | None = None) -> None:
-        self.path, self.wanted, self.fast_frames, self.fps = Path(path), num_frames, fast_frames, fps
+    def __init__(
+        self, path: Path | FrameArray, num_frames: int, *, fast_frames: bool = False, fps: float | None = None
+    ) -> None:
+        self.path = path if isinstance(path, FrameArray) else Path(path)
+        self.wanted, self.fast_frames, self.fps = num_frames, fast_frames, fps
         self.seconds, self.num_frames, self.message = 0.0, 0, ""
 
     def __iter__(self) -> Iterator[Frame]:
@@ -175,6 +163,10 @@ class FrameReader:
             raise UnreadableVideoError(self.message or "no frame could be decoded")
 
     def _read(self) -> Iterator[Frame]:
+        if isinstance(self.path, FrameArray):
+            for index in evenly_spaced_indices(len(self.path.images), self.wanted):
+                yield self._made(index, np.ascontiguousarray(self.path.images[index]))
+            return
         if self.path.is_dir():
             yield from self._read_pictures()
             return
@@ -203,8 +195,12 @@ class FrameReader:
                 number = counted(len(broken), f"frame of {len(wanted)} was", f"frames of {len(wanted)} were")
                 self.message = f"{number} not decoded; the first: {broken[0]}"
                 continue
-            self.num_frames += 1
-            yield Frame(index=numbers[place], seconds=numbers[place] / self.fps if self.fps else 0.0, image=image)
+            yield self._made(numbers[place], image)
+
+    def _made(self, index: int, image: np.ndarray) -> Frame:
+        """A frame of pictures or an array, counted."""
+        self.num_frames += 1
+        return Frame(index=index, seconds=index / self.fps if self.fps else 0.0, image=image)
 
     def count(self) -> int:
         """The number of frames that a player shows."""

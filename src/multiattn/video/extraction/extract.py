@@ -16,7 +16,7 @@ from multiattn.runtime.frame_folders import clip_facts, clip_fingerprint
 from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.decoding.frames import ArrayReader, FrameArray, FrameReader, UnreadableVideoError
+from multiattn.video.decoding.frames import FrameArray, FrameReader, UnreadableVideoError
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
@@ -165,10 +165,7 @@ def find_crops(
     """
     started = time.perf_counter()
     recipe, scan, notes, crops, reused = settings.recipe, None, [], [], False
-    if isinstance(task.path, FrameArray):
-        reader = ArrayReader(task.path, recipe.num_frames, fps=task.fps)
-    else:
-        reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames, fps=task.fps)
+    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames, fps=task.fps)
     with single_threaded():
         try:
             if recipe.reuse_original and task.original_path is not None:

@@ -97,10 +97,7 @@ def spurious_tracks(
     Where the detector found faces in at least 5 frames (in fewer, being seen once means nothing), a track is spurious
     if it has a box in fewer than max(2, 10 % of those frames), and its best score lies below the middle between the
     threshold and 1: of a face that passes by, a detector is sure at least once. The longest track always stays.
-
-    Args:
-        scores_per_track: without interpolated ones.
-        threshold: the score a detection needs.
+    Scores are those of detections, without interpolated ones.
     """
     if frames_with_faces < LEAST_FRAMES_WITH_FACES:
         return frozenset()
@@ -136,7 +133,6 @@ class Scan:
     frame_sizes_wh: dict[int, tuple[int, int]] = field(default_factory=dict)
     """frame_index -> upright width and height, of every sampled frame."""
     detected_frames: int = 0
-    """Frames the detector searched."""
 
 
 @dataclass(frozen=True)
