@@ -10,7 +10,7 @@ from made_trees import make_files, videos
 from multiattn.datasets.dfdc import read_dfdc
 from multiattn.datasets.ffpp import read_ffpp
 from multiattn.datasets.folds import make_folds
-from multiattn.datasets.health import check_health
+from multiattn.datasets.health import check_health, count_videos
 from multiattn.datasets.manifest import write_manifest
 from multiattn.runtime.files import read_json
 from multiattn.tables import FOLDS, VIDEOS
@@ -30,13 +30,12 @@ def folds_of(table: pd.DataFrame, **fold: int) -> pd.DataFrame:
 
 def found(table: pd.DataFrame, **options) -> list[tuple[str, str]]:
     """(severity, name) of what is found; a table without videos.json says so, which is left out here."""
-    report = check_health(table, **options)
-    return [(item.severity, item.name) for item in report.findings if item.name != "no videos.json"]
+    return [(item.severity, item.name) for item in check_health(table, **options) if item.name != "no videos.json"]
 
 
 def only(table: pd.DataFrame, name: str, **options):
     """The one finding of a name."""
-    (finding,) = [item for item in check_health(table, **options).findings if item.name == name]
+    (finding,) = [item for item in check_health(table, **options) if item.name == name]
     return finding
 
 
@@ -96,12 +95,12 @@ def test_counts_by_data_set_split_method_and_label():
         {"video_id": "d/c", "original": "d/a", "method": "m"},
         {"video_id": "d/x", "label": -1, "split": "test"},
     )
-    assert check_health(table).counts.values.tolist() == [
+    assert count_videos(table).values.tolist() == [
         ["d", "test", "", 0, 0, 1],
         ["d", "train", "", 1, 0, 0],
         ["d", "train", "m", 0, 2, 0],
     ]
-    assert check_health(table.iloc[:0]).counts.columns.tolist() == [
+    assert count_videos(table.iloc[:0]).columns.tolist() == [
         "dataset", "split", "method", "real", "fake", "unknown",
     ]  # fmt: skip
 
@@ -361,8 +360,8 @@ def tree(tmp_path) -> Path:
 
 def of_tree(tree: Path, **options):
     table, manifest = VIDEOS.read(tree / "videos.csv"), read_json(tree / "videos.json")
-    report = check_health(table, manifest=manifest, roots={"dfdc": tree / "dfdc"}, **options)
-    return {(item.severity, item.name): item.cases for item in report.findings}
+    findings = check_health(table, manifest=manifest, roots={"dfdc": tree / "dfdc"}, **options)
+    return {(item.severity, item.name): item.cases for item in findings}
 
 
 def test_absent_and_unlisted_files_come_from_videos_json(tree):
@@ -397,7 +396,7 @@ def test_a_root_that_is_not_there_is_refused(tree):
 
 def test_findings_come_worst_first_and_a_table_without_videos_json_says_so():
     table = videos({"video_id": "d/a", "split": ""}, {"video_id": "d/b", "original": "d/a", "split": "test"})
-    findings = [(item.severity, item.name) for item in check_health(table).findings]
+    findings = [(item.severity, item.name) for item in check_health(table)]
     assert findings == [("leak", "originals across splits"), ("note", "no split"), ("note", "no videos.json")]
 
 
@@ -406,11 +405,11 @@ def test_the_real_excerpt_with_the_official_splits_has_no_leak(shared, tmp_path)
     splits = shared / "lists" / "ffpp_splits"
     table = write_manifest(read_dfdc(shared / "videos/dfdc"), tmp_path / "videos.csv", append=False)
     table = write_manifest(read_ffpp(shared / "videos/ffpp", splits=splits), tmp_path / "videos.csv", append=True)
-    report = check_health(
+    findings = check_health(
         VIDEOS.validate(table, "table"),
         manifest=read_json(tmp_path / "videos.json"),
         roots={"dfdc": shared / "videos/dfdc", "ffpp": shared / "videos/ffpp"},
     )
     assert len(table) == 7
-    assert report.count("leak") == 0
-    assert {item.name for item in report.findings} <= {"Kaggle's public test videos", "absent", "unlisted"}
+    assert not [item for item in findings if item.severity == "leak"]
+    assert {item.name for item in findings} <= {"Kaggle's public test videos", "absent", "unlisted"}

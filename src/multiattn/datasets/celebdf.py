@@ -56,12 +56,8 @@ ONE_FRAME_CLIP = f"{REAL_FOLDER}/id27_0005.mp4"
 def read_celebdf(root: Path, *, version: str = "v2", test_list: Path | None = None) -> Listing:
     """List the clips of a Celeb-DF tree: those of the test list as `test`, all others as `train`.
 
-    Args:
-        version: `v1` or `v2`; part of the data set's name, since both use the same names for different clips.
-
-    Raises:
-        FileNotFoundError: no such folder, or no test list.
-        ValueError: a clip whose name is not the official one, or a list that is not the official one.
+    The version is part of the data set's name, since both use the same names for different clips. Names or a list that
+    are not the official ones raise `ValueError`.
     """
     require_root(root, REAL_FOLDER)
     dataset = f"celebdf-{version}"
@@ -163,9 +159,8 @@ def _plus_plus_row(root: Path, clip: str, path: str, path_of: dict[str, str]) ->
 def listed_clip(path: str) -> str | None:
     """`<folder>/<name>` of a real clip, `Celeb-synthesis/<scenario>/<method>/<name>` of a fake; None for other paths.
 
-    Args:
-        path: from the root or from above it, as the list or the disk has it: a `videos` level is dropped, and v2's
-            swaps are found under each of their names, and without one.
+    The path begins at the root or above it, as the list or the disk has it: a `videos` level is dropped, and v2's swaps
+    are found under each of their names, and without one.
     """
     parts = [V2_SWAPS.get(part, part) for part in path.split("/") if part != "videos"]
     while parts and parts[0] not in NAMES:
@@ -188,13 +183,7 @@ def _list_entries(path: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def read_test_list(path: Path, *, version: str) -> dict[str, int]:
-    """`<folder>/<name>` -> label (1 = fake, as everywhere here; the file says 1 for real).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not lines of `<0 or 1> <folder>/<name>`, a label against its folder, a clip twice, or counts other
-            than the official ones.
-    """
+    """`<folder>/<name>` -> label (1 = fake, as everywhere here; the file says 1 for real), of an official list."""
     labels: dict[str, int] = {}
     for where, line, digit, clip in _list_entries(path):
         folder, _, name = clip.partition("/")

@@ -118,13 +118,6 @@ class Crops(IndexOptions):
     recipe: Path | None = None
     """A faces.json, or some of its settings, that says how the crops were cut; without it that is not known."""
 
-    def read(self) -> Listing:
-        """Call the reader; landmarks are searched for afterwards, by the stage."""
-        return read_crops(
-            self.root, faces=self.faces, labels=self.labels, column=self.column, name=self.name, size=self.size,
-            recipe=self.recipe,
-        )  # fmt: skip
-
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     values = read_json(path)

@@ -39,10 +39,8 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     """List the fakes, whatever of them is there.
 
     `original` is the video_id that `read_ffpp` gives the target's c23 clip. Clips that no split file names, or of a
-    type that was not released, are `unlisted`; a type without a folder is not missed.
-
-    Args:
-        splits: None takes `lists/splits` below the root, and where that is absent too, `split` stays empty.
+    type that was not released, are `unlisted`; a type without a folder is not missed. Without split files in either
+    place `split` stays empty.
     """
     unknown = sorted(set(types) - set(TYPES))
     if unknown:

@@ -110,18 +110,12 @@ def read_deepfakebench(root: Path, *, json: Path, faces: Path) -> Listing:
 
     A row's `path` is the folder of its frames. Landmarks are eye centres, nose and mouth corners of the 81 points, or
     where their file is absent the points the crop was aligned to. Another JSON of the same root may follow into the
-    same faces folder.
-
-    Args:
-        root: the folder their data sets lie in, `datasets/rgb`.
-        json: one of `preprocessing/dataset_json`.
-
-    Returns:
-        Videos without a frame in the JSON or on disk are `absent`; folders of frames beside listed ones `unlisted`.
+    same faces folder. Videos without a frame in the JSON or on disk are `absent`; folders of frames beside listed ones
+    are `unlisted`.
 
     Raises:
-        ValueError: a JSON of another form, a video both real and fake, crops of different sizes, or a faces folder
-            that belongs to something else.
+        ValueError: as `write_crops_folder`; a JSON of another form, a video both real and fake, or crops of different
+            sizes.
     """
     require_root(root, "DeepfakeBench's data sets, datasets/rgb,")
     listing = Listing(dataset=DATASET, root=root)
@@ -200,8 +194,7 @@ def json_entries(
 ) -> Iterator[tuple[str, str, str, list[str]]]:
     """(split, label, video, frames) of everything in one of their JSON files that has a list of frames, be it empty.
 
-    Args:
-        is_label: True for the labels there are, which `labels` lists for an error.
+    `labels` are words for the labels there are, for an error.
     """
     content = read_json(json_file)
     expected = f"{json_file}: expected {{data set: {{label: {{split: {{video: ...}}}}}}}} of DeepfakeBench"
@@ -235,11 +228,8 @@ def _frames(node_name: str, node: Any, complaint: str) -> Iterator[tuple[str, li
 
 
 def below_root(root: Path, folder: str, drop: int) -> tuple[str, int]:
-    """A folder as some machine named it -> its path below the root, and how many leading names that leaves out.
-
-    Args:
-        drop: how many the folder before left out, which is tried first.
-    """
+    """A folder as some machine named it -> its path below the root, and how many leading names that leaves out; as many
+    as the folder before left out are tried first."""
     names = [name for name in folder.split("/") if name not in ("", ".", "..")]
     for number in (drop, *range(len(names))):
         tail = "/".join(names[number:])

@@ -52,15 +52,10 @@ _LABEL = re.compile(r".+_(?P<kind>real|fake)$", re.IGNORECASE)
 def read_df40(root: Path, *, json: tuple[Path, ...], faces: Path) -> Listing:
     """List the videos of some of their JSON files, and make a faces folder of their frames, which stay where they are.
 
-    Args:
-        root: the folder that holds DF40, DF40_train, FaceForensics++ and Celeb-DF-v2, whatever of them is there.
-        json: some of `preprocessing/dataset_json`.
-
-    Returns:
-        Videos without a frame in the JSON or on disk are `absent`.
+    Videos without a frame in the JSON or on disk are `absent`.
 
     Raises:
-        ValueError: a JSON of another form, a video both real and fake, or as `write_crops_folder`.
+        ValueError: as `write_crops_folder`; a JSON of another form, or a video both real and fake.
     """
     require_root(root, f"{' and '.join(TOPS)}, FaceForensics++ and Celeb-DF-v2")
     listing = Listing(dataset=DATASET, root=root)

@@ -49,15 +49,8 @@ _PREVIEW_REAL = re.compile(r"(?P<target>\d+)_\w+$", re.ASCII)
 def read_dfdc(root: Path) -> Listing:
     """List every clip of a DFDC tree: training parts, and validation or test folders, whatever of them is there.
 
-    Args:
-        root: the folder that holds `dfdc_train_part_*`, `train_sample_videos`, `test_videos`, `test` or `val`; or one
-            of these folders itself.
-
-    Returns:
-        Clips of a part that its `metadata.json` does not name, or of a part without one, are `unlisted`.
-
-    Raises:
-        ValueError: a `metadata.json` that is not what it should be, an unknown label, a file name used twice.
+    The root holds `dfdc_train_part_*`, `train_sample_videos`, `test_videos`, `test` or `val`, or is one of these. Clips
+    of a part that its `metadata.json` does not name, or of a part without one, are `unlisted`.
     """
     require_root(root, "dfdc_train_part_*")
     listing = Listing(dataset=DATASET, root=root)

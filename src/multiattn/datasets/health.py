@@ -48,20 +48,6 @@ class Finding:
     """All of them, one short line each."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HealthReport:
-    """Result of `check_health`."""
-
-    counts: pd.DataFrame
-    """Columns dataset, split, method, real, fake, unknown; a row each combination."""
-    findings: list[Finding]
-    """The worst first."""
-
-    def count(self, severity: Severity) -> int:
-        """Number of findings of a severity."""
-        return sum(finding.severity == severity for finding in self.findings)
-
-
 def check_health(
     videos: pd.DataFrame,
     *,
@@ -69,8 +55,8 @@ def check_health(
     grouping: Grouping = "original",
     manifest: dict[str, Any] | None = None,
     roots: dict[str, Path] | None = None,
-) -> HealthReport:
-    """Find leaks between splits and folds, copies, and files that are not where the table says.
+) -> list[Finding]:
+    """Leaks between splits and folds, copies, and files that are not where the table says; the worst first.
 
     Args:
         grouping: what the folds were grouped by; `part` says that parts must not span folds.
@@ -91,8 +77,7 @@ def check_health(
     for dataset, root in (roots or {}).items():
         unlisted = (manifest or {}).get(dataset, {}).get("unlisted", [])
         findings += _files(videos[videos["dataset"] == dataset], dataset, Path(root), unlisted)
-    findings.sort(key=lambda finding: get_args(Severity).index(finding.severity))
-    return HealthReport(counts=count_videos(videos), findings=findings)
+    return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
 def count_videos(videos: pd.DataFrame) -> pd.DataFrame:

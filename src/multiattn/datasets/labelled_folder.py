@@ -40,9 +40,7 @@ def read_labelled_folder(
 ) -> Listing:
     """List the clips of a folder with their labels; other columns are those the CSV has, or empty.
 
-    Args:
-        root: without `labels` it holds `real`, `fake` or both, with clips at any depth.
-        frames_only: take folders of pictures alone, not videos.
+    Without `labels` the root holds `real`, `fake` or both, with clips at any depth.
     """
     require_dataset_name(name)
     require_root(root, "real and fake")

@@ -1,6 +1,7 @@
 """`videos.csv` and the `videos.json` beside it: the clips of each data set, and the folder it lies in."""
 
 import csv
+import inspect
 import logging
 import os
 import re
@@ -59,10 +60,9 @@ class IndexOptions:
     """Keep the other data sets already in the table."""
 
     def read(self) -> Listing:
-        """Call `reader(root, **own options)` of the subclass."""
-        shared = {option.name for option in fields(IndexOptions)}
-        own = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in shared}
-        return type(self).reader(self.root, **own)
+        """Call `reader(root, ...)` of the subclass with those of its options that it takes."""
+        taken = set(inspect.signature(type(self).reader).parameters) & {option.name for option in fields(self)}
+        return type(self).reader(self.root, **{name: getattr(self, name) for name in taken - {"root"}})
 
 
 _EMPTY_ROW = dict.fromkeys(VIDEOS.columns, "")

@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 LOG_INTERVAL_SECONDS, NOTEBOOK_INTERVAL_SECONDS = 60.0, 15.0
 
 
-def setup_logging(level: int = logging.INFO) -> None:
+def setup_logging() -> None:
     """Send `logging` to standard error, one plain line a record; standard output stays free for results."""
     handler = _LinesAboveBars(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("multiattn").setLevel(level)
+    logging.getLogger("multiattn").setLevel(logging.INFO)
     logging.raiseExceptions = False  # a log file on a full disk must not print a traceback for each line
 
 
@@ -49,12 +49,12 @@ class _LogLines:
         pass
 
 
-def progress_bar(total: int, description: str, unit: str, *, initial: int = 0, disable: bool = False) -> "tqdm":
+def progress_bar(total: int, description: str, unit: str, *, initial: int = 0) -> "tqdm":
     """A progress bar with rate and time left, in a notebook drawn every 15 seconds; without a terminal, a log line a
     minute instead."""
     from tqdm import tqdm
 
-    common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial, "disable": disable}
+    common = {"total": total, "desc": description, "unit": f" {unit}", "initial": initial}
     if "ipykernel" in sys.modules:
         pause = NOTEBOOK_INTERVAL_SECONDS
         return tqdm(**common, mininterval=pause, maxinterval=pause)

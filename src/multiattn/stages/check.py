@@ -13,7 +13,9 @@ from multiattn.command_line import VideosTable, parse, require_at_least, results
 from multiattn.runtime.text_tables import counted, terminal_table
 
 if TYPE_CHECKING:
-    from multiattn.datasets.health import Finding, HealthReport
+    import pandas as pd
+
+    from multiattn.datasets.health import Finding
 
 WIDTH = 120
 
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
     """
     options = parse(Options, argv, stage="check", doc=__doc__)
     from multiattn.datasets.folds import read_grouping
-    from multiattn.datasets.health import check_health
+    from multiattn.datasets.health import check_health, count_videos
     from multiattn.datasets.manifest import named_roots, read_manifest, roots_path
     from multiattn.tables import FOLDS, VIDEOS, left_out_lines
 
@@ -48,21 +50,24 @@ def main(argv: list[str]) -> None:
     datasets = sorted(videos["dataset"].unique())
     kept = {name: Path(entry["root"]) for name, entry in (manifest or {}).items() if name in datasets}
     roots = {name: root for name, root in kept.items() if root.is_dir()} | named_roots(options.root, datasets)
-    report = check_health(
+    findings = check_health(
         videos,
         folds=FOLDS.read(options.folds) if options.folds is not None else None,
         grouping=read_grouping(options.folds) if options.folds is not None else "original",
         manifest=manifest,
         roots=roots,
     )
-    lines = _lines(report, options, len(videos), [name for name in datasets if name not in roots])
+    unlocated = [name for name in datasets if name not in roots]
+    lines = _lines(findings, count_videos(videos), options, len(videos), unlocated)
     results(*lines, *left_out_lines(videos, options.videos))
-    if report.count("leak"):
+    if any(finding.severity == "leak" for finding in findings):
         raise SystemExit(1)
 
 
-def _lines(report: "HealthReport", options: Options, num_videos: int, unlocated: list[str]) -> list[str]:
-    counts = report.counts.replace({"": "-"})
+def _lines(
+    findings: "list[Finding]", counts: "pd.DataFrame", options: Options, num_videos: int, unlocated: list[str]
+) -> list[str]:
+    counts = counts.replace({"": "-"})
     numbers = [place for place, name in enumerate(counts) if name not in ("dataset", "split", "method")]
     lines = [
         f"{counted(num_videos, 'video')} in {options.videos}"
@@ -71,9 +76,10 @@ def _lines(report: "HealthReport", options: Options, num_videos: int, unlocated:
         terminal_table([list(counts), *counts.itertuples(index=False)], right=numbers),
         "",
     ]
-    for finding in report.findings:
+    for finding in findings:
         lines += _finding(finding, options.examples)
-    numbers = [counted(report.count(severity), severity) for severity in ("leak", "warning", "note")]
+    severities = [finding.severity for finding in findings]
+    numbers = [counted(severities.count(severity), severity) for severity in ("leak", "warning", "note")]
     unchecked = f" Files were not checked: {', '.join(unlocated)} (no root here; pass --root)." if unlocated else ""
     return [*lines, ", ".join(numbers) + "." + unchecked]
 

@@ -52,13 +52,7 @@ def record_bytes(size: int) -> int:
 
 
 class CropCache:
-    """Crops of one size by number. Safe to use from any number of processes, forked or handed a copy.
-
-    Args:
-        path: the file; made when it is not there.
-        rows: how many crops it takes; others are never kept.
-        size: side of the crops in pixels.
-    """
+    """The first `rows` crops of one size, by number. Safe to use from any number of processes, forked or not."""
 
     def __init__(self, path: Path, rows: int, size: int) -> None:
         self.path, self.rows, self.size = path, rows, size

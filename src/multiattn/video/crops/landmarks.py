@@ -66,9 +66,12 @@ def find_landmarks(folder: Path, detector: type[Detector], *, weights: Path | No
                     journal.append(found_points(name, found, side))
                 bar.update(len(names))
         found = {record.crop: record for record in journal.records()}
-        table = _with_landmarks(faces, found)
-        FACES.write(table, folder / FACES_FILE)
-    return int((table["score"] > 0).sum()), len(table)
+        records = [found[crop] for crop in faces["crop"]]
+        points = [record.points or [0.0] * len(LANDMARKS) for record in records]
+        faces = faces.assign(score=[record.score for record in records])
+        faces[list(LANDMARKS)] = np.reshape(points, (-1, len(LANDMARKS)))
+        FACES.write(faces, folder / FACES_FILE)
+    return int((faces["score"] > 0).sum()), len(faces)
 
 
 def _batches(crops: pd.DataFrame) -> Iterator[tuple[list[str], int]]:
@@ -102,10 +105,3 @@ def found_points(name: str, faces: Faces, side: int) -> CropPoints:
         return CropPoints(name, [], 0.0)
     points = (faces.landmarks[inside[0]] - pad).ravel()
     return CropPoints(name, [round(float(value), 2) for value in points], float(faces.scores[inside[0]]))
-
-
-def _with_landmarks(faces: pd.DataFrame, found: dict[str, CropPoints]) -> pd.DataFrame:
-    records = [found[crop] for crop in faces["crop"]]
-    points = np.array([record.points or [0.0] * len(LANDMARKS) for record in records]).reshape(-1, len(LANDMARKS))
-    columns = dict(zip(LANDMARKS, points.T, strict=True))
-    return faces.assign(score=[record.score for record in records], **columns)

@@ -75,7 +75,7 @@ def evenly_spaced_indices(total_frames: int, num_frames: int) -> list[int]:
 def probe_video(path: Path) -> VideoShape:
     """Size and number of frames; the first frame is decoded, since only it has the rotation.
 
-    Of a folder of pictures the first that can be decoded.
+    Of a folder of pictures the first that can be decoded. Without one `UnreadableVideoError` is raised.
     """
     try:
         if Path(path).is_dir() or is_image_name(Path(path).name):

@@ -50,7 +50,6 @@ class Detector(ABC):
         threshold: faces below this score are left out, in (0, 1); None is the detector's default.
         weights: the weights file, of a detector that needs one, or the folder of its files.
         longest_side: bound on the copy that the first pass searches, in pixels.
-        device: where it runs, as torch names it.
     """
 
     name: ClassVar[str]

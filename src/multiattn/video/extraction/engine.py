@@ -50,10 +50,10 @@ class Engine:
     """Runs one function on many tasks.
 
     Args:
-        run: where; from `open_backend`, or `in_threads`.
+        run: from `open_backend`, or `in_threads`.
         target: the function, `module:function`.
-        time_limit: seconds a task may take; None is no limit.
-        most_deaths: after so many deaths one after the other it is the machine and not the tasks; None is any number.
+        time_limit: seconds a task may take.
+        most_deaths: after so many deaths one after the other it is the machine and not the tasks.
     """
 
     def __init__(
@@ -206,7 +206,6 @@ def open_backend(name: Backend, *, jobs: int, scheduler: str | None) -> Iterator
         jobs: calls at one time on this machine; a cluster runs as many as its workers have threads (Dask) or CPUs
             (Ray).
         scheduler: `tcp://HOST:8786` of Dask; the address of a Ray cluster, None for the one this machine belongs to.
-
     """
     if name == "local" and scheduler is not None:
         raise ValueError(f"--scheduler {scheduler}: --backend local has none. Add --backend dask or ray.")
