@@ -11,7 +11,7 @@ from multiattn.datasets import readers
 from multiattn.datasets.celebdf import TEST_LIST
 from multiattn.datasets.deeperforensics import read_splits
 from multiattn.datasets.ffpp import read_pairs
-from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files, video_row
+from multiattn.datasets.manifest import IndexOptions, Listing, require_root, video_files
 from multiattn.datasets.readers import READERS
 from multiattn.tables import FAKE, REAL, SPLITS, VIDEOS
 from pipeline import run
@@ -28,7 +28,7 @@ def test_the_readme_shows_a_command_and_a_tree_of_every_reader():
 def test_the_reader_of_the_readme_appears_in_the_help_in_the_error_and_in_a_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(READERS, "mine", None)  # taken out after the test
     example = README.partition("## Another data set")[2].partition("```python\n")[2].partition("```")[0]
-    names = (IndexOptions, Listing, require_root, video_files, video_row, dataclass, Path)
+    names = (IndexOptions, Listing, require_root, video_files, dataclass, Path)
     exec(example, {of.__name__: of for of in names} | {"READERS": READERS, "FAKE": FAKE, "REAL": REAL})
     for arguments, shown in ((["--help"], "mine"), (["none-such"], "mine"), (["mine", "--help"], "--level")):
         with pytest.raises(SystemExit):

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from multiattn.datasets.manifest import (
     IndexOptions,
@@ -27,7 +27,6 @@ from multiattn.datasets.manifest import (
     video_files,
     video_files_below,
     video_id,
-    video_row,
 )
 from multiattn.tables import FAKE, REAL
 
@@ -72,9 +71,7 @@ def read_celebdf(root: Path, *, version: str = "v2", test_list: Path | None = No
         for below in (entry, entry / "videos"):
             for name in video_files(below):
                 _add_clip(path_of, f"{folder}/{name}", (below / name).relative_to(root).as_posix(), root)
-    for clip, path in path_of.items():
-        listing.rows.append(_row(root, dataset, clip, path, path_of) | {"split": "test" if clip in test else "train"})
-    listing.absent.extend(sorted(test.keys() - path_of.keys()))
+    _add_rows(listing, path_of, set(test))
     if ONE_FRAME_CLIP in path_of:
         listing.notes.append(f"{path_of[ONE_FRAME_CLIP]} is listed; as released it holds one frame only.")
     return listing
@@ -93,9 +90,7 @@ def read_celebdf_pp(root: Path, *, test_list: Path | None = None) -> Listing:
                 listing.unlisted.append(f"{folder}/{name}")
             else:
                 _add_clip(path_of, clip, f"{folder}/{name}", root)
-    for clip, path in path_of.items():
-        listing.rows.append(_plus_plus_row(root, clip, path, path_of) | {"split": "test" if clip in test else "train"})
-    listing.absent.extend(sorted(test - path_of.keys()))
+    _add_rows(listing, path_of, test)
     listing.notes.append(
         "Celeb-DF++ holds the clips of Celeb-DF v2 under other video_ids: do not index celebdf --version v2 into the "
         "same table, and do not test on the one what was trained on the other."
@@ -127,33 +122,20 @@ def _add_clip(path_of: dict[str, str], clip: str, path: str, root: Path) -> None
         raise ValueError(f"{root}: {path} is also {path_of[clip]}. Keep one of them.")
 
 
-def _row(root: Path, dataset: str, listed: str, path: str, path_of: dict[str, str]) -> dict[str, Any]:
-    folder, name = listed.split("/")
-    people = match_name(*NAMES[folder], root / path).groupdict()
-    values = {"label": REAL, "target_id": people.get("target", ""), "source_id": people.get("source", "")}
-    if folder == FAKE_FOLDER:
-        target_clip = f"{people['target']}_{people['clip']}.mp4"
-        absent = path.replace(name, target_clip).replace(FAKE_FOLDER, REAL_FOLDER)  # flat or not, as its neighbours
-        original = video_id(dataset, path_of.get(f"{REAL_FOLDER}/{target_clip}", absent))
-        values |= {"label": FAKE, "method": FAKE_FOLDER, "original": original}
-    return video_row(dataset, path, **values)
-
-
-def _plus_plus_row(root: Path, clip: str, path: str, path_of: dict[str, str]) -> dict[str, Any]:
-    folder, *below = clip.split("/")
-    if folder != FAKE_FOLDER:
-        return _row(root, PLUS_PLUS, clip, path, path_of)
-    people = match_name(*PLUS_PLUS_FAKE, root / path).groupdict(default="")
-    original = f"{REAL_FOLDER}/{people['target']}_{people['clip']}.mp4"
-    return video_row(
-        PLUS_PLUS,
-        path,
-        label=FAKE,
-        method=below[1],
-        original=video_id(PLUS_PLUS, path_of.get(original, original)),
-        target_id=people["target"],
-        source_id=people["source"],
-    )
+def _add_rows(listing: Listing, path_of: dict[str, str], test: set[str]) -> None:
+    """Add the clips, those of the test list as `test`, all others as `train`."""
+    for clip, path in path_of.items():
+        folder, *methods, name = clip.split("/")
+        people = match_name(*(PLUS_PLUS_FAKE if methods else NAMES[folder]), listing.root / path).groupdict(default="")
+        row = listing.add(path, label=REAL, split="test" if clip in test else "train")
+        row |= {"target_id": people.get("target", ""), "source_id": people.get("source", "")}
+        if folder == FAKE_FOLDER:
+            original = absent = f"{REAL_FOLDER}/{people['target']}_{people['clip']}.mp4"
+            if not methods:  # flat or not, as its neighbours
+                absent = path.replace(name, Path(original).name).replace(FAKE_FOLDER, REAL_FOLDER)
+            row |= {"label": FAKE, "method": methods[1] if methods else FAKE_FOLDER}
+            row["original"] = video_id(listing.dataset, path_of.get(original, absent))
+    listing.absent.extend(sorted(test - path_of.keys()))
 
 
 def listed_clip(path: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multiattn.datasets.manifest import Listing, video_row
+from multiattn.datasets.manifest import Listing
 from multiattn.runtime.crop_files import ROOT_KEY, path_in_archive, picture_size, read_ends
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.frame_folders import frame_numbers, natural_order
@@ -81,7 +81,7 @@ def write_crops_folder(
         bad = [f"{path_in_archive(address)}: {faults[address]}" for address in video.pictures if address in faults]
         status = "ok" if kept else "unreadable"
         statuses.append((video_id, status, len(video.pictures), len(kept), "; ".join(bad[:3])))
-        listing.rows.append(video_row(name, video.path or _path(video), video_id=video_id, **video.values))
+        listing.add(video.path or _path(video), video_id=video_id, **video.values)
     lengths = np.fromiter(sides.values(), np.int64)
     smallest = int(lengths.min()) if size is None else size
     not_known = {"detector": "unknown", "threshold": 0.5, "template": f"crops of {name}", "interpolation": "unknown"}

@@ -18,7 +18,6 @@ from multiattn.datasets.manifest import (
     require_root,
     video_files,
     video_files_below,
-    video_row,
 )
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, SPLITS
@@ -87,17 +86,14 @@ def _list_type(root: Path, kind: str, split_of: dict[str, str] | None, listing: 
         if split_of is not None and Path(name).stem not in split_of:
             listing.unlisted.append(prefix + name)
             continue
-        listing.rows.append(
-            video_row(
-                DATASET,
-                prefix + name,
-                label=FAKE,
-                method=kind,
-                split=split_of[Path(name).stem] if split_of is not None else "",
-                original=original_id(match["target"], "c23"),
-                target_id=match["target"],
-                source_id=match["actor"],
-            )
+        listing.add(
+            prefix + name,
+            label=FAKE,
+            method=kind,
+            split=split_of[Path(name).stem] if split_of is not None else "",
+            original=original_id(match["target"], "c23"),
+            target_id=match["target"],
+            source_id=match["actor"],
         )
     if split_of is not None:
         listing.absent.extend(f"{prefix}{stem}.mp4" for stem in sorted(set(split_of) - {Path(n).stem for n in present}))

@@ -25,7 +25,6 @@ from multiattn.datasets.manifest import (
     video_files,
     video_files_below,
     video_id,
-    video_row,
 )
 from multiattn.runtime.files import read_json
 from multiattn.tables import FAKE, LABELS, REAL, SPLITS, UNKNOWN
@@ -94,12 +93,11 @@ def read_dfdc_preview(root: Path) -> Listing:
         if place[key] not in present:
             listing.absent.append(key)
             continue
-        row = video_row(PREVIEW, place[key], label=label_of[key], split=entry["set"], **people[key])
+        row = listing.add(place[key], label=label_of[key], split=entry["set"], **people[key])
         if label_of[key] == FAKE:
             original = _original(key, entry, reals, people)
             row["method"] = key.split("/")[0]
             row["original"] = video_id(PREVIEW, place[original]) if original is not None else ""
-        listing.rows.append(row)
     listing.unlisted.extend(sorted(present - set(place.values())))
     return listing
 
@@ -154,16 +152,8 @@ def _list_parts(root: Path, metadata: dict[str, dict[str, dict[str, Any]]], list
             if original:
                 # Of a part that is not here: the first that names it stands for it, so that its fakes stay together.
                 original = video_id(DATASET, prefix_of.setdefault(original, prefix) + original)
-            listing.rows.append(
-                video_row(
-                    DATASET,
-                    prefix + name,
-                    label=LABEL_NAMES[entry["label"]],
-                    split=entry.get("split") or HELD_OUT_FOLDERS.get(part, "train"),
-                    part=part,
-                    original=original,
-                )
-            )
+            split = entry.get("split") or HELD_OUT_FOLDERS.get(part, "train")
+            listing.add(prefix + name, label=LABEL_NAMES[entry["label"]], split=split, part=part, original=original)
         listing.unlisted.extend(prefix + name for name in sorted(present - set(entries)))
 
 
@@ -184,8 +174,7 @@ def _read_entries(path: Path, allowed: dict[str, tuple[str | None, ...]]) -> dic
 def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     entries = _read_entries(path, {"label": tuple(LABEL_NAMES), "split": (*SPLITS, None)})
     for name, entry in entries.items():
-        original = entry.get("original")
-        if not isinstance(original, str | None):
+        if not isinstance(original := entry.get("original"), str | None):
             raise ValueError(f"{path}: {name}: expected the file name of an original or null, found {original!r}.")
     return entries
 
@@ -203,9 +192,7 @@ def _list_held_out(root: Path, prefix: str, listing: Listing) -> None:
         labels = {}  # a labels.csv beside several folders may belong to another of them
     part = _name(root, prefix)
     for name in present:
-        listing.rows.append(
-            video_row(DATASET, prefix + name, label=labels.get(name, UNKNOWN), split=HELD_OUT_FOLDERS[part], part=part)
-        )
+        listing.add(prefix + name, label=labels.get(name, UNKNOWN), split=HELD_OUT_FOLDERS[part], part=part)
     listing.absent.extend(prefix + name for name in sorted(set(labels) - set(present)))
 
 

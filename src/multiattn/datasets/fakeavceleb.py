@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiattn.datasets.manifest import (
-    IndexOptions,
-    Listing,
-    csv_lines,
-    require_root,
-    video_files_below,
-    video_id,
-    video_row,
-)
+from multiattn.datasets.manifest import IndexOptions, Listing, csv_lines, require_root, video_files_below, video_id
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL
 
@@ -51,8 +43,9 @@ def read_fakeavceleb(root: Path) -> Listing:
     repeated = 0
     for path, entry in _entries(root / METADATA):
         repeated += path in listed
-        listed.setdefault(path, _row(path, entry))
-    listing.rows.extend(row for path, row in listed.items() if path in present)
+        listed.setdefault(path, _values(path, entry))
+    for path in (path for path in listed if path in present):
+        listing.add(path, **listed[path])
     listing.absent.extend(sorted(listed.keys() - present))
     listing.unlisted.extend(sorted(present - listed.keys()))
     if repeated:
@@ -95,10 +88,10 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"{folder}/{entry['path']}", entry
 
 
-def _row(path: str, entry: dict[str, str]) -> dict[str, Any]:
-    row = video_row(DATASET, path, label=LABELS[entry["type"]], target_id=entry["source"])
-    if row["label"] == FAKE:
+def _values(path: str, entry: dict[str, str]) -> dict[str, Any]:
+    values = {"label": LABELS[entry["type"]], "target_id": entry["source"]}
+    if values["label"] == FAKE:
         clip = Path(entry["path"]).stem.partition("_")[0]
         person = path.partition("/")[2].rpartition("/")[0]
-        row |= {"method": entry["method"], "original": video_id(DATASET, f"{GENUINE}/{person}/{clip}.mp4")}
-    return row
+        values |= {"method": entry["method"], "original": video_id(DATASET, f"{GENUINE}/{person}/{clip}.mp4")}
+    return values

@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from multiattn.datasets.manifest import (
-    IndexOptions,
-    Listing,
-    clips_below,
-    log_left_out,
-    require_root,
-    video_id,
-    video_row,
-)
+from multiattn.datasets.manifest import IndexOptions, Listing, clips_below, log_left_out, require_root, video_id
 from multiattn.tables import FAKE, LABELS, REAL, SPLITS, Column, Table
 
 DATASET, FRAMES = "folder", "frames"
@@ -57,7 +49,8 @@ def read_labelled_folder(
         rows = {path: values for path, values in listed.items() if path in present}
         listing.absent.extend(sorted(set(listed) - present))
         listing.unlisted.extend(sorted(present - set(listed)))
-    listing.rows.extend(video_row(name, path, **values) for path, values in rows.items())
+    for path, values in rows.items():
+        listing.add(path, **values)
     return listing
 
 

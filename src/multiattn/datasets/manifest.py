@@ -47,6 +47,11 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     """Remarks on this tree for the user, one line each; logged when the table is written."""
 
+    def add(self, path: str, **values: Any) -> dict[str, Any]:
+        """Add the row of the clip at a path below the root, and return it; columns not given are empty."""
+        self.rows.append(video_row(self.dataset, path, **values))
+        return self.rows[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:

@@ -63,33 +63,18 @@ class DemoPlan:
 
     @property
     def training(self) -> tuple[PlannedClip, ...]:
-        """The clips of the training parts."""
         return tuple(clip for clip in self.clips if clip.part >= 0)
 
     @property
     def test(self) -> tuple[PlannedClip, ...]:
-        """The clips of test_videos, the two defective ones included."""
         return tuple(clip for clip in self.clips if clip.part < 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sizes:
-    parts: int
-    actors_a_part: int
-    test_actors: int
-    takes_a_test_actor: int
-    seconds: tuple[float, float]
-
-
-_FULL = _Sizes(parts=5, actors_a_part=10, test_actors=9, takes_a_test_actor=2, seconds=(2.0, 2.5))
-_SMALL = _Sizes(parts=2, actors_a_part=2, test_actors=2, takes_a_test_actor=1, seconds=(1.0, 1.0))
 
 
 class _Writer:
     """Adds clips one by one."""
 
-    def __init__(self, seed: int, sizes: _Sizes) -> None:
-        self.seed, self.sizes = seed, sizes
+    def __init__(self, seed: int, seconds: tuple[float, float]) -> None:
+        self.seed, self.seconds = seed, seconds
         self.clips: list[PlannedClip] = []
         self._names = np.random.default_rng((seed, _NAMES))
 
@@ -97,7 +82,7 @@ class _Writer:
         self, part: int, take_seed: tuple[int, ...], target: str, source: str = "", original: str = "", recipe: str = ""
     ) -> str:
         """Append a clip and return its file name; the length follows from the take, so a fake is as long."""
-        seconds = np.random.default_rng((*take_seed, 2)).uniform(*self.sizes.seconds)
+        seconds = np.random.default_rng((*take_seed, 2)).uniform(*self.seconds)
         own_seed = (self.seed, _FILES, len(self.clips))
         self.clips.append(
             PlannedClip(
@@ -139,8 +124,8 @@ def plan_demo(seed: int = 7, small: bool = False) -> DemoPlan:
     own; the small one has 12 training clips of one second and 4 test clips. The first fake test clip is truncated, the
     last real one shows no face.
     """
-    sizes = _SMALL if small else _FULL
-    writer = _Writer(seed, sizes)
+    parts, actors_a_part, test_actors, takes_a_test_actor = (2, 2, 2, 1) if small else (5, 10, 9, 2)
+    writer = _Writer(seed, (1.0, 1.0) if small else (2.0, 2.5))
     actor_seeds: dict[str, tuple[int, ...]] = {}
 
     def cast(group: int, prefix: str, count: int) -> list[str]:
@@ -148,10 +133,9 @@ def plan_demo(seed: int = 7, small: bool = False) -> DemoPlan:
         actor_seeds.update({name: (seed, _ACTORS, group, index) for index, name in enumerate(names)})
         return names
 
-    for part in range(sizes.parts):
-        _plan_group(writer, part, cast(part, f"part{part}", sizes.actors_a_part), takes=1, fakes_a_take=2)
-    test_actors = cast(_TEST_GROUP, "test", sizes.test_actors)
-    _plan_group(writer, -1, test_actors, takes=sizes.takes_a_test_actor, fakes_a_take=1)
+    for part in range(parts):
+        _plan_group(writer, part, cast(part, f"part{part}", actors_a_part), takes=1, fakes_a_take=2)
+    _plan_group(writer, -1, cast(_TEST_GROUP, "test", test_actors), takes=takes_a_test_actor, fakes_a_take=1)
     fakes, reals = ([clip.filename for clip in writer.clips if clip.part < 0 and clip.label == n] for n in (1, 0))
     defect_of = {fakes[0]: "truncated", reals[-1]: "faceless"}
     clips = tuple(replace(clip, defect=defect_of.get(clip.filename, "")) for clip in writer.clips)

@@ -148,14 +148,13 @@ class _Seen:
 
 
 def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, *, thorough: bool = False) -> Scan:
-    """The crops of every face of the sampled frames, with final track numbers and without spurious tracks.
+    """The crops of every face of the sampled frames, with final track numbers and without spurious tracks; with
+    `thorough` by the detector's second, slower pass.
 
     The detector searches the first frame, every `detect_every`-th after it and the last. Where it found a track in two
     such frames in a row, the track has a row in each frame between them too: box, landmarks and score linear in the
     frames' times. A gap of at most 2 searched frames keeps the track's number, but gets no rows, since the face was
     most likely hidden or turned away.
-
-    `thorough` is the detector's second, slower pass.
     """
     scan, linker = Scan(), TrackLinker()
     detections: dict[int, list[float]] = {}
