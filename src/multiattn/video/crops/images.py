@@ -44,6 +44,9 @@ def read_crop(path: Path, size: int) -> np.ndarray:
     these and averaged from there: half to three quarters of the time, and 0.2 to 0.7 of 255 (mean over faces of 380
     pixels) from a full decoding averaged down. Any other is decoded in full.
 
+    Args:
+        path: the crop's address, joined to the root of its faces folder's crops (`runtime/crop_files.py`).
+
     Raises:
         ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
     """
@@ -51,7 +54,11 @@ def read_crop(path: Path, size: int) -> np.ndarray:
 
 
 def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
-    """`read_crop` of a file's content; `source` is what an error names."""
+    """`read_crop` of a file's content.
+
+    Args:
+        source: what an error names.
+    """
     # OpenCV fills what is missing of a JPEG that was cut off with grey, so its end marker is checked first.
     whole = content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8")
     stored_wh = jpeg_size(content)

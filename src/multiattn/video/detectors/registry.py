@@ -163,7 +163,11 @@ def detector_names() -> tuple[str, ...]:
 
 
 def get_detector(name: str) -> type[Detector]:
-    """The detector's class."""
+    """The detector's class.
+
+    Raises:
+        ValueError: no detector of that name.
+    """
     if name not in _detectors:
         raise ValueError(f"--detector: expected one of {', '.join(_detectors)}, found {name!r}.")
     return _detectors[name]
