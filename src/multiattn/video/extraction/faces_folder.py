@@ -14,20 +14,12 @@ from typing import Any
 
 import pandas as pd
 
+from multiattn.runtime import layout
 from multiattn.runtime.crop_files import declared_root
 from multiattn.runtime.devices import default_jobs
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.journal import Journal
-from multiattn.runtime.layout import (
-    CROPS_FOLDER,
-    FACES_FILE,
-    FACES_JOURNAL,
-    FINGERPRINTS_FILE,
-    RECIPE_FILE,
-    STATUS_FILE,
-    VIDEOS_FILE,
-)
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
@@ -54,7 +46,7 @@ MAX_DEATHS_IN_A_ROW = 20
 
 def faces_journal(folder: Path) -> Journal[VideoFaces]:
     """The finished videos of a run that has not ended yet, in the order in which they finished."""
-    return Journal(folder / FACES_JOURNAL, VideoFaces)
+    return Journal(folder / layout.FACES_JOURNAL, VideoFaces)
 
 
 def extract_faces(
@@ -93,11 +85,11 @@ def extract_faces(
         journal = faces_journal(folder)
         journal.repair()
         _keep_recipe(folder, settings.recipe)
-        path = folder / STATUS_FILE
+        path = folder / layout.STATUS_FILE
         statuses = VIDEO_STATUS.read(path, allow_empty=True) if path.is_file() else VIDEO_STATUS.empty()
         in_journal = journal.places()
         done = in_journal.keys() | set(statuses["video_id"].tolist())
-        fingerprints = Journal(folder / FINGERPRINTS_FILE, VideoFingerprint)
+        fingerprints = Journal(folder / layout.FINGERPRINTS_FILE, VideoFingerprint)
         fingerprints.repair()
         for video_id in _changed([task for task in tasks if task.video_id in done], fingerprints, settings, jobs):
             done.discard(video_id)
@@ -176,8 +168,8 @@ class _OriginalRows:
     ) -> None:
         self.folder, self.journal, self.places, self.originals = folder, journal, places, originals
         self._merged: dict[str, pd.DataFrame] = {}
-        if originals and (folder / FACES_FILE).is_file():
-            faces = FACES.read(folder / FACES_FILE, allow_empty=True)
+        if originals and (folder / layout.FACES_FILE).is_file():
+            faces = FACES.read(folder / layout.FACES_FILE, allow_empty=True)
             faces = faces[faces["video_id"].isin(set(originals.values()) - places.keys())]
             self._merged = dict(iter(faces.groupby("video_id", sort=False)))
 
@@ -237,20 +229,20 @@ def _result(outcome: Outcome, folder: Path, recipe: CropRecipe) -> VideoFaces:
 def _keep_recipe(folder: Path, recipe: CropRecipe) -> None:
     if (root := declared_root(folder)) is not None:
         raise ValueError(f"{folder}: this faces folder has the crops of {root}. Choose another folder for new ones.")
-    begun = [faces_journal(folder).path, folder / STATUS_FILE, folder / CROPS_FOLDER]
-    if not (folder / RECIPE_FILE).is_file() or not any(path.exists() for path in begun):
+    begun = [faces_journal(folder).path, folder / layout.STATUS_FILE, folder / layout.CROPS_FOLDER]
+    if not (folder / layout.RECIPE_FILE).is_file() or not any(path.exists() for path in begun):
         write_recipe(recipe, folder)  # also over that of a run which ended before its first video
         return
     if difference := describe_difference(read_recipe(folder), recipe, everything=True):
         raise ValueError(
-            f"{folder / RECIPE_FILE}: this folder was made with other settings: {difference}. "
+            f"{folder / layout.RECIPE_FILE}: this folder was made with other settings: {difference}. "
             "Choose another faces folder, or pass the same settings to continue."
         )
 
 
 def _write_videos(videos: pd.DataFrame, folder: Path) -> None:
     """Keep the folder's copy of the videos table up to date: labels and splits may have been indexed anew."""
-    path = folder / VIDEOS_FILE
+    path = folder / layout.VIDEOS_FILE
     videos = videos.sort_values("video_id", ignore_index=True)
     if path.is_file():
         earlier = VIDEOS.read(path)
@@ -278,15 +270,15 @@ def _finish(statuses: pd.DataFrame, folder: Path, recipe: CropRecipe) -> pd.Data
             rows = []
     tables += [pd.DataFrame(rows, columns=list(FACES.columns))] if rows else []
     added = {row[0] for row in new}
-    if (folder / FACES_FILE).is_file():
-        earlier = FACES.read(folder / FACES_FILE, allow_empty=True)
+    if (folder / layout.FACES_FILE).is_file():
+        earlier = FACES.read(folder / layout.FACES_FILE, allow_empty=True)
         tables.insert(0, earlier[~earlier["video_id"].isin(added)])
     faces = pd.concat(tables, ignore_index=True).sort_values(list(FACES.key), ignore_index=True)
-    FACES.write(faces, folder / FACES_FILE)
+    FACES.write(faces, folder / layout.FACES_FILE)
     latest = pd.DataFrame(new, columns=list(VIDEO_STATUS.columns)) if new else VIDEO_STATUS.empty()
     statuses = pd.concat([statuses[~statuses["video_id"].isin(added)], latest], ignore_index=True)
-    statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / STATUS_FILE)
-    VIDEO_STATUS.write(statuses, folder / STATUS_FILE)
+    statuses = VIDEO_STATUS.validate(statuses.sort_values("video_id", ignore_index=True), folder / layout.STATUS_FILE)
+    VIDEO_STATUS.write(statuses, folder / layout.STATUS_FILE)
     journal.path.unlink(missing_ok=True)  # its videos stand in the tables
     if recipe.reuse_original and new:
         total = reuse["searched"] + reuse["saved"]
@@ -309,7 +301,7 @@ def read_faces_folder(
     read_recipe(folder)
     if faces_journal(folder).path.is_file():
         raise ValueError(f"{folder}: the extraction was interrupted. Run the same `multiattn faces` command again.")
-    path = folder / FACES_FILE
+    path = folder / layout.FACES_FILE
     faces = FACES.read(path, allow_empty=True) if columns is None else FACES.read_columns(path, columns)
-    statuses = VIDEO_STATUS.read(folder / STATUS_FILE)
-    return faces, statuses, VIDEOS.read(folder / VIDEOS_FILE)
+    statuses = VIDEO_STATUS.read(folder / layout.STATUS_FILE)
+    return faces, statuses, VIDEOS.read(folder / layout.VIDEOS_FILE)
