@@ -179,7 +179,8 @@ def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, Cro
 
 
 def set_splits(videos: dict[str, CropVideo], splits: dict[str, set[str]], listing: Listing) -> None:
-    """Give each video the first of its splits, by the order of `SPLITS`, and note how many had several."""
+    """Give each video the first of its splits, by the order of `SPLITS`, note how many had several, and list what is
+    absent once."""
     for key, video in videos.items():
         video.values["split"] = next(split for split in SPLITS if split in splits[key])
     listing.absent[:] = dict.fromkeys(listing.absent)
