@@ -80,6 +80,8 @@ def extract_faces(
         raise ValueError(f"--jobs: expected at least 1, found {jobs}.")
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"--time-limit: expected seconds above 0, found {time_limit}.")
+    if set(videos["video_id"].tolist()) != {task.video_id for task in tasks}:
+        raise ValueError("expected one task for each row of the videos table, found others.")
     folder = folder.absolute()  # a cluster's workers run in folders of their own
     with exclusive_folder(folder):
         journal = faces_journal(folder)
