@@ -11,7 +11,6 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from multiattn.bench.harness import take_turns
 from multiattn.bench.options import DataBench
@@ -50,7 +49,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def measure(options: DataBench) -> list[str]:
-    """Measure, and put the figures into a table.
+    """Lines for a terminal, with a row for each way to read the crops.
 
     Raises:
         FileNotFoundError, ValueError: no such experiment or faces folder, or crops smaller than the image size.
@@ -73,10 +72,8 @@ def measure(options: DataBench) -> list[str]:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         crops = _drawn_faces(Path(folder)) if options.faces is None else _some_faces(options.faces, Path(folder))
-        sides = [
-            _compare(name, crops, side, seconds=options.seconds)
-            for name, side in _sides(config, options.presets).items()
-        ]
+        ways = _ways(config, options.presets).items()
+        rates = {name: _compare(crops, way, seconds=options.seconds) for name, way in ways}
         kilobytes = np.mean([len(read_stored(crops.folder / name)) for name in crops.training["crop"]]) / 1000
     source = "given" if options.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
     return [
@@ -84,22 +81,13 @@ def measure(options: DataBench) -> list[str]:
         f"batches of {config.batch_size} by {options.num_workers} workers, from the page cache",
         f"{describe_machine(device)}; load {load:.1f} before",
         "",
-        *_table(sides, max(1, options.num_workers), rate),
+        *_table(rates, max(1, options.num_workers), rate),
         "",
         f"{options.experiment} takes {rate:.1f} crops/s ({source})",
     ]
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Crops a second of one way to read them, and of the plain dataset in the turns between."""
-
-    name: str
-    ours: float
-    plain: float
-
-
-def _sides(config: DataConfig, presets: tuple[str, ...]) -> dict[str, DataConfig]:
+def _ways(config: DataConfig, presets: tuple[str, ...]) -> dict[str, DataConfig]:
     """Settings that are measured: every preset, self-blended images, both caches."""
     plain = dataclasses.replace(
         config,
@@ -118,13 +106,14 @@ def _sides(config: DataConfig, presets: tuple[str, ...]) -> dict[str, DataConfig
     }
 
 
-def _compare(name: str, crops: FoldCrops, config: DataConfig, *, seconds: float) -> _Side:
+def _compare(crops: FoldCrops, config: DataConfig, *, seconds: float) -> tuple[float, float]:
+    """Crops a second of one way to read them, and of the plain dataset in the turns between."""
     ours = _Turns(training_loader(crops, config, seed=0, rank=0, world_size=1))
     plain = _Turns(_plain_loader(crops, config))
     if config.cache != "none":
         ours.run(crops=4 * len(crops.training))  # fills it: each crop comes twice in so many, a few four times
     rates = take_turns([partial(side.run, seconds=seconds) for side in (ours, plain)], TURNS)
-    return _Side(name, *map(statistics.median, rates))
+    return statistics.median(rates[0]), statistics.median(rates[1])
 
 
 class _Turns:
@@ -149,17 +138,11 @@ class PlainCrops(Dataset):
     """The usual dataset: (3, size, size) float32, normalised by ImageNet's mean and deviation, and the label."""
 
     def __init__(self, crops: FoldCrops, size: int) -> None:
-        from torchvision import transforms
+        from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
         self.paths = [crops.folder / name for name in crops.training["crop"]]
         self.labels = crops.training["label"].tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize((size, size)),
-                transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            ]
-        )
+        self.transform = Compose([Resize((size, size)), ToTensor(), Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -172,9 +155,9 @@ def _plain_loader(crops: FoldCrops, config: DataConfig) -> DataLoader:
     dataset = PlainCrops(crops, config.image_size)
     return DataLoader(
         dataset,
-        batch_sampler=BatchSampler(
-            RandomSampler(dataset, replacement=True, num_samples=CROPS_AN_EPOCH), config.batch_size, drop_last=True
-        ),
+        batch_size=config.batch_size,
+        sampler=RandomSampler(dataset, replacement=True, num_samples=CROPS_AN_EPOCH),
+        drop_last=True,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -182,13 +165,12 @@ def _plain_loader(crops: FoldCrops, config: DataConfig) -> DataLoader:
     )
 
 
-def _table(sides: list[_Side], num_workers: int, rate: float) -> list[str]:
-    plain = statistics.median(side.plain for side in sides)
+def _table(rates: dict[str, tuple[float, float]], num_workers: int, training_rate: float) -> list[str]:
+    plain = statistics.median(beside for _, beside in rates.values())
     rows = [("", "crops/s", "per worker", "beside plain", "workers to feed training")]
-    for side in (_Side("plain dataset", plain, plain), *sides):
-        each = side.ours / num_workers
-        beside = f"{side.ours / side.plain:.2f}x"
-        rows.append((side.name, f"{side.ours:.0f}", f"{each:.0f}", beside, math.ceil(rate / each)))
+    for name, (rate, beside) in {"plain dataset": (plain, plain), **rates}.items():
+        each = rate / num_workers
+        rows.append((name, f"{rate:.0f}", f"{each:.0f}", f"{rate / beside:.2f}x", math.ceil(training_rate / each)))
     return terminal_table(rows, right=range(1, 5)).splitlines()
 
 

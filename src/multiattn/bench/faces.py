@@ -63,10 +63,10 @@ Boxes = dict[tuple[str, int], np.ndarray]
 
 
 def measure(options: FacesBench) -> list[str]:
-    """Measure, and put the figures into a table.
+    """Lines for a terminal: the stages of our extraction, both sides, and what they are measured by.
 
     Raises:
-        ValueError: no videos, or one that cannot be read.
+        ValueError: no videos, or one that cannot be read; the loop and the parts taken alone have no way to go on.
     """
     paths = find_videos(options.videos_dir)
     names = [path.relative_to(options.videos_dir).as_posix() for path in paths]
@@ -80,35 +80,49 @@ def measure(options: FacesBench) -> list[str]:
         size=options.size,
     )
     tasks = [VideoTask(video_id=name, path=path) for name, path in zip(videos["video_id"], paths, strict=True)]
+    longest_sides = {task.video_id: _longest_side(task.path) for task in tasks}
+    for path in paths:
+        file_digest(path)  # reads it, so that both sides find it in the system's memory
+    ours = run_alone("ours", _run_ours, videos, tasks, settings, options.jobs)
+    stages, cpu, parts = run_alone("stages", _run_stages, tasks, settings).result
+    comparison = Comparison(
+        num_videos=len(tasks),
+        ours=ours,
+        loop=run_alone("loop", _run_loop, tasks, settings),
+        stages=stages,
+        cpu_seconds=cpu,
+        parts_cpu_seconds=parts,
+        longest_sides=longest_sides,
+    )
     return [
         f"{len(tasks)} videos, {options.num_frames} frames each, {options.detector}",
         describe_machine(torch.device(settings.device)),
         "",
-        *compare_extraction(videos, tasks, settings, jobs=options.jobs).table(),
+        *comparison.table(),
     ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides and what they are measured by."""
+    """Both sides, and what they are measured by.
+
+    Attributes:
+        stages: stage -> seconds over all clips in one thread; `rest` is what no stage claims.
+        cpu_seconds: of the same, without the start of a process.
+        parts_cpu_seconds: of decoding every frame up to the last wanted one, plus detection, alone in one thread.
+        longest_sides: video_id -> pixels of the longer side of its frames.
+    """
 
     num_videos: int
     ours: Measured[Boxes]
     loop: Measured[Boxes]
     stages: dict[str, float]
-    """Stage -> seconds over all clips in one thread; `rest` is what no stage claims."""
     cpu_seconds: float
-    """CPU time of the same, without the start of a process."""
     parts_cpu_seconds: float
-    """Pure decoding of every frame up to the last wanted one, plus detection, alone in one thread."""
     longest_sides: dict[str, int]
-    """video_id -> pixels of the longer side of its frames."""
 
     def recall(self, *, min_share: float = 0.0) -> float:
-        """Share of the loop's faces that we have too, in the same frame with an IoU of at least 0.5.
-
-        Only faces whose longer side is at least `min_share` of the frame's longer side count.
-        """
+        """Share of the loop's faces that we have too, of those that are at least `min_share` of the longer sides."""
         reference = {}
         for (video, index), boxes in self.loop.result.items():
             sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
@@ -116,7 +130,6 @@ class Comparison:
         return shared_faces(reference, self.ours.result)
 
     def table(self) -> list[str]:
-        """Lines for a terminal: stages, sides, and the three figures."""
         total = sum(self.stages.values())
         stages = [(name, f"{spent:.2f}", f"{spent / total:.0%}") for name, spent in self.stages.items()]
         sides = [("", "wall, s", "CPU, s", "videos/s", "faces/s", "peak, GB", "faces", "hours for DFDC")]
@@ -139,31 +152,6 @@ class Comparison:
         ]
 
 
-def compare_extraction(
-    videos: pd.DataFrame, tasks: list[VideoTask], settings: ExtractionSettings, *, jobs: int | None
-) -> Comparison:
-    """Extract the faces of the clips (table and tasks of the same ones) both ways and take our way apart.
-
-    Raises:
-        ValueError: a clip that cannot be read; the loop and the parts taken alone have no way to go on.
-    """
-    longest_sides = {task.video_id: _longest_side(task.path) for task in tasks}
-    for task in tasks:
-        file_digest(task.path)  # reads it, so that both sides find it in the system's memory
-    ours = run_alone("ours", _run_ours, videos, tasks, settings, jobs)
-    stages, cpu, parts = run_alone("stages", _run_alone, tasks, settings).result
-    loop = run_alone("loop", _run_loop, tasks, settings)
-    return Comparison(
-        num_videos=len(tasks),
-        ours=ours,
-        loop=loop,
-        stages=stages,
-        cpu_seconds=cpu,
-        parts_cpu_seconds=parts,
-        longest_sides=longest_sides,
-    )
-
-
 def _longest_side(path: Path) -> int:
     try:
         shape = probe_video(path)
@@ -175,7 +163,7 @@ def _longest_side(path: Path) -> int:
 
 
 def shared_faces(reference: Boxes, found: Boxes) -> float:
-    """Share of the reference's boxes that have one of `found` in their frame with an IoU of at least 0.5; 1 of none."""
+    """Share of the reference's boxes that have one of `found` in their frame with an IoU of `MIN_IOU`; 1 of none."""
     hits = total = 0
     for key, boxes in reference.items():
         iou = pairwise_iou(boxes, found.get(key, np.zeros((0, 4))))
@@ -223,11 +211,9 @@ def _write_crops(image: np.ndarray, detector: Detector, recipe: CropRecipe, fold
     return faces.boxes_xyxy
 
 
-def _run_alone(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[dict[str, float], float, float]:
-    """Seconds of each stage of our extraction, its CPU seconds, and those of `_run_parts`, all in one process.
-
-    The stages are told apart by Python's profiler, which costs such long calls next to nothing.
-    """
+def _run_stages(tasks: list[VideoTask], settings: ExtractionSettings) -> tuple[dict[str, float], float, float]:
+    """Seconds of each stage by Python's profiler, which costs such long calls next to nothing; the CPU seconds of all,
+    and those of `_run_parts`."""
     detector = settings.load_detector()
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ class SideProcess:
     Args:
         name: of the side, for messages.
         make: called there with `arguments`; makes the object. All of them are pickled.
-        watched: read the memory of the process and its children while it answers, into `peak_bytes`: the most that they
+        watched: read the memory of the process and its children while it works, into `peak_bytes`: the most that they
             held at once, pages that several share counted once.
     """
 
@@ -51,38 +51,35 @@ class SideProcess:
             self.process.join()
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Result of a method of the object.
-
-        Raises:
-            ValueError: the process has ended; or what the method raised, a `ValueError` or `OSError`.
-        """
+        """Result of a method of the object, or the `ValueError` or `OSError` it raised; `ValueError` where the process
+        has ended."""
         try:
             self.connection.send((method, arguments))
             while self.watched and not self.connection.poll(SAMPLE_SECONDS):
                 self.peak_bytes = max(self.peak_bytes, _tree_bytes(self.process.pid))
-            answer = self.connection.recv()
+            reply = self.connection.recv()
         except (EOFError, OSError) as error:
             raise ValueError(
                 f"bench: the process of the side `{self.name}` ended early, see its message above; without one, memory "
                 "most likely ran out: take less at once by the options of this benchmark (see its --help)."
             ) from error
-        if isinstance(answer, ValueError | OSError):
-            raise answer
-        return answer
+        if isinstance(reply, ValueError | OSError):
+            raise reply
+        return reply
 
 
 def _serve(connection: Connection, make: Callable[..., Any], *arguments: Any) -> None:
-    """Make the object and answer calls of its methods until the other end is closed; any other error than a
+    """Make the object and reply to calls of its methods until the other end is closed; any other error than a
     `ValueError` or `OSError` ends the process with its traceback."""
     side = make(*arguments)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
         while True:
             method, given = connection.recv()
             try:
-                answer = getattr(side, method)(*given)
+                reply = getattr(side, method)(*given)
             except (ValueError, OSError) as error:
-                answer = error
-            connection.send(answer)
+                reply = error
+            connection.send(reply)
 
 
 def take_turns(runs: Sequence[Callable[[], Result]], turns: int) -> list[tuple[Result, ...]]:
@@ -93,26 +90,18 @@ def take_turns(runs: Sequence[Callable[[], Result]], turns: int) -> list[tuple[R
 
 @dataclass(frozen=True)
 class Measured(Generic[Result]):
-    """One call in a process of its own.
-
-    Attributes:
-        seconds: from the start of the process to its end, its imports included.
-        cpu_seconds: of the process and of its children that have ended.
-        peak_bytes: as `SideProcess.peak_bytes`.
-    """
+    """One call in a process of its own."""
 
     result: Result
     seconds: float
+    """From the start of the process to its end, its imports included."""
     cpu_seconds: float
+    """Of the process and of its children that have ended."""
     peak_bytes: int
 
 
 def run_alone(name: str, work: Callable[..., Result], *arguments: Any) -> Measured[Result]:
-    """Call `work(*arguments)` in a process of its own.
-
-    Raises:
-        ValueError: as `SideProcess.ask`.
-    """
+    """Call `work(*arguments)` in a process of its own; raises as `SideProcess.ask`."""
     started, cpu = time.perf_counter(), _children_cpu_seconds()
     with SideProcess(name, partial, work, *arguments, watched=True) as side:
         result = side.ask("__call__")

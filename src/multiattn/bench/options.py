@@ -13,8 +13,6 @@ from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 
 @dataclass(frozen=True, kw_only=True)
 class DataBench:
-    """Options of `multiattn bench data`."""
-
     experiment: str = "dfdc_b4"
     """A function of experiments.py: whose batches, and whose training step must be fed."""
     faces: Path | None = None
@@ -45,8 +43,6 @@ class DataBench:
 
 @dataclass(frozen=True, kw_only=True)
 class FacesBench:
-    """Options of `multiattn bench faces`."""
-
     videos_dir: Path
     """A folder of videos, those of its subfolders too."""
     num_frames: int = 32
@@ -62,8 +58,6 @@ class FacesBench:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitBench:
-    """Options of `multiattn bench submit`."""
-
     videos_dir: Path
     """A folder of videos, those of its subfolders too."""
     runs: tuple[Path, ...] = ()

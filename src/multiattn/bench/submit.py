@@ -1,4 +1,4 @@
-"""`multiattn submit` beside a straightforward loop: the same videos and models, videos a second, memory, answers.
+"""`multiattn submit` beside a straightforward loop: the same videos and models, videos a second, memory, probabilities.
 
 The loop is what one writes first: it decodes every frame up to the last wanted one, the detector sees one frame at a
 time, the crops of a video go through each network in float32, and the next video comes after that, all libraries with
@@ -63,7 +63,7 @@ class Side:
     """One run of one side."""
 
     seconds: float
-    answers: dict[str, float]
+    probabilities: dict[str, float]
     """video_id -> P(fake), of videos with faces."""
     on_same_crops: dict[str, float] = dataclasses.field(default_factory=dict)
     """The loop's networks on the crops that `submit` cuts of the first videos; not timed."""
@@ -75,7 +75,7 @@ class Side:
 
 
 def measure(options: SubmitBench) -> list[str]:
-    """Measure, and put the figures into lines.
+    """Lines for a terminal: both sides' rates, shares of time, and by how much their probabilities differ.
 
     Raises:
         FileNotFoundError, ValueError: no videos, or no runs.
@@ -138,18 +138,18 @@ def table(ours: Sequence[Side], loop: Sequence[Side], count: int) -> list[str]:
         rows.append((name, f"{rate:.3f}", f"{KAGGLE_VIDEOS / rate / 3600:.2f}", f"{peak / 1e9:.2f} GB"))
     ratios = [theirs.seconds / mine.seconds for mine, theirs in zip(ours, loop, strict=True)]
     spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
-    mine, theirs = ours[-1], loop[-1]
-    alone = len(mine.answers.keys() ^ theirs.answers.keys())
+    mine, theirs = ours[-1].probabilities, loop[-1].probabilities
+    alone = len(mine.keys() ^ theirs.keys())
     return [
         *terminal_table(rows, right=(1, 2, 3)).splitlines(),
         "",
-        *busy_shares(mine),
+        *_busy_shares(ours[-1]),
         "",
         f"{median(ratios):.2f} times the loop's videos/s{spread}",
-        f"probabilities of {len(mine.answers.keys() & theirs.answers.keys())} videos differ by at most "
-        f"{_largest(mine.answers, theirs.answers):.1e}" + (f"; {alone} that only one side answered" if alone else ""),
-        f"on the same crops, those of {len(theirs.on_same_crops)} videos differ by at most "
-        f"{_largest(mine.answers, theirs.on_same_crops):.1e}",
+        f"probabilities of {len(mine.keys() & theirs.keys())} videos differ by at most {_largest(mine, theirs):.1e}"
+        + (f"; {alone} that only one side answered" if alone else ""),
+        f"on the same crops, those of {len(loop[-1].on_same_crops)} videos differ by at most "
+        f"{_largest(mine, loop[-1].on_same_crops):.1e}",
     ]
 
 
@@ -157,7 +157,7 @@ def _largest(first: dict[str, float], second: dict[str, float]) -> float:
     return max((abs(first[video] - second[video]) for video in first.keys() & second.keys()), default=0.0)
 
 
-def busy_shares(side: Side) -> list[str]:
+def _busy_shares(side: Side) -> list[str]:
     """Shares of their time that the workers and threads of `submit` spent on what."""
     wall = side.stages["wall"]
     shares = {name: side.stages[name] / (side.workers * wall) for name in ("decode", "search")}
@@ -201,21 +201,19 @@ def _measured(name: str, work: Callable[[SubmitInputs], Side], inputs: SubmitInp
 
 
 def run_ours(inputs: SubmitInputs) -> Side:
-    """A submission run."""
     result = run_submit(inputs)
     predicted = result.videos[result.videos["status"] == "ok"]
-    answers = dict(zip(predicted["video_id"], predicted["probability"], strict=True))
+    probabilities = dict(zip(predicted["video_id"], predicted["probability"], strict=True))
     seconds = result.stage_seconds
-    return Side(seconds["wall"], answers, stages=seconds, workers=result.workers, threads=result.threads)
+    return Side(seconds["wall"], probabilities, stages=seconds, workers=result.workers, threads=result.threads)
 
 
 def _one_by_one(detector: Detector, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
-    """The detector's answers, one frame at a time."""
+    """The detector's faces, one frame at a time."""
     return [faces for image in images for faces in detector([image], thorough=thorough)]
 
 
 def run_loop(inputs: SubmitInputs) -> Side:
-    """The straightforward loop."""
     started = time.perf_counter()
     device = pick_device(inputs.device)
     models = find_models(*inputs.runs)
@@ -245,10 +243,10 @@ def run_loop(inputs: SubmitInputs) -> Side:
     same = [FRAME_PREDICTIONS.empty()]
     for path in paths[:COMPARED_VIDEOS]:
         same += predict(path, encode_crops(VideoTask(video_id=path.name, path=path), settings).crops)
-    return Side(seconds, _answers(inputs.rule, tables), _answers(inputs.rule, same))
+    return Side(seconds, _probabilities(inputs.rule, tables), _probabilities(inputs.rule, same))
 
 
-def _answers(rule: ScoringRule, tables: list[pd.DataFrame]) -> dict[str, float]:
+def _probabilities(rule: ScoringRule, tables: list[pd.DataFrame]) -> dict[str, float]:
     scored = rule.score(pd.concat(tables, ignore_index=True))
     return dict(zip(scored["video_id"], scored["probability"], strict=True))
 

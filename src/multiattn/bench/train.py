@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from multiattn.bench.harness import SideProcess, take_turns
-from multiattn.bench.train_sides import PIECES, Side, Task, Work, write_weights
+from multiattn.bench.train_sides import PIECES, SIDES, Task, Work, write_weights
 from multiattn.config import Experiment
 from multiattn.model.describe import describe_network
 from multiattn.model.network import make_network
@@ -49,7 +49,6 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Median of the repeats in seconds."""
         return statistics.median(self.seconds)
 
 
@@ -58,7 +57,7 @@ class Comparison:
     """All sides, ours first and plain last, and where they ran.
 
     Attributes:
-        flops: counted in one repeat, see `network_flops`.
+        flops: as `network_flops`.
         fed: crops a second of our side, fed from crops on the disk and with a ready batch; None if not asked for.
     """
 
@@ -68,28 +67,13 @@ class Comparison:
     fed: tuple[float, float] | None = None
 
     @property
-    def ours(self) -> Timing:
-        """Our side, not compiled."""
-        return self.sides[0]
-
-    @property
-    def plain(self) -> Timing:
-        """The plain side."""
-        return self.sides[-1]
-
-    @property
     def difference(self) -> float:
         """The largest difference of what the warm-ups of our side and the plain one computed."""
-        return max(abs(a - b) for a, b in zip(self.ours.first, self.plain.first, strict=True))
+        return max(abs(a - b) for a, b in zip(self.sides[0].first, self.sides[-1].first, strict=True))
 
 
 def compare(
-    experiment: Experiment,
-    work: Work,
-    *,
-    repeats: int,
-    device: torch.device,
-    faces: Path | None = None,
+    experiment: Experiment, work: Work, *, repeats: int, device: torch.device, faces: Path | None = None
 ) -> Comparison:
     """Time both sides, after one warm-up each; with `experiment.compile`, also ours through torch.compile.
 
@@ -103,9 +87,9 @@ def compare(
         raise ValueError(f"--repeats: expected at least 1, found {repeats}.")
     names = ["ours", *(["compiled"] if experiment.compile else []), "plain"]
     with _prepared(experiment, work, device, faces) as task, contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(SideProcess(name, Side, name, task)) for name in names]
-        firsts = [side.ask("run")[1] for side in sides]
-        runs = take_turns([partial(side.ask, "run") for side in sides], repeats)
+        sides = [stack.enter_context(SideProcess(name, SIDES[name], task)) for name in names]
+        firsts = [side.ask("timed")[1] for side in sides]
+        runs = take_turns([partial(side.ask, "timed") for side in sides], repeats)
         split = [side for side in sides if work == "train" and side.name != "compiled"]
         splits = dict(zip(split, take_turns([partial(side.ask, "split") for side in split], SPLITS), strict=True))
         timings = tuple(
@@ -113,9 +97,9 @@ def compare(
                 name=side.name,
                 seconds=tuple(seconds for seconds, _ in of_side),
                 first=first,
-                pieces={piece: statistics.median(one[piece] for one in splits[side]) for piece in PIECES}
-                if side in splits
-                else {},
+                pieces={
+                    name: statistics.median(one[name] for one in splits[side]) for name in PIECES if side in splits
+                },
                 **side.ask("facts"),
             )
             for side, first, of_side in zip(sides, firsts, runs, strict=True)
@@ -125,14 +109,10 @@ def compare(
 
 
 def training_rate(experiment: Experiment, *, device: torch.device) -> float:
-    """Crops a second that our training step takes, in a process of its own: the median of a few repeats.
-
-    Raises:
-        ValueError: as `compare`.
-    """
-    with _prepared(experiment, "train", device, None) as task, SideProcess("ours", Side, "ours", task) as side:
-        side.ask("run")
-        return experiment.data.batch_size / statistics.median(side.ask("run")[0] for _ in range(RATE_REPEATS))
+    """Crops a second that our training step takes, in a process of its own: the median of a few repeats."""
+    with _prepared(experiment, "train", device, None) as task, SideProcess("ours", SIDES["ours"], task) as side:
+        side.ask("timed")
+        return experiment.data.batch_size / statistics.median(side.ask("timed")[0] for _ in range(RATE_REPEATS))
 
 
 @contextlib.contextmanager
@@ -166,7 +146,7 @@ def network_flops(experiment: Experiment, work: str) -> int:
 
 def comparison_lines(comparison: Comparison, batch_size: int) -> list[str]:
     """The table of all sides, the pieces of a step, what was counted, and the rate when fed."""
-    ours, plain = comparison.ours, comparison.plain
+    ours, plain = comparison.sides[0], comparison.sides[-1]
     rows = [("", "precision", "fastest, s", "median", "slowest", "crops/s", "peak, MiB", "of ceiling")]
     for side in comparison.sides:
         seconds = [f"{one:.3f}" for one in (min(side.seconds), side.median, max(side.seconds))]
@@ -177,10 +157,8 @@ def comparison_lines(comparison: Comparison, batch_size: int) -> list[str]:
         rate, peak = f"{plain.median / side.median:.2f}x", f"{side.peak_bytes / plain.peak_bytes:.3f}"
         rows.append((f"{side.name}/plain", "", *ratios, rate, peak, ""))
     lines = terminal_table(rows, right=range(1, 8)).splitlines()
-    pieces = [
-        (side.name, *(f"{side.pieces[piece]:.4f}" for piece in PIECES)) for side in comparison.sides if side.pieces
-    ]
-    if pieces:
+    split = (side for side in comparison.sides if side.pieces)
+    if pieces := [(side.name, *(f"{side.pieces[piece]:.4f}" for piece in PIECES)) for side in split]:
         lines += ["", *terminal_table([("a step, s", *PIECES), *pieces], right=range(1, 6)).splitlines()]
     ceilings = " and ".join(
         f"{one.ceiling / 1e9:,.0f} in {one.precision}" for one in {o.precision: o for o in (ours, plain)}.values()

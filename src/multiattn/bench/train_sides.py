@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment
-from multiattn.model.attention import MEAN_FLOOR, standardize, unit_rows
+from multiattn.model.attention import MEAN_FLOOR, resize_maps, standardize, unit_rows
 from multiattn.model.network import MultiAttentionNet, NetworkOutput
 from multiattn.model.precision import training_precision
 from multiattn.model.predict import normalize_crops
@@ -44,7 +44,6 @@ MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 PRODUCTS = 5
 
 Work = Literal["train", "infer"]
-Passes = Callable[..., dict[str, Tensor]]
 PIECES = ("data", "forward", "AGDA", "backward", "optimiser")
 """Pieces of a step. `data` is a ready batch on its way to the device, and its normalisation (for each pass); `forward`
 both passes and their losses; `AGDA` the making of the degraded copies."""
@@ -57,7 +56,7 @@ class Task:
     Attributes:
         experiment: its last phase is the one that is timed.
         weights: a state dict of its `TrainingStep`, written by `write_weights`.
-        faces: a faces folder whose crops our side is also fed from; None for none.
+        faces: a faces folder whose crops our side is also fed from.
     """
 
     experiment: Experiment
@@ -90,37 +89,32 @@ class Task:
 
 
 class Side:
-    """A side in its process: what the benchmark asks it for."""
+    """A network as one side runs it; its methods are called in the side's process."""
 
-    def __init__(self, name: str, task: Task) -> None:
-        self.work, self.task = SIDES[name](task), task
-        self.precision = "fp32" if name == "plain" else task.precision
-        # The first run may wait; a gradient scaler reads from the device whether the gradients were finite.
-        self.checked = name != "plain" and self.precision != "fp16"
+    run: Callable[[], Tensor]
+    """One repeat, and what it computes, which may not be ready yet."""
+
+    def __init__(self, task: Task, *, plain: bool) -> None:
+        self.task, self.plain, self.batch = task, plain, task.batch()
+        self.precision = "fp32" if plain else task.precision
+        self.context = partial(autocast, self.precision, task.device)
         self.runs = 0
 
-    def run(self) -> tuple[float, tuple[float, ...]]:
+    def timed(self) -> tuple[float, tuple[float, ...]]:
         """Seconds of one repeat, and what it computed.
 
         Raises:
             RuntimeError: our side waits for the GPU in the middle.
         """
-        device = self.task.device
+        # The first run may wait; a gradient scaler reads from the device whether the gradients were finite.
+        is_checked = self.runs > 0 and not self.plain and self.precision != "fp16"
         started = time.perf_counter()
-        with never_waiting(device) if self.checked and self.runs else contextlib.nullcontext():
-            value = self.work.run()
-        wait_for(device)
+        with never_waiting(self.task.device) if is_checked else contextlib.nullcontext():
+            value = self.run()
+        wait_for(self.task.device)
         seconds = time.perf_counter() - started
         self.runs += 1
         return seconds, tuple(value.float().flatten().tolist())
-
-    def split(self) -> dict[str, float]:
-        """Seconds of each of `PIECES`."""
-        return self.work.split()
-
-    def feed(self, updates: int) -> tuple[float, float]:
-        """Crops a second, fed from crops and with a ready batch."""
-        return self.work.feed(updates)
 
     def facts(self) -> dict[str, Any]:
         """The fields of its `Timing` that it knows: precision, peak memory so far, and the ceiling."""
@@ -128,47 +122,47 @@ class Side:
         return {"precision": self.precision, "peak_bytes": peak_bytes, "ceiling": ceiling}
 
 
-class Evaluation:
+class Evaluation(Side):
     """An eval forward of one batch."""
 
-    def __init__(
-        self, network: nn.Module, task: Task, context: Callable[[], contextlib.AbstractContextManager]
-    ) -> None:
-        self.network, self.device, self.context = network.eval(), task.device, context
-        self.crops, _ = task.batch()
+    def __init__(self, network: nn.Module, task: Task, *, plain: bool) -> None:
+        super().__init__(task, plain=plain)
+        self.network = network.eval()
 
     def run(self) -> Tensor:
         """The logits."""
         with torch.inference_mode(), self.context():
-            return self.network(normalize_crops(self.crops.to(self.device, non_blocking=True))).logits
+            return self.network(normalize_crops(self.batch[0].to(self.task.device, non_blocking=True))).logits
 
 
-class Training:
+class Training(Side):
     """Updates of the experiment's last phase, as `training.engine.loop` does them."""
 
-    def __init__(
-        self, step: TrainingStep, task: Task, passes: Passes, scaler: torch.amp.GradScaler, *, fused: bool = True
-    ) -> None:
-        self.step, self.task, self.passes, self.scaler = step, task, passes, scaler
-        self.phase = task.experiment.schedule[-1]
+    def __init__(self, step: TrainingStep, task: Task, *, plain: bool) -> None:
+        super().__init__(task, plain=plain)
+        self.step, self.phase = step, task.experiment.schedule[-1]
+        self.scaler = torch.amp.GradScaler(task.device.type, enabled=self.precision == "fp16")
         set_trainable(step, self.phase)
         set_train_mode(step, step, self.phase)
-        self.optimizer = make_optimizer(step, self.phase.optim, fused=fused)
-        self.batch = task.batch()
+        self.optimizer = make_optimizer(step, self.phase.optim, fused=not plain)
         seed_everything(task.experiment.seed)  # all sides drop the same paths and draw the same maps
 
     def run(self) -> Tensor:
-        """One update with the random batch; returns the loss."""
+        """The loss of one update with the random batch."""
         return self.update(*self.batch, watch=_Stopwatch(None))
 
     def update(self, crops: Tensor, labels: Tensor, *, watch: "_Stopwatch") -> Tensor:
-        """One update with a batch from the host's memory; returns the loss, which may not be computed yet."""
+        """The loss of one update with a batch from the host's memory."""
         device = self.task.device
         watch.turn_to("data")
         crops, labels = crops.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         watch.turn_to("optimiser")
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.passes(crops, labels, degrade=self.phase.agda)
+        if self.plain:
+            terms = joint_backward(self.step, crops, labels, degrade=self.phase.agda)
+        else:
+            how = {"scaler": self.scaler, "context": self.context, "degrade": self.phase.agda}
+            terms = backward_passes(self.step, self.step, crops, labels, **how)
         watch.turn_to("optimiser")
         update(self.step, self.optimizer, self.scaler, self.phase.optim.clip_grad_norm)
         watch.turn_to(None)
@@ -253,39 +247,25 @@ def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def _ours(task: Task, *, compiled: bool = False) -> Training | Evaluation:
+def _ours(task: Task, *, compiled: bool = False) -> Side:
     """As `multiattn train` and `predict` run it on this device."""
     on_cpu = task.device.type == "cpu"
     if on_cpu:
         tune_cpu()  # before the first parallel work: threads that exist already would keep their denormals
     step = task.load()
-    context = partial(autocast, task.precision, task.device)
-    if task.work == "infer":
-        network = fold_batch_norms(step.network) if on_cpu else step.network
-        if compiled:
-            network.compile()
-        return Evaluation(network, task, context)
+    network = fold_batch_norms(step.network) if on_cpu and task.work == "infer" else step.network
     if compiled:
-        step.network.compile()
-    scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "fp16")
-    passes = partial(backward_passes, step, step, scaler=scaler, context=context)
-    return Training(step, task, passes, scaler)
+        network.compile()
+    return Evaluation(network, task, plain=False) if task.work == "infer" else Training(step, task, plain=False)
 
 
-def _plain(task: Task) -> Training | Evaluation:
+def _plain(task: Task) -> Side:
     """Float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process."""
     step = make_plain(task.load())
-    if task.work == "infer":
-        return Evaluation(step.network, task, contextlib.nullcontext)
-    scaler = torch.amp.GradScaler(task.device.type, enabled=False)
-    return Training(step, task, partial(joint_backward, step), scaler, fused=False)
+    return Evaluation(step.network, task, plain=True) if task.work == "infer" else Training(step, task, plain=True)
 
 
-SIDES: dict[str, Callable[[Task], Training | Evaluation]] = {
-    "ours": _ours,
-    "compiled": partial(_ours, compiled=True),
-    "plain": _plain,
-}
+SIDES: dict[str, Callable[[Task], Side]] = {"ours": _ours, "compiled": partial(_ours, compiled=True), "plain": _plain}
 
 
 def make_plain(step: TrainingStep) -> TrainingStep:
@@ -300,13 +280,11 @@ def make_plain(step: TrainingStep) -> TrainingStep:
     return step
 
 
-def joint_backward(
-    step: TrainingStep, crops: Tensor, labels: Tensor, *, objective: str = "network", degrade: bool = True
-) -> dict[str, Tensor]:
+def joint_backward(step: TrainingStep, crops: Tensor, labels: Tensor, *, degrade: bool = True) -> dict[str, Tensor]:
     """As `training.engine.step.backward_passes`, but with one backward of the sum of both passes."""
-    clean = step(crops, labels, objective=objective)
+    clean = step(crops, labels)
     terms = dict(clean.terms)
-    if degrade and objective == "network" and step.augmentation is not None:
+    if degrade and step.augmentation is not None:
         degraded = step(crops, labels, before=clean)
         terms |= {**degraded.terms, "loss": clean.terms["loss"] + degraded.terms["loss"]}
     terms["loss"].backward()
@@ -317,7 +295,6 @@ class PlainMultiAttentionNet(MultiAttentionNet):
     """The same layers, with every F_k formed in memory."""
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """As `MultiAttentionNet.forward`."""
         config, align = self.config, self.config.align_corners
         stages, last = self.backbone(images)
         attention = self.attention(stages[config.attention_stage])
@@ -328,30 +305,17 @@ class PlainMultiAttentionNet(MultiAttentionNet):
         if config.global_pool == "unit":
             vector = unit_rows(summed_products(last, total, align_corners=align)).squeeze(1)  # G (B, C_last)
         else:
-            total = resize(total, last.shape[-2:], align_corners=align) + MEAN_FLOOR
+            total = resize_maps(total, last.shape[-2:], align_corners=align) + MEAN_FLOOR
             vector = summed_products(last, total / total.sum(dim=(-2, -1), keepdim=True)).squeeze(1)
         parts = unit_rows(summed_products(standardize(pooled) if config.standardize_parts else pooled, attention))
         return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts)
 
 
 def summed_products(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Sum over positions of F_k = F (x) A_k, with the (B, M, C, H, W) tensor of all F_k in memory.
-
-    Args:
-        features: (B, C, H, W), or (B, M, C, H, W) with one for each map.
-        attention: (B, M, h, w).
-
-    Returns:
-        (B, M, C).
-    """
-    weights = resize(attention, features.shape[-2:], align_corners=align_corners)
+    """As `attention_sums`, with the (B, M, C, H, W) tensor of all F_k in memory."""
+    weights = resize_maps(attention, features.shape[-2:], align_corners=align_corners)
     shared = features[:, None] if features.ndim == 4 else features
     return (shared * weights[:, :, None]).sum(dim=(-2, -1))
-
-
-def resize(maps: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
-    """(B, M, h, w) -> (B, M, *size), bilinear."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def write_weights(task: Task) -> None:
@@ -406,10 +370,7 @@ def measured_ceiling(device: torch.device, precision: str) -> float:
     image = left.view(1, side // 32, 32, side).permute(0, 3, 1, 2)  # (1, C, H, W), channels last in memory
     kernel = right[:, :, None, None].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        seconds = min(
-            _fastest(lambda: left @ right, device),
-            _fastest(lambda: F.conv2d(image, kernel), device),
-        )
+        seconds = min(_fastest(lambda: left @ right, device), _fastest(lambda: F.conv2d(image, kernel), device))
     return 2 * side**3 / seconds
 
 
