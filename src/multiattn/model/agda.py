@@ -39,13 +39,12 @@ class AttentionGuidedAugmentation(nn.Module):
     def forward(self, images: Tensor, attention: Tensor, generator: Generator | None = None) -> DegradedCopies:
         """A copy of the images in which one attention map each, drawn at random, is degraded (soft) or erased (hard).
 
+        An image whose map is all zero comes back as it was (but for its noise).
+
         Args:
             images: (B, 3, H, W) float, the network's input.
             attention: (B, M, h, w), non-negative.
             generator: source of the draws, on the images' device; torch's default one without it.
-
-        Returns:
-            The copies and the maps drawn; an image whose map is all zero comes back as it was (but for its noise).
         """
         config = self.config
         index = MAP_CHOICES[config.map_choice](attention, generator)
@@ -55,9 +54,8 @@ class AttentionGuidedAugmentation(nn.Module):
         if config.gate:  # one threshold and one slope for the whole batch
             draws = torch.rand(2, generator=generator, device=maps.device)
             bounds = (config.gate_threshold, config.gate_slope)
-            a_star = gate_maps(
-                a_star, *(low + (high - low) * draw for (low, high), draw in zip(bounds, draws, strict=True))
-            )
+            gate = (low + (high - low) * draw for (low, high), draw in zip(bounds, draws, strict=True))
+            a_star = gate_maps(a_star, *gate)
         if config.mode == "hard":
             return DegradedCopies(mask_hard(images, a_star, config.threshold), index)
         degraded = degrade(
@@ -112,19 +110,13 @@ def gate_maps(a_star: Tensor, threshold: Tensor | float, slope: Tensor | float) 
 
 
 def mix_soft(images: Tensor, degraded: Tensor, a_star: Tensor) -> Tensor:
-    """I' = I (1 - A*) + I_d A*, Eq. (6) of arXiv:2103.02406: I where A* = 0, I_d where A* = 1.
-
-    I and I_d (B, 3, H, W), A* (B, 1, H, W) in [0, 1]; I' (B, 3, H, W) has the images' dtype. Departures: none.
-    """
+    """I' = I (1 - A*) + I_d A*, Eq. (6) of arXiv:2103.02406, for A* (B, 1, H, W) in [0, 1]. Departures: none."""
     mixed = images.float() * (1.0 - a_star) + degraded.float() * a_star  # Eq. (6)
     return mixed.to(images.dtype)
 
 
 def mask_hard(images: Tensor, a_star: Tensor, threshold: float) -> Tensor:
-    """I times a mask that is 0 where A* > theta_d (`threshold`), else 1: Eq. (7), shapes as in Eq. (6).
-
-    Departures: none.
-    """
+    """I times a mask that is 0 where A* > theta_d (`threshold`), else 1: Eq. (7). Departures: none."""
     return images * (a_star <= threshold).to(images.dtype)  # Eq. (7)
 
 
@@ -138,18 +130,9 @@ def degrade(
     noise: float = 0.0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """I_d: scaled down, blurred and scaled back to size, section 3.4 of arXiv:2103.02406.
+    """I_d (B, 3, H, W) float32: scaled down, blurred and scaled back to size, section 3.4 of arXiv:2103.02406.
 
-    Args:
-        images: (B, 3, H, W) float.
-        resize_factor: in (0, 1].
-        sigma: of the Gaussian, in pixels of the scaled-down copy.
-        kernel_size: side of the Gaussian's kernel; None for three sigmas to each side.
-        align_corners: scale with aligned corners and without antialiasing, as the release does.
-        noise: standard deviation of Gaussian noise on the blurred small copy, drawn from the generator.
-
-    Returns:
-        (B, 3, H, W) float32.
+    The settings are those of `AgdaConfig`; `align_corners` scales without antialiasing, as the release does.
 
     Departures: none (both resizes are bilinear, the one down antialiased unless corners are aligned).
     """
@@ -168,10 +151,7 @@ def degrade(
 def gaussian_blur(images: Tensor, sigma: float, kernel_size: int | None = None) -> Tensor:
     """Separable Gaussian blur of (B, C, H, W) float32 with reflected borders; the kernel sums to 1.
 
-    Args:
-        images: of any size: the kernel shrinks to the radius that reflection allows (size - 1).
-        sigma: standard deviation in pixels.
-        kernel_size: odd side of the kernel; None for `KERNEL_SIGMAS` to each side.
+    A small image's kernel shrinks to the radius that reflection allows (size - 1).
     """
     planes = images.reshape(-1, 1, *images.shape[-2:])  # (B*C, 1, H, W)
     wanted = math.ceil(KERNEL_SIGMAS * sigma) if kernel_size is None else kernel_size // 2

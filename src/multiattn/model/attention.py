@@ -72,17 +72,14 @@ def resize_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = Fa
 
 
 def attention_sums(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Sum over positions of F (x) A_k for every map k, the sum inside Eq. (2).
+    """(B, M, C) sum over positions of F (x) A_k for every map k, the sum inside Eq. (2).
 
-    A batched matrix product, so the (B, M, C, H, W) tensor of the paper's F_k never exists.
+    A batched matrix product, so the (B, M, C, H, W) tensor of the paper's F_k never exists. In float32 under autocast
+    too; float64 stays float64.
 
     Args:
-        features: (B, C, H, W), shared by all maps, or (B, M, C, H, W), one for each; any float dtype, computed in
-            float32 (float64 stays float64), also under autocast.
+        features: (B, C, H, W), shared by all maps, or (B, M, C, H, W), one for each.
         attention: (B, M, h, w), resized bilinearly to (H, W).
-
-    Returns:
-        (B, M, C) float32.
     """
     with torch.autocast(device_type=features.device.type, enabled=False):
         dtype = torch.promote_types(features.dtype, torch.float32)
@@ -102,16 +99,9 @@ def unit_rows(sums: Tensor) -> Tensor:
 
 
 def normalized_average_pool(features: Tensor, attention: Tensor, *, align_corners: bool = False) -> Tensor:
-    """One unit vector an attention map: bilinear attention pooling, Eq. (2) of arXiv:2103.02406.
+    """(B, M, C), one unit vector an attention map: bilinear attention pooling, Eq. (2) of arXiv:2103.02406.
 
-    Args:
-        features: (B, C, H, W) or (B, M, C, H, W), as for `attention_sums`.
-        attention: (B, M, h, w), non-negative; resized bilinearly to (H, W).
-
-    Returns:
-        (B, M, C) float32, each row of L2 norm 1 (0, with zero gradient, where the attention is all zero).
-
-    Departures: none.
+    Arguments as `attention_sums`; rows are 0, with zero gradient, where the attention is all zero. Departures: none.
     """
     return unit_rows(attention_sums(features, attention, align_corners=align_corners))
 
@@ -139,9 +129,7 @@ GLOBAL_POOLS = registry(ModelConfig, "global_pool", {"unit": normalized_average_
 def global_vector(last: Tensor, attention: Tensor, kind: str = "unit", *, align_corners: bool = False) -> Tensor:
     """G (B, C_last) float32, section 3.2: BAP of the last map (B, C_last, H, W) with A_sum, the sum of A (B, M, h, w).
 
-    The kind is `unit` for Eq. (2), of norm 1, or `mean` for the release's weighted mean.
-
-    Departures: none with `unit`.
+    Departures: none with the kind `unit`, Eq. (2); `mean` is the release's weighted mean.
     """
     total = attention.float().sum(dim=1, keepdim=True)  # A_sum (B, 1, h, w)
     return GLOBAL_POOLS[kind](last, total, align_corners=align_corners).squeeze(1)

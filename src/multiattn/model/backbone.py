@@ -35,20 +35,17 @@ XCEPTION_STRIDES = (4, 8, 16, 16, 16, 16, 16, 16, 16, 16, 16, 32)
 
 @dataclass(frozen=True)
 class StageTable:
-    """Stages of a network.
-
-    Attributes:
-        channels: stage name L1, L2, ... -> channels of its map, finest stage first.
-        strides: stage name -> input pixels a cell of its map (nominal: static padding and Xception's unpadded stem
-            give slightly smaller grids than ceil(size / stride)).
-        num_features: channels of the last map (after the trunk's last normalisation and activation, before pooling).
-        run: (network, images, stages) -> maps of those stages and the last map.
-    """
+    """Stages of a network."""
 
     channels: dict[str, int]
+    """Stage name L1, L2, ... -> channels of its map, finest stage first."""
     strides: dict[str, int]
+    """Stage name -> input pixels a cell of its map (nominal: static padding and Xception's unpadded stem give slightly
+    smaller grids than ceil(size / stride))."""
     num_features: int
+    """Channels of the last map (after the trunk's last normalisation and activation, before pooling)."""
     run: Callable[[nn.Module, Tensor, tuple[str, ...]], Maps]
+    """(network, images, stages) -> maps of those stages and the last map."""
 
     def __str__(self) -> str:
         return ", ".join(f"{stage} {self.channels[stage]}ch /{self.strides[stage]}" for stage in self.channels)
@@ -77,18 +74,11 @@ class Backbone(nn.Module):
         norm_momentum: float | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
-        """Build the network and load its weights.
+        """Build the network, with settings as those of `ModelConfig`, and load its weights.
 
         Args:
             name: timm model, with or without a weights tag (`tf_efficientnet_b4.ap_in1k`).
             stages: the stages `forward` hands out.
-            drop_path_rate: stochastic depth; families without it say so in the log.
-            pretrained: start from timm's hub, unless `weights` names a file.
-            weights: a local file, as `load_backbone_file` takes it; used whenever it is given.
-            padding: `dynamic` pads from the size at run time (TensorFlow's SAME where the network has it); `static`
-                for the network's nominal image size, as the authors' code did (`StaticSameConv2d`).
-            norm_momentum: of its batch normalisation, in torch's sense; None leaves timm's own.
-            checkpoint_activations: let its blocks compute their activations again in backward (`checkpoint_blocks`).
 
         Raises:
             ValueError: unknown name or stage, a network without stages of maps, static padding of a network without
@@ -124,14 +114,7 @@ class Backbone(nn.Module):
             checkpoint_blocks(self.net, name)
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Stage maps and the last map.
-
-        Args:
-            images: (B, 3, H, W), any size that the network takes.
-
-        Returns:
-            {stage: (B, C_t, H_t, W_t)} of the stages asked for, finest first, and (B, num_features, H_last, W_last).
-        """
+        """{stage: (B, C_t, H_t, W_t)}, finest first, and the last map (B, num_features, H_last, W_last)."""
         return self._run(self.net, images, self.stages)
 
 
@@ -279,11 +262,7 @@ def create_network(name: str, *, drop_path_rate: float = 0.0, **options: object)
 
 
 def create_from_hub(name: str, drop_path_rate: float) -> nn.Module:
-    """The pretrained network without its classifier: from the hub's local cache when it is there, else downloaded.
-
-    Raises:
-        ValueError: no such weights, or out of reach.
-    """
+    """The pretrained network without its classifier: from the hub's local cache when it is there, else downloaded."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise ValueError(f"{name}: timm knows no ImageNet weights of it. {WAYS_OUT}")

@@ -36,21 +36,17 @@ _SEPARABLE = _EITHER | {"_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"
 
 @dataclass(frozen=True, kw_only=True)
 class RenamedState:
-    """A state dict in timm's names, and the fate of every source tensor.
-
-    Attributes:
-        naming: the convention the source follows.
-        state: target name -> tensor with the network's dtype; the source's shape, but for 2-D pointwise weights.
-        targets: source name -> target name, of every tensor in `state`.
-        unused: source names of the classifier, which the network does not have.
-        problems: as `state_problems` has them, without counters; empty when the state fills the network.
-    """
+    """A state dict in timm's names, and the fate of every source tensor."""
 
     naming: Naming
     state: dict[str, Tensor]
+    """Target name -> tensor with the network's dtype; the source's shape, but for 2-D pointwise weights."""
     targets: dict[str, str]
+    """Source name -> target name, of every tensor in `state`."""
     unused: tuple[str, ...]
+    """Source names of the classifier, which the network does not have."""
     problems: tuple[str, ...]
+    """As `state_problems` has them, without counters; empty when the state fills the network."""
 
     def __str__(self) -> str:
         left_out = f"left out: {', '.join(self.unused)} (classifier)" if self.unused else "nothing left out"
@@ -157,9 +153,6 @@ def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:
 
     A classifier in the file is left out when the network has none, and the log says so; nothing else may differ,
     except `num_batches_tracked` counters, which older files do not have. The network is untouched unless all fits.
-
-    Returns:
-        The tensors matched and left out.
 
     Raises:
         FileNotFoundError: no such file.

@@ -14,13 +14,8 @@ def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | 
     """Write a module's state to a safetensors file, atomically: a reader finds the old file or the new one.
 
     Tied tensors are written once under each of their names, since safetensors refuses shared memory and a strict
-    load wants every name. Names are kept as they are (a `module.` of DistributedDataParallel included).
-
-    Args:
-        metadata: readable notes kept in the file's header.
-
-    Raises:
-        ValueError: metadata that is not text to text.
+    load wants every name. Names are kept as they are (a `module.` of DistributedDataParallel included). The metadata
+    goes into the file's header, which holds text to text only.
     """
     bad = [key for key, value in metadata.items() if not (isinstance(key, str) and isinstance(value, str))]
     if bad:
@@ -38,8 +33,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     The module keeps its own dtypes: tensors stored in float16, as bundles have them, are widened.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a safetensors file, or a tensor that is missing, unexpected or of another shape.
+        FileNotFoundError, ValueError: no such file, not a safetensors file, or the weights of another network.
     """
     state = read_state(path)
     problems = state_problems(module.state_dict(), state)

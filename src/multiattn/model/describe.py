@@ -27,34 +27,27 @@ RESIDUAL_TAKERS: dict[type, Callable[[nn.Module], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A tensor of the forward pass.
-
-    Attributes:
-        symbols: its names in the paper: `f_2` and, where the stage has a part to play, `SL_t`.
-        shape: without the batch, which comes first.
-        stride: input pixels a cell, of the backbone's stages (nominal); None elsewhere.
-    """
+    """A tensor of the forward pass."""
 
     symbols: tuple[str, ...]
+    """Its names in the paper: `f_2` and, where the stage has a part to play, `SL_t`."""
     meaning: str
     shape: tuple[int, ...]
+    """Without the batch, which comes first."""
     stride: int | None = None
+    """Input pixels a cell, of the backbone's stages (nominal); None elsewhere."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the network's modules, or `pooling`: P, G and V, computed between them without parameters.
-
-    Attributes:
-        parameters: numbers that training may change.
-        weight_bytes: memory of parameters and buffers.
-        flops: of an eval forward, for one image; a multiply-add counts as two. Convolutions and matrix products only.
-    """
+    """One of the network's modules, or `pooling`: P, G and V, computed between them without parameters."""
 
     name: str
     parameters: int
     weight_bytes: int
+    """Memory of parameters and buffers."""
     flops: int
+    """Of an eval forward, for one image; a multiply-add counts as two. Convolutions and matrix products only."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,6 @@ class NetworkDescription:
     total: Part
 
     def shape(self, symbol: str) -> tuple[int, ...]:
-        """The shape, without the batch, of the layer with that symbol."""
         return {name: layer.shape for layer in self.layers for name in layer.symbols}[symbol]
 
 

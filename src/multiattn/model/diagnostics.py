@@ -77,10 +77,7 @@ def center_distance(centers: Tensor) -> float:
 def collapse_warning(figures: dict[str, float], experiment: Experiment, phase: Phase) -> str | None:
     """The reason why maps with these figures count as collapsed, and settings that may help; None for sound ones.
 
-    Args:
-        figures: of `AttentionStatistics.compute`.
-        experiment: names no setting that it has already, nor one of a loss that it does not use.
-        phase: the one that is trained.
+    Names no setting that the experiment has already, nor one of a loss that it does not use.
     """
     if figures.get("map_dead_share", 0.0) > DEAD_SHARE:
         return (

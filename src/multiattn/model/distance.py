@@ -107,26 +107,18 @@ def _quietest_tenth(planes: Tensor, cell: int) -> Tensor:
 
 
 class Faces(NamedTuple):
-    """N crops as one network sees them.
-
-    Attributes:
-        features: (N, C) float64, pooled.
-        pixels: (N, 31) float64, of `pixel_statistics`.
-        sides: (N,) pixels of the face's box in its frame, NaN where they are not known.
-    """
+    """N crops as one network sees them."""
 
     features: np.ndarray
+    """(N, C) float64, pooled."""
     pixels: np.ndarray
+    """(N, 31) float64, of `pixel_statistics`."""
     sides: np.ndarray
+    """(N,) pixels of the face's box in its frame, NaN where they are not known."""
 
 
 def see_faces(network: nn.Module, batches: Iterable[Tensor], sides: np.ndarray, *, device: torch.device) -> Faces:
-    """Features and statistics of crops, in float32.
-
-    Args:
-        batches: (B, H, W, 3) uint8 RGB, of N crops together.
-        sides: as of `Faces`.
-    """
+    """N crops in batches (B, H, W, 3) uint8 RGB, as the network sees them in float32."""
     features, pixels = [], []
 
     def watch(crops: Tensor, output: NetworkOutput) -> None:
@@ -165,7 +157,6 @@ class FaceDistance:
     """The way it was fitted; text to text."""
 
     def to(self, device: torch.device) -> "FaceDistance":
-        """The same on a device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def measure(self, features: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +190,6 @@ class FaceDistance:
         ]
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors, atomically, with its notes."""
         save_weights(self._tensors(), path, {"version": VERSION, **self.notes})
 
     @classmethod
@@ -235,11 +225,7 @@ class DistanceMeter:
             self._measured.append(tuple(values.double().cpu().numpy() for values in measured))
 
     def results(self, sides: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """(N,) distances, NaN where they are not measured, and reasons; "" for crops that lie inside.
-
-        Args:
-            sides: as of `see_faces`.
-        """
+        """(N,) distances, NaN where they are not measured, and reasons; "" for crops that lie inside."""
         if not self._measured:
             return np.full(len(sides), np.nan), [""] * len(sides)
         distances, pixels = (np.concatenate(parts) for parts in zip(*self._measured, strict=True))

@@ -42,9 +42,6 @@ class RegionalIndependenceLoss(nn.Module):
     m_out of each other. Zero centres do not tie the parts together: Eq. (3) uses c^t, which holds this batch's
     distinct part means already.
 
-    Attributes:
-        centers: buffer (M, N) float32, c of Eq. (4).
-        center_rate: buffer, scalar float32, alpha of Eq. (4).
     Where a step accumulates n batches (`begin_batch`), the centres that a batch is measured against are those at the
     step's beginning, moved by alpha by this batch alone: an estimate of what the whole step makes of them, so that a
     mean of the batches' gradients is that of the whole. The buffer itself moves to exactly where the whole batch takes
@@ -55,7 +52,9 @@ class RegionalIndependenceLoss(nn.Module):
     """
 
     centers: Tensor
+    """c of Eq. (4), (M, N) float32."""
     center_rate: Tensor
+    """alpha of Eq. (4), scalar float32."""
 
     def __init__(self, num_maps: int, num_features: int, config: LossConfig) -> None:
         super().__init__()
@@ -73,18 +72,12 @@ class RegionalIndependenceLoss(nn.Module):
             self._start = None
 
     def forward(self, parts: Tensor, labels: Tensor) -> Tensor:
-        """L_RIL of one batch; in training mode each call moves the centres once.
+        """L_RIL (scalar) of V (B, M, N) and labels (B,); in training mode each call moves the centres once.
 
-        In a distributed run the batch is that of all ranks: the centres are the same everywhere, and the gradients
-        that DistributedDataParallel averages equal those of one process with the whole batch. Every rank must make the
-        call then. Evaluation mode measures against the centres as they stand: no batch mean, no communication.
-
-        Args:
-            parts: V (B, M, N), unit rows, any float dtype; computed in float32 (float64 stays float64).
-            labels: (B,), 0 = real, 1 = fake.
-
-        Returns:
-            Scalar. Without a process group it is the batch's loss; with one, its mean over ranks is.
+        In a distributed run the batch is that of all ranks, whose mean is the batch's loss: the centres are the same
+        everywhere, and the gradients that DistributedDataParallel averages equal those of one process with the whole
+        batch. Every rank must make the call then. Evaluation mode measures against the centres as they stand: no batch
+        mean, no communication. Computed in float32 under autocast too; float64 stays float64.
 
         Raises:
             ValueError: an empty batch, or shapes that do not fit the centres or the labels.
@@ -121,18 +114,12 @@ class RegionalIndependenceLoss(nn.Module):
         return torch.ones_like(labels)
 
     def intra_terms(self, parts: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-        """max(||V^i_j - c_j||^2 - m_in(y_i), 0), (B, M), the summands of the first sum of Eq. (3).
-
-        Departures: none for margins from 0 up; a negative one is the release's idea.
-        """
+        """max(||V^i_j - c_j||^2 - m_in(y_i), 0), (B, M), of Eq. (3); negative margins are the release's idea."""
         distance = (parts - centers).square().sum(dim=-1)  # (B, M), squared
         return margin_excess(distance, labels[:, None], self.config)
 
     def inter_term(self, centers: Tensor) -> Tensor:
-        """Sum over ordered pairs i != j of max(m_out - ||c_i - c_j||^2, 0), the second sum of Eq. (3).
-
-        Scalar; 0 for one centre. Departures: none.
-        """
+        """Sum over ordered pairs i != j of max(m_out - ||c_i - c_j||^2, 0), the second sum of Eq. (3)."""
         distance = (centers[:, None] - centers[None]).square().sum(dim=-1)  # (M, M), squared
         others = 1 - torch.eye(len(centers), dtype=centers.dtype, device=centers.device)
         # Picking by a mask would wait for the GPU to count it.
@@ -198,15 +185,10 @@ def root(squared: Tensor) -> Tensor:
 
 
 def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, int]:
-    """mean_i s_i (V^i - c) over the batch of all ranks, with gradient to every rank's share: Eq. (4) without alpha.
+    """mean_i s_i (V^i - c) (M, N) over the batch of all ranks, Eq. (4) without alpha; samples and number of all ranks.
 
-    "We optimize c by calculating the gradient for V in each batch": without this gradient the second sum of Eq. (3)
-    would train nothing.
-
-    V (B, M, N) and s (B,), 1 for the samples that count and else 0, are this rank's share of the batch; c is (M, N).
-
-    Returns:
-        The step (M, N), the number of samples of all ranks (scalar tensor), the number of ranks.
+    "We optimize c by calculating the gradient for V in each batch": without a gradient to every rank's share the second
+    sum of Eq. (3) would train nothing. The shares s (B,) are 1 for the samples that count and else 0.
     """
     total, count = (shares[:, None, None] * (parts - centers)).sum(dim=0), parts.new_full((), float(len(parts)))
     if not _is_distributed():

@@ -16,20 +16,16 @@ NUM_CLASSES = 2  # 0 = real, 1 = fake
 
 
 class NetworkOutput(NamedTuple):
-    """Outputs of one forward pass.
-
-    Attributes:
-        logits: (B, 2) float32, column 0 real, column 1 fake.
-        attention: A (B, M, h, w), non-negative; None from the baseline.
-        parts: V (B, M, N) float32, unit rows, for the auxiliary loss; None from the baseline.
-        features: (B, C_last) float32, the last map's mean over space, by which faces are compared
-            (`model.distance`); None in training.
-    """
+    """Outputs of one forward pass."""
 
     logits: Tensor
+    """(B, 2) float32, column 0 real, column 1 fake."""
     attention: Tensor | None
+    """A (B, M, h, w), non-negative; None from the baseline."""
     parts: Tensor | None
+    """V (B, M, N) float32, unit rows, for the auxiliary loss; None from the baseline."""
     features: Tensor | None = None
+    """(B, C_last) float32, the last map's mean over space, for `model.distance`; None in training."""
 
 
 # `torch.export.save` writes the type of the output under this name, and needs to know it.
@@ -94,7 +90,6 @@ class BaselineNet(nn.Module):
     """The twin: the same backbone with global average pooling and one linear layer."""
 
     def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
-        """Build the network; arguments and errors as `MultiAttentionNet`."""
         super().__init__()
         self.backbone = make_backbone(config, (), load_weights=load_weights)
         self.head = BaselineHead(self.backbone.num_features, config.global_dropout)
@@ -118,10 +113,6 @@ class MultiAttentionNet(nn.Module):
     >>> tuple(output.logits.shape), tuple(output.attention.shape)
     ((2, 2), (2, 4, 8, 8))
 
-    Attributes:
-        num_maps: M.
-        num_part_features: N, the width of the rows of V, which the auxiliary loss must be built with.
-
     Departures: none with the paper's forms (the defaults of `ModelConfig`).
     """
 
@@ -136,7 +127,7 @@ class MultiAttentionNet(nn.Module):
         self.backbone = make_backbone(config, (config.texture_stage, config.attention_stage), load_weights=load_weights)
         _require_residual(config, self.backbone.strides)
         channels = self.backbone.channels
-        self.num_maps, self.num_part_features = config.num_maps, channels[config.texture_stage]
+        self.num_maps, self.num_part_features = config.num_maps, channels[config.texture_stage]  # M and N of V
         self.attention = ATTENTION_MODULES[config.attention](channels[config.attention_stage], config.num_maps)
         self.texture = TEXTURE_BLOCKS[config.texture](channels[config.texture_stage], config.num_maps)
         self.part_dropout = nn.Dropout1d(config.part_dropout)
@@ -172,7 +163,7 @@ NETWORKS = registry(ModelConfig, "network", {"multi-attention": MultiAttentionNe
 
 
 def make_network(config: ModelConfig, *, load_weights: bool = True) -> MultiAttentionNet | BaselineNet:
-    """The network that the settings name; arguments and errors as `MultiAttentionNet`."""
+    """The network that the settings name; as `MultiAttentionNet`."""
     return NETWORKS[config.network](config, load_weights=load_weights)
 
 

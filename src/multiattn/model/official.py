@@ -64,17 +64,14 @@ LOSS_TENSORS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedState:
-    """A released checkpoint in the names of `MultiAttentionNet`.
-
-    Attributes:
-        state: target name -> tensor; fills the network completely (but for batch counters an old file may lack).
-        used: source name -> target name.
-        unused: source name -> reason; every source tensor stands in exactly one of the two.
-    """
+    """A released checkpoint in the names of `MultiAttentionNet`."""
 
     state: dict[str, Tensor]
+    """Target name -> tensor; fills the network completely (but for batch counters an old file may lack)."""
     used: dict[str, str]
+    """Source name -> target name."""
     unused: dict[str, str]
+    """Source name -> reason; every source tensor stands in exactly one of the two."""
 
 
 def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,16 +91,12 @@ def target_name(source: str) -> str | None:
 def read_layout(
     state: Mapping[str, Tensor], *, texture_stage: str | None = None, attention_stage: str | None = None
 ) -> tuple[ModelConfig, list[str]]:
-    """Backbone, stages and widths of the network, told from names and shapes.
+    """Backbone, stages and widths of the network by names and shapes, and sentences on what these leave open.
 
     Args:
         state: released names (without `module.`) -> tensors.
         texture_stage: decides where several stages are as wide as the texture block; by default L2.
         attention_stage: likewise for the attention module; by default L5.
-
-    Returns:
-        The settings that differ from one checkpoint to another, and sentences on what the shapes leave open and how it
-        was decided.
 
     Raises:
         ValueError: an unknown backbone, a missing part, a stage that does not fit the shapes, or options of the release
@@ -136,11 +129,7 @@ def read_layout(
 
 
 def convert_state(state: Mapping[str, Tensor], network: MultiAttentionNet) -> ConvertedState:
-    """Match a released state dict with a network of the official profile; neither is changed.
-
-    Args:
-        state: released names (without `module.`) -> tensors of any float dtype; half precision becomes float32.
-        network: built from the state's layout.
+    """Match a released state dict (without `module.`) with the network of its layout; neither is changed.
 
     Raises:
         ValueError: a tensor is missing or of another shape.

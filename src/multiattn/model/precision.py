@@ -45,9 +45,7 @@ class Trial:
 def resolve_precision(precision: str, device: torch.device, trial: Callable[[], Trial] | None = None) -> Precision:
     """Turn `auto` into what suits the device: bf16, fp16 on GPUs without bf16; float32 or bf16 on a CPU.
 
-    Args:
-        precision: as `--precision`; anything but `auto` stays as it is.
-        trial: of the network at hand, run only on a CPU that has bf16; without one, a CPU computes in float32.
+    The trial is run only on a CPU that has bf16; without one, a CPU computes in float32.
     """
     if precision != "auto":
         return Precision(precision, "asked for")
@@ -130,7 +128,6 @@ def _fastest(compute: Callable[[str], None]) -> tuple[float, float]:
 
 
 def has_bf16() -> bool:
-    """True where this processor has bf16 arithmetic."""
     return not processor_flags().isdisjoint(BF16_FLAGS)
 
 

@@ -15,11 +15,6 @@ def normalize_crops(crops: Tensor) -> Tensor:
 
     (B, H, W, 3) uint8 on any device -> (B, 3, H, W) float32 in [-1, 1] on the same, 0 -> -1 and 255 -> 1. Its memory
     stays channels-last (of a permuted view), the layout that convolutions on tensor cores and oneDNN prefer.
-
-    Raises:
-        ValueError: another dtype or shape.
-
-    Departures: none.
     """
     if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
         raise ValueError(f"crops: expected uint8 (B, H, W, 3), found {crops.dtype} {tuple(crops.shape)}.")
@@ -36,17 +31,13 @@ def predict_logits(
     forward: Callable[[Tensor], NetworkOutput] | None = None,
     watch: Callable[[Tensor, NetworkOutput], None] | None = None,
 ) -> np.ndarray:
-    """The logit of P(fake) of each crop.
+    """The logit of P(fake) of each crop, (N,) float64.
 
     Args:
         network: in eval mode during the call, then in its former mode again.
         batches: (B, H, W, 3) uint8 RGB.
-        precision: `bf16`, `fp16` or `fp32`.
         forward: called instead of the network itself.
         watch: called with every batch and its output, both on the device.
-
-    Returns:
-        (N,) float64; the sigmoid is left to the caller.
 
     Raises:
         ValueError: a logit that is not finite: the weights are damaged or overflow in this precision.

@@ -40,7 +40,6 @@ class StaticSameConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, nominal_size: int) -> None:
-        """Take over the parameters of `conv`, which has no padding of its own; `nominal_size` is n in pixels."""
         sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups)
         # On `meta`: no memory and no random numbers for weights that are replaced at once.
         super().__init__(*sizes, bias=conv.bias is not None, device="meta")
@@ -52,7 +51,6 @@ class StaticSameConv2d(nn.Conv2d):
         self.zeros_around = (*width, *height)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, floor((H + total - k) / s) + 1, likewise for W)."""
         padded = functional.pad(features, self.zeros_around)
         return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
@@ -95,11 +93,8 @@ def checkpoint_blocks(net: nn.Module, name: str) -> None:
     computes the same bits twice: the second run draws what the first drew (stochastic depth), and normalises by the
     batch again without counting it again.
 
-    Args:
-        net: a network that timm tells the layers of (`group_matcher`). Its blocks are the innermost modules that the
-            patterns name: one each of EfficientNet's, Xception's, ResNet's and ConvNeXt's blocks. Stem and last
-            convolution keep their activations.
-        name: its timm name.
+    Blocks are the innermost modules that timm's patterns (`group_matcher`) name: those of EfficientNet, Xception,
+    ResNet and ConvNeXt, one each. Stem and last convolution keep their activations.
 
     Raises:
         ValueError: a network without such blocks.
@@ -155,10 +150,8 @@ def _forward(block: nn.Module, *args: Any, **options: Any) -> Any:
         # It takes no contexts and needs none: its graph moves the statistics once, however often it computes a value.
         return checkpoint(run, *leaves, use_reentrant=False)
 
-    def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        return contextlib.nullcontext(), frozen_statistics(block, counters=True)  # of the first run and of the second
-
-    return checkpoint(run, *leaves, use_reentrant=False, context_fn=contexts)
+    contexts = contextlib.nullcontext(), frozen_statistics(block, counters=True)  # of the first run and of the second
+    return checkpoint(run, *leaves, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextlib.contextmanager

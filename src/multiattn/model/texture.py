@@ -33,7 +33,6 @@ class DenseLayer(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
         return self.conv(F.relu(self.norm(features)))
 
 
@@ -83,18 +82,14 @@ class GroupedTextureEnhancement(nn.Module):
         self.first = nn.Conv2d(width, width, kernel_size=5, padding=2, groups=num_maps)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width * i) for i in range(1, self.num_layers + 1))
         self.convs = nn.ModuleList(
-            nn.Conv2d(width * i, width, kernel_size=3, padding=1, groups=num_maps)
-            for i in range(1, self.num_layers + 1)
+            nn.Conv2d(norm.num_features, width, kernel_size=3, padding=1, groups=num_maps) for norm in self.norms
         )
         self.last_norm = nn.BatchNorm2d(width * (self.num_layers + 1))
         self.last = nn.Conv2d(width * (self.num_layers + 1), width, kernel_size=1, groups=num_maps)
         self.out_norm = nn.BatchNorm2d(width)
 
     def forward(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """f (B, N, H, W) of the texture stage and A (B, M, h, w), non-negative -> F and D.
-
-        F (B, M, N, H, W) is one texture a map, D (B, N, h, w).
-        """
+        """f (B, N, H, W) of the texture stage and A (B, M, h, w) -> F (B, M, N, H, W), one texture a map, and D."""
         extracted = self.extract(features)
         pooled = F.adaptive_avg_pool2d(extracted, attention.shape[-2:])  # D
         residual = extracted - F.interpolate(pooled, size=features.shape[-2:], mode="nearest")  # T
