@@ -104,22 +104,15 @@ def measure(options: FacesBench) -> list[str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides, and what they are measured by.
-
-    Attributes:
-        stages: stage -> seconds over all clips in one thread; `rest` is what no stage claims.
-        cpu_seconds: of the same, without the start of a process.
-        parts_cpu_seconds: of decoding every frame up to the last wanted one, plus detection, alone in one thread.
-        longest_sides: video_id -> pixels of the longer side of its frames.
-    """
+    """Both sides, and what they are measured by."""
 
     num_videos: int
     ours: Measured[Boxes]
     loop: Measured[Boxes]
-    stages: dict[str, float]
-    cpu_seconds: float
-    parts_cpu_seconds: float
-    longest_sides: dict[str, int]
+    stages: dict[str, float]  # seconds over all clips in one thread; `rest` is what no stage claims
+    cpu_seconds: float  # of the same, without the start of a process
+    parts_cpu_seconds: float  # of decoding up to the last wanted frame, plus detection, alone in one thread
+    longest_sides: dict[str, int]  # video_id -> pixels of the longer side of its frames
 
     def recall(self, *, min_share: float = 0.0) -> float:
         """Share of the loop's faces that we have too, of those that are at least `min_share` of the longer sides."""

@@ -130,11 +130,7 @@ def _tree_bytes(pid: int) -> int:
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """Videos below a folder, by name.
-
-    Raises:
-        ValueError: none.
-    """
+    """Videos below a folder, by name; an error where there are none."""
     names = video_files_below(folder)
     if not names:
         found = "none" if folder.is_dir() else "no such folder"

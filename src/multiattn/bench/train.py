@@ -28,24 +28,15 @@ PASS_FORWARDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One side's figures.
-
-    Attributes:
-        name: ours, compiled or plain.
-        seconds: of each repeat.
-        peak_bytes: the most memory the process had at once: resident on a CPU, allocated on a GPU.
-        first: result of the warm-up: the loss, or the logits.
-        ceiling: FLOP/s of a large matrix product on this device in this precision.
-        pieces: seconds of each of `PIECES`, medians; empty where they were not timed.
-    """
+    """One side's figures."""
 
     name: str
     precision: str
-    seconds: tuple[float, ...]
-    peak_bytes: int
-    first: tuple[float, ...]
-    ceiling: float
-    pieces: dict[str, float] = field(default_factory=dict)
+    seconds: tuple[float, ...]  # of each repeat
+    peak_bytes: int  # the most memory the process had at once: resident on a CPU, allocated on a GPU
+    first: tuple[float, ...]  # result of the warm-up: the loss, or the logits
+    ceiling: float  # FLOP/s of a large matrix product on this device in this precision
+    pieces: dict[str, float] = field(default_factory=dict)  # median seconds of each of `PIECES`, where they were timed
 
     @property
     def median(self) -> float:
@@ -54,17 +45,12 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All sides, ours first and plain last, and where they ran.
-
-    Attributes:
-        flops: as `network_flops`.
-        fed: crops a second of our side, fed from crops on the disk and with a ready batch; None if not asked for.
-    """
+    """All sides, ours first and plain last, and where they ran."""
 
     sides: tuple[Timing, ...]
     flops: int
     machine: str
-    fed: tuple[float, float] | None = None
+    fed: tuple[float, float] | None = None  # crops a second of ours, from the disk and with a ready batch
 
     @property
     def difference(self) -> float:
@@ -77,8 +63,7 @@ def compare(
 ) -> Comparison:
     """Time both sides, after one warm-up each; with `experiment.compile`, also ours through torch.compile.
 
-    Args:
-        faces: a faces folder to feed our training from as well.
+    With a faces folder our training is fed from its crops as well.
 
     Raises:
         ValueError: fewer than one repeat, a precision that is not torch's, or a side that ended early.

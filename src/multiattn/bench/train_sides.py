@@ -51,19 +51,13 @@ both passes and their losses; `AGDA` the making of the degraded copies."""
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """The work of all sides.
+    """The work of all sides."""
 
-    Attributes:
-        experiment: its last phase is the one that is timed.
-        weights: a state dict of its `TrainingStep`, written by `write_weights`.
-        faces: a faces folder whose crops our side is also fed from.
-    """
-
-    experiment: Experiment
+    experiment: Experiment  # its last phase is the one that is timed
     work: Work
     device: torch.device
-    weights: Path
-    faces: Path | None = None
+    weights: Path  # a state dict of its `TrainingStep`, written by `write_weights`
+    faces: Path | None = None  # a faces folder whose crops our side is also fed from
 
     @functools.cached_property
     def precision(self) -> str:
@@ -101,11 +95,7 @@ class Side:
         self.runs = 0
 
     def timed(self) -> tuple[float, tuple[float, ...]]:
-        """Seconds of one repeat, and what it computed.
-
-        Raises:
-            RuntimeError: our side waits for the GPU in the middle.
-        """
+        """Seconds of one repeat, and what it computed; an error where our side waits for the GPU in the middle."""
         # The first run may wait; a gradient scaler reads from the device whether the gradients were finite.
         is_checked = self.runs > 0 and not self.plain and self.precision != "fp16"
         started = time.perf_counter()

@@ -70,11 +70,7 @@ def did_you_mean(name: str, names: Iterable[str], *, count: int = 1) -> str:
 
 
 def look_up(entries: Mapping[str, Entry], name: str, kind: str) -> Entry:
-    """The entry of that name.
-
-    Raises:
-        ValueError: there is none; names the nearest, and all.
-    """
+    """The entry of that name; where there is none, the error names the nearest, and all."""
     if name not in entries:
         raise ValueError(f"no {kind} {name!r}.{did_you_mean(name, entries)} There are: {', '.join(entries)}.")
     return entries[name]

@@ -54,10 +54,7 @@ class StageTable:
 class Backbone(nn.Module):
     """Features of an EfficientNet (or kin), an Xception, or any timm network with stages of spatial maps.
 
-    Attributes:
-        names, channels, strides, num_features: of every stage of the network and its last map, as in `StageTable`.
-        stages: the stages handed out.
-        net: timm's network, without classifier and pooling.
+    `forward` hands out `stages`; names, channels and strides are those of every stage, as in `StageTable`.
 
     Departures: the paper names EfficientNet-B4 and Xception; the others are ours.
     """
@@ -74,11 +71,7 @@ class Backbone(nn.Module):
         norm_momentum: float | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
-        """Build the network, with settings as those of `ModelConfig`, and load its weights.
-
-        Args:
-            name: timm model, with or without a weights tag (`tf_efficientnet_b4.ap_in1k`).
-            stages: the stages `forward` hands out.
+        """Build the network of that name in timm, with settings as those of `ModelConfig`, and load its weights.
 
         Raises:
             ValueError: unknown name or stage, a network without stages of maps, static padding of a network without

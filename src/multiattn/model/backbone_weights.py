@@ -57,11 +57,7 @@ def rename_to_timm(state: Mapping[str, Tensor], net: nn.Module) -> RenamedState:
     """Match a state dict, in any of three namings, with a timm network; neither is changed.
 
     A `module.`, `net.` or `backbone.` (or several) that every name begins with is taken off first. The network may have
-    its classifier or not.
-
-    Raises:
-        ValueError: efficientnet_pytorch weights for a network that would compute something else with them: no
-            EfficientNet, or one with another batch-norm epsilon than TensorFlow's.
+    its classifier or not; weights of efficientnet_pytorch are refused where it would compute something else with them.
     """
     prefix = _wrapper(state, net)
     naming = _naming({name.removeprefix(prefix): tensor for name, tensor in state.items()}, net)
@@ -153,10 +149,6 @@ def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:
 
     A classifier in the file is left out when the network has none, and the log says so; nothing else may differ,
     except `num_batches_tracked` counters, which older files do not have. The network is untouched unless all fits.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: as `read_tensors` and `rename_to_timm`, or tensors that do not fit.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such backbone weights file.")

@@ -12,10 +12,8 @@ from multiattn.config.settings import registry
 class ClassificationLoss(nn.Module):
     """Cross entropy of the two classes (natural log), averaged over the batch, in float32 under autocast too.
 
-    Args:
-        label_smoothing: share of the target spread over both classes: 0.1 asks for 0.95 and 0.05.
-        class_weights: weights of a real and a fake sample. The sum is divided by the number of samples, not of weights
-            (as torch would): a sample's gradient then does not depend on which others are in its batch.
+    With weights of a real and a fake sample the sum is divided by the number of samples, not of weights (as torch
+    would): a sample's gradient then does not depend on which others are in its batch.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, class_weights: tuple[float, float] | None = None) -> None:
@@ -78,9 +76,6 @@ class RegionalIndependenceLoss(nn.Module):
         everywhere, and the gradients that DistributedDataParallel averages equal those of one process with the whole
         batch. Every rank must make the call then. Evaluation mode measures against the centres as they stand: no batch
         mean, no communication. Computed in float32 under autocast too; float64 stays float64.
-
-        Raises:
-            ValueError: an empty batch, or shapes that do not fit the centres or the labels.
         """
         self._check(parts, labels)
         with torch.autocast(device_type=parts.device.type, enabled=False):

@@ -47,11 +47,7 @@ class TrainingData:
     folds: pd.DataFrame
 
     def fold_numbers(self, text: str) -> list[int]:
-        """The folds that `--fold` names: a number, or `all`.
-
-        Raises:
-            ValueError: neither, or no such fold.
-        """
+        """The folds that `--fold` names: a number, or `all`."""
         present = sorted(int(number) for number in set(self.folds["fold"]) - {-1})
         if text == "all":
             return present
@@ -75,12 +71,7 @@ class TrainingData:
 
 
 def read_training_data(faces: Path, folds: Path) -> TrainingData:
-    """Read a faces folder and a folds CSV.
-
-    Raises:
-        FileNotFoundError: one of them is not there.
-        ValueError: a table breaks its contract, or the folds leak.
-    """
+    """Read a faces folder and a folds CSV; refuses folds that leak."""
     recipe = read_recipe(faces)
     crops, _, videos = read_faces_folder(faces, columns=FACE_COLUMNS)
     return TrainingData(faces, recipe, crops, videos, read_folds(folds, videos=videos))
@@ -114,64 +105,38 @@ def train_folds(
         finish: called by the main rank with the folder of each fold whose training has ended, also a finished one's.
         keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
             would wait for the one that failed.
-
-    Raises:
-        ValueError: a folder holds a run with other settings, or settings do not fit the data.
     """
     data.require_crops_for(experiment)
-    outcomes = []
+    frames, outcomes = experiment.data.validation_frames, []
     for number in numbers:
-        name = fold_name(fold_folder(runs / experiment.name, number))
+        folder = fold_folder(runs / experiment.name, number)
+        run = RunFolder(folder, number)
         try:
-            _train_one(experiment, data, number, runs, device, ranks, bar, allow_changes=allow_changes)
+            held_out = {"validation_frames": frames, "videos": data.videos}
+            crops = split_crops(data.faces, data.folds, number, data.folder, **held_out)
+            with exclusive_folder(folder) if ranks.is_main else contextlib.nullcontext():
+                if ranks.is_main:
+                    place = {"device": device, "world_size": ranks.world_size}
+                    run.begin(experiment, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
+                wait_for_all(ranks)
+                train_fold(experiment, crops, run, device=device, ranks=ranks, bar=bar)
             if finish is not None and ranks.is_main:
-                finish(fold_folder(runs / experiment.name, number))
+                finish(folder)
             outcomes.append(FoldOutcome(number))
         except (OSError, RuntimeError, ValueError) as error:
             if not keep_going:
                 raise
             # A mistake that a user can correct needs no traceback.
-            logger.error("%s failed: %s", name, error, exc_info=isinstance(error, RuntimeError))
+            logger.error("%s failed: %s", run.model_name, error, exc_info=isinstance(error, RuntimeError))
             outcomes.append(FoldOutcome(number, str(error)))
         finally:
-            bar.end(name)
+            bar.end(run.model_name)
     return outcomes
 
 
-def _train_one(
-    experiment: Experiment,
-    data: TrainingData,
-    number: int,
-    runs: Path,
-    device: torch.device,
-    ranks: Ranks,
-    bar: WorkBar,
-    *,
-    allow_changes: bool,
-) -> None:
-    """Train one fold; arguments and errors as `train_folds`."""
-    frames = experiment.data.validation_frames
-    crops = split_crops(data.faces, data.folds, number, data.folder, validation_frames=frames, videos=data.videos)
-    run = RunFolder(fold_folder(runs / experiment.name, number), number)
-    with exclusive_folder(run.path) if ranks.is_main else contextlib.nullcontext():
-        if ranks.is_main:
-            place = {"device": device, "world_size": ranks.world_size}
-            run.begin(experiment, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
-        wait_for_all(ranks)
-        train_fold(experiment, crops, run, device=device, ranks=ranks, bar=bar)
-
-
 def require_same_folds(start: Path, numbers: list[int], folds: pd.DataFrame) -> None:
-    """Refuse to start from runs that were trained on the videos held out here, at another compression.
-
-    Args:
-        start: the folder of the experiment that is started from.
-        folds: this experiment's folds table.
-
-    Raises:
-        FileNotFoundError: the runs to start from are not there.
-        ValueError: a video lies in another fold there.
-    """
+    """Refuse to start from runs (below an experiment's folder) that were trained on the videos held out by these folds,
+    at another compression."""
     mine = _at_any_compression(folds)
     for number in numbers:
         path = fold_folder(start, number) / FOLDS_FILE
@@ -196,13 +161,8 @@ def _at_any_compression(folds: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutcome]) -> str:
-    """A table of the folds for a terminal, a line each: how it ended, its best validation, and the metric at its end,
-    which no choice on the held-out fold has bettered.
-
-    Args:
-        folder: `runs/<experiment>`.
-        outcomes: ends of the folds of this command; other folds are left out.
-    """
+    """A table of these folds of `runs/<experiment>` for a terminal, a line each: how it ended, its best validation, and
+    the metric at its end, which no choice on the held-out fold has bettered."""
     metric = experiment.validation.metric
     rows = [["fold", "ended", "epochs", metric, "AUC", "epoch", "weights", "at the end", "minutes"]]
     for outcome in outcomes:
@@ -239,11 +199,7 @@ _SAMPLES = re.compile(rb": (\d+)/(\d+) samples, ")
 
 
 def parse_slots(text: str) -> list[str]:
-    """Parse `--gpus` into the places of processes: `0,1,2,3`, or `cpu` once for each process on a CPU.
-
-    Raises:
-        ValueError: something else, or a GPU twice.
-    """
+    """Parse `--gpus` into the places of processes: `0,1,2,3`, or `cpu` once for each process on a CPU."""
     slots = [part.strip() for part in text.split(",")]
     gpus = [slot for slot in slots if slot != "cpu"]
     if not all(slot.isdecimal() for slot in gpus) or len(set(gpus)) < len(gpus):
@@ -255,13 +211,7 @@ def train_in_processes(argv: list[str], numbers: list[int], slots: list[str], ex
     """Train every fold with a `multiattn train` of its own; one that fails does not take the others with it.
 
     Their output goes to <experiment>/fold<k>/train.log. SIGTERM is handed on: every fold saves its state, and the
-    folds that have not begun are left for the next time.
-
-    Args:
-        argv: the arguments of `multiattn train` without --fold, --gpus and --device.
-        numbers: the folds.
-        slots: as from `parse_slots`.
-        experiment: the folder `runs/<experiment>`.
+    folds that have not begun are left for the next time. `argv` has the arguments without --fold, --gpus and --device.
     """
     free: queue.Queue[str] = queue.Queue()
     for slot in slots:

@@ -38,24 +38,21 @@ FACE_COLUMNS = ("video_id", "frame_index", "track", "crop", *BOX, *LANDMARKS)
 
 @dataclass(frozen=True)
 class FoldCrops:
-    """The crops one fold trains on and those it is validated on.
-
-    Attributes:
-        folder: the faces folder the crops' paths start from.
-        training: video_id, frame_index, track and crop of `faces`, sorted by the table's key, with the columns `label`
-            and `face`, the number of the row in `faces`.
-        validation: the same for the held-out fold.
-        held_out: rows of the folds table of the held-out fold, those without a face included.
-        faces: the whole `faces` table: boxes and landmarks, for pairs, presets and self-blending.
-        videos: the `videos` table, which knows the originals of fakes.
-    """
+    """The crops one fold trains on and those it is validated on."""
 
     folder: Path
+    """The faces folder the crops' paths start from."""
     training: pd.DataFrame
+    """video_id, frame_index, track and crop of `faces`, sorted by the table's key, with the columns `label` and `face`,
+    the number of the row in `faces`."""
     validation: pd.DataFrame
+    """The same for the held-out fold."""
     held_out: pd.DataFrame
+    """Rows of the folds table of the held-out fold, those without a face included."""
     faces: pd.DataFrame | None = None
+    """The whole `faces` table: boxes and landmarks, for pairs, presets and self-blending."""
     videos: pd.DataFrame | None = None
+    """The `videos` table, which knows the originals of fakes."""
 
     def fingerprint(self) -> str:
         """Digest that changes when a crop is added, removed or moved between training and validation."""
@@ -71,16 +68,7 @@ def split_crops(
     validation_frames: int | None = None,
     videos: pd.DataFrame | None = None,
 ) -> FoldCrops:
-    """Join faces and folds.
-
-    Args:
-        faces: at least the key and `crop`; boxes and landmarks where sampling, augmentation or SBI needs them.
-        validation_frames: evenly spaced frames of each held-out video; None takes all of them.
-        videos: for paired sampling.
-
-    Raises:
-        ValueError: training or validation has no crops, or one class only.
-    """
+    """Join faces and folds; of each held-out video the crops of `validation_frames` evenly spaced frames, or all."""
     # By the number of each video: joining millions of names takes many times the memory.
     video_of_face, names = pd.factorize(faces["video_id"])
     place = pd.Index(folds["video_id"]).get_indexer(names)
@@ -129,16 +117,8 @@ class TrainingCrops(CropImages):
     With `config.sbi` a visit of a real crop shows it blended with itself instead, with that probability, and its label
     is fake; all other crops are then changed as a whole as often as self-blended ones are.
 
-    Args:
-        folder: the faces folder.
-        table: `FoldCrops.training`.
-        faces: the whole `faces` table, where the preset or SBI needs landmarks.
-
     Crops whose landmarks are not known (none were found, or another program cut them) go without the steps that need
     them, and are never blended; a warning counts them.
-
-    Raises:
-        ValueError: crops shall be blended, and no real one has landmarks.
     """
 
     def __init__(
@@ -223,15 +203,10 @@ def _by_class(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
 
 def _paired(crops: FoldCrops, config: DataConfig, seed: int) -> Sampler:
     """A real crop and the same frame and face of one of its fakes side by side."""
-    return PairSampler(
-        find_pairs(
-            crops.folder, crops.training, crops.faces, crops.videos, boxes_known=declared_root(crops.folder) is None
-        ),
-        _videos(crops.training)[0],
-        frames_per_video=config.frames_per_video,
-        visits=config.videos_per_class,
-        seed=seed,
-    )
+    boxes_known = declared_root(crops.folder) is None
+    pairs = find_pairs(crops.folder, crops.training, crops.faces, crops.videos, boxes_known=boxes_known)
+    number = {"frames_per_video": config.frames_per_video, "visits": config.videos_per_class}
+    return PairSampler(pairs, _videos(crops.training)[0], **number, seed=seed)
 
 
 SAMPLINGS: dict[str, Callable[[FoldCrops, DataConfig, int], Sampler]] = registry(
@@ -258,9 +233,6 @@ def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: in
     """Batches of one rank: (B, H, W, 3) uint8 and (B,) int64 labels.
 
     Set `loader.batch_sampler.epoch` before each epoch, and `loader.batch_sampler.first_batch` to begin inside of it.
-
-    Raises:
-        ValueError: crops that the sampling, the preset or SBI cannot work with, or no space for the cache.
     """
     dataset = TrainingCrops(crops.folder, crops.training, crops.faces, config, cache=_cache(crops, config))
     sampler = SAMPLINGS[config.sampling](crops, config, seed)

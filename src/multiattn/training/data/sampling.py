@@ -41,22 +41,18 @@ class EpochDraw:
 
 
 class Sampler(Protocol):
-    """A source of epochs."""
-
     samples_per_epoch: int
     """Crops visited in one epoch, before padding to whole batches."""
     together: int
     """Number of consecutive visits that belong into one batch."""
 
-    def draw(self, epoch: int) -> EpochDraw:
-        """The crops of one epoch."""
+    def draw(self, epoch: int) -> EpochDraw: ...
 
 
 class FreshRows:
     """The rows of each video in an endless sequence of shuffled passes, handed out k = `frames_per_video` at a time.
 
-    Args:
-        video_of_row: (N,) int64, the video of each row, numbered from 0 without gaps.
+    `video_of_row` (N,) int64 numbers the videos from 0 without gaps, here and in the samplers.
     """
 
     def __init__(self, video_of_row: np.ndarray, num_videos: int, *, frames_per_video: int, seed: int) -> None:
@@ -98,10 +94,7 @@ class EpochSampler:
     the paper repeats real frames), and no epoch repeats a crop before its video is used up. Everything follows from
     (seed, epoch) alone: nothing needs to be saved to resume, and the number of processes changes nothing.
 
-    Args:
-        video_of_row: (N,) int64, the video of each row of the training table, numbered from 0 without gaps.
-        labels: (V,) int64 label of each video, both classes present.
-        visits: of real and of fake videos in an epoch, as from `balanced_visits`.
+    Of the labels (V,) of the videos both must be there; the visits of an epoch are those of real and of fake videos.
     """
 
     together = 1
@@ -120,7 +113,6 @@ class EpochSampler:
         return sum(self.visits) * self.fresh.frames_per_video
 
     def draw(self, epoch: int) -> EpochDraw:
-        """The crops of one epoch."""
         rows = []
         for label, (videos, visits) in enumerate(zip(self.videos_of_class, self.visits, strict=True)):
             for cycle, some in _next_videos(videos, visits, epoch, (self.seed, VIDEOS, label)):
@@ -139,21 +131,17 @@ def _next_videos(videos: np.ndarray, number: int, epoch: int, key: tuple[int, ..
 
 
 def require_both_classes(labels: np.ndarray) -> None:
-    """Refuse videos of one class only."""
     counts = [int(np.sum(labels == label)) for label in (0, 1)]
     if not all(counts):
         raise ValueError(f"expected training videos of both classes, found {counts[0]} real and {counts[1]} fake.")
 
 
 def balanced_visits(labels: np.ndarray, videos_per_class: int | None, *, blended: float = 0.0) -> tuple[int, int]:
-    """Visits of real and of fake videos that show as many real crops as fakes.
+    """Visits of real and of fake videos that show as many real crops as fakes; None takes the larger class once.
 
-    Args:
-        labels: (V,) int64 label of each video.
-        videos_per_class: visits a class; None takes the larger class once.
-        blended: the share of the visits of real crops that show a fake made of them, which take the place of as many
-            forged videos: real videos take 1 / (2 - 2 blended) of the epoch. At a half no forged video is left, as in
-            the paper of self-blended images; above it the fakes outweigh.
+    The blended share of the visits of real crops, which show a fake made of them, takes the place of as many forged
+    videos: real videos take 1 / (2 - 2 blended) of the epoch. At a half no forged video is left, as in the paper of
+    self-blended images; above it the fakes outweigh.
     """
     number = videos_per_class or int(max(np.sum(labels == 0), np.sum(labels == 1)))
     real = 2 * number if blended >= 0.5 else round(number / (1 - blended))
@@ -170,7 +158,6 @@ class PairSampler:
 
     Args:
         pairs: (P, 2) int64 rows of the training table, real and fake; a real row may stand in many.
-        video_of_row: (N,) int64, the video of each row of the training table.
         visits: of real videos in an epoch; None takes as many as the larger side of the pairs has videos, real or fake.
     """
 
@@ -197,7 +184,6 @@ class PairSampler:
         return 2 * self.visits * self.fresh.frames_per_video
 
     def draw(self, epoch: int) -> EpochDraw:
-        """The crops of one epoch, real and fake in turn."""
         k, counts, pairs = self.fresh.frames_per_video, self.fresh.counts, []
         for cycle, videos in _next_videos(np.arange(len(counts)), self.visits, epoch, (self.seed, PAIRED_VIDEOS)):
             crops = self.fresh.take(videos, cycle)  # (videos, k), numbers of real crops
@@ -218,21 +204,11 @@ were found anew in fakes lay 2 to 5 % off (embedded clips, MTCNN); reused ones d
 def find_pairs(
     folder: Path, training: pd.DataFrame, faces: pd.DataFrame, videos: pd.DataFrame, *, boxes_known: bool = True
 ) -> np.ndarray:
-    """Rows of real crops and of the fakes made of them, at one frame and track, with boxes in one place.
+    """(P, 2) int64 rows of `FoldCrops.training`, real crops and fakes made of them, at one frame, track and place.
 
-    Args:
-        folder: the faces folder, for messages.
-        training: `FoldCrops.training`.
-        faces: the `faces` table with its boxes.
-        videos: the `videos` table, which names the originals.
-        boxes_known: False where boxes do not say how crops lie in their frames: then a pair is two crops of a source,
-            at one frame and track where both have such, else in their order, and they need not coincide.
-
-    Returns:
-        (P, 2) int64 rows of `training`, real and fake.
-
-    Raises:
-        ValueError: no original is known, or less than half of the crops whose original is are aligned with it.
+    Without `boxes_known`, where boxes do not say how crops lie in their frames, a pair is two crops of a source, at one
+    frame and track where both have such, else in their order, and they need not coincide. It is an error where no
+    original is known, or less than half of the crops whose original is are aligned with it.
     """
     video, names = pd.factorize(training["video_id"])
     label = training["label"].to_numpy()
@@ -331,9 +307,6 @@ class RankBatches:
     global batch is filled up from the epoch's beginning, so no crop is dropped, all ranks take as many steps, and what
     is repeated is less than a global batch. Set `epoch` before an epoch, and `first_batch` to leave out those that a
     run has seen already: they are not read, and the others stay what they were.
-
-    Raises:
-        ValueError: a batch size that would part visits that belong together.
     """
 
     def __init__(self, sampler: Sampler, *, batch_size: int, rank: int, world_size: int) -> None:

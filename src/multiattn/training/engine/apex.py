@@ -33,23 +33,16 @@ IMPORT_FAILURES = (
 
 @dataclass(frozen=True)
 class ApexFinding:
-    """The installed apex.
-
-    Attributes:
-        kind: `none`; `other-project`, a package of that name that is not NVIDIA's, such as PyPI's; `no-extensions`,
-            NVIDIA's whose CUDA extensions are missing (its Python-only build) or do not load; `optimizers`, NVIDIA's
-            with its fused optimisers; `amp`, that with the old `apex.amp` as well.
-        reason: the error of extensions that do not load.
-    """
+    """The installed apex."""
 
     kind: Literal["none", "other-project", "no-extensions", "optimizers", "amp"]
     version: str | None = None
     location: str | None = None
     reason: str | None = None
+    """The error of extensions that do not load; NVIDIA's Python-only build has none."""
 
     @property
     def message(self) -> str:
-        """The finding, as half a sentence."""
         if self.kind == "none":
             return "no apex is installed"
         finding = {
@@ -82,11 +75,7 @@ def find_apex() -> ApexFinding:
 
 
 def require_fused(name: str, device: torch.device) -> None:
-    """Refuse one of apex's optimisers where it cannot run.
-
-    Raises:
-        ValueError: not on a GPU, or no apex with its CUDA extensions; names the finding and the remedy.
-    """
+    """Refuse one of apex's optimisers where there is no GPU, or no apex with its CUDA extensions."""
     _require(
         f"--optim.name {name}",
         device,
@@ -98,11 +87,7 @@ def require_fused(name: str, device: torch.device) -> None:
 
 
 def require_amp(device: torch.device) -> None:
-    """Refuse `--precision apex-O1` where it cannot run.
-
-    Raises:
-        ValueError: not on a GPU, or no apex that still has `amp`; names the finding and the remedy.
-    """
+    """Refuse `--precision apex-O1` where there is no GPU, or no apex that still has `amp`."""
     command = (
         '`pip install -v --no-build-isolation --config-settings "--build-option=--cpp_ext" '
         '--config-settings "--build-option=--cuda_ext" ./`'
@@ -144,11 +129,9 @@ class ApexScaler:
         self._is_unscaled = False
 
     def is_enabled(self) -> bool:
-        """Always."""
         return True
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the scale, to call `backward` on."""
         with self._amp.scale_loss(loss, self._optimizer, delay_unscale=True) as scaled:
             return scaled
 
@@ -159,7 +142,6 @@ class ApexScaler:
         self._is_unscaled = True
 
     def step(self, optimizer: Optimizer) -> None:
-        """Update the weights, unless a gradient overflowed."""
         if not self._is_unscaled:
             self.unscale_(optimizer)
         optimizer.step()
@@ -169,7 +151,6 @@ class ApexScaler:
         """Nothing: the scale has been set with the gradients."""
 
     def get_scale(self) -> float:
-        """The present scale."""
         return float(self._amp.state_dict()["loss_scaler0"]["loss_scale"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,7 +158,6 @@ class ApexScaler:
         return {name: dict(value) for name, value in self._amp.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a saved scale."""
         self._amp.load_state_dict(state)
 
 

@@ -19,13 +19,7 @@ class MovingAverage:
     at n = 31,623. Running statistics of batch normalisation are averaged like weights; integers
     (`num_batches_tracked`) are copied. bf16 and fp16 training keep float32 weights, so nothing is rounded away.
 
-    Args:
-        network: followed from now on, by `update`. It is copied: convert, move and speed up its layers before, compile
-            and wrap it after.
-        decay: between 0 and 1; the larger, the longer the memory, of 1 / (1 - decay) updates.
-        warmup: let the decay rise to `decay`.
-
-    Departures: none from timm's.
+    The network is copied: convert, move and speed up its layers before, compile and wrap it after.
     """
 
     def __init__(self, network: nn.Module, *, decay: float, warmup: bool = True) -> None:
@@ -38,11 +32,7 @@ class MovingAverage:
         return self._average.module
 
     def update(self, updates: int) -> None:
-        """Take in the weights of the network after an optimiser update.
-
-        Args:
-            updates: done so far, this one included; counts from 1 at the beginning of training and through its phases.
-        """
+        """Take in the network's weights after so many updates, counted from 1 and through all phases."""
         self._average.update(self._followed, step=updates)
 
 
@@ -56,12 +46,8 @@ def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
     pass over the data, as the paper does. For weights of one run, a few epochs apart, the two are close; where they are
     not, the average loses at validation and is not kept.
 
-    Args:
-        paths: safetensors files of the same network.
-
     Raises:
-        FileNotFoundError: a file that is not there.
-        ValueError: no files, a file that is not safetensors, or one with other tensors than the first.
+        FileNotFoundError, ValueError: no files, one that is not safetensors, or one with other tensors than the first.
     """
     if not paths:
         raise ValueError("expected at least one weights file to average, found none.")
@@ -78,12 +64,7 @@ def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def load_average(network: nn.Module, paths: Sequence[Path]) -> None:
-    """Fill a network with the mean of saved weights; it is untouched unless every tensor fits.
-
-    Raises:
-        FileNotFoundError: a file that is not there.
-        ValueError: as `average_of`, or the weights of another network.
-    """
+    """Fill a network with the mean of saved weights; it is untouched unless every tensor fits."""
     state = average_of(paths)
     load_weights(network, paths[0])  # refuses the weights of another network
     network.load_state_dict(state)

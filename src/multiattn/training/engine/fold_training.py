@@ -43,17 +43,12 @@ class PhaseSpan(NamedTuple):
 def phase_spans(experiment: Experiment) -> list[PhaseSpan]:
     """The phases of an experiment, one after the other."""
     ends = itertools.accumulate((phase.epochs for phase in experiment.schedule), initial=0)
-    return [
-        PhaseSpan(phase, *epochs) for phase, epochs in zip(experiment.schedule, itertools.pairwise(ends), strict=True)
-    ]
+    epochs = zip(experiment.schedule, itertools.pairwise(ends), strict=True)
+    return [PhaseSpan(phase, first, end) for phase, (first, end) in epochs]
 
 
 def span_at(experiment: Experiment, epoch: int) -> PhaseSpan:
-    """The phase an epoch of the run belongs to.
-
-    Raises:
-        ValueError: the run has no such epoch.
-    """
+    """The phase an epoch of the run belongs to."""
     for span in phase_spans(experiment):
         if span.first <= epoch < span.end:
             return span
@@ -62,30 +57,18 @@ def span_at(experiment: Experiment, epoch: int) -> PhaseSpan:
 
 @dataclass
 class Progress:
-    """Where a fold's training stands.
+    """Where a fold's training stands."""
 
-    Attributes:
-        epoch: the epoch that is trained or comes next.
-        batch: its batches that are done, by every rank.
-        is_validated: True where the held-out videos have been validated on since the last update.
-        seconds, waited: time of the epoch so far, and the part of it that went into waiting for data.
-        history: a record for each validation.
-        best: value and candidate of the best validation so far; empty before the first.
-        since_best: validations after that one.
-        top: the validations whose weights are kept for an average: value and step, the best first.
-        guard_threshold: the P(fake) above which crops of the guard are false alarms; None without one.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    is_validated: bool = True
-    seconds: float = 0.0
-    waited: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] = field(default_factory=dict)
-    since_best: int = 0
-    top: list[dict[str, Any]] = field(default_factory=list)
-    guard_threshold: float | None = None
+    epoch: int = 0  # the one that is trained or comes next
+    batch: int = 0  # its batches that are done, by every rank
+    is_validated: bool = True  # since the last update
+    seconds: float = 0.0  # of the epoch so far
+    waited: float = 0.0  # of them for data
+    history: list[dict[str, Any]] = field(default_factory=list)  # a record for each validation
+    best: dict[str, Any] = field(default_factory=dict)  # value and candidate of the best validation; empty before it
+    since_best: int = 0  # validations after that one
+    top: list[dict[str, Any]] = field(default_factory=list)  # value and step of those whose weights are averaged
+    guard_threshold: float | None = None  # the P(fake) above which crops of the guard are false alarms
 
 
 NEVER = 2**53
@@ -93,12 +76,7 @@ NEVER = 2**53
 
 
 class LossMeter:
-    """Sums of the loss terms over the steps of an epoch, on the device. Adding never waits for it; `means` does.
-
-    Attributes:
-        names: the terms, in order; empty before the first step.
-        count: steps added, the ones of a run that was continued included.
-    """
+    """Sums of the loss terms over the steps of an epoch, on the device. Adding never waits for it; `means` does."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.names, self.count = device, (), 0
@@ -154,7 +132,7 @@ class FoldTraining:
     validation: DataLoader
     scaler: torch.amp.GradScaler | ApexScaler
     average: MovingAverage | None
-    guard: DataLoader | None = None
+    guard: DataLoader | None
     progress: Progress = field(default_factory=Progress)
     random_state: dict[str, Any] | None = None
     """This rank's generators, inside an epoch that is continued."""
@@ -194,17 +172,14 @@ class FoldTraining:
             )
 
     def updates_in_epoch(self, span: PhaseSpan) -> int:
-        """Optimiser updates in an epoch of a phase."""
         return -(-len(self.loader) // span.phase.optim.accumulate)
 
     @property
     def updates_of_phase(self) -> int:
-        """Updates done in the present phase."""
         return (self.progress.epoch - self.span.first) * self.updates_in_epoch(self.span) + self.updates_of_epoch
 
     @property
     def updates_of_epoch(self) -> int:
-        """Updates done in the present epoch."""
         is_whole = self.progress.batch == len(self.loader)
         return self.updates_in_epoch(self.span) if is_whole else self.progress.batch // self.span.phase.optim.accumulate
 
@@ -262,11 +237,7 @@ class FoldTraining:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a saved state, in the phase it belongs to.
-
-        Raises:
-            ValueError: the state of another experiment.
-        """
+        """Take up a saved state, in the phase it belongs to; refuses the state of another experiment."""
         self.progress = progress_of(state, self.run)
         self.begin_phase(span_at(self.experiment, min(self.progress.epoch, self.experiment.num_epochs - 1)))
         try:
@@ -321,11 +292,7 @@ class FoldTraining:
 
 
 def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
-    """The progress in a saved state.
-
-    Raises:
-        ValueError: the state of something else, or of an earlier version of this code.
-    """
+    """The progress in a saved state; refuses the state of something else."""
     try:
         values = dict(state["progress"])
         if "is_judged" in values:  # its name in states of earlier versions
@@ -340,7 +307,6 @@ def progress_of(state: dict[str, Any], run: RunFolder) -> Progress:
 
 
 def not_this_state(run: RunFolder, error: Exception) -> ValueError:
-    """Make the error for a resume file that does not fit."""
     return ValueError(
         f"{run.path / STATE_FILE}: not the state of this experiment: {error}. Is it the file of another run, or of an "
         "earlier version of the code? Delete it to train this fold from its beginning."
@@ -356,22 +322,14 @@ def prepare(
     ranks: Ranks,
     state: dict[str, Any] | None,
 ) -> FoldTraining:
-    """Build one fold's training, at its beginning or where `state` left it.
-
-    Raises:
-        ValueError: settings that do not fit the data, the machine or the state.
-        FileNotFoundError: weights to start from that are not there.
-    """
+    """One fold's training, at its beginning or where `state` left it."""
     if device.type == "cpu":
         tune_cpu()
     if experiment.precision == "apex-O1":
         require_amp(device)
     seed_everything(experiment.seed)
-    step = TrainingStep(
-        experiment,
-        load_weights=state is None and experiment.start_from is None,
-        class_weights=class_weights(crops, experiment.data),
-    ).to(device)
+    is_fresh, weights = state is None and experiment.start_from is None, class_weights(crops, experiment.data)
+    step = TrainingStep(experiment, load_weights=is_fresh, class_weights=weights).to(device)
     if state is None and experiment.start_from is not None:
         start_from(step.network, experiment.start_from, run.fold)
     step = synchronise_norms(step, device)  # nothing in one process

@@ -26,14 +26,7 @@ BEYOND = 1e6
 
 def guard_crops(experiment: Experiment, run: Path) -> DataLoader | None:
     """Batches (B, size, size, 3) uint8 of one crop of each real video of `validation.guard`, evenly spaced over its
-    videos; None without one.
-
-    Args:
-        run: the run's folder, whose recipe the crops must be made by.
-
-    Raises:
-        ValueError: no real crops there, or such as were made another way.
-    """
+    videos and made by the run folder's recipe; None without one."""
     if experiment.validation.guard is None:
         return None
     folder = Path(experiment.validation.guard)

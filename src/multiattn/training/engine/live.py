@@ -66,7 +66,6 @@ class Live:
         self._report(text)
 
     def validated(self, record: dict[str, Any]) -> None:
-        """Write the scalars of a validation."""
         figures = {name: value for name, value in record.items() if isinstance(value, float) and name != "epochs_done"}
         self._scalars("validation", figures, record["step"])
 
@@ -86,7 +85,6 @@ class Live:
         self.writer.add_image("crops and attention maps", grid, training.updates, dataformats="HWC")
 
     def close(self) -> None:
-        """End the files."""
         if self.writer is not None:
             self.writer.close()
         threading.excepthook = self._excepthook
@@ -108,15 +106,8 @@ def _leave_to_writer(failure: threading.ExceptHookArgs) -> None:
 
 
 def attention_grid(crops: np.ndarray, attention: np.ndarray | None) -> np.ndarray:
-    """Crops in the first row, then a row for each map: its values as colours over the darkened crops.
-
-    Args:
-        crops: (B, H, W, 3) uint8 RGB.
-        attention: (B, M, h, w), non-negative, each map scaled to its own maximum; None leaves the crops alone.
-
-    Returns:
-        ((1 + M) H, B W, 3) uint8 RGB.
-    """
+    """((1 + M) H, B W, 3) uint8 RGB: crops (B, H, W, 3) in the first row, then a row for each map (B, M, h, w), its
+    values, scaled to its own maximum, as colours over the darkened crops."""
     rows = [np.concatenate(list(crops), axis=1)]
     height, width = crops.shape[1:3]
     inferno = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)

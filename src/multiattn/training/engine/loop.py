@@ -49,14 +49,7 @@ UPDATES_BETWEEN_REPORTS = 20
 def train_fold(
     experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks, bar: WorkBar
 ) -> None:
-    """Train one fold to its end; does nothing when it is there already.
-
-    Validates after every epoch, and inside it every `validation.every_steps` updates. The best checkpoint is the
-    candidate with the best `validation.metric` over the held-out videos.
-
-    The state is saved every `save_minutes`, before and after a validation, and when the process is asked to end
-    (SIGTERM): whatever moment it ends at, the same command continues from the last saved state and, on a CPU, comes to
-    the same weights bit for bit.
+    """Train one fold from its last saved state to its end; does nothing when it is there already.
 
     Raises:
         ValueError: settings that do not fit the data, or a loss that is not finite.
@@ -107,12 +100,7 @@ def _train(training: FoldTraining, live: Live, interruption: Interruption) -> No
 
 
 def _train_epoch(training: FoldTraining, live: Live, interruption: Interruption) -> None:
-    """Train what is left of the present epoch, save when it is time, validate where `validation.every_steps` says so.
-
-    Raises:
-        ValueError: a loss that is not finite.
-        SystemExit: the process was asked to end; the state has been saved.
-    """
+    """Train what is left of the epoch, save when it is time, validate where `validation.every_steps` says so."""
     progress, decision, saved = training.progress, SharedDecision(training.ranks), time.monotonic()
     batches = _begin(training)
     if _is_due(training):  # it was stopped before it had validated
@@ -128,14 +116,14 @@ def _train_epoch(training: FoldTraining, live: Live, interruption: Interruption)
         if not is_update:
             continue
         is_last = progress.batch == len(training.loader)
-        answer = decision.settle() if is_last else decision.agree(_request(training, interruption, saved))
+        agreed = decision.settle() if is_last else decision.agree(_request(training, interruption, saved))
         is_due = _is_due(training)
-        if answer != CONTINUE or is_last or is_due or training.updates_of_epoch % UPDATES_BETWEEN_REPORTS == 1:
+        if agreed != CONTINUE or is_last or is_due or training.updates_of_epoch % UPDATES_BETWEEN_REPORTS == 1:
             live.show(training, require_finite(training))
-        if is_due or (answer != CONTINUE and not is_last):
+        if is_due or (agreed != CONTINUE and not is_last):
             _save(training)  # before a validation too: it may be asked to end, and then has nothing to save
             saved = time.monotonic()
-        if answer == STOP and not is_last:
+        if agreed == STOP and not is_last:
             interruption.asked = True  # on every rank, whichever got the signal
             interruption.exit_if_asked()
         if is_due:
@@ -211,7 +199,6 @@ def _is_due(training: FoldTraining) -> bool:
 
 
 def _request(training: FoldTraining, interruption: Interruption, saved: float) -> int:
-    """This rank's request after a step."""
     if interruption.asked:
         return STOP
     is_time = time.monotonic() - saved > 60 * training.experiment.save_minutes
@@ -219,10 +206,9 @@ def _request(training: FoldTraining, interruption: Interruption, saved: float) -
 
 
 def _save(training: FoldTraining, latest: Candidate | None = None) -> None:
-    """Write the state; after a validation also the table of validations, the latest weights and their predictions.
+    """Write the state, unless a gradient that was no number has got into the weights: every rank finds the same then.
 
-    Raises:
-        ValueError: a gradient that was no number has got into the weights; every rank finds the same.
+    After a validation also the table of validations, the latest weights and their predictions.
     """
     state = training.state()
     if (name := first_not_finite(state)) is not None:
@@ -236,11 +222,7 @@ def _save(training: FoldTraining, latest: Candidate | None = None) -> None:
 
 
 def require_finite(training: FoldTraining) -> dict[str, float]:
-    """The epoch's mean terms so far, over all ranks.
-
-    Raises:
-        ValueError: a term stopped being a number; names the first step and terms. Nothing was saved since.
-    """
+    """The epoch's mean terms so far, over all ranks; an error where one stopped being a number."""
     means, bad = training.meter.means(training.ranks)
     if not bad:
         return means
@@ -303,13 +285,10 @@ def _log(name: str, record: dict[str, Any]) -> None:
         for prefix in PREFIXES.values()
         if f"{prefix}log_loss" in record
     }
+    alarms = {name: record[name] for prefix in losses if (name := f"{prefix}{FALSE_ALARMS}") in record}
     figures = [losses.pop(PREFIXES["last"]), record["validation_auc"], record["validation_accuracy"]]
     averages = "".join(f", {prefix}log_loss {words}" for prefix, words in losses.items())
-    averages += "".join(
-        f", {prefix}{FALSE_ALARMS} on the guard {record[f'{prefix}{FALSE_ALARMS}']:.1%}"
-        for prefix in PREFIXES.values()
-        if f"{prefix}{FALSE_ALARMS}" in record
-    )
+    averages += "".join(f", {name} on the guard {share:.1%}" for name, share in alarms.items())
     logger.info(
         "%s epoch %d: loss %.4f, validation log loss %s, AUC %.4f, accuracy %.3f%s, %.0f samples/s",
         *(name, record["epoch"], record["loss"], *figures, averages, record["samples_per_second"]),

@@ -28,12 +28,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool = True
     Biases and normalisations are not decayed; frozen parameters are left out. Each group has an `lr_scale`, which
     timm's schedules multiply the rate by: 1 outside the backbone, `rate_scales` inside it.
 
-    Args:
-        module: a `TrainingStep`; anything else will do where the backbone has no rates of its own.
-        fused: False takes torch's plain form of `FUSED` ones; the same values to rounding.
-
-    Raises:
-        ValueError: timm or this machine has no such optimiser, it cannot be used here, or nothing is to be trained.
+    The module is a `TrainingStep`; anything else will do where the backbone has no rates of its own. Without `fused`,
+    those of `FUSED` take torch's plain form, with the same values to rounding.
     """
     name = config.name.lower()
     kind = name.rpartition("_")[2]  # `lookahead_adam` is timm's Lookahead around adam
@@ -76,9 +72,6 @@ def rate_scales(module: nn.Module, config: OptimConfig) -> dict[nn.Parameter, fl
     EfficientNet or an Xception is one, the stem another, the last convolution belongs to the last block). What stands
     behind the backbone has depth 0, the backbone's last layer 1, the one before it 2, and so on, as in BEiT
     (arXiv:2106.08254) and timm.
-
-    Raises:
-        ValueError: layer-wise rates for a network whose layers timm cannot tell apart.
     """
     if config.backbone_lr_factor == 1 and config.layer_decay in (None, 1):
         return {}
@@ -107,9 +100,7 @@ def make_schedule(optimizer: Optimizer, config: OptimConfig, *, steps_per_epoch:
     The warm-up is a line from lr / 100 to lr. As timm has it, `cosine` and `poly` go on underneath it: where it ends,
     the rate falls from lr to their curve, which has left lr by then. `step` counts from the warm-up's end.
 
-    Args:
-        steps_per_epoch: optimiser updates, not batches, where gradients are accumulated.
-        epochs: of the phase.
+    Steps are optimiser updates, not batches, where gradients are accumulated.
     """
     updates = round(config.warmup_epochs * steps_per_epoch)
     warmup = {"warmup_t": updates, "warmup_lr_init": config.lr / 100, "t_in_epochs": False}
@@ -121,10 +112,7 @@ class OneCycleScheduler(Scheduler):
 
     From lr / 25 to lr in the first 30 % of the updates, then to lr / 250,000 at the last one: fast.ai's form of the
     1cycle policy (Smith and Topin, arXiv:1708.07120) and torch's `OneCycleLR` with its defaults, whose values these are
-    to rounding.
-
-    Args:
-        total: updates of the whole cycle; later ones get the last one's rate.
+    to rounding. Updates beyond the whole cycle get the last one's rate.
 
     Departures: the momentum does not cycle; Smith's lines are cosines and his third phase is part of the fall, as in
     torch.

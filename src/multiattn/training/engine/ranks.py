@@ -31,7 +31,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes files and shows progress."""
+        """True for rank 0, which writes files and shows progress."""
         return self.rank == 0
 
 
@@ -89,8 +89,8 @@ def wait_for_all(ranks: Ranks) -> None:
 class SharedDecision:
     """Agreement of all ranks to save or to stop after the same step, though only one of them may request it.
 
-    A request made after one step is answered after the next: it travels meanwhile, so no step waits for it, and every
-    rank gets the same answer after the same step.
+    A request made after one step takes effect after the next: it travels meanwhile, so no step waits for it, and every
+    rank gets the same result after the same step.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -101,16 +101,16 @@ class SharedDecision:
         """The strongest request of any rank: of this step for one process, of the step before for several."""
         if self.ranks.world_size == 1:
             return request
-        answer = self.settle()
+        strongest = self.settle()
         requests = torch.tensor([request])
         self._pending = dist.all_reduce(requests, op=dist.ReduceOp.MAX, async_op=True), requests
-        return answer
+        return strongest
 
     def settle(self) -> int:
-        """The answer that is still on its way; `CONTINUE` where there is none."""
+        """The strongest request that is still on its way; `CONTINUE` where there is none."""
         if self._pending is None:
             return CONTINUE
-        work, answer = self._pending
+        work, requests = self._pending
         self._pending = None
         work.wait()
-        return int(answer)
+        return int(requests)

@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def precision(self) -> str:
-        """The precision this run trains in, as `begin` recorded it."""
+        """As `begin` recorded it."""
         return read_json(self.path / INPUTS_FILE)["precision"]
 
     def begin(
@@ -143,12 +143,10 @@ class RunFolder:
             )
 
     def read_experiment(self) -> Experiment:
-        """The experiment the run was made with."""
         path = self.path / EXPERIMENT_FILE
         return from_json(Experiment, read_json(path), source=str(path))
 
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
-        """Weights and held-out frame predictions of the best validation so far."""
         (self.path / layout.DISTANCE_FILE).unlink(missing_ok=True)  # of other weights
         FRAME_PREDICTIONS.write(predictions, self.path / layout.HELD_OUT_FILE)
         save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
@@ -177,15 +175,9 @@ def _metadata(record: dict[str, Any]) -> dict[str, str]:
 
 
 def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
-    """Fill a network with the best weights of another run.
+    """Fill a network with the best weights of another run, as `Experiment.start_from` names it.
 
-    Args:
-        source: an experiment's folder, of which the same fold is taken (its held-out videos stay unseen), a fold's
-            folder, a safetensors file, or the name of a packaged run, of which the first fold is taken.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: the weights of another network, or of a packaged run whose files have changed.
+    Of an experiment's folder the same fold is taken (its held-out videos stay unseen), of a packaged run the first.
     """
     run = layout.named_run(source)
     places = [run, run / BEST_WEIGHTS, layout.fold_folder(run, fold) / BEST_WEIGHTS]
@@ -202,11 +194,7 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors and plain types.
-
-    Raises:
-        OSError: the disk does not take it, or gives back something else; the state before it is left as it was.
-    """
+    """Write a state of tensors and plain types; one that cannot be read back leaves the state before it as it was."""
     path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
     with atomic_path(path) as temporary:
         torch.save({**state, TYPES: _types(state)}, temporary)
@@ -224,7 +212,6 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         ValueError: there are states, and all of them are damaged.
-        OSError: a state is there and cannot be opened, by its permissions for example.
     """
     faults = []
     for path in (folder / STATE_FILE, folder / PREVIOUS_STATE_FILE):

@@ -39,20 +39,12 @@ class TrainingStep(nn.Module):
     spans both (`separable`), the first is back-propagated before the second begins, so that only one pass's activations
     are ever kept. The gradients are the same sum.
 
-    Args:
-        load_weights: False leaves the backbone random, for a state that is loaded next.
-        class_weights: weights of a real and of a fake sample in the cross entropy; None counts all alike.
-
     Departures: batch normalisation's running statistics follow the clean crops only. Evaluation uses them and sees no
     degraded crop; the paper does not say.
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        *,
-        load_weights: bool = True,
-        class_weights: tuple[float, float] | None = None,
+        self, experiment: Experiment, *, load_weights: bool = True, class_weights: tuple[float, float] | None = None
     ) -> None:
         super().__init__()
         self.config = experiment.loss
@@ -80,16 +72,10 @@ class TrainingStep(nn.Module):
     def forward(
         self, crops: Tensor, labels: Tensor, *, before: CleanPass | None = None, objective: str = "network"
     ) -> CleanPass:
-        """One pass and its loss.
+        """One pass: terms `loss` and, where used, `cross_entropy`, `auxiliary`, `cross_entropy_agda`, `match`.
 
-        Args:
-            crops: (B, H, W, 3) uint8 RGB.
-            labels: (B,) int64, 1 = fake.
-            before: the clean pass on the same crops; with it, this is the AGDA pass.
-            objective: `backbone` trains the backbone alone, through a linear layer.
-
-        Returns:
-            Terms `loss` and, where they are used, `cross_entropy`, `auxiliary`, `cross_entropy_agda`, `match`.
+        Crops (B, H, W, 3) uint8 RGB and labels (B,) int64; `before` is the clean pass on the same crops, and makes this
+        the AGDA pass.
         """
         images = normalize_crops(crops)
         if objective == "backbone":
@@ -148,12 +134,10 @@ def backward_passes(
 
     Args:
         module: the step itself, or DistributedDataParallel around it.
-        crops, labels, objective: as for `TrainingStep.forward`.
         context: the autocast context of each forward pass.
         degrade: False leaves the AGDA pass out.
         share: weight of this batch in the update: 1 / n where the gradients of n batches are accumulated.
-        is_first: False after the first of these.
-        is_update: False where more batches follow before the update: the ranks need not exchange gradients yet.
+        is_first, is_update: True for the first of these, and for the last, at which ranks exchange gradients.
 
     Returns:
         The terms of both passes, detached and not multiplied by `share`; `loss` is their sum.
@@ -185,7 +169,6 @@ def _gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
 
 
 def set_trainable(step: TrainingStep, phase: Phase) -> None:
-    """Freeze the backbone in phases that say so, and thaw it in others."""
     step.network.backbone.requires_grad_(not phase.freeze_backbone)
 
 

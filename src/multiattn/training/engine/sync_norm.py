@@ -16,14 +16,8 @@ def synchronise_norms(step: nn.Module, device: torch.device) -> nn.Module:
     layers hold (torch's drops them). On a CPU they change their classes to those below, in place. Parameters, buffers,
     state dict, and what eval mode and `momentum` mean stay as they are either way.
 
-    Args:
-        step: all that is trained; before DistributedDataParallel, an average of the weights or a compilation.
-
-    Returns:
-        The module to go on with.
-
-    Raises:
-        ValueError: a batch normalisation of a class that cannot be synchronised on a CPU.
+    Takes all that is trained, before DistributedDataParallel, an average of the weights or a compilation; returns the
+    module to go on with.
     """
     if _world_size() == 1:
         return step
@@ -98,11 +92,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
 
 
 def _global_moments(x: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Values a channel, and mean and biased variance (C,) float64, of all ranks together.
-
-    Raises:
-        ValueError: fewer than two values a channel over all ranks; on every rank.
-    """
+    """Values a channel, and mean and biased variance (C,) float64, of all ranks together."""
     channels = x.shape[1]
     mine = torch.zeros(2 * channels + 1, dtype=torch.float64)
     if x.numel():

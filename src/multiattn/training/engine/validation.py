@@ -54,15 +54,10 @@ class Candidate:
 
 
 def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candidate, Candidate, dict[str, Any]]:
-    """Validate every candidate; a collective call of all ranks, which get the same answer.
+    """The best candidate, that of the latest weights, and the figures of all of them for the record.
 
-    Brings `training.progress` up to date, but for the history.
-
-    Returns:
-        The best candidate, that of the latest weights, and the figures of all of them for the record.
-
-    Raises:
-        SystemExit: the process was asked to end; the state saved before the validation holds.
+    A collective call of all ranks, which get the same result. Brings `training.progress` up to date, but for the
+    history. A process that is asked to end goes on from the state saved before the validation.
     """
     settings, statistics = training.experiment.validation, AttentionStatistics()
     candidates = [_evaluate(training, "last", training.step.network, interruption, statistics)]

@@ -34,19 +34,16 @@ _TURN = 0.55
 
 @dataclass(frozen=True)
 class CropLandmarks:
-    """Landmarks of some crops of a faces folder.
-
-    Attributes:
-        points: (N, 5, 2) float32 pixels of the frame, or of the stored crop where that is the frame of reference.
-        boxes: (N, 4) float32, in the same pixels.
-        known: (N,) bool, False where they are not known in the crop: none stored, or cut by another program.
-        recipe: how the crops were cut from frames; None where each crop is its own frame of reference.
-    """
+    """Landmarks of some crops of a faces folder."""
 
     points: np.ndarray
+    """(N, 5, 2) float32 pixels of the frame, or of the stored crop where that is the frame of reference."""
     boxes: np.ndarray
+    """(N, 4) float32, in the same pixels."""
     known: np.ndarray
+    """(N,) bool, False where they are not known in the crop: none stored, or cut by another program."""
     recipe: CropRecipe | None
+    """How the crops were cut from frames; None where each crop is its own frame of reference."""
 
     @classmethod
     def of(cls, folder: Path, faces: pd.DataFrame, rows: np.ndarray) -> "CropLandmarks":
@@ -70,14 +67,10 @@ class CropLandmarks:
 
 
 def face_outline(landmarks: np.ndarray, *, forehead: bool = True) -> np.ndarray:
-    """The outline of a face.
+    """The outline of a face up to hairline or brows: (K, 2) float64 pixels, a polygon that may leave the picture.
 
-    Args:
-        landmarks: (5, 2) pixels (x, y): left eye, right eye, nose, left and right mouth corner, as seen in the picture.
-        forehead: up to the hairline; else up to the brows.
-
-    Returns:
-        (K, 2) float64 pixels, a closed polygon; it may leave the picture.
+    Landmarks, here and below: (5, 2) pixels (x, y) of the left eye, right eye, nose, left and right mouth corner, as
+    seen in the picture.
     """
     half = np.array(_JAW + (_FOREHEAD if forehead else _BROW))
     template = np.concatenate([half, half[-2:0:-1] * (-1, 1)])
@@ -105,16 +98,10 @@ HALVES = ("upper", "lower", "left", "right")
 
 
 def feature_mask(landmarks: np.ndarray, feature: str, size_wh: tuple[int, int]) -> np.ndarray:
-    """The band over a feature: around the line from eye to eye, from mouth corner to mouth corner, or from the nose's
-    tip to the point between the eyes.
+    """The band over one of `FEATURES`, (H, W) uint8: around the line from eye to eye, mouth corner to mouth corner, or
+    from the nose's tip to the point between the eyes.
 
-    Args:
-        landmarks: (5, 2) pixels (x, y).
-        feature: one of `FEATURES`.
-
-    Returns:
-        (H, W) uint8, 1 in the band. Its half width is a quarter of the eyes' distance, for the mouth a third of that
-        of its corners.
+    Its half width is a quarter of the eyes' distance, for the mouth a third of that of its corners.
 
     Departures: the band has round ends; the published one, dilated by a cross, has pointed ones.
     """
@@ -134,14 +121,7 @@ def feature_mask(landmarks: np.ndarray, feature: str, size_wh: tuple[int, int]) 
 
 
 def half_face_mask(landmarks: np.ndarray, half: str, size_wh: tuple[int, int]) -> np.ndarray:
-    """One half of the face, cut through the centre of its area, level or upright in the picture.
-
-    Args:
-        landmarks: (5, 2) pixels (x, y).
-        half: one of `HALVES`.
-
-    Returns:
-        (H, W) uint8, 1 in the half.
+    """One of `HALVES` of the face, (H, W) uint8, cut through the centre of its area, level or upright in the picture.
 
     Departures: the published outline is the jaw and the brows of dlib's 68 landmarks; this is `face_outline`, an
     estimate from five.
@@ -158,9 +138,8 @@ def half_face_mask(landmarks: np.ndarray, half: str, size_wh: tuple[int, int]) -
 def black_out(features: float, halves: float) -> Step:
     """A step that, where landmarks are known, makes a feature black, else half of the face.
 
-    Args:
-        features: probability that a feature is drawn (`FEATURE_PROBABILITIES`, which contain nothing).
-        halves: probability of a random half where no feature is drawn.
+    The probabilities are those that a feature is drawn (`FEATURE_PROBABILITIES`, which contain nothing), and of a
+    random half where none is drawn.
     """
 
     def change(crop: np.ndarray, draws: Draws, context: CropContext) -> np.ndarray:

@@ -26,15 +26,7 @@ blurred only where it is mirrored."""
 class Augmentation:
     """A preset as a function of (crop, seed): the same seed gives the same pixels in any process.
 
-    Args:
-        preset: a name in `PRESETS`.
-        size: side of the crops in pixels.
-
-    Attributes:
-        needs_landmarks, needs_clip: True where it does less without that part of a `CropContext`.
-
-    Raises:
-        ValueError: no such preset, or a version of albumentations outside the bounds.
+    It may need the landmarks or the clip of a `CropContext`, without which it does less.
     """
 
     def __init__(self, preset: str, size: int) -> None:
@@ -55,16 +47,12 @@ class Augmentation:
     def __call__(
         self, crop: np.ndarray, seed: int, context: CropContext = NOTHING_KNOWN, *, geometry_seed: int | None = None
     ) -> np.ndarray:
-        """The crop, augmented.
+        """The crop, (H, W, 3) uint8 RGB, augmented; `crop` itself where nothing was drawn.
 
         Args:
-            crop: (H, W, 3) uint8 RGB; left as it is.
             seed: 0 or more; decides everything but the geometry.
             geometry_seed: decides flip, shift, scale, rotation and random crop alone, so that two crops given the
                 same one are moved alike; None is `seed`.
-
-        Returns:
-            (H, W, 3) uint8 RGB; `crop` itself where nothing was drawn.
         """
         geometry = Draws(seed if geometry_seed is None else geometry_seed)
         own_geometry = geometry_seed is None or geometry_seed == seed

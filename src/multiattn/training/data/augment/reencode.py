@@ -45,13 +45,9 @@ class Encoding:
 
 
 def reencode(clip: list[np.ndarray], encoding: Encoding) -> np.ndarray:
-    """The last frame of a clip after H.264.
+    """The last frame, (H, W, 3) uint8 RGB, of a clip of such frames, oldest first, after H.264.
 
-    Args:
-        clip: (H, W, 3) uint8 RGB frames of one size, oldest first, at least one.
-
-    Returns:
-        (H, W, 3) uint8 RGB. One thread encodes, so the same clip gives the same pixels every time.
+    One thread encodes, so the same clip gives the same pixels every time.
 
     Departures: a frame rate below `SOURCE_FPS` leaves earlier frames out, as ffmpeg's filter does, but never the last.
     """
@@ -89,9 +85,7 @@ def reencoding(
 ) -> Step:
     """A step that re-encodes the clip of the earlier crops and this one, or this one where there are none.
 
-    Args:
-        alone: encode the crop as a clip of one frame: the codec's blocks without its prediction over time, at a third
-            of the cost.
+    `alone`, a clip of one frame has the codec's blocks without its prediction over time, at a third of the cost.
     """
 
     def change(crop: np.ndarray, draws: Draws, context: CropContext) -> np.ndarray:

@@ -38,17 +38,8 @@ BLUR_SIGMAS = (5, 46)
 def self_blend(crop: np.ndarray, landmarks: np.ndarray, seed: int) -> np.ndarray:
     """A fake from a real crop: its face under a moved copy of itself, one of both changed (Shiohara and Yamasaki 2022).
 
-    Args:
-        crop: (H, W, 3) uint8 RGB of a real face; left as it is.
-        landmarks: (5, 2) pixels (x, y) of the crop, in the order of faces.parquet.
-        seed: 0 or more; everything is drawn from it.
-
-    Returns:
-        (H, W, 3) uint8 RGB; outside the mask it is `blend_target(crop, seed)`, which is the crop itself for half of
-        the seeds.
-
-    Raises:
-        ValueError: the face lies outside the crop.
+    Outside the mask it is `blend_target(crop, seed)`, which is the crop itself for half of the seeds. A face that lies
+    outside the crop is an error.
 
     Departures: the mask is the hull of an outline estimated from five landmarks (`face_outline`), to the hairline or,
     with the published probability, to the brows, not of 81 landmarks of dlib. Hue, saturation and value shift by up to

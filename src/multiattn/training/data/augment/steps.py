@@ -29,9 +29,7 @@ class CropContext:
 class Draws:
     """The random numbers of one crop for steps of one kind, as albumentations wants them.
 
-    Args:
-        seed: 0 or more.
-        stream: which of the independent sequences of this seed.
+    A seed, 0 or more, has independent sequences by the number of their stream.
     """
 
     def __init__(self, seed: int, stream: int = 0) -> None:
@@ -77,11 +75,7 @@ def moving(*transforms: A.BasicTransform | A.BaseCompose) -> Step:
 
 
 def require_albumentations(found: str = A.__version__) -> None:
-    """Refuse a version of albumentations outside the bounds.
-
-    Raises:
-        ValueError: names the version found and those expected.
-    """
+    """Refuse a version of albumentations outside the bounds."""
     oldest, below, version = (_release(text) for text in (OLDEST, BELOW, found))
     if not oldest <= version < below:
         raise ValueError(
