@@ -1,8 +1,7 @@
 """The experiments: one function each. Its docstring says the command, what it costs and what to expect.
 
-A twin or an official profile takes the command of its experiment with its own name. Every experiment has a tiny variant
-(`--tiny`): the same path through the code, on a small untrained backbone, small crops and one epoch, to see in seconds
-whether data and settings hold together.
+Every experiment has a tiny variant (`--tiny`): the same path through the code, on a small untrained backbone, small
+crops and one epoch, to see in seconds whether data and settings hold together.
 """
 
 import dataclasses
@@ -105,13 +104,20 @@ def dfdc_b4() -> Experiment:
 def dfdc_b4_official() -> Experiment:
     """`dfdc_b4` with the parts, losses and staged schedule of the released checkpoints.
 
+    multiattn train dfdc_b4_official --faces data/faces/dfdc --folds folds/dfdc.csv --fold 0
+
     Not trained by us; the authors publish no figure of their own for it.
     """
     return official(dfdc_b4())
 
 
 def dfdc_b4_baseline() -> Experiment:
-    """The plain twin of `dfdc_b4`: the paper gives no figure for it on DFDC; not trained by us."""
+    """The plain twin of `dfdc_b4`.
+
+    multiattn train dfdc_b4_baseline --faces data/faces/dfdc --folds folds/dfdc.csv --fold all
+
+    The paper gives no figure for it on DFDC; not trained by us.
+    """
     return baseline(dfdc_b4())
 
 
@@ -161,12 +167,19 @@ def ffpp_b4() -> Experiment:
 
 
 def ffpp_b4_official() -> Experiment:
-    """`ffpp_b4` with the parts, losses and staged schedule of the released checkpoints; not trained by us."""
+    """`ffpp_b4` with the parts, losses and staged schedule of the released checkpoints.
+
+    multiattn train ffpp_b4_official --faces data/faces/ffpp_c23 --folds folds/ffpp.csv --fold 0
+
+    Not trained by us.
+    """
     return official(ffpp_b4())
 
 
 def ffpp_b4_baseline() -> Experiment:
     """The plain twin of `ffpp_b4`.
+
+    multiattn train ffpp_b4_baseline --faces data/faces/ffpp_c23 --folds folds/ffpp.csv --fold 0
 
     The paper reports 96.63 % accuracy and 99.18 % AUC on HQ for plain EfficientNet-B4 (Table 2); not trained by us.
     """
@@ -188,6 +201,8 @@ def ffpp_xception() -> Experiment:
 
 def ffpp_xception_baseline() -> Experiment:
     """The plain twin of `ffpp_xception`.
+
+    multiattn train ffpp_xception_baseline --faces data/faces/ffpp_c23 --folds folds/ffpp.csv --fold 0
 
     The paper quotes 95.73 % accuracy and 96.30 % AUC on HQ for plain Xception (Table 2); not trained by us.
     """
@@ -226,7 +241,12 @@ def demo() -> Experiment:
 
 
 def demo_baseline() -> Experiment:
-    """The plain twin of `demo`: takes about 2 minutes for all folds on 2 CPU cores."""
+    """The plain twin of `demo`.
+
+    multiattn train demo_baseline --faces data/demo/faces --folds folds/demo.csv --fold all
+
+    Takes about 2 minutes for all folds on 2 CPU cores.
+    """
     return baseline(demo())
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from multiattn.config import ModelConfig
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import BaselineNet
-from multiattn.training.engine.averaging import MovingAverage, average_of, load_average
+from multiattn.training.engine.averaging import average_of, load_average, moving_average
 
 
 class Counter(nn.Module):
@@ -36,7 +37,7 @@ def make_network() -> BaselineNet:
     return BaselineNet(ModelConfig(network="baseline", backbone="tinynet_e", pretrained=False, drop_path_rate=0.0))
 
 
-def train(network: nn.Module, average: MovingAverage | None, updates: range) -> None:
+def train(network: nn.Module, average: ModelEmaV3 | None, updates: range) -> None:
     """So many updates, each by a batch of its own; `sgd` without momentum, so that nothing else is to be saved."""
     optimizer = create_optimizer_v2(network.train(), opt="momentum", lr=0.05, momentum=0.0)
     for update in updates:
@@ -45,7 +46,7 @@ def train(network: nn.Module, average: MovingAverage | None, updates: range) -> 
         network(images).logits.square().mean().backward()
         optimizer.step()
         if average is not None:
-            average.update(update + 1)
+            average.update(network, step=update + 1)
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -62,81 +63,81 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 )
 def test_the_average_is_the_one_of_hand_arithmetic(warmup, expected):
     network = Counter(0.0)
-    average = MovingAverage(network, decay=0.9, warmup=warmup)
+    average = moving_average(network, decay=0.9, warmup=warmup)
     for update, value in enumerate(expected, start=1):
         network.set(update)
-        average.update(update)
-        assert values(average.network) == pytest.approx([value, 10 * value, update], rel=1e-6)
+        average.update(network, step=update)
+        assert values(average.module) == pytest.approx([value, 10 * value, update], rel=1e-6)
 
 
 def test_a_decay_that_has_risen_stays_at_its_highest():
     network = Counter(0.0)
-    average = MovingAverage(network, decay=0.9, warmup=True)
+    average = moving_average(network, decay=0.9, warmup=True)
     network.set(1.0)
-    average.update(33)  # 1 - 33^(-2/3) = 0.9028
-    assert values(average.network) == pytest.approx([0.1, 1.0, 1])
+    average.update(network, step=33)  # 1 - 33^(-2/3) = 0.9028
+    assert values(average.module) == pytest.approx([0.1, 1.0, 1])
 
 
 def test_the_network_does_not_notice_its_average():
     plain, followed = make_network(), make_network()
-    average = MovingAverage(followed, decay=0.9)
-    assert same(average.network.state_dict(), followed.state_dict()), "before the first update"
+    average = moving_average(followed, decay=0.9)
+    assert same(average.module.state_dict(), followed.state_dict()), "before the first update"
     train(plain, None, range(3))
     train(followed, average, range(3))
     assert same(plain.state_dict(), followed.state_dict())
-    assert not same(plain.state_dict(), average.network.state_dict())
+    assert not same(plain.state_dict(), average.module.state_dict())
 
 
 def test_the_average_can_be_validated_with():
     network = make_network()
-    average = MovingAverage(network, decay=0.5, warmup=False)
+    average = moving_average(network, decay=0.5, warmup=False)
     train(network, average, range(3))
     images, name = torch.randn(2, 3, 32, 32), "backbone.net.bn1"
-    assert not average.network.training and network.training
-    assert not any(parameter.requires_grad for parameter in average.network.parameters())
-    followed, kept = network.state_dict(), average.network.state_dict()
+    assert not average.module.training and network.training
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+    followed, kept = network.state_dict(), average.module.state_dict()
     assert kept[f"{name}.num_batches_tracked"] == followed[f"{name}.num_batches_tracked"] == 3
     assert not torch.equal(kept[f"{name}.running_var"], followed[f"{name}.running_var"])
     by_hand = make_network().eval()
     by_hand.load_state_dict(kept)
-    assert torch.equal(average.network(images).logits, by_hand(images).logits)
-    assert not torch.equal(average.network(images).logits, copy.deepcopy(network).eval()(images).logits)
+    assert torch.equal(average.module(images).logits, by_hand(images).logits)
+    assert not torch.equal(average.module(images).logits, copy.deepcopy(network).eval()(images).logits)
 
 
 @pytest.mark.parametrize("warmup", [False, True], ids=["constant decay", "rising decay"])
 def test_a_run_that_continues_has_the_average_of_an_undisturbed_one_to_the_bit(warmup, tmp_path):
     undisturbed = make_network()
-    expected = MovingAverage(undisturbed, decay=0.9, warmup=warmup)
+    expected = moving_average(undisturbed, decay=0.9, warmup=warmup)
     train(undisturbed, expected, range(5))
     killed = make_network()
-    average = MovingAverage(killed, decay=0.9, warmup=warmup)
+    average = moving_average(killed, decay=0.9, warmup=warmup)
     train(killed, average, range(2))
-    state = {"network": killed.state_dict(), "average": average.network.state_dict()}
+    state = {"network": killed.state_dict(), "average": average.module.state_dict()}
     torch.save(state, tmp_path / "resume.pt")
     state = torch.load(tmp_path / "resume.pt", weights_only=True)
     continued = make_network()
-    average = MovingAverage(continued, decay=0.9, warmup=warmup)
+    average = moving_average(continued, decay=0.9, warmup=warmup)
     continued.load_state_dict(state["network"])
-    average.network.load_state_dict(state["average"])
+    average.module.load_state_dict(state["average"])
     train(continued, average, range(2, 5))
     assert same(continued.state_dict(), undisturbed.state_dict())
-    assert same(average.network.state_dict(), expected.network.state_dict())
+    assert same(average.module.state_dict(), expected.module.state_dict())
 
 
 def test_a_compiled_forward_is_followed():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4, act_layer=nn.SiLU))
-    average = MovingAverage(network, decay=0.9, warmup=False)
+    average = moving_average(network, decay=0.9, warmup=False)
     network.compile(backend="eager")
     states = []
     for update in range(2):
         network(torch.randn(2, 3, 8, 8)).square().mean().backward()
         network[0].weight.data -= network[0].weight.grad
-        average.update(update + 1)
+        average.update(network, step=update + 1)
         states.append({name: value.clone() for name, value in network.state_dict().items()})
     for name in ("0.weight", "1.running_mean"):
         assert not torch.equal(states[0][name], states[1][name])
-        torch.testing.assert_close(average.network.state_dict()[name], 0.9 * states[0][name] + 0.1 * states[1][name])
-    assert average.network[1].num_batches_tracked == 2
+        torch.testing.assert_close(average.module.state_dict()[name], 0.9 * states[0][name] + 0.1 * states[1][name])
+    assert average.module[1].num_batches_tracked == 2
 
 
 @pytest.fixture

@@ -39,12 +39,8 @@ class AttentionGuidedAugmentation(nn.Module):
     def forward(self, images: Tensor, attention: Tensor, generator: Generator | None = None) -> DegradedCopies:
         """A copy of the images in which one attention map each, drawn at random, is degraded (soft) or erased (hard).
 
-        An image whose map is all zero comes back as it was (but for its noise).
-
-        Args:
-            images: (B, 3, H, W) float, the network's input.
-            attention: (B, M, h, w), non-negative.
-            generator: source of the draws, on the images' device; torch's default one without it.
+        For the network's input (B, 3, H, W) and A (B, M, h, w), with draws from the generator on their device. An image
+        whose map is all zero comes back as it was (but for its noise).
         """
         config = self.config
         index = MAP_CHOICES[config.map_choice](attention, generator)

@@ -93,14 +93,12 @@ class Backbone(nn.Module):
             self.net = create_network(name, drop_path_rate=drop_path_rate)
         if padding == "static":
             use_static_padding(self.net, name)
-        if self._run is run_any:  # the other two open no stage with an in-place layer, which would alter the map before
-            for module in self.net.modules():
-                if getattr(module, "inplace", False) is True:
-                    module.inplace = False
-        if norm_momentum is not None:
-            for module in self.net.modules():
-                if isinstance(module, _BatchNorm):
-                    module.momentum = norm_momentum
+        for module in self.net.modules():
+            # The other two open no stage with an in-place layer, which would alter the map before.
+            if self._run is run_any and getattr(module, "inplace", False) is True:
+                module.inplace = False
+            if norm_momentum is not None and isinstance(module, _BatchNorm):
+                module.momentum = norm_momentum
         if weights is not None:
             load_backbone_file(self.net, weights)
         if checkpoint_activations:
@@ -116,9 +114,6 @@ def read_stages(name: str) -> StageTable:
 
     EfficientNets and their kin have one stage a group of blocks (L1..L7 in B0 to B7), Xception one a block (L1..L12,
     the authors' b1..b12, each before the ReLU that opens the next), any other network those of timm's `feature_info`.
-
-    Raises:
-        ValueError: unknown name or tag, or a network that has no stages of spatial maps.
     """
     net = _plan(name)
     if isinstance(net, EfficientNet):

@@ -31,9 +31,6 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """Fill a module from a file of `save_weights`; the module is untouched unless every tensor fits.
 
     The module keeps its own dtypes: tensors stored in float16, as bundles have them, are widened.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, not a safetensors file, or the weights of another network.
     """
     state = read_state(path)
     problems = state_problems(module.state_dict(), state)

@@ -10,8 +10,8 @@ from multiattn.model.checkpoints import load_weights
 from multiattn.runtime.tensor_files import read_state, state_problems
 
 
-class MovingAverage:
-    """The exponential moving average of a network's weights, by timm's `ModelEmaV3`.
+def moving_average(network: nn.Module, *, decay: float, warmup: bool = True) -> ModelEmaV3:
+    """timm's exponential moving average of a network's weights, whose `module` is the averaged network in eval mode.
 
     After the n-th update, average <- average + (1 - d_n) (weights - average). As timm has it, d_1 = 0: the average
     begins as the weights after the first update. From the second on, d_n = `decay`, or with a warm-up
@@ -19,21 +19,10 @@ class MovingAverage:
     at n = 31,623. Running statistics of batch normalisation are averaged like weights; integers
     (`num_batches_tracked`) are copied. bf16 and fp16 training keep float32 weights, so nothing is rounded away.
 
-    The network is copied: convert, move and speed up its layers before, compile and wrap it after.
+    The network is copied: convert, move and speed up its layers before, compile and wrap it after. Updates count from 1
+    and through all phases.
     """
-
-    def __init__(self, network: nn.Module, *, decay: float, warmup: bool = True) -> None:
-        self._followed = network
-        self._average = ModelEmaV3(network, decay=decay, use_warmup=warmup).requires_grad_(False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The averaged network in eval mode; its state dict is all there is to save."""
-        return self._average.module
-
-    def update(self, updates: int) -> None:
-        """Take in the network's weights after so many updates, counted from 1 and through all phases."""
-        self._average.update(self._followed, step=updates)
+    return ModelEmaV3(network, decay=decay, use_warmup=warmup).requires_grad_(False)
 
 
 def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -45,9 +34,6 @@ def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
     Departures: the running statistics of batch normalisation are averaged like the weights, not estimated again by a
     pass over the data, as the paper does. For weights of one run, a few epochs apart, the two are close; where they are
     not, the average loses at validation and is not kept.
-
-    Raises:
-        FileNotFoundError, ValueError: no files, one that is not safetensors, or one with other tensors than the first.
     """
     if not paths:
         raise ValueError("expected at least one weights file to average, found none.")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -21,7 +22,7 @@ from multiattn.runtime.layout import STATE_FILE
 from multiattn.runtime.processor import tune_cpu
 from multiattn.training.data.crops import FoldCrops, class_weights, training_loader, validation_loader
 from multiattn.training.engine.apex import ApexScaler, initialize_apex_o1, require_amp
-from multiattn.training.engine.averaging import MovingAverage
+from multiattn.training.engine.averaging import moving_average
 from multiattn.training.engine.guard import guard_crops
 from multiattn.training.engine.optimizer import make_optimizer, make_schedule
 from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows
@@ -131,7 +132,7 @@ class FoldTraining:
     loader: DataLoader
     validation: DataLoader
     scaler: torch.amp.GradScaler | ApexScaler
-    average: MovingAverage | None
+    average: ModelEmaV3 | None
     guard: DataLoader | None
     progress: Progress = field(default_factory=Progress)
     random_state: dict[str, Any] | None = None
@@ -224,7 +225,7 @@ class FoldTraining:
         """All that training needs to go on, as tensors and plain types; a collective call of all ranks."""
         return {
             "step": self.step.state_dict(),
-            "average": self.average.network.state_dict() if self.average is not None else None,
+            "average": self.average.module.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "optimizer_name": self.span.phase.optim.name.lower(),
             "parameters": self._parameter_names(),
@@ -245,7 +246,7 @@ class FoldTraining:
             if state["scaler"]:  # empty where nothing was scaled
                 self.scaler.load_state_dict(state["scaler"])
             if self.average is not None:  # an average that was asked for on the way begins here
-                self.average.network.load_state_dict(state["average"] or self.step.network.state_dict())
+                self.average.module.load_state_dict(state["average"] or self.step.network.state_dict())
             self.meter.restore(state["meter"], self.ranks)
             # With another batch or more accumulated, which must have been allowed: the nearest place before.
             seen = min(self.progress.batch * state["global_batch"] // self.global_batch, len(self.loader))
@@ -335,7 +336,7 @@ def prepare(
     step = synchronise_norms(step, device)  # nothing in one process
     settings, average = experiment.average, None
     if settings.ema_decay > 0:
-        average = MovingAverage(step.network, decay=settings.ema_decay, warmup=settings.ema_warmup)
+        average = moving_average(step.network, decay=settings.ema_decay, warmup=settings.ema_warmup)
     if experiment.compile:
         step.network.compile()
     precision, share = run.precision, {"rank": ranks.rank, "world_size": ranks.world_size}

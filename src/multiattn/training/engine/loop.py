@@ -173,7 +173,7 @@ def _train_batch(training: FoldTraining, number: int, crops: Tensor, labels: Ten
     if is_update:
         update(training.module, training.optimizer, training.scaler, optim.clip_grad_norm)
         if training.average is not None:
-            training.average.update(training.updates + 1)
+            training.average.update(training.step.network, step=training.updates + 1)
     return is_update
 
 

@@ -73,12 +73,8 @@ class RunFolder:
     ) -> None:
         """Write how the run is made, or check that it is made the same way as the run already there.
 
-        Args:
-            allow_changes: go on with other settings or another global batch; `changes.json` notes which.
-
-        Raises:
-            ValueError: the folder holds a run with other settings, folds or crops; lists the differences. Other folds
-                are never allowed: what was held out may have been trained on.
+        Other settings or another global batch are allowed with `allow_changes`, and noted in `changes.json`; other
+        folds never: what was held out may have been trained on.
         """
         # A run that failed before its first saved state has nothing that other settings could spoil.
         has_results = any((self.path / name).exists() for name in layout.RESULT_FILES)
@@ -208,11 +204,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The latest state that can be read; None where there is none. Loads tensors and plain types only.
-
-    Raises:
-        ValueError: there are states, and all of them are damaged.
-    """
+    """The latest state that can be read, of tensors and plain types; None where there is none, an error where all are
+    damaged."""
     faults = []
     for path in (folder / STATE_FILE, folder / PREVIOUS_STATE_FILE):
         try:

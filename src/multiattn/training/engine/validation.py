@@ -63,7 +63,7 @@ def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candid
     candidates = [_evaluate(training, "last", training.step.network, interruption, statistics)]
     if not training.trains_backbone_alone:
         if training.average is not None:
-            candidates.append(_evaluate(training, "ema", training.average.network, interruption))
+            candidates.append(_evaluate(training, "ema", training.average.module, interruption))
         if training.experiment.average.best and (network := _average_of_top(training, candidates[0])) is not None:
             candidates.append(_evaluate(training, "average", network, interruption))
     best = max(candidates, key=lambda candidate: _value(candidate.figures, settings))  # the earlier one of equals
