@@ -39,7 +39,7 @@ class ApexFinding:
     version: str | None = None
     location: str | None = None
     reason: str | None = None
-    """The error of extensions that do not load; NVIDIA's Python-only build has none."""
+    """The error of CUDA extensions that are missing or do not load."""
 
     @property
     def message(self) -> str:

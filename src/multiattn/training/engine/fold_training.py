@@ -329,8 +329,9 @@ def prepare(
     if experiment.precision == "apex-O1":
         require_amp(device)
     seed_everything(experiment.seed)
-    is_fresh, weights = state is None and experiment.start_from is None, class_weights(crops, experiment.data)
-    step = TrainingStep(experiment, load_weights=is_fresh, class_weights=weights).to(device)
+    load_weights = state is None and experiment.start_from is None
+    weights = class_weights(crops, experiment.data)
+    step = TrainingStep(experiment, load_weights=load_weights, class_weights=weights).to(device)
     if state is None and experiment.start_from is not None:
         start_from(step.network, experiment.start_from, run.fold)
     step = synchronise_norms(step, device)  # nothing in one process
