@@ -75,11 +75,7 @@ class Side:
 
 
 def measure(options: SubmitBench) -> list[str]:
-    """Lines for a terminal: both sides' rates, shares of time, and by how much their probabilities differ.
-
-    Raises:
-        FileNotFoundError, ValueError: no videos, or no runs.
-    """
+    """Lines for a terminal: both sides' rates, shares of time, and by how much their probabilities differ."""
     paths = find_videos(options.videos_dir)
     count = options.videos or len(paths)
     with tempfile.TemporaryDirectory() as name:

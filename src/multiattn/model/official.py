@@ -91,16 +91,11 @@ def target_name(source: str) -> str | None:
 def read_layout(
     state: Mapping[str, Tensor], *, texture_stage: str | None = None, attention_stage: str | None = None
 ) -> tuple[ModelConfig, list[str]]:
-    """Backbone, stages and widths of the network by names and shapes, and sentences on what these leave open.
+    """Backbone, stages and widths of the network by names (without `module.`) and shapes, and sentences on what these
+    leave open.
 
-    Args:
-        state: released names (without `module.`) -> tensors.
-        texture_stage: decides where several stages are as wide as the texture block; by default L2.
-        attention_stage: likewise for the attention module; by default L5.
-
-    Raises:
-        ValueError: an unknown backbone, a missing part, a stage that does not fit the shapes, or options of the release
-            that this program does not have.
+    The stages asked for decide where several are as wide as the texture block or the attention module; by default L2
+    and L5. Refuses an unknown backbone, a missing part, and options of the release that this program does not have.
     """
     backbone = _backbone(state)
     table = read_stages(backbone)

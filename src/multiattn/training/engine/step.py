@@ -130,7 +130,9 @@ def backward_passes(
     is_first: bool = True,
     is_update: bool = True,
 ) -> dict[str, Tensor]:
-    """Forward and backward of one batch; gradients are added to what the parameters hold.
+    """The terms of both passes of one batch, detached and not multiplied by `share`; `loss` is their sum.
+
+    Gradients are added to what the parameters hold.
 
     Args:
         module: the step itself, or DistributedDataParallel around it.
@@ -138,9 +140,6 @@ def backward_passes(
         degrade: False leaves the AGDA pass out.
         share: weight of this batch in the update: 1 / n where the gradients of n batches are accumulated.
         is_first, is_update: True for the first of these, and for the last, at which ranks exchange gradients.
-
-    Returns:
-        The terms of both passes, detached and not multiplied by `share`; `loss` is their sum.
     """
     twice = degrade and objective == "network" and step.augmentation is not None
     if isinstance(step.auxiliary, RegionalIndependenceLoss):
