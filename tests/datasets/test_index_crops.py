@@ -346,6 +346,23 @@ def test_an_archive_is_read_where_the_system_cannot_read_at_a_place(crops, monke
     assert crops.greys() == {"crops/real/a 0 0": 5, "crops/real/b 0 0": 6}
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("packed", [False, True], ids=["file", "archive"])
+def test_a_picture_that_became_smaller_than_the_folders_size_is_refused_by_name(packed, kind, crops):
+    contents = {"real/a.jpg": picture(1, size_wh=(64, 64), kind=kind), "fake/b.jpg": picture(9, size_wh=(64, 64))}
+    smaller = picture(1, size_wh=(48, 48), kind=kind)
+    contents["real/a.jpg"] += b"\0" * 999 + b"\xff\xd9"  # room for the smaller one, at one size of the member
+    pack(crops.root / "a.tar", contents) if packed else put(crops.root, contents)
+    crops.read()
+    contents["real/a.jpg"] = smaller.ljust(len(contents["real/a.jpg"]) - 2, b"\0") + b"\xff\xd9"
+    pack(crops.root / "a.tar", contents) if packed else put(crops.root, contents)
+    faces, _, _ = read_faces_folder(crops.faces)
+    images = CropImages(crops.faces, faces["crop"], 24)  # half of the smaller one: no full decoding
+    assert int(images.read(0)[0, 0, 0]) == 9
+    with pytest.raises(ValueError, match=r"real/a\.jpg: expected a square crop of at least 64 pixels, found 48x48"):
+        images.read(1)
+
+
 def test_an_archive_that_changed_or_went_is_named_when_its_crops_are_read(crops):
     archive = pack(crops.root / "a.tar", {"real/a.jpg": picture(1), "real/b.jpg": picture(2)})
     crops.read()

@@ -82,7 +82,7 @@ def predict_faces(
     with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
         for model in models if len(faces) else []:
             size = model.experiment.data.image_size
-            dataset = CropImages(folder, faces["crop"], size, change=change, stored_size=recipe.size)
+            dataset = CropImages(folder, faces["crop"], size, change=change)
             batches = watched(crop_loader(dataset, batch_size=batch_size, num_workers=num_workers(device)), bar)
             network, chosen = (loaded or {}).get(model.name) or _load(model, device, precision, dataset)
             if loaded is not None:

@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
 from multiattn.runtime.crop_files import crops_root, jpeg_size, read_stored
+from multiattn.runtime.layout import RECIPE_FILE
 from multiattn.runtime.processor import usable_cores
 from multiattn.runtime.signals import ending_signals_wait, leave_signals_to_parent
 from multiattn.video.crops.cache import SHARED_MEMORY, CropCache
+from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.decoding.pictures import MAX_PIXELS, decode_picture
 
 # A decoder asked for half the size skips the fine half of each block's frequencies. OpenCV takes the factor from these
@@ -37,7 +39,7 @@ PREFETCH = 3
 """Batches each worker makes ahead."""
 
 
-def read_crop(path: Path, size: int) -> np.ndarray:
+def read_crop(path: Path, size: int, least: int = 0) -> np.ndarray:
     """(size, size, 3) uint8 RGB; a larger crop is averaged down.
 
     A JPEG whose half, quarter or eighth side is `size`, or at least half as much again, is decoded at the smallest of
@@ -46,14 +48,16 @@ def read_crop(path: Path, size: int) -> np.ndarray:
 
     Args:
         path: the crop's address, joined to the root of its faces folder's crops (`runtime/crop_files.py`).
+        least: pixels that its side has at least.
 
     Raises:
-        ValueError: not a readable image, not square, or smaller than `size`. Nothing is invented in its place.
+        ValueError: not a readable image, not square, or smaller than `size` or `least`. Nothing is invented in its
+            place.
     """
-    return decode_crop(read_stored(path), size, path)
+    return decode_crop(read_stored(path), size, path, least)
 
 
-def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
+def decode_crop(content: bytes, size: int, source: Path | str, least: int = 0) -> np.ndarray:
     """`read_crop` of a file's content.
 
     Args:
@@ -74,11 +78,12 @@ def decode_crop(content: bytes, size: int, source: Path | str) -> np.ndarray:
             "video_status.csv of the faces folder and run the same command again; else mend it, or take it out of its "
             "list, and run `multiattn index` again."
         )
-    height, width = image.shape[:2]
-    if height != width or height < size:
+    width, height = stored_wh or image.shape[1::-1]
+    least = max(size, least)
+    if height != width or height < least:
         raise ValueError(
-            f"{source}: expected a square crop of at least {size} pixels, found {width}x{height}. "
-            f"Make the faces with `multiattn faces --size {size}`."
+            f"{source}: expected a square crop of at least {least} pixels, found {width}x{height}. "
+            f"Make the faces with `multiattn faces --size {least}`, or index changed pictures again."
         )
     return shrink_crop(image, size)
 
@@ -116,8 +121,7 @@ class CropImages(Dataset):
         names: addresses of its crops; kept in one piece of memory, since of millions of Python objects each worker
             would get copies of its own as soon as it touches them.
         cache_rows: (N,) int, the number by which the cache knows each row.
-        change: (crop at its stored side, address) -> crop, before it is averaged down; of folders with one side.
-        stored_size: that side in pixels.
+        change: (crop at its stored side, address) -> crop, before it is averaged down.
     """
 
     def __init__(
@@ -129,10 +133,10 @@ class CropImages(Dataset):
         cache: CropCache | None = None,
         cache_rows: np.ndarray | None = None,
         change: Callable[[np.ndarray, str], np.ndarray] | None = None,
-        stored_size: int = 0,
     ) -> None:
         self.root, self.size, self.cache, self.cache_rows = crops_root(folder), size, cache, cache_rows
-        self.change, self.stored_size = change, stored_size
+        self.change = change
+        self.least = read_recipe(folder).size if (folder / RECIPE_FILE).is_file() else size
         self.names = pa.array(names, type=pa.large_string(), from_pandas=True)
         if isinstance(self.names, pa.ChunkedArray):
             self.names = self.names.combine_chunks()
@@ -148,10 +152,9 @@ class CropImages(Dataset):
         crop = None if self.cache is None else self.cache.get(int(self.cache_rows[index]))
         if crop is None and self.change is not None:
             address = self.names[index].as_py()
-            crop = self.change(read_crop(self.root / address, self.stored_size), address)
-            crop = shrink_crop(crop, self.size)
+            crop = shrink_crop(self.change(read_crop(self.root / address, self.least), address), self.size)
         elif crop is None:
-            crop = read_crop(self.root / self.names[index].as_py(), self.size)
+            crop = read_crop(self.root / self.names[index].as_py(), self.size, self.least)
             if self.cache is not None:
                 self.cache.put(int(self.cache_rows[index]), crop)
         return crop
