@@ -8,6 +8,7 @@ from toy_detector import ToyDetector
 
 from drawn_faces import landmarks_of
 from multiattn.datasets.crops import read_crops
+from multiattn.stages import index
 from multiattn.tables import LANDMARKS
 from multiattn.training.data.augment.faces import CropLandmarks
 from multiattn.video.crops import landmarks
@@ -103,8 +104,15 @@ def test_the_face_that_the_middle_lies_in_is_taken_not_the_surest():
     assert found_points("a", Faces(boxes[:0], np.zeros(0), points[:0]), 60).points == []
 
 
-def test_a_detector_that_there_is_not_is_refused_before_anything_is_written(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        pytest.param("nose", "--landmarks: expected one of mtcnn, retinaface, found 'nose'", id="unknown"),
+        pytest.param("retinaface", "--weights: the detector retinaface needs its weights file", id="no weights"),
+    ],
+)
+def test_a_detector_that_there_is_not_is_refused_before_anything_is_written(detector, message, folder, tmp_path):
     options = ("--root", tmp_path / "root", "--faces", tmp_path / "other", "--out", tmp_path / "videos.csv")
-    with pytest.raises(AssertionError):
-        run("index", "crops", *options, "--landmarks", "nose")
+    with pytest.raises(ValueError, match=message):
+        index.main(["crops", *map(str, options), "--landmarks", detector])
     assert not (tmp_path / "other").exists() and not (tmp_path / "videos.csv").exists()

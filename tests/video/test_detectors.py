@@ -105,7 +105,7 @@ def test_only_a_detector_that_needs_weights_is_asked_for_them(tmp_path):
     assert extraction_settings(detector="toy", weights=None, **settings).load_detector().threshold == 0.6
     hungry = extraction_settings(detector="hungry", weights=tmp_path / "weights", **settings)
     assert hungry.load_detector().weights == tmp_path / "weights"
-    with pytest.raises(ValueError, match=r"--detector toy needs no weights file, found .*weights. Leave it out"):
+    with pytest.raises(ValueError, match=r"the detector toy needs no weights file, found .*weights. Leave it out"):
         extraction_settings(detector="toy", weights=tmp_path / "weights", **settings)
     with pytest.raises(
         ValueError, match=r"hungry needs .*with anything, or take a detector without one \(mtcnn, toy\)"
@@ -136,8 +136,8 @@ def test_a_detector_is_loaded_once_and_every_one_has_a_default_threshold():
     ("name", "weights", "error", "message"),
     [
         ("retina", None, ValueError, "expected one of mtcnn, retinaface, found 'retina'"),
-        ("retinaface", None, ValueError, "--detector retinaface.*Pass --weights FILE"),
-        ("mtcnn", "some.pth", ValueError, "--detector mtcnn needs no weights file, found some.pth"),
+        ("retinaface", None, ValueError, "the detector retinaface.*Pass --weights FILE"),
+        ("mtcnn", "some.pth", ValueError, "the detector mtcnn needs no weights file, found some.pth"),
         ("retinaface", "absent.pth", FileNotFoundError, "absent.pth: no such weights file"),
     ],
     ids=["unknown", "no weights", "too many", "absent"],

@@ -194,7 +194,7 @@ def test_settings_take_the_weights_their_recipe_names(tmp_path):
     weights.write_bytes(b"other weights")
     with pytest.raises(ValueError, match=rf"begins with {retinaface.weights}, found {weights_digest(weights)}"):
         ExtractionSettings(recipe=retinaface, weights=weights)
-    with pytest.raises(ValueError, match="--detector mtcnn needs no weights file"):
+    with pytest.raises(ValueError, match="the detector mtcnn needs no weights file"):
         ExtractionSettings(recipe=RECIPE, weights=weights)
     foreign = recipe(detector="dlib", template="deepfakebench, dlib 81 points, margin 1.3")
     with pytest.raises(ValueError, match=r"cut by another program .*found 'dlib'.*found 'deepfakebench"):

@@ -262,8 +262,11 @@ def test_a_recipe_comes_back_as_it_was_stored(recipe, tmp_path):
         ({"detect_every": 0}, "--detect-every: expected 1 to 16, found 0"),
         ({"detect_every": 17}, "--detect-every"),
         ({"policy": "smallest"}, "--policy: expected one of all-tracks, largest, forged-mask, found 'smallest'"),
-        ({"weights": "0123456789abcdef"}, "--weights: --detector mtcnn needs no weights file, found 0123456789abcdef"),
-        ({"detector": "retinaface"}, "--weights: --detector retinaface needs its weights file"),
+        (
+            {"weights": "0123456789abcdef"},
+            "--weights: the detector mtcnn needs no weights file, found 0123456789abcdef",
+        ),
+        ({"detector": "retinaface"}, "--weights: the detector retinaface needs its weights file"),
         ({"version": 1}, "version: expected 2, found 1"),
         ({"alignment": "eyes"}, "--alignment: expected one of template, box, found 'eyes'"),
         ({"alignment": "box", "margin": 0.49}, "--margin: expected 0.5 to 4.0 sides of the box, found 0.49"),

@@ -56,6 +56,6 @@ def _landmark_search(options: Any) -> "Callable[[], tuple[int, int]] | None":
     from multiattn.video.crops.landmarks import find_landmarks
     from multiattn.video.detectors.registry import get_detector, require_weights
 
-    detector = get_detector(options.landmarks)  # refused before anything is written
+    detector = get_detector(options.landmarks, "--landmarks")  # refused before anything is written
     require_weights(detector, options.weights)
     return partial(find_landmarks, options.faces, detector, weights=options.weights, device=str(pick_device("auto")))

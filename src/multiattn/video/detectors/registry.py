@@ -162,14 +162,14 @@ def detector_names() -> tuple[str, ...]:
     return tuple(_detectors)
 
 
-def get_detector(name: str) -> type[Detector]:
-    """The detector's class.
+def get_detector(name: str, option: str = "--detector") -> type[Detector]:
+    """The detector's class; an error names the option.
 
     Raises:
         ValueError: no detector of that name.
     """
     if name not in _detectors:
-        raise ValueError(f"--detector: expected one of {', '.join(_detectors)}, found {name!r}.")
+        raise ValueError(f"{option}: expected one of {', '.join(_detectors)}, found {name!r}.")
     return _detectors[name]
 
 
@@ -179,12 +179,12 @@ def require_weights(detector: type[Detector], weights: Path | str | None) -> Non
     if weights and not detector.weights_file and not is_folder:
         folder = f", or name a folder with {detector.weights_folder}" if detector.weights_folder else ""
         raise ValueError(
-            f"--weights: --detector {detector.name} needs no weights file, found {weights}. Leave it out{folder}."
+            f"--weights: the detector {detector.name} needs no weights file, found {weights}. Leave it out{folder}."
         )
     if detector.weights_file and not weights:
         others = [other.name for other in _detectors.values() if not other.weights_file]
         raise ValueError(
-            f"--weights: --detector {detector.name} needs its weights file, found none. Pass --weights FILE with "
+            f"--weights: the detector {detector.name} needs its weights file, found none. Pass --weights FILE with "
             f"{detector.weights_file}, or take a detector without one ({', '.join(others)})."
         )
 
