@@ -98,9 +98,15 @@ def test_frames_in_memory_a_picture_and_a_folder_give_the_numbers_of_their_files
         pytest.param(np.zeros((2, 8, 8, 3)), {}, ValueError, r"RGB uint8 .* found float64 \(2, 8, 8, 3\)", id="dtype"),
         pytest.param(np.zeros((2, 8, 8), np.uint8), {}, ValueError, r"found uint8 \(2, 8, 8\)", id="no channels"),
         pytest.param(np.zeros((0, 8, 8, 3), np.uint8), {}, ValueError, r"found uint8 \(0, 8, 8, 3\)", id="no frames"),
-        pytest.param(
-            np.zeros((8, 8, 3), np.uint8), {"fps": 0}, ValueError, "above 0, found 0", id="no frames a second"
-        ),
+        pytest.param(np.full((2, 8, 8, 3), None), {}, ValueError, r"found object \(2, 8, 8, 3\)", id="objects"),
+        pytest.param(np.array(None), {}, ValueError, r"found object \(\)", id="no dimension"),
+        pytest.param(None, {}, ValueError, "a list of them, found NoneType", id="nothing"),
+        pytest.param(3, {}, ValueError, "a list of them, found int", id="a number"),
+        pytest.param([None], {}, ValueError, "found NoneType in a list", id="nothing in a list"),
+        pytest.param([["gone.mp4"]], {}, ValueError, "found list in a list", id="a list in a list"),
+        pytest.param(b"gone.mp4", {}, ValueError, "found int in a list", id="bytes"),
+        pytest.param("gone.mp4", {"fps": 0}, ValueError, "above 0, found 0", id="no frames a second"),
+        pytest.param("gone.mp4", {"fps": np.inf}, ValueError, "above 0, found inf", id="endless frames a second"),
     ],
 )
 def test_what_is_no_clip_is_refused_before_any_work(detector, media, options, error, message):

@@ -1,8 +1,9 @@
 """From a clip to an answer in one call: trained runs with their crops, their scoring rule, and all that is said of a
 file."""
 
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -217,18 +218,21 @@ class DeepfakeDetector:
 
         Raises:
             FileNotFoundError: no such file or folder.
-            ValueError: a folder without videos or pictures, an array of another dtype or shape, `fps` of 0 or less, or
-                a detector without its weights.
+            ValueError: neither a path nor an array, a folder without videos or pictures, an array of another dtype or
+                shape, `fps` of 0 or less, or a detector without its weights.
         """
-        if fps is not None and not fps > 0:
+        if fps is not None and not 0 < fps < np.inf:
             raise ValueError(f"fps: expected frames a second above 0, found {fps}.")
-        is_list = not isinstance(media, str | Path | np.ndarray)
+        is_list = isinstance(media, Iterable) and not isinstance(media, str | Path | np.ndarray)
         files: list[Path | FrameArray] = []
         for one in media if is_list else [media]:
             if isinstance(one, np.ndarray):
                 files.append(FrameArray(one))
-            else:
+            elif isinstance(one, str | os.PathLike):
                 files += find_files([Path(one)], frame_folders=fps is not None)
+            else:
+                found = f"{type(one).__name__}{' in a list' * is_list}"
+                raise ValueError(f"media: expected a path, an array of frames or a list of them, found {found}.")
         if not files:
             return []
         with tempfile.TemporaryDirectory(prefix="multiattn_") as folder:
