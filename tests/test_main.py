@@ -204,6 +204,22 @@ def test_no_output_replaces_what_is_read_or_another_output(words, found, tmp_pat
     assert "gone: expected runs" in capsys.readouterr().err, "a JSON file may be written"
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        pytest.param("score a --fps inf", "--fps: expected a finite number, found inf", id="score --fps"),
+        pytest.param("faces --videos a --out b --fps inf", "--fps: expected a finite number, found inf", id="fps"),
+        pytest.param("faces --videos a --out b --time-limit nan", "--time-limit: .* found nan", id="not a number"),
+        pytest.param("tune --runs a --test-prior nan", "--test-prior: .* found nan", id="tune"),
+        pytest.param("bundle --runs a --out b --max-gb=-inf", "--max-gb: .* found -inf", id="bundle"),
+        pytest.param("bench data --seconds inf", "--seconds: .* found inf", id="bench"),
+    ],
+)
+def test_an_option_takes_finite_numbers_only(words, found, capsys):
+    assert main(words.split()) == 2
+    assert re.search(f"error: {found}", capsys.readouterr().err)
+
+
 def test_an_experiment_that_does_not_exist_is_a_message(capsys):
     assert main(["train", "dfdc_b5", "--faces", "x", "--folds", "y"]) == 2
     assert "Did you mean 'dfdc_b4'?" in capsys.readouterr().err

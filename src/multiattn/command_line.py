@@ -1,6 +1,7 @@
 """Typed command lines: a stage's options are a frozen dataclass, read by tyro."""
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -67,7 +68,8 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
 
     Raises:
         SystemExit: after `--help`, or after one message about a wrong option (exit code 2).
-        ValueError: `--out`, or the JSON file beside it, is a file that another option names.
+        ValueError: a number that is not finite; `--out`, or the JSON file beside it, is a file that another option
+            names.
     """
     if dataclasses.is_dataclass(options_class):
         for option, hint in get_type_hints(options_class, include_extras=True).items():
@@ -82,6 +84,9 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
         prog=f"multiattn {stage}",
         description=_keep_lines(doc or ""),
     )
+    for name, value in vars(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')}: expected a finite number, found {value}.")
     out = getattr(options, "out", None)
     if isinstance(out, Path) and not out.is_dir():
         values = [getattr(options, one.name) for one in dataclasses.fields(options) if one.name != "out"]
