@@ -17,7 +17,7 @@ import pandas as pd
 
 from multiattn.datasets import deeperforensics, dfdc, ffpp
 from multiattn.datasets.folds import Grouping
-from multiattn.datasets.manifest import video_files
+from multiattn.datasets.manifest import is_video_name, video_files
 from multiattn.runtime.crop_files import is_archive_name
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, REAL, UNKNOWN
@@ -324,6 +324,7 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Pass where {dataset} lies as --root {dataset}=DIR.")
     listed = set(videos["path"])
+    has_videos = any(map(is_video_name, listed))  # where there are pictures alone, no video is missed beside them
     present, clips = set(), set()
     archives: set[str] = set()
     for folder in sorted({path.rpartition("/")[0] for path in listed}):
@@ -331,7 +332,7 @@ def _files(videos: pd.DataFrame, dataset: str, root: Path, unlisted: list[str]) 
         archives.update(above for above in _above(folder) if is_archive_name(above) and (root / above).is_file())
         if (root / folder).is_dir():
             present.update(prefix + name for name in os.listdir(root / folder))  # noqa: PTH208 (a Path each is slow)
-            clips.update(prefix + name for name in video_files(root / folder))
+            clips.update(prefix + name for name in (video_files(root / folder) if has_videos else ()))
     # Pictures of an archive are there as long as it is.
     vanished = sorted(path for path in listed - present if archives.isdisjoint(_above(path)))
     appeared = sorted(clips - listed - set(unlisted))
