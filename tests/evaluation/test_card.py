@@ -104,6 +104,26 @@ def test_without_predictions_or_what_an_earlier_version_recorded_the_card_says_s
         model_card(experiment)
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["with the last predictions", "without"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"", "something else: No columns to parse", id="empty"),
+        pytest.param(b"\xff\xfe\x00", "something else", id="no text"),
+        pytest.param(b"epochs\n1\n", "found no epoch, ", id="other columns"),
+        pytest.param(b"epoch,seconds,validation_log_loss\n0,a,b\n", "found text in seconds, ", id="text"),
+    ],
+)
+def test_a_history_that_is_none_is_refused_by_name(content, message, last, experiment, capsys):
+    for fold in experiment.glob("fold*"):
+        (fold / "epochs.csv").write_bytes(content)
+        if not last:
+            (fold / "oof_last.parquet").unlink()
+    assert main(["card", "--runs", str(experiment)]) == 2
+    assert "fold0/epochs.csv: expected" in (said := capsys.readouterr().err)
+    assert message in said and "Put back what `multiattn train` wrote, or take it away." in said
+
+
 @pytest.mark.parametrize(
     ("dataset", "names", "title"),
     [

@@ -98,6 +98,11 @@ def test_an_auc_that_does_not_exist_leaves_a_gap():
         pytest.param(
             "epoch,phase,loss,learning_rate,validation_log_loss,validation_auc\n", "found no rows", id="no rows"
         ),
+        pytest.param(
+            "epoch,phase,loss,learning_rate,validation_log_loss,validation_auc\n0,train,a,0.1,b,0.5\n",
+            "found text in loss, validation_log_loss. Put back what `multiattn train` wrote",
+            id="text",
+        ),
     ],
 )
 def test_what_is_no_history_is_refused(tmp_path, content, message):

@@ -108,6 +108,14 @@ def test_the_summary_shows_the_best_candidate_of_each_fold(tmp_path):
     assert text.splitlines()[3] == "fold 1 failed: no GPU left"
 
 
+@pytest.mark.parametrize("content", ["", "epoch\n0\n"], ids=["empty", "columns"])
+def test_the_summary_refuses_what_is_no_history(content, tmp_path):
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "epochs.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"fold0/epochs.csv: expected .* Put back what"):
+        describe_folds(get_experiment("demo"), tmp_path, [FoldOutcome(0)])
+
+
 @pytest.mark.parametrize("options", [["--gpus", "cpu,cpu"], []], ids=["at once", "in turn"])
 def test_crops_that_are_too_small_are_refused_before_any_fold_begins(pipeline, tmp_path, capfd, options):
     words = ["--faces", str(pipeline.faces), "--folds", str(pipeline.folds), "--runs", str(tmp_path), *options]

@@ -40,6 +40,7 @@ from multiattn.runtime.layout import (
     experiment_name,
 )
 from multiattn.runtime.paths import names_only
+from multiattn.runtime.table_files import read_history
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import markdown_table, markdown_text
 from multiattn.scoring.aggregators import complete_videos
@@ -229,7 +230,7 @@ def _fold_row(model: TrainedModel) -> list[str]:
     notes = read_metadata(model.path / BEST_WEIGHTS)
     epochs, minutes = NOT_RECORDED, NOT_RECORDED
     if (path := model.path / EPOCHS_FILE).is_file():
-        history = pd.read_csv(path)
+        history = read_history(path, ("epoch", "seconds"))
         epochs, minutes = f"{history['epochs_done'].iloc[-1]:g}", f"{history['seconds'].sum() / 60:.1f}"
     familiar = "not measured"
     if (path := model.path / DISTANCE_FILE).is_file():

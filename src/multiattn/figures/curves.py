@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from multiattn.figures.page import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, new_figure
 from multiattn.model.diagnostics import COLLAPSED_COSINE, COLLAPSED_SHARE, DEAD_SHARE
 from multiattn.runtime.layout import EPOCHS_FILE, IMPORT_FILE, fold_folder, folds_below, is_run_folder
+from multiattn.runtime.table_files import read_history
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS
 from multiattn.training.engine.validation import PREFIXES
@@ -71,13 +72,11 @@ def read_runs(folders: tuple[Path, ...]) -> dict[str, Folds]:
 
 
 def read_epochs(folder: Path) -> pd.DataFrame:
-    """The epochs.csv of a fold's folder: a row a validation, with the column `epochs_done`.
-
-    Tables of earlier versions have a row an epoch and no such column; it is then `epoch` + 1.
+    """As `read_history`, of a fold's folder, each place once and in order.
 
     Raises:
         FileNotFoundError: no validation yet.
-        ValueError: not the table `multiattn train` writes.
+        ValueError: as `read_history`.
     """
     path = Path(folder) / EPOCHS_FILE
     if not path.is_file():
@@ -87,16 +86,7 @@ def read_epochs(folder: Path) -> pd.DataFrame:
         elif is_run_folder(path.parent):
             advice = "It was not validated yet: the same `multiattn train` command goes on with it."
         raise FileNotFoundError(f"{path}: no finished epoch there. {advice}")
-    try:
-        table = pd.read_csv(path)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a table of epochs, found something else: {error}.") from error
-    missing = [name for name in REQUIRED if name not in table]
-    if missing or table.empty:
-        found = f"no {', '.join(missing)}" if missing else "no rows"
-        raise ValueError(f"{path}: expected columns {', '.join(REQUIRED)} and a row a validation, found {found}.")
-    if DONE not in table:
-        table[DONE] = table["epoch"] + 1
+    table = read_history(path, REQUIRED)
     return table.drop_duplicates(DONE, keep="last").sort_values(DONE, ignore_index=True)
 
 

@@ -32,6 +32,7 @@ from multiattn.runtime.layout import (
 )
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.table_files import read_history
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, describe_losses, video_metrics
@@ -249,7 +250,7 @@ def last_epoch_losses(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule
     paths = {fold_number(folder): folder / EPOCHS_FILE for run in runs for folder in fold_folders(run)}
     if len(runs) > 1 or rule != ScoringRule() or not all(path.is_file() for path in paths.values()):
         return None
-    noted = {fold: pd.read_csv(path).iloc[-1] for fold, path in paths.items()}
+    noted = {fold: read_history(path, ("epoch", "validation_log_loss")).iloc[-1] for fold, path in paths.items()}
     means = [
         held_out.videos["fold"]
         .map({fold: row.get(f"validation_{name}", np.nan) for fold, row in noted.items()})

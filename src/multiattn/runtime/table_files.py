@@ -1,7 +1,7 @@
 """Tables as files hold them: the cells of a CSV as text, columns of a parquet file piece by piece."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,29 @@ def _read_plain_csv(path: Path) -> pd.DataFrame | None:
         return None
     in_order = table.num_rows > 0 and table.column_names == names and len(set(names)) == len(names)
     return table.to_pandas() if in_order else None
+
+
+def read_history(path: Path, needed: Sequence[str]) -> pd.DataFrame:
+    """The epochs.csv of a fold: a row a validation, with the column `epochs_done`.
+
+    Tables of earlier versions have a row an epoch and no such column; it is then `epoch` + 1.
+
+    Raises:
+        ValueError: not the table `multiattn train` writes, or one without a needed column.
+    """
+    advice = "Put back what `multiattn train` wrote, or take it away."
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a table of epochs, found something else: {error}. {advice}") from error
+    missing = [name for name in needed if name not in table]
+    text = table.drop(columns=["phase", "candidate"], errors="ignore").select_dtypes(exclude="number")
+    if missing or table.empty or not text.empty:
+        found = f"no {', '.join(missing)}" if missing else "no rows" if table.empty else f"text in {', '.join(text)}"
+        raise ValueError(f"{path}: expected {', '.join(needed)} in a row a validation, found {found}. {advice}")
+    if "epochs_done" not in table:
+        table["epochs_done"] = table["epoch"] + 1
+    return table
 
 
 def read_pieces(

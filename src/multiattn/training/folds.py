@@ -23,6 +23,7 @@ from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name
 from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.signals import Interruption, listening
+from multiattn.runtime.table_files import read_history
 from multiattn.runtime.text_tables import counted, terminal_table
 from multiattn.tables import FOLDS
 from multiattn.training.data.crops import FACE_COLUMNS, split_crops
@@ -169,7 +170,8 @@ def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutc
         path = fold_folder(folder, outcome.fold) / EPOCHS_FILE
         row = [outcome.fold, "failed" if outcome.error else "well"]
         if path.is_file():
-            history = pd.read_csv(path)
+            columns = ("epoch", "phase", "candidate", "seconds", f"{PREFIXES['last']}{metric}")
+            history = read_history(path, columns)
             best, value, auc = _best(history, experiment)
             minutes = history.groupby("epoch")["seconds"].last().sum() / 60
             last = history[f"{PREFIXES['last']}{metric}"].iloc[-1]
