@@ -145,24 +145,38 @@ def test_a_named_rule_without_experiments_serves_any_and_one_that_is_not_there_i
         choose_scoring(runs, tmp_path / "gone.json")
 
 
+def with_digests(digests) -> str:
+    return json.dumps({"rule": to_json(TUNED), "tuned_on": digests})
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "found"),
     [
-        pytest.param("{}", id="nothing in it"),
-        pytest.param("[]", id="a list"),
-        pytest.param('{"rule": null}', id="no rule"),
-        pytest.param(json.dumps({"rule": to_json(TUNED), "tuned_on": {"a": 1}}), id="no digests of folds"),
-        pytest.param(json.dumps({"rule": to_json(TUNED), "tuned_on": {"a": {"fold0": 1}}}), id="no digest"),
-        pytest.param(json.dumps({"rule": to_json(TUNED), "tuned_on": []}), id="a list of digests"),
-        pytest.param('{"rule": {"aggregator": {}}}', id="a rule in part"),
-        pytest.param(json.dumps({"rule": {**to_json(TUNED), "clips": 1}}), id="an unknown field"),
-        pytest.param(json.dumps({"rule": {**to_json(TUNED), "ensemble": {"method": "magic"}}}), id="another ensemble"),
+        pytest.param("{}", "an object for ScoringRule, found NoneType", id="nothing in it"),
+        pytest.param("[]", "an object for ScoringRule, found list", id="a list"),
+        pytest.param("3", "an object for ScoringRule, found int", id="a number"),
+        pytest.param("null", "an object for ScoringRule, found NoneType", id="null"),
+        pytest.param('{"rule": null}', "an object for ScoringRule, found NoneType", id="no rule"),
+        pytest.param('{"rule": []}', "an object for ScoringRule, found list", id="a rule that is a list"),
+        pytest.param('{"rule": 3}', "an object for ScoringRule, found int", id="a rule that is a number"),
+        pytest.param(with_digests({"a": 1}), "found 1", id="no digests of folds"),
+        pytest.param(with_digests({"a": None}), "found None", id="null for digests of folds"),
+        pytest.param(with_digests({"a": ["xy"]}), r"found \['xy'\]", id="a list of folds"),
+        pytest.param(with_digests({"a": {"fold0": 1}}), "found 1", id="no digest"),
+        pytest.param(with_digests([]), r"tuned_on: expected .*, found \[\]", id="a list of digests"),
+        pytest.param('{"rule": {"aggregator": {}}}', "found no ", id="a rule in part"),
+        pytest.param(json.dumps({"rule": {**to_json(TUNED), "clips": 1}}), "no setting 'clips'", id="an unknown field"),
+        pytest.param(
+            json.dumps({"rule": {**to_json(TUNED), "ensemble": {"method": "magic"}}}), "Ensemble", id="another ensemble"
+        ),
     ],
 )
-def test_what_is_no_rule_is_refused_with_its_path(text, tmp_path):
+def test_what_is_no_rule_is_refused_with_its_path(text, found, tmp_path):
     path = tmp_path / "scoring.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"scoring.json: .*Make it again with `multiattn tune`"):
+    with pytest.raises(
+        ValueError, match=rf"scoring.json: not a scoring rule: .*{found}.*Make it again with `multiattn tune`"
+    ):
         read_scoring_file(path)
 
 

@@ -44,7 +44,7 @@ class ScoringFile:
     """The part of a `scoring.json` that is read back; the default is the untuned rule."""
 
     rule: ScoringRule = field(default_factory=ScoringRule)
-    tuned_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    tuned_on: dict[str, dict[str, str]] = field(default_factory=dict)
     """`held_out_digests` when the rule was tuned; empty where that is not known."""
 
 
@@ -71,12 +71,12 @@ def read_scoring_file(path: Path) -> ScoringFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no scoring rule here. Make it with `multiattn tune`.")
     values = read_json(path)
+    rule, tuned_on = (values.get("rule"), values.get("tuned_on", {})) if isinstance(values, dict) else (values, {})
+    kept = {"rule": LATER_SETTINGS | rule if isinstance(rule, dict) else rule, "tuned_on": tuned_on}
     try:
-        settings = LATER_SETTINGS | values["rule"]
-        rule = from_json(ScoringRule, settings, source="not a scoring rule", complete=True)
-        return ScoringFile(rule=rule, tuned_on=_digests(values.get("tuned_on", {})))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}. Make it again with `multiattn tune`.") from error
+        return from_json(ScoringFile, kept, source="not a scoring rule", complete=True)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} Make it again with `multiattn tune`.") from error
 
 
 def write_scoring(
@@ -189,13 +189,6 @@ def _tuned_for(rule: ScoringRule, runs: Sequence[Path]) -> str:
 
 def _names(runs: Sequence[Path]) -> list[str]:
     return sorted({experiment_name(run) for run in runs})
-
-
-def _digests(values: Any) -> dict[str, dict[str, str]]:
-    digests = {name: dict(folds) for name, folds in values.items()}
-    if not all(isinstance(digest, str) for folds in digests.values() for digest in folds.values()):
-        raise ValueError("tuned_on: expected experiment -> fold -> SHA-256 of its out-of-fold predictions")
-    return digests
 
 
 def _fold_digests(folder: Path) -> dict[str, str]:
