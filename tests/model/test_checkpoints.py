@@ -27,6 +27,23 @@ def test_weights_and_metadata_come_back(tmp_path):
     assert read_metadata(tmp_path / "best.safetensors") == {"epoch": "3"}
 
 
+@pytest.mark.parametrize(
+    "notes",
+    [
+        pytest.param({}, id="none"),
+        pytest.param({"a": ""}, id="one"),
+        pytest.param({f"{name}é": f'"\\\n\x07\x7f\u2028 {name}' for name in "hgfedcba"}, id="many of odd signs"),
+    ],
+)
+def test_the_same_weights_and_notes_make_the_same_file(notes, tmp_path):
+    path, module, contents = tmp_path / "x.safetensors", Small(), set()
+    for _ in range(5):
+        save_weights(module, path, notes)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1 and read_metadata(path) == notes
+    load_weights(Small(), path)
+
+
 def test_a_file_without_notes_has_empty_metadata(tmp_path):
     save_weights({"x": torch.ones(1)}, tmp_path / "x.safetensors", {})
     assert read_metadata(tmp_path / "x.safetensors") == {}

@@ -1,5 +1,6 @@
 """Weights to and from safetensors files; a tensor that is missing, unexpected or of another shape is an error."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,17 @@ def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with atomic_path(Path(path)) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the notes of a safetensors file in order, which the library writes in another at every call."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
