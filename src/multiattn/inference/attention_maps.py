@@ -41,12 +41,7 @@ class FaceMaps:
 
 
 def attention_model(run: Path) -> TrainedModel:
-    """The model of a fold's folder, or of the first fold of an experiment's folder.
-
-    Raises:
-        FileNotFoundError: no run there, or it has no checkpoint yet.
-        ValueError: a baseline, which has no attention maps.
-    """
+    """The model of a fold's folder, or of the first fold of an experiment's folder; a baseline is refused."""
     model = find_models(fold_folders(run)[0])[0]
     if model.experiment.model.network == "baseline":
         raise ValueError(
@@ -57,17 +52,8 @@ def attention_model(run: Path) -> TrainedModel:
 
 
 def held_out_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
-    """Crops of videos that none of the models was trained on.
-
-    Args:
-        folder: a faces folder. One that shares no video with the models' folds is taken whole.
-
-    Returns:
-        Rows of the `faces` table with the columns `label` and `type` (see `video_types`), in its order.
-
-    Raises:
-        ValueError: crops the models do not know, or no such crop.
-    """
+    """Crops of videos that none of the models was trained on: rows of the folder's `faces` table, in its order, with
+    the columns `label` and `type` (of `video_types`)."""
     faces = _typed_faces(models, folder)
     allowed = ~faces["video_id"].isin(set().union(*(model.trained_videos() for model in models)))
     if not allowed.any():
@@ -79,11 +65,7 @@ def held_out_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
 
 
 def faces_of(videos: list[str], models: list[TrainedModel], folder: Path) -> pd.DataFrame:
-    """Crops of the named videos, in their order, as `held_out_faces`; a warning names those a model was trained on.
-
-    Raises:
-        ValueError: crops the models do not know, a video the folder does not have, or one without a face.
-    """
+    """Crops of the named videos, in their order, as `held_out_faces`; a warning names those a model was trained on."""
     faces = _typed_faces(models, folder)
     present = set(faces["video_id"])
     for video in videos:
@@ -142,9 +124,6 @@ def predict_maps(
     Args:
         shown: rows of the folder's `faces` table; without rows no network is loaded.
         measured: the same, for the statistics; None: no statistics.
-
-    Raises:
-        ValueError: a crop that cannot be read.
     """
     if shown.empty:
         return [], {}
@@ -182,11 +161,8 @@ def _typed_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
 
 
 def deciding_crops(crops: pd.DataFrame, each_side: int = 4) -> pd.DataFrame:
-    """The rows of one file's `ScoredFiles.crops` with the highest and the lowest P(fake), at most `each_side` of both.
-
-    Returns:
-        The highest first, equal ones in order of track and frame; all rows of a file with at most 2 `each_side`.
-    """
+    """The rows of one file's `ScoredFiles.crops` with the highest and the lowest P(fake), at most `each_side` of both,
+    the highest first, equal ones in order of track and frame."""
     ordered = crops.sort_values(["probability", "track", "frame_index"], ascending=[False, True, True])
     if len(ordered) <= 2 * each_side:
         return ordered.reset_index(drop=True)

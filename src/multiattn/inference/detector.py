@@ -35,22 +35,12 @@ from multiattn.video.decoding.frames import FrameArray
 
 Media: TypeAlias = str | Path | np.ndarray
 """A video, a picture, a folder of both, or frames in memory: (N, H, W, 3) uint8 RGB; (H, W, 3) is one frame."""
-TABLE_COLUMNS = (
-    *(
-        "level",
-        "file",
-        "track",
-        "frame_index",
-        "seconds",
-        "spans",
-        "probability",
-        "answer",
-        "frames",
-        "frames_with_face",
-        "crops",
-    ),
+TABLE_COLUMNS = [
+    *("level", "file", "track", "frame_index", "seconds", "spans", "probability", "answer"),
+    *("frames", "frames_with_face", "crops"),
     *(*BOX, "score", "distance", "distance_reason", "status", "reason", "doubts"),
-)
+]
+"""Of the table of answers; a cell is empty where its level has no such thing."""
 
 
 @dataclass(frozen=True)
@@ -241,21 +231,10 @@ class DeepfakeDetector:
         return answers if is_list else answers[0]
 
     def score(self, files: Sequence[Path | FrameArray], faces: Path, *, fps: float | None = None) -> ScoredFiles:
-        """The answers as tables, and the crops in a faces folder, which is empty or not there yet; errors as
-        `score_files`."""
-        return score_files(
-            files,
-            self.models,
-            self.rule,
-            faces,
-            device=self.device,
-            precision=self.precision,
-            batch_size=self.batch_size,
-            weights=self.weights,
-            jobs=self.jobs,
-            fps=fps,
-            loaded=self._loaded,
-        )
+        """The answers as tables, and the crops in a faces folder, which is empty or not there yet."""
+        how = {"device": self.device, "precision": self.precision, "batch_size": self.batch_size}
+        how |= {"weights": self.weights, "jobs": self.jobs, "loaded": self._loaded}
+        return score_files(files, self.models, self.rule, faces, fps=fps, **how)
 
     def answers(self, files: Sequence[Path | FrameArray], scored: ScoredFiles) -> list[Answer]:
         """The answers of these files' tables, in their order."""
@@ -346,22 +325,11 @@ def answers_json(detector: DeepfakeDetector, answers: Sequence[Answer]) -> dict[
 
 
 def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
-    """All of some answers as one table: a row a file, a face and a frame, told apart by `level`.
-
-    Returns:
-        level (`file`, `face`, `frame`), file, track, frame_index, seconds, spans (in words), probability, answer (in
-        words), frames, frames_with_face, crops, x1, y1, x2, y2, score, distance, distance_reason, status, reason and
-        doubts; empty where a level has no such thing.
-    """
+    """`TABLE_COLUMNS` of some answers: a row a file, a face and a frame, by their `level`."""
     rows: list[dict[str, Any]] = []
     for answer in answers:
-        facts = {
-            "answer": str(answer.in_words),
-            "status": answer.status,
-            "reason": answer.reason,
-            "doubts": "; ".join(answer.doubts),
-        }
-        of_file = {"file": answer.file}
+        of_file, facts = {"file": answer.file}, {"status": answer.status, "reason": answer.reason}
+        facts |= {"answer": str(answer.in_words), "doubts": "; ".join(answer.doubts)}
         rows.append({"level": "file", **of_file, "probability": answer.probability, **asdict(answer.coverage), **facts})
         for face in answer.faces:
             of_face = {**of_file, "track": face.track}
@@ -370,5 +338,5 @@ def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
             for frame in face.frames:
                 box = dict(zip(BOX, frame.box_xyxy, strict=True))
                 rows.append({"level": "frame", **of_face, **asdict(frame), **box})
-    table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
     return table.astype(dict.fromkeys(("track", "frame_index", *(one.name for one in fields(Coverage))), "Int64"))

@@ -38,10 +38,6 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
 
     Returns:
         The number of models that have a distance now.
-
-    Raises:
-        ValueError: crops made another way, a model whose training videos are not known or that is a packaged run's, or
-            other videos than its.
     """
     recipe, faces, kept = read_recipe(folder), None, 0
     if device.type == "cpu":

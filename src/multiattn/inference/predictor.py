@@ -63,12 +63,8 @@ def predict_faces(
     Args:
         precision: `auto` is half precision on a GPU, and bf16 or float32 on a CPU (`model.precision`).
         video_ids: the videos whose crops are predicted; None takes all of the folder.
-        batch_size: crops in a batch.
         loaded: model -> its network and precision, taken from here by later calls; None keeps no network.
         change: what happens to each crop before, as of `CropImages`.
-
-    Raises:
-        ValueError: the crops were not made the way the models' were.
     """
     recipe = read_recipe(folder)
     for model in models:
@@ -105,7 +101,8 @@ def _load(model: TrainedModel, device: torch.device, precision: str, dataset: Cr
 
 
 def load_network(model: TrainedModel, device: torch.device) -> nn.Module:
-    """The network as prediction runs it: on a CPU the same logits to rounding, in about 0.6 of the time."""
+    """The network as prediction runs it: on a CPU with its batch normalisations folded into convolutions, the same
+    logits to rounding in about 0.6 of the time; on a GPU autocast would round the folded weights instead."""
     network = model.load(device)
     return fold_batch_norms(network) if device.type == "cpu" else network
 
@@ -269,10 +266,6 @@ def out_of_fold_figures(
 
     Those of the tuning where there was one, else of the held-out videos; None for imported checkpoints, which bring no
     held-out predictions.
-
-    Raises:
-        ValueError: imported and trained runs together.
-        FileNotFoundError: as `read_out_of_fold`.
     """
     imported = [model.name for model in models if model.imported]
     if imported and len(imported) < len(models):

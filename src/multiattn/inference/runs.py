@@ -117,10 +117,7 @@ class TrainedModel:
 
 
 def find_models(*runs: Path) -> list[TrainedModel]:
-    """Every fold's best checkpoint.
-
-    Args:
-        runs: folders of experiments, or of single folds.
+    """Every fold's best checkpoint of experiments' folders, or of single folds.
 
     Raises:
         FileNotFoundError: no runs there, or a fold without a checkpoint.

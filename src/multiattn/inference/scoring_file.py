@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from multiattn.config import from_json, to_json
 from multiattn.inference.predictor import last_epoch_losses, read_out_of_fold
@@ -27,7 +26,7 @@ from multiattn.runtime.layout import (
     folds_below,
 )
 from multiattn.runtime.progress import progress_bar
-from multiattn.scoring.aggregators import frame_predictions
+from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
 from multiattn.scoring.tuning import Tuned, num_steps, tune
 
@@ -54,14 +53,8 @@ def default_scoring_path(runs: Sequence[Path]) -> Path:
 
 
 def held_out_digests(runs: Sequence[Path]) -> dict[str, dict[str, str]]:
-    """Experiment -> fold -> SHA-256 of its `oof.parquet`, which a rule is tuned on; folds without one are left out.
-
-    Args:
-        runs: folders of experiments, or of folds, which count as their whole experiment.
-
-    Raises:
-        FileNotFoundError: no fold in a folder.
-    """
+    """Experiment -> fold -> SHA-256 of its `oof.parquet`, which a rule is tuned on; folds without one are left out, and
+    a fold's folder counts as its whole experiment."""
     digests = {experiment_name(folder): _fold_digests(folder) for folder in _experiment_folders(runs)}
     return {name: {fold: digest for fold, digest in digests[name].items() if digest} for name in sorted(digests)}
 
@@ -87,7 +80,7 @@ def write_scoring(
 
 
 def choose_scoring(runs: Sequence[Path], scoring: str | Path | None) -> ScoringRule:
-    """The rule a command uses; arguments and errors as `choose_scoring_file`."""
+    """As `choose_scoring_file`, the rule alone."""
     return choose_scoring_file(runs, scoring).rule
 
 
@@ -98,10 +91,6 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
     Args:
         runs: folders of experiments, or of folds.
         scoring: a file; `none` for the untuned rule; None for `find_scoring`, else the untuned rule.
-
-    Raises:
-        FileNotFoundError: a named file is not there.
-        ValueError: a named file was tuned for other experiments, or is none; as `find_scoring`.
     """
     if str(scoring) == UNTUNED:
         logger.info("scoring rule: plain means, as asked for")
@@ -128,17 +117,8 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
 
 
 def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:
-    """The `scoring.json` in the folder of one of the runs that was tuned for exactly these experiments, or None.
-
-    Of two with different rules it is that of the run given first, with a warning; files for other experiments are left
-    with a warning where none fits.
-
-    Returns:
-        Its path and content.
-
-    Raises:
-        ValueError: none fits, and one is no scoring rule.
-    """
+    """Path and content of the `scoring.json` in the folder of one of the runs that was tuned for exactly these
+    experiments, or None; of two with different rules that of the run given first, with a warning."""
     fitting, others, faults = [], [], []
     for path in (folder / SCORING_FILE for folder in _experiment_folders(runs)):
         if not path.is_file():
@@ -169,9 +149,8 @@ def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:
 
 def require_rule_fits(rule: ScoringRule, models: Sequence[TrainedModel]) -> None:
     """Raise `ValueError` where the rule has no weight for a model's experiment: before the work, not after it."""
-    crop = pd.DataFrame({"video_id": ["folder/x"], "frame_index": [0], "track": [0]})
-    rows = [frame_predictions(crop, np.zeros(1), model=model.name, fold=model.fold) for model in models]
-    rule.score(pd.concat(rows, ignore_index=True))
+    experiments = sorted({experiment_of(model.name) for model in models})
+    rule.answer(np.full((1, len(experiments)), 0.5), experiments)
 
 
 def _experiment_folders(runs: Sequence[Path]) -> list[Path]:
@@ -242,10 +221,6 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
     Args:
         runs: folders of experiments of one folds table.
         test_prior, seed: as of `tune`.
-
-    Raises:
-        FileNotFoundError: a fold has no predictions yet.
-        ValueError: two runs have one name, or one of them is a single fold; else as `tune` and `read_out_of_fold`.
     """
     names = Counter(experiment_name(path) for path in runs)
     if twice := [name for name, number in names.items() if number > 1]:

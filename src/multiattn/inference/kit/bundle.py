@@ -23,7 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,7 @@ from multiattn.inference.kit.half_weights import StoredWeights, crops_to_compare
 from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, folds_table
-from multiattn.inference.scoring_file import (
-    ScoringFile,
-    default_scoring_path,
-    find_scoring,
-    require_rule_fits,
-    write_scoring,
-)
+from multiattn.inference.scoring_file import ScoringFile, default_scoring_path, require_rule_fits, write_scoring
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json, write_text
@@ -54,7 +48,6 @@ from multiattn.runtime.layout import (
 )
 from multiattn.runtime.paths import names_only
 from multiattn.runtime.progress import progress_bar
-from multiattn.scoring.rule import ScoringRule
 
 KIND = "multiattn bundle"
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -89,13 +82,7 @@ class Bundle:
 def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     """Build beside `out` and put the finished folder in its place; a bundle that was there before is replaced.
 
-    Args:
-        scoring: the rule that the bundle's submissions follow.
-
-    Raises:
-        FileNotFoundError: no runs, a fold without a checkpoint, no such weights file, a package without a wheel.
-        ValueError: `out` holds something else than a bundle, the rule does not fit the runs, the bundle would be larger
-            than `max_gb`, or float16 was asked for and changes too much. `out` is as it was.
+    Its submissions follow the rule of `scoring`. After an error `out` is as it was.
     """
     _require_sound(options)
     out = options.out.resolve()
@@ -106,10 +93,10 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     scoring = dataclasses.replace(scoring, rule=rule)  # for exactly these experiments
     with built_beside(out) as building:
         weights = _fill(building, options, models, scoring)
-        sizes = _sizes(building)
+        parts = {"runs": "tables", "wheels": "wheels", "src": "code", "weights": "detector"}
+        sizes = bytes_by_part(building, parts, "notebook and notes")
         _require_fits(sizes, options, weights)
-        write_json(building / BUNDLE_FILE, _manifest(options, models, weights, sizes, _digests(building)))
-        _require_runs(building, rule)
+        write_json(building / BUNDLE_FILE, _manifest(building, options, models, weights, sizes))
         (building / LOCK).unlink()
         put_in_place(building, out)
     return Bundle(out, weights, sizes)
@@ -157,21 +144,6 @@ def _require_sound(options: BundleOptions) -> None:
 
 def _experiments(models: list[TrainedModel]) -> list[str]:
     return sorted({experiment_name(model.path) for model in models})
-
-
-def _require_runs(building: Path, rule: ScoringRule) -> None:
-    """Check the finished folder as a submission does, before anybody carries it to a machine without network."""
-    runs = sorted((building / "runs").iterdir())
-    models = find_models(*runs)
-    found = find_scoring(runs)
-    if found is None or found[1].rule != rule:
-        names = ", ".join(path.name for path in runs)
-        raise ValueError(
-            f"the finished bundle: expected a scoring rule for its runs {names}, found one for "
-            f"{', '.join(rule.experiments)}. Nothing was written."
-        )
-    require_rule_fits(rule, models)
-    out_of_fold_figures(models, runs, rule)
 
 
 def _fill(
@@ -268,14 +240,14 @@ Licences: the code's is in LICENSE; the weights come with the terms of the video
 """
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes by part."""
-    sizes = dict.fromkeys(("weights", "wheels", "tables", "code", "detector", "notebook and notes"), 0)
-    parts = {"runs": "tables", "wheels": "wheels", "src": "code", "weights": "detector"}
+def bytes_by_part(folder: Path, parts: Mapping[str, str], others: str) -> dict[str, int]:
+    """Bytes of the `weights` of folds, and of all other files by the part that their first folder is of, else of
+    `others`."""
+    sizes = dict.fromkeys(("weights", "wheels", "tables", "code", "detector", others), 0)
     for path in folder.rglob("*"):
         if path.is_file():
-            part = parts.get(path.relative_to(folder).parts[0], "notebook and notes")
-            sizes["weights" if part == "tables" and path.name == BEST_WEIGHTS else part] += path.stat().st_size
+            part = parts.get(path.relative_to(folder).parts[0], others)
+            sizes["weights" if path.name == BEST_WEIGHTS else part] += path.stat().st_size
     return {name: size for name, size in sizes.items() if size}
 
 
@@ -296,13 +268,15 @@ def _require_fits(sizes: dict[str, int], options: BundleOptions, weights: list[S
 
 
 def _manifest(
+    building: Path,
     options: BundleOptions,
     models: list[TrainedModel],
     weights: list[StoredWeights],
     sizes: dict[str, int],
-    digests: dict[str, str],
 ) -> dict[str, Any]:
     infinite = {"difference": None}  # which JSON does not have
+    # What the notebook checks before it installs or imports.
+    checked = sorted(path for name in ("src", "wheels") for path in (building / name).rglob("*") if path.is_file())
     stored = [{**vars(one), **(infinite if one.difference == float("inf") else {})} for one in weights]
     return {
         "kind": KIND,
@@ -312,14 +286,8 @@ def _manifest(
         "compared_on": options.check_faces.resolve().name if options.check_faces else "drawn pictures",
         "detector_weights": options.weights and options.weights.name,
         "bytes": sizes,
-        "sha256": digests,
+        "sha256": {path.relative_to(building).as_posix(): file_digest(path) for path in checked},
     }
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of code and wheels, by its path: what the notebook checks before it installs or imports."""
-    paths = sorted(path for name in ("src", "wheels") for path in (folder / name).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
 
 def put_in_place(building: Path, out: Path) -> None:
@@ -374,11 +342,7 @@ def with_bounds(packages: Sequence[str], requirements: dict[str, str]) -> list[s
 
 
 def download_wheels(packages: Sequence[str], folder: Path, *, python: str) -> None:
-    """Fetch the wheels of exactly these packages, without their dependencies, for Linux (x86_64) and Python `python`.
-
-    Raises:
-        ValueError: no package index is reachable, or it has no wheel that fits; holds pip's own words.
-    """
+    """Fetch the wheels of exactly these packages, without their dependencies, for Linux (x86_64) and this Python."""
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBC_MINORS]
     platforms += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
     words = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
@@ -396,11 +360,7 @@ def download_wheels(packages: Sequence[str], folder: Path, *, python: str) -> No
 
 
 def collect_wheels(packages: Sequence[str], source: Path, folder: Path) -> None:
-    """Copy the wheels of these packages out of a folder of wheels; several builds of one are all copied.
-
-    Raises:
-        FileNotFoundError: a package has no wheel there; names all that are missing.
-    """
+    """Copy the wheels of these packages out of a folder of wheels; several builds of one are all copied."""
     builds = {word: [] for word in map(package_name, packages)}
     for path in sorted(source.glob("*.whl")):
         builds.get(package_name(path.name.split("-")[0]), []).append(path)

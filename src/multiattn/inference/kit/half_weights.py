@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from multiattn.config.choices import StoredPrecision
-from multiattn.inference.attention_maps import spread_crops
+from multiattn.inference.attention_maps import BATCH_SIZE, spread_crops
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.predict import predict_logits
@@ -36,7 +36,6 @@ SMALL = 1 << 14
 SMALLER_CHANGE = (SMALL, 1 << 15, 1 << 16)
 """Tried in turn until P(fake) changes little enough. Lite0 with four maps, trained on real faces, 100 held-out crops,
 weights moved within half's rounding: 1.2e-3 (8.5 MB), 5.4e-4 (8.8 MB), 2.3e-4 (9.4 MB)."""
-BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,6 @@ def store_weights(
         folder: a run folder to be, which has its experiment.json.
         crops: (N, size, size, 3) uint8 RGB of the model's size, N at least 1.
         precision: `auto` falls back to float32, `float16` refuses to, `float32` does not try.
-
-    Raises:
-        ValueError: `float16` was asked for and changes more.
     """
     path = folder / BEST_WEIGHTS
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +116,6 @@ def crops_to_compare(model: TrainedModel, faces: Path | None, count: int) -> np.
     Args:
         faces: a faces folder made as the model's crops were: crops spread over the videos its fold held out, where the
             folder has such, else over all. None: `drawn_crops`.
-
-    Raises:
-        ValueError: the folder has no crops, or they were made otherwise.
     """
     size = model.experiment.data.image_size
     if faces is None:
@@ -138,15 +131,15 @@ def crops_to_compare(model: TrainedModel, faces: Path | None, count: int) -> np.
     return np.stack([read_crop(root / name, size) for name in chosen["crop"]])
 
 
-def drawn_crops(count: int, size: int, *, seed: int = 0) -> np.ndarray:
+def drawn_crops(count: int, size: int) -> np.ndarray:
     """Pictures for want of faces, the same at every call: (count, size, size, 3) uint8.
 
     Skin-coloured ovals with eyes and a mouth over smooth backgrounds, under noise of growing strength; never without
     noise: perfectly flat areas, which no camera makes, moved one network by 0.37, the next largest change was 5e-4.
     They are no faces: the change by float16 on them is right in its size, not in its last digit.
     """
-    generator = np.random.default_rng(seed)
-    images = []
+    generator = np.random.default_rng(0)
+    images = np.zeros((count, size, size, 3), np.uint8)
     for index in range(count):
         coarse = generator.uniform(0, 255, (4, 4, 3)).astype(np.float32)
         image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -157,5 +150,5 @@ def drawn_crops(count: int, size: int, *, seed: int = 0) -> np.ndarray:
             cv2.circle(image, (int(size * x), int(size * 0.42)), max(1, size // 20), (30.0, 20.0, 20.0), -1)
         cv2.ellipse(image, (size // 2, int(size * 0.7)), (size // 8, size // 24), 0, 0, 360, (150.0, 50.0, 60.0), -1)
         image += generator.normal(0, 4 + 36 * index / max(count - 1, 1), image.shape)
-        images.append(image.clip(0, 255).astype(np.uint8))
-    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        images[index] = image.clip(0, 255)
+    return images

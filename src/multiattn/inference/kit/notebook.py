@@ -15,12 +15,7 @@ NOTEBOOK = Path(__file__).resolve().parents[4] / "notebooks" / "inference.ipynb"
 def execute_notebook(out: Path, environment: dict[str, str], *, notebook: Path = NOTEBOOK) -> None:
     """Execute a notebook in a fresh process and save it as `out` with its outputs, also when a cell fails.
 
-    Args:
-        environment: variables of its process, beside those of this process.
-
-    Raises:
-        FileNotFoundError: no such notebook.
-        ValueError: a cell failed; says which error, and where the executed copy is.
+    `environment` are variables of its process, beside those of this process.
     """
     if not notebook.is_file():
         raise FileNotFoundError(f"{notebook}: no such notebook. Run from a clone of the repository.")

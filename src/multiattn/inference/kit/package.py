@@ -14,14 +14,13 @@ import shutil
 from pathlib import Path
 
 from multiattn.config import Experiment
-from multiattn.inference.kit.bundle import Bundle, built_beside, put_in_place, store_runs
+from multiattn.inference.kit.bundle import Bundle, built_beside, bytes_by_part, put_in_place, store_runs
 from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import ScoringFile, require_rule_fits, write_scoring
 from multiattn.runtime.files import write_digests, write_text
 from multiattn.runtime.layout import (
-    BEST_WEIGHTS,
     DATA_TERMS,
     DIGESTS_FILE,
     LICENCE_FILE,
@@ -77,15 +76,9 @@ liable for any claim, damages or other liability that arises from the weights or
 
 
 def build_package(options: BundleOptions, scoring: ScoringFile) -> Bundle:
-    """Build a packaged run beside `out` and put it in its place; the one that was there before is replaced.
+    """Build a packaged run, by its tuned rule, beside `out` and put it in its place, where it replaces the one before.
 
-    Args:
-        scoring: the run's tuned rule.
-
-    Raises:
-        FileNotFoundError: no run, a fold without a checkpoint, or no card.
-        ValueError: several runs, an `out` of another name or that holds something else, a rule that was not tuned,
-            float16 changes too much, or more than 10 MB. `out` is as it was.
+    After an error (`_require_sound`; float16 changes too much; more than 10 MB) `out` is as it was.
     """
     out = options.out.resolve()
     models = find_models(*options.runs)
@@ -99,7 +92,7 @@ def build_package(options: BundleOptions, scoring: ScoringFile) -> Bundle:
         shutil.copyfile(card, folder / MODEL_CARD_FILE)
         write_text(folder / LICENCE_FILE, licence(models, card.read_text(encoding="utf-8")))
         write_digests(folder / DIGESTS_FILE)
-        sizes = _sizes(folder)
+        sizes = bytes_by_part(folder, {}, "tables and texts")
         if sum(sizes.values()) > LARGEST_BYTES:
             parts = ", ".join(f"{part} {size / 1e6:.2f} MB" for part, size in sizes.items())
             raise ValueError(
@@ -159,12 +152,3 @@ def _require_sound(
             f"`multiattn card --runs {experiment}`."
         )
     return out.name, card
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of weights and of all else."""
-    sizes = {"weights": 0, "tables and texts": 0}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            sizes["weights" if path.name == BEST_WEIGHTS else "tables and texts"] += path.stat().st_size
-    return sizes

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from multiattn.inference.predictor import load_network
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import Extracted
 from multiattn.model.distance import DistanceMeter
 from multiattn.model.network import fake_logit
 from multiattn.model.precision import TRIAL_CROPS, resolve_precision, try_prediction
 from multiattn.model.predict import normalize_crops
-from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime.devices import autocast
 from multiattn.runtime.processor import TORCH_THREAD
 from multiattn.scoring.ensembling import experiment_of
@@ -63,9 +63,6 @@ def by_importance(models: list[TrainedModel], rule: ScoringRule) -> list[Trained
 class LoadedModels:
     """Networks on a device, each with the size of crops it takes.
 
-    On a CPU batch normalisations are folded into convolutions (the same logits to rounding, in about 0.6 of the time);
-    on a GPU autocast would round the folded weights instead.
-
     Args:
         models: in the order of `by_importance`.
         precision: `bf16`, `fp16` or `fp32`; `auto` on a CPU tries each model on the first crops it gets.
@@ -78,7 +75,7 @@ class LoadedModels:
         self.models, self.device, self.precision = models, device, precision
         self.sizes = [model.experiment.data.image_size for model in models]
         self.distances = [model.distance() for model in models]
-        self._networks = [self._load(model, device) for model in models]
+        self._networks = [load_network(model, device) for model in models]
         self._on_cpu: dict[int, nn.Module] = {}
         self.chosen: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -100,7 +97,6 @@ class LoadedModels:
             crops: (B, H, W, 3) uint8 RGB on the CPU, of the model's size.
             on_cpu: not on the GPU, whose memory ran out.
             exact: in float32.
-            meter: measures the crops' distances in the same pass.
         """
         moved = on_cpu and self.device.type != "cpu"
         device = torch.device("cpu") if moved else self.device
@@ -114,10 +110,6 @@ class LoadedModels:
         if meter is not None:
             meter.watch(crops, output)
         return fake_logit(output.logits.float()).cpu().double().numpy()
-
-    def _load(self, model: TrainedModel, device: torch.device) -> nn.Module:
-        network = model.load(device).requires_grad_(False)
-        return fold_batch_norms(network) if device.type == "cpu" else network
 
     def _choose_precision(self, number: int, crops: torch.Tensor) -> str:
         """The precision a model predicts in; other threads wait for the trial, so that it has the processor."""
@@ -133,7 +125,7 @@ class LoadedModels:
         with self._lock:
             if number not in self._on_cpu:
                 logger.warning("%s also runs on the CPU now", self.models[number].name)
-                self._on_cpu[number] = self._load(self.models[number], torch.device("cpu"))
+                self._on_cpu[number] = load_network(self.models[number], torch.device("cpu"))
             return self._on_cpu[number]
 
 

@@ -67,7 +67,6 @@ def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFr
         scored: rows of `ScoringRule.score`, of any number of calls: no video's score depends on another's.
         statuses: of these videos; `failed` (an error while it was predicted) or `late` (no time was left) beside those
             of a `video_status` table. A sample row without a status is `missing`.
-        sample: the sample submission; only its filenames and their order matter.
     """
     videos = complete_videos(pd.Series(folder_ids(sample["filename"])), scored, rule.prior)
     known = [statuses.get(video, ("missing", NOT_THERE)) for video in videos["video_id"]]
@@ -83,11 +82,8 @@ def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFr
 
 
 def check_submission(submission: pd.DataFrame, sample: pd.DataFrame, rule: ScoringRule, source: Path) -> None:
-    """Refuse a file the competition would refuse, or that would score worse than it must.
-
-    Raises:
-        ValueError: rows missing, added or out of order, or a probability outside [clip, 1 - clip].
-    """
+    """Raise `ValueError` where rows are missing, added or out of order, or a probability lies outside
+    [clip, 1 - clip]."""
     SUBMISSION.validate(submission, source)
     require_rows(submission, sample, source)
     probabilities = submission["label"].to_numpy(np.float64)
@@ -107,13 +103,9 @@ def write_submission(
     card: dict[str, Any],
     frames: pd.DataFrame | None = None,
 ) -> None:
-    """Write the files of a submission folder, submission.csv read back and checked, the card last: at no moment does
-    one lie there beside answers it does not describe.
-
-    Args:
-        card: its commit, scoring rule and coverage are added.
-        frames: the frame predictions; None where they are not complete.
-    """
+    """Write the files of a submission folder, submission.csv read back and checked, the card (to which commit, rule
+    and coverage are added) last: at no moment does one lie there beside answers it does not describe. `frames` are
+    the frame predictions, None where they are not complete."""
     path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
     VIDEO_PREDICTIONS.write(result.videos, folder / VIDEO_PREDICTIONS_FILE)
@@ -170,12 +162,8 @@ class Delivery:
                     path.unlink()
 
     def build(self, results: Iterable[VideoResult], others: Statuses) -> Submission:
-        """The submission of what is known so far.
-
-        Args:
-            results: finished videos; each result is scored once, for no video's score depends on another's.
-            others: statuses of videos of which there is no result.
-        """
+        """The submission of what is known so far: results of finished videos, each scored once, for no video's score
+        depends on another's, and statuses of the others."""
         results = list(results)
         latest = {result.video_id: result for result in results if result.logits}
         new = {video: it for video, it in latest.items() if self._scored.get(video, (None,))[0] is not it}
@@ -267,11 +255,8 @@ class SubmitResult(Submission):
     """False where the former answers stay in the folder, for they are more."""
 
     def least_certain(self, count: int) -> pd.DataFrame:
-        """The `count` videos with faces whose P(fake) is nearest to 0.5, the nearest first, equals by name.
-
-        Returns:
-            Columns filename, probability, num_crops, message and thumbnail (of `cut_thumbnails`).
-        """
+        """The `count` videos with faces whose P(fake) is nearest to 0.5, the nearest first, equals by name: filename,
+        probability, num_crops, message and thumbnail (of `cut_thumbnails`)."""
         distance = (self.videos["probability"] - 0.5).abs()
         table = self.videos.assign(filename=self.submission["filename"].to_numpy(), distance=distance)
         table = table[table["status"] == "ok"].sort_values(["distance", "filename"], ignore_index=True).head(count)

@@ -57,7 +57,6 @@ class Extraction:
     Args:
         next_work: gives the next video, None when no more are wanted; called by one thread at a time.
         workers: processes, and threads here that wait for them.
-        time_limit: seconds a video may take.
         lost: called with each video whose process died, as it happens, and how; it is tried again later.
         crashed: called with an error of the extraction itself, which ends it.
 

@@ -120,11 +120,7 @@ class PredictionPass:
         self._reported_changes = 0
 
     def run(self) -> None:
-        """Answer the videos as far as the time goes.
-
-        Raises:
-            SystematicFailureError: the first videos all failed; results of them were kept.
-        """
+        """Predict the videos as far as the time goes."""
         setup, plan = self.setup, self.plan
         on_cpu = setup.device.type == "cpu"
         if on_cpu:
@@ -268,12 +264,12 @@ def _costs(classified: Classified) -> Costs | None:
     crops = classified.extracted.crops
     if crops is None or classified.error:
         return None
+    work = classified.extracted.work
     return Costs(
-        frames=classified.extracted.work.settings.recipe.num_frames,
+        frames=work.settings.recipe.num_frames,
         crops=len(crops.crops),
         decode_seconds=crops.decode_seconds,
         search_seconds=crops.search_seconds,
-        crop_models=len(crops.crops)
-        * classified.extracted.work.models,  # also those that were known: it projects alike
+        crop_models=len(crops.crops) * work.models,  # also those that were known: it projects alike
         classify_seconds=classified.seconds,
     )

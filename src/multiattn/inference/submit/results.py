@@ -75,12 +75,8 @@ class VideoResult:
         return dict(zip(self.models, zip(*columns, strict=True), strict=True))
 
     def of_models(self, fingerprints: Mapping[str, str], precision: str) -> "VideoResult | None":
-        """The part that models as they are now would give again, by their present names; None where nothing is left.
-
-        Args:
-            fingerprints: model -> its fingerprint, of all models of the run.
-            precision: the one asked for; `auto` takes any.
-        """
+        """The part that models as they are now (name -> fingerprint) would give again, by their present names, in the
+        precision asked for, `auto` being any; None where nothing is left."""
         rows = {
             name: row
             for name, wanted in fingerprints.items()
@@ -106,7 +102,6 @@ class ResultStore:
     needs no new results.
 
     Args:
-        folder: the submission folder.
         work: what all results belong to, whatever the models, plain types.
 
     Attributes:
@@ -125,15 +120,9 @@ class ResultStore:
     def usable(
         self, paths: Mapping[str, Path], fingerprints: Mapping[str, str], precision: str
     ) -> dict[str, VideoResult]:
-        """The most thorough result of each video that is of this very file and of models as they are now.
-
-        Args:
-            paths: video_id -> file.
-            fingerprints, precision: as of `VideoResult.of_models`.
-
-        Returns:
-            Nothing where no video was answered: a machine may have failed at everything.
-        """
+        """The most thorough result of each video (`paths`: video_id -> file) that is of this very file and of models as
+        they are now (`VideoResult.of_models`); nothing where no video was decoded and searched: a machine may have
+        failed at everything."""
         known = [video for video in paths if video in self.results]
         with ThreadPoolExecutor() as threads:
             contents = threads.map(file_fingerprint, (paths[video] for video in known))
@@ -163,6 +152,5 @@ class ResultStore:
             self.journal.sync()
 
     def close(self) -> None:
-        """End writing."""
         self.sync()
         self.journal.__exit__()

@@ -62,11 +62,8 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
     machine's.
 
     Raises:
-        FileNotFoundError: no runs, no videos folder, no sample submission.
-        ValueError: the sample is not one, none of its videos is in the folder, imported and trained runs in one, a rule
-            that does not fit the runs, a detector without its weights, two videos whose names differ in their ending
-            only, or another process is writing to the folder.
-        SystematicFailureError: each of the first 20 videos (all, of fewer) failed, or not one was answered in the end.
+        FileNotFoundError, ValueError: what it was given is not there, or does not fit together.
+        SystematicFailureError: each of the first 20 videos (all, of fewer) failed, or none was predicted in the end.
         KeyboardInterrupt, SystemExit: it was asked to end; what is known is written.
     """
     sample = SAMPLE.read(inputs.sample_submission)
@@ -259,12 +256,7 @@ class _Run:
 
 
 def require_room(folder: Path, results: int) -> None:
-    """Raise `ValueError` where the disk, or what Kaggle gives a notebook, has no room for so many logits.
-
-    Args:
-        folder: the submission folder.
-        results: logits of all crops by all models.
-    """
+    """Raise `ValueError` where the disk, or what Kaggle gives a notebook, has no room for so many logits."""
     needed, free, quota = results * BYTES_A_LOGIT, shutil.disk_usage(folder).free, ""
     if folder.resolve().is_relative_to(KAGGLE_WORKING):
         used = sum(path.lstat().st_size for path in KAGGLE_WORKING.rglob("*") if not path.is_dir())
