@@ -27,11 +27,7 @@ DEFAULT_CLIP = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregator:
-    """Settings of the way from frames to a video's probability; part of `scoring.json`.
-
-    Raises:
-        ValueError: a rule that is not registered, or a value that it does not take.
-    """
+    """Settings of the way from frames to a video's probability; part of `scoring.json`."""
 
     frames: str = "mean"
     """One of `FRAME_RULES`: frames of a track -> track. `mean_logit`, the sigmoid of the mean logit, is sharper than
@@ -109,9 +105,6 @@ def register_aggregator(
         name: of the recipe, and of the rules given as rules.
         frames, tracks: names of rules, or new rules, which are registered under `name`.
         settings: other fields of `Aggregator`.
-
-    Raises:
-        ValueError: the name is taken, or the settings are none of an `Aggregator`.
     """
     if any(name in registry for registry in (RECIPES, FRAME_RULES, TRACK_RULES)):
         raise ValueError(f"aggregator: the name {name} is taken; choose another one.")
@@ -252,13 +245,10 @@ class FrameGroups:
 
 
 def equal_lengths(starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Consecutive segments of an array, those of one length together, shortest first.
+    """Consecutive segments of an array, those of one length together, shortest first: (K,) int64 numbers of the
+    segments of length n > 0, and (K, n) int64 positions of their elements.
 
-    Args:
-        starts: (S + 1,) int64, ascending: where every segment begins, and where the last one ends.
-
-    Yields:
-        (K,) int64 numbers of the segments of length n, and (K, n) int64 positions of their elements. None of length 0.
+    `starts` (S + 1,) int64, ascending, is where every segment begins, and where the last one ends.
     """
     lengths = np.diff(starts)
     order = np.argsort(lengths, kind="stable")
@@ -281,14 +271,10 @@ def _starts(is_new: np.ndarray) -> np.ndarray:
 
 
 def aggregate_units(predictions: "pd.DataFrame | FrameGroups", aggregator: Aggregator) -> "pd.DataFrame":
-    """Frame predictions of any number of models -> one row a video and model.
+    """Frame predictions of any number of models -> one row a video and model: video_id, model, probability (float64 in
+    [0, 1], not clipped) and num_crops (int64), sorted by the first two.
 
-    Args:
-        predictions: a `frame_predictions` table, or the groups made of one; may be empty.
-
-    Returns:
-        Columns video_id, model, probability (float64 in [0, 1], not clipped) and num_crops (int64), sorted by video_id
-        and model. The order of the rows given changes nothing, not the last bit; neither do other videos and models.
+    The order of the rows given changes nothing, not the last bit; neither do other videos and models.
     """
     import pandas as pd
 

@@ -121,13 +121,8 @@ class AnswerInWords:
 def answer_in_words(
     probability: float | None, held_out: HeldOutAnswers | None, doubts: Sequence[str] = ()
 ) -> AnswerInWords:
-    """The answer for one video.
-
-    Args:
-        probability: P(fake) by the scoring rule; None or NaN without a face.
-        held_out: of that rule, `ScoringRule.held_out`; None where it was not tuned, or by an earlier version.
-        doubts: reasons not to answer, such as those of `find_doubts`.
-    """
+    """The answer for one video by P(fake) of the scoring rule, None or NaN without a face, the rule's own `held_out`
+    and reasons not to answer, such as those of `find_doubts`."""
     if probability is None or math.isnan(probability):
         return AnswerInWords(CANNOT_TELL, (*doubts, "no face was found"), "")
     reasons, beside = list(doubts), held_out.beside(probability) if held_out is not None else ""
@@ -146,17 +141,14 @@ def answer_in_words(
     return AnswerInWords(CANNOT_TELL, (between,), beside)
 
 
-def find_doubts(face_pixels: np.ndarray, *, num_frames: int, unlike: float | None = None, why: str = "") -> list[str]:
-    """Reasons not to answer for a video with a face; empty where there are none.
-
-    A single picture is asked for one face of 48 px, where a video is asked for three frames with one.
+def find_doubts(face_pixels: np.ndarray, *, num_frames: int, unlike: float | None = None) -> list[str]:
+    """Reasons not to answer for a video with a face: a picture needs one face of 48 px, a video three frames with one.
 
     Args:
         face_pixels: (F,) of the frames that show a face, the longer side of the largest face's box in pixels of the
             frame; NaN where that is not known, as of crops made elsewhere, which are not doubted for it.
         num_frames: frames decoded; 1 is a picture.
         unlike: share of faces that lie outside what the network was trained on; None or NaN: not measured.
-        why: words for these faces, such as `dark, small`; may be empty.
     """
     doubts = []
     sides = np.asarray(face_pixels, dtype=np.float64)
@@ -167,8 +159,7 @@ def find_doubts(face_pixels: np.ndarray, *, num_frames: int, unlike: float | Non
         seen = f"a face of {MIN_FACE_PIXELS} px is seen in {large} of {num_frames} frames"
         doubts.append(f"{seen}, {needed} are needed")
     if unlike is not None and unlike > MOST_UNLIKE:
-        because = f" ({why})" if why else ""
-        doubts.append(f"{unlike:.0%} of the faces are unlike those the network was trained on{because}")
+        doubts.append(f"{unlike:.0%} of the faces are unlike those the network was trained on")
     return doubts
 
 
@@ -181,14 +172,9 @@ def held_out_answers(
     datasets: Sequence[str],
     crops: int,
 ) -> HeldOutAnswers:
-    """Summarise held-out answers for `scoring.json`.
+    """Summary, for `scoring.json`, of (N,) P(fake) of videos with a face that neither models nor rule were fitted on.
 
-    Args:
-        labels: (N,) of 0 and 1, of videos with a face.
-        probabilities: (N,) P(fake) as the rule answers, of videos that neither models nor rule were fitted on.
-        groups: (N,) what is alike.
-        folds: (N,) the error rates of one are those of thresholds set on the others.
-        datasets, crops: as of `HeldOutAnswers`.
+    The error rates of one fold are those of thresholds set on the others.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     counts = {"num_reals": int(np.sum(labels == 0)), "num_fakes": int(np.sum(labels == 1))}
@@ -223,12 +209,7 @@ def held_out_answers(
 
 def set_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
     """The least answer from which on lie at most 5 % of the reals, and the largest up to which lie at most 5 % of the
-    fakes; infinite where there is none. Where both hold of the answers between them, these are left to neither.
-
-    Args:
-        labels: (N,) of 0 and 1.
-        probabilities: (N,) P(fake).
-    """
+    fakes; infinite where there is none. Where both hold of the answers between them, these are left to neither."""
     reals, fakes = (np.sort(probabilities[labels == label]) for label in (0, 1))
     values = np.unique(probabilities) if len(reals) and len(fakes) else np.zeros(0)
     reals_from = len(reals) - np.searchsorted(reals, values, "left")

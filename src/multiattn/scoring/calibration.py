@@ -64,15 +64,9 @@ def fit_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray, 
 
 
 def fit_logistic(features: np.ndarray, targets: np.ndarray, start: np.ndarray, ridge: float) -> np.ndarray:
-    """The theta that minimises sum of log loss of sigmoid(features @ theta) + ridge / 2 |theta - start|^2.
-
-    By Newton's method with halved steps; convex, so it is the one minimum where ridge > 0.
-
-    Args:
-        features: (N, D).
-        targets: (N,) in [0, 1].
-        start: (D,).
-    """
+    """The theta (D,) that minimises sum of log loss of sigmoid(features (N, D) @ theta), against targets (N,) in
+    [0, 1], + ridge / 2 |theta - start|^2, by Newton's method with halved steps; convex, so it is the one minimum where
+    ridge > 0."""
 
     def cost(theta: np.ndarray) -> float:
         margins = features @ theta
@@ -225,7 +219,8 @@ PSEUDO_VIDEOS, PSEUDO_WRONG = 100.0, 0.01
 
 
 def fit_clip(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The clip in CLIP_RANGE of the least log loss on held-out videos, drawn towards PSEUDO_WRONG where they are few.
+    """The clip in CLIP_RANGE of the least log loss on held-out videos, drawn towards PSEUDO_WRONG where they are few;
+    probabilities (N,) are not clipped, and no part of the rule was fitted on their videos.
 
     Minimised is L(c) + k (-w ln c - (1 - w) ln(1 - c)), L the summed log loss of probabilities moved into [c, 1 - c],
     k the PSEUDO_VIDEOS and w = PSEUDO_WRONG the share of them that is wrong. Where all n held-out videos are right and
@@ -233,10 +228,6 @@ def fit_clip(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     Exact: with the videos in the order of m = min(p, 1 - p), between two neighbours the same W wrong and R right
     ones are clipped, and there c = (W + k w) / (W + R + k) is the one minimum, or the nearer end of the interval.
-
-    Args:
-        labels: (N,) of 0 and 1.
-        probabilities: (N,) P(fake) in [0, 1], not clipped, of videos that no part of the rule was fitted on.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     says_fake = probabilities > 0.5

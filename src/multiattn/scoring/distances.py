@@ -17,16 +17,10 @@ NOT_MEASURED = "how far these faces lie from those of the training was not measu
 
 def crop_distances(predictions: pd.DataFrame) -> pd.DataFrame:
     """One distance a crop: the mean over the models that measured it, NaN where none did, and the reason of the model
-    from whose training it lies farthest.
+    from whose training it lies farthest; sorted by video_id, frame_index and track.
 
     The mean parted foreign from familiar faces at least as well as the median and, unlike the largest, kept familiar
     ones inside.
-
-    Args:
-        predictions: a `frame_predictions` table.
-
-    Returns:
-        video_id, frame_index, track, distance and distance_reason, sorted by the first three.
     """
     farthest_first = predictions.sort_values("distance", ascending=False, kind="stable")
     groups = farthest_first.groupby(CROP, sort=True, observed=True)

@@ -58,11 +58,8 @@ def experiment_of(model: str) -> str:
 
 
 def score_experiments(predictions: "pd.DataFrame | FrameGroups", aggregator: Aggregator) -> ExperimentScores:
-    """Frame predictions -> one probability a video and experiment.
-
-    Args:
-        predictions: a `frame_predictions` table, or the groups made of one, which serve any number of aggregators.
-    """
+    """Frame predictions, or the groups made of them, which serve any number of aggregators -> one probability a video
+    and experiment."""
     import pandas as pd
 
     groups = FrameGroups.of(predictions)
@@ -111,9 +108,6 @@ class Ensemble:
         A video that some experiments did not see (NaN) is scored by the others: their weights are renormalised, or
         are equal where all of them are 0; for `stacked` the mean logit of those that saw it stands in for each other
         one. So it is with experiments that have a weight and are not among those given. A video that none saw is NaN.
-
-        Raises:
-            ValueError: an experiment has no weight.
         """
         names = list(self.weights or experiments)
         if unknown := sorted(set(experiments) - set(names)):
@@ -159,16 +153,11 @@ def _blend_gated(values: np.ndarray, weights: np.ndarray, ensemble: Ensemble) ->
 def fit_ensemble(
     method: str, space: str, values: np.ndarray, labels: np.ndarray, experiments: Sequence[str], folds: np.ndarray
 ) -> Ensemble:
-    """The ensemble of one method, fitted.
+    """The ensemble of one method, fitted; without a video of each class that all experiments saw the plain mean.
 
     Args:
-        method, space: as in `Ensemble`.
         values: (V, E) out-of-fold P(fake); NaN where an experiment did not see the video.
-        labels: (V,) of 0 and 1.
         folds: (V,) any numbers: the parts that `stacked` chooses its strength with.
-
-    Returns:
-        Without a video of each class that all experiments saw, the plain mean.
     """
     fit = METHODS[method].fit
     if fit is None:
@@ -199,14 +188,10 @@ def simplex_weights(
 
     Args:
         values: (V, E) P(fake), no NaN.
-        labels: (V,) of 0 and 1.
         space: `probability`: the blend is a mixture sum w_e p_e. Its loss is that of floor + (1 - 2 floor) p, which
             stands for the clip that follows, and unlike it is smooth and keeps the problem convex. `logit`:
             sigmoid(sum w_e z_e), without that.
         pull: towards equal weights.
-
-    Raises:
-        RuntimeError: the solver stopped early.
     """
     from scipy.optimize import minimize
 

@@ -71,26 +71,22 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-
 
 
 def log_losses(labels: np.ndarray, probabilities: np.ndarray, *, clip: float) -> np.ndarray:
-    """(N,) float64, the log loss of every single answer; arguments and errors as `log_loss`."""
+    """(N,) float64, the log loss of every single answer; arguments as of `log_loss`."""
     labels, probabilities = check_predictions(labels, probabilities)
     clipped = np.clip(probabilities, clip, 1 - clip)
     return -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
 
 
 def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray, *, clip: float = 1e-15) -> float:
-    """Mean of the two classes' own log losses: what log loss would be if both were as frequent.
-
-    Arguments and errors as `log_loss`; with one class present it is that class's log loss.
-    """
+    """Mean of the two classes' own log losses: what log loss would be if both were as frequent; with one class present
+    that class's log loss. Arguments as of `log_loss`."""
     losses, is_fake = log_losses(labels, probabilities, clip=clip), np.asarray(labels) == 1
     return float(np.mean([losses[of_class].mean() for of_class in (is_fake, ~is_fake) if of_class.any()]))
 
 
 def video_metrics(labels: np.ndarray, probabilities: np.ndarray, *, clip: float) -> VideoMetrics:
-    """All metrics of (N,) probabilities against (N,) labels of 0 and 1; errors as `log_loss`.
-
-    The clip is for log loss, Brier score and calibration; ranks and sides of 0.5 are those of what was given.
-    """
+    """All metrics of (N,) probabilities against (N,) labels of 0 and 1. The clip is for log loss, Brier score and
+    calibration; ranks and sides of 0.5 are those of what was given."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     labels, probabilities = check_predictions(labels, probabilities)
@@ -113,11 +109,7 @@ def video_metrics(labels: np.ndarray, probabilities: np.ndarray, *, clip: float)
 
 
 def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates, (P,) each, ascending from (0, 0) to (1, 1): one point a distinct probability.
-
-    Raises:
-        ValueError: as `log_loss`; only one class.
-    """
+    """False and true positive rates, (P,) each, ascending from (0, 0) to (1, 1): one point a distinct probability."""
     from sklearn.metrics import roc_curve
 
     labels, probabilities = check_predictions(labels, probabilities)
@@ -138,11 +130,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = CALIBRATION_BINS) -> Reliability:
-    """Bins of equal width over [0, 1]; a value on an edge belongs to the upper bin, 1 to the last.
-
-    Raises:
-        ValueError: as `log_loss`.
-    """
+    """Bins of equal width over [0, 1]; a value on an edge belongs to the upper bin, 1 to the last."""
     labels, probabilities = check_predictions(labels, probabilities)
     places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
     counts = np.bincount(places, minlength=bins)
@@ -159,7 +147,7 @@ def _equal_error_rate(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays, the probabilities float64; errors as `log_loss`."""
+    """Both as arrays, the probabilities float64; raises as `log_loss`."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if labels.shape != probabilities.shape or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(
@@ -213,11 +201,6 @@ class Comparison:
     probability_better: float
     """Confidence that a is better, in [0, 1]; 0.5 where they are equal, NaN with fewer than 5 groups."""
 
-    @property
-    def interval(self) -> Interval:
-        """The interval of the difference."""
-        return Interval(self.low, self.high, self.standard_error)
-
 
 def bootstrap_log_loss(
     labels: np.ndarray,
@@ -228,32 +211,21 @@ def bootstrap_log_loss(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """The interval of the mean log loss.
+    """The interval of the mean log loss; labels, probabilities and clip as of `log_loss`.
 
     Args:
-        labels: (N,) of 0 and 1, N >= 1.
-        probabilities: (N,) P(fake) in [0, 1].
         groups: (N,) names or numbers of what is drawn as a whole; None draws single videos, by their place: the same
             rows in another order give another draw of the same distribution.
-        clip: probabilities are moved into [clip, 1 - clip] first.
-
-    Raises:
-        ValueError: as `log_loss`; groups of another length, no resamples.
     """
     interval, _ = _studentized(log_losses(labels, probabilities, clip=clip), groups, resamples, seed)
     return Interval(max(interval.low, 0.0), interval.high, interval.standard_error)
 
 
-def balanced_interval(
-    labels: np.ndarray, values: np.ndarray, groups: np.ndarray | None = None, *, resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def balanced_interval(labels: np.ndarray, values: np.ndarray, groups: np.ndarray | None = None) -> Interval:
     """The interval of the mean of both classes' own means of (N,) values, as `bootstrap_log_loss` finds it, within the
     values.
 
     Each value is replaced by its share of the figure, m + (v - m_c) N / (2 N_c), whose mean is the figure m.
-
-    Raises:
-        ValueError: one class only, groups of another length, no resamples.
     """
     labels, values = np.asarray(labels), np.asarray(values, dtype=np.float64)
     if len(np.unique(labels)) < 2:
@@ -261,7 +233,7 @@ def balanced_interval(
     counts, sums = np.bincount(labels, minlength=2), np.bincount(labels, weights=values, minlength=2)
     means = sums / counts
     shares = means.mean() + (values - means[labels]) * len(labels) / (2 * counts[labels])
-    found = _studentized(shares, groups, resamples, seed)[0]
+    found = _studentized(shares, groups)[0]
     low, high = np.clip([found.low, found.high], values.min(), values.max())  # NaN stays
     return Interval(float(low), float(high), found.standard_error)
 
@@ -277,9 +249,7 @@ def compare_log_loss(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the log losses of the answers `a` and `b`, video by video.
-
-    Arguments and errors as `bootstrap_log_loss`.
+    """Compare the log losses of the answers `a` and `b`, video by video; other arguments as of `bootstrap_log_loss`.
 
     Args:
         weights: (N,) of the videos, of mean 1; None: all count alike.
@@ -293,9 +263,8 @@ def compare_log_loss(
 def auc_interval(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None) -> Interval:
     """The interval of the area under the ROC curve: Student's, of its logit, with G - 1 degrees of freedom.
 
-    Arguments and errors as `bootstrap_log_loss`. Source: Obuchowski, "Nonparametric analysis of clustered ROC curve
-    data" (Biometrics 1997), the variance of an AUC from the sums of its components over groups. Departures: the logit,
-    which keeps the interval in [0, 1].
+    Source: Obuchowski, "Nonparametric analysis of clustered ROC curve data" (Biometrics 1997), the variance of an AUC
+    from the sums of its components over groups. Departures: the logit, which keeps the interval in [0, 1].
     """
     from scipy.special import expit, logit, stdtrit
 
@@ -360,7 +329,9 @@ def standard_error(values: np.ndarray, groups: np.ndarray) -> float:
     return float(np.sqrt(num_groups / (num_groups - 1) * away @ away) / len(values))
 
 
-def _studentized(values: np.ndarray, groups: np.ndarray | None, resamples: int, seed: int) -> tuple[Interval, float]:
+def _studentized(
+    values: np.ndarray, groups: np.ndarray | None, resamples: int = 10_000, seed: int = 0
+) -> tuple[Interval, float]:
     """The interval of the mean of (N,) values, and the confidence that the mean lies below 0.
 
     The bootstrap-t over groups (Efron and Tibshirani 1993, §12.5), which follows the skewness of losses, but nowhere

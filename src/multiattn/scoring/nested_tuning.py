@@ -183,15 +183,10 @@ def gather_evidence(
     Args:
         predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`.
         videos: those videos, a `folds` table: video_id, label, group, fold.
-        advance: called once a recipe.
 
     Returns:
         The evidence, and the (N,) positions in `videos` of its videos: those with a face, in the order of their
         video_id, so that the order of the rows given changes nothing.
-
-    Raises:
-        ValueError: one group only; a video that is not among those given, or was scored by a model of another
-            fold, which may have learned it; no video with a face of one of the classes.
     """
     groups = FrameGroups.of(predictions)
     positions, values = check_held_out(groups, videos), {}
@@ -212,11 +207,7 @@ def gather_evidence(
 
 
 def outer_parts(videos: pd.DataFrame) -> np.ndarray:
-    """(N,) int64: the fold of every video of a `folds` table, or its part where there is one fold only.
-
-    Raises:
-        ValueError: one group only, of which nothing can be held out.
-    """
+    """(N,) int64: the fold of every video of a `folds` table, or its part where there is one fold only."""
     parts = videos["fold"].to_numpy(np.int64)
     if len(np.unique(parts)) < 2:
         parts = inner_parts(parts, videos["group"].to_numpy())
@@ -248,7 +239,6 @@ def tune_nested(
     Args:
         evidence, positions: of `gather_evidence` with these videos.
         test_prior: the stated share of fakes at test time, as of `candidate_rules`.
-        seed: of the bootstraps.
         advance: called STAGES times a fold, and as often for the whole.
     """
     choose = partial(choose_rule, seed=seed, advance=advance)

@@ -68,9 +68,6 @@ class ScoringRule:
         Returns:
             video_id, probability (float64, in [clip, 1 - clip]) and num_crops (the most any model saw), sorted by
             video_id. A video some models did not see is scored by the others.
-
-        Raises:
-            ValueError: predictions of an experiment that the ensemble has no weight for.
         """
         if self.per_frame:
             frames = self.answer_frames(predictions)
@@ -83,14 +80,8 @@ class ScoringRule:
         return pd.DataFrame({"video_id": scores.video_ids, "probability": probability, "num_crops": scores.num_crops})
 
     def answer_frames(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Every frame answered as a video of this one crop, but not clipped.
-
-        Args:
-            predictions: as of `score`.
-
-        Returns:
-            video_id, track, frame_index and probability, sorted by the first three.
-        """
+        """Every frame predicted as a video of this one crop, but not clipped: video_id, track, frame_index and
+        probability, sorted by the first three."""
         numbers = predictions.groupby(FRAME, sort=True, observed=True).ngroup()
         frames = predictions[FRAME].assign(number=numbers).drop_duplicates("number").sort_values("number")
         scores = score_experiments(predictions.assign(video_id=numbers, track=0, frame_index=0), self.aggregator)

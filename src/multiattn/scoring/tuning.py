@@ -90,11 +90,7 @@ def tune(
         last_epoch: predictions of the same videos by the last epochs' weights, which no choice went into, for figures
             beside the others; None where they were not kept.
         test_prior: the share of fakes expected at test time, in (0, 1). None: as among these videos.
-        seed: of the bootstraps.
         advance: called after each of `num_steps` steps.
-
-    Raises:
-        ValueError: a prior outside (0, 1), or what `gather_evidence` refuses.
     """
     if test_prior is not None and not 0 < test_prior < 1:
         raise ValueError(f"--test-prior: expected a share of fakes in (0, 1), found {test_prior}.")
@@ -172,15 +168,10 @@ def _answer_last_epoch(nested: Nested, predictions: pd.DataFrame) -> dict[str, n
 def report_tuning(nested: Nested, last_epoch: dict[str, np.ndarray] | None, *, seed: int) -> dict[str, Any]:
     """Describe every comparison of a tuning.
 
-    Args:
-        last_epoch: candidate -> (N,) answers to the predictions of the last epochs.
-
     Returns:
         `videos`: their numbers. `stages`: for every stage the candidates and the choice on all folds. `folds`: what was
-        chosen without each fold, or part of a single one. `figures`: log loss with its 95 % interval, class-balanced
-        log loss, AUC, Brier score and calibration error, at these videos' share of fakes, of the constant 0.5, the base
-        rate (of the other folds), every experiment alone, the equal mean untuned, the tuned rule nested, the tuned rule
-        on the videos it was fitted on, and of the last epochs.
+        chosen without each fold, or part of a single one. `figures`, at these videos' share of fakes: those of
+        `_figures` for each of `_answers`, and for the last epochs' answers.
     """
     videos = nested.videos
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
