@@ -47,16 +47,7 @@ class CrossData:
 
 
 def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> CrossData:
-    """Read a faces folder to test on.
-
-    Args:
-        recipe: how the crops were made that the runs train on.
-        trained_on: video_id of every video in the folds.
-
-    Raises:
-        FileNotFoundError: not a faces folder.
-        ValueError: crops made differently, videos that are in the folds, or not both classes.
-    """
+    """Read a faces folder to test on, of crops as the runs' are made and of videos that are not in the folds."""
     if difference := describe_difference(recipe.for_prediction(), read_recipe(folder).for_prediction()):
         raise ValueError(f"--cross-faces {folder}: its crops differ from those trained on: {difference}.")
     faces, _, videos = read_faces_folder(folder)
@@ -84,12 +75,6 @@ def measure_out_of_fold(runs: Path, folds: list[int]) -> Figures:
     """Frame and video metrics over the held-out videos of these folds together.
 
     Frames are those of `oof.parquet`; a video without a face counts at video level, with the prior.
-
-    Args:
-        runs: an experiment's folder.
-
-    Raises:
-        FileNotFoundError: a fold has no predictions yet.
     """
     rule = ScoringRule()
     frame_tables, video_tables = [], []

@@ -95,14 +95,8 @@ def variant(
     texture: str | None = None,
     attention: str | None = None,
 ) -> Experiment:
-    """The experiment with other switches, named after them: `b4_ril_soft_m4_L2L5`.
-
-    Args:
-        prefix: what the run's name begins with; stands for everything the switches leave as it is.
-        auxiliary: `ril`, `ams` or `none`.
-        agda: `soft`, `hard` or `none`.
-        texture, attention: stages; None keeps the experiment's.
-    """
+    """The experiment with other switches, named after them and a prefix for all that they leave as it is:
+    `b4_ril_soft_m4_L2L5`; stages of None are the experiment's."""
     texture = texture or experiment.model.texture_stage
     attention = attention or experiment.model.attention_stage
     switches = {"num_maps": num_maps, "texture_stage": texture, "attention_stage": attention}
@@ -254,14 +248,7 @@ ABLATIONS: dict[str, Callable[[], Ablation]] = {
 
 
 def get_ablation(table: str, *, tiny: bool = False) -> Ablation:
-    """The table of that name.
-
-    Args:
-        tiny: every cell on a small untrained network, 64 px crops and one epoch.
-
-    Raises:
-        ValueError: there is none; names the nearest.
-    """
+    """The table of that name; `tiny`: every cell on a small untrained network, 64 px crops and one epoch."""
     ablation = look_up(ABLATIONS, table, "ablation table")()
     if not tiny:
         return ablation
@@ -283,22 +270,15 @@ def shrink_cell(experiment: Experiment) -> Experiment:
 def seeded(
     experiment: Experiment, repetition: int, *, suffix: str = "", start_from: str | Path | None = None
 ) -> Experiment:
-    """The run of one seed: `<name><suffix>_seed<repetition>`, its seed the experiment's plus `repetition`.
-
-    Args:
-        suffix: of the names of runs on other data (`_c40`).
-        start_from: the run folder it starts from.
-    """
+    """The run of one seed: `<name><suffix>_seed<repetition>`, its seed the experiment's plus `repetition`; runs on other
+    data have a suffix (`_c40`), and `start_from` is the run folder it starts from."""
     name, start = f"{experiment.name}{suffix}_seed{repetition}", str(start_from) if start_from is not None else None
     return dataclasses.replace(experiment, name=name, seed=experiment.seed + repetition, start_from=start)
 
 
 def name_data(videos: pd.DataFrame) -> str:
-    """Name of a set of videos: `FF++ HQ`, `FF++ LQ`, `Celeb-DF`, else the names of its data sets.
-
-    Args:
-        videos: a `videos` table; its data sets and compressions decide (c23 is the paper's HQ, c40 its LQ).
-    """
+    """Name of the videos of a table by their data sets and compressions (c23 is the paper's HQ, c40 its LQ):
+    `FF++ HQ`, `FF++ LQ`, `Celeb-DF`, else the names of its data sets."""
     datasets, compressions = sorted(set(videos["dataset"])), sorted(set(videos["compression"]))
     if datasets == ["ffpp"] and len(compressions) == 1:
         return {"c23": HQ, "c40": LQ}.get(compressions[0], f"FF++ {compressions[0]}")

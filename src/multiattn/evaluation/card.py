@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -80,21 +80,6 @@ knows may have been made in a way it does not know. The share of fakes decides w
 video in a hundred is a fake, most of those above a threshold with 5 % false alarms are real."""
 
 
-@dataclass(frozen=True)
-class CardInputs:
-    """One run, and what stands beside it."""
-
-    models: list[TrainedModel]
-    evaluations: tuple[Path, ...] = ()
-    """Folders of `multiattn evaluate`, of these very weights."""
-    videos: pd.DataFrame | None = None
-    """The `videos` table its data were chosen from: their splits, and what was left out."""
-    sources: Mapping[str, str] | None = None
-    """Data set in the tables -> the published one it is taken from."""
-    robustness: Path | None = None
-    """A folder of `multiattn robustness`, of these very weights."""
-
-
 def model_card(
     run: Path,
     *,
@@ -106,28 +91,26 @@ def model_card(
     """The card of one experiment, or of one of its folds, as Markdown without any absolute path.
 
     Args:
-        evaluations, videos, sources, robustness: as of `CardInputs`; `videos` is the path of the table.
-
-    Raises:
-        FileNotFoundError: no run, a fold without a checkpoint, or no such evaluation or table.
-        ValueError: an evaluation of other weights, a source of a data set that the run has none of, or a file of the
-            run that holds something else.
+        evaluations: folders of `multiattn evaluate`, of these very weights.
+        videos: the `videos` table its data were chosen from, for their splits and what was left out.
+        sources: data set in the tables -> the published one it is taken from.
+        robustness: a folder of `multiattn robustness`, of these very weights.
     """
     table = None if videos is None else VIDEOS.read(videos)
-    inputs = CardInputs(find_models(run), tuple(evaluations), table, sources or {}, robustness)
-    name, first = experiment_name(run), inputs.models[0]
+    models, sources = find_models(run), sources or {}
+    name, first = experiment_name(run), models[0]
     folds = first.folds()
-    known = {} if folds.empty else _known_sources(folds, inputs.sources)
-    if strange := sorted(set(inputs.sources or {}) - set(known)):
+    known = {} if folds.empty else _known_sources(folds, sources)
+    if strange := sorted(set(sources) - set(known)):
         raise ValueError(f"--source {strange[0]}: expected a data set of the run ({', '.join(known)}), found none.")
     scoring = find_scoring([run])
     sections = [
-        (f"# Model card: {name}", _summary(inputs.models)),
-        ("## Data", _data(inputs, folds, known)),
-        ("## Training", _training(inputs.models)),
-        ("## Out of fold", _out_of_fold(run, inputs.models, scoring[1] if scoring is not None else None)),
-        ("## Other data", _evaluations(inputs)),
-        ("## Distorted crops", _robustness(inputs)),
+        (f"# Model card: {name}", _summary(models)),
+        ("## Data", _data(models, folds, known, table)),
+        ("## Training", _training(models)),
+        ("## Out of fold", _out_of_fold(run, models, scoring[1] if scoring is not None else None)),
+        ("## Other data", _evaluations(models, evaluations)),
+        ("## Distorted crops", _robustness(models, robustness)),
         ("## Not seen", _not_seen(first, known)),
         ("## Use", USE),
         (DATA_TERMS, _licences(known)),
@@ -153,8 +136,13 @@ def _summary(models: Sequence[TrainedModel]) -> str:
     )
 
 
-def _data(inputs: CardInputs, folds: pd.DataFrame, known: dict[str, DataSource | None]) -> str:
-    first = inputs.models[0]
+def _data(
+    models: Sequence[TrainedModel],
+    folds: pd.DataFrame,
+    known: dict[str, DataSource | None],
+    videos: pd.DataFrame | None,
+) -> str:
+    first = models[0]
     if folds.empty:
         return (
             "An imported checkpoint: which videos it was trained on is not known." if first.imported else NOT_RECORDED
@@ -166,11 +154,11 @@ def _data(inputs: CardInputs, folds: pd.DataFrame, known: dict[str, DataSource |
     ]  # fmt: skip
     table = folds.assign(dataset=_datasets(folds), part=folds["video_id"].map(_part), split="")
     table["used"] = np.where(table["fold"] < 0, "training only", "fold " + table["fold"].astype(str))
-    if inputs.videos is not None:
-        of_table = inputs.videos[inputs.videos["dataset"].isin(known) & inputs.videos["label"].isin((REAL, FAKE))]
+    if videos is not None:
+        of_table = videos[videos["dataset"].isin(known) & videos["label"].isin((REAL, FAKE))]
         used = of_table["video_id"].map(table.set_index("video_id")["used"]).fillna("not used")
         table = of_table[["video_id", "dataset", "part", "split", "label"]].assign(used=used)
-    keys = ["dataset", "split", "part"] if inputs.videos is not None else ["dataset", "part"]
+    keys = ["dataset", "split", "part"] if videos is not None else ["dataset", "part"]
     rows = []
     for key, of_part in table.groupby(keys, sort=False):
         used = ", ".join(sorted(set(of_part["used"])))
@@ -181,7 +169,7 @@ def _data(inputs: CardInputs, folds: pd.DataFrame, known: dict[str, DataSource |
     digest = file_digest(folds_table(first.path))
     note = (
         f"{_count(len(folds), 'video')} in {_count(folds['group'].nunique(), 'group')} that never span folds. Trained: "
-        f"{_folds(inputs.models)}, each on all other folds and validated on its own. SHA-256 of the list (folds.csv): "
+        f"{_folds(models)}, each on all other folds and validated on its own. SHA-256 of the list (folds.csv): "
         f"`{digest}`."
     )
     return "\n".join([*lines, "", markdown_table([*keys, "real", "fake", "validates"], rows, padded=True), "", note])
@@ -237,15 +225,8 @@ def _fold_row(model: TrainedModel) -> list[str]:
         fitted = read_metadata(path)
         familiar = f"{fitted.get('training_crops')} training and {fitted.get('held_out_crops')} held-out crops"
     chosen = str(int(notes["epoch"]) + 1) if "epoch" in notes else NOT_RECORDED
-    return [
-        model.path.name,
-        epochs,
-        chosen,
-        notes.get("candidate", NOT_RECORDED),
-        minutes,
-        familiar,
-        f"`{file_digest(model.path / BEST_WEIGHTS)}`",
-    ]
+    digest = f"`{file_digest(model.path / BEST_WEIGHTS)}`"
+    return [model.path.name, epochs, chosen, notes.get("candidate", NOT_RECORDED), minutes, familiar, digest]
 
 
 def _command(words: Sequence[str]) -> list[str]:
@@ -258,15 +239,11 @@ def _command(words: Sequence[str]) -> list[str]:
 def _changes(experiment: Experiment, command: Sequence[str]) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """The experiment a run is compared with, in words, and the settings with another value."""
     named = command[2] if command[1:2] == ["train"] and len(command) > 2 else experiment.name
-    candidates = [
-        name for name in (named, experiment.name, experiment.name.removesuffix("_tiny")) if name in EXPERIMENTS
-    ]
-    base, words = (
-        Experiment(name=experiment.name),
-        "the paper's settings (an experiment that the package does not have)",
-    )
-    if candidates:
-        base, words = get_experiment(candidates[0]), f"`{candidates[0]}`"
+    names = (named, experiment.name, experiment.name.removesuffix("_tiny"))
+    base = Experiment(name=experiment.name)
+    words = "the paper's settings (an experiment that the package does not have)"
+    if known := next((name for name in names if name in EXPERIMENTS), None):
+        base, words = get_experiment(known), f"`{known}`"
         if "--tiny" in command or experiment.name.endswith("_tiny"):
             base, words = shrink(base), f"{words} with `--tiny`"
     changed = differences(to_json(experiment), to_json(base))
@@ -335,11 +312,11 @@ def _cell(figure: float | None, interval: Interval | None) -> str:
     return f"{figure:.4f}" if interval is None else interval.beside(figure)
 
 
-def _evaluations(inputs: CardInputs) -> str:
+def _evaluations(models: Sequence[TrainedModel], folders: Sequence[Path]) -> str:
     """The video figures of `multiattn evaluate` on other data, part by part."""
-    weights = set(checkpoint_digests(inputs.models).values())
+    weights = set(checkpoint_digests(models).values())
     rows = []
-    for folder in inputs.evaluations:
+    for folder in folders:
         basis, path = (folder / PREDICTIONS_FILE).with_suffix(".json"), folder / METRICS_FILE
         if not basis.is_file() or not path.is_file():
             raise FileNotFoundError(f"{folder}: no {path.name} and {basis.name} here. Run `multiattn evaluate --out`.")
@@ -356,16 +333,16 @@ def _evaluations(inputs: CardInputs) -> str:
     return markdown_table(["data set", "part", "real", "fake", *MEASURED.values()], rows, padded=True)
 
 
-def _robustness(inputs: CardInputs) -> str:
+def _robustness(models: Sequence[TrainedModel], folder: Path | None) -> str:
     """The cells of `multiattn robustness`, and which of them cost more AUC than a card passes over."""
-    if inputs.robustness is None:
+    if folder is None:
         return ""
-    path = inputs.robustness / ROBUSTNESS_FILE
-    basis = (inputs.robustness / CELLS_FOLDER / CLEAN_FILE).with_suffix(".json")
+    path = folder / ROBUSTNESS_FILE
+    basis = (folder / CELLS_FOLDER / CLEAN_FILE).with_suffix(".json")
     if not path.is_file() or not basis.is_file():
-        raise FileNotFoundError(f"{inputs.robustness}: no {path.name} here. Run `multiattn robustness --out`.")
-    if read_json(basis)["checkpoints"] != checkpoint_digests(inputs.models):
-        raise ValueError(f"{inputs.robustness}: of other weights. Run `multiattn robustness` on this run again.")
+        raise FileNotFoundError(f"{folder}: no {path.name} here. Run `multiattn robustness --out`.")
+    if read_json(basis)["checkpoints"] != checkpoint_digests(models):
+        raise ValueError(f"{folder}: of other weights. Run `multiattn robustness` on this run again.")
     cells = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(FIGURE_COLUMNS, ""))
     worse = cells[cells["auc_change"] < -MOST_LOST]
     lost = ", ".join(f"{row.distortion} {row.level}".strip() for row in worse.itertuples())
@@ -395,10 +372,10 @@ def _licences(known: dict[str, DataSource | None]) -> str:
     return "\n".join([*lines, "", "The project's licence covers its code, not the data, and claims no rights in them."])
 
 
-def _known_sources(folds: pd.DataFrame, names: Mapping[str, str] | None) -> dict[str, DataSource | None]:
+def _known_sources(folds: pd.DataFrame, names: Mapping[str, str]) -> dict[str, DataSource | None]:
     """Data set -> its source, of all in a `folds` table."""
     of_datasets = dict(iter(folds["video_id"].groupby(_datasets(folds))))
-    return {name: find_source((names or {}).get(name, name), ids) for name, ids in of_datasets.items()}
+    return {name: find_source(names.get(name, name), ids) for name, ids in of_datasets.items()}
 
 
 def _datasets(folds: pd.DataFrame) -> pd.Series:

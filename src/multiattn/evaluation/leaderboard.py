@@ -222,12 +222,6 @@ def score_submissions(
         scale: which published figures stand beside ours; `auto` knows the released and the public one by the file
             names of all their videos. Another than these names say is refused, and any beside Kaggle's 400 sample
             videos, which are on none; where they say nothing, a warning.
-        resamples: of the bootstrap.
-
-    Raises:
-        FileNotFoundError: no submission in the folder, or no such labels or groups file.
-        ValueError: a submission, a card, the labels or the groups break their contract; `scale` is another than that
-            of the labels.
     """
     paths = sorted(submissions.glob(f"*/{SUBMISSION_FILE}"))
     if not paths:
@@ -253,7 +247,8 @@ def score_submissions(
 def _board(rows: pd.DataFrame, scored_on: str, **more: Any) -> Leaderboard:
     """The leaderboard of rows whose last one is the constant's."""
     rows = rows.astype(dict.fromkeys([*FAILURES, "seen_in_training", "num_videos"], "Int64"))
-    return Leaderboard(_in_order(rows.iloc[:-1]), scored_on, rows.iloc[-1:], **more)
+    ours = rows.iloc[:-1].sort_values(["log_loss", "name"], na_position="last", ignore_index=True)
+    return Leaderboard(ours, scored_on, rows.iloc[-1:], **more)
 
 
 def _kaggles_400(names: pd.Series) -> list[str]:
@@ -270,11 +265,8 @@ def _kaggles_400(names: pd.Series) -> list[str]:
 
 
 def _doubts(asked: str, found: Scale | None, labels_path: Path, notes: list[str]) -> list[str]:
-    """Doubts about the scale that was asked for; none where the file names say the same, or with `none`.
-
-    Raises:
-        ValueError: the file names are those of another scale, or some are of Kaggle's 400, which `notes` names.
-    """
+    """Doubts about the scale that was asked for; none where the file names say the same, or with `none`. File names of
+    another scale are refused, and any of Kaggle's 400, which `notes` names."""
     if asked == "none" or (found is not None and found.name == asked):
         return []
     if found is not None:
@@ -294,16 +286,8 @@ def _doubts(asked: str, found: Scale | None, labels_path: Path, notes: list[str]
 
 
 def read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
-    """(N,) the group of each labelled video, in the order of the labels.
-
-    Args:
-        path: `filename,group`, a row a video; other columns and other videos are not used.
-        labels: a table of labels.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, a labelled video without a group, or with several.
-    """
+    """(N,) the group of each labelled video, in the order of the labels, of a file `filename,group` with a row a video;
+    other columns and other videos are not used."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Expected `filename,group`, a row a video.")
     try:
@@ -359,11 +343,8 @@ def _scored(
     groups: np.ndarray | None,
     resamples: int,
 ) -> pd.DataFrame:
-    """The rows with the figures of submissions that answer every labelled video, compared with the best of ours.
-
-    Args:
-        submissions: one a row, the constant last.
-    """
+    """The rows with the figures of submissions, one a row, the constant last, that predict every labelled video,
+    compared with the best of ours."""
     rows, settings = rows.copy(), {"clip": SCORING_CLIP, "resamples": resamples}
     names, labels = labels["filename"], labels["label"].to_numpy()
     answers = [names.map(table.set_index("filename")["label"]) for table in submissions]
@@ -380,7 +361,3 @@ def _scored(
         found = compare_log_loss(labels, given, complete[ours.index[0]], groups, **settings)
         rows.loc[row, list(COMPARED)] = [found.difference, found.low, found.high, found.probability_better]
     return rows
-
-
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.sort_values(["log_loss", "name"], na_position="last", ignore_index=True)

@@ -130,15 +130,8 @@ class Choice:
 
 
 def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) -> tuple[Evaluation, Choice | None]:
-    """Measure the blend of all runs; with `choose` every run by itself, each with its own scoring rule.
-
-    Returns:
-        The evaluation, with `choose` that of the best run, and then the choice.
-
-    Raises:
-        FileNotFoundError: no runs, table or faces folder.
-        ValueError: a leak, videos without faces extracted, or nothing to evaluate; as `choose_run`.
-    """
+    """Measure the blend of all runs; with `choose` every run by itself, each with its own scoring rule: the evaluation
+    of the best run then, and the choice."""
     table = VIDEOS.read(inputs.videos)
     models = find_models(*inputs.runs)
     selection = select_videos(table, inputs.split)
@@ -236,11 +229,7 @@ def _warnings(models: Sequence[TrainedModel], selection: Selection, trained: Seq
 def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choice:
     """The run with the lowest log loss or the highest AUC of videos, as a mean over data sets; equals by name.
 
-    Args:
-        measured: run -> its table of `measures.measure`, all of the same data sets.
-
-    Raises:
-        ValueError: AUC where a data set has one class only.
+    `measured` is run -> its table of `measures.measure`, all of the same data sets.
     """
     rows = []
     for run, figures in measured.items():
@@ -256,11 +245,7 @@ def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choic
 
 
 def require_choosable(runs: Sequence[Path], split: str, criterion: Criterion) -> None:
-    """Refuse a choice on a test split, or among fewer than two experiments.
-
-    Raises:
-        ValueError: either.
-    """
+    """Refuse a choice on a test split, or among fewer than two experiments."""
     if split != "val":
         raise ValueError(
             f"--choose {criterion} --split {split}: a test split never selects anything: what was chosen on it seems "
@@ -284,16 +269,12 @@ def predict_kept(
     distortion: str = "",
     **how: Any,
 ) -> pd.DataFrame:
-    """The predictions of some videos, from the table at `path` where they are those asked for.
+    """The predictions of some videos, faces folder -> video_ids there, none in two of them; taken from the
+    `frame_predictions` table at `path`, with their basis beside it, as far as they are those asked for.
 
     Args:
-        folders: faces folder -> video_ids to predict there; no video in two of them.
-        path: the `frame_predictions` table they are kept in, with their basis beside it.
         distortion: what happens to the crops before, in words; part of the basis.
         how: further arguments of `predict_faces`.
-
-    Raises:
-        ValueError: crops that were not made the way a model's were, or another process holds the folder.
     """
     known = known_precision(precision, device)
     basis = {"faces": faces_digest(folders), "precision": known, "device": device.type}

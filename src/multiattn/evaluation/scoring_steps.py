@@ -19,17 +19,11 @@ COLUMNS = ("name", "log_loss", "low", "high", "balanced_log_loss", "auc", "num_v
 
 
 def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
-    """The steps over held-out videos, each by the model of its fold.
-
-    Args:
-        scoring: the `scoring.json` of `multiattn tune`.
+    """The steps over held-out videos, each by the model of its fold, from the `scoring.json` of `multiattn tune`.
 
     Returns:
         name, log_loss with the 95 % interval low and high (NaN with fewer than 5 groups), balanced_log_loss, auc,
         num_videos; num_groups, those of the folds table, which the bootstrap draws whole.
-
-    Raises:
-        FileNotFoundError, ValueError: not such a file.
     """
     if not scoring.is_file():
         raise FileNotFoundError(f"{scoring}: no scoring rule here. Make it with `multiattn tune`.")
@@ -48,15 +42,8 @@ def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRul
 
     Args:
         submission: a submission folder.
-        labels: `filename,label` of its videos.
-        groups: `filename,group` of them, which the bootstrap draws whole.
+        labels, groups: `filename,label` and `filename,group` of its videos; the bootstrap draws groups whole.
         rule: the tuned one.
-
-    Returns:
-        As `steps_out_of_fold`.
-
-    Raises:
-        FileNotFoundError, ValueError: not such files, or a labelled video without a group.
     """
     predictions = FRAME_PREDICTIONS.read(submission / PREDICTIONS_FILE, allow_empty=True)
     table = LABELS.read(labels).sort_values("filename", ignore_index=True)

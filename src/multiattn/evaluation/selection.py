@@ -46,14 +46,7 @@ class Selection:
 
 
 def select_videos(table: pd.DataFrame, split: Split) -> Selection:
-    """Every data set's videos of the split; of one without any split, all of them for a test and none to choose.
-
-    Args:
-        table: a `videos` table.
-
-    Raises:
-        ValueError: nothing is left; says of every data set why.
-    """
+    """Every data set's videos of the split; of one without any split, all of them for a test and none to choose."""
     datasets, unsplit, left_out, unlabelled = {}, [], {}, {}
     for name, videos in table.sort_values("video_id").groupby("dataset", sort=True):
         has_splits = (videos["split"] != "").any()
@@ -88,14 +81,7 @@ class Extracted:
 
 
 def find_faces(selection: Selection, folders: Sequence[Path]) -> tuple[Selection, Extracted]:
-    """Find the selected videos' faces.
-
-    Returns:
-        The selection without data sets no folder knows (named in `left_out`), and the faces of the rest.
-
-    Raises:
-        ValueError: a video in two folders, a data set of which only some videos are extracted, or none at all.
-    """
+    """The selection without data sets that no folder knows (named in `left_out`), and the faces of the rest."""
     wanted = set(selection.videos["video_id"])
     folder_of: dict[str, Path] = {}
     statuses, faces = [], []
@@ -135,13 +121,7 @@ def require_unseen(models: Sequence[TrainedModel], videos: pd.DataFrame, table: 
     """Refuse a test on videos that a run knows, and runs that know videos of any test split.
 
     A video in a run's folds counts even for the model that held it out: that model's best checkpoint was chosen on it.
-
-    Args:
-        videos: rows of `table` that shall be tested on.
-        table: a `videos` table.
-
-    Raises:
-        ValueError: leak; says how many videos, of which run, and the first.
+    `videos` are the rows of `table` that shall be tested on.
     """
     of_test_split = table.loc[table["split"] == "test", "video_id"]
     for folds, name in _distinct_folds(models):
@@ -158,11 +138,8 @@ def require_unseen(models: Sequence[TrainedModel], videos: pd.DataFrame, table: 
 
 
 def held_out_pairs(models: Sequence[TrainedModel], videos: pd.DataFrame) -> dict[str, set[str]]:
-    """Model -> video_ids of those videos it was not trained on: for choosing on a validation split.
-
-    Raises:
-        ValueError: a video every model was trained on.
-    """
+    """Model -> video_ids of those videos it was not trained on: for choosing on a validation split. A video that every
+    model was trained on is refused."""
     allowed: dict[str, set[str]] = {}
     for model in models:
         folds = known_folds(model)

@@ -83,10 +83,8 @@ class RunMaps:
 
 
 def overlay(crop: np.ndarray, attention: np.ndarray, limit: float) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: a map (H, W), 0 or more, in colour over the face (H, W, 3) uint8 RGB in grey.
-
-    `limit` is the attention that takes the brightest colour; more of it has the same colour.
-    """
+    """(H, W, 3) uint8 RGB: a map (H, W), 0 or more, in colour over the face (H, W, 3) uint8 RGB in grey; from an
+    attention of `limit` on the colour is the brightest."""
     grey = crop.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255  # luma of BT.601
     return blend(grey, np.clip(attention / limit, 0, 1))
 
@@ -105,11 +103,7 @@ def color_bar(steps: int = 256) -> np.ndarray:
 def draw_attention(
     rows: list[Row], runs: list[RunMaps], path: Path, *, note: str = "", scale: MapScale = "run"
 ) -> None:
-    """Write a PNG; `note` says which crops the statistics are over.
-
-    Raises:
-        ValueError: no rows or no runs.
-    """
+    """Write a PNG; `note` says which crops the statistics are over."""
     if not rows or not runs:
         raise ValueError(f"expected at least one face and one run to draw, found {len(rows)} and {len(runs)}.")
     wrapped = [textwrap.wrap(run.describe(), int(_group_width(run) * 16)) for run in runs]

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from multiattn.figures.page import InchPage
+from multiattn.inference.attention_maps import middle_crops, video_types
 from multiattn.runtime.crop_files import crops_root
 from multiattn.tables import FAKE, REAL
 from multiattn.training.data.augment.faces import CropLandmarks, face_outline
@@ -66,12 +67,7 @@ class FolderCrops:
 
     @classmethod
     def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":
-        """Crops of `count` videos, fewer where the folder has fewer; `size` in pixels, None for the folder's own.
-
-        Raises:
-            FileNotFoundError: not a finished faces folder.
-            ValueError: no crop of a labelled video in it, or smaller crops.
-        """
+        """Crops of `count` videos, fewer where the folder has fewer; `size` in pixels, None for the folder's own."""
         recipe = read_recipe(folder)
         faces, _, videos = read_faces_folder(folder)
         known = videos[videos["label"] == REAL] if real_only else videos[videos["label"].isin((REAL, FAKE))]
@@ -88,16 +84,11 @@ class FolderCrops:
             )
         turn = known.groupby("label").cumcount()
         chosen = known.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(count)
-        rows = pd.concat([_middle_row(faces, video) for video in chosen["video_id"]])
-        kinds = chosen["method"].where(chosen["method"] != "", "fake").where(chosen["label"] == FAKE, "real")
-        rows = rows.assign(kind=kinds.to_numpy()).sort_values(["kind"], key=lambda kind: kind != "real", kind="stable")
+        rows = pd.concat([middle_crops(faces[faces["video_id"] == video]) for video in chosen["video_id"]])
+        kinds = video_types(chosen).to_numpy()
+        rows = rows.assign(kind=kinds).sort_values(["kind"], key=lambda kind: kind != "real", kind="stable")
         landmarks = CropLandmarks.of(folder, rows, np.arange(len(rows)))
         return cls(Path(folder), size or recipe.size, rows, faces, landmarks)
-
-    @property
-    def root(self) -> Path:
-        """The folder the crops' addresses start from."""
-        return crops_root(self.folder)
 
     def through_preset(self, preset: str, *, draws: int, seed: int = 0) -> list[SheetRow]:
         """Rows with draws of a preset."""
@@ -108,11 +99,7 @@ class FolderCrops:
         ]
 
     def self_blended(self, *, draws: int, seed: int = 0) -> list[SheetRow]:
-        """Rows with self-blended images.
-
-        Raises:
-            ValueError: the folder's landmarks are not known in its crops.
-        """
+        """Rows with self-blended images."""
         known = [(row, landmarks) for row in self.rows.itertuples() if (landmarks := self._landmarks(row)) is not None]
         if not known:
             first = self.rows["crop"].iloc[0]
@@ -128,7 +115,7 @@ class FolderCrops:
     def _sheet_row(
         self, row: Any, draw: Callable[..., np.ndarray], draws: int, seed: int, target: Callable | None = None
     ) -> SheetRow:
-        crop = read_crop(self.root / row.crop, self.size)
+        crop = self._read(row.crop)
         seeds = np.random.default_rng((seed, row.Index)).integers(0, 2**31 - 1, draws).tolist()
         pictures = [draw(crop, seed=each) for each in seeds]
         differences = []
@@ -145,23 +132,16 @@ class FolderCrops:
         before = track[track["frame_index"] < row.frame_index].sort_values("frame_index")["crop"].tail(EARLIER_CROPS)
         return CropContext(
             landmarks=self._landmarks(row),
-            clip=lambda: [read_crop(self.root / name, self.size) for name in before],
+            clip=lambda: [self._read(name) for name in before],
         )
 
-
-def _middle_row(faces: pd.DataFrame, video: str) -> pd.DataFrame:
-    """The row in the middle of the video's longest track."""
-    rows = faces[faces["video_id"] == video]
-    track = rows["track"].value_counts(sort=False).sort_index().idxmax()
-    rows = rows[rows["track"] == track].sort_values("frame_index")
-    return rows.iloc[[len(rows) // 2]]
+    def _read(self, name: str) -> np.ndarray:
+        return read_crop(crops_root(self.folder) / name, self.size)
 
 
 def augmentations_figure(rows: list[SheetRow], title: str, *, note: str = "") -> Figure:
     """A row for each crop: the original, then its draws, as many in each row; below them their differences, if any.
-
-    `note` is a paragraph under the title.
-    """
+    `note` is a paragraph under the title."""
     columns = 1 + len(rows[0].draws)
     width = 2 * MARGIN + LABEL + columns * (CELL + GAP)
     words = textwrap.wrap(" ".join(note.split()), round(17 * (width - 2 * MARGIN)))

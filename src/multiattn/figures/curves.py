@@ -55,12 +55,7 @@ Folds = dict[str, pd.DataFrame]
 
 
 def read_runs(folders: tuple[Path, ...]) -> dict[str, Folds]:
-    """The tables of several runs, each by its experiment's name; runs of one name are named by their paths.
-
-    Raises:
-        FileNotFoundError: a run that has not been validated yet.
-        ValueError: see `read_epochs`.
-    """
+    """The tables of several runs, each by its experiment's name; runs of one name are named by their paths."""
     runs: dict[str, Folds] = {}
     for folder in folders:
         single = (folder / EPOCHS_FILE).is_file() or is_run_folder(folder)
@@ -91,11 +86,7 @@ def read_epochs(folder: Path) -> pd.DataFrame:
 
 
 def curves_figure(runs: dict[str, Folds]) -> Figure:
-    """A thin line for each fold of each run, by the run's name, and a thick one for their mean where there are several.
-
-    Raises:
-        ValueError: no runs, or one without folds.
-    """
+    """A thin line for each fold of each run, by the run's name, and a thick one for the mean of several."""
     if not runs or not all(runs.values()):
         raise ValueError("expected at least one run with a validated fold, found none.")
     tables = [table for folds in runs.values() for table in folds.values()]
@@ -207,10 +198,8 @@ class _Panels:
 
     def scores(self, axes: Axes) -> None:
         axes.set_title("validation AUC and accuracy (videos)", fontsize=10, loc="left")
-        self._draw(
-            axes,
-            {name: (label, color, "-" if self.alone else line) for name, (label, color, line) in SCORES.items()},
-        )
+        scores = {name: (label, color, "-" if self.alone else line) for name, (label, color, line) in SCORES.items()}
+        self._draw(axes, scores)
         axes.set_ylim(axes.get_ylim()[0] - 0.03, 1.03)
         axes.legend(fontsize=8, frameon=False)
 

@@ -79,15 +79,13 @@ def draw_reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) 
     from scipy.stats import binomtest  # a second of imports
 
     means, fakes, counts = reliability(labels, probabilities, bins=RELIABILITY_BINS)
-    means, fakes, counts = means[counts > 0], fakes[counts > 0], counts[counts > 0]
     intervals = [
         binomtest(round(share * count), count).proportion_ci(method="wilson")
         for share, count in zip(fakes, counts, strict=True)
     ]
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-    axes.vlines(
-        means, [one.low for one in intervals], [one.high for one in intervals], color=BLUE, linewidth=1.2, alpha=0.6
-    )
+    lows, highs = zip(*((one.low, one.high) for one in intervals), strict=True)
+    axes.vlines(means, lows, highs, color=BLUE, linewidth=1.2, alpha=0.6)
     axes.plot(means, fakes, "o-", color=BLUE, markersize=4, linewidth=1)
     for x, y, count in zip(means, fakes, counts, strict=True):
         offset = (4, 6 if y < 0.5 else -11)
@@ -97,10 +95,8 @@ def draw_reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) 
 
 
 def draw_roc(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """A step for each of at most two sets of answers, name -> labels (N,) and P(fake) (N,), N may be 0.
-
-    Words instead where none has both classes.
-    """
+    """A step for each of at most two sets of predictions, name -> labels (N,) and P(fake) (N,), N may be 0; words
+    instead where none has both classes."""
     drawn = False
     for (name, (labels, probabilities)), color in zip(curves.items(), (BLUE, ORANGE), strict=False):
         if len(np.unique(labels)) < 2:

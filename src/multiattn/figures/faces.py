@@ -47,10 +47,8 @@ h3 { font-size: 0.95rem; margin: 0; }
 
 
 def track_doubts(faces: pd.DataFrame, statuses: pd.DataFrame, *, threshold: float) -> pd.DataFrame:
-    """Doubt of every track, as the head of this file defines it, from the tables of a faces folder.
-
-    Args:
-        threshold: the detector's.
+    """Doubt of every track, as the head of this file defines it, from the tables of a faces folder and the detector's
+    threshold.
 
     Returns:
         A row a track: video_id, track, num_rows, median_score, least_iou (1 with a single row), side (median, in

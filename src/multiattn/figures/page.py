@@ -85,11 +85,7 @@ class InchPage:
 
 
 def jpeg_tag(picture: np.ndarray, alt: str, *, longest: int | None = None, quality: int = 85) -> str:
-    """A photograph, (H, W, 3) uint8 RGB, as an `img` tag.
-
-    Args:
-        longest: its longer side is averaged down to so many pixels; None keeps it, and a smaller one stays as it is.
-    """
+    """A photograph, (H, W, 3) uint8 RGB, as an `img` tag; its longer side averaged down to `longest` pixels at most."""
     scale = 1.0 if longest is None else min(1.0, longest / max(picture.shape[:2]))
     if scale < 1:
         size_wh = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])

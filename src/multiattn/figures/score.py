@@ -113,10 +113,8 @@ def _attention(file: str, places: Iterable[int], maps: RunMaps) -> str:
 
 
 def timeline_svg(crops: pd.DataFrame, probability: float, alt: str) -> str:
-    """The drawing of one file's crops (track, frame_index, seconds, probability; at least one), `alt` in words.
-
-    Colours of text and axes follow the page; the whole file's probability is a dashed line.
-    """
+    """The drawing of one file's crops (track, frame_index, seconds, probability; at least one), `alt` in words; the
+    whole file's probability is a dashed line."""
     last = max(float(crops["seconds"].max()), 1e-9)
     first = min(0.0, float(crops["seconds"].min()))
 

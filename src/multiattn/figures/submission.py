@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from multiattn.figures.page import new_figure
+from multiattn.runtime.text_tables import counted
 
 NUM_BINS = 20
 THUMBNAIL_COLUMNS = 4
@@ -65,15 +66,12 @@ def draw_least_certain(chosen: pd.DataFrame) -> Figure:
     for axes in panels:
         axes.axis("off")
     for axes, video in zip(panels, chosen.itertuples(), strict=False):
-        crops = f"{video.num_crops} crop{'' if video.num_crops == 1 else 's'}"
+        crops = counted(video.num_crops, "crop")
         axes.set_title(f"{video.filename}\nP(fake) {video.probability:.3f}, {crops}", fontsize=9)
-        image = (
-            cv2.imdecode(np.frombuffer(video.thumbnail, np.uint8), cv2.IMREAD_COLOR_RGB) if video.thumbnail else None
-        )
-        if image is None:
-            axes.text(0.5, 0.5, "no picture", ha="center", va="center", transform=axes.transAxes)
+        if video.thumbnail:
+            axes.imshow(cv2.imdecode(np.frombuffer(video.thumbnail, np.uint8), cv2.IMREAD_COLOR_RGB))
         else:
-            axes.imshow(image)
+            axes.text(0.5, 0.5, "no picture", ha="center", va="center", transform=axes.transAxes)
     if chosen.empty:
         panels[0].text(0, 0.5, "no video was predicted", va="center", transform=panels[0].transAxes)
     return figure

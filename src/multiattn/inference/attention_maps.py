@@ -85,19 +85,19 @@ def video_types(videos: pd.DataFrame) -> pd.Series:
     return types.where(videos["label"] != REAL, "real")
 
 
-def representative_crops(faces: pd.DataFrame, *, per_type: int | None) -> pd.DataFrame:
-    """The rows of the middle crop of each video's longest track.
-
-    Args:
-        faces: rows as `held_out_faces` gives them.
-        per_type: the first so many videos of each type, real ones first and then the methods by name; None takes every
-            video in the table's order.
-    """
+def middle_crops(faces: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the middle crop of each video's longest track, the videos in the table's order."""
     chosen = []
     for _, crops in faces.groupby("video_id", sort=False):
         track = crops[crops["track"] == crops["track"].mode().iloc[0]]  # of equally long ones the lowest number
         chosen.append(track.sort_values("frame_index").iloc[len(track) // 2].name)
-    rows = faces.loc[chosen]
+    return faces.loc[chosen]
+
+
+def representative_crops(faces: pd.DataFrame, *, per_type: int | None) -> pd.DataFrame:
+    """`middle_crops` of `held_out_faces`: of the first `per_type` videos of each type, real ones first and then the
+    methods by name; None takes every video."""
+    rows = middle_crops(faces)
     if per_type is not None:
         rows = rows.groupby("type", sort=False).head(per_type)
         order = rows["type"].where(rows["label"] != REAL, "")  # before every name
