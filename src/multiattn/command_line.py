@@ -78,12 +78,9 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
                     options_class.__annotations__[option] = Annotated[Literal[tuple(mark.names())], mark]
     if callable(doc):
         doc = doc() if {"-h", "--help"} & set(argv) else ""
-    options = tyro.cli(
-        options_class,
-        args=argv,
-        prog=f"multiattn {stage}",
-        description=_keep_lines(doc or ""),
-    )
+    # tyro joins lines into paragraphs, unless they are indented; the linter takes the indent of a last paragraph.
+    doc = re.sub(r"^multiattn ", "    multiattn ", doc or "", flags=re.MULTILINE)
+    options = tyro.cli(options_class, args=argv, prog=f"multiattn {stage}", description=doc)
     for name, value in vars(options).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')}: expected a finite number, found {value}.")
@@ -98,14 +95,8 @@ def parse(options_class: Any, argv: list[str], *, stage: str, doc: str | Callabl
 
 
 def require_apart(written: Mapping[str, Path | None], read: Iterable[Path]) -> None:
-    """Refuse to write over a file that is read, into a folder's place, or twice into one file.
-
-    Args:
-        written: option -> the file it names; None where it is not given.
-
-    Raises:
-        ValueError: one of these; nothing was written.
-    """
+    """Refuse to write over a file that is read, into a folder's place, or twice into one file; `written` is option ->
+    the file it names, None where it is not given."""
     taken = {os.path.realpath(path): "a file that is read" for path in read}
     for option, path in written.items():
         if path is None:
@@ -125,12 +116,6 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
     Args:
         options_class: a dataclass with the fields `experiment`, `tiny` and `settings`.
         place: of the experiment's name among the arguments.
-
-    Raises:
-        SystemExit: as `parse`.
-        FileNotFoundError: no such file.
-        ValueError: no such experiment, its name comes later, a file that holds none, or settings of an experiment
-            without phases for one with them.
     """
     words = argv[place : place + 1]
     named = words[0] if words and not words[0].startswith("-") else DEFAULT_EXPERIMENT
@@ -170,11 +155,6 @@ def _value_of(argv: list[str], option: str) -> str | None:
         if word == option or word.startswith(f"{option}="):
             return after if word == option else word.partition("=")[2]
     return None
-
-
-def _keep_lines(doc: str) -> str:
-    """tyro joins lines into paragraphs, unless they are indented; the linter takes the indent of a last paragraph."""
-    return re.sub(r"^multiattn ", "    multiattn ", doc, flags=re.MULTILINE)
 
 
 def require_at_least(options: object, low: float, *names: str) -> None:

@@ -110,8 +110,6 @@ def measure_cross(runs: Path, folds: list[int], cross: CrossData, *, device: tor
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table."""
-
     name: str
     source: tuple[Place, str] | None
     """Which of the figures fills it; None: not measured."""
@@ -136,11 +134,9 @@ class AblationTable:
     """Cell's label -> messages of the seeds that failed."""
 
     def add(self, cell: Cell, figures: Figures) -> None:
-        """Take in the figures of one seed."""
         self.figures.setdefault(cell.label, []).append(figures)
 
     def fail(self, cell: Cell, message: str) -> None:
-        """Note that a seed of the cell could not be trained or measured."""
         self.failures.setdefault(cell.label, []).append(message)
 
     @property
@@ -220,7 +216,6 @@ class AblationTable:
         return f"{prefix}{self.ablation.title}"
 
     def markdown(self) -> str:
-        """The table as a page."""
         demo = f"**{DEMO_NOTE}**" if self.ablation.is_demo else ""
         failed = [f"**{label}** failed: {message}" for label, seeds in self.failures.items() for message in seeds]
         facts, failures, notes = (
@@ -246,7 +241,6 @@ class AblationTable:
         return markdown_table(header, lines)
 
     def notes(self) -> list[str]:
-        """Notes that a reader needs to compare."""
         notes = [
             "Mean ± standard deviation over seeds, the number of seeds in brackets; difference = ours - paper. "
             "A run's epoch is the one with the lowest log loss on its held-out videos, the same that are measured here."

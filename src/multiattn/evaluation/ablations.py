@@ -1,8 +1,4 @@
-"""The paper's ablation tables, cell by cell: the experiment of each, and the figure that the paper prints for it.
-
-Tables 1, 2, 4, 5 and 6 of arXiv:2103.02406, and two of ours on the embedded clips. A cell's run is named
-after its settings, so a setting that stands in several tables is trained once.
-"""
+"""The paper's ablation tables, cell by cell: the experiment of each, and the figure that the paper prints for it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -49,19 +45,14 @@ CELEB_AUC = PaperColumn(CELEB, "auc")
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table."""
-
     label: str
     experiment: Experiment | None
     """Its training; None for a method that is only quoted."""
     paper: dict[PaperColumn, float] = field(default_factory=dict)
-    """The paper's figures in per cent."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """One table."""
-
     table: str
     """Its name on the command line."""
     title: str
@@ -270,8 +261,8 @@ def shrink_cell(experiment: Experiment) -> Experiment:
 def seeded(
     experiment: Experiment, repetition: int, *, suffix: str = "", start_from: str | Path | None = None
 ) -> Experiment:
-    """The run of one seed: `<name><suffix>_seed<repetition>`, its seed the experiment's plus `repetition`; runs on other
-    data have a suffix (`_c40`), and `start_from` is the run folder it starts from."""
+    """The run of one seed, `<name><suffix>_seed<repetition>`, its seed the experiment's plus `repetition`; `suffix` is
+    that of other data (`_c40`), `start_from` the run folder it starts from."""
     name, start = f"{experiment.name}{suffix}_seed{repetition}", str(start_from) if start_from is not None else None
     return dataclasses.replace(experiment, name=name, seed=experiment.seed + repetition, start_from=start)
 

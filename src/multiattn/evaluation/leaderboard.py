@@ -1,12 +1,9 @@
 """Submissions scored against labels: log loss with its interval, the pairwise comparison with the best, coverage.
 
-Beside them stand the published log losses, each on the one of three DFDC scales it was measured on. The scales share a
-name and nothing else: a model that reaches 0.20 on the released test set is at 0.43 on the private one, half of whose
-videos came from the web. So a figure is compared on its own scale or not at all.
-
-The figures lie in `published.json`, and with them the first bytes of the SHA-256 of each file name (without its ending)
-of the competition's 400 sample videos, which lie inside dfdc_train_part_0 to 2: apart from each other, so that any part
-of the 400 is known.
+A published figure is compared on its own DFDC scale or not at all: a model that reaches 0.20 on the released test set
+is at 0.43 on the private one, half of whose videos came from the web. `published.json` holds these figures, and the
+first bytes of the SHA-256 of each file name (without its ending) of the competition's 400 sample videos, apart from
+each other, so that any part of the 400 is known.
 """
 
 import hashlib
@@ -61,7 +58,6 @@ class Scale:
     title: str
     num_videos: int
     source: str
-    """Where the figures stand."""
     anchors: dict[str, float]
     """Who -> log loss, the lowest first."""
     digest: str = ""
@@ -107,7 +103,6 @@ class Leaderboard:
     scale: Scale | None = None
     """The published figures that are comparable."""
     notes: tuple[str, ...] = ()
-    """Notes on the labels."""
 
     @property
     def warnings(self) -> list[str]:
@@ -127,7 +122,6 @@ class Leaderboard:
 
     @property
     def legend(self) -> str:
-        """Meaning of the columns."""
         bootstrap = f"95 %: of the bootstrap, which draws {self.drawn}. " if self.has_intervals else ""
         return (
             f"{bootstrap}Balanced: the mean of both classes' log losses. Minus the best: log loss minus that of the "
@@ -170,7 +164,6 @@ class Leaderboard:
         return header, cells
 
     def markdown(self) -> str:
-        """The leaderboard as a page."""
         parts = [f"# Leaderboard\n\nScored on: {markdown_text(self.scored_on)}."]
         parts += [f"**Warning:** {markdown_text(warning)}" for warning in self.warnings]
         parts += [markdown_table(*self.rows()), markdown_text(self.legend)]

@@ -1,12 +1,7 @@
 """Runs and labelled faces to all that a report of a test says; leaks are found before any work.
 
-Frame predictions are kept in the report's folder:
-
-    frame_predictions.parquet   the predictions
-    frame_predictions.json      their basis: SHA-256 of every checkpoint and of the faces, precision, device
-
-A model whose checkpoint is the same keeps its predictions as long as the faces, the videos asked for and the precision
-are the same. They are written after each model, so an interrupted command continues with the next one.
+Frame predictions are kept in the report's folder, written after each model, and beside them, in
+frame_predictions.json, their basis: SHA-256 of every checkpoint and of the faces, precision and device.
 """
 
 import logging
@@ -84,8 +79,6 @@ class EvaluationInputs:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured."""
-
     title: str
     selection: Selection
     extracted: Extracted
@@ -103,7 +96,6 @@ class Evaluation:
         return pd.concat([one.videos for one in self.answers], ignore_index=True)
 
     def markdown(self) -> str:
-        """The report without its pictures."""
         lines = [f"# {markdown_text(self.title)}", ""]
         lines += [f"- **{markdown_text(warning)}**" for warning in self.warnings]
         lines += [*(f"- {markdown_text(note)}" for note in self.notes), ""]
@@ -124,7 +116,6 @@ class Choice:
     criterion: Criterion
 
     def describe(self) -> str:
-        """The table, and the choice in words."""
         words = self.table.to_string(index=False, float_format="%.4f")
         return f"{words}\nchosen by {self.criterion} of videos: {self.best}"
 

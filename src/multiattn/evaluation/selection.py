@@ -41,7 +41,6 @@ class Selection:
 
     @property
     def videos(self) -> pd.DataFrame:
-        """All of them in one table."""
         return pd.concat(self.datasets.values(), ignore_index=True)
 
 

@@ -55,11 +55,9 @@ class RunMaps:
     label: str
     faces: list[FaceMaps]
     statistics: dict[str, float]
-    """As `AttentionStatistics.compute` gives them."""
 
     @property
     def num_maps(self) -> int:
-        """M."""
         return len(self.faces[0].maps)
 
     def limits(self, row: int, scale: MapScale) -> np.ndarray:

@@ -61,9 +61,7 @@ class FolderCrops:
     rows: pd.DataFrame
     """Rows of `faces`, with the column `kind`."""
     faces: pd.DataFrame
-    """The whole `faces` table."""
     landmarks: CropLandmarks
-    """Landmarks of the rows."""
 
     @classmethod
     def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":
@@ -91,7 +89,6 @@ class FolderCrops:
         return cls(Path(folder), size or recipe.size, rows, faces, landmarks)
 
     def through_preset(self, preset: str, *, draws: int, seed: int = 0) -> list[SheetRow]:
-        """Rows with draws of a preset."""
         augmentation = Augmentation(preset, self.size)
         return [
             self._sheet_row(row, partial(augmentation, context=self._context(row)), draws, seed)
@@ -99,7 +96,6 @@ class FolderCrops:
         ]
 
     def self_blended(self, *, draws: int, seed: int = 0) -> list[SheetRow]:
-        """Rows with self-blended images."""
         known = [(row, landmarks) for row in self.rows.itertuples() if (landmarks := self._landmarks(row)) is not None]
         if not known:
             first = self.rows["crop"].iloc[0]

@@ -57,7 +57,6 @@ def _section(evaluation: Evaluation, answers: Answers) -> str:
 
 
 def panels(answers: Answers) -> Figure:
-    """Reliability, ROC and histogram side by side."""
     figure = new_figure(12.6, 3.9, dpi=110, layout="constrained", facecolor="white")
     reliability, roc, histogram = figure.subplots(1, 3)
     labels, probabilities = (answers.videos[name].to_numpy() for name in ("label", "probability"))

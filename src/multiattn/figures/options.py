@@ -37,7 +37,6 @@ class Curves:
     """The folder the picture goes to."""
 
     def draw(self) -> list[Path]:
-        """Draw; returns the file."""
         from multiattn.figures.curves import curves_figure, read_runs
         from multiattn.figures.page import write_png
 
@@ -59,7 +58,6 @@ class ContactSheet:
     """At most so many videos with crops, and so many without."""
 
     def draw(self) -> list[Path]:
-        """Draw; returns the file."""
         from multiattn.figures.faces import contact_sheet
 
         require_at_least(self, 1, "limit")

@@ -40,7 +40,6 @@ class PlainFigure(Figure):
     """A figure that shows names as they are: a `$` begins no formula, control characters are written as escapes."""
 
     def draw(self, renderer: RendererBase) -> None:
-        """Draw all of it."""
         with rc_context({"text.parse_math": False}):  # for ticks, which are made while they are drawn
             for text in self.findobj(Text):
                 text.set_parse_math(False)

@@ -37,7 +37,6 @@ class FaceMaps:
     maps: np.ndarray
     """(M, H, W) float32, non-negative: resized to the crop the way the network's pooling resizes them."""
     probability: float
-    """P(fake)."""
 
 
 def attention_model(run: Path) -> TrainedModel:

@@ -176,15 +176,8 @@ class DeepfakeDetector:
         folders = tuple(map(named_run, runs)) or (packaged_run(),)
         models, rule = find_models(*folders), choose_scoring(folders, scoring)
         require_rule_fits(rule, models)
-        return cls(
-            models=models,
-            rule=rule,
-            device=pick_device(device),
-            precision=precision,
-            batch_size=batch_size,
-            weights=None if weights is None else Path(weights),
-            jobs=jobs,
-        )
+        weights, how = None if weights is None else Path(weights), {"precision": precision, "batch_size": batch_size}
+        return cls(models=models, rule=rule, device=pick_device(device), weights=weights, jobs=jobs, **how)
 
     @property
     def notes(self) -> list[str]:

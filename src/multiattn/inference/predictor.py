@@ -146,7 +146,6 @@ class OutOfFold:
     """As of `last_epoch_losses`."""
 
     def describe(self) -> str:
-        """A small table for a terminal."""
         columns = ["fold", "log_loss", "balanced_log_loss", "auc", "accuracy", "num_videos"]
         table = self.folds[columns].to_string(index=False, float_format="%.4f")
         last = "not known" if self.last_epoch is None else describe_losses(*self.last_epoch)

@@ -39,7 +39,6 @@ class HeldOutAnswers:
     """
 
     datasets: tuple[str, ...]
-    """The data sets that the videos are of."""
     num_reals: int
     num_fakes: int
     num_groups: int

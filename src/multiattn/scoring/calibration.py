@@ -26,7 +26,6 @@ class Calibration:
     """A non-decreasing map of P(fake), z its logit."""
 
     method: str = "none"
-    """One of `CALIBRATORS`."""
     parameters: tuple[float, ...] = ()
     """temperature: (T,), sigmoid(z / T). platt: (a, b), sigmoid(a z + b). beta: (a, b, c), sigmoid(a ln p -
     b ln(1 - p) + c). isotonic: (x_1 .. x_k, y_1 .. y_k), y interpolated between the x and constant beyond them."""
@@ -139,8 +138,6 @@ def _beta_features(p: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrator:
-    """A way to calibrate."""
-
     fit: Callable[[np.ndarray, np.ndarray, float], list[float]]
     """(N,) labels, (N,) P(fake) and the ridge -> parameters."""
     apply: Callable[[np.ndarray, np.ndarray], np.ndarray]

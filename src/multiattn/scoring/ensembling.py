@@ -83,7 +83,6 @@ class Ensemble:
     """A blend of experiments; the default is their plain mean."""
 
     method: str = "mean"
-    """One of `METHODS`."""
     space: str = "probability"
     """The averaged quantity, `probability` or `logit`. A mean of logits is sharper than a mean of probabilities."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -284,8 +283,6 @@ def stacking_weights(values: np.ndarray, labels: np.ndarray, folds: np.ndarray) 
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleMethod:
-    """A way to blend."""
-
     blend: Callable[[np.ndarray, np.ndarray, Ensemble], np.ndarray]
     """(V, E) P(fake) with NaN, (E,) weights and the ensemble they belong to -> (V,) P(fake)."""
     fit: Callable[[str, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float]] | None = None

@@ -318,8 +318,6 @@ FRAME_RULES: dict[str, FrameRule] = {
 
 @dataclass(frozen=True)
 class TrackRule:
-    """A track rule."""
-
     of: Callable[..., np.ndarray]
     """(K, t) P(fake) of tracks, (K, t) their frames -> (K,) P(fake)."""
     has_fault: bool = False

@@ -1,16 +1,9 @@
 """Nested tuning: every choice and number of a scoring rule, fitted on some folds and evaluated on the others.
 
-Four stages, one after the other: aggregator, ensemble, calibration, clip. In each, candidates are fitted on some parts
-of the videos and scored on the others (inner loop), and the simple one (mean, equal mean, none, 0.01) stays unless
-choosing gains more than its error (`decide`). The first two are compared after a Platt calibration. All of that
-is done once for every fold, without it (outer loop): the rule so found answers for the fold's videos, and these answers
-together are the honest out-of-fold figure. The rule delivered is the one found on all folds.
-
-Parts of the inner loop are the remaining folds. With two folds in all one remains, and its groups are dealt into up to
-five parts; where it is one group, nothing can be held out and the simple rule stays. Groups never span parts. A single
-fold is itself dealt into parts, which stand for folds throughout.
-
-Videos without a face take no part in any fit; they count in every figure with the rule's prior.
+The stages stand in README.md. Parts of the inner loop are the folds that remain without the one of the outer loop. With
+two folds in all one remains, and its groups are dealt into up to five parts; where it is one group, nothing can be held
+out and the simple rule stays. Groups never span parts. A single fold is itself dealt into parts, which stand for folds
+throughout. Videos without a face take no part in any fit; they count in every figure with the rule's prior.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +30,6 @@ class Candidate:
     name: str
     log_loss: float
     standard_error: float
-    """Over groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +104,6 @@ def gain_is_certain(comparison: Comparison, num_groups: int) -> bool:
 
 
 SIMPLE = "mean"
-"""Among the recipes."""
 COMPARED_AFTER = "platt"
 """Aggregators and ensembles are compared after this calibration, fitted on other parts: the one that knows more is to
 win, not the one that happens to be as sharp as these networks need, which is the calibration's part."""
@@ -165,7 +156,6 @@ class Nested:
     choices: dict[int, Choice]
     """Fold, or part of a single fold -> the rule found without it."""
     final: Choice
-    """Found on all folds."""
     rules: dict[int, dict[str, ScoringRule]]
     """Fold -> the candidates found without it."""
     candidates: dict[str, ScoringRule]

@@ -35,7 +35,6 @@ from multiattn.scoring.nested_tuning import (
 from multiattn.scoring.rule import ScoringRule
 
 UNTUNED, TUNED, SHIFTED = "equal mean, untuned", "tuned, nested", "tuned and shifted, nested"
-"""Names of figures."""
 NAMES = {"untuned": UNTUNED, "tuned": TUNED, "tuned_shifted": SHIFTED}
 """Candidate of `candidate_rules` -> name of its figures."""
 LAST_EPOCH = ", last epoch"
@@ -79,10 +78,7 @@ def tune(
     """Tune the rule on held-out predictions, nested (`nested_tuning.py`).
 
     The tuned rule is taken where its nested answers gain more on the untuned rule's than the error of the comparison
-    (`gain_is_certain`); otherwise the untuned one is. With a stated share of fakes both are compared by the log loss
-    expected at that share, and so is a third: the tuned one, calibrated and shifted to that share, which is taken where
-    it is expected to lose less by more than a standard error. `out_of_fold` of the rule are the figures of the one that
-    is delivered.
+    (`gain_is_certain`), the shifted one as README.md says. `out_of_fold` are the figures of the one that is delivered.
 
     Args:
         predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`.
@@ -234,7 +230,6 @@ def _chosen(choice: Choice) -> dict[str, Any]:
 
 
 def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
-    """The report as Markdown."""
     count = report["videos"]
     lines = [
         f"{counted(count['number'], 'video')} ({count['fakes']} fake, "
@@ -297,7 +292,6 @@ def closing_line(report: dict[str, Any]) -> str:
 
 
 def describe_rule(rule: ScoringRule) -> str:
-    """The rule in one line."""
     weights = ", ".join(f"{name} {weight:.3f}" for name, weight in rule.ensemble.weights.items())
     blend = f"{rule.ensemble.method} of {'logits' if rule.ensemble.space == 'logit' else 'probabilities'}"
     # Isotonic calibration has as many parameters as steps.

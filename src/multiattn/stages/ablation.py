@@ -61,7 +61,6 @@ class _Inputs:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="ablation", doc=__doc__)
     from multiattn.evaluation.ablation_table import read_cross_data
     from multiattn.evaluation.ablations import get_ablation

@@ -48,7 +48,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     name = argv[0] if argv else ""
     if name in BENCHES:
         results(*_measure(parse(BENCHES[name], argv[1:], stage=f"bench {name}", doc=__doc__)))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(BundleOptions, argv, stage="bundle", doc=__doc__)
     from multiattn.inference.kit.bundle import build_bundle
     from multiattn.inference.kit.package import build_package

@@ -31,7 +31,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="card", doc=__doc__)
     from multiattn.config.settings import look_up
     from multiattn.datasets.sources import SOURCES

@@ -33,11 +33,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage.
-
-    Raises:
-        SystemExit: a leak was found (code 1); the report has been printed.
-    """
     options = parse(Options, argv, stage="check", doc=__doc__)
     from multiattn.datasets.folds import read_grouping
     from multiattn.datasets.health import check_health, count_videos

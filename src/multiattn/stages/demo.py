@@ -39,7 +39,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="demo", doc=__doc__)
     from multiattn.datasets.embedded import build_demo_dataset
 

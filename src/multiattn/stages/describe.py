@@ -35,7 +35,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse_experiment(Options, argv, stage="describe", doc=__doc__)
     import torch
 

@@ -71,7 +71,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="faces", doc=__doc__)
     from multiattn.datasets.manifest import locate_videos, named_roots
     from multiattn.tables import VIDEOS, left_out_lines
@@ -84,21 +83,9 @@ def main(argv: list[str]) -> None:
         videos = videos[videos["split"].isin(options.splits)].reset_index(drop=True)
         if videos.empty:
             raise ValueError(f"{options.videos}: no video of split {' or '.join(options.splits)}.")
-    settings = extraction_settings(
-        detector=options.detector,
-        weights=options.weights,
-        threshold=options.threshold,
-        device=str(pick_device(options.device)),
-        num_frames=options.num_frames,
-        size=options.size,
-        alignment=options.alignment,
-        margin=options.margin,
-        shift=options.shift,
-        detect_every=options.detect_every,
-        policy=options.policy,
-        reuse_original=options.reuse_original,
-        fast_frames=options.fast_frames,
-    )
+    names = ("detector", "weights", "threshold", "num_frames", "size", "alignment", "margin", "shift", "detect_every")
+    given = {name: getattr(options, name) for name in (*names, "policy", "reuse_original", "fast_frames")}
+    settings = extraction_settings(device=str(pick_device(options.device)), **given)
     located = locate_videos(videos, options.videos, roots=named_roots(options.root, sorted(videos["dataset"].unique())))
     statuses = extract_faces(
         videos, _tasks(videos, located, settings.recipe, options.fps), options.out, settings,

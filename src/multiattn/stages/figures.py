@@ -34,7 +34,6 @@ class Attention(FaceOptions):
     """runs/<experiment> (its first fold), or one of its folds."""
 
     def draw(self) -> list[Path]:
-        """Draw; returns the files."""
         from multiattn.inference.attention_maps import attention_model
 
         model = attention_model(self.run)
@@ -51,7 +50,6 @@ class Compare(FaceOptions):
     """A name for each run (default: the run's own)."""
 
     def draw(self) -> list[Path]:
-        """Draw; returns the files."""
         from multiattn.inference.attention_maps import attention_model
 
         if not self.runs:
@@ -80,7 +78,6 @@ class Augment:
     seed: int = 0
 
     def draw(self) -> list[Path]:
-        """Draw; returns the files."""
         from multiattn.figures.augment import FolderCrops, augmentations_figure
         from multiattn.figures.page import write_png
         from multiattn.training.data.augment import PRESETS, self_blend
@@ -106,7 +103,6 @@ Options = (
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="figures", doc=__doc__)
     results(*(f"written: {path}" for path in options.draw()))
 

@@ -25,7 +25,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="folds", doc=__doc__)
     import pandas as pd
 

@@ -31,7 +31,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="import-checkpoint", doc=__doc__)
     from multiattn.inference.import_checkpoint import import_checkpoint
 

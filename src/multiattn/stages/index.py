@@ -19,7 +19,6 @@ from multiattn.runtime.text_tables import counted
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     choices = reduce(or_, (Annotated[options, subcommand(name)] for name, options in READERS.items()))
     options = parse(choices, argv, stage="index", doc=__doc__)
     from multiattn.datasets.manifest import write_manifest

@@ -29,7 +29,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="leaderboard", doc=__doc__)
     from multiattn.evaluation.leaderboard import score_submissions
     from multiattn.figures.comparisons import draw_leaderboard, leaderboard_page

@@ -39,7 +39,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="predict", doc=__doc__)
     unused = [name for name in ("out", "splits", "videos_dir", "weights") if getattr(options, name)]
     if options.fit_distance and unused:

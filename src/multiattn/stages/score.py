@@ -58,7 +58,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="score", doc=__doc__)
     # `--runs RUN clip.mp4`: an option of several values takes all that follow it.
     found = {path: named_run(path) for path in options.runs}

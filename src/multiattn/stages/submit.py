@@ -15,7 +15,6 @@ from multiattn.runtime.text_tables import counted
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     inputs = parse(SubmitInputs, argv, stage="submit", doc=__doc__)
     write_first_answer(inputs.sample_submission, inputs.out)
     from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds

@@ -42,7 +42,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse_experiment(Options, argv, stage="train", doc=__doc__)
     from multiattn.inference.distances import keep_distances
     from multiattn.inference.predictor import score_out_of_fold

@@ -34,7 +34,6 @@ def _doc() -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="tune", doc=_doc)
     from multiattn.inference.scoring_file import default_scoring_path, held_out_digests, tune_runs, write_scoring
     from multiattn.scoring.tuning import closing_line, describe_tuning

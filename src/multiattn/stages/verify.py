@@ -19,7 +19,6 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
     options = parse(Options, argv, stage="verify", doc=__doc__)
     from multiattn.inference.submit.inputs import describe_submission, require_rows
     from multiattn.tables import SAMPLE, SUBMISSION  # with pandas

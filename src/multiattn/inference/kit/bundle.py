@@ -32,7 +32,13 @@ from multiattn.inference.kit.half_weights import StoredWeights, crops_to_compare
 from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, folds_table
-from multiattn.inference.scoring_file import ScoringFile, default_scoring_path, require_rule_fits, write_scoring
+from multiattn.inference.scoring_file import (
+    ScoringFile,
+    default_scoring_path,
+    find_scoring,
+    require_rule_fits,
+    write_scoring,
+)
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json, write_text
@@ -48,6 +54,7 @@ from multiattn.runtime.layout import (
 )
 from multiattn.runtime.paths import names_only
 from multiattn.runtime.progress import progress_bar
+from multiattn.scoring.rule import ScoringRule
 
 KIND = "multiattn bundle"
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -71,8 +78,6 @@ GLIBC_MINORS = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle."""
-
     folder: Path
     weights: list[StoredWeights]
     sizes: dict[str, int]
@@ -97,6 +102,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
         sizes = bytes_by_part(building, parts, "notebook and notes")
         _require_fits(sizes, options, weights)
         write_json(building / BUNDLE_FILE, _manifest(building, options, models, weights, sizes))
+        _require_runs(building, rule)
         (building / LOCK).unlink()
         put_in_place(building, out)
     return Bundle(out, weights, sizes)
@@ -144,6 +150,21 @@ def _require_sound(options: BundleOptions) -> None:
 
 def _experiments(models: list[TrainedModel]) -> list[str]:
     return sorted({experiment_name(model.path) for model in models})
+
+
+def _require_runs(building: Path, rule: ScoringRule) -> None:
+    """Check the finished folder as a submission does, before anybody carries it to a machine without network."""
+    runs = sorted((building / "runs").iterdir())
+    models = find_models(*runs)
+    found = find_scoring(runs)
+    if found is None or found[1].rule != rule:
+        names = ", ".join(path.name for path in runs)
+        raise ValueError(
+            f"the finished bundle: expected a scoring rule for its runs {names}, found one for "
+            f"{', '.join(rule.experiments)}. Nothing was written."
+        )
+    require_rule_fits(rule, models)
+    out_of_fold_figures(models, runs, rule)
 
 
 def _fill(

@@ -49,7 +49,6 @@ class StoredWeights:
     """The largest |change of P(fake)| that float16 makes on the crops compared; None where it was not tried, infinite
     where it does not give finite numbers."""
     crops: int
-    """Number of crops compared."""
 
 
 def half_state(state: Mapping[str, Tensor], small: int = SMALL) -> dict[str, Tensor]:

@@ -1,13 +1,4 @@
-"""A trained run -> a run that comes with the package, `src/multiattn/pretrained/<name>`: what `score` takes by name.
-
-    fold0/{experiment.json, faces.json, best.safetensors}   in float16, distance.safetensors where the run has it
-    folds.csv       which videos it has seen
-    scoring.json    its rule, out-of-fold figures and held-out answers
-    card.md, LICENSE.md
-    files.sha256    of all of these; whoever loads the run compares them first
-
-A wheel takes the folder along as it is.
-"""
+"""A trained run -> a run that comes with the package, `src/multiattn/pretrained/<name>`: what `score` takes by name."""
 
 import dataclasses
 import shutil

@@ -146,7 +146,6 @@ class Classified:
     """The same of the words for crops that lie outside."""
     error: str = ""
     seconds: float = 0.0
-    """Seconds of one thread."""
 
 
 Measured = tuple[float, float, str]
@@ -156,7 +155,6 @@ Entry = tuple[Classified, int]
 
 
 def num_threads(device: torch.device, cores: int) -> int:
-    """Threads that classify."""
     return GPU_THREADS if device.type != "cpu" else max(1, min(cores, MOST_CPU_THREADS))
 
 

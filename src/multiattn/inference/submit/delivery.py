@@ -249,8 +249,8 @@ class SubmitResult(Submission):
     """`decode` and `search` summed over this run's workers, `classify` over its threads, and `wall`."""
     workers: int = 0
     threads: int = 0
-    crops: dict[str, "SurestCrop"] = field(default_factory=dict)
-    """video_id -> the crop that the models are surest of; `ok` videos only."""
+    crops: dict[str, tuple[Work, int, int]] = field(default_factory=dict)
+    """video_id -> work, frame_index and track of the crop that the models are surest of; `ok` videos only."""
     delivered: bool = True
     """False where the former answers stay in the folder, for they are more."""
 
@@ -266,26 +266,11 @@ class SubmitResult(Submission):
         return table[["filename", "probability", "num_crops", "message", "thumbnail"]]
 
 
-@dataclass(frozen=True)
-class SurestCrop:
-    """The place of a crop."""
-
-    work: Work
-    """The work that extracted its video."""
-    frame_index: int
-    track: int
-
-    @classmethod
-    def of(cls, result: VideoResult, work: Work) -> "SurestCrop":
-        """The crop whose mean logit is farthest from 0."""
-        return cls(work, *result.crops[int(np.abs(np.mean(result.logits, axis=0)).argmax())])
-
-
-def cut_thumbnails(crops: Sequence[SurestCrop], *, workers: int) -> dict[str, bytes]:
-    """Cut crops from their videos again: video_id -> JPEG of at most 96 pixels a side, without videos that could not be
-    read again within `THUMBNAIL_SECONDS`."""
-    places = {crop.work.task.video_id: (crop.frame_index, crop.track) for crop in crops}
-    works = (crop.work for crop in crops)
+def cut_thumbnails(crops: Sequence[tuple[Work, int, int]], *, workers: int) -> dict[str, bytes]:
+    """Cut crops (the work that extracted their video, frame_index, track) from their videos again: video_id -> JPEG of
+    at most 96 pixels a side, without videos that could not be read again within `THUMBNAIL_SECONDS`."""
+    places = {work.task.video_id: (frame_index, track) for work, frame_index, track in crops}
+    works = (work for work, *_ in crops)
     extraction = Extraction(
         lambda: next(works, None),
         workers=workers,

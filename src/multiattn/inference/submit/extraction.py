@@ -23,8 +23,6 @@ TIME_LIMIT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Work:
-    """One video to predict."""
-
     task: VideoTask
     settings: ExtractionSettings
     models: int

@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
 KAGGLE_HOURS = 9.0
-"""A notebook's time limit."""
 SEARCH_DEPTH = 6
 
 
@@ -72,7 +71,6 @@ class SubmitInputs:
 
     @functools.cached_property
     def rule(self) -> "ScoringRule":
-        """The rule that `choose_scoring` finds."""
         from multiattn.inference.scoring_file import choose_scoring  # with torch, which takes seconds
 
         return choose_scoring(self.runs, self.scoring)

@@ -77,7 +77,6 @@ def levels_of(frames: int, models: int) -> tuple[Level, ...]:
 
 
 def reserve_seconds(budget: float) -> float:
-    """Seconds of a budget that are kept for the delivery."""
     return min(MOST_RESERVE_SHARE * budget, max(LEAST_RESERVE, min(MOST_RESERVE, RESERVE_SHARE * budget)))
 
 
@@ -139,12 +138,10 @@ class Plan:
 
     @property
     def level(self) -> Level:
-        """Level of the next video."""
         return self.levels[self._index]
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the stop."""
         return self.budget - self.reserve - self.elapsed()
 
     @property

@@ -56,7 +56,6 @@ class Setup:
     models: tuple[TrainedModel, ...]
     """In the order of `by_importance`."""
     fingerprints: dict[str, str]
-    """Model -> its fingerprint."""
     settings: ExtractionSettings
     device: torch.device
     precision: str
@@ -68,7 +67,6 @@ class Setup:
 
     @property
     def threads(self) -> int:
-        """Threads of the classifier."""
         return num_threads(self.device, self.cores)
 
     @property
@@ -77,7 +75,6 @@ class Setup:
         return Level(self.settings.recipe.num_frames, len(self.models))
 
     def work(self, video: str, level: Level, known: VideoResult | None = None) -> Work:
-        """One video at a level, for the extraction."""
         if level.frames not in self._settings:
             recipe = replace(self.settings.recipe, num_frames=level.frames)
             is_all = level.frames == self.settings.recipe.num_frames
@@ -88,8 +85,6 @@ class Setup:
 
 @dataclass
 class PredictionPass:
-    """One pass over some videos."""
-
     setup: Setup
     videos: Sequence[str]
     plan: Plan
@@ -107,7 +102,6 @@ class PredictionPass:
     begun: set[str] = field(default_factory=set)
     """video_ids handed to a worker so far."""
     done: int = 0
-    """Videos finished so far."""
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Seconds of `decode`, `search` and `classify`, summed over workers and threads, and of the `wall`."""
 
@@ -120,7 +114,6 @@ class PredictionPass:
         self._reported_changes = 0
 
     def run(self) -> None:
-        """Predict the videos as far as the time goes."""
         setup, plan = self.setup, self.plan
         on_cpu = setup.device.type == "cpu"
         if on_cpu:

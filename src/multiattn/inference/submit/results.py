@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from multiattn.inference.submit.plan import Level
 from multiattn.runtime.frame_folders import clip_fingerprint
 from multiattn.runtime.journal import Journal
@@ -45,11 +47,9 @@ class VideoResult:
     crops: list[list[int]] = field(default_factory=list)
     """[frame_index, track] of each crop."""
     models: list[str] = field(default_factory=list)
-    """Names of those that predicted it."""
     fingerprints: list[str] = field(default_factory=list)
     """`TrainedModel.fingerprint` of each model."""
     precisions: list[str] = field(default_factory=list)
-    """Precision of each model's logits."""
     logits: list[list[float]] = field(default_factory=list)
     """(models, crops)."""
     distances: list[list[float]] = field(default_factory=list)
@@ -68,6 +68,10 @@ class VideoResult:
         """True where fewer frames or models were used than there are."""
         few_models = self.status == "ok" and len(self.models) < everything.models
         return few_models or (self.status in ANSWERED and self.frames < everything.frames)
+
+    def surest_crop(self) -> list[int]:
+        """[frame_index, track] of the crop whose mean logit is farthest from 0."""
+        return self.crops[int(np.abs(np.mean(self.logits, axis=0)).argmax())]
 
     def by_model(self) -> dict[str, tuple[Any, ...]]:
         """Model -> its values of `OF_MODEL`."""

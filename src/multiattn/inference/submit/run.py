@@ -18,15 +18,7 @@ from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, trained_on
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
-from multiattn.inference.submit.delivery import (
-    NOT_THERE,
-    Delivery,
-    Statuses,
-    SubmitResult,
-    SurestCrop,
-    frame_table,
-    reasons,
-)
+from multiattn.inference.submit.delivery import NOT_THERE, Delivery, Statuses, SubmitResult, frame_table, reasons
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
@@ -54,12 +46,7 @@ RESULTS_VERSION = 2
 def run_submit(inputs: SubmitInputs) -> SubmitResult:
     """Predict every video of the sample with every model, and write the submission folder, within the budget.
 
-    A complete valid submission.csv lies in `inputs.out` from the start (the prior in each row) and is replaced every
-    `write_seconds`, at the end, and before this process ends of SIGTERM or Ctrl-C. Results are kept there as they
-    come, and the next run of the same work continues from them. A video that cannot be read or predicted, shows no face
-    or is not there costs its own row only. When all videos have an answer and time is left, a second pass takes those
-    that had fewer frames or models, and those that an earlier run could not read for reasons that may have been the
-    machine's.
+    README.md, A submission, says what it guarantees.
 
     Raises:
         FileNotFoundError, ValueError: what it was given is not there, or does not fit together.
@@ -196,7 +183,7 @@ class _Run:
         if not submission.coverage["ok"]:
             self._refuse_priors_only(submission.coverage)
         crops = {
-            video: SurestCrop.of(result, self.setup.work(video, Level(result.frames, len(result.models))))
+            video: (self.setup.work(video, Level(result.frames, len(result.models))), *result.surest_crop())
             for video, result in self.results.items()
             if result.logits
         }
