@@ -25,20 +25,9 @@ from multiattn.experiments import EXPERIMENTS, get_experiment, shrink
 from multiattn.inference.predictor import read_out_of_fold
 from multiattn.inference.runs import TrainedModel, find_models, folds_table
 from multiattn.inference.scoring_file import ScoringFile, find_scoring, tune_runs
+from multiattn.runtime import layout
 from multiattn.runtime.environment import package_version
 from multiattn.runtime.files import file_digest, read_json
-from multiattn.runtime.layout import (
-    BEST_WEIGHTS,
-    DATA_TERMS,
-    DISTANCE_FILE,
-    ENVIRONMENT_FILE,
-    EPOCHS_FILE,
-    HELD_OUT_FILE,
-    INPUTS_FILE,
-    PREDICTIONS_FILE,
-    ROBUSTNESS_FILE,
-    experiment_name,
-)
 from multiattn.runtime.paths import names_only
 from multiattn.runtime.table_files import read_history
 from multiattn.runtime.tensor_files import read_metadata
@@ -98,7 +87,7 @@ def model_card(
     """
     table = None if videos is None else VIDEOS.read(videos)
     models, sources = find_models(run), sources or {}
-    name, first = experiment_name(run), models[0]
+    name, first = layout.experiment_name(run), models[0]
     folds = first.folds()
     known = {} if folds.empty else _known_sources(folds, sources)
     if strange := sorted(set(sources) - set(known)):
@@ -113,7 +102,7 @@ def model_card(
         ("## Distorted crops", _robustness(models, robustness)),
         ("## Not seen", _not_seen(first, known)),
         ("## Use", USE),
-        (DATA_TERMS, _licences(known)),
+        (layout.DATA_TERMS, _licences(known)),
     ]
     return "\n".join(f"{title}\n\n{text}\n" for title, text in sections if text)
 
@@ -177,9 +166,9 @@ def _data(
 
 def _training(models: Sequence[TrainedModel]) -> str:
     first = models[0]
-    environment = names_only(_read_object(first.path / ENVIRONMENT_FILE))
+    environment = names_only(_read_object(first.path / layout.ENVIRONMENT_FILE))
     command = _command(environment.get("command") or [])
-    given = _read_object(first.path / INPUTS_FILE)
+    given = _read_object(first.path / layout.INPUTS_FILE)
     commit, version = environment.get("commit", "unknown"), environment.get("version")
     code = f"multiattn {version}" if version else NOT_RECORDED
     precision = environment.get("precision", {}).get("name", NOT_RECORDED)
@@ -215,17 +204,17 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _fold_row(model: TrainedModel) -> list[str]:
-    notes = read_metadata(model.path / BEST_WEIGHTS)
+    notes = read_metadata(model.path / layout.BEST_WEIGHTS)
     epochs, minutes = NOT_RECORDED, NOT_RECORDED
-    if (path := model.path / EPOCHS_FILE).is_file():
+    if (path := model.path / layout.EPOCHS_FILE).is_file():
         history = read_history(path, ("epoch", "seconds"))
         epochs, minutes = f"{history['epochs_done'].iloc[-1]:g}", f"{history['seconds'].sum() / 60:.1f}"
     familiar = "not measured"
-    if (path := model.path / DISTANCE_FILE).is_file():
+    if (path := model.path / layout.DISTANCE_FILE).is_file():
         fitted = read_metadata(path)
         familiar = f"{fitted.get('training_crops')} training and {fitted.get('held_out_crops')} held-out crops"
     chosen = str(int(notes["epoch"]) + 1) if "epoch" in notes else NOT_RECORDED
-    digest = f"`{file_digest(model.path / BEST_WEIGHTS)}`"
+    digest = f"`{file_digest(model.path / layout.BEST_WEIGHTS)}`"
     return [model.path.name, epochs, chosen, notes.get("candidate", NOT_RECORDED), minutes, familiar, digest]
 
 
@@ -256,7 +245,7 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
     said = [f"Scoring rule: {describe_rule(rule)}." if scoring is not None else "Untuned: plain means."]
     if rule.held_out is not None:
         said.append(f"Answers in words: {rule.held_out.describe()}.")
-    if not all((model.path / HELD_OUT_FILE).is_file() for model in models):
+    if not all((model.path / layout.HELD_OUT_FILE).is_file() for model in models):
         if rule.out_of_fold is not None:
             figures = {name: f"{value:.4f}" for name, value in rule.out_of_fold.items() if value is not None}
             said.insert(0, f"The predictions are not here; as the rule was tuned: {_listed(figures)}.")
@@ -269,7 +258,7 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
     for name, predictions in (("untuned", held_out.predictions), ("untuned, last epoch", held_out.last_epoch)):
         if predictions is not None:
             rows[name] = _answers(videos, predictions)
-    if scoring is not None and len(scoring.tuned_on.get(experiment_name(run), models)) != len(models):
+    if scoring is not None and len(scoring.tuned_on.get(layout.experiment_name(run), models)) != len(models):
         said.append("The rule was tuned on more folds than this card is of: its own figures are not shown.")
     elif scoring is not None:
         stated = (rule.out_of_fold or {}).get("test_prior")
@@ -317,7 +306,7 @@ def _evaluations(models: Sequence[TrainedModel], folders: Sequence[Path]) -> str
     weights = set(checkpoint_digests(models).values())
     rows = []
     for folder in folders:
-        basis, path = (folder / PREDICTIONS_FILE).with_suffix(".json"), folder / METRICS_FILE
+        basis, path = (folder / layout.PREDICTIONS_FILE).with_suffix(".json"), folder / METRICS_FILE
         if not basis.is_file() or not path.is_file():
             raise FileNotFoundError(f"{folder}: no {path.name} and {basis.name} here. Run `multiattn evaluate --out`.")
         if set(read_json(basis)["checkpoints"].values()) != weights:
@@ -337,7 +326,7 @@ def _robustness(models: Sequence[TrainedModel], folder: Path | None) -> str:
     """The cells of `multiattn robustness`, and which of them cost more AUC than a card passes over."""
     if folder is None:
         return ""
-    path = folder / ROBUSTNESS_FILE
+    path = folder / layout.ROBUSTNESS_FILE
     basis = (folder / CELLS_FOLDER / CLEAN_FILE).with_suffix(".json")
     if not path.is_file() or not basis.is_file():
         raise FileNotFoundError(f"{folder}: no {path.name} here. Run `multiattn robustness --out`.")

@@ -330,11 +330,7 @@ def _describe(folder: Path, num_videos: int) -> dict[str, Any]:
 
 
 def _scored(
-    rows: pd.DataFrame,
-    labels: pd.DataFrame,
-    submissions: list[pd.DataFrame],
-    groups: np.ndarray | None,
-    resamples: int,
+    rows: pd.DataFrame, labels: pd.DataFrame, submissions: list[pd.DataFrame], groups: np.ndarray | None, resamples: int
 ) -> pd.DataFrame:
     """The rows with the figures of submissions, one a row, the constant last, that predict every labelled video,
     compared with the best of ours."""

@@ -42,16 +42,9 @@ from multiattn.inference.predictor import predict_faces
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.precision import known_precision
+from multiattn.runtime import layout
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
-from multiattn.runtime.layout import (
-    BEST_WEIGHTS,
-    DISTANCE_FILE,
-    FACES_FILE,
-    PREDICTIONS_FILE,
-    RECIPE_FILE,
-    experiment_name,
-)
 from multiattn.runtime.text_tables import counted, markdown_text
 from multiattn.tables import FRAME_PREDICTIONS, VIDEOS, left_out_lines
 from multiattn.video.crops.images import names_digest
@@ -140,7 +133,7 @@ def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) 
         answers.append(answer_videos(selection, extracted, mine, rule))
     best, choice = 0, None
     if choose is not None:
-        names = [experiment_name(run) for run in inputs.runs]
+        names = [layout.experiment_name(run) for run in inputs.runs]
         measured = [pd.concat([measure(one) for one in of_run], ignore_index=True) for of_run in answers]
         choice = choose_run(dict(zip(names, measured, strict=True)), choose)
         best = names.index(choice.best)
@@ -167,7 +160,7 @@ def _predict(
     crops, videos = len(extracted.faces), len(extracted.statuses)
     found = counted(len(models), "model"), counted(crops, "crop"), counted(videos, "video")
     logger.info("%s, %s of %s, on %s", *found, device)
-    path = inputs.out / PREDICTIONS_FILE
+    path = inputs.out / layout.PREDICTIONS_FILE
     predictions = predict_kept(models, extracted.by_folder, path, device=device, precision=inputs.precision)
     by_model = predictions.groupby("model")
     kept = [rows[rows["video_id"].isin(allowed[model])] for model, rows in by_model if model in allowed]
@@ -242,7 +235,7 @@ def require_choosable(runs: Sequence[Path], split: str, criterion: Criterion) ->
             f"--choose {criterion} --split {split}: a test split never selects anything: what was chosen on it seems "
             "better than it is. Choose with --split val, then evaluate the chosen run on the test split."
         )
-    names = sorted({experiment_name(run) for run in runs})
+    names = sorted({layout.experiment_name(run) for run in runs})
     if len(names) < max(2, len(runs)):
         raise ValueError(
             f"--choose {criterion}: expected two experiments or more to choose among, each once, found "
@@ -291,7 +284,7 @@ def predict_kept(
 
 def checkpoint_digests(models: Sequence[TrainedModel]) -> dict[str, str]:
     """Model -> SHA-256 of what its predictions depend on: its weights and, where it has one, its distance."""
-    made_by = {model.name: [model.path / name for name in (BEST_WEIGHTS, DISTANCE_FILE)] for model in models}
+    made_by = {model.name: [model.path / name for name in (layout.BEST_WEIGHTS, layout.DISTANCE_FILE)] for model in models}
     return {name: " ".join(file_digest(file) for file in files if file.is_file()) for name, files in made_by.items()}
 
 
@@ -299,7 +292,7 @@ def faces_digest(folders: dict[Path, list[str]]) -> str:
     """SHA-256, in hex, of which crops are predicted: recipes, tables of faces and video_ids, in whatever order."""
     parts = []
     for folder, videos in folders.items():
-        files = [file_digest(folder / name) for name in (RECIPE_FILE, FACES_FILE)]
+        files = [file_digest(folder / name) for name in (layout.RECIPE_FILE, layout.FACES_FILE)]
         parts.append("".join([*files, names_digest(sorted(videos))]))
     return names_digest(sorted(parts))
 

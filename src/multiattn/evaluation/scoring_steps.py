@@ -40,10 +40,8 @@ def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
 def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRule) -> pd.DataFrame:
     """The same steps over the videos of a submission, from the frame predictions it kept; nothing is predicted again.
 
-    Args:
-        submission: a submission folder.
-        labels, groups: `filename,label` and `filename,group` of its videos; the bootstrap draws groups whole.
-        rule: the tuned one.
+    `labels` and `groups` are `filename,label` and `filename,group` of the submission folder's videos, `rule` the tuned
+    one.
     """
     predictions = FRAME_PREDICTIONS.read(submission / PREDICTIONS_FILE, allow_empty=True)
     table = LABELS.read(labels).sort_values("filename", ignore_index=True)

@@ -35,12 +35,8 @@ STYLE = """
 
 
 def score_page(title: str, scored: ScoredFiles, faces: Path, notes: Sequence[str], maps: RunMaps | None) -> str:
-    """The page's HTML, with lines on how it was predicted; nothing in it is loaded from elsewhere.
-
-    Args:
-        faces: the faces folder, whose crops are read while the page is made.
-        maps: attention over the `extreme_crops` of the files; None where no model has any.
-    """
+    """The page's HTML, with lines on how it was predicted and attention over the `extreme_crops` of the files (None
+    where no model has any); nothing in it is loaded from elsewhere."""
     files = scored.files
     table = files[["file", "probability", "faces", "frames", "status", "reason"]].rename(
         columns={"probability": "P(fake)"}

@@ -29,15 +29,10 @@ BATCH_SIZE = 32
 
 
 def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torch.device) -> int:
-    """Fit the distance of each model to its training faces and write it into the run folder.
+    """Fit the distance of each model to its training faces, those of the folder, and write it into the run folder;
+    returns how many models have one now.
 
     A model that has one of its present weights is left as it is. One with too few crops gets none, and the log says so.
-
-    Args:
-        folder: the faces folder that the models were trained on.
-
-    Returns:
-        The number of models that have a distance now.
     """
     recipe, faces, kept = read_recipe(folder), None, 0
     if device.type == "cpu":

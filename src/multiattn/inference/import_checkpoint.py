@@ -27,10 +27,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedCheckpoint:
-    """A run folder OUT/fold0 that an import wrote: its experiment, of the official profile, and (h, w) of its maps.
-
-    `used` and `unused` as in `ConvertedState`.
-    """
+    """A run folder OUT/fold0 that an import wrote: its experiment, of the official profile, (h, w) of its maps, and
+    `used` and `unused` as in `ConvertedState`."""
 
     path: Path
     experiment: Experiment

@@ -19,17 +19,8 @@ from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
+from multiattn.runtime import layout
 from multiattn.runtime.crop_files import declared_root
-from multiattn.runtime.layout import (
-    EPOCHS_FILE,
-    FOLDS_FILE,
-    HELD_OUT_FILE,
-    LAST_HELD_OUT_FILE,
-    RECIPE_FILE,
-    fold_folders,
-    fold_name,
-    fold_number,
-)
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.table_files import read_history
@@ -181,26 +172,26 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
         FileNotFoundError: a fold has no predictions yet (with `skip`: none has).
         ValueError: the runs were made from different folds tables or crops, or have different folds.
     """
-    made = [folder for run in runs for folder in fold_folders(run) if (folder / RECIPE_FILE).is_file()]
+    made = [folder for run in runs for folder in layout.fold_folders(run) if (folder / layout.RECIPE_FILE).is_file()]
     require_one_recipe({folder: read_recipe(folder) for folder in made})
     tables: list[pd.DataFrame] = []
     last: list[pd.DataFrame] = []
     numbers: dict[Path, set[int]] = {}
     kept: pd.DataFrame | None = None
-    for run, folder in [(given, folder) for given in runs for folder in fold_folders(given)]:
-        if unfinished == "skip" and not (folder / HELD_OUT_FILE).is_file():
+    for run, folder in [(given, folder) for given in runs for folder in layout.fold_folders(given)]:
+        if unfinished == "skip" and not (folder / layout.HELD_OUT_FILE).is_file():
             logger.info("%s: no finished epoch yet, left out of the out-of-fold score", folder)
             continue
-        folds = FOLDS.read(folder / FOLDS_FILE)
+        folds = FOLDS.read(folder / layout.FOLDS_FILE)
         if kept is not None and not kept.equals(folds):
-            raise ValueError(f"{folder / FOLDS_FILE}: not the folds of the other runs in {_names(runs)}.")
+            raise ValueError(f"{folder / layout.FOLDS_FILE}: not the folds of the other runs in {_names(runs)}.")
         kept = folds
-        table = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE, allow_empty=True)
+        table = FRAME_PREDICTIONS.read(folder / layout.HELD_OUT_FILE, allow_empty=True)
         # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
-        tables.append(table.assign(model=fold_name(folder)))
-        if (path := folder / LAST_HELD_OUT_FILE).is_file():
-            last.append(FRAME_PREDICTIONS.read(path, allow_empty=True).assign(model=fold_name(folder)))
-        numbers.setdefault(run, set()).add(fold_number(folder))
+        tables.append(table.assign(model=layout.fold_name(folder)))
+        if (path := folder / layout.LAST_HELD_OUT_FILE).is_file():
+            last.append(FRAME_PREDICTIONS.read(path, allow_empty=True).assign(model=layout.fold_name(folder)))
+        numbers.setdefault(run, set()).add(layout.fold_number(folder))
     if kept is None:
         raise FileNotFoundError(f"{_names(runs)}: no fold has finished its first epoch.")
     for run in runs:
@@ -243,7 +234,9 @@ def last_epoch_losses(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule
         videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.last_epoch), rule.prior)
         found = _metrics(videos.assign(label=held_out.videos["label"].to_numpy()), rule.clip)
         return found.log_loss, found.balanced_log_loss
-    paths = {fold_number(folder): folder / EPOCHS_FILE for run in runs for folder in fold_folders(run)}
+    paths = {
+        layout.fold_number(folder): folder / layout.EPOCHS_FILE for run in runs for folder in layout.fold_folders(run)
+    }
     if len(runs) > 1 or rule != ScoringRule() or not all(path.is_file() for path in paths.values()):
         return None
     noted = {fold: read_history(path, ("epoch", "validation_log_loss")).iloc[-1] for fold, path in paths.items()}

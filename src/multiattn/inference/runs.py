@@ -19,21 +19,9 @@ from multiattn.model.distance import FaceDistance
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
 from multiattn.model.precision import resolve_precision
 from multiattn.model.predict import normalize_crops, predict_logits
+from multiattn.runtime import layout
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import file_digest, read_json
-from multiattn.runtime.layout import (
-    BEST_WEIGHTS,
-    DIGESTS_FILE,
-    DISTANCE_FILE,
-    EXPERIMENT_FILE,
-    FOLDS_FILE,
-    IMPORT_FILE,
-    experiment_folder,
-    fold_folders,
-    fold_name,
-    fold_number,
-    require_unchanged,
-)
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.tables import FOLDS
 from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_recipe
@@ -59,17 +47,17 @@ class TrainedModel:
     @property
     def name(self) -> str:
         """`<experiment>/fold<k>`."""
-        return fold_name(self.path)
+        return layout.fold_name(self.path)
 
     @property
     def imported(self) -> bool:
         """True for somebody else's checkpoint, of which the training videos are not known."""
-        return (self.path / IMPORT_FILE).is_file()
+        return (self.path / layout.IMPORT_FILE).is_file()
 
     def fingerprint(self) -> str:
         """16 hex digits of all that decides a prediction: weights, the network's settings, the size of its crops."""
         settings = {"model": to_json(self.experiment.model), "image_size": self.experiment.data.image_size}
-        content = json.dumps(settings, sort_keys=True) + file_digest(self.path / BEST_WEIGHTS)
+        content = json.dumps(settings, sort_keys=True) + file_digest(self.path / layout.BEST_WEIGHTS)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def trained_videos(self) -> set[str]:
@@ -89,7 +77,7 @@ class TrainedModel:
 
     def distance(self) -> FaceDistance | None:
         """The measure of how far faces lie from those it was trained on; None where its run has none."""
-        path = self.path / DISTANCE_FILE
+        path = self.path / layout.DISTANCE_FILE
         return FaceDistance.load(path) if path.is_file() else None
 
     def require_same_crops(self, folder: Path, recipe: CropRecipe) -> None:
@@ -112,7 +100,7 @@ class TrainedModel:
     def load(self, device: torch.device) -> MultiAttentionNet | BaselineNet:
         """The network with its weights, in eval mode on the device."""
         network = make_network(self.experiment.model, load_weights=False)
-        load_weights(network, self.path / BEST_WEIGHTS)
+        load_weights(network, self.path / layout.BEST_WEIGHTS)
         return network.to(device).eval()
 
 
@@ -124,22 +112,22 @@ def find_models(*runs: Path) -> list[TrainedModel]:
         ValueError: the folds were trained on crops made differently, two folders have the same name, or the files of a
             packaged run are not as they were packed.
     """
-    for packaged in {experiment_folder(run) for run in runs}:
-        if (packaged / DIGESTS_FILE).is_file():
-            require_unchanged(packaged)
+    for packaged in {layout.experiment_folder(run) for run in runs}:
+        if (packaged / layout.DIGESTS_FILE).is_file():
+            layout.require_unchanged(packaged)
     models = []
-    for folder in (folder for run in runs for folder in fold_folders(run)):
-        path = folder / EXPERIMENT_FILE
-        if not path.is_file() or not (folder / BEST_WEIGHTS).is_file():
-            missing = BEST_WEIGHTS if path.is_file() else path.name
+    for folder in (folder for run in runs for folder in layout.fold_folders(run)):
+        path = folder / layout.EXPERIMENT_FILE
+        if not path.is_file() or not (folder / layout.BEST_WEIGHTS).is_file():
+            missing = layout.BEST_WEIGHTS if path.is_file() else path.name
             unfinished = "the fold has not finished its first epoch", "multiattn train"
-            if (folder / IMPORT_FILE).is_file():
+            if (folder / layout.IMPORT_FILE).is_file():
                 unfinished = "the import did not finish", "multiattn import-checkpoint"
             raise FileNotFoundError(
                 f"{folder}: no {missing}; {unfinished[0]}. Run the same `{unfinished[1]}` command again."
             )
         experiment = from_json(Experiment, read_json(path), source=str(path))
-        models.append(TrainedModel(folder, fold_number(folder), experiment, read_recipe(folder)))
+        models.append(TrainedModel(folder, layout.fold_number(folder), experiment, read_recipe(folder)))
     require_one_recipe({model.path: model.recipe for model in models})
     by_name = {model.name: model for model in models}
     for model in models:
@@ -161,18 +149,15 @@ def require_one_recipe(recipes: Mapping[Path, CropRecipe]) -> None:
 
 
 def trained_on(runs: Path) -> set[str]:
-    """File names without extension of all videos in the folds of an experiment.
-
-    The 400 public test videos of the Kaggle competition lie inside training parts 0 to 2 under the same names, so a
-    name that comes back in a test set is a video the models have seen.
-    """
-    tables = [FOLDS.read(path) for path in sorted({folds_table(folder) for folder in fold_folders(runs)})]
+    """File names without extension of all videos in the folds of an experiment: of the Kaggle competition's 400 public
+    test videos too, if it was trained on parts 0 to 2."""
+    tables = [FOLDS.read(path) for path in sorted({folds_table(folder) for folder in layout.fold_folders(runs)})]
     return {Path(video).name for table in tables for video in table["video_id"]}
 
 
 def folds_table(folder: Path) -> Path:
     """The `folds.csv` of a run: its own, or the one that `multiattn bundle` keeps for all folds of an experiment."""
-    own, shared = folder / FOLDS_FILE, folder.parent / FOLDS_FILE
+    own, shared = folder / layout.FOLDS_FILE, folder.parent / layout.FOLDS_FILE
     return shared if shared.is_file() and not own.is_file() else own
 
 
@@ -246,7 +231,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         FileNotFoundError: no run there, or one without a checkpoint.
         ValueError: several folds; names them.
     """
-    folders = fold_folders(Path(path))
+    folders = layout.fold_folders(Path(path))
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise ValueError(f"{path}: holds several folds ({names}); name one of them: load_run({str(folders[0])!r}).")

@@ -16,15 +16,8 @@ import numpy as np
 from multiattn.config import from_json, to_json
 from multiattn.inference.predictor import last_epoch_losses, read_out_of_fold
 from multiattn.inference.runs import TrainedModel
+from multiattn.runtime import layout
 from multiattn.runtime.files import file_digest, read_json, write_json
-from multiattn.runtime.layout import (
-    HELD_OUT_FILE,
-    SCORING_FILE,
-    experiment_folder,
-    experiment_name,
-    fold_folders,
-    folds_below,
-)
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
@@ -49,13 +42,13 @@ class ScoringFile:
 
 def default_scoring_path(runs: Sequence[Path]) -> Path:
     """The path `multiattn tune` writes to without `--out`: in the first experiment's folder, also when given a fold."""
-    return experiment_folder(runs[0]) / SCORING_FILE
+    return layout.experiment_folder(runs[0]) / layout.SCORING_FILE
 
 
 def held_out_digests(runs: Sequence[Path]) -> dict[str, dict[str, str]]:
     """Experiment -> fold -> SHA-256 of its `oof.parquet`, which a rule is tuned on; folds without one are left out, and
     a fold's folder counts as its whole experiment."""
-    digests = {experiment_name(folder): _fold_digests(folder) for folder in _experiment_folders(runs)}
+    digests = {layout.experiment_name(folder): _fold_digests(folder) for folder in _experiment_folders(runs)}
     return {name: {fold: digest for fold, digest in digests[name].items() if digest} for name in sorted(digests)}
 
 
@@ -98,9 +91,9 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
     if scoring is None:
         found = find_scoring(runs)
         if found is None:
-            can_be_tuned = all(folds_below(folder, HELD_OUT_FILE) for folder in _experiment_folders(runs))
+            can_be_tuned = all(layout.folds_below(folder, layout.HELD_OUT_FILE) for folder in _experiment_folders(runs))
             way = f"; `{_tune_command(runs)}` makes one" if can_be_tuned else ""
-            logger.info("no %s for these runs: plain means%s", SCORING_FILE, way)
+            logger.info("no %s for these runs: plain means%s", layout.SCORING_FILE, way)
             return ScoringFile()
         path, chosen = found
     else:
@@ -120,7 +113,7 @@ def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:
     """Path and content of the `scoring.json` in the folder of one of the runs that was tuned for exactly these
     experiments, or None; of two with different rules that of the run given first, with a warning."""
     fitting, others, faults = [], [], []
-    for path in (folder / SCORING_FILE for folder in _experiment_folders(runs)):
+    for path in (folder / layout.SCORING_FILE for folder in _experiment_folders(runs)):
         if not path.is_file():
             continue
         try:
@@ -155,7 +148,7 @@ def require_rule_fits(rule: ScoringRule, models: Sequence[TrainedModel]) -> None
 
 def _experiment_folders(runs: Sequence[Path]) -> list[Path]:
     """Each once, in the order given."""
-    return list(dict.fromkeys(experiment_folder(run) for run in runs))
+    return list(dict.fromkeys(layout.experiment_folder(run) for run in runs))
 
 
 def _fits(rule: ScoringRule, runs: Sequence[Path]) -> bool:
@@ -167,26 +160,26 @@ def _tuned_for(rule: ScoringRule, runs: Sequence[Path]) -> str:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    return sorted({experiment_name(run) for run in runs})
+    return sorted({layout.experiment_name(run) for run in runs})
 
 
 def _fold_digests(folder: Path) -> dict[str, str]:
     """Fold -> SHA-256 of its predictions, empty where it has none."""
-    files = {fold.name: fold / HELD_OUT_FILE for fold in fold_folders(folder)}
+    files = {fold.name: fold / layout.HELD_OUT_FILE for fold in layout.fold_folders(folder)}
     return {name: file_digest(path) if path.is_file() else "" for name, path in files.items()}
 
 
 def _warn_of_changes(path: Path, chosen: ScoringFile, runs: Sequence[Path]) -> None:
     """Name the experiments that hold other out-of-fold predictions than those the rule was tuned on."""
     for folder in _experiment_folders(runs):
-        then = chosen.tuned_on.get(experiment_name(folder))
-        if then is None or not folds_below(folder, HELD_OUT_FILE):
+        then = chosen.tuned_on.get(layout.experiment_name(folder))
+        if then is None or not layout.folds_below(folder, layout.HELD_OUT_FILE):
             continue
         if changes := _changes(then, _fold_digests(folder)):
             logger.warning(
                 "%s: the out-of-fold predictions of %s are not those it was tuned on (%s): its rule and figures are of "
                 "older ones. Run `%s` again.",
-                path, experiment_name(folder), changes, _tune_command(runs, path, chosen.rule),
+                path, layout.experiment_name(folder), changes, _tune_command(runs, path, chosen.rule),
             )  # fmt: skip
 
 
@@ -222,7 +215,7 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
         runs: folders of experiments of one folds table.
         test_prior, seed: as of `tune`.
     """
-    names = Counter(experiment_name(path) for path in runs)
+    names = Counter(layout.experiment_name(path) for path in runs)
     if twice := [name for name, number in names.items() if number > 1]:
         raise ValueError(
             f"--runs: expected experiments of different names, found {', '.join(twice)} more than once; their weights "

@@ -39,19 +39,10 @@ from multiattn.inference.scoring_file import (
     require_rule_fits,
     write_scoring,
 )
+from multiattn.runtime import layout
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json, write_text
-from multiattn.runtime.layout import (
-    BEST_WEIGHTS,
-    BUNDLE_FILE,
-    DISTANCE_FILE,
-    EXPERIMENT_FILE,
-    IMPORT_FILE,
-    PRETRAINED,
-    RECIPE_FILE,
-    experiment_name,
-)
 from multiattn.runtime.paths import names_only
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.rule import ScoringRule
@@ -101,7 +92,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
         parts = {"runs": "tables", "wheels": "wheels", "src": "code", "weights": "detector"}
         sizes = bytes_by_part(building, parts, "notebook and notes")
         _require_fits(sizes, options, weights)
-        write_json(building / BUNDLE_FILE, _manifest(building, options, models, weights, sizes))
+        write_json(building / layout.BUNDLE_FILE, _manifest(building, options, models, weights, sizes))
         _require_runs(building, rule)
         (building / LOCK).unlink()
         put_in_place(building, out)
@@ -128,7 +119,7 @@ def built_beside(out: Path) -> Iterator[Path]:
 def is_bundle(folder: Path) -> bool:
     """True for a folder that `build_bundle` wrote."""
     try:
-        values = read_json(folder / BUNDLE_FILE)
+        values = read_json(folder / layout.BUNDLE_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("kind") == KIND
@@ -149,7 +140,7 @@ def _require_sound(options: BundleOptions) -> None:
 
 
 def _experiments(models: list[TrainedModel]) -> list[str]:
-    return sorted({experiment_name(model.path) for model in models})
+    return sorted({layout.experiment_name(model.path) for model in models})
 
 
 def _require_runs(building: Path, rule: ScoringRule) -> None:
@@ -192,7 +183,7 @@ def _copy_code(building: Path) -> None:
             raise FileNotFoundError(f"{REPOSITORY / name}: not there. Run from a clone of the repository.")
         shutil.copyfile(REPOSITORY / name, building / Path(name).name)
     for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.json")]):
-        if PRETRAINED in path.parents:  # the bundle has runs of its own
+        if layout.PRETRAINED in path.parents:  # the bundle has runs of its own
             continue
         target = building / "src" / "multiattn" / path.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,11 +198,11 @@ def store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) -
         for model in models:
             folder = runs / model.name
             folder.mkdir(parents=True)
-            for name in (EXPERIMENT_FILE, RECIPE_FILE, IMPORT_FILE):
+            for name in (layout.EXPERIMENT_FILE, layout.RECIPE_FILE, layout.IMPORT_FILE):
                 if (model.path / name).is_file():
                     write_json(folder / name, names_only(read_json(model.path / name)))
-            if (distance := model.path / DISTANCE_FILE).is_file():
-                shutil.copyfile(distance, folder / DISTANCE_FILE)
+            if (distance := model.path / layout.DISTANCE_FILE).is_file():
+                shutil.copyfile(distance, folder / layout.DISTANCE_FILE)
             _copy_folds(folds_table(model.path), folder)
             count = 1 if options.precision == "float32" else options.check_crops
             crops = crops_to_compare(model, options.check_faces, count)
@@ -268,7 +259,7 @@ def bytes_by_part(folder: Path, parts: Mapping[str, str], others: str) -> dict[s
     for path in folder.rglob("*"):
         if path.is_file():
             part = parts.get(path.relative_to(folder).parts[0], others)
-            sizes["weights" if path.name == BEST_WEIGHTS else part] += path.stat().st_size
+            sizes["weights" if path.name == layout.BEST_WEIGHTS else part] += path.stat().st_size
     return {name: size for name, size in sizes.items() if size}
 
 
@@ -289,11 +280,7 @@ def _require_fits(sizes: dict[str, int], options: BundleOptions, weights: list[S
 
 
 def _manifest(
-    building: Path,
-    options: BundleOptions,
-    models: list[TrainedModel],
-    weights: list[StoredWeights],
-    sizes: dict[str, int],
+    building: Path, options: BundleOptions, models: list[TrainedModel], weights: list[StoredWeights], sizes: dict
 ) -> dict[str, Any]:
     infinite = {"difference": None}  # which JSON does not have
     # What the notebook checks before it installs or imports.

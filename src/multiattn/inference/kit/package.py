@@ -10,16 +10,8 @@ from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import ScoringFile, require_rule_fits, write_scoring
+from multiattn.runtime import layout
 from multiattn.runtime.files import write_digests, write_text
-from multiattn.runtime.layout import (
-    DATA_TERMS,
-    DIGESTS_FILE,
-    LICENCE_FILE,
-    MODEL_CARD_FILE,
-    SCORING_FILE,
-    experiment_folder,
-    experiment_name,
-)
 
 LARGEST_BYTES = 10_000_000
 """Bound on all files together: the package is downloaded, and cloned, by people who may not want a model."""
@@ -79,10 +71,10 @@ def build_package(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     with built_beside(out) as building:
         folder = building / name
         weights = store_runs(building, dataclasses.replace(options, precision="float16"), models)
-        write_scoring(rule, folder / SCORING_FILE, {"made_by": "multiattn bundle --package"}, scoring.tuned_on)
-        shutil.copyfile(card, folder / MODEL_CARD_FILE)
-        write_text(folder / LICENCE_FILE, licence(models, card.read_text(encoding="utf-8")))
-        write_digests(folder / DIGESTS_FILE)
+        write_scoring(rule, folder / layout.SCORING_FILE, {"made_by": "multiattn bundle --package"}, scoring.tuned_on)
+        shutil.copyfile(card, folder / layout.MODEL_CARD_FILE)
+        write_text(folder / layout.LICENCE_FILE, licence(models, card.read_text(encoding="utf-8")))
+        write_digests(folder / layout.DIGESTS_FILE)
         sizes = bytes_by_part(folder, {}, "tables and texts")
         if sum(sizes.values()) > LARGEST_BYTES:
             parts = ", ".join(f"{part} {size / 1e6:.2f} MB" for part, size in sizes.items())
@@ -97,8 +89,8 @@ def build_package(options: BundleOptions, scoring: ScoringFile) -> Bundle:
 def licence(models: list[TrainedModel], card: str) -> str:
     """The text of `LICENSE.md`: where the weights began, and what the card says of the terms of their data."""
     start = _start(models[0].experiment)
-    data = card.split(DATA_TERMS)[1].split("\n## ")[0].strip()
-    text = LICENCE.format(name=experiment_name(models[0].path), start=start, data=data)
+    data = card.split(layout.DATA_TERMS)[1].split("\n## ")[0].strip()
+    text = LICENCE.format(name=layout.experiment_name(models[0].path), start=start, data=data)
     if "Apache" in start:
         text += f"\n## Apache License 2.0\n\n```text\n{APACHE.read_text(encoding='utf-8').strip()}\n```\n"
     return text
@@ -124,20 +116,20 @@ def _require_sound(
         raise ValueError(f"--package: takes a run alone, found {', '.join(unused)} beside it.")
     if options.check_faces is None:
         raise ValueError("--package: expected --check-faces FACES, crops to compare float16 on, found none.")
-    names = {experiment_name(model.path) for model in models}
+    names = {layout.experiment_name(model.path) for model in models}
     if names != {out.name}:
         raise ValueError(
             f"--out {out}: expected the name of the one run packed, found runs {', '.join(sorted(names))}. Rules know "
             "a run by its name: name the folder so, or rename the run and tune it again."
         )
-    if out.exists() and not (out / DIGESTS_FILE).is_file() and any(out.iterdir()):
+    if out.exists() and not (out / layout.DIGESTS_FILE).is_file() and any(out.iterdir()):
         raise ValueError(f"{out}: expected a packaged run to replace or a new folder, found something else.")
     require_rule_fits(scoring.rule, models)
     if scoring.rule.held_out is None:
         raise ValueError(f"{out.name}: expected a rule with held-out answers, found none. Run `multiattn tune` first.")
-    experiment = experiment_folder(options.runs[0])
-    card = experiment / MODEL_CARD_FILE
-    if not card.is_file() or DATA_TERMS not in card.read_text(encoding="utf-8"):
+    experiment = layout.experiment_folder(options.runs[0])
+    card = experiment / layout.MODEL_CARD_FILE
+    if not card.is_file() or layout.DATA_TERMS not in card.read_text(encoding="utf-8"):
         raise FileNotFoundError(
             f"{card}: expected the run's card with the terms of its data, found none. Make it with "
             f"`multiattn card --runs {experiment}`."

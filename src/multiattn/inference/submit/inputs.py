@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING
 
 from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, Scoring
 from multiattn.config.settings import require, require_at_least
+from multiattn.runtime import layout
 from multiattn.runtime.files import write_text
-from multiattn.runtime.layout import (
-    ANY_FOLD,
-    BEST_WEIGHTS,
-    BUNDLE_FILE,
-    CARD_FILE,
-    SCORING_FILE,
-    SUBMISSION_FILE,
-    named_run,
-)
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
 
@@ -67,7 +59,7 @@ class SubmitInputs:
         require(self.budget_hours is None or self.budget_hours > 0, self, "budget_hours", "hours above 0")
         require(self.write_seconds > 0, self, "write_seconds", "seconds above 0")
         require_at_least(self, 1, "jobs")
-        object.__setattr__(self, "runs", tuple(map(named_run, self.runs)))
+        object.__setattr__(self, "runs", tuple(map(layout.named_run, self.runs)))
 
     @functools.cached_property
     def rule(self) -> "ScoringRule":
@@ -77,12 +69,9 @@ class SubmitInputs:
 
 
 def write_first_answer(sample: Path, out: Path) -> None:
-    """Write a submission that answers each row of the sample with the prior 0.5, where no submission lies yet.
-
-    Importing torch takes seconds; a process killed in them leaves a submission already. A `sample` that cannot be read
-    or is none is left to `run_submit`, which says what is wrong with it.
-    """
-    path = out / SUBMISSION_FILE
+    """Write a submission of the prior 0.5 in each row of the sample, where no submission lies yet: a process killed in
+    the seconds of torch's import leaves one already. What is no sample is left to `run_submit`, which says why."""
+    path = out / layout.SUBMISSION_FILE
     try:
         if path.exists():
             return
@@ -92,7 +81,7 @@ def write_first_answer(sample: Path, out: Path) -> None:
         return
     if not names or not all(names) or len(set(names)) < len(names):
         return
-    (out / CARD_FILE).unlink(missing_ok=True)  # of answers that are gone
+    (out / layout.CARD_FILE).unlink(missing_ok=True)  # of answers that are gone
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("filename", "label"), *((name, DEFAULT_PRIOR) for name in names)])
     write_text(path, text.getvalue())
@@ -160,16 +149,16 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
 
 def _find_runs(root: Path) -> tuple[Path, ...]:
     """The first experiment; of a bundle all of them, the one that brings the scoring rule first."""
-    found = sorted({path.parent.parent for path in _search(root / "runs", f"{ANY_FOLD}/{BEST_WEIGHTS}")})
-    if found and (root / BUNDLE_FILE).is_file():
-        return tuple(sorted(found, key=lambda run: not (run / SCORING_FILE).is_file()))
-    return (_first(found, f"trained runs ({ANY_FOLD}/{BEST_WEIGHTS})", root / "runs"),)
+    found = sorted({path.parent.parent for path in _search(root / "runs", f"{layout.ANY_FOLD}/{layout.BEST_WEIGHTS}")})
+    if found and (root / layout.BUNDLE_FILE).is_file():
+        return tuple(sorted(found, key=lambda run: not (run / layout.SCORING_FILE).is_file()))
+    return (_first(found, f"trained runs ({layout.ANY_FOLD}/{layout.BEST_WEIGHTS})", root / "runs"),)
 
 
 def _bundled_weights(run: Path) -> Path | None:
     """The detector's weights file of the bundle a run lies in, if it is one and has one."""
     bundle = run.parent.parent
-    return next(iter(sorted((bundle / "weights").glob("*"))), None) if (bundle / BUNDLE_FILE).is_file() else None
+    return next(iter(sorted((bundle / "weights").glob("*"))), None) if (bundle / layout.BUNDLE_FILE).is_file() else None
 
 
 def _budget_hours() -> float:
