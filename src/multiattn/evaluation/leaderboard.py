@@ -36,7 +36,7 @@ from multiattn.video.crops.images import names_digest
 SCORING_CLIP = 1e-15
 """Only keeps a confident mistake of somebody's file finite; our own submissions are clipped harder already."""
 FAILURES = ("no_face", "unreadable", "missing", "failed", "late")
-"""Statuses that were answered with the prior."""
+"""Statuses of videos with the prior."""
 MEASURED = ("log_loss", "low", "high", "balanced_log_loss", "auc", "accuracy")
 COMPARED = ("difference", "difference_low", "difference_high", "probability_better")
 OUT_OF_FOLD = ("log_loss", "balanced_log_loss", "last_epoch_log_loss", "last_epoch_balanced_log_loss")

@@ -44,7 +44,7 @@ def _example(alike: pd.DataFrame) -> str:
 
 
 def draw_probabilities(videos: pd.DataFrame) -> Figure:
-    """Histogram of P(fake) over a `video_predictions` table, those answered with the prior in a colour of their own."""
+    """Histogram of P(fake) over a `video_predictions` table, those with the prior in a colour of their own."""
     figure = new_figure(7, 3, dpi=100, layout="constrained")
     axes = figure.subplots()
     predicted = videos["status"] == "ok"

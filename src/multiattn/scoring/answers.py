@@ -1,4 +1,4 @@
-"""A video's P(fake) and the doubts about it -> an answer in words, beside how held-out videos were answered.
+"""A video's P(fake) and the doubts about it -> an answer in words, beside those of held-out videos.
 
 `multiattn tune` keeps that in `scoring.json`: where P lies among the answers for held-out reals and fakes, and two
 thresholds with their error rates. There are three answers, and none is "authentic": a video without a sign of what the

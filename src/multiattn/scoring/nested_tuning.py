@@ -369,7 +369,7 @@ def _clip_held_out(calibrated: np.ndarray, labels: np.ndarray, parts: np.ndarray
 
 
 def _held_out(parts: np.ndarray, of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """(N,): every part as answered by what was fitted on the others; `of` takes the masks of both."""
+    """(N,): every part as predicted by what was fitted on the others; `of` takes the masks of both."""
     result = np.empty(len(parts))
     for part in np.unique(parts):
         result[parts == part] = of(parts != part, parts == part)

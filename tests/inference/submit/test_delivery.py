@@ -182,7 +182,7 @@ def test_answers_to_another_sample_are_set_aside_and_priors_beside_an_old_card_a
     (tmp_path / "card.json").write_text('{"coverage": {"ok": 1}}')
     delivery = Delivery(make_sample("b.mp4"), ScoringRule(aggregator=Aggregator(prior=0.3)), tmp_path)
     delivery.begin()
-    assert delivery.answered == 0
+    assert delivery.predicted == 0
     assert "card.json" not in stay(tmp_path) and "b.mp4,0.3" in stay(tmp_path)["submission.csv"]
 
 

@@ -54,8 +54,7 @@ class Submission:
 
     @property
     def coverage(self) -> dict[str, int]:
-        """Number of videos of each status, `failed` and `late` only where there are some; all but `ok` were answered
-        with the prior."""
+        """Number of videos of each status, `failed` and `late` where there are some; all but `ok` have the prior."""
         counts = Counter(self.videos["status"])
         return {name: counts[name] for name in STATUSES if name in counts or name not in ("failed", "late")}
 
@@ -125,13 +124,13 @@ class Delivery:
     there are as many new ones.
 
     Attributes:
-        answered: videos that submission.csv answers otherwise than by the prior.
+        predicted: videos to which submission.csv has another value than the prior.
     """
 
     def __init__(self, sample: pd.DataFrame, rule: ScoringRule, folder: Path) -> None:
         self.sample, self.rule, self.folder = sample, rule, folder
         self.path = folder / SUBMISSION_FILE
-        self.answered = 0
+        self.predicted = 0
         self._scored: dict[str, tuple[VideoResult, float, int]] = {}
 
     def begin(self) -> None:
@@ -142,12 +141,12 @@ class Delivery:
         except (FileNotFoundError, ValueError):
             labels = pd.Series(dtype=float)
         if labels.index.tolist() == self.sample["filename"].tolist():
-            self.answered = int((~labels.isin([DEFAULT_PRIOR, self.rule.prior])).sum())
+            self.predicted = int((~labels.isin([DEFAULT_PRIOR, self.rule.prior])).sum())
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the prior may have been another
-                self.answered = min(self.answered, read_json(self.folder / CARD_FILE)["coverage"]["ok"])
+                self.predicted = min(self.predicted, read_json(self.folder / CARD_FILE)["coverage"]["ok"])
         else:
             self._set_aside()
-        if not self.answered:
+        if not self.predicted:
             (self.folder / CARD_FILE).unlink(missing_ok=True)
             SUBMISSION.write(self.sample.assign(label=self.rule.prior), self.path)
 
@@ -180,29 +179,29 @@ class Delivery:
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
         """Replace what is in the folder, unless it answers more; a full disk is no reason to end."""
-        if submission.coverage["ok"] < self.answered:
+        if submission.coverage["ok"] < self.predicted:
             return
         try:
             write_submission(submission, self.sample, self.folder, card)
         except OSError as error:
             logger.warning("%s could not be replaced (%s); the former one is still there", self.path, error)
         else:
-            self.answered = submission.coverage["ok"]
+            self.predicted = submission.coverage["ok"]
 
     def deliver(self, submission: Submission, card: dict[str, Any], frames: pd.DataFrame) -> bool:
         """Write the folder at a run's end; False where the former answers stay, for this run was ended early and has
         fewer. What answers more than a run that came to its end is set aside."""
         coverage = submission.coverage
-        if coverage["ok"] < self.answered:
+        if coverage["ok"] < self.predicted:
             if "late" in coverage or not coverage["ok"]:
                 logger.warning(
                     "%s: the former answers to %d videos stay; this run has %d so far, and the same command goes on",
-                    self.path, self.answered, coverage["ok"],
+                    self.path, self.predicted, coverage["ok"],
                 )  # fmt: skip
                 return False
             self._set_aside()
         write_submission(submission, self.sample, self.folder, card, frames)
-        self.answered = coverage["ok"]
+        self.predicted = coverage["ok"]
         return True
 
 

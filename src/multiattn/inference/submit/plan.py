@@ -1,4 +1,4 @@
-"""The time budget: frames and models of the next video, so that all are answered in time; no clock, no disk.
+"""The time budget: frames and models of the next video, so that all are predicted in time; no clock, no disk.
 
 A level is a number of frames and of models. The plan starts with all of both. From each finished video it learns the
 costs of decoding (the same at any level), of searching a frame for faces, and of a crop in a model, and projects the
@@ -173,7 +173,7 @@ class Plan:
                 self.rates.add(costs)
 
     def projected_seconds(self, level: Level | None = None) -> float | None:
-        """Seconds until all videos are answered at a level, by default the current one; None while nothing is known."""
+        """Seconds until all videos are predicted at a level, the current one by default; None while none is known."""
         with self._lock:
             if self.rates.observed < MIN_OBSERVED:
                 return None

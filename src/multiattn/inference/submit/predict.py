@@ -31,7 +31,7 @@ from multiattn.video.extraction.isolation import end_processes
 logger = logging.getLogger(__name__)
 
 FIRST_VIDEOS = 20
-"""When all of so many videos fail and none before them was answered, it is not the videos."""
+"""When all of so many videos fail and none before them was searched, it is not the videos."""
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """For batches that are at work when the time is over; at most half of what the plan keeps for the delivery."""
@@ -42,7 +42,7 @@ OS_ERRORS = tuple(name for name, kind in vars(builtins).items() if isinstance(ki
 
 
 class SystematicFailureError(RuntimeError):
-    """No answer is of use: the first videos all failed, or not one was answered in the end."""
+    """No prediction is of use: the first videos all failed, or not one shows a face in the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class PredictionPass:
     plan: Plan
     """The plan of these videos on this machine; its workers are started."""
     machine_works: bool
-    """True where videos were answered before, so that failures of the first ones prove nothing."""
+    """True where videos were predicted before, so that failures of the first ones prove nothing."""
     label: str
     keep: Callable[[VideoResult], None]
     """Called with each result, by the thread that calls `run`."""

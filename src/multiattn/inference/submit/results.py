@@ -18,7 +18,7 @@ from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 logger = logging.getLogger(__name__)
 
-ANSWERED = ("ok", "no_face")
+SEARCHED = ("ok", "no_face")
 """Statuses of videos that were decoded and searched."""
 
 OF_MODEL = ("logits", "precisions", "distances", "reasons")
@@ -67,7 +67,7 @@ class VideoResult:
     def is_reduced(self, everything: Level) -> bool:
         """True where fewer frames or models were used than there are."""
         few_models = self.status == "ok" and len(self.models) < everything.models
-        return few_models or (self.status in ANSWERED and self.frames < everything.frames)
+        return few_models or (self.status in SEARCHED and self.frames < everything.frames)
 
     def surest_crop(self) -> list[int]:
         """[frame_index, track] of the crop whose mean logit is farthest from 0."""
@@ -139,7 +139,7 @@ class ResultStore:
                 *others, best = ordered
                 same = (it for it in reversed(others) if it.crops == best.crops)
                 usable[video] = functools.reduce(VideoResult.joined, same, best)
-        return usable if any(result.status in ANSWERED for result in usable.values()) else {}
+        return usable if any(result.status in SEARCHED for result in usable.values()) else {}
 
     def add(self, result: VideoResult) -> None:
         """Keep a result. A disk without room costs the restart, not the submission."""

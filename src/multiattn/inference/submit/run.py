@@ -22,7 +22,7 @@ from multiattn.inference.submit.delivery import NOT_THERE, Delivery, Statuses, S
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
-from multiattn.inference.submit.results import ANSWERED, ResultStore, VideoResult
+from multiattn.inference.submit.results import SEARCHED, ResultStore, VideoResult
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, pick_device
 from multiattn.runtime.files import exclusive_folder
@@ -143,7 +143,7 @@ class _Run:
             self._write_on_the_way()
             logger.warning(
                 "asked to end: %d of %d videos done, %s holds the answers to %d; the same call continues from here",
-                len(self.results), len(setup.paths), self.delivery.path, self.delivery.answered,
+                len(self.results), len(setup.paths), self.delivery.path, self.delivery.predicted,
             )  # fmt: skip
             self.interruption.exit_if_asked()
 
@@ -155,7 +155,7 @@ class _Run:
         self.store.add(result)
         self.results[result.video_id] = result
         self.waiting.pop(result.video_id, None)
-        if result.status not in ANSWERED:
+        if result.status not in SEARCHED:
             logger.warning("%s: %s: %s", result.video_id, result.status, result.message)
 
     def _tick(self) -> None:
@@ -234,8 +234,8 @@ class _Run:
         logger.error("%s The time was too short.", words)  # what a budget allows is what was asked for
 
     def _of_no_use(self) -> str:
-        if self.delivery.answered:
-            return f"{self.delivery.path} holds the answers of an earlier run to {self.delivery.answered} videos."
+        if self.delivery.predicted:
+            return f"{self.delivery.path} holds the answers of an earlier run to {self.delivery.predicted} videos."
         return (
             f"{self.delivery.path} is complete, and holds the prior {self.delivery.rule.prior:g} in every row: do not "
             "hand it in."
