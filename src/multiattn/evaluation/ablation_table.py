@@ -14,7 +14,6 @@ from multiattn.evaluation.run import predict_kept
 from multiattn.inference.runs import find_models
 from multiattn.runtime.layout import FOLDS_FILE, HELD_OUT_FILE, fold_folder
 from multiattn.runtime.text_tables import counted, markdown_table, markdown_text
-from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, REAL, UNKNOWN, VIDEOS
@@ -84,7 +83,7 @@ def measure_out_of_fold(runs: Path, folds: list[int]) -> Figures:
         held_out = table[table["fold"] == number]
         predictions = FRAME_PREDICTIONS.read(folder / HELD_OUT_FILE)
         frame_tables.append(predictions.merge(held_out[["video_id", "label"]], on="video_id", validate="many_to_one"))
-        videos = complete_videos(held_out["video_id"], rule.score(predictions), rule.prior)
+        videos = rule.score_videos(held_out["video_id"], predictions)
         video_tables.append(videos.assign(label=held_out["label"].to_numpy()))
     frames, videos = pd.concat(frame_tables), pd.concat(video_tables)
     figures = {name: 100 * figure for name, figure in single_model_figures(frames.assign(model="")).items()}

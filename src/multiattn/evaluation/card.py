@@ -32,7 +32,6 @@ from multiattn.runtime.paths import names_only
 from multiattn.runtime.table_files import read_history
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import markdown_table, markdown_text
-from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import (
     Interval,
     auc_interval,
@@ -257,7 +256,7 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
     rows = {"constant 0.5": np.full(len(videos), 0.5)}
     for name, predictions in (("untuned", held_out.predictions), ("untuned, last epoch", held_out.last_epoch)):
         if predictions is not None:
-            rows[name] = _answers(videos, predictions)
+            rows[name] = ScoringRule().score_videos(videos["video_id"], predictions)["probability"].to_numpy()
     if scoring is not None and len(scoring.tuned_on.get(layout.experiment_name(run), models)) != len(models):
         said.append("The rule was tuned on more folds than this card is of: its own figures are not shown.")
     elif scoring is not None:
@@ -276,11 +275,6 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
         "videos, but for the last one. A calibration error has no interval: of resamples it is only larger."
     )
     return "\n\n".join([markdown_table(["", *MEASURED.values()], table, padded=True), note, *said])
-
-
-def _answers(videos: pd.DataFrame, predictions: pd.DataFrame) -> np.ndarray:
-    rule = ScoringRule()
-    return complete_videos(videos["video_id"], rule.score(predictions), rule.prior)["probability"].to_numpy()
 
 
 def _measured(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> list[str]:

@@ -15,7 +15,6 @@ import pandas as pd
 from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_data
 from multiattn.evaluation.selection import Extracted, Selection, Split
 from multiattn.runtime.text_tables import counted, markdown_table, markdown_text
-from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.distances import CROP, OUTSIDE, Outside, crop_distances
 from multiattn.scoring.metrics import MIN_GROUPS, NO_INTERVAL, Interval, auc_interval, bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
@@ -109,7 +108,7 @@ def answer_videos(selection: Selection, extracted: Extracted, predictions: pd.Da
     for name, videos in selection.datasets.items():
         ids = videos["video_id"]
         mine = predictions[predictions["video_id"].isin(set(ids))]
-        scored = complete_videos(ids, rule.score(mine), rule.prior)
+        scored = rule.score_videos(ids, mine)
         tracks = mine.groupby("video_id")["track"].nunique()
         facts = extracted.statuses.drop(columns="num_crops")
         table = videos.merge(facts, on="video_id", how="left", validate="one_to_one").merge(scored, on="video_id")

@@ -8,7 +8,6 @@ from multiattn.datasets.manifest import video_id
 from multiattn.evaluation.leaderboard import read_groups
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import PREDICTIONS_FILE
-from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.metrics import bootstrap_log_loss, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.scoring.tuning import EXACT, TUNED, UNTUNED
@@ -56,7 +55,7 @@ def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRul
     }
     rows = []
     for name, (given, of) in steps.items():
-        answers = complete_videos(ids, of.score(given), of.prior)["probability"].to_numpy()
+        answers = of.score_videos(ids, given)["probability"].to_numpy()
         metrics = video_metrics(table["label"].to_numpy(), answers, clip=EXACT)
         interval = bootstrap_log_loss(table["label"].to_numpy(), answers, drawn, clip=EXACT)
         figures = (metrics.log_loss, interval.low, interval.high, metrics.balanced_log_loss, metrics.auc)

@@ -25,7 +25,7 @@ from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.table_files import read_history
 from multiattn.runtime.text_tables import counted
-from multiattn.scoring.aggregators import complete_videos, frame_predictions
+from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, describe_losses, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import BOX, FOLDS, FRAME_PREDICTIONS
@@ -215,7 +215,7 @@ def score_out_of_fold(
     """
     rule = rule or ScoringRule()
     held_out = read_out_of_fold(*runs, unfinished=unfinished)
-    videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.predictions), rule.prior)
+    videos = rule.score_videos(held_out.videos["video_id"], held_out.predictions)
     videos[["label", "fold"]] = held_out.videos[["label", "fold"]].to_numpy()
     rows = [
         {"fold": fold, **asdict(_metrics(of_fold, rule.clip))} for fold, of_fold in videos.groupby("fold", sort=True)
@@ -231,7 +231,7 @@ def last_epoch_losses(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule
     balanced over the classes (None where it was not noted): of predictions that were kept, or for the untuned rule and
     one experiment the mean over folds of what `epochs.csv` noted; else None."""
     if held_out.last_epoch is not None:
-        videos = complete_videos(held_out.videos["video_id"], rule.score(held_out.last_epoch), rule.prior)
+        videos = rule.score_videos(held_out.videos["video_id"], held_out.last_epoch)
         found = _metrics(videos.assign(label=held_out.videos["label"].to_numpy()), rule.clip)
         return found.log_loss, found.balanced_log_loss
     paths = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from multiattn.scoring.aggregators import Aggregator, FrameGroups, frame_predictions
+from multiattn.scoring.aggregators import Aggregator, FrameGroups, complete_videos, frame_predictions
 from multiattn.scoring.answers import HeldOutAnswers
 from multiattn.scoring.calibration import Calibration, PriorShift
 from multiattn.scoring.ensembling import Ensemble, score_experiments
@@ -78,6 +78,10 @@ class ScoringRule:
             scores = score_experiments(predictions, self.aggregator)
             probability = self.answer(scores.values, scores.experiments)
         return pd.DataFrame({"video_id": scores.video_ids, "probability": probability, "num_crops": scores.num_crops})
+
+    def score_videos(self, video_ids: pd.Series, predictions: pd.DataFrame | FrameGroups) -> pd.DataFrame:
+        """`score` of each video asked for, in the order given: the prior, and 0 crops, where nothing was predicted."""
+        return complete_videos(video_ids, self.score(predictions), self.prior)
 
     def answer_frames(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Every frame predicted as a video of this one crop, but not clipped: video_id, track, frame_index and

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from multiattn.runtime.text_tables import counted, markdown_table
-from multiattn.scoring.aggregators import RECIPES, FrameGroups, complete_videos
+from multiattn.scoring.aggregators import RECIPES, FrameGroups
 from multiattn.scoring.answers import HeldOutAnswers, held_out_answers
 from multiattn.scoring.metrics import (
     Interval,
@@ -156,8 +156,7 @@ def _answer_last_epoch(nested: Nested, predictions: pd.DataFrame) -> dict[str, n
     for part, rows in nested.videos.groupby("part"):
         mine = FrameGroups.of(predictions[predictions["video_id"].isin(set(rows["video_id"]))])
         for name, rule in nested.rules[part].items():
-            scored = complete_videos(rows["video_id"], rule.score(mine), rule.prior)
-            answers[name][rows.index] = scored["probability"].to_numpy()
+            answers[name][rows.index] = rule.score_videos(rows["video_id"], mine)["probability"].to_numpy()
     return {name: of.to_numpy() for name, of in answers.items()}
 
 
