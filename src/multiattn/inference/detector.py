@@ -176,8 +176,9 @@ class DeepfakeDetector:
         folders = tuple(map(named_run, runs)) or (packaged_run(),)
         models, rule = find_models(*folders), choose_scoring(folders, scoring)
         require_rule_fits(rule, models)
-        weights, how = None if weights is None else Path(weights), {"precision": precision, "batch_size": batch_size}
-        return cls(models=models, rule=rule, device=pick_device(device), weights=weights, jobs=jobs, **how)
+        weights = None if weights is None else Path(weights)
+        how = {"precision": precision, "batch_size": batch_size, "weights": weights, "jobs": jobs}
+        return cls(models=models, rule=rule, device=pick_device(device), **how)
 
     @property
     def notes(self) -> list[str]:
