@@ -284,8 +284,11 @@ def predict_kept(
 
 def checkpoint_digests(models: Sequence[TrainedModel]) -> dict[str, str]:
     """Model -> SHA-256 of what its predictions depend on: its weights and, where it has one, its distance."""
-    made_by = {model.name: [model.path / name for name in (layout.BEST_WEIGHTS, layout.DISTANCE_FILE)] for model in models}
-    return {name: " ".join(file_digest(file) for file in files if file.is_file()) for name, files in made_by.items()}
+    digests = {}
+    for model in models:
+        files = [model.path / name for name in (layout.BEST_WEIGHTS, layout.DISTANCE_FILE)]
+        digests[model.name] = " ".join(file_digest(file) for file in files if file.is_file())
+    return digests
 
 
 def faces_digest(folders: dict[Path, list[str]]) -> str:
