@@ -175,11 +175,13 @@ def test_figures_equal_those_of_scikit_learn():
     assert of("coverage", "n_crops") == 16
 
 
-def test_intervals_hold_the_figure_and_stand_at_log_loss_and_auc_only():
+def test_intervals_hold_the_figure_and_stand_at_losses_auc_and_balanced_accuracy_only():
     table = measure(made_answers(LABELS, PROBABILITIES))
     bounded = table[table["low"].notna()]
     assert set(zip(bounded["level"], bounded["metric"], strict=True)) == {
-        (level, metric) for level in ("video", "frame") for metric in ("log_loss", "auc")
+        (level, metric)
+        for level in ("video", "frame")
+        for metric in ("log_loss", "balanced_log_loss", "auc", "balanced_accuracy")
     }
     assert (bounded["low"] <= bounded["figure"]).all()
     assert (bounded["figure"] <= bounded["high"]).all()

@@ -32,14 +32,7 @@ from multiattn.runtime.paths import names_only
 from multiattn.runtime.table_files import read_history
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import markdown_table, markdown_text
-from multiattn.scoring.metrics import (
-    Interval,
-    auc_interval,
-    balanced_interval,
-    bootstrap_log_loss,
-    log_losses,
-    video_metrics,
-)
+from multiattn.scoring.metrics import Interval, metric_intervals, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.scoring.tuning import EXACT, describe_rule
 from multiattn.tables import FAKE, REAL, VIDEOS
@@ -279,13 +272,10 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
 
 def _measured(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> list[str]:
     """Cells of `MEASURED`; empty where a figure needs both classes."""
-    figures = video_metrics(labels, answers, clip=EXACT)
-    intervals = {"log_loss": bootstrap_log_loss(labels, answers, groups, clip=EXACT)}
-    if figures.auc is not None:
-        losses = log_losses(labels, answers, clip=EXACT)
-        intervals["auc"] = auc_interval(labels, answers, groups)
-        intervals["balanced_log_loss"] = balanced_interval(labels, losses, groups)
-        intervals["balanced_accuracy"] = balanced_interval(labels, (answers > 0.5) == (labels == FAKE), groups)
+    figures, intervals = (
+        video_metrics(labels, answers, clip=EXACT),
+        metric_intervals(labels, answers, groups, clip=EXACT),
+    )
     return [_cell(getattr(figures, name), intervals.get(name)) for name in MEASURED]
 
 

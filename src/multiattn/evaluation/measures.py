@@ -16,7 +16,7 @@ from multiattn.evaluation.ablations import CELEB, HQ, LQ, get_ablation, name_dat
 from multiattn.evaluation.selection import Extracted, Selection, Split
 from multiattn.runtime.text_tables import counted, markdown_table, markdown_text
 from multiattn.scoring.distances import CROP, OUTSIDE, Outside, crop_distances
-from multiattn.scoring.metrics import MIN_GROUPS, NO_INTERVAL, Interval, auc_interval, bootstrap_log_loss, video_metrics
+from multiattn.scoring.metrics import MIN_GROUPS, NO_INTERVAL, Interval, metric_intervals, video_metrics
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FAKE, REAL
 
@@ -121,12 +121,13 @@ def answer_videos(selection: Selection, extracted: Extracted, predictions: pd.Da
     return answers
 
 
-def measure(answers: Answers, *, seed: int = 0) -> pd.DataFrame:
+def measure(answers: Answers) -> pd.DataFrame:
     """Every metric of `VideoMetrics` for the data set and its parts, in the order of `COLUMNS`.
 
     `figure` is NaN where a metric needs both classes and one is missing; `low` and `high`, the 95 % interval over
-    groups, are there for log loss and AUC of videos and frames, of 5 groups or more. `num_real` and `num_fake` count
-    videos or crops. Coverage stands at level `coverage`: the numbers of videos by status, of decoded frames, of crops.
+    groups, are there for those of `metric_intervals`, of videos and frames, of 5 groups or more. `num_real` and
+    `num_fake` count videos or crops. Coverage stands at level `coverage`: the numbers of videos by status, of decoded
+    frames, of crops.
     """
     frames = answers.blended_frames()
     rows: list[dict[str, Any]] = []
@@ -134,9 +135,9 @@ def measure(answers: Answers, *, seed: int = 0) -> pd.DataFrame:
         place = {"dataset": answers.name, "by": by, "value": value}
         blended, single = (table[table["video_id"].isin(set(videos["video_id"]))] for table in (frames, answers.frames))
         groups = blended["video_id"].map(videos.set_index("video_id")["group"])
-        rows += _with_intervals(videos, videos["group"], {**place, "level": "video"}, answers.rule.clip, seed)
+        rows += _with_intervals(videos, videos["group"], {**place, "level": "video"}, answers.rule.clip)
         if len(blended):
-            rows += _with_intervals(blended, groups, {**place, "level": "frame"}, FRAME_CLIP, seed)
+            rows += _with_intervals(blended, groups, {**place, "level": "frame"}, FRAME_CLIP)
             one_model = single[single["model"] == single["model"].iloc[0]]
             rows += _rows({**place, "level": SINGLE}, single_model_figures(single), one_model["label"])
         rows += _rows({**place, "level": "coverage"}, _coverage(videos), videos["label"])
@@ -161,16 +162,12 @@ def parts(videos: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         yield "faces", f"{number}{' or more' if number == MOST_FACES else ''}", videos[faces == number]
 
 
-def _with_intervals(
-    rows: pd.DataFrame, groups: pd.Series, place: dict[str, str], clip: float, seed: int
-) -> list[dict[str, Any]]:
+def _with_intervals(rows: pd.DataFrame, groups: pd.Series, place: dict[str, str], clip: float) -> list[dict[str, Any]]:
     answers = (rows["label"].to_numpy(), rows["probability"].to_numpy())
-    metrics = video_metrics(*answers, clip=clip)
-    intervals = {"log_loss": bootstrap_log_loss(*answers, groups.to_numpy(), clip=clip, seed=seed)}
-    if metrics.auc is not None:
-        intervals["auc"] = auc_interval(*answers, groups.to_numpy())
-    figures = {metric: figure for metric, figure in asdict(metrics).items() if metric != "num_videos"}
-    return _rows(place, figures, rows["label"], intervals)
+    figures = {
+        name: value for name, value in asdict(video_metrics(*answers, clip=clip)).items() if name != "num_videos"
+    }
+    return _rows(place, figures, rows["label"], metric_intervals(*answers, groups.to_numpy(), clip=clip))
 
 
 def _rows(

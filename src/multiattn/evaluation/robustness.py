@@ -26,8 +26,7 @@ from multiattn.model.distance import STATISTICS, pixel_statistics
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.text_tables import counted, markdown_table
 from multiattn.scoring.distances import Outside, crop_distances
-from multiattn.scoring.metrics import Interval, auc_interval, bootstrap_log_loss, compare_auc, compare_log_loss
-from multiattn.scoring.metrics import video_metrics as metrics_of
+from multiattn.scoring.metrics import Interval, compare_auc, compare_log_loss, metric_intervals, video_metrics
 from multiattn.tables import VIDEOS
 from multiattn.video.crops.images import CropImages
 from multiattn.video.crops.landmarks import PADDING
@@ -158,20 +157,19 @@ def _row(name: str, level: str, answers: Answers, clean: Answers | None = None) 
     videos = answers.videos
     labels, given, groups = (videos[column].to_numpy() for column in ("label", "probability", "group"))
     clip = answers.rule.clip
-    figures, outside = metrics_of(labels, given, clip=clip), Outside.count(crop_distances(answers.frames))
+    figures, outside = video_metrics(labels, given, clip=clip), Outside.count(crop_distances(answers.frames))
     row = {
         "distortion": name, "level": level, "num_real": int((labels == 0).sum()), "num_fake": int((labels == 1).sum()),
         "log_loss": figures.log_loss, "auc": np.nan if figures.auc is None else figures.auc, "outside": outside.share,
     }  # fmt: skip
-    intervals = {"log_loss": bootstrap_log_loss(labels, given, groups, clip=clip)}
-    if figures.auc is not None:
-        intervals["auc"] = auc_interval(labels, given, groups)
+    intervals = metric_intervals(labels, given, groups, clip=clip)
     if clean is not None:
         before = clean.videos["probability"].to_numpy()
         loss = compare_log_loss(labels, given, before, groups, clip=clip)
-        row["log_loss_change"], intervals["log_loss_change"] = loss.difference, loss.interval
+        row["log_loss_change"], intervals["log_loss_change"] = loss.difference, Interval(loss.low, loss.high)
         row["auc_change"], intervals["auc_change"] = compare_auc(labels, given, before, groups)
-    for figure, interval in intervals.items():
+    for figure in {*intervals} & {*row}:
+        interval = intervals[figure]
         row |= {f"{figure}_low": interval.low, f"{figure}_high": interval.high}
     return dict.fromkeys(COLUMNS, np.nan) | row
 

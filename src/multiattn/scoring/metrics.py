@@ -277,6 +277,20 @@ def auc_interval(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarr
     return Interval(low, high, error)
 
 
+def metric_intervals(
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None, *, clip: float
+) -> dict[str, Interval]:
+    """Intervals of log loss and, of both classes, of AUC and the balanced figures of `video_metrics`, by their names;
+    arguments and errors as `bootstrap_log_loss`."""
+    found = {"log_loss": bootstrap_log_loss(labels, probabilities, groups, clip=clip)}
+    if len(np.unique(labels)) > 1:
+        losses, is_right = log_losses(labels, probabilities, clip=clip), (probabilities > 0.5) == (labels == 1)
+        found["auc"] = auc_interval(labels, probabilities, groups)
+        found["balanced_log_loss"] = balanced_interval(labels, losses, groups)
+        found["balanced_accuracy"] = balanced_interval(labels, is_right, groups)
+    return found
+
+
 def compare_auc(
     labels: np.ndarray, a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None
 ) -> tuple[float, Interval]:
