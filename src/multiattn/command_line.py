@@ -116,6 +116,12 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
     Args:
         options_class: a dataclass with the fields `experiment`, `tiny` and `settings`.
         place: of the experiment's name among the arguments.
+
+    Raises:
+        SystemExit: as `parse`.
+        FileNotFoundError: no such file.
+        ValueError: no such experiment, its name comes later, a file that holds none, or settings of an experiment
+            without phases for one with them.
     """
     words = argv[place : place + 1]
     named = words[0] if words and not words[0].startswith("-") else DEFAULT_EXPERIMENT

@@ -136,7 +136,12 @@ class Table:
         )
 
     def read(self, path: Path, *, allow_empty: bool = False) -> "pd.DataFrame":
-        """Read and check the table; without `allow_empty` it has rows."""
+        """Read and check the table; without `allow_empty` it has rows.
+
+        Raises:
+            FileNotFoundError: no such file; names the command that makes it.
+            ValueError: not this table, or no rows in it (unless `allow_empty`).
+        """
         import pandas as pd
 
         from multiattn.runtime.table_files import read_csv
@@ -175,6 +180,9 @@ class Table:
         Returns:
             The columns in the table's order, in half the memory: the key's first column as categories, numbers with a
             fraction as float32, which places a pixel of a frame to a thousandth. May be empty.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read`; counts and rows in the message are those of the whole table.
         """
         import pyarrow
         from pandera.errors import SchemaError

@@ -49,7 +49,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def measure(options: DataBench) -> list[str]:
-    """Lines for a terminal, with a row for each way to read the crops."""
+    """Lines for a terminal, with a row for each way to read the crops.
+
+    Raises:
+        FileNotFoundError, ValueError: no such experiment or faces folder, or crops smaller than the image size.
+    """
     experiment, device = get_experiment(options.experiment), pick_device(options.device)
     config = dataclasses.replace(
         experiment.data,

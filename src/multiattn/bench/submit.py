@@ -75,7 +75,11 @@ class Side:
 
 
 def measure(options: SubmitBench) -> list[str]:
-    """Lines for a terminal: both sides' rates, shares of time, and by how much their probabilities differ."""
+    """Lines for a terminal: both sides' rates, shares of time, and by how much their probabilities differ.
+
+    Raises:
+        FileNotFoundError, ValueError: no videos, or no runs.
+    """
     paths = find_videos(options.videos_dir)
     count = options.videos or len(paths)
     with tempfile.TemporaryDirectory() as name:

@@ -94,7 +94,11 @@ def compare(
 
 
 def training_rate(experiment: Experiment, *, device: torch.device) -> float:
-    """Crops a second that our training step takes, in a process of its own: the median of a few repeats."""
+    """Crops a second that our training step takes, in a process of its own: the median of a few repeats.
+
+    Raises:
+        ValueError: as `compare`.
+    """
     with _prepared(experiment, "train", device, None) as task, SideProcess("ours", SIDES["ours"], task) as side:
         side.ask("timed")
         return experiment.data.batch_size / statistics.median(side.ask("timed")[0] for _ in range(RATE_REPEATS))

@@ -165,7 +165,13 @@ def _list_entries(path: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def read_test_list(path: Path, *, version: str) -> dict[str, int]:
-    """`<folder>/<name>` -> label (1 = fake, as everywhere here; the file says 1 for real), of an official list."""
+    """`<folder>/<name>` -> label (1 = fake, as everywhere here; the file says 1 for real), of an official list.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not lines of `<0 or 1> <folder>/<name>`, a label against its folder, a clip twice, or counts other
+            than the official ones.
+    """
     labels: dict[str, int] = {}
     for where, line, digit, clip in _list_entries(path):
         folder, _, name = clip.partition("/")

@@ -40,6 +40,10 @@ def read_deeperforensics(root: Path, *, types: tuple[str, ...] = (), splits: Pat
     `original` is the video_id that `read_ffpp` gives the target's c23 clip. Clips that no split file names, or of a
     type that was not released, are `unlisted`; a type without a folder is not missed. Without split files in either
     place `split` stays empty.
+
+    Raises:
+        FileNotFoundError: no such folder, or one of the split files is missing.
+        ValueError: an unknown type, a name that is not the official one, a split file that names a clip twice.
     """
     unknown = sorted(set(types) - set(TYPES))
     if unknown:
@@ -100,7 +104,12 @@ def _list_type(root: Path, kind: str, split_of: dict[str, str] | None, listing: 
 
 
 def read_splits(folder: Path) -> dict[str, str]:
-    """Name without extension -> split, from the three official lists of one fake's name a line."""
+    """Name without extension -> split, from the three official lists of one fake's name a line.
+
+    Raises:
+        FileNotFoundError: one of the three files is missing.
+        ValueError: a line that is not the name of a fake, or a name twice.
+    """
     split_of: dict[str, str] = {}
     for split in SPLITS:
         path = folder / f"{split}.txt"

@@ -50,6 +50,10 @@ def read_dfdc(root: Path) -> Listing:
 
     The root holds `dfdc_train_part_*`, `train_sample_videos`, `test_videos`, `test` or `val`, or is one of these. Clips
     of a part that its `metadata.json` does not name, or of a part without one, are `unlisted`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a `metadata.json` that is not what it should be, an unknown label, a file name used twice.
     """
     require_root(root, "dfdc_train_part_*")
     listing = Listing(dataset=DATASET, root=root)
@@ -75,6 +79,10 @@ def read_dfdc_preview(root: Path) -> Listing:
 
     `original` of a fake is the listed real clip of its target that `source_video` names, or else the one of the same
     target, scene and clip number; empty where there is none of the two. `method` is the top folder.
+
+    Raises:
+        FileNotFoundError: no `dataset.json` in the folder.
+        ValueError: a `dataset.json` that is not what it should be.
     """
     path = root / "dataset.json"
     if not path.is_file():

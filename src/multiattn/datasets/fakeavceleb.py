@@ -31,6 +31,10 @@ def read_fakeavceleb(root: Path) -> Listing:
 
     `original` of a fake is the genuine clip its name begins with; `method` is empty for real pictures. A clip that the
     metadata name twice, as some are with two methods, has the first.
+
+    Raises:
+        FileNotFoundError: no such folder, or no `meta_data.csv` in it; says where below it one lies.
+        ValueError: metadata of another form.
     """
     require_root(root, f"{METADATA} and {GENUINE}")
     if not (root / METADATA).is_file():

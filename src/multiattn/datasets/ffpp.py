@@ -179,7 +179,11 @@ def original_id(target: str, level: str) -> str:
 def ffpp_rows(
     root: Path, folder: str, method: str, level: str, split_of_pair: dict[tuple[str, str], str]
 ) -> list[dict[str, Any]]:
-    """A row of each clip of a folder below the root; `method` is empty for pristine ones."""
+    """A row of each clip of a folder below the root; `method` is empty for pristine ones.
+
+    Raises:
+        ValueError: a clip whose name is not the official one, or an id no split holds.
+    """
     split_of = {name: split for pair, split in split_of_pair.items() for name in pair}
     rows = []
     for path, match in _clips(root, folder, DATASET, FAKE if method else REAL):
@@ -221,7 +225,12 @@ def _split(path: Path, row: dict[str, Any], split_of: dict[str, str]) -> str:
 
 
 def read_pairs(folder: Path) -> dict[tuple[str, str], str]:
-    """Pair of ids -> split, from the three official files."""
+    """Pair of ids -> split, from the three official files.
+
+    Raises:
+        FileNotFoundError: one of the three files is missing.
+        ValueError: not lists of pairs, or an id in two splits.
+    """
     split_of_pair: dict[tuple[str, str], str] = {}
     seen: dict[str, str] = {}
     for split in SPLITS:

@@ -62,6 +62,9 @@ def check_health(
         grouping: what the folds were grouped by; `part` says that parts must not span folds.
         manifest: what `videos.json` beside the table holds; None where there is none.
         roots: data set -> folder; the files of each are compared with those there, one listing a folder.
+
+    Raises:
+        FileNotFoundError: a root that is not a folder.
     """
     place = _places(videos, folds)
     findings = [

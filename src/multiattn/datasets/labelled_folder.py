@@ -33,6 +33,10 @@ def read_labelled_folder(
     """List the clips of a folder with their labels; other columns are those the CSV has, or empty.
 
     Without `labels` the root holds `real`, `fake` or both, with clips at any depth.
+
+    Raises:
+        FileNotFoundError: no such folder, neither `real` nor `fake` in it, or no such CSV.
+        ValueError: a name that would not make a video_id, or a CSV that is not one of paths below the root and labels.
     """
     require_dataset_name(name)
     require_root(root, "real and fake")

@@ -222,7 +222,11 @@ def is_video_name(name: str) -> bool:
 
 
 def csv_lines(path: Path) -> list[list[str]]:
-    """The rows of a data set's own CSV, its header first."""
+    """The rows of a data set's own CSV, its header first.
+
+    Raises:
+        ValueError: not a CSV in UTF-8.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.reader(file))
@@ -231,7 +235,11 @@ def csv_lines(path: Path) -> list[list[str]]:
 
 
 def list_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines of a list that are not blank."""
+    """(number from 1, text) of the lines of a list that are not blank.
+
+    Raises:
+        ValueError: not text in UTF-8.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -245,7 +253,11 @@ def roots_path(videos_csv: Path) -> Path:
 
 
 def read_manifest(videos_csv: Path) -> dict[str, dict[str, Any]]:
-    """data set -> its root and what `index` found of it, of `videos.json` beside the table; {} where there is none."""
+    """data set -> its root and what `index` found of it, of `videos.json` beside the table; {} where there is none.
+
+    Raises:
+        ValueError: another file of that name.
+    """
     path = roots_path(videos_csv)
     content = read_json(path) if path.is_file() else {}
     entries = content.values() if isinstance(content, dict) else [None]
@@ -257,7 +269,11 @@ def read_manifest(videos_csv: Path) -> dict[str, dict[str, Any]]:
 
 
 def named_roots(words: Iterable[str], datasets: list[str]) -> dict[str, Path]:
-    """data set -> root, of the words a user gave as --root: NAME=DIR each, or one DIR where there is one data set."""
+    """data set -> root, of the words a user gave as --root: NAME=DIR each, or one DIR where there is one data set.
+
+    Raises:
+        ValueError: a name that is none of them.
+    """
     words = list(words)
     if len(words) == 1 and "=" not in words[0] and len(datasets) == 1:
         return {datasets[0]: Path(words[0])}
@@ -375,7 +391,12 @@ def locate_videos(videos: "pd.DataFrame", videos_csv: Path, *, roots: dict[str, 
 
 
 def folder_manifest(folder: Path, filenames: Iterable[str] | None = None) -> "pd.DataFrame":
-    """A `videos` table of the unlabelled clips of one folder, for prediction; dataset `folder`."""
+    """A `videos` table of the unlabelled clips of one folder, for prediction; dataset `folder`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no video in it.
+    """
     import pandas as pd
 
     if not folder.is_dir():

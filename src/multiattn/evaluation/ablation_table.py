@@ -46,7 +46,12 @@ class CrossData:
 
 
 def read_cross_data(folder: Path, recipe: CropRecipe, trained_on: pd.Series) -> CrossData:
-    """Read a faces folder to test on, of crops as the runs' are made and of videos that are not in the folds."""
+    """Read a faces folder to test on, of crops as the runs' are made and of videos that are not in the folds.
+
+    Raises:
+        FileNotFoundError: not a faces folder.
+        ValueError: crops made differently, videos that are in the folds, or not both classes.
+    """
     if difference := describe_difference(recipe.for_prediction(), read_recipe(folder).for_prediction()):
         raise ValueError(f"--cross-faces {folder}: its crops differ from those trained on: {difference}.")
     faces, _, videos = read_faces_folder(folder)
@@ -74,6 +79,9 @@ def measure_out_of_fold(runs: Path, folds: list[int]) -> Figures:
     """Frame and video metrics over the held-out videos of these folds together.
 
     Frames are those of `oof.parquet`; a video without a face counts at video level, with the prior.
+
+    Raises:
+        FileNotFoundError: a fold has no predictions yet.
     """
     rule = ScoringRule()
     frame_tables, video_tables = [], []

@@ -239,7 +239,11 @@ ABLATIONS: dict[str, Callable[[], Ablation]] = {
 
 
 def get_ablation(table: str, *, tiny: bool = False) -> Ablation:
-    """The table of that name; `tiny`: every cell on a small untrained network, 64 px crops and one epoch."""
+    """The table of that name; `tiny`: every cell on a small untrained network, 64 px crops and one epoch.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
     ablation = look_up(ABLATIONS, table, "ablation table")()
     if not tiny:
         return ablation

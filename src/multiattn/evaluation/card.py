@@ -76,6 +76,11 @@ def model_card(
         videos: the `videos` table its data were chosen from, for their splits and what was left out.
         sources: data set in the tables -> the published one it is taken from.
         robustness: a folder of `multiattn robustness`, of these very weights.
+
+    Raises:
+        FileNotFoundError: no run, a fold without a checkpoint, or no such evaluation or table.
+        ValueError: an evaluation of other weights, a source of a data set that the run has none of, or a file of the
+            run that holds something else.
     """
     table = None if videos is None else VIDEOS.read(videos)
     models, sources = find_models(run), sources or {}

@@ -280,7 +280,12 @@ def _doubts(asked: str, found: Scale | None, labels_path: Path, notes: list[str]
 
 def read_groups(path: Path, labels: pd.DataFrame) -> np.ndarray:
     """(N,) the group of each labelled video, in the order of the labels, of a file `filename,group` with a row a video;
-    other columns and other videos are not used."""
+    other columns and other videos are not used.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, a labelled video without a group, or with several.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Expected `filename,group`, a row a video.")
     try:

@@ -115,7 +115,12 @@ class Choice:
 
 def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) -> tuple[Evaluation, Choice | None]:
     """Measure the blend of all runs; with `choose` every run by itself, each with its own scoring rule: the evaluation
-    of the best run then, and the choice."""
+    of the best run then, and the choice.
+
+    Raises:
+        FileNotFoundError: no runs, table or faces folder.
+        ValueError: a leak, videos without faces extracted, or nothing to evaluate; as `choose_run`.
+    """
     table = VIDEOS.read(inputs.videos)
     models = find_models(*inputs.runs)
     selection = select_videos(table, inputs.split)
@@ -214,6 +219,9 @@ def choose_run(measured: dict[str, pd.DataFrame], criterion: Criterion) -> Choic
     """The run with the lowest log loss or the highest AUC of videos, as a mean over data sets; equals by name.
 
     `measured` is run -> its table of `measures.measure`, all of the same data sets.
+
+    Raises:
+        ValueError: AUC where a data set has one class only.
     """
     rows = []
     for run, figures in measured.items():
@@ -259,6 +267,9 @@ def predict_kept(
     Args:
         distortion: what happens to the crops before, in words; part of the basis.
         how: further arguments of `predict_faces`.
+
+    Raises:
+        ValueError: crops that were not made the way a model's were, or another process holds the folder.
     """
     known = known_precision(precision, device)
     basis = {"faces": faces_digest(folders), "precision": known, "device": device.type}

@@ -23,6 +23,9 @@ def steps_out_of_fold(scoring: Path) -> pd.DataFrame:
     Returns:
         name, log_loss with the 95 % interval low and high (NaN with fewer than 5 groups), balanced_log_loss, auc,
         num_videos; num_groups, those of the folds table, which the bootstrap draws whole.
+
+    Raises:
+        FileNotFoundError, ValueError: not such a file.
     """
     if not scoring.is_file():
         raise FileNotFoundError(f"{scoring}: no scoring rule here. Make it with `multiattn tune`.")
@@ -41,6 +44,9 @@ def steps_on_test(submission: Path, labels: Path, groups: Path, rule: ScoringRul
 
     `labels` and `groups` are `filename,label` and `filename,group` of the submission folder's videos, `rule` the tuned
     one.
+
+    Raises:
+        FileNotFoundError, ValueError: not such files, or a labelled video without a group.
     """
     predictions = FRAME_PREDICTIONS.read(submission / PREDICTIONS_FILE, allow_empty=True)
     table = LABELS.read(labels).sort_values("filename", ignore_index=True)

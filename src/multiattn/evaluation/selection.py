@@ -45,7 +45,11 @@ class Selection:
 
 
 def select_videos(table: pd.DataFrame, split: Split) -> Selection:
-    """Every data set's videos of the split; of one without any split, all of them for a test and none to choose."""
+    """Every data set's videos of the split; of one without any split, all of them for a test and none to choose.
+
+    Raises:
+        ValueError: nothing is left; says of every data set why.
+    """
     datasets, unsplit, left_out, unlabelled = {}, [], {}, {}
     for name, videos in table.sort_values("video_id").groupby("dataset", sort=True):
         has_splits = (videos["split"] != "").any()
@@ -80,7 +84,11 @@ class Extracted:
 
 
 def find_faces(selection: Selection, folders: Sequence[Path]) -> tuple[Selection, Extracted]:
-    """The selection without data sets that no folder knows (named in `left_out`), and the faces of the rest."""
+    """The selection without data sets that no folder knows (named in `left_out`), and the faces of the rest.
+
+    Raises:
+        ValueError: a video in two folders, a data set of which only some videos are extracted, or none at all.
+    """
     wanted = set(selection.videos["video_id"])
     folder_of: dict[str, Path] = {}
     statuses, faces = [], []

@@ -101,7 +101,11 @@ def color_bar(steps: int = 256) -> np.ndarray:
 def draw_attention(
     rows: list[Row], runs: list[RunMaps], path: Path, *, note: str = "", scale: MapScale = "run"
 ) -> None:
-    """Write a PNG; `note` says which crops the statistics are over."""
+    """Write a PNG; `note` says which crops the statistics are over.
+
+    Raises:
+        ValueError: no rows or no runs.
+    """
     if not rows or not runs:
         raise ValueError(f"expected at least one face and one run to draw, found {len(rows)} and {len(runs)}.")
     wrapped = [textwrap.wrap(run.describe(), int(_group_width(run) * 16)) for run in runs]

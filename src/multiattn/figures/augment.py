@@ -65,7 +65,12 @@ class FolderCrops:
 
     @classmethod
     def of(cls, folder: Path, *, count: int, size: int | None = None, real_only: bool = False) -> "FolderCrops":
-        """Crops of `count` videos, fewer where the folder has fewer; `size` in pixels, None for the folder's own."""
+        """Crops of `count` videos, fewer where the folder has fewer; `size` in pixels, None for the folder's own.
+
+        Raises:
+            FileNotFoundError: not a finished faces folder.
+            ValueError: no crop of a labelled video in it, or smaller crops.
+        """
         recipe = read_recipe(folder)
         faces, _, videos = read_faces_folder(folder)
         known = videos[videos["label"] == REAL] if real_only else videos[videos["label"].isin((REAL, FAKE))]

@@ -55,7 +55,12 @@ Folds = dict[str, pd.DataFrame]
 
 
 def read_runs(folders: tuple[Path, ...]) -> dict[str, Folds]:
-    """The tables of several runs, each by its experiment's name; runs of one name are named by their paths."""
+    """The tables of several runs, each by its experiment's name; runs of one name are named by their paths.
+
+    Raises:
+        FileNotFoundError: a run that has not been validated yet.
+        ValueError: see `read_epochs`.
+    """
     runs: dict[str, Folds] = {}
     for folder in folders:
         single = (folder / EPOCHS_FILE).is_file() or is_run_folder(folder)
@@ -86,7 +91,11 @@ def read_epochs(folder: Path) -> pd.DataFrame:
 
 
 def curves_figure(runs: dict[str, Folds]) -> Figure:
-    """A thin line for each fold of each run, by the run's name, and a thick one for the mean of several."""
+    """A thin line for each fold of each run, by the run's name, and a thick one for the mean of several.
+
+    Raises:
+        ValueError: no runs, or one without folds.
+    """
     if not runs or not all(runs.values()):
         raise ValueError("expected at least one run with a validated fold, found none.")
     tables = [table for folds in runs.values() for table in folds.values()]

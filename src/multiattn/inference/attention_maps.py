@@ -52,7 +52,11 @@ def attention_model(run: Path) -> TrainedModel:
 
 def held_out_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
     """Crops of videos that none of the models was trained on: rows of the folder's `faces` table, in its order, with
-    the columns `label` and `type` (of `video_types`)."""
+    the columns `label` and `type` (of `video_types`).
+
+    Raises:
+        ValueError: crops the models do not know, or no such crop.
+    """
     faces = _typed_faces(models, folder)
     allowed = ~faces["video_id"].isin(set().union(*(model.trained_videos() for model in models)))
     if not allowed.any():
@@ -64,7 +68,11 @@ def held_out_faces(models: list[TrainedModel], folder: Path) -> pd.DataFrame:
 
 
 def faces_of(videos: list[str], models: list[TrainedModel], folder: Path) -> pd.DataFrame:
-    """Crops of the named videos, in their order, as `held_out_faces`; a warning names those a model was trained on."""
+    """Crops of the named videos, in their order, as `held_out_faces`; a warning names those a model was trained on.
+
+    Raises:
+        ValueError: crops the models do not know, a video the folder does not have, or one without a face.
+    """
     faces = _typed_faces(models, folder)
     present = set(faces["video_id"])
     for video in videos:
@@ -123,6 +131,9 @@ def predict_maps(
     Args:
         shown: rows of the folder's `faces` table; without rows no network is loaded.
         measured: the same, for the statistics; None: no statistics.
+
+    Raises:
+        ValueError: a crop that cannot be read.
     """
     if shown.empty:
         return [], {}

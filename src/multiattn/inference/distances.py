@@ -33,6 +33,10 @@ def keep_distances(models: Sequence[TrainedModel], folder: Path, *, device: torc
     returns how many models have one now.
 
     A model that has one of its present weights is left as it is. One with too few crops gets none, and the log says so.
+
+    Raises:
+        ValueError: crops made another way, a model whose training videos are not known or that is a packaged run's, or
+            other videos than its.
     """
     recipe, faces, kept = read_recipe(folder), None, 0
     if device.type == "cpu":

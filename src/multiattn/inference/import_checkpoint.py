@@ -71,6 +71,10 @@ def import_checkpoint(
         attention_grid: how an EfficientNet pads (23x23 maps in B4 at 380 px when `static`, 24x24 when `dynamic`).
             `auto`: static for an EfficientNet, as the release was trained; Xception pads in one way only.
         texture_stage, attention_stage: as for `read_layout`.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a pickled object, no released checkpoint, a missing tensor, or another run in the folder.
     """
     state = without_wrapper(read_tensors(checkpoint))
     try:

@@ -56,6 +56,9 @@ def predict_faces(
         video_ids: the videos whose crops are predicted; None takes all of the folder.
         loaded: model -> its network and precision, taken from here by later calls; None keeps no network.
         change: what happens to each crop before, as of `CropImages`.
+
+    Raises:
+        ValueError: the crops were not made the way the models' were.
     """
     recipe = read_recipe(folder)
     for model in models:
@@ -258,6 +261,10 @@ def out_of_fold_figures(
 
     Those of the tuning where there was one, else of the held-out videos; None for imported checkpoints, which bring no
     held-out predictions.
+
+    Raises:
+        ValueError: imported and trained runs together.
+        FileNotFoundError: as `read_out_of_fold`.
     """
     imported = [model.name for model in models if model.imported]
     if imported and len(imported) < len(models):

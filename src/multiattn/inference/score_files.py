@@ -67,6 +67,11 @@ def extract_folder_faces(
 
     Returns:
         The `videos` table (dataset `folder`).
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no videos, a recipe of another program, a detector without its weights, or a faces folder that
+            belongs to another folder of videos, whose clips may carry the same names.
     """
     settings = ExtractionSettings(recipe=recipe.for_prediction(), device=str(device), weights=weights)
     videos = folder_manifest(videos_dir, filenames)
@@ -136,6 +141,10 @@ def find_files(names: Sequence[Path], *, frame_folders: bool = False) -> list[Pa
 
     A file that is named itself is taken whatever its extension. With `frame_folders` a folder of pictures is one clip,
     in place of each picture by itself.
+
+    Raises:
+        FileNotFoundError: nothing of that name; says how many.
+        ValueError: a folder without a video or picture.
     """
     if not names:
         raise ValueError("expected videos or pictures to score, found none named: multiattn score clip.mp4 --runs RUN.")
@@ -195,6 +204,9 @@ def score_files(
         batch_size, precision, loaded: as of `predict_faces`.
         jobs: processes where there are more than `FEW` files; None is one a core.
         fps: frames a second of arrays, and of folders of pictures among the files; None: not known, 0 seconds all.
+
+    Raises:
+        ValueError: a detector without its weights, or a recipe of another program.
     """
     settings = ExtractionSettings(recipe=models[0].recipe.for_prediction(), device=str(device), weights=weights)
     # By number: two folders may hold files of one name, and a table does not take every name a file system does.

@@ -47,7 +47,11 @@ def default_scoring_path(runs: Sequence[Path]) -> Path:
 
 def held_out_digests(runs: Sequence[Path]) -> dict[str, dict[str, str]]:
     """Experiment -> fold -> SHA-256 of its `oof.parquet`, which a rule is tuned on; folds without one are left out, and
-    a fold's folder counts as its whole experiment."""
+    a fold's folder counts as its whole experiment.
+
+    Raises:
+        FileNotFoundError: no fold in a folder.
+    """
     digests = {layout.experiment_name(folder): _fold_digests(folder) for folder in _experiment_folders(runs)}
     return {name: {fold: digest for fold, digest in digests[name].items() if digest} for name in sorted(digests)}
 
@@ -84,6 +88,10 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
     Args:
         runs: folders of experiments, or of folds.
         scoring: a file; `none` for the untuned rule; None for `find_scoring`, else the untuned rule.
+
+    Raises:
+        FileNotFoundError: a named file is not there.
+        ValueError: a named file was tuned for other experiments, or is none; as `find_scoring`.
     """
     if str(scoring) == UNTUNED:
         logger.info("scoring rule: plain means, as asked for")
@@ -111,7 +119,11 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
 
 def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:
     """Path and content of the `scoring.json` in the folder of one of the runs that was tuned for exactly these
-    experiments, or None; of two with different rules that of the run given first, with a warning."""
+    experiments, or None; of two with different rules that of the run given first, with a warning.
+
+    Raises:
+        ValueError: none fits, and one is no scoring rule.
+    """
     fitting, others, faults = [], [], []
     for path in (folder / layout.SCORING_FILE for folder in _experiment_folders(runs)):
         if not path.is_file():

@@ -114,6 +114,9 @@ def read_stages(name: str) -> StageTable:
 
     EfficientNets and their kin have one stage a group of blocks (L1..L7 in B0 to B7), Xception one a block (L1..L12,
     the authors' b1..b12, each before the ReLU that opens the next), any other network those of timm's `feature_info`.
+
+    Raises:
+        ValueError: unknown name or tag, or a network that has no stages of spatial maps.
     """
     net = _plan(name)
     if isinstance(net, EfficientNet):
@@ -250,7 +253,11 @@ def create_network(name: str, *, drop_path_rate: float = 0.0, **options: object)
 
 
 def create_from_hub(name: str, drop_path_rate: float) -> nn.Module:
-    """The pretrained network without its classifier: from the hub's local cache when it is there, else downloaded."""
+    """The pretrained network without its classifier: from the hub's local cache when it is there, else downloaded.
+
+    Raises:
+        ValueError: no such weights, or out of reach.
+    """
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise ValueError(f"{name}: timm knows no ImageNet weights of it. {WAYS_OUT}")

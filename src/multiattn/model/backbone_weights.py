@@ -149,6 +149,10 @@ def load_backbone_file(net: nn.Module, path: str | Path) -> RenamedState:
 
     A classifier in the file is left out when the network has none, and the log says so; nothing else may differ,
     except `num_batches_tracked` counters, which older files do not have. The network is untouched unless all fits.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `read_tensors` and `rename_to_timm`, or tensors that do not fit.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such backbone weights file.")

@@ -43,6 +43,10 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """Fill a module from a file of `save_weights`; the module is untouched unless every tensor fits.
 
     The module keeps its own dtypes: tensors stored in float16, as bundles have them, are widened.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, or a tensor that is missing, unexpected or of another shape.
     """
     state = read_state(path)
     problems = state_problems(module.state_dict(), state)

@@ -194,7 +194,11 @@ class FaceDistance:
 
     @classmethod
     def load(cls, path: Path) -> "FaceDistance":
-        """Read the file that `save` wrote."""
+        """Read the file that `save` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, or not this.
+        """
         tensors, notes = read_state(path), read_metadata(path)
         if notes.get("version") != VERSION or {*tensors, "notes"} != {one.name for one in fields(cls)}:
             raise ValueError(

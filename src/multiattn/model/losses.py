@@ -76,6 +76,9 @@ class RegionalIndependenceLoss(nn.Module):
         everywhere, and the gradients that DistributedDataParallel averages equal those of one process with the whole
         batch. Every rank must make the call then. Evaluation mode measures against the centres as they stand: no batch
         mean, no communication. Computed in float32 under autocast too; float64 stays float64.
+
+        Raises:
+            ValueError: an empty batch, or shapes that do not fit the centres or the labels.
         """
         self._check(parts, labels)
         with torch.autocast(device_type=parts.device.type, enabled=False):

@@ -15,6 +15,9 @@ def normalize_crops(crops: Tensor) -> Tensor:
 
     (B, H, W, 3) uint8 on any device -> (B, 3, H, W) float32 in [-1, 1] on the same, 0 -> -1 and 255 -> 1. Its memory
     stays channels-last (of a permuted view), the layout that convolutions on tensor cores and oneDNN prefer.
+
+    Raises:
+        ValueError: another dtype or shape.
     """
     if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
         raise ValueError(f"crops: expected uint8 (B, H, W, 3), found {crops.dtype} {tuple(crops.shape)}.")

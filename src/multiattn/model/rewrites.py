@@ -66,6 +66,9 @@ def use_static_padding(net: nn.Module, name: str) -> None:
 
     Parameters and their names stay. Convolutions of stride 1 need no replacement: both rules pad them by (k - 1) / 2 on
     each side.
+
+    Raises:
+        ValueError: a network without SAME padding.
     """
     found = [path for path, module in net.named_modules() if isinstance(module, Conv2dSame)]
     if not found:
@@ -92,6 +95,9 @@ def checkpoint_blocks(net: nn.Module, name: str) -> None:
 
     Blocks are the innermost modules that timm's patterns (`group_matcher`) name: those of EfficientNet, Xception,
     ResNet and ConvNeXt, one each. Stem and last convolution keep their activations.
+
+    Raises:
+        ValueError: a network without such blocks.
     """
     blocks = find_blocks(net)
     if not blocks:

@@ -40,7 +40,11 @@ _PADDING_BYTES = 1 << 16
 
 
 def declared_root(folder: Path) -> Path | None:
-    """The folder that `faces.json` declares its crops to lie below; None where they lie in the faces folder itself."""
+    """The folder that `faces.json` declares its crops to lie below; None where they lie in the faces folder itself.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
     path = Path(folder) / RECIPE_FILE
     values = read_json(path) if path.is_file() else {}
     if not isinstance(values, dict) or not isinstance(name := values.get(ROOT_KEY), str):
@@ -128,7 +132,11 @@ def read_stored(path: Path) -> bytes:
 
 
 def read_ends(path: Path, head: int, tail: int) -> tuple[bytes, bytes]:
-    """The first and the last bytes of a crop, fewer where it has fewer; as `read_stored`."""
+    """The first and the last bytes of a crop, fewer where it has fewer; as `read_stored`.
+
+    Raises:
+        OSError: no such file, or it cannot be read.
+    """
     match = _member(os.fspath(path))
     if match is None:
         require_plain_file(path)

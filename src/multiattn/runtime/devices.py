@@ -25,6 +25,9 @@ def pick_device(name: str = "auto") -> "torch.device":
     Args:
         name: `cpu`; `cuda`, the GPU of this process (`LOCAL_RANK` under torchrun, else the first); `cuda:N`; or `auto`,
             `cuda` where there is one and else `cpu`.
+
+    Raises:
+        ValueError: no such device, or one GPU by number for all processes of a torchrun job.
     """
     import torch
 

@@ -154,7 +154,11 @@ def write_digests(path: Path) -> None:
 
 def changed_files(path: Path) -> list[str]:
     """The files of a `write_digests` list that are not as they were, each with what is found in its place, and those
-    beside them that it does not list; empty where all are. Hidden files do not count."""
+    beside them that it does not list; empty where all are. Hidden files do not count.
+
+    Raises:
+        OSError: no such list.
+    """
     changed = []
     lines = (line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines())
     digest_of = {name: digest for digest, _, name in lines}
@@ -180,7 +184,11 @@ def require_plain_file(path: Path) -> None:
 
 
 def content_fingerprint(path: Path) -> str:
-    """Size and SHA-256 of a file's whole content: `<bytes>-<hex digits>`; results of a file are kept under it."""
+    """Size and SHA-256 of a file's whole content: `<bytes>-<hex digits>`; results of a file are kept under it.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+    """
     require_plain_file(path)
     return f"{Path(path).stat().st_size}-{file_digest(path)}"
 

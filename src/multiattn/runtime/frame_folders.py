@@ -22,7 +22,11 @@ def is_image_name(name: str) -> bool:
 
 
 def frame_names(folder: Path) -> list[str]:
-    """Names of the pictures directly in a folder in natural order: `2.png` before `10.png`."""
+    """Names of the pictures directly in a folder in natural order: `2.png` before `10.png`.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
     names = (name for name in os.listdir(folder) if is_image_name(name))  # noqa: PTH208 (names are all that is needed)
     return sorted(names, key=natural_order)
 
@@ -60,7 +64,11 @@ def clip_facts(path: Path) -> list[int]:
 
 
 def clip_fingerprint(path: Path) -> str:
-    """`content_fingerprint` of a file; of a folder of frames a digest of their names and contents, and their count."""
+    """`content_fingerprint` of a file; of a folder of frames a digest of their names and contents, and their count.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file or folder of such.
+    """
     if not path.is_dir():
         return content_fingerprint(path)
     digest, names = hashlib.sha256(), frame_names(path)

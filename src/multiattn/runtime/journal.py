@@ -84,7 +84,11 @@ class Journal(Generic[Record]):
                 return {}
 
     def append(self, record: Record) -> int:
-        """Add a record to the open journal, which a full disk leaves as it was; its line's place in the file."""
+        """Add a record to the open journal, which a full disk leaves as it was; its line's place in the file.
+
+        Raises:
+            OSError: the disk is full; the journal is as it was.
+        """
         return self._write(asdict(record))
 
     def _write(self, values: dict[str, Any]) -> int:
@@ -103,7 +107,11 @@ class Journal(Generic[Record]):
         os.fsync(self._file.fileno())
 
     def places(self) -> dict[str, int]:
-        """Key -> place of its line in the file; only the keys are parsed, the rest may be gigabytes."""
+        """Key -> place of its line in the file; only the keys are parsed, the rest may be gigabytes.
+
+        Raises:
+            ValueError: a damaged line.
+        """
         found, decoder = {}, json.JSONDecoder()
         for number, place, line in self._lines():
             try:

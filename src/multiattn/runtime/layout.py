@@ -78,7 +78,11 @@ ANY_FOLD = f"{_FOLD}*"
 
 
 def crops_folder(faces: Path, video_id: str) -> Path:
-    """The folder of a video's crops, resolved: whoever writes or deletes there does it nowhere else."""
+    """The folder of a video's crops, resolved: whoever writes or deletes there does it nowhere else.
+
+    Raises:
+        ValueError: the id, or a link on its way, leads out of the faces folder's crops.
+    """
     root = (Path(faces) / CROPS_FOLDER).resolve()
     folder = (root / video_id).resolve()
     if root not in folder.parents:
@@ -95,7 +99,11 @@ def fold_folder(experiment: Path, fold: int) -> Path:
 
 
 def fold_number(folder: Path) -> int:
-    """The number of a fold's folder; a run folder taken by itself may be named by the number alone."""
+    """The number of a fold's folder; a run folder taken by itself may be named by the number alone.
+
+    Raises:
+        ValueError: it is not named like one.
+    """
     digits = folder.name.removeprefix(_FOLD)
     if not digits.isdecimal():
         raise ValueError(f"{folder}: expected a run folder named fold0, fold1, ..., found {folder.name!r}.")
@@ -114,7 +122,11 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def fold_folders(runs: Path) -> list[Path]:
-    """The fold folders of an experiment's folder (or the one fold folder given), by number; at least one."""
+    """The fold folders of an experiment's folder (or the one fold folder given), by number; at least one.
+
+    Raises:
+        FileNotFoundError: no such folder, or no fold in it.
+    """
     folders = [Path(runs)] if is_run_folder(runs) else folds_below(runs)
     if not folders:
         raise FileNotFoundError(
@@ -124,7 +136,12 @@ def fold_folders(runs: Path) -> list[Path]:
 
 
 def packaged_run(name: str = DEFAULT_RUN) -> Path:
-    """The folder of a run that comes with the package, its files as they were packed."""
+    """The folder of a run that comes with the package, its files as they were packed.
+
+    Raises:
+        FileNotFoundError: this installation has none of that name.
+        ValueError: as `require_unchanged`.
+    """
     if not (PRETRAINED / name).is_dir():
         held = ", ".join(sorted(path.name for path in PRETRAINED.glob("*/"))) or "none"
         raise FileNotFoundError(

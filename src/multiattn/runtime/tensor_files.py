@@ -58,7 +58,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU."""
+    """Every tensor of a safetensors file, on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, or no safetensors file at all.
+    """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
 

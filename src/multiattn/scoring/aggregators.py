@@ -27,7 +27,11 @@ DEFAULT_CLIP = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregator:
-    """Settings of the way from frames to a video's probability; part of `scoring.json`."""
+    """Settings of the way from frames to a video's probability; part of `scoring.json`.
+
+    Raises:
+        ValueError: a rule that is not registered, or a value that it does not take.
+    """
 
     frames: str = "mean"
     """One of `FRAME_RULES`: frames of a track -> track. `mean_logit`, the sigmoid of the mean logit, is sharper than
@@ -105,6 +109,9 @@ def register_aggregator(
         name: of the recipe, and of the rules given as rules.
         frames, tracks: names of rules, or new rules, which are registered under `name`.
         settings: other fields of `Aggregator`.
+
+    Raises:
+        ValueError: the name is taken, or the settings are none of an `Aggregator`.
     """
     if any(name in registry for registry in (RECIPES, FRAME_RULES, TRACK_RULES)):
         raise ValueError(f"aggregator: the name {name} is taken; choose another one.")

@@ -107,6 +107,9 @@ class Ensemble:
         A video that some experiments did not see (NaN) is scored by the others: their weights are renormalised, or
         are equal where all of them are 0; for `stacked` the mean logit of those that saw it stands in for each other
         one. So it is with experiments that have a weight and are not among those given. A video that none saw is NaN.
+
+        Raises:
+            ValueError: an experiment has no weight.
         """
         names = list(self.weights or experiments)
         if unknown := sorted(set(experiments) - set(names)):
@@ -191,6 +194,9 @@ def simplex_weights(
             stands for the clip that follows, and unlike it is smooth and keeps the problem convex. `logit`:
             sigmoid(sum w_e z_e), without that.
         pull: towards equal weights.
+
+    Raises:
+        RuntimeError: the solver stopped early.
     """
     from scipy.optimize import minimize
 

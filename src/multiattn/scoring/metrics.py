@@ -109,7 +109,11 @@ def video_metrics(labels: np.ndarray, probabilities: np.ndarray, *, clip: float)
 
 
 def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates, (P,) each, ascending from (0, 0) to (1, 1): one point a distinct probability."""
+    """False and true positive rates, (P,) each, ascending from (0, 0) to (1, 1): one point a distinct probability.
+
+    Raises:
+        ValueError: as `log_loss`; only one class.
+    """
     from sklearn.metrics import roc_curve
 
     labels, probabilities = check_predictions(labels, probabilities)
@@ -128,7 +132,11 @@ class Reliability(NamedTuple):
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = CALIBRATION_BINS) -> Reliability:
-    """Bins of equal width over [0, 1]; a value on an edge belongs to the upper bin, 1 to the last."""
+    """Bins of equal width over [0, 1]; a value on an edge belongs to the upper bin, 1 to the last.
+
+    Raises:
+        ValueError: as `log_loss`.
+    """
     labels, probabilities = check_predictions(labels, probabilities)
     places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
     counts = np.bincount(places, minlength=bins)
@@ -213,6 +221,9 @@ def bootstrap_log_loss(
     Args:
         groups: (N,) names or numbers of what is drawn as a whole; None draws single videos, by their place: the same
             rows in another order give another draw of the same distribution.
+
+    Raises:
+        ValueError: as `log_loss`; groups of another length, no resamples.
     """
     interval, _ = _studentized(log_losses(labels, probabilities, clip=clip), groups, resamples, seed)
     return Interval(max(interval.low, 0.0), interval.high, interval.standard_error)
@@ -223,6 +234,9 @@ def balanced_interval(labels: np.ndarray, values: np.ndarray, groups: np.ndarray
     values.
 
     Each value is replaced by its share of the figure, m + (v - m_c) N / (2 N_c), whose mean is the figure m.
+
+    Raises:
+        ValueError: one class only, groups of another length, no resamples.
     """
     labels, values = np.asarray(labels), np.asarray(values, dtype=np.float64)
     if len(np.unique(labels)) < 2:

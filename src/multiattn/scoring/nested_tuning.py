@@ -177,6 +177,10 @@ def gather_evidence(
     Returns:
         The evidence, and the (N,) positions in `videos` of its videos: those with a face, in the order of their
         video_id, so that the order of the rows given changes nothing.
+
+    Raises:
+        ValueError: one group only; a video that is not among those given, or was scored by a model of another
+            fold, which may have learned it; no video with a face of one of the classes.
     """
     groups = FrameGroups.of(predictions)
     positions, values = check_held_out(groups, videos), {}
@@ -197,7 +201,11 @@ def gather_evidence(
 
 
 def outer_parts(videos: pd.DataFrame) -> np.ndarray:
-    """(N,) int64: the fold of every video of a `folds` table, or its part where there is one fold only."""
+    """(N,) int64: the fold of every video of a `folds` table, or its part where there is one fold only.
+
+    Raises:
+        ValueError: one group only, of which nothing can be held out.
+    """
     parts = videos["fold"].to_numpy(np.int64)
     if len(np.unique(parts)) < 2:
         parts = inner_parts(parts, videos["group"].to_numpy())

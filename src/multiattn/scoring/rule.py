@@ -68,6 +68,9 @@ class ScoringRule:
         Returns:
             video_id, probability (float64, in [clip, 1 - clip]) and num_crops (the most any model saw), sorted by
             video_id. A video some models did not see is scored by the others.
+
+        Raises:
+            ValueError: predictions of an experiment that the ensemble has no weight for.
         """
         if self.per_frame:
             frames = self.answer_frames(predictions)

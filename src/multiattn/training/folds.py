@@ -48,7 +48,11 @@ class TrainingData:
     folds: pd.DataFrame
 
     def fold_numbers(self, text: str) -> list[int]:
-        """The folds that `--fold` names: a number, or `all`."""
+        """The folds that `--fold` names: a number, or `all`.
+
+        Raises:
+            ValueError: neither, or no such fold.
+        """
         present = sorted(int(number) for number in set(self.folds["fold"]) - {-1})
         if text == "all":
             return present
@@ -106,6 +110,9 @@ def train_folds(
         finish: called by the main rank with the folder of each fold whose training has ended, also a finished one's.
         keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
             would wait for the one that failed.
+
+    Raises:
+        ValueError: a folder holds a run with other settings, or settings do not fit the data.
     """
     data.require_crops_for(experiment)
     frames, outcomes = experiment.data.validation_frames, []
@@ -201,7 +208,11 @@ _SAMPLES = re.compile(rb": (\d+)/(\d+) samples, ")
 
 
 def parse_slots(text: str) -> list[str]:
-    """Parse `--gpus` into the places of processes: `0,1,2,3`, or `cpu` once for each process on a CPU."""
+    """Parse `--gpus` into the places of processes: `0,1,2,3`, or `cpu` once for each process on a CPU.
+
+    Raises:
+        ValueError: something else, or a GPU twice.
+    """
     slots = [part.strip() for part in text.split(",")]
     gpus = [slot for slot in slots if slot != "cpu"]
     if not all(slot.isdecimal() for slot in gpus) or len(set(gpus)) < len(gpus):

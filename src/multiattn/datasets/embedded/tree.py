@@ -151,6 +151,9 @@ def build_demo_dataset(root: Path, *, seed: int = 7, jobs: int = 2, small: bool 
             is never taken for a finished one.
         seed: the files depend on it and on nothing else.
         small: a miniature for tests.
+
+    Raises:
+        ValueError: `root` holds something else, which is not touched, or another process still builds beside it.
     """
     with exclusive_folder(Path(root).parent, patience_seconds=PATIENCE_SECONDS):
         _build(Path(root), seed, jobs, small)

@@ -350,7 +350,11 @@ def with_bounds(packages: Sequence[str], requirements: dict[str, str]) -> list[s
 
 
 def download_wheels(packages: Sequence[str], folder: Path, *, python: str) -> None:
-    """Fetch the wheels of exactly these packages, without their dependencies, for Linux (x86_64) and this Python."""
+    """Fetch the wheels of exactly these packages, without their dependencies, for Linux (x86_64) and this Python.
+
+    Raises:
+        ValueError: no package index is reachable, or it has no wheel that fits; holds pip's own words.
+    """
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBC_MINORS]
     platforms += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
     words = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
@@ -368,7 +372,11 @@ def download_wheels(packages: Sequence[str], folder: Path, *, python: str) -> No
 
 
 def collect_wheels(packages: Sequence[str], source: Path, folder: Path) -> None:
-    """Copy the wheels of these packages out of a folder of wheels; several builds of one are all copied."""
+    """Copy the wheels of these packages out of a folder of wheels; several builds of one are all copied.
+
+    Raises:
+        FileNotFoundError: a package has no wheel there; names all that are missing.
+    """
     builds = {word: [] for word in map(package_name, packages)}
     for path in sorted(source.glob("*.whl")):
         builds.get(package_name(path.name.split("-")[0]), []).append(path)

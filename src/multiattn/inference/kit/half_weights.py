@@ -111,7 +111,11 @@ def largest_difference(one: TrainedModel, other: TrainedModel, crops: np.ndarray
 
 def crops_to_compare(model: TrainedModel, faces: Path | None, count: int) -> np.ndarray:
     """At most `count` crops on which two forms of a model are compared: (N, size, size, 3) uint8 RGB, of a faces folder
-    spread over the videos its fold held out, where the folder has such, else over all; without one `drawn_crops`."""
+    spread over the videos its fold held out, where the folder has such, else over all; without one `drawn_crops`.
+
+    Raises:
+        ValueError: the folder has no crops, or they were made otherwise.
+    """
     size = model.experiment.data.image_size
     if faces is None:
         return drawn_crops(count, size)

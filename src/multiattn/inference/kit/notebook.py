@@ -16,6 +16,10 @@ def execute_notebook(out: Path, environment: dict[str, str], *, notebook: Path =
     """Execute a notebook in a fresh process and save it as `out` with its outputs, also when a cell fails.
 
     `environment` are variables of its process, beside those of this process.
+
+    Raises:
+        FileNotFoundError: no such notebook.
+        ValueError: a cell failed; says which error, and where the executed copy is.
     """
     if not notebook.is_file():
         raise FileNotFoundError(f"{notebook}: no such notebook. Run from a clone of the repository.")

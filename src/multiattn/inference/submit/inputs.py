@@ -123,6 +123,10 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     one with a sample_submission.csv beside it before others; on Kaggle it must be the only one. Environment variables
     override the search (README.md, On Kaggle). `root` is the bundle, or the repository; by default the working
     directory.
+
+    Raises:
+        FileNotFoundError: something was not found; says what, and where it was searched for.
+        ValueError: called by a notebook of an earlier version, or several candidates on Kaggle.
     """
     on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()

@@ -68,7 +68,11 @@ def split_crops(
     validation_frames: int | None = None,
     videos: pd.DataFrame | None = None,
 ) -> FoldCrops:
-    """Join faces and folds; of each held-out video the crops of `validation_frames` evenly spaced frames, or all."""
+    """Join faces and folds; of each held-out video the crops of `validation_frames` evenly spaced frames, or all.
+
+    Raises:
+        ValueError: training or validation has no crops, or one class only.
+    """
     # By the number of each video: joining millions of names takes many times the memory.
     video_of_face, names = pd.factorize(faces["video_id"])
     place = pd.Index(folds["video_id"]).get_indexer(names)
@@ -119,6 +123,9 @@ class TrainingCrops(CropImages):
 
     Crops whose landmarks are not known (none were found, or another program cut them) go without the steps that need
     them, and are never blended; a warning counts them.
+
+    Raises:
+        ValueError: crops shall be blended, and no real one has landmarks.
     """
 
     def __init__(
@@ -233,6 +240,9 @@ def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: in
     """Batches of one rank: (B, H, W, 3) uint8 and (B,) int64 labels.
 
     Set `loader.batch_sampler.epoch` before each epoch, and `loader.batch_sampler.first_batch` to begin inside of it.
+
+    Raises:
+        ValueError: crops that the sampling, the preset or SBI cannot work with, or no space for the cache.
     """
     dataset = TrainingCrops(crops.folder, crops.training, crops.faces, config, cache=_cache(crops, config))
     sampler = SAMPLINGS[config.sampling](crops, config, seed)

@@ -307,6 +307,9 @@ class RankBatches:
     global batch is filled up from the epoch's beginning, so no crop is dropped, all ranks take as many steps, and what
     is repeated is less than a global batch. Set `epoch` before an epoch, and `first_batch` to leave out those that a
     run has seen already: they are not read, and the others stay what they were.
+
+    Raises:
+        ValueError: a batch size that would part visits that belong together.
     """
 
     def __init__(self, sampler: Sampler, *, batch_size: int, rank: int, world_size: int) -> None:

@@ -31,6 +31,10 @@ def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
     Floating-point tensors are averaged in float64 and keep their dtype; others (`num_batches_tracked`) are those of
     the last file.
 
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: no files, a file that is not safetensors, or one with other tensors than the first.
+
     Departures: the running statistics of batch normalisation are averaged like the weights, not estimated again by a
     pass over the data, as the paper does. For weights of one run, a few epochs apart, the two are close; where they are
     not, the average loses at validation and is not kept.
@@ -50,7 +54,12 @@ def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def load_average(network: nn.Module, paths: Sequence[Path]) -> None:
-    """Fill a network with the mean of saved weights; it is untouched unless every tensor fits."""
+    """Fill a network with the mean of saved weights; it is untouched unless every tensor fits.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: as `average_of`, or the weights of another network.
+    """
     state = average_of(paths)
     load_weights(network, paths[0])  # refuses the weights of another network
     network.load_state_dict(state)

@@ -49,7 +49,11 @@ def phase_spans(experiment: Experiment) -> list[PhaseSpan]:
 
 
 def span_at(experiment: Experiment, epoch: int) -> PhaseSpan:
-    """The phase an epoch of the run belongs to."""
+    """The phase an epoch of the run belongs to.
+
+    Raises:
+        ValueError: the run has no such epoch.
+    """
     for span in phase_spans(experiment):
         if span.first <= epoch < span.end:
             return span
@@ -323,7 +327,12 @@ def prepare(
     ranks: Ranks,
     state: dict[str, Any] | None,
 ) -> FoldTraining:
-    """One fold's training, at its beginning or where `state` left it."""
+    """One fold's training, at its beginning or where `state` left it.
+
+    Raises:
+        ValueError: settings that do not fit the data, the machine or the state.
+        FileNotFoundError: weights to start from that are not there.
+    """
     if device.type == "cpu":
         tune_cpu()
     if experiment.precision == "apex-O1":

@@ -26,7 +26,11 @@ BEYOND = 1e6
 
 def guard_crops(experiment: Experiment, run: Path) -> DataLoader | None:
     """Batches (B, size, size, 3) uint8 of one crop of each real video of `validation.guard`, evenly spaced over its
-    videos and made by the run folder's recipe; None without one."""
+    videos and made by the run folder's recipe; None without one.
+
+    Raises:
+        ValueError: no real crops there, or such as were made another way.
+    """
     if experiment.validation.guard is None:
         return None
     folder = Path(experiment.validation.guard)

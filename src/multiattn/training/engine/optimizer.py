@@ -30,6 +30,9 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool = True
 
     The module is a `TrainingStep`; anything else will do where the backbone has no rates of its own. Without `fused`,
     those of `FUSED` take torch's plain form, with the same values to rounding.
+
+    Raises:
+        ValueError: timm or this machine has no such optimiser, it cannot be used here, or nothing is to be trained.
     """
     name = config.name.lower()
     kind = name.rpartition("_")[2]  # `lookahead_adam` is timm's Lookahead around adam
@@ -72,6 +75,9 @@ def rate_scales(module: nn.Module, config: OptimConfig) -> dict[nn.Parameter, fl
     EfficientNet or an Xception is one, the stem another, the last convolution belongs to the last block). What stands
     behind the backbone has depth 0, the backbone's last layer 1, the one before it 2, and so on, as in BEiT
     (arXiv:2106.08254) and timm.
+
+    Raises:
+        ValueError: layer-wise rates for a network whose layers timm cannot tell apart.
     """
     if config.backbone_lr_factor == 1 and config.layer_decay in (None, 1):
         return {}

@@ -75,6 +75,10 @@ class RunFolder:
 
         Other settings or another global batch are allowed with `allow_changes`, and noted in `changes.json`; other
         folds never: what was held out may have been trained on.
+
+        Raises:
+            ValueError: the folder holds a run with other settings, folds or crops; lists the differences. Other folds
+                are never allowed: what was held out may have been trained on.
         """
         # A run that failed before its first saved state has nothing that other settings could spoil.
         has_results = any((self.path / name).exists() for name in layout.RESULT_FILES)
@@ -174,6 +178,10 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
     """Fill a network with the best weights of another run, as `Experiment.start_from` names it.
 
     Of an experiment's folder the same fold is taken (its held-out videos stay unseen), of a packaged run the first.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: the weights of another network, or of a packaged run whose files have changed.
     """
     run = layout.named_run(source)
     places = [run, run / BEST_WEIGHTS, layout.fold_folder(run, fold) / BEST_WEIGHTS]
@@ -190,7 +198,11 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors and plain types; one that cannot be read back leaves the state before it as it was."""
+    """Write a state of tensors and plain types; one that cannot be read back leaves the state before it as it was.
+
+    Raises:
+        OSError: the disk does not take it, or gives back something else; the state before it is left as it was.
+    """
     path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
     with atomic_path(path) as temporary:
         torch.save({**state, TYPES: _types(state)}, temporary)

@@ -18,6 +18,9 @@ def synchronise_norms(step: nn.Module, device: torch.device) -> nn.Module:
 
     Takes all that is trained, before DistributedDataParallel, an average of the weights or a compilation; returns the
     module to go on with.
+
+    Raises:
+        ValueError: a batch normalisation of a class that cannot be synchronised on a CPU.
     """
     if _world_size() == 1:
         return step

@@ -58,6 +58,9 @@ def validate(training: FoldTraining, interruption: Interruption) -> tuple[Candid
 
     A collective call of all ranks, which get the same result. Brings `training.progress` up to date, but for the
     history. A process that is asked to end goes on from the state saved before the validation.
+
+    Raises:
+        SystemExit: the process was asked to end; the state saved before the validation holds.
     """
     settings, statistics = training.experiment.validation, AttentionStatistics()
     candidates = [_evaluate(training, "last", training.step.network, interruption, statistics)]

@@ -130,6 +130,10 @@ def open_cache(
         kind: `memory` lies in /dev/shm, `disk` in the folder's `.cache/` and survives.
         names_digest: of the names of all crops of the folder in order, by which their numbers go.
         gigabytes: bound on its size, in 1e9 bytes.
+
+    Raises:
+        ValueError: there is not so much room, not one crop fits, or this system has no such cache.
+        FileNotFoundError: not a faces folder.
     """
     if fcntl is None or (kind == "memory" and not SHARED_MEMORY.is_dir()):
         raise ValueError(f"--data.cache {kind}: not on this system. Take --data.cache none, or disk on macOS.")

@@ -185,6 +185,9 @@ def crop_loader(
     Args:
         num_workers: at most; there are never more than this process has cores.
         batch_size: crops in a batch, in order; or give a `batch_sampler`, with an attribute of this name.
+
+    Raises:
+        ValueError: not so much shared memory.
     """
     num_workers = min(num_workers, usable_cores())
     size = batch_size if batch_sampler is None else batch_sampler.batch_size

@@ -49,6 +49,9 @@ def find_landmarks(folder: Path, detector: type[Detector], *, weights: Path | No
 
     Returns:
         How many crops have landmarks, and how many there are.
+
+    Raises:
+        ValueError: as `load_detector`; a crop that cannot be read, or another process is writing the folder.
     """
     loaded = load_detector(detector, threshold=detector.default_threshold, device=device, weights=weights)
     with exclusive_folder(folder):

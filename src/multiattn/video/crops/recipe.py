@@ -44,6 +44,9 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Returns:
         (2, 3) float64 matrix for column vectors (x, y, 1). Mirrored landmarks are not mirrored back.
+
+    Raises:
+        ValueError: all source points are equal.
     """
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (np.asarray(source, float), np.asarray(target, float)))
     z_mean, w_mean = z.mean(), w.mean()
@@ -201,7 +204,11 @@ def crop_landmarks(recipe: CropRecipe, size: int, *, box_xyxy: np.ndarray, landm
 
 
 def box_square(box_xyxy: np.ndarray, *, margin: float, shift: float) -> np.ndarray:
-    """The (4,) float64 square of `margin` longer sides of a box, its centre `shift` of its own side below the box's."""
+    """The (4,) float64 square of `margin` longer sides of a box, its centre `shift` of its own side below the box's.
+
+    Raises:
+        ValueError: a box without an extent.
+    """
     left, top, right, bottom = np.asarray(box_xyxy, dtype=np.float64)
     side = margin * max(right - left, bottom - top)
     if not side > 0:
@@ -219,7 +226,12 @@ def _anchors(recipe: CropRecipe, box_xyxy: np.ndarray, landmarks: np.ndarray) ->
 
 
 def read_recipe(folder: Path) -> CropRecipe:
-    """The recipe of a faces folder or a run folder, of this version or an earlier one; it may be foreign."""
+    """The recipe of a faces folder or a run folder, of this version or an earlier one; it may be foreign.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: not a recipe, or one of a newer version.
+    """
     path = Path(folder) / RECIPE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not a faces folder. Make it with `multiattn faces`.")
@@ -227,7 +239,11 @@ def read_recipe(folder: Path) -> CropRecipe:
 
 
 def read_recipe_file(path: Path) -> CropRecipe:
-    """The recipe of a `faces.json`, wherever it lies; settings that it lacks have their defaults."""
+    """The recipe of a `faces.json`, wherever it lies; settings that it lacks have their defaults.
+
+    Raises:
+        ValueError: as `read_recipe`.
+    """
     values = read_json(path)
     if isinstance(values, dict):
         version = values.get("version", 1)

@@ -36,7 +36,11 @@ def decode_picture(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB, source: st
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight."""
+    """(H, W, 3) uint8 RGB, upright as its EXIF says; transparency is dropped, sixteen bits become eight.
+
+    Raises:
+        UnreadableVideoError: no such file, not a picture OpenCV reads, or one of more than `MAX_PIXELS`.
+    """
     try:
         require_plain_file(path)
         image = decode_picture(Path(path).read_bytes())

@@ -71,7 +71,12 @@ THOROUGH_PASS = Effort(min_face_pixels=20, proposal_threshold=0.5, refine_thresh
 
 
 def read_weights(folder: Path | None = None) -> list[State]:
-    """The state dicts of the three networks, from a folder or the installed package, which is not imported."""
+    """The state dicts of the three networks, from a folder or the installed package, which is not imported.
+
+    Raises:
+        FileNotFoundError: no such package, or a file is missing.
+        ValueError: a file is another one.
+    """
     if folder is None:
         package = importlib.util.find_spec("facenet_pytorch")
         if package is None:

@@ -145,7 +145,11 @@ DetectorClass = TypeVar("DetectorClass", bound=type[Detector])
 
 
 def register_detector(detector: DetectorClass) -> DetectorClass:
-    """Make a detector known by its `name` to the options, the crop recipe and the extraction; usable as a decorator."""
+    """Make a detector known by its `name` to the options, the crop recipe and the extraction; usable as a decorator.
+
+    Raises:
+        ValueError: another detector has this name, or worker processes could not import the class.
+    """
     if _detectors.setdefault(detector.name, detector) is not detector:
         raise ValueError(f"detector {detector.name!r}: expected a new name, found that of {_detectors[detector.name]}.")
     if detector.__module__ == "__main__":
@@ -191,7 +195,12 @@ def require_weights(detector: type[Detector], weights: Path | str | None) -> Non
 
 @functools.lru_cache(maxsize=2)
 def load_detector(detector: type[Detector], *, threshold: float, device: str, weights: Path | None = None) -> Detector:
-    """The detector of this process, loaded once."""
+    """The detector of this process, loaded once.
+
+    Raises:
+        FileNotFoundError: no such weights file.
+        ValueError: not the weights of this detector; weights where none belong, or none where some do.
+    """
     require_weights(detector, weights)
     loaded = detector(threshold=threshold, device=device, weights=weights)
     loaded.check()
@@ -204,6 +213,10 @@ def recipe_weights(detector: type[Detector], weights: Path | None) -> str:
 
 
 def weights_digest(path: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a weights file, which tell its contents apart in a recipe."""
+    """The first 16 hexadecimal digits of the SHA-256 of a weights file, which tell its contents apart in a recipe.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
     require_file(path)
     return file_digest(path)[:DIGEST_DIGITS]

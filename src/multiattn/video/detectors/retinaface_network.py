@@ -289,6 +289,10 @@ def load_retinaface(path: Path, device: torch.device) -> RetinaFace:
     """The network of a weights file, ready to predict: layout inferred, normalisation folded into the convolutions.
 
     The file is a state dict (.pth, or .safetensors), names with or without `module.`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not RetinaFace's tensors: unreadable, or some missing, unexpected or of another shape.
     """
     state = {
         name.removeprefix("module."): tensor

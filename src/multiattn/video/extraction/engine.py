@@ -70,6 +70,9 @@ class Engine:
         """The outcome of every task as they finish; before the last attempts at those that died, one of kind `again`.
 
         Calls, a task and the function's arguments each, are taken as they are needed.
+
+        Raises:
+            RuntimeError: one process after the other died; where memory ran out, that error.
         """
         died: list[tuple[Any, tuple]] = []
         deaths_in_a_row = 0
@@ -206,6 +209,10 @@ def open_backend(name: Backend, *, jobs: int, scheduler: str | None) -> Iterator
         jobs: calls at one time on this machine; a cluster runs as many as its workers have threads (Dask) or CPUs
             (Ray).
         scheduler: `tcp://HOST:8786` of Dask; the address of a Ray cluster, None for the one this machine belongs to.
+
+    Raises:
+        ValueError: the package is not installed, the scheduler is missing where it is needed, does not answer, or has
+            no workers.
     """
     if name == "local" and scheduler is not None:
         raise ValueError(f"--scheduler {scheduler}: --backend local has none. Add --backend dask or ray.")

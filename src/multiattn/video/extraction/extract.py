@@ -55,7 +55,12 @@ class ExtractionSettings:
 def extraction_settings(
     *, detector: str, weights: Path | None, threshold: float | None, device: str, **recipe: Any
 ) -> ExtractionSettings:
-    """Make settings of options; the rest is fields of `CropRecipe`, and no threshold the detector's own."""
+    """Make settings of options; the rest is fields of `CropRecipe`, and no threshold the detector's own.
+
+    Raises:
+        FileNotFoundError: no such weights file.
+        ValueError: settings that do not fit each other.
+    """
     made = CropRecipe(
         detector=detector,
         weights=recipe_weights(get_detector(detector), weights),
@@ -256,7 +261,11 @@ def extract_video(
 
 
 def remove_crops(faces: Path, video_id: str) -> None:
-    """Remove the crops of one video, unfinished ones too, and nothing else: videos may lie below its folder."""
+    """Remove the crops of one video, unfinished ones too, and nothing else: videos may lie below its folder.
+
+    Raises:
+        ValueError: its folder is none of the faces folder's; see `crops_folder`.
+    """
     folder = crops_folder(faces, video_id)
     for path in folder.glob("*.jpg") if folder.is_dir() else ():
         if re.fullmatch(r"\d{6,}_\d+\.jpg|\.\d{6,}_\d+\.jpg\..+", path.name) and not path.is_dir():

@@ -74,6 +74,10 @@ def extract_faces(
 
     Returns:
         The `video_status` table of the whole folder.
+
+    Raises:
+        ValueError: the folder was made with another recipe, another process is writing it, or there is no such cluster.
+        RuntimeError: worker processes cannot start, or die one after the other.
     """
     jobs = default_jobs(settings.device) if jobs is None else jobs
     if jobs < 1:
@@ -299,6 +303,10 @@ def read_faces_folder(
 
     Args:
         columns: of `faces`, for folders of millions of crops; see `Table.read_columns`.
+
+    Raises:
+        FileNotFoundError: not a faces folder, or its extraction has not ended.
+        ValueError: an interrupted run left videos in the journal.
     """
     read_recipe(folder)
     if faces_journal(folder).path.is_file():

@@ -214,6 +214,9 @@ def call_isolated(key: Any, target: str, argument: bytes, seconds: float | None)
     Returns:
         The key, the kind of outcome and its value: `done` and what the function returned, pickled; `raised` and its
         pickled exception; `lost` and how the process ended; `late` and the time limit, both in words.
+
+    Raises:
+        RuntimeError: no process could be started.
     """
     with _pools_lock:
         pool = _pools.setdefault(target, ProcessPool(target))

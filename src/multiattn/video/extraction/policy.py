@@ -75,6 +75,9 @@ def forged_shares(scan: Scan, mask: Path, num_frames: int) -> dict[int, float]:
 
     The mask may have another size than the video; boxes are scaled. Frames are matched by index. A track without a
     matched frame is missing, so it is empty for a black mask.
+
+    Raises:
+        UnreadableVideoError: the mask.
     """
     frames = np.array(sorted(scan.frame_sizes_wh))
     pixels: dict[int, np.ndarray] = {}  # track -> forged pixels and all
@@ -107,6 +110,9 @@ def reuse_faces(
 
     Returns:
         The fake's crops, or None and the reason why its faces must be detected anew.
+
+    Raises:
+        UnreadableVideoError: the fake.
     """
     if not original_rows:
         return None, "the original shows no face"

@@ -155,6 +155,9 @@ def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, 
     such frames in a row, the track has a row in each frame between them too: box, landmarks and score linear in the
     frames' times. A gap of at most 2 searched frames keeps the track's number, but gets no rows, since the face was
     most likely hidden or turned away.
+
+    Raises:
+        UnreadableVideoError: as the frames' reader does.
     """
     scan, linker = Scan(), TrackLinker()
     detections: dict[int, list[float]] = {}

@@ -27,6 +27,9 @@ class Augmentation:
     """A preset as a function of (crop, seed): the same seed gives the same pixels in any process.
 
     It may need the landmarks or the clip of a `CropContext`, without which it does less.
+
+    Raises:
+        ValueError: no such preset, or a version of albumentations outside the bounds.
     """
 
     def __init__(self, preset: str, size: int) -> None:
