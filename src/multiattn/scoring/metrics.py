@@ -206,6 +206,11 @@ class Comparison:
     probability_better: float
     """Confidence that a is better, in [0, 1]; 0.5 where they are equal, NaN with fewer than 5 groups."""
 
+    @property
+    def interval(self) -> Interval:
+        """The interval of the difference."""
+        return Interval(self.low, self.high, self.standard_error)
+
 
 def bootstrap_log_loss(
     labels: np.ndarray,
