@@ -166,7 +166,7 @@ def _row(name: str, level: str, answers: Answers, clean: Answers | None = None) 
     if clean is not None:
         before = clean.videos["probability"].to_numpy()
         loss = compare_log_loss(labels, given, before, groups, clip=clip)
-        row["log_loss_change"], intervals["log_loss_change"] = loss.difference, Interval(loss.low, loss.high)
+        row["log_loss_change"], intervals["log_loss_change"] = loss.difference, loss.interval
         row["auc_change"], intervals["auc_change"] = compare_auc(labels, given, before, groups)
     for figure in {*intervals} & {*row}:
         interval = intervals[figure]
