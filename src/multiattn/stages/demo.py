@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING
 from multiattn.command_line import parse, results
 from multiattn.experiments import get_experiment
 from multiattn.runtime.files import read_json
-from multiattn.runtime.layout import ANY_FOLD, CARD_FILE, EPOCHS_FILE, STATUS_FILE, SUBMISSION_FILE, VIDEOS_FILE
+from multiattn.runtime.layout import (
+    ANY_FOLD,
+    CARD_FILE,
+    EPOCHS_FILE,
+    PREDICTIONS_FILE,
+    STATUS_FILE,
+    SUBMISSION_FILE,
+    VIDEOS_FILE,
+)
 from multiattn.runtime.text_tables import terminal_table
-from multiattn.stages import faces, folds, index, leaderboard, train, tune
+from multiattn.stages import faces, folds, index, leaderboard, score, train, tune
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +69,7 @@ def main(argv: list[str]) -> None:
     _submit(options, experiment.name, root, out)
     labels, groups = root / "labels.csv", root / "groups.csv"
     _run(leaderboard, submissions=options.submissions, labels=labels, groups=groups)
+    _score_by_packaged_run(out, root / "test_videos")
     results(_summary(options, experiment.name, root, out, minutes=(time.monotonic() - started) / 60))
 
 
@@ -86,6 +95,15 @@ def _submit(options: Options, name: str, root: Path, out: Path) -> None:
     }
     environment = {f"MULTIATTN_{key}": str(path.resolve()) for key, path in paths.items()}
     execute_notebook(out / NOTEBOOK.name, environment)
+
+
+def _score_by_packaged_run(out: Path, clips: Path) -> None:
+    """Score a clip by the network that has seen real faces; it should say that it cannot tell."""
+    from multiattn.tables import FRAME_PREDICTIONS
+
+    clip = FRAME_PREDICTIONS.read(out / PREDICTIONS_FILE)["video_id"].iloc[0]
+    results("\nOne of these clips by the network that comes with the package, which was trained on real faces:")
+    _run(score, str(clips / clip))
 
 
 def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
