@@ -355,6 +355,17 @@ def test_a_single_fold_of_single_crops_is_tuned_on_parts_of_its_groups():
     assert (held_out.num_groups, held_out.crops, held_out.datasets) == (7, 1, ("simulated",))
 
 
+def test_a_calibration_that_is_asked_for_is_taken_and_fitted_without_each_fold(drawn):
+    asked = tune(drawn.predictions, drawn.videos, calibration="beta")
+    assert asked.rule.calibration.method == "beta" and asked.taken == "tuned"
+    assert "beta was asked for" in asked.report["decision"]
+    found = tune_nested(*gather_evidence(drawn.predictions, drawn.videos), drawn.videos, calibration="beta")
+    assert {rules["tuned"].calibration.method for rules in found.rules.values()} == {"beta"}
+    assert len({rules["tuned"].calibration for rules in found.rules.values()}) == len(found.rules)
+    with pytest.raises(ValueError, match=r"--calibration: expected one of .*platt.*, found 'plat'"):
+        tune(drawn.predictions, drawn.videos, calibration="plat")
+
+
 @pytest.mark.parametrize("test_prior", [0.0, 1.0, -1.0, np.nan])
 def test_an_impossible_test_prior_is_refused(test_prior, drawn):
     with pytest.raises(ValueError, match="--test-prior"):

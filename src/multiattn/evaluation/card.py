@@ -259,10 +259,12 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
         said.append("The rule was tuned on more folds than this card is of: its own figures are not shown.")
     elif scoring is not None:
         stated = (rule.out_of_fold or {}).get("test_prior")
-        tuned = tune_runs([run], test_prior=stated)
         kept = {name: getattr(rule, name) for name in ("out_of_fold", "held_out", "per_frame")}
-        if replace(tuned.rule, **kept) == rule:  # an earlier version kept less
-            rows["by the rule, held out of its tuning"] = tuned.videos[tuned.taken].to_numpy()
+        for calibration in (None, rule.calibration.method):  # chosen, or asked for
+            tuned = tune_runs([run], test_prior=stated, calibration=calibration)
+            if replace(tuned.rule, **kept) == rule:  # an earlier version kept less
+                rows["by the rule, held out of its tuning"] = tuned.videos[tuned.taken].to_numpy()
+                break
         else:
             said.append("The rule was tuned by another version or on other predictions: its own figures are not shown.")
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()

@@ -219,13 +219,15 @@ def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringR
     return shlex.join(words)
 
 
-def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: int = 0) -> Tuned:
+def tune_runs(
+    runs: Sequence[Path], *, test_prior: float | None = None, calibration: str | None = None, seed: int = 0
+) -> Tuned:
     """Tune the rule of some experiments on their `oof.parquet`. A test split is in no folds table
     (`datasets/folds.py`), and predictions of any other video are refused.
 
     Args:
         runs: folders of experiments of one folds table.
-        test_prior, seed: as of `tune`.
+        test_prior, calibration, seed: as of `tune`.
     """
     names = Counter(layout.experiment_name(path) for path in runs)
     if twice := [name for name, number in names.items() if number > 1]:
@@ -240,6 +242,7 @@ def tune_runs(runs: Sequence[Path], *, test_prior: float | None = None, seed: in
             held_out.videos,
             last_epoch=held_out.last_epoch,
             test_prior=test_prior,
+            calibration=calibration,
             seed=seed,
             advance=progress.update,
         )

@@ -229,6 +229,7 @@ def tune_nested(
     videos: pd.DataFrame,
     *,
     test_prior: float | None = None,
+    calibration: str | None = None,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> Nested:
@@ -237,9 +238,10 @@ def tune_nested(
     Args:
         evidence, positions: of `gather_evidence` with these videos.
         test_prior: the stated share of fakes at test time, as of `candidate_rules`.
+        calibration: as of `choose_rule`.
         advance: called STAGES times a fold, and as often for the whole.
     """
-    choose = partial(choose_rule, seed=seed, advance=advance)
+    choose = partial(choose_rule, calibration=calibration, seed=seed, advance=advance)
     answers, choices, rules, parts = {}, {}, {}, outer_parts(videos)
     for fold in np.unique(evidence.folds).tolist():
         held_out = evidence.folds == fold
@@ -285,8 +287,18 @@ def candidate_rules(choice: Choice, labels: pd.Series, test_prior: float | None)
     return rules
 
 
-def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None] = lambda: None) -> Choice:
-    """The rule for videos like these, stage by stage; every candidate is scored on parts held out of its fit."""
+def choose_rule(
+    evidence: Evidence,
+    *,
+    calibration: str | None = None,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> Choice:
+    """The rule for videos like these, stage by stage; every candidate is scored on parts held out of its fit.
+
+    Args:
+        calibration: taken whatever the comparison says; None: as it says.
+    """
     parts = inner_parts(evidence.folds, evidence.groups)
     if parts is None or len(np.unique(evidence.labels)) < 2:
         for _ in range(STAGES):
@@ -319,9 +331,13 @@ def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None
         advance()
 
     methods = [method for method, calibrator in CALIBRATORS.items() if len(labels) >= calibrator.min_videos]
+    if calibration not in (None, *methods):
+        raise ValueError(f"--calibration: expected one of {', '.join(methods)}, found {calibration!r}.")
     candidates = {method: _calibrate_held_out(method, held_out, labels, parts) for method in methods}
     method = stage("calibration", candidates)
-    calibration = at_share = fit_calibration(method, labels, held_out)
+    if calibration is not None:
+        method, decisions[-1] = calibration, replace(decisions[-1], chosen=calibration, reason="asked for")
+    calibrated_by = at_share = fit_calibration(method, labels, held_out)
     if not CALIBRATORS[method].has_intercept:
         at_share = fit_calibration(COMPARED_AFTER, labels, held_out)
     held_out = candidates[method]
@@ -331,7 +347,7 @@ def choose_rule(evidence: Evidence, *, seed: int = 0, advance: Callable[[], None
     clipped = {default: unfitted, "fitted": _clip_held_out(held_out, labels, parts)}
     clip = DEFAULT_CLIP if stage("clip", clipped, CLIP_RANGE[0]) == default else fit_clip(labels, held_out)
     aggregator = replace(RECIPES[recipe], clip=clip, prior=Aggregator().prior)
-    rule = ScoringRule(aggregator=aggregator, ensemble=ensemble, calibration=calibration)
+    rule = ScoringRule(aggregator=aggregator, ensemble=ensemble, calibration=calibrated_by)
     return Choice(rule, recipe, tuple(decisions), at_share)
 
 

@@ -72,6 +72,7 @@ def tune(
     *,
     last_epoch: pd.DataFrame | None = None,
     test_prior: float | None = None,
+    calibration: str | None = None,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> Tuned:
@@ -86,19 +87,26 @@ def tune(
         last_epoch: predictions of the same videos by the last epochs' weights, which no choice went into, for figures
             beside the others; None where they were not kept.
         test_prior: the share of fakes expected at test time, in (0, 1). None: as among these videos.
+        calibration: a name in `CALIBRATORS` that is taken, and the tuned rule with it, whatever the comparisons say.
         advance: called after each of `num_steps` steps.
+
+    Raises:
+        ValueError: no such share or calibration, or one that needs more videos.
     """
     if test_prior is not None and not 0 < test_prior < 1:
         raise ValueError(f"--test-prior: expected a share of fakes in (0, 1), found {test_prior}.")
     videos = videos.sort_values("video_id", ignore_index=True)
     frames = FrameGroups.of(predictions)
     evidence, positions = gather_evidence(frames, videos, advance=advance)
-    nested = tune_nested(evidence, positions, videos, test_prior=test_prior, seed=seed, advance=advance)
+    how = {"test_prior": test_prior, "calibration": calibration}
+    nested = tune_nested(evidence, positions, videos, **how, seed=seed, advance=advance)
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
     weights = _weights(labels, test_prior)
     answers = [nested.videos[name].to_numpy() for name in ("tuned", "untuned")]
     comparison = compare_log_loss(labels, *answers, groups, clip=EXACT, weights=weights, seed=seed)
-    if gain_is_certain(comparison, videos["group"].nunique()):
+    if calibration is not None:
+        taken, decision = "tuned", f"the calibration {calibration} was asked for: the tuned rule is taken"
+    elif gain_is_certain(comparison, videos["group"].nunique()):
         taken, decision = "tuned", "the tuned rule is taken"
     else:
         taken = "untuned"

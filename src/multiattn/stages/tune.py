@@ -18,6 +18,8 @@ class Options:
     """The scoring.json to write (default: in the folder of the first run)."""
     test_prior: float | None = None
     """The share of fakes expected at test time, where it is another than in training: 0.5 for DFDC's test sets."""
+    calibration: str | None = None
+    """Take this one (default: the one that is better beyond its error, which few groups cannot show)."""
     seed: int = 0
     """Seed of the bootstraps that decide whether a gain is beyond its error."""
 
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> None:
 
     path = options.out or default_scoring_path(options.runs)
     tuned_on = held_out_digests(options.runs)  # before they are read: what changes meanwhile is noticed later
-    tuned = tune_runs(options.runs, test_prior=options.test_prior, seed=options.seed)
+    tuned = tune_runs(options.runs, test_prior=options.test_prior, calibration=options.calibration, seed=options.seed)
     write_scoring(tuned.rule, path, tuned.report, tuned_on)
     closing = closing_line(tuned.report)
     results(describe_tuning(tuned.rule, tuned.report), f"{path} written", *([closing] if closing else []))
