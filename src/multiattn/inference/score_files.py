@@ -302,10 +302,9 @@ def _training_note(name: str, models: list[TrainedModel]) -> str:
         return f"{name}: imported; its training videos and its loss on others are not known here."
     folds = models[0].folds()
     datasets = ", ".join(sorted({video.split("/", 1)[0] for video in folds["video_id"]})) or "an unknown data set"
+    trained = set().union(*(model.trained_videos() for model in models[:2]))  # two folds leave no video out
     made = (
-        f"trained on {counted(len(folds), 'video')} of {datasets}"
-        if len(folds)
-        else "its training videos are not known"
+        f"trained on {counted(len(trained), 'video')} of {datasets}" if trained else "its training videos are not known"
     )
     if models[0].experiment.name.startswith("demo") or models[0].experiment.name.endswith("_tiny"):
         made += " to try the program out: it knows nothing about real faces"
@@ -335,7 +334,6 @@ def training_names(models: Sequence[TrainedModel]) -> dict[str, dict[str, str]]:
     """Experiment -> name of a training video's file, without its ending -> the video's id."""
     names = {}
     for name, of_name in _by_experiment(models).items():
-        # Two folds leave no video of their table out.
         names[name] = {Path(video).name: video for model in of_name[:2] for video in model.trained_videos()}
     return names
 

@@ -34,7 +34,7 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 SMALL = 1 << 14
 """Tensors of up to so many numbers stay float32."""
 SMALLER_CHANGE = (SMALL, 1 << 15, 1 << 16, 1 << 17)
-"""Tried in turn until P(fake) changes little enough. The plain Lite0 that comes with the package, on 200 held-out crops:
+"""Tried in turn until P(fake) changes little enough. The plain Lite0 of the package, on 200 held-out crops:
 2.0e-3 (7.2 MB), 1.6e-3 (7.5 MB), 1.2e-3 (8.0 MB), 3.0e-4 (9.0 MB)."""
 
 
