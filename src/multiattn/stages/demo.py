@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING
 
 from multiattn.command_line import parse, results
 from multiattn.experiments import get_experiment
+from multiattn.runtime import layout
 from multiattn.runtime.files import read_json
-from multiattn.runtime.layout import (
-    ANY_FOLD,
-    CARD_FILE,
-    EPOCHS_FILE,
-    PREDICTIONS_FILE,
-    STATUS_FILE,
-    SUBMISSION_FILE,
-    VIDEOS_FILE,
-)
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.stages import faces, folds, index, leaderboard, score, train, tune
 
@@ -55,11 +47,10 @@ def main(argv: list[str]) -> None:
     root, crops = options.data / "dfdc", options.data / "faces"
     results(f"\nEmbedded data set -> {root}")
     build_demo_dataset(root, jobs=options.jobs, small=options.tiny)
-    videos = options.data / VIDEOS_FILE
+    videos = options.data / layout.VIDEOS_FILE
     _run(index, "dfdc", root=root, out=videos)
-    size = experiment.data.image_size
     # The real and the fake crop of a frame lie alike: the experiment trains on pairs of them.
-    cut = {"num_frames": NUM_FRAMES, "size": size, "splits": "train", "jobs": options.jobs}
+    cut = {"num_frames": NUM_FRAMES, "size": experiment.data.image_size, "splits": "train", "jobs": options.jobs}
     _run(faces, "--reuse-original", videos=videos, out=crops, **cut)
     _run(folds, videos=videos, out=options.folds, num_folds=2 if options.tiny else 5, group="part")
     tiny = ["--tiny"] if options.tiny else []
@@ -101,9 +92,9 @@ def _score_by_packaged_run(out: Path, clips: Path) -> None:
     """Score a clip by the network that has seen real faces; it should say that it cannot tell."""
     from multiattn.tables import FRAME_PREDICTIONS
 
-    clip = FRAME_PREDICTIONS.read(out / PREDICTIONS_FILE)["video_id"].iloc[0]
+    first = FRAME_PREDICTIONS.read(out / layout.PREDICTIONS_FILE)["video_id"].iloc[0]
     results("\nOne of these clips by the network that comes with the package, which was trained on real faces:")
-    _run(score, str(clips / clip))
+    _run(score, str(next(clips.glob(f"{Path(first).name}.*"))))
 
 
 def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
@@ -115,7 +106,7 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
     scoring = default_scoring_path([options.runs / name])
     held_out = steps_out_of_fold(scoring)
     test = steps_on_test(out, root / "labels.csv", root / "groups.csv", read_scoring_file(scoring).rule)
-    coverage = read_json(out / CARD_FILE)["coverage"]
+    coverage = read_json(out / layout.CARD_FILE)["coverage"]
     lines = [
         f"\nDone in {minutes:.1f} minutes.\n",
         terminal_table(
@@ -132,12 +123,12 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
         f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "
         "They were answered with 0.5 and count above.",
         "",
-        f"submission     {out / SUBMISSION_FILE}",
-        f"how it came    {out / CARD_FILE}, {out / NOTEBOOK.name} (executed)",
+        f"submission     {out / layout.SUBMISSION_FILE}",
+        f"how it came    {out / layout.CARD_FILE}, {out / NOTEBOOK.name} (executed)",
         f"scoring rule   {scoring}",
         f"leaderboard    {options.submissions / 'leaderboard.html'}, .png, .md",
-        f"runs           {options.runs / name}/{ANY_FOLD}/{EPOCHS_FILE}",
-        f"faces          {options.data / 'faces'}/{STATUS_FILE}",
+        f"runs           {options.runs / name}/{layout.ANY_FOLD}/{layout.EPOCHS_FILE}",
+        f"faces          {options.data / 'faces'}/{layout.STATUS_FILE}",
         "",
         "Next, with real data (see README.md, 'From Kaggle to a submission'):",
         "  multiattn index dfdc --root /data/dfdc --out data/videos.csv",

@@ -12,13 +12,13 @@ from pathlib import Path
 from multiattn.command_line import Device, PredictPrecision, Scoring, parse, results
 from multiattn.config.choices import Criterion, Split
 from multiattn.runtime.files import write_csv, write_text
-from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE
+from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE, named_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     runs: tuple[Path, ...]
-    """runs/<experiment>, or several."""
+    """runs/<experiment>, or several; or a packaged run by its name."""
     videos: Path
     """A videos.csv of `multiattn index`, of one data set or several: splits and labels are those it has."""
     faces: tuple[Path, ...]
@@ -44,9 +44,12 @@ def main(argv: list[str]) -> None:
 
     if options.choose is not None:
         require_choosable(options.runs, options.split, options.choose)
-    out = options.out or options.runs[0] / f"evaluation_{options.videos.stem}_{options.split}"
+    runs = tuple(map(named_run, options.runs))
+    # A packaged run stays as it is, and nothing of its name is made here, which would go before it.
+    beside = options.runs[0] if runs[0] == options.runs[0] else Path()
+    out = options.out or beside / f"evaluation_{options.videos.stem}_{options.split}"
     given = {name: value for name, value in vars(options).items() if name != "choose"}
-    inputs, lines = EvaluationInputs(**{**given, "out": out}), []
+    inputs, lines = EvaluationInputs(**{**given, "runs": runs, "out": out}), []
     evaluation, choice = evaluate_runs(inputs, choose=options.choose)
     if choice is not None:
         lines.append(choice.describe())

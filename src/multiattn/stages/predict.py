@@ -10,14 +10,14 @@ from pathlib import Path
 from multiattn.command_line import Device, Jobs, PredictPrecision, parse, require_apart, results
 from multiattn.config.choices import SplitName
 from multiattn.runtime.devices import pick_device
-from multiattn.runtime.layout import FACES_FILE
+from multiattn.runtime.layout import FACES_FILE, named_run
 from multiattn.runtime.text_tables import counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     runs: Path
-    """runs/<experiment>, or one of its folds."""
+    """runs/<experiment>, one of its folds, or a packaged run by its name."""
     out: Path | None = None
     """The frame_predictions.parquet to write."""
     faces: Path | None = None
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     from multiattn.tables import FRAME_PREDICTIONS
     from multiattn.video.extraction.faces_folder import read_faces_folder
 
-    models = find_models(options.runs)
+    models = find_models(named_run(options.runs))
     if options.any_recipe:
         models = [replace(model, any_crops=True) for model in models]
     device = pick_device(options.device)

@@ -12,13 +12,13 @@ import tyro
 from multiattn.command_line import DetectorWeights, Device, PredictPrecision, Scoring, parse, results
 from multiattn.config.choices import Split
 from multiattn.runtime.files import write_csv, write_text
-from multiattn.runtime.layout import ROBUSTNESS_FILE
+from multiattn.runtime.layout import ROBUSTNESS_FILE, named_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     runs: tuple[Path, ...]
-    """runs/<experiment>, or several, blended by the scoring rule."""
+    """runs/<experiment>, or several, blended by the scoring rule; or a packaged run by its name."""
     videos: Path
     """A videos.csv of `multiattn index`: splits and labels are those it has."""
     faces: tuple[Path, ...]
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="robustness", doc=__doc__)
     from multiattn.evaluation.robustness import RobustnessInputs, describe_robustness, measure_robustness
 
-    cells = measure_robustness(RobustnessInputs(**vars(options)))
+    cells = measure_robustness(RobustnessInputs(**{**vars(options), "runs": tuple(map(named_run, options.runs))}))
     words = describe_robustness(cells)
     write_csv(options.out / ROBUSTNESS_FILE, cells)
     write_text((options.out / ROBUSTNESS_FILE).with_suffix(".md"), f"# Robustness\n\n{words}\n")

@@ -321,7 +321,8 @@ def test_a_finished_run_does_nothing_again(undisturbed, monkeypatch):
     predictions = FRAME_PREDICTIONS.read(undisturbed.inputs.out / "frame_predictions.parquet")
     means = predictions[predictions["video_id"] == video].groupby(["frame_index", "track"])["logit"].mean()
     shown = decode_crop(cut_thumbnails([surest], workers=1)[video], 64, video).astype(float)
-    crops = encode_crops(surest.work.task, surest.work.settings).crops
+    work = surest[0]
+    crops = encode_crops(work.task, work.settings).crops
     distance = {
         (crop.frame_index, crop.track): np.abs(decode_crop(crop.jpeg, 64, video) - shown).mean() for crop in crops
     }

@@ -82,7 +82,10 @@ def store_weights(
     if precision != "float32":
         metadata = {**read_metadata(model.path / BEST_WEIGHTS), "stored_as": "float16"}
         for small in SMALLER_CHANGE:
-            save_weights(half_state(read_state(model.path / BEST_WEIGHTS), small), path, metadata)
+            state = half_state(read_state(model.path / BEST_WEIGHTS), small)
+            if difference is not None and all(tensor.dtype != torch.float16 for tensor in state.values()):
+                break  # what is left of a small network is the original
+            save_weights(state, path, metadata)
             difference = largest_difference(model, dataclasses.replace(model, path=folder), crops, device=device)
             if difference <= largest_change:
                 return StoredWeights(model.name, "float16", difference, len(crops))
