@@ -95,6 +95,8 @@ def test_patience_ends_a_run_that_gets_no_better_and_it_stays_ended(pipeline, tm
     best = table["validation_accuracy"].idxmax()
     assert len(table) == best + 1 + 2 < 9
     assert "after 2 validations that were no better" in caplog.text
+    lines = [message for message in caplog.messages if ", validation log loss " in message]
+    assert [line.split(":")[0] for line in lines] == [f"{STILL.name}/fold0 epoch {epoch}" for epoch in table["epoch"]]
     train_fold_zero(pipeline, tmp_path, experiment)
     assert "finished already" in caplog.text
     assert len(history(folder)) == len(table)

@@ -285,10 +285,10 @@ def _log(name: str, record: dict[str, Any]) -> None:
         for prefix in PREFIXES.values()
         if f"{prefix}log_loss" in record
     }
-    alarms = {name: record[name] for prefix in losses if (name := f"{prefix}{FALSE_ALARMS}") in record}
+    alarms = [f"{prefix}{FALSE_ALARMS}" for prefix in losses if f"{prefix}{FALSE_ALARMS}" in record]
     figures = [losses.pop(PREFIXES["last"]), record["validation_auc"], record["validation_accuracy"]]
     averages = "".join(f", {prefix}log_loss {words}" for prefix, words in losses.items())
-    averages += "".join(f", {name} on the guard {share:.1%}" for name, share in alarms.items())
+    averages += "".join(f", {column} on the guard {record[column]:.1%}" for column in alarms)
     logger.info(
         "%s epoch %d: loss %.4f, validation log loss %s, AUC %.4f, accuracy %.3f%s, %.0f samples/s",
         *(name, record["epoch"], record["loss"], *figures, averages, record["samples_per_second"]),
