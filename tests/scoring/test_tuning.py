@@ -364,6 +364,8 @@ def test_a_calibration_that_is_asked_for_is_taken_and_fitted_without_each_fold(d
     assert len({rules["tuned"].calibration for rules in found.rules.values()}) == len(found.rules)
     with pytest.raises(ValueError, match=r"--calibration: expected one of .*platt.*, found 'plat'"):
         tune(drawn.predictions, drawn.videos, calibration="plat")
+    with pytest.raises(ValueError, match=r"expected one of platt, .* beside --test-prior"):
+        tune(drawn.predictions, drawn.videos, calibration="temperature", test_prior=0.5)
 
 
 @pytest.mark.parametrize("test_prior", [0.0, 1.0, -1.0, np.nan])

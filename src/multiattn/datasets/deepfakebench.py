@@ -174,11 +174,11 @@ def _read_videos(root: Path, json_file: Path, listing: Listing) -> dict[str, Cro
             raise ValueError(f"{json_file}: {folder} is listed as {video.where} and as {label}.")
         splits.setdefault(folder, set()).add(split)
         video.pictures.update((sys.intern(path.rpartition("/")[2]), {}) for path in paths)
-    set_splits(videos, splits, listing)
+    set_splits(videos, splits, listing, f"{json_file}: ")
     return videos
 
 
-def set_splits(videos: dict[str, CropVideo], splits: dict[str, set[str]], listing: Listing) -> None:
+def set_splits(videos: dict[str, CropVideo], splits: dict[str, set[str]], listing: Listing, source: str = "") -> None:
     """Give each video the first of its splits, by the order of `SPLITS`, note how many had several, and list what is
     absent once."""
     for key, video in videos.items():
@@ -186,7 +186,8 @@ def set_splits(videos: dict[str, CropVideo], splits: dict[str, set[str]], listin
     listing.absent[:] = dict.fromkeys(listing.absent)
     if repeated := sum(len(found) > 1 for found in splits.values()):
         listing.notes.append(
-            f"{counted(repeated, 'video is', 'videos are')} in several splits; each is one row, of test, else of train."
+            f"{source}{counted(repeated, 'video is', 'videos are')} in several splits; each is one row, of test, "
+            "else of train."
         )
 
 

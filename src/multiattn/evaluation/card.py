@@ -261,7 +261,10 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
         stated = (rule.out_of_fold or {}).get("test_prior")
         kept = {name: getattr(rule, name) for name in ("out_of_fold", "held_out", "per_frame")}
         for calibration in (None, rule.calibration.method):  # chosen, or asked for
-            tuned = tune_runs([run], test_prior=stated, calibration=calibration)
+            try:
+                tuned = tune_runs([run], test_prior=stated, calibration=calibration)
+            except ValueError:  # too few videos by now for the calibration the rule has
+                continue
             if replace(tuned.rule, **kept) == rule:  # an earlier version kept less
                 rows["by the rule, held out of its tuning"] = tuned.videos[tuned.taken].to_numpy()
                 break

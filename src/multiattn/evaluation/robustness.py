@@ -90,7 +90,7 @@ def measure_robustness(inputs: RobustnessInputs) -> pd.DataFrame:
 
     clean = answers(CLEAN, None)
     rows = [_row(CLEAN, "", clean), *_part_rows(clean, extracted)]
-    for name, level, change in _cells(wanted, extracted, inputs, device):
+    for name, level, change in _cells(wanted, extracted, inputs):
         rows.append(_row(name, level, answers(f"{name} {level}".strip(), change), clean))
         logger.info("%s %s: log loss %.4f, AUC %.4f", name, level, rows[-1]["log_loss"], rows[-1]["auc"])
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -122,7 +122,7 @@ def _with_interval(row: dict, name: str) -> str:
 
 
 def _cells(
-    wanted: Sequence[str], extracted: Extracted, inputs: RobustnessInputs, device: torch.device
+    wanted: Sequence[str], extracted: Extracted, inputs: RobustnessInputs
 ) -> Iterator[tuple[str, str, Callable]]:
     """(distortion, level, change) of each cell."""
     for name in (name for name in DISTORTIONS if name in wanted):
@@ -135,7 +135,11 @@ def _cells(
         logger.warning("%s: left out, for how these crops were cut is not known (%s)", AGAIN, recipe.foreign)
         return
     detector = load_detector(
-        get_detector(recipe.detector), threshold=recipe.threshold, device=str(device), weights=inputs.weights
+        # On the CPU: the loader's workers, which call it, are forked from a process that may use a GPU.
+        get_detector(recipe.detector),
+        threshold=recipe.threshold,
+        device="cpu",
+        weights=inputs.weights,
     )
     yield AGAIN, "", partial(detect_again, detector, recipe)
 

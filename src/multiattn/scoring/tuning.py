@@ -13,6 +13,7 @@ import pandas as pd
 from multiattn.runtime.text_tables import counted, markdown_table
 from multiattn.scoring.aggregators import RECIPES, FrameGroups
 from multiattn.scoring.answers import HeldOutAnswers, held_out_answers
+from multiattn.scoring.calibration import CALIBRATORS
 from multiattn.scoring.metrics import (
     Interval,
     bootstrap_log_loss,
@@ -95,6 +96,10 @@ def tune(
     """
     if test_prior is not None and not 0 < test_prior < 1:
         raise ValueError(f"--test-prior: expected a share of fakes in (0, 1), found {test_prior}.")
+    fit = [name for name, of in CALIBRATORS.items() if test_prior is None or of.has_intercept]
+    if calibration not in (None, *fit):
+        beside = "" if test_prior is None else " beside --test-prior, which shifts what is right on average"
+        raise ValueError(f"--calibration: expected one of {', '.join(fit)}{beside}, found {calibration!r}.")
     videos = videos.sort_values("video_id", ignore_index=True)
     frames = FrameGroups.of(predictions)
     evidence, positions = gather_evidence(frames, videos, advance=advance)

@@ -280,8 +280,7 @@ RECIPES: dict[str, Callable[[np.random.Generator, Actor, Actor], Paste]] = {
 def make_forger(recipe: str, source: Actor, target: Actor, forgery_seed: tuple[int, ...], num_frames: int) -> Forger:
     """A function that puts the source's face over the target's in every frame of the target's clip.
 
-    Raises:
-        ValueError: the recipe is not one of `RECIPES`.
+    `recipe` is a name in `RECIPES`.
     """
     rng = np.random.default_rng(forgery_seed)
     paste = RECIPES[recipe](rng, source, target)
