@@ -23,7 +23,7 @@ class Distortion:
     levels: tuple[float, ...]
     """The mildest first."""
     unit: str
-    """Of the levels, in words."""
+    """The levels' unit, in words."""
     source: str = ""
     """Where the levels come from; empty: ours."""
 

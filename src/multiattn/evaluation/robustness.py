@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -29,7 +28,7 @@ from multiattn.scoring.distances import Outside, crop_distances
 from multiattn.scoring.metrics import Interval, compare_auc, compare_log_loss, metric_intervals, video_metrics
 from multiattn.tables import VIDEOS
 from multiattn.video.crops.images import CropImages
-from multiattn.video.crops.landmarks import PADDING
+from multiattn.video.crops.landmarks import search_padded
 from multiattn.video.crops.recipe import CropRecipe, cut_crop, read_recipe
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector
 
@@ -39,7 +38,7 @@ CLEAN, AGAIN = "as they are", "detected again"
 CELLS_FOLDER = "cells"
 CLEAN_FILE = "as_they_are.parquet"
 PARTS = 3
-"""Of equal numbers of crops, from the darkest to the brightest, and from the least to the most detail."""
+"""Thirds of the crops, from the darkest to the brightest, and from the least to the most detail."""
 MOST_LOST = 0.02
 """AUC that a card lets a distortion cost without a word."""
 COLUMNS = ("distortion", "level", "num_real", "num_fake", "log_loss", "log_loss_low", "log_loss_high", "auc", "auc_low",
@@ -146,10 +145,7 @@ def _cells(
 
 def detect_again(detector: Detector, recipe: CropRecipe, crop: np.ndarray, address: str = "") -> np.ndarray:
     """The crop that the recipe cuts around the largest face found in a crop with a border; the crop where none is."""
-    pad = round(PADDING * len(crop))
-    frame = cv2.copyMakeBorder(crop, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
-    faces = detector([frame])[0]
-    faces = faces if len(faces) else detector([frame], thorough=True)[0]
+    (frame,), (faces,) = search_padded(detector, [crop])
     if not len(faces):
         return crop
     boxes = faces.boxes_xyxy

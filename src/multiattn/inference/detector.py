@@ -40,7 +40,7 @@ TABLE_COLUMNS = [
     *("frames", "frames_with_face", "crops"),
     *(*BOX, "score", "distance", "distance_reason", "status", "reason", "doubts"),
 ]
-"""Of the table of answers; a cell is empty where its level has no such thing."""
+"""Columns of the table of answers; a cell is empty where its level has no such thing."""
 
 
 @dataclass(frozen=True)

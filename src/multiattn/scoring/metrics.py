@@ -346,7 +346,9 @@ def _auc_shares(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, n
 
 
 def _error_of_sum(shares: np.ndarray, codes: np.ndarray, num_groups: int) -> float:
-    return float(np.sqrt(num_groups / (num_groups - 1) * np.sum(np.bincount(codes, weights=shares) ** 2)))
+    """sqrt(G / (G - 1) sum_g (sum of g's shares)^2), of (N,) shares whose sum is 0."""
+    away = np.bincount(codes, weights=shares)
+    return float(np.sqrt(num_groups / (num_groups - 1) * away @ away))
 
 
 def standard_error(values: np.ndarray, groups: np.ndarray) -> float:
@@ -355,8 +357,7 @@ def standard_error(values: np.ndarray, groups: np.ndarray) -> float:
     codes, num_groups = _codes(groups, len(values))
     if num_groups < 2:
         return float("nan")
-    away = np.bincount(codes, weights=values - values.mean())
-    return float(np.sqrt(num_groups / (num_groups - 1) * away @ away) / len(values))
+    return _error_of_sum(values - values.mean(), codes, num_groups) / len(values)
 
 
 def _studentized(

@@ -86,16 +86,25 @@ def _batches(crops: pd.DataFrame) -> Iterator[tuple[list[str], int]]:
 
 
 def _search(detector: Detector, root: Path, names: list[str], side: int) -> list[Faces]:
-    """The faces of each crop, in pixels of the padded crop; what the first pass finds nothing in is searched again."""
-    pad = round(PADDING * side)
-    images = [decode_crop(read_stored(root / name), side, root / name) for name in names]
-    images = [cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REPLICATE) for image in images]
+    """The faces of each crop, in pixels of the padded crop."""
+    crops = [decode_crop(read_stored(root / name), side, root / name) for name in names]
+    return search_padded(detector, crops)[1]
+
+
+def search_padded(detector: Detector, crops: list[np.ndarray]) -> tuple[list[np.ndarray], list[Faces]]:
+    """Crops of one size with a border, and the faces in each; what the first pass finds nothing in is searched again.
+
+    Args:
+        crops: (S, S, 3) uint8 RGB.
+    """
+    pad = round(PADDING * len(crops[0]))
+    images = [cv2.copyMakeBorder(crop, pad, pad, pad, pad, cv2.BORDER_REPLICATE) for crop in crops]
     found = detector(images)
     missed = [place for place, faces in enumerate(found) if not len(faces)]
-    again = detector([images[place] for place in missed], thorough=True)
+    again = detector([images[place] for place in missed], thorough=True) if missed else []
     for place, faces in zip(missed, again, strict=True):
         found[place] = faces
-    return found
+    return images, found
 
 
 def found_points(name: str, faces: Faces, side: int) -> CropPoints:
