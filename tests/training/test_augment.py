@@ -74,6 +74,7 @@ KINDS = {
     "ntech": 28,
     "strong": 20,
     "box": 28,
+    "wild": 28,
 }
 """Preset -> how many pictures, at least, it makes of one crop by `SEEDS`."""
 
@@ -202,7 +203,7 @@ def test_without_a_geometry_seed_the_seed_is_it(preset):
         np.testing.assert_array_equal(augmentation(crop, seed, context), expected)
 
 
-@pytest.mark.parametrize("preset", ["paper", "light", "selim", "ntech", "strong", "box"])
+@pytest.mark.parametrize("preset", ["paper", "light", "selim", "ntech", "strong", "box", "wild"])
 def test_a_mask_is_moved_as_the_crop_is(preset):
     """A grey picture in three channels and its one-channel copy go the same way, to within interpolation's rounding."""
     augmentation = Augmentation(preset, 64)

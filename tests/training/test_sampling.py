@@ -132,7 +132,7 @@ def test_ranks_together_see_the_batches_one_process_sees(case, world_size):
 def test_nothing_is_dropped_and_the_filling_comes_from_the_beginning(batch_size, world_size):
     sampler = make_sampler([4, 6, 2], [5] * 4, frames=3)
     draw = sampler.draw(0)
-    visits = [(row, seed, None) for row, seed in zip(draw.rows.tolist(), draw.seeds.tolist(), strict=True)]
+    visits = [(row, seed, None, 1.0) for row, seed in zip(draw.rows.tolist(), draw.seeds.tolist(), strict=True)]
     ranks = [
         batches(sampler, batch_size=batch_size, rank=rank, world_size=world_size, epoch=0) for rank in range(world_size)
     ]
@@ -142,8 +142,8 @@ def test_nothing_is_dropped_and_the_filling_comes_from_the_beginning(batch_size,
 
 
 def test_batches_are_plain_numbers():
-    (row, seed, geometry_seed), *_ = next(iter(RankBatches(make_sampler([3], [3]), batch_size=2, rank=0, world_size=1)))
-    assert (type(row), type(seed), geometry_seed) == (int, int, None)
+    row, seed, *others = next(iter(RankBatches(make_sampler([3], [3]), batch_size=2, rank=0, world_size=1)))[0]
+    assert (type(row), type(seed), others) == (int, int, [None, 1.0])
     assert 0 <= seed < 2**31
 
 

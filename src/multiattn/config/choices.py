@@ -8,8 +8,10 @@ Alignment = Literal["template", "box"]
 """The ways a crop is cut: landmarks brought to a template, or a plain square around the detector's box."""
 FacePolicy = Literal["all-tracks", "largest", "forged-mask"]
 """Faces of a video that become crops."""
-Preset = Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong", "box"]
+Preset = Literal["none", "paper", "light", "standard", "wm", "selim", "ntech", "strong", "box", "wild"]
 """Augmentations of `training/data/augment`."""
+DEGRADING_PRESETS: tuple[Preset, ...] = ("wild",)
+"""Those that lower a crop's quality by a strength that can be set, before it is averaged down to the network's size."""
 SplitName = Literal["train", "val", "test"]
 """The splits that a data set may have."""
 Split = Literal["test", "val"]

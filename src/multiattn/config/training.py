@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from multiattn.config.choices import Preset
+from multiattn.config.choices import DEGRADING_PRESETS, Preset
 from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
 from multiattn.config.settings import MOST, require, require_at_least, require_fields
 
@@ -22,6 +22,10 @@ class DataConfig:
     """Side of the square crops in pixels; larger ones of the faces folder (`--size`) are averaged down."""
     augmentation: Preset = "standard"
     """Preset of `training/data/augment`; `multiattn figures augment` draws what each does."""
+    strength: float = 1.0
+    """Factor on the degradations that `wild` draws, 0 (moves and flip alone) to 1; other presets have none to set."""
+    strength_epochs: float = 0.0
+    """Epochs over which that factor rises from 0, linearly with each batch."""
     sbi: Annotated[float, tyro.conf.arg(aliases=("--sbi",))] = 0.0
     """Probability that a visit of a real crop shows it blended with itself instead (self-blended image), as a fake.
     An epoch stays as long and, up to 0.5, as balanced: so many fewer forged videos are visited, none at 0.5."""
@@ -51,11 +55,21 @@ class DataConfig:
         require_at_least(self, 1, "frames_per_video", "videos_per_class", "validation_frames")
         require(2 <= self.batch_size <= MOST, self, "batch_size", f"2 to {MOST} (batch normalisation needs two)")
         require(0 <= self.num_workers <= 1024, self, "num_workers", "0 to 1024 processes")
+        require(0 <= self.strength <= 1, self, "strength", "a factor of 0 to 1")
+        require_at_least(self, 0, "strength_epochs")
+        for name, only in (("strength", 1), ("strength_epochs", 0)):
+            fits = self.augmentation in DEGRADING_PRESETS or getattr(self, name) == only
+            presets = ", ".join(DEGRADING_PRESETS)
+            require(fits, self, name, f"{only} with --data.augmentation {self.augmentation} (only {presets} has one)")
         require(0 <= self.sbi < 1, self, "sbi", "a probability below 1")
         require(
             self.sbi == 0 or self.sampling != "paired", self, "sbi", "0 with paired sampling, whose pairs are given"
         )
         require(self.cache_gb > 0, self, "cache_gb", "a positive size")
+
+    def strength_after(self, epochs: float) -> float:
+        """The factor on degradations after so many epochs of the run."""
+        return self.strength * min(1.0, epochs / self.strength_epochs) if self.strength_epochs else self.strength
 
 
 @dataclass(frozen=True, kw_only=True)

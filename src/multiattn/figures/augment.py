@@ -93,10 +93,10 @@ class FolderCrops:
         landmarks = CropLandmarks.of(folder, rows, np.arange(len(rows)))
         return cls(Path(folder), size or recipe.size, rows, faces, landmarks)
 
-    def through_preset(self, preset: str, *, draws: int, seed: int = 0) -> list[SheetRow]:
+    def through_preset(self, preset: str, *, draws: int, seed: int = 0, strength: float = 1.0) -> list[SheetRow]:
         augmentation = Augmentation(preset, self.size)
         return [
-            self._sheet_row(row, partial(augmentation, context=self._context(row)), draws, seed)
+            self._sheet_row(row, partial(augmentation, context=self._context(row, strength)), draws, seed)
             for row in self.rows.itertuples()
         ]
 
@@ -128,12 +128,13 @@ class FolderCrops:
     def _landmarks(self, row: Any) -> np.ndarray | None:
         return self.landmarks.at(self.rows.index.get_loc(row.Index), self.size)
 
-    def _context(self, row: Any) -> CropContext:
+    def _context(self, row: Any, strength: float) -> CropContext:
         track = self.faces[(self.faces["video_id"] == row.video_id) & (self.faces["track"] == row.track)]
         before = track[track["frame_index"] < row.frame_index].sort_values("frame_index")["crop"].tail(EARLIER_CROPS)
         return CropContext(
             landmarks=self._landmarks(row),
             clip=lambda: [self._read(name) for name in before],
+            strength=strength,
         )
 
     def _read(self, name: str) -> np.ndarray:

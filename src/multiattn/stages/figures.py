@@ -76,6 +76,8 @@ class Augment:
     size: int | None = None
     """Side the crops are shown to the preset at; None is the folder's."""
     seed: int = 0
+    strength: float = 1.0
+    """As `train --data.strength`, 0 to 1."""
 
     def draw(self) -> list[Path]:
         from multiattn.figures.augment import FolderCrops, augmentations_figure
@@ -83,10 +85,12 @@ class Augment:
         from multiattn.training.data.augment import PRESETS, self_blend
 
         require_at_least(self, 1, "crops", "draws", "size")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"--strength: expected 0 to 1, found {self.strength}.")
         for preset in self.presets:
             blended = preset == "sbi"
             chosen = FolderCrops.of(self.faces, count=self.crops, size=self.size, real_only=blended)
-            draw = chosen.self_blended if blended else partial(chosen.through_preset, preset)
+            draw = chosen.self_blended if blended else partial(chosen.through_preset, preset, strength=self.strength)
             rows = draw(draws=self.draws, seed=self.seed)
             note = inspect.cleandoc((self_blend if blended else PRESETS[preset]).__doc__).split("\n\n")[0]
             write_png(augmentations_figure(rows, preset, note=note), self.out / f"{preset}.png")

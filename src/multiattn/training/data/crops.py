@@ -10,6 +10,7 @@ import pandas as pd
 from torch.utils.data import DataLoader
 
 from multiattn.config import DataConfig
+from multiattn.config.choices import DEGRADING_PRESETS
 from multiattn.config.settings import registry
 from multiattn.runtime.crop_files import declared_root
 from multiattn.runtime.text_tables import counted
@@ -27,7 +28,7 @@ from multiattn.training.data.sampling import (
     require_both_classes,
 )
 from multiattn.video.crops.cache import CropCache, open_cache
-from multiattn.video.crops.images import CropImages, crop_loader, names_digest
+from multiattn.video.crops.images import CropImages, crop_loader, names_digest, shrink_crop, stored_side
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,8 @@ class TrainingCrops(CropImages):
         rows = table["face"].to_numpy() if cache is not None else None
         super().__init__(folder, table["crop"], config.image_size, cache=cache, cache_rows=rows)
         self.labels = table["label"].to_numpy().astype(np.int8)
-        self.augmentation = Augmentation(config.augmentation, config.image_size)
+        self.read_side = reading_side(folder, config)
+        self.augmentation = Augmentation(config.augmentation, self.read_side)
         self.blended = config.sbi
         self.landmarks = None
         if self.augmentation.needs_landmarks or self.blended > 0:
@@ -152,16 +154,17 @@ class TrainingCrops(CropImages):
 
     def fill(self, visit: Visit, out: np.ndarray) -> int:
         """Write the crop that a visit shows into `out`, (size, size, 3) uint8 RGB; return its label."""
-        row, seed, geometry_seed = visit
+        row, seed, geometry_seed, strength = visit
         crop, label = self.read(row), int(self.labels[row])
-        landmarks = None if self.landmarks is None else self.landmarks.at(row, self.size)
+        landmarks = None if self.landmarks is None else self.landmarks.at(row, self.read_side)
         can_blend = label == REAL and self.blended > 0 and landmarks is not None
         if can_blend and np.random.default_rng((seed, BLEND_STREAM)).random() < self.blended:
             crop, label = self_blend(crop, landmarks, seed), FAKE
         elif self.blended > 0:
             crop = blend_target(crop, seed)  # or whole-crop changes would be a mark of self-blended images alone
         clip = (lambda: [self.read(other) for other in self._earlier(row)]) if self.augmentation.needs_clip else None
-        out[...] = self.augmentation(crop, seed, CropContext(landmarks, clip), geometry_seed=geometry_seed)
+        context = CropContext(landmarks, clip, strength)
+        out[...] = shrink_crop(self.augmentation(crop, seed, context, geometry_seed=geometry_seed), self.size)
         return label
 
     def _count_unknown(self, folder: Path, config: DataConfig) -> None:
@@ -244,25 +247,36 @@ def training_loader(crops: FoldCrops, config: DataConfig, *, seed: int, rank: in
     Raises:
         ValueError: crops that the sampling, the preset or SBI cannot work with, or no space for the cache.
     """
-    dataset = TrainingCrops(crops.folder, crops.training, crops.faces, config, cache=_cache(crops, config))
+    cache = _cache(crops, config, reading_side(crops.folder, config))
+    dataset = TrainingCrops(crops.folder, crops.training, crops.faces, config, cache=cache)
     sampler = SAMPLINGS[config.sampling](crops, config, seed)
-    batches = RankBatches(sampler, batch_size=config.batch_size, rank=rank, world_size=world_size)
+    batches = RankBatches(
+        sampler, batch_size=config.batch_size, rank=rank, world_size=world_size, strength=config.strength_after
+    )
     return crop_loader(dataset, batch_sampler=batches, num_workers=config.num_workers)
 
 
 def validation_loader(crops: FoldCrops, config: DataConfig, *, rank: int, world_size: int) -> DataLoader:
     """Batches of every world_size-th validation crop, starting at `rank`, in order: (B, H, W, 3) uint8."""
     table = crops.validation.iloc[rank::world_size]
-    cache = _cache(crops, config)
+    # A folder has one cache, which may hold the larger crops that training reads.
+    shared = reading_side(crops.folder, config) == config.image_size
+    cache = _cache(crops, config, config.image_size) if shared else None
     rows = table["face"].to_numpy() if cache is not None else None
     dataset = CropImages(crops.folder, table["crop"], config.image_size, cache=cache, cache_rows=rows)
     return crop_loader(dataset, batch_size=2 * config.batch_size, num_workers=config.num_workers)
 
 
-def _cache(crops: FoldCrops, config: DataConfig) -> CropCache | None:
+def reading_side(folder: Path, config: DataConfig) -> int:
+    """Side in pixels at which training crops are read: as they are stored, where the preset degrades them."""
+    degrades = config.augmentation in DEGRADING_PRESETS
+    return stored_side(folder, config.image_size) if degrades else config.image_size
+
+
+def _cache(crops: FoldCrops, config: DataConfig, size: int) -> CropCache | None:
     """One of the whole folder: folds that are trained at the same time share it, and on disk all that ever are."""
     if config.cache == "none":
         return None
     digest, count = names_digest(crops.faces["crop"]), len(crops.faces)
-    size, gigabytes = config.image_size, config.cache_gb
-    return open_cache(config.cache, crops.folder, names_digest=digest, num_crops=count, size=size, gigabytes=gigabytes)
+    kept = {"num_crops": count, "size": size, "gigabytes": config.cache_gb}
+    return open_cache(config.cache, crops.folder, names_digest=digest, **kept)

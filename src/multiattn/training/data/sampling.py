@@ -5,7 +5,7 @@ fakes (`find_pairs`); `RankBatches` cuts an epoch into the batches of each rank.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,6 +29,8 @@ class Visit(NamedTuple):
     seed: int
     geometry_seed: int | None = None
     """The seed of all that moves its content; None is `seed`."""
+    strength: float = 1.0
+    """Factor on the strength of a preset that degrades."""
 
 
 @dataclass(frozen=True)
@@ -308,18 +310,29 @@ class RankBatches:
     is repeated is less than a global batch. Set `epoch` before an epoch, and `first_batch` to leave out those that a
     run has seen already: they are not read, and the others stay what they were.
 
+    Args:
+        strength: of the presets' degradations by the number of epochs done; None is always 1.
+
     Raises:
         ValueError: a batch size that would part visits that belong together.
     """
 
-    def __init__(self, sampler: Sampler, *, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        strength: Callable[[float], float] | None = None,
+    ) -> None:
         if batch_size % sampler.together:
             raise ValueError(
                 f"--data.batch-size: expected an even number with --sampling paired, found {batch_size}: a pair "
                 "belongs into one batch."
             )
         self.sampler, self.batch_size = sampler, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.strength = rank, world_size, strength
         self.epoch = self.first_batch = 0
 
     def __len__(self) -> int:
@@ -331,6 +344,7 @@ class RankBatches:
         drawn = [column for column in (draw.rows, draw.seeds, draw.geometry_seeds) if column is not None]
         size = len(self) * self.batch_size * self.world_size
         visits = np.resize(np.arange(len(draw.rows)), size).reshape(len(self), self.world_size, self.batch_size)
-        for positions in visits[self.first_batch :, self.rank]:
-            columns = [column[positions].tolist() for column in drawn]
-            yield [Visit(*values) for values in zip(*columns, strict=True)]
+        for number in range(self.first_batch, len(self)):
+            columns = [column[visits[number, self.rank]].tolist() for column in drawn]
+            strength = 1.0 if self.strength is None else self.strength(self.epoch + number / len(self))
+            yield [Visit(*values)._replace(strength=strength) for values in zip(*columns, strict=True)]

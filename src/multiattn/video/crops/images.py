@@ -93,6 +93,11 @@ def shrink_crop(crop: np.ndarray, size: int) -> np.ndarray:
     return crop if len(crop) == size else cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
 
 
+def stored_side(folder: Path, size: int) -> int:
+    """Side of a faces folder's crops in pixels; `size` where no recipe says it."""
+    return read_recipe(folder).size if (folder / RECIPE_FILE).is_file() else size
+
+
 def _decoding_factor(stored: int, size: int) -> int:
     """8, 4, 2 or 1: the largest that divides the stored side into `size` itself or into half as much again at
     least, from where averaging does not blur."""
@@ -124,6 +129,9 @@ class CropImages(Dataset):
         change: (crop at its stored side, address) -> crop, before it is averaged down.
     """
 
+    read_side: int
+    """Side at which crops are read, and cached: `size`, unless a subclass averages them down later."""
+
     def __init__(
         self,
         folder: Path,
@@ -136,7 +144,8 @@ class CropImages(Dataset):
     ) -> None:
         self.root, self.size, self.cache, self.cache_rows = crops_root(folder), size, cache, cache_rows
         self.change = change
-        self.least = read_recipe(folder).size if (folder / RECIPE_FILE).is_file() else size
+        self.least = stored_side(folder, size)
+        self.read_side = size
         self.names = pa.array(names, type=pa.large_string(), from_pandas=True)
         if isinstance(self.names, pa.ChunkedArray):
             self.names = self.names.combine_chunks()
@@ -148,13 +157,13 @@ class CropImages(Dataset):
         return torch.from_numpy(self.read(index))
 
     def read(self, index: int) -> np.ndarray:
-        """(size, size, 3) uint8 RGB, from the cache or from its file; an array of its own."""
+        """(read_side, read_side, 3) uint8 RGB, from the cache or from its file; an array of its own."""
         crop = None if self.cache is None else self.cache.get(int(self.cache_rows[index]))
         if crop is None and self.change is not None:
             address = self.names[index].as_py()
             crop = shrink_crop(self.change(read_crop(self.root / address, self.least), address), self.size)
         elif crop is None:
-            crop = read_crop(self.root / self.names[index].as_py(), self.size, self.least)
+            crop = read_crop(self.root / self.names[index].as_py(), self.read_side, self.least)
             if self.cache is not None:
                 self.cache.put(int(self.cache_rows[index]), crop)
         return crop

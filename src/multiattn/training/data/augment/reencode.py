@@ -1,16 +1,22 @@
-"""A crop as a video codec leaves it: the clip around it encoded with H.264 and decoded again, in memory.
+"""A crop as a video codec leaves it: the clip around it encoded and decoded again, in memory.
 
 Source: the third place of DFDC (github.com/NTech-Lab/deepfake-detection-challenge, TrackTransform), with its ranges.
 """
 
+import logging
+import os
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import av
 import cv2
 import numpy as np
 
 from multiattn.training.data.augment.steps import EARLIER_CROPS, CropContext, Draws, Step
+
+logger = logging.getLogger(__name__)
+os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 describes itself on the terminal for every clip
 
 SOURCE_FPS = 30
 FPS = (15, 29)
@@ -23,14 +29,58 @@ PRESET = "veryfast"
 
 
 @dataclass(frozen=True)
+class Codec:
+    """A video codec as ffmpeg names its encoder and decoder."""
+
+    encoder: str
+    decoder: str
+    crf: tuple[int, int]
+    """Constant rate factors of one frame from little loss to blocks and smears, a face still recognised. x264 spends
+    less on a frame that no other refers to, so its range begins lower."""
+    options: dict[str, str]
+    """One thread, nothing on the terminal, and a fast preset: single crops have no motion to search for."""
+
+
+CODECS = {
+    "h264": Codec("libx264", "h264", (10, 40), {"preset": PRESET, "threads": "1"}),
+    "h265": Codec(
+        "libx265",
+        "hevc",
+        (18, 42),
+        {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "pools=none:frame-threads=1:log-level=none"},
+    ),
+    "av1": Codec("libsvtav1", "libdav1d", (20, 60), {"preset": "10", "svtav1-params": "lp=1"}),
+}
+
+
+@cache
+def encoders() -> tuple[str, ...]:
+    """Names of `CODECS` that the installed PyAV encodes and decodes; the others are named in the log, once."""
+    found = []
+    for name, codec in CODECS.items():
+        try:
+            av.CodecContext.create(codec.encoder, "w")
+            av.CodecContext.create(codec.decoder, "r")
+        except av.codec.codec.UnknownCodecError as error:
+            logger.warning("PyAV %s has no codec %s: clips are not encoded with %s", av.__version__, error, name)
+        else:
+            found.append(name)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class Encoding:
     """Settings of an encoder for one clip."""
+
+    codec: str = "h264"
+    """One of `CODECS`."""
 
     fps: int = SOURCE_FPS
     scale: float = 1.0
     """Factor on the sides before encoding; the result is scaled back."""
     crf: int = 23
     tune: str = "film"
+    """Of x264 alone."""
 
     @classmethod
     def draw(cls, draws: Draws, *, crf: tuple[int, int], scale: tuple[float, float]) -> "Encoding":
@@ -45,7 +95,7 @@ class Encoding:
 
 
 def reencode(clip: list[np.ndarray], encoding: Encoding) -> np.ndarray:
-    """The last frame, (H, W, 3) uint8 RGB, of a clip of such frames, oldest first, after H.264.
+    """The last frame, (H, W, 3) uint8 RGB, of a clip of such frames, oldest first, after a codec.
 
     One thread encodes, so the same clip gives the same pixels every time.
 
@@ -56,18 +106,20 @@ def reencode(clip: list[np.ndarray], encoding: Encoding) -> np.ndarray:
     step = SOURCE_FPS / encoding.fps
     kept = [len(clip) - 1 - round(number * step) for number in range(len(clip))]
     frames = [_resized(clip[position], small_wh) for position in reversed(kept) if position >= 0]
-    encoder = av.CodecContext.create("libx264", "w")
+    codec = CODECS[encoding.codec]
+    encoder = av.CodecContext.create(codec.encoder, "w")
     encoder.width, encoder.height = small_wh
     encoder.pix_fmt = "yuv420p"
     encoder.framerate, encoder.time_base = Fraction(encoding.fps), Fraction(1, encoding.fps)
-    encoder.options = {"crf": str(encoding.crf), "tune": encoding.tune, "preset": PRESET, "threads": "1"}
+    tune = {"tune": encoding.tune} if encoding.codec == "h264" else {}
+    encoder.options = {"crf": str(encoding.crf), **tune, **codec.options}
     packets = []
     for time, frame in enumerate(frames):
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p")
         picture.pts = time
         packets += encoder.encode(picture)
     packets += encoder.encode(None)
-    decoder = av.CodecContext.create("h264", "r")
+    decoder = av.CodecContext.create(codec.decoder, "r")
     decoder.thread_count = 1
     decoded = [picture for packet in packets for picture in decoder.decode(packet)] + decoder.decode(None)
     return _resized(decoded[-1].to_ndarray(format="rgb24"), (width, height))

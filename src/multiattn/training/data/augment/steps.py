@@ -24,6 +24,8 @@ class CropContext:
     clip: Callable[[], list[np.ndarray]] | None = None
     """Reads the crops of the same face before this one, oldest first, of its size; the last `EARLIER_CROPS` of them
     are enough. Called only where a draw asks for it. None where there are none."""
+    strength: float = 1.0
+    """Factor, 0 to 1, on the strength that a degradation draws."""
 
 
 class Draws:
