@@ -99,7 +99,7 @@ REFUSED = {
     DataConfig: {
         "image_size": [31, 10**6], "frames_per_video": [0, 10**9], "videos_per_class": [0], "batch_size": [1, 10**9],
         "augmentation": ["stronger"], "sbi": [1.0], "sampling": ["random"], "cache_gb": [0.0],
-        "num_workers": [-1, 10**6],
+        "num_workers": [-1, 10**6], "strength": [-0.1, 1.1, 0.5], "strength_epochs": [-1.0, float("inf"), 2.0],
     },
     Experiment: {
         "name": ["", "a/b", "..", "a\0", "n" * 201], "epochs": [0, 10**9], "seed": [-1, 2**32],
@@ -112,6 +112,14 @@ REFUSED = {
         "ema_decay": [1.0], "best": [1],
     },
 }  # fmt: skip
+
+
+def test_strength_is_refused_for_a_preset_that_has_none_and_rises_for_one_that_has():
+    with pytest.raises(ValueError, match=r"strength: expected 1 with --data.augmentation box.*wild has\), found 0.5"):
+        DataConfig(augmentation="box", strength=0.5)
+    rising = DataConfig(augmentation="wild", strength=0.8, strength_epochs=2.0)
+    assert [rising.strength_after(epochs) for epochs in (0, 0.5, 1, 2, 7)] == pytest.approx([0, 0.2, 0.4, 0.8, 0.8])
+    assert DataConfig(augmentation="wild", strength=0.3).strength_after(0) == 0.3
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from multiattn.bench import data as bench_data
 from multiattn.bench.data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns, measure
 from multiattn.config import DataConfig
 from multiattn.tables import FACES, VIDEOS
+from multiattn.training.data.augment.degrade import DEGRADATIONS
 from multiattn.training.data.crops import training_loader
 from multiattn.video.crops.images import read_crop
 
@@ -38,7 +39,18 @@ def test_the_table_names_every_side_and_what_it_must_feed(monkeypatch):
     assert rows[0][-2] == "1.00x"
     assert "16 crops of 380 pixels" in lines[0]
     assert "read at 95 in batches of 16 by 0 workers" in lines[0]
+    assert not any("degradations" in line for line in lines), "none of these presets has any"
     assert lines[-1] == "demo takes 1000000.0 crops/s (given)"
+
+
+def test_each_degradation_of_wild_has_its_cost(drawn, monkeypatch):
+    monkeypatch.setattr(bench_data, "DEGRADED_CROPS", 3)
+    line, _ = bench_data._degradations(drawn, DataConfig(image_size=64))
+    assert line.startswith("degradations of wild, ms for a crop of 380 pixels: ")
+    costs = dict(cost.split() for cost in line.split(": ")[1].split(", "))
+    assert costs.keys() == DEGRADATIONS.keys()
+    milliseconds = [float(cost) for cost in costs.values()]
+    assert milliseconds == sorted(milliseconds, reverse=True) and milliseconds[0] > 0
 
 
 class CountedLoader:

@@ -1,5 +1,6 @@
 """The training table of a fold, what a visit of a crop shows, and the loaders."""
 
+import dataclasses
 import os
 import re
 import time
@@ -14,7 +15,7 @@ from PIL import Image
 
 from multiattn.config import DataConfig
 from multiattn.tables import BOX, FACES, FOLDS, LANDMARKS, VIDEO_STATUS, VIDEOS
-from multiattn.training.data.augment import EARLIER_CROPS, CropContext, blend_target, self_blend
+from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext, blend_target, self_blend
 from multiattn.training.data.crops import (
     FoldCrops,
     TrainingCrops,
@@ -26,6 +27,7 @@ from multiattn.training.data.crops import (
 )
 from multiattn.training.data.sampling import Visit
 from multiattn.training.folds import read_training_data
+from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import CropRecipe, cut_crop, write_recipe
 
 SIZE = 32
@@ -134,7 +136,16 @@ def test_training_batches_are_crops_with_the_labels_of_their_videos(crops):
     assert seen.count(0) == seen.count(1) == 2
 
 
-@pytest.mark.parametrize("changes", [{"augmentation": "standard"}, {"cache": "memory"}, {"cache": "disk"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augmentation": "standard"},
+        {"augmentation": "wild", "strength": 0.8, "strength_epochs": 5.0},
+        {"cache": "memory"},
+        {"cache": "disk"},
+    ],
+    ids=str,
+)
 def test_training_batches_do_not_depend_on_the_workers(changes, crops):
     def epoch(num_workers: int) -> list[np.ndarray]:
         settings = config(num_workers=num_workers, frames_per_video=9, **changes)
@@ -417,6 +428,24 @@ def test_a_preset_without_landmarks_is_given_seeds_and_reads_no_landmarks(tmp_pa
         recorder, *_ = visit_recorded(dataset, visit)
         assert (recorder.seed, recorder.geometry_seed) == (11, visit.geometry_seed)
         assert recorder.context.landmarks is None and dataset.landmarks is None
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_preset_that_degrades_sees_crops_as_they_are_stored_and_is_averaged_down_afterwards(cache, tmp_path):
+    crops = make_folder(tmp_path, 96, {"r": (0, [(0, 0)]), "f": (1, [(0, 0)])})
+    FACES.write(make_faces({"r": 1, "f": 1}), tmp_path / "faces.parquet")  # by which a cache knows the folder
+    crops = dataclasses.replace(crops, faces=crops.faces.assign(crop=crops.training["crop"]))
+    settings = DataConfig(image_size=40, augmentation="wild", strength=0.6, cache=cache, num_workers=0, batch_size=2)
+    dataset = training_loader(crops, settings, seed=7, rank=0, world_size=1).dataset.source
+    wild, stored = Augmentation("wild", 96), read_crop(tmp_path / crops.training["crop"][1], 96)
+    for _ in range(2):  # from its file, then from the cache if there is one
+        for seed in range(6):
+            out = np.zeros((40, 40, 3), np.uint8)
+            dataset.fill(Visit(1, seed, strength=0.6), out)
+            expected = wild(stored, seed, CropContext(strength=0.6))
+            np.testing.assert_array_equal(out, cv2.resize(expected, (40, 40), interpolation=cv2.INTER_AREA))
+    (images,) = validation_loader(crops, settings, rank=0, world_size=1)
+    np.testing.assert_array_equal(images[1].numpy(), read_crop(tmp_path / crops.training["crop"][1], 40))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from multiattn.config import DataConfig
 from multiattn.tables import BOX
 from multiattn.training.data.sampling import (
     EpochSampler,
@@ -305,9 +306,12 @@ def test_an_odd_batch_of_pairs_is_refused():
     ids=["balanced", "paired"],
 )
 def test_a_run_that_continues_inside_an_epoch_gets_the_batches_that_are_left(sampler, first):
-    batches = RankBatches(sampler, batch_size=4, rank=1, world_size=2)
+    strength = DataConfig(augmentation="wild", strength_epochs=9.0).strength_after
+    batches = RankBatches(sampler, batch_size=4, rank=1, world_size=2, strength=strength)
     batches.epoch = 3
     whole = list(batches)
+    rising = [{visit.strength for visit in batch} for batch in whole]
+    assert rising == [{(3 + number / len(whole)) / 9} for number in range(len(whole))]
     batches.first_batch = min(first, len(whole))
     assert list(batches) == whole[first:]
     assert len(batches) == len(whole), "the epoch is as long as it was"

@@ -26,6 +26,7 @@ from multiattn.bench.options import DataBench
 from multiattn.bench.train import training_rate
 from multiattn.bench.train_sides import endless, labelled_faces
 from multiattn.config import DataConfig
+from multiattn.config.choices import DEGRADING_PRESETS
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
 from multiattn.runtime.crop_files import crops_root, path_in_archive, read_stored
@@ -34,14 +35,16 @@ from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FACES, FAKE, REAL
-from multiattn.training.data.crops import FoldCrops, training_loader
-from multiattn.video.crops.images import settle_worker
+from multiattn.training.data.augment.degrade import DEGRADATIONS
+from multiattn.training.data.crops import FoldCrops, reading_side, training_loader
+from multiattn.video.crops.images import read_crop, settle_worker
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
 
 MAX_CROPS = 512
 """Crops taken of a faces folder, evenly spaced: enough to differ, few enough to lie in the page cache on both sides."""
 DRAWN_ACTORS, DRAWN_FRAMES, DRAWN_BLUR, DRAWN_NOISE = 8, 32, 2.0, 1.0
 TURNS = 3
+DEGRADED_CROPS = 24
 CROPS_AN_EPOCH = 20_000
 """Both sides', so that the pause between two epochs does not count."""
 BLENDED = 0.5
@@ -74,6 +77,7 @@ def measure(options: DataBench) -> list[str]:
         crops = _drawn_faces(Path(folder)) if options.faces is None else _some_faces(options.faces, Path(folder))
         ways = _ways(config, options.presets).items()
         rates = {name: _compare(crops, way, seconds=options.seconds) for name, way in ways}
+        costs = _degradations(crops, config) if set(options.presets) & set(DEGRADING_PRESETS) else []
         kilobytes = np.mean([len(read_stored(crops.folder / name)) for name in crops.training["crop"]]) / 1000
     source = "given" if options.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
     return [
@@ -83,6 +87,7 @@ def measure(options: DataBench) -> list[str]:
         "",
         *_table(rates, max(1, options.num_workers), rate),
         "",
+        *costs,
         f"{options.experiment} takes {rate:.1f} crops/s ({source})",
     ]
 
@@ -92,6 +97,8 @@ def _ways(config: DataConfig, presets: tuple[str, ...]) -> dict[str, DataConfig]
     plain = dataclasses.replace(
         config,
         augmentation="none",
+        strength=1.0,
+        strength_epochs=0.0,
         sbi=0.0,
         sampling="balanced",
         cache="none",
@@ -172,6 +179,22 @@ def _table(rates: dict[str, tuple[float, float]], num_workers: int, training_rat
         each = rate / num_workers
         rows.append((name, f"{rate:.0f}", f"{each:.0f}", f"{rate / beside:.2f}x", math.ceil(training_rate / each)))
     return terminal_table(rows, right=range(1, 5)).splitlines()
+
+
+def _degradations(crops: FoldCrops, config: DataConfig) -> list[str]:
+    """A line with the milliseconds that each degradation of a preset takes for a crop at half its strength."""
+    side = reading_side(crops.folder, dataclasses.replace(config, augmentation=DEGRADING_PRESETS[0]))
+    some = [read_crop(crops.folder / name, side) for name in crops.training["crop"][:DEGRADED_CROPS]]
+    costs = {}
+    for name, (degrade, _) in DEGRADATIONS.items():
+        degrade(some[0], 0.5, np.random.default_rng(0))  # fonts and codecs are loaded
+        started = time.perf_counter()
+        for number, crop in enumerate(some):
+            degrade(crop, 0.5, np.random.default_rng(number))
+        costs[name] = 1000 * (time.perf_counter() - started) / len(some)
+    slowest_first = sorted(costs.items(), key=lambda cost: -cost[1])
+    listed = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in slowest_first)
+    return [f"degradations of {', '.join(DEGRADING_PRESETS)}, ms for a crop of {side} pixels: {listed}", ""]
 
 
 def _drawn_faces(folder: Path) -> FoldCrops:

@@ -59,8 +59,8 @@ class DataConfig:
         require_at_least(self, 0, "strength_epochs")
         for name, only in (("strength", 1), ("strength_epochs", 0)):
             fits = self.augmentation in DEGRADING_PRESETS or getattr(self, name) == only
-            presets = ", ".join(DEGRADING_PRESETS)
-            require(fits, self, name, f"{only} with --data.augmentation {self.augmentation} (only {presets} has one)")
+            without = f"{self.augmentation}, which has no strength to set ({', '.join(DEGRADING_PRESETS)} has)"
+            require(fits, self, name, f"{only} with --data.augmentation {without}")
         require(0 <= self.sbi < 1, self, "sbi", "a probability below 1")
         require(
             self.sbi == 0 or self.sampling != "paired", self, "sbi", "0 with paired sampling, whose pairs are given"
