@@ -9,7 +9,7 @@ import torch
 from multiattn.bench import data as bench_data
 from multiattn.bench.data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns, measure
 from multiattn.config import DataConfig
-from multiattn.tables import FACES, VIDEOS
+from multiattn.tables import FACES, LANDMARKS, VIDEOS
 from multiattn.training.data.augment.degrade import DEGRADATIONS
 from multiattn.training.data.crops import training_loader
 from multiattn.video.crops.images import read_crop
@@ -110,6 +110,16 @@ def test_crops_of_a_faces_folder_are_copied_so_that_nothing_is_written_there(fac
     config = DataConfig(image_size=64, batch_size=4, num_workers=0, augmentation="none", cache="disk")
     next(iter(training_loader(crops, config, seed=0, rank=0, world_size=1)))
     assert sorted(faces.rglob("*")) == before
+
+
+def test_self_blending_is_left_out_where_no_real_crop_has_landmarks(faces, monkeypatch):
+    monkeypatch.setattr(bench_data, "TURNS", 1)
+    monkeypatch.setattr(bench_data, "MAX_CROPS", 4)
+    file = faces / "faces.parquet"
+    FACES.write(FACES.read(file).assign(**dict.fromkeys(LANDMARKS, 0.0)), file)
+    options = {"presets": (), "num_workers": 0, "image_size": 32, "seconds": 0.01, "training_rate": 1.0}
+    lines = measure(DataBench(experiment="demo", faces=faces, **options))
+    assert [line[:11] for line in lines if line.startswith("none")] == ["none, cache"] * 2
 
 
 def test_crops_smaller_than_asked_for_are_refused_before_any_work():

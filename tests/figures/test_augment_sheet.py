@@ -137,6 +137,13 @@ def test_another_size_and_seed_show_other_pictures(folder):
     assert any(not np.array_equal(a, b) for a, b in zip(one.draws, other.draws, strict=True))
 
 
+def test_no_strength_shows_wild_moved_alone(folder):
+    chosen = FolderCrops.of(folder, count=1)
+    (strong,), (none,) = (chosen.through_preset("wild", draws=8, strength=strength) for strength in (1.0, 0.0))
+    differ = [not np.array_equal(a, b) for a, b in zip(strong.draws, none.draws, strict=True)]
+    assert 0 < sum(differ) < 8, "some are degraded, and with no strength none of them"
+
+
 def test_a_size_above_the_folders_is_refused(folder):
     with pytest.raises(ValueError, match=r"--size: expected at most 64, the side of the crops in .*, found 65"):
         FolderCrops.of(folder, count=1, size=65)

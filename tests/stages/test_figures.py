@@ -88,3 +88,8 @@ def test_less_than_one_is_refused(option, pipeline: Pipeline, tmp_path):
     words = ["attention", "--run", pipeline.experiment, "--faces", pipeline.faces, "--out", tmp_path]
     with pytest.raises(ValueError, match=f"{option}: expected at least 1, found 0"):
         figures(*words, option, 0)
+
+
+def test_a_strength_above_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--strength: expected 0 to 1, found 1.5"):
+        figures("augment", "--faces", tmp_path, "--out", tmp_path, "--strength", 1.5)

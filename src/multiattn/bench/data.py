@@ -36,6 +36,7 @@ from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.tables import FACES, FAKE, REAL
 from multiattn.training.data.augment.degrade import DEGRADATIONS
+from multiattn.training.data.augment.faces import CropLandmarks
 from multiattn.training.data.crops import FoldCrops, reading_side, training_loader
 from multiattn.video.crops.images import read_crop, settle_worker
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
@@ -52,7 +53,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def measure(options: DataBench) -> list[str]:
-    """Lines for a terminal, with a row for each way to read the crops.
+    """Lines for a terminal, with a row for each way to read the crops; self-blending only where they have landmarks.
 
     Raises:
         FileNotFoundError, ValueError: no such experiment or faces folder, or crops smaller than the image size.
@@ -75,7 +76,9 @@ def measure(options: DataBench) -> list[str]:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         crops = _drawn_faces(Path(folder)) if options.faces is None else _some_faces(options.faces, Path(folder))
-        ways = _ways(config, options.presets).items()
+        real = np.flatnonzero(crops.training["label"] == REAL)
+        can_blend = CropLandmarks.of(crops.folder, crops.faces, real).known.any()
+        ways = [(name, way) for name, way in _ways(config, options.presets).items() if can_blend or way.sbi == 0]
         rates = {name: _compare(crops, way, seconds=options.seconds) for name, way in ways}
         costs = _degradations(crops, config) if set(options.presets) & set(DEGRADING_PRESETS) else []
         kilobytes = np.mean([len(read_stored(crops.folder / name)) for name in crops.training["crop"]]) / 1000

@@ -269,8 +269,9 @@ def validation_loader(crops: FoldCrops, config: DataConfig, *, rank: int, world_
 
 def reading_side(folder: Path, config: DataConfig) -> int:
     """Side in pixels at which training crops are read: as they are stored, where the preset degrades them."""
-    degrades = config.augmentation in DEGRADING_PRESETS
-    return stored_side(folder, config.image_size) if degrades else config.image_size
+    if config.augmentation not in DEGRADING_PRESETS:
+        return config.image_size
+    return max(config.image_size, stored_side(folder, config.image_size))  # smaller ones are refused when read
 
 
 def _cache(crops: FoldCrops, config: DataConfig, size: int) -> CropCache | None:
