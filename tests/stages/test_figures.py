@@ -91,5 +91,5 @@ def test_less_than_one_is_refused(option, pipeline: Pipeline, tmp_path):
 
 
 def test_a_strength_above_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--strength: expected 0 to 1, found 1.5"):
+    with pytest.raises(ValueError, match=r"--strength: expected 0 to 1, found 1\.5"):
         figures("augment", "--faces", tmp_path, "--out", tmp_path, "--strength", 1.5)
