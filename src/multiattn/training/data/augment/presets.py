@@ -246,10 +246,7 @@ def _box(size: int) -> list[Step]:
     pair = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
     mild = [A.GaussNoise(std_range=(0.008, 0.03)), A.GaussianBlur(blur_limit=(3, 5), sigma_limit=(0.4, 1.1))]
     return [
-        moving(
-            A.HorizontalFlip(p=0.5),
-            _shift_scale_rotate(shift=0.1, scale=(0.85, 1.15), degrees=10, border=cv2.BORDER_REFLECT_101, p=0.8),
-        ),
+        _box_moves(),
         pixels(
             A.HueSaturationValue(hue_shift_limit=10, sat_shift_limit=20, val_shift_limit=10, p=0.3),
             A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.3),
@@ -259,6 +256,11 @@ def _box(size: int) -> list[Step]:
             A.ImageCompression(quality_range=(40, 95), p=0.6),
         ),
     ]
+
+
+def _box_moves() -> Step:
+    limits = {"shift": 0.1, "scale": (0.85, 1.15), "degrees": 10, "border": cv2.BORDER_REFLECT_101}
+    return moving(A.HorizontalFlip(p=0.5), _shift_scale_rotate(**limits, p=0.8))
 
 
 def _wild(size: int) -> list[Step]:
@@ -272,7 +274,7 @@ def _wild(size: int) -> list[Step]:
     third place of DFDC for re-encoding, alike for a real crop and its fake; Brooks et al. 2019 (arXiv:1811.11127) for
     the sensor's noise. All numbers are ours.
     """
-    return [_box(size)[0], degrading(0.7)]
+    return [_box_moves(), degrading(0.7)]
 
 
 def _shift_scale_rotate(

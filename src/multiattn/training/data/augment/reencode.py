@@ -74,7 +74,6 @@ class Encoding:
 
     codec: str = "h264"
     """One of `CODECS`."""
-
     fps: int = SOURCE_FPS
     scale: float = 1.0
     """Factor on the sides before encoding; the result is scaled back."""
