@@ -366,14 +366,15 @@ def test_a_start_from_nothing_is_refused(pipeline, tmp_path, source, error, mess
 EVERYTHING = dataclasses.replace(
     TINY,
     epochs=2,
-    data=dataclasses.replace(TINY.data, frames_per_video=4, augmentation="light"),
+    data=dataclasses.replace(TINY.data, frames_per_video=4, augmentation="wild", strength_epochs=1.5),
     model=dataclasses.replace(TINY.model, drop_path_rate=0.2),
     optim=dataclasses.replace(TINY.optim, accumulate=2),
     validation=ValidationConfig(every_steps=2, metric="auc"),
     average=AverageConfig(ema_decay=0.9, best=2),
     save_minutes=1e-9,
 )
-"""Random draws of every kind, groups of batches, averages, validations inside an epoch, a saved state every update."""
+"""Random draws of every kind, a rising strength, groups of batches, averages, validations inside an epoch, and a state
+saved every update."""
 
 
 @pytest.fixture(scope="module")
@@ -479,6 +480,7 @@ def words_of(pipeline: Pipeline, runs: Path, experiment: Experiment) -> list[obj
     options = {
         "faces": pipeline.faces, "folds": pipeline.folds, "runs": runs, "device": "cpu", "epochs": experiment.epochs,
         "data.frames-per-video": experiment.data.frames_per_video, "data.augmentation": experiment.data.augmentation,
+        "data.strength-epochs": experiment.data.strength_epochs,
         "data.num-workers": 2, "model.drop-path-rate": experiment.model.drop_path_rate,
         "optim.accumulate": experiment.optim.accumulate, "validation.every-steps": experiment.validation.every_steps,
         "validation.metric": experiment.validation.metric, "average.ema-decay": experiment.average.ema_decay,
