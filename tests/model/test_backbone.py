@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from multiattn.config import Experiment, ModelConfig
+from multiattn.config.model import HALF
 from multiattn.model.backbone import Backbone, read_stages
 from multiattn.model.rewrites import NOMINAL_SIZES, same_padding
 from multiattn.stages.describe import main as describe
@@ -60,7 +61,7 @@ FAMILIES = {
 def test_the_stages_of_a_family_are_what_its_modules_put_out_and_the_last_map_is_the_whole_network(name):
     modules, channels, strides = FAMILIES[name]
     stages = tuple(f"L{number}" for number, _ in enumerate(modules, start=1))
-    backbone = Backbone(name, stages=stages).eval()
+    backbone = Backbone(name, stages=stages, input_mean=HALF, input_std=HALF).eval()
     assert backbone.names == stages
     assert tuple(backbone.channels.values()) == channels
     assert tuple(backbone.strides.values()) == strides
@@ -199,7 +200,11 @@ def test_stochastic_depth_is_passed_on():
         ("tinynett_e", (), r"'tinynett_e': timm .* no such model\. Did you mean 'tinynet_e'"),
         ("three_cnovs", (), r"'three_cnovs': timm .* no such model\. Did you mean 'three_convs'\?"),
         ("tf_efficientnet_b4.apple", (), r"Invalid pretrained tag .* tf_efficientnet_b4\.ap_in1k"),
-        ("test_vit", (), r"'test_vit' cannot serve as a backbone: .*\(1, 101, 64\), tokens instead of one map"),
+        (
+            "cait_xxs24_224",
+            (),
+            r"'cait_xxs24_224' cannot serve as a backbone: .*\(1, 197, 192\), tokens instead of one map",
+        ),
         ("crossvit_9_240", (), "cannot serve as a backbone: .* timm cannot build it without pooling"),
         ("mixnet_s", ("L7",), r"no stage 'L7'; expected one of L1 16ch /2, L2 24ch /4, .*, L6 200ch /32\."),
         ("resnet18", ("L2", "L6"), r"no stage 'L6'; expected one of L1 64ch /2, L2 64ch /4, .*, L5 512ch /32\."),
@@ -236,7 +241,7 @@ def test_weights_in_the_hub_cache_need_no_network(no_hub, imagenet_state, caplog
     safetensors.torch.save_file(
         {name: tensor for name, tensor in imagenet_state.items() if name != "bn2.bias"}, snapshot / "model.safetensors"
     )
-    with pytest.raises(ValueError, match=r"cannot load ImageNet weights .*--model\.weights FILE"):
+    with pytest.raises(ValueError, match=r"cannot load pretrained weights .*--model\.weights FILE"):
         Backbone("tinynet_e", stages=(), pretrained=True)
 
 
@@ -260,7 +265,7 @@ def test_a_hub_that_answers_but_fails_gives_the_same_advice(no_hub, monkeypatch)
 
 @pytest.mark.parametrize("name", ["mnasnet_050", "three_convs"])
 def test_a_model_without_imagenet_weights_says_so(name):
-    with pytest.raises(ValueError, match=rf"{name}: timm knows no ImageNet weights.*--model\.no-pretrained"):
+    with pytest.raises(ValueError, match=rf"{name}: timm knows no pretrained weights.*--model\.no-pretrained"):
         Backbone(name, stages=(), pretrained=True)
 
 
@@ -281,7 +286,9 @@ TOY = ["--model.backbone", "three_convs", "--model.texture-stage", "L1", "--mode
 
 
 def test_a_registered_backbone_has_its_stages_and_is_described(capsys):
-    assert str(read_stages("three_convs")) == "L1 8ch /2, L2 12ch /4, L3 16ch /8"
+    table = read_stages("three_convs")
+    assert str(table) == "L1 8ch /2, L2 12ch /4, L3 16ch /8"
+    assert (table.input_mean, table.input_std) == ((0.5,) * 3,) * 2, "timm knows no weights of it"
     describe(["demo", "--tiny", *TOY])
     lines = capsys.readouterr().out.splitlines()
     assert "multi-attention on three_convs" in lines[0]

@@ -6,6 +6,7 @@ import timm
 import torch
 from reference_networks import efficientnet_maps, efficientnet_state, xception_maps, xception_state
 
+from multiattn.config.model import HALF
 from multiattn.model.backbone import Backbone, create_network
 from multiattn.model.backbone_weights import load_backbone_file, rename_to_timm
 
@@ -32,7 +33,8 @@ def test_an_efficientnet_in_the_authors_naming_gives_the_maps_of_the_reference(
     )
     stages = tuple(f"L{number}" for number in range(1, 8))
     with caplog.at_level("INFO", logger="multiattn"):
-        backbone = Backbone(f"tf_efficientnet_{variant}", stages=stages, weights=tmp_path / "w.pth", padding=padding)
+        name, options = f"tf_efficientnet_{variant}", {"padding": padding, "input_mean": HALF, "input_std": HALF}
+        backbone = Backbone(name, stages=stages, weights=tmp_path / "w.pth", **options)
     images = torch.randn(1, 3, *size)
     assert_maps_equal(backbone, images, efficientnet_maps(state, images, variant, static=padding == "static"))
     assert (

@@ -100,7 +100,7 @@ def test_parts_add_up_to_the_network_that_is_trained(network):
     real = make_network(dataclasses.replace(SMALL, network=network), load_weights=False)
     found = describe_network(real, 64)
     assert found.total.parameters == sum(parameter.numel() for parameter in real.parameters())
-    assert found.total.weight_bytes == sum(value.nbytes for value in real.state_dict().values())
+    assert found.total.weight_bytes == sum(value.nbytes for value in (*real.parameters(), *real.buffers()))
     for figure in ("parameters", "weight_bytes", "flops"):
         assert sum(getattr(part, figure) for part in found.parts) == getattr(found.total, figure)
 

@@ -58,6 +58,26 @@ def test_the_runs_best_checkpoint_repeats_its_out_of_fold_predictions(pipeline, 
     assert (joined["logit"] - joined["logit_again"]).abs().max() < 1e-4
 
 
+def test_a_convolutional_and_a_token_run_on_the_same_faces_make_one_submission(pipeline, capsys, tmp_path):
+    faces = ("--faces", pipeline.faces, "--folds", pipeline.folds)
+    said = fails(capsys, "train", "dfdc_dinov2_norms", "--tiny", "--data.image-size", "56", *faces)
+    assert (
+        "--data.image-size 56: test_vit takes multiples of its patch of 16 px. Give --data.image-size 48 or 64" in said
+    )
+    run("train", "dfdc_dinov2_norms", "--tiny", *faces, "--runs", tmp_path, "--fold", "all")
+    runs = (pipeline.experiment, tmp_path / "dfdc_dinov2_norms_tiny")
+    (token, _) = find_models(runs[1])
+    assert (token.experiment.model.backbone, token.experiment.model.input_mean) == ("test_vit", (0.5, 0.5, 0.5))
+    run("tune", "--runs", *runs, "--out", tmp_path / "scoring.json")
+    where = ("--videos-dir", pipeline.dataset / "test_videos", "--sample-submission")
+    where += (pipeline.dataset / "sample_submission.csv", "--out", tmp_path / "submission", "--jobs", 1)
+    run("submit", "--runs", *runs, "--scoring", tmp_path / "scoring.json", *where)
+    predictions = FRAME_PREDICTIONS.read(tmp_path / "submission" / "frame_predictions.parquet")
+    assert set(predictions["model"]) == {f"{path.name}/fold{number}" for path in runs for number in (0, 1)}
+    card = json.loads((tmp_path / "submission" / "card.json").read_text())
+    assert card["coverage"] == {"ok": 2, "no_face": 1, "unreadable": 1, "missing": 0}
+
+
 def test_a_faceless_and_an_unreadable_video_get_the_prior_and_are_counted(submission):
     card = json.loads((submission / "card.json").read_text())
     assert card["coverage"] == {"ok": 2, "no_face": 1, "unreadable": 1, "missing": 0}

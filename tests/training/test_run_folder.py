@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiattn.runtime.layout import PREVIOUS_STATE_FILE, STATE_FILE
+from multiattn.config import Experiment, ModelConfig, from_json, to_json
+from multiattn.config.model import HALF
+from multiattn.runtime.files import write_json
+from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, LAST_WEIGHTS, PREVIOUS_STATE_FILE, STATE_FILE
 from multiattn.training.engine import run_folder
-from multiattn.training.engine.run_folder import load_state, save_state
+from multiattn.training.engine.run_folder import RunFolder, load_state, read_experiment, save_state
 
 
 def state(number: int) -> dict:
@@ -200,3 +203,53 @@ def test_numbers_of_another_kind_than_were_saved_are_damage(tmp_path, place, kin
     torch.save(found, tmp_path / STATE_FILE)
     assert load_state(tmp_path)["number"] == (2 if same else 1)
     assert same or f"damaged ({place} holds numbers of another kind than were saved)" in caplog.text
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OWN = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+PLAIN = ModelConfig(network="baseline", backbone="test_resnet")
+
+
+def write_run(folder: Path, model: dict, weights: str) -> None:
+    folder.mkdir(parents=True)
+    write_json(folder / EXPERIMENT_FILE, {"name": "x", "model": model})
+    (folder / weights).touch()
+
+
+OLD = {name: value for name, value in to_json(PLAIN).items() if not name.startswith("input_")}
+NEW = OLD | {"input_mean": list(OWN[0]), "input_std": list(OWN[1])}
+
+
+@pytest.mark.parametrize(
+    ("begun", "start", "asked", "expected"),
+    [
+        pytest.param(None, None, None, IMAGENET, id="the backbone's own"),
+        pytest.param(None, None, OWN, OWN, id="as asked"),
+        pytest.param(OLD, None, None, (HALF, HALF), id="a run of before goes on with 0.5"),
+        pytest.param(NEW, None, None, OWN, id="a run goes on with its numbers"),
+        pytest.param(NEW, OLD, None, OWN, id="its own before the start's"),
+        pytest.param(OLD, None, IMAGENET, IMAGENET, id="what is asked is compared later"),
+        pytest.param(None, OLD, None, (HALF, HALF), id="a start of before"),
+        pytest.param(None, NEW, None, OWN, id="a start's numbers"),
+        pytest.param(None, NEW | {"backbone": "test_vit"}, None, IMAGENET, id="not of another backbone"),
+    ],
+)
+def test_a_run_keeps_the_numbers_its_input_is_normalised_by(begun, start, asked, expected, tmp_path):
+    if begun:
+        write_run(tmp_path / "runs/x/fold0", begun, LAST_WEIGHTS)
+    if start:
+        write_run(tmp_path / "start/fold0", start, BEST_WEIGHTS)
+    mean, std = asked or (None, None)
+    model = ModelConfig(**(vars(PLAIN) | {"input_mean": mean, "input_std": std}))
+    experiment = Experiment(name="x", model=model, start_from=str(tmp_path / "start") if start else None)
+    settled = RunFolder(tmp_path / "runs/x/fold0", 0).settle(experiment)
+    assert (settled.model.input_mean, settled.model.input_std) == expected
+    written = from_json(Experiment, to_json(settled), source="experiment.json")
+    assert written == settled, "the run keeps them"
+
+
+def test_an_experiment_file_of_before_means_half(tmp_path):
+    write_run(tmp_path / "fold0", OLD, BEST_WEIGHTS)
+    found = read_experiment(tmp_path / "fold0").model
+    assert (found.input_mean, found.input_std) == (HALF, HALF)
+    assert ModelConfig().input_mean is None, "a new experiment asks timm"

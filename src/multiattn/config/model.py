@@ -1,10 +1,10 @@
 """Settings of the network, of the losses and of the attention-guided augmentation."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from multiattn.config.settings import require, require_at_least, require_fields
+from multiattn.config.settings import BEFORE, require, require_at_least, require_fields
 
 STAGE_NAME = re.compile(r"L([1-9]\d?)")
 """L1, L2, ...: how many there are depends on the backbone, which checks that."""
@@ -14,6 +14,10 @@ MAX_MARGIN = 4
 MAX_BLUR = 512
 """Largest standard deviation of a blur, in pixels."""
 Padding = Literal["dynamic", "static"]
+Channels = tuple[float, float, float]
+"""A number for each of red, green and blue."""
+HALF = (0.5, 0.5, 0.5)
+"""The paper's mean and deviation (section 4), and those of every run before there was a choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +31,29 @@ class ModelConfig:
     network: Literal["multi-attention", "baseline"] = "multi-attention"
     """`baseline` is the twin of every claim: the same backbone, global average pooling, one linear layer."""
     backbone: str = "tf_efficientnet_b4.ap_in1k"
-    """Any timm model with feature stages, also one registered by `timm.models.register_model` (model/README.md).
-    `ap_in1k` weights were trained with the mean and std 0.5 the paper uses."""
+    """Any timm model with feature stages, a vision transformer of timm's, or one registered by
+    `timm.models.register_model` (model/README.md). `ap_in1k` weights were trained with the mean and std 0.5 the paper
+    uses."""
     padding: Padding = "dynamic"
     """Padding of an EfficientNet's strided convolutions: `static` for the nominal image size, as the released
     checkpoints were trained (attention grid 23x23 in B4 at 380 px, against 24x24)."""
     pretrained: bool = True
-    """Start from ImageNet weights: from `weights` when given, else from timm's hub."""
+    """Start from pretrained weights: from `weights` when given, else from timm's hub."""
     weights: str | None = None
     """A local file (safetensors or .pth; timm, efficientnet_pytorch or Cadene Xception naming) to start the backbone
     from, for machines without a hub."""
+    input_mean: Channels | None = field(default=None, metadata={BEFORE: HALF})
+    """Mean of the pixels that the backbone's weights were trained on, of red, green and blue in [0, 1]; it sees
+    (pixel - mean) / std. None takes timm's for these weights when training begins, and the run keeps the numbers. A
+    run that starts from another has that one's."""
+    input_std: Channels | None = field(default=None, metadata={BEFORE: HALF})
+    """Standard deviation of these pixels, given with `input_mean` or not at all."""
     num_maps: int = 4
     """M, the number of attention maps. One map uses neither an auxiliary loss nor AGDA (Table 5)."""
     texture_stage: str = "L2"
-    """SL_t, the stage whose features are enhanced."""
+    """SL_t, the stage whose features are enhanced; of a vision transformer an early block."""
     attention_stage: str = "L5"
-    """SL_a, the stage the attention maps come from."""
+    """SL_a, the stage the attention maps come from; of a vision transformer a late block."""
     attention: Literal["relu", "masked-elu"] = "relu"
     """`relu` is the paper's module; `masked-elu` the released one, which is zero on the border."""
     texture: Literal["dense", "grouped"] = "dense"
@@ -73,6 +84,9 @@ class ModelConfig:
         require(1 <= self.hidden_size <= MAX_HIDDEN_SIZE, self, "hidden_size", f"1 to {MAX_HIDDEN_SIZE}")
         momentum = self.norm_momentum
         require(momentum is None or 0 < momentum <= 1, self, "norm_momentum", "None or a value in (0, 1]")
+        both = (self.input_mean is None) == (self.input_std is None)
+        require(both, self, "input_std", "values where input_mean has them, else None")
+        require(min(self.input_std or HALF) > 0, self, "input_std", "None or positive numbers")
         for name in ("part_dropout", "global_dropout", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, self, name, "a value in [0, 1)")
         for name in ("texture_stage", "attention_stage"):

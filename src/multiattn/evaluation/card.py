@@ -25,6 +25,7 @@ from multiattn.experiments import EXPERIMENTS, get_experiment, shrink
 from multiattn.inference.predictor import read_out_of_fold
 from multiattn.inference.runs import TrainedModel, find_models, folds_table
 from multiattn.inference.scoring_file import ScoringFile, find_scoring, tune_runs
+from multiattn.model.backbone import settle_input
 from multiattn.runtime import layout
 from multiattn.runtime.environment import package_version
 from multiattn.runtime.files import file_digest, read_json
@@ -109,7 +110,7 @@ def _summary(models: Sequence[TrainedModel]) -> str:
     network = f"plain {config.backbone}" if config.network == "baseline" else (
         f"multi-attention network (arXiv:2103.02406) on {config.backbone}, {config.num_maps} maps"
     )  # fmt: skip
-    start = "untrained weights" if not (config.pretrained or config.weights) else "ImageNet weights"
+    start = "untrained weights" if not (config.pretrained or config.weights) else "timm's weights"
     if config.weights:
         start = f"the weights {PurePath(config.weights).name}"
     if experiment.start_from:
@@ -232,6 +233,7 @@ def _changes(experiment: Experiment, command: Sequence[str]) -> tuple[str, dict[
         base, words = get_experiment(known), f"`{known}`"
         if "--tiny" in command or experiment.name.endswith("_tiny"):
             base, words = shrink(base), f"{words} with `--tiny`"
+    base = replace(base, model=settle_input(base.model))
     changed = differences(to_json(experiment), to_json(base))
     return words, {name: of for name, of in changed.items() if name not in ("name", *SETTINGS_FREE_TO_CHANGE)}
 

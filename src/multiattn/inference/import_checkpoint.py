@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multiattn.config import DataConfig, Experiment, LossConfig, ModelConfig, Padding, to_json
+from multiattn.config.model import HALF
 from multiattn.experiments import official
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.network import MultiAttentionNet
@@ -125,7 +126,7 @@ def _experiment(
     return dataclasses.replace(
         profile,
         name=name,
-        model=dataclasses.replace(profile.model, padding=padding),
+        model=dataclasses.replace(profile.model, padding=padding, input_mean=HALF, input_std=HALF),
         loss=_loss(profile.loss, state),
     )
 

@@ -2,12 +2,15 @@
 
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from timm.models.efficientnet import EfficientNet
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from timm.models.xception import Xception
 from torch import Tensor, nn
 
@@ -58,8 +61,13 @@ def rename_to_timm(state: Mapping[str, Tensor], net: nn.Module) -> RenamedState:
 
     A `module.`, `net.` or `backbone.` (or several) that every name begins with is taken off first. The network may have
     its classifier or not; weights of efficientnet_pytorch are refused where it would compute something else with them.
+    Those of a vision transformer go through timm's own conversion, which resizes positions of another grid and knows
+    the names of its first release.
     """
     prefix = _wrapper(state, net)
+    if isinstance(net, VisionTransformer | Eva):
+        convert = sys.modules[type(net).__module__].checkpoint_filter_fn
+        state, prefix = convert({name.removeprefix(prefix): tensor for name, tensor in state.items()}, net), ""
     naming = _naming({name.removeprefix(prefix): tensor for name, tensor in state.items()}, net)
     if naming == "efficientnet_pytorch":
         _require_tensorflow_style(net)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from multiattn.config import AgdaConfig, Experiment, LossConfig, ModelConfig, to_json
+from multiattn.config.model import HALF
+from multiattn.model.backbone import settle_input
 from multiattn.model.network import BaselineNet, MultiAttentionNet
 from multiattn.model.texture import GroupedTextureEnhancement, TextureEnhancement
 
@@ -91,10 +93,14 @@ def describe_network(network: MultiAttentionNet | BaselineNet, image_size: int) 
 
 def departures(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Settings of network, losses and AGDA with another value than the paper's: name -> `found` and `paper`."""
-    own = to_json(experiment)
+    own = to_json(replace(experiment, model=settle_input(experiment.model)))
     return {
         f"{group}.{name}": {"found": own[group][name], "paper": value}
-        for group, paper in (("model", ModelConfig()), ("loss", LossConfig()), ("agda", AgdaConfig()))
+        for group, paper in (
+            ("model", ModelConfig(input_mean=HALF, input_std=HALF)),
+            ("loss", LossConfig()),
+            ("agda", AgdaConfig()),
+        )
         for name, value in to_json(paper).items()
         if own[group][name] != value
     }
@@ -111,6 +117,8 @@ def _watched(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     watch(network.backbone, lambda _, output: {**output[0], "f_last": output[1]})
     if isinstance(network, MultiAttentionNet):
+        if network.stem is not None:
+            watch(network.stem, lambda _, output: {"f": output})
         watch(RESIDUAL_TAKERS[type(network.texture)](network.texture), lambda inputs, _: {"T": inputs[0]})
         watch(network.texture, lambda _, output: {"F": output[0], "D": output[1]})
         watch(network.classifier, lambda inputs, _: {"P": inputs[0], "G": inputs[1]})
@@ -136,6 +144,7 @@ def _layers(network: MultiAttentionNet | BaselineNet, shapes: dict[str, tuple[in
         found.append(Layer(symbols, f"stage {name}{words}", shapes[name], stride))
     meanings = {
         "f_last": "the backbone's last map",
+        "f": "texture stage: a stem on I, and SL_t",
         "A": "attention maps",
         "D": "texture stage, averaged to A's grid",
         "T": "texture residuals, tanh(A_k) times each" if grouped else "texture residual",

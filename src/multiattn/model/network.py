@@ -10,7 +10,7 @@ from multiattn.config import ModelConfig
 from multiattn.config.settings import registry
 from multiattn.model.attention import ATTENTION_MODULES, global_vector, normalized_average_pool, standardize
 from multiattn.model.backbone import Backbone
-from multiattn.model.texture import TEXTURE_BLOCKS
+from multiattn.model.texture import TEXTURE_BLOCKS, TextureStem
 
 NUM_CLASSES = 2  # 0 = real, 1 = fake
 
@@ -25,7 +25,8 @@ class NetworkOutput(NamedTuple):
     parts: Tensor | None
     """V (B, M, N) float32, unit rows, for the auxiliary loss; None from the baseline."""
     features: Tensor | None = None
-    """(B, C_last) float32, the last map's mean over space, for `model.distance`; None in training."""
+    """(B, C_last) float32, the last map's mean over space (of a plain vision transformer its pooled output), for
+    `model.distance`; None in training."""
 
 
 # `torch.export.save` writes the type of the output under this name, and needs to know it.
@@ -73,7 +74,7 @@ class Classifier(nn.Module):
 
 
 class BaselineHead(nn.Module):
-    """Dropout and one linear layer, behind a backbone without attention and global average pooling."""
+    """Dropout and one linear layer, behind a backbone without attention and its pooling."""
 
     def __init__(self, num_features: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -87,11 +88,14 @@ class BaselineHead(nn.Module):
 
 
 class BaselineNet(nn.Module):
-    """The twin: the same backbone with global average pooling and one linear layer."""
+    """The twin: the same backbone with global average pooling and one linear layer.
+
+    A vision transformer pools as its weights were trained to: class token, mean of the patches or attention pooling.
+    """
 
     def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
         super().__init__()
-        self.backbone = make_backbone(config, (), load_weights=load_weights)
+        self.backbone = make_backbone(config, (), load_weights=load_weights, own_pooling=True)
         self.head = BaselineHead(self.backbone.num_features, config.global_dropout)
         self.to(memory_format=torch.channels_last)
 
@@ -103,6 +107,8 @@ class BaselineNet(nn.Module):
 
 class MultiAttentionNet(nn.Module):
     """Section 3.2 and Figure 2 of arXiv:2103.02406, and the forms of its parts that the authors released.
+
+    Where all stages of the backbone share one stride, `stem` makes the texture stage of the images and an early block.
 
     >>> import torch
     >>> from multiattn import ModelConfig, MultiAttentionNet
@@ -125,11 +131,16 @@ class MultiAttentionNet(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = make_backbone(config, (config.texture_stage, config.attention_stage), load_weights=load_weights)
-        _require_residual(config, self.backbone.strides)
-        channels = self.backbone.channels
-        self.num_maps, self.num_part_features = config.num_maps, channels[config.texture_stage]  # M and N of V
+        channels, strides = self.backbone.channels, self.backbone.strides
+        width, stride = channels[config.texture_stage], strides[config.texture_stage]
+        self.stem = None
+        if len(strides) > 1 and len(set(strides.values())) == 1:
+            self.stem = TextureStem(width)
+            width, stride = self.stem.out_channels, self.stem.stride
+        _require_residual(config, stride, strides)
+        self.num_maps, self.num_part_features = config.num_maps, width  # M and N of V
         self.attention = ATTENTION_MODULES[config.attention](channels[config.attention_stage], config.num_maps)
-        self.texture = TEXTURE_BLOCKS[config.texture](channels[config.texture_stage], config.num_maps)
+        self.texture = TEXTURE_BLOCKS[config.texture](width, config.num_maps)
         self.part_dropout = nn.Dropout1d(config.part_dropout)
         self.classifier = Classifier(
             config.num_maps,
@@ -142,12 +153,16 @@ class MultiAttentionNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """Logits, attention maps and part vectors of images (B, 3, H, W), float in [-1, 1], of any size."""
+        """Logits, attention maps and part vectors of images (B, 3, H, W), float in [-1, 1], of any size the backbone
+        takes."""
         config = self.config
         stages, last = self.backbone(images)
         attention = self.attention(stages[config.attention_stage])  # A (B, M, h, w)
+        early = stages[config.texture_stage]  # f (B, N, H_s, W_s)
+        if self.stem is not None:
+            early = self.stem(images, early)
         # F (B, C_F, H_s, W_s), or (B, M, C_F, H_s, W_s) with a texture a map; D (B, N, h, w)
-        textural, pooled = self.texture(stages[config.texture_stage], attention)
+        textural, pooled = self.texture(early, attention)
         # Eq. (2): P (B, M, C_F)
         matrix = normalized_average_pool(textural, attention, align_corners=config.align_corners)
         kept = self.part_dropout(attention.new_ones(*attention.shape[:2], 1))  # (B, M, 1), whole maps left out
@@ -167,7 +182,9 @@ def make_network(config: ModelConfig, *, load_weights: bool = True) -> MultiAtte
     return NETWORKS[config.network](config, load_weights=load_weights)
 
 
-def make_backbone(config: ModelConfig, stages: tuple[str, ...], *, load_weights: bool) -> Backbone:
+def make_backbone(
+    config: ModelConfig, stages: tuple[str, ...], *, load_weights: bool, own_pooling: bool = False
+) -> Backbone:
     """The backbone that the settings name, with its weights unless `load_weights` is False."""
     return Backbone(
         config.backbone,
@@ -178,11 +195,14 @@ def make_backbone(config: ModelConfig, stages: tuple[str, ...], *, load_weights:
         padding=config.padding,
         norm_momentum=config.norm_momentum,
         checkpoint_activations=config.checkpoint_activations,
+        input_mean=config.input_mean,
+        input_std=config.input_std,
+        own_pooling=own_pooling,
     )
 
 
-def _require_residual(config: ModelConfig, strides: dict[str, int]) -> None:
-    texture, attention = strides[config.texture_stage], strides[config.attention_stage]
+def _require_residual(config: ModelConfig, texture: int, strides: dict[str, int]) -> None:
+    attention = strides[config.attention_stage]
     if texture >= attention:
         raise ValueError(
             f"{config.backbone}: texture stage {config.texture_stage} has stride {texture}, attention stage "

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from multiattn.model.attention import AttentionModule, MaskedAttentionModule
+from multiattn.model.texture import TextureStem
 
 NOMINAL_SIZES = {
     f"tf_efficientnet_b{number}": size for number, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))
@@ -185,6 +186,7 @@ PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     ConvNormAct: (("conv", "bn"),),
     AttentionModule: (("conv", "norm"),),
     MaskedAttentionModule: (("extract", "extract_norm"), ("conv", "norm")),
+    TextureStem: (("first", "first_norm"), ("second", "second_norm"), ("project", "project_norm")),
 }
 """Block -> (convolution, normalisation): attributes of which it calls the second on the output of the first alone."""
 

@@ -24,6 +24,37 @@ def texture_residual(features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, T
     return features - smooth, pooled  # Eq. (1)
 
 
+class TextureStem(nn.Module):
+    """The texture stage of a backbone whose blocks share one stride (a vision transformer): pixels first, then a block.
+
+    f = ReLU(BN(Conv3x3(ReLU(BN(Conv3x3(I))))) + up(BN(Conv1x1(f_t)))). Two convolutions of stride 2 see the image, and
+    an early block's map f_t, bilinearly resized, is added. Stride 4 and 64 channels are near those of the paper's
+    texture stage (B4's L2: stride 4, 32 channels), fine enough against patches of 14 or 16 px. The ReLU is there for
+    Eq. (1): it takes away what is smooth on the attention's grid, which is nearly all of a resized map of that grid;
+    behind the ReLU the block decides which of the pixels' high frequencies are left. D, and so V, keeps the block.
+
+    Departures: all of it; the paper's backbones have finer stages of their own. Such stems are those of Xiao et al.
+    (arXiv:2106.14881) and ViT-Adapter (arXiv:2205.08534).
+    """
+
+    stride, out_channels = 4, 64
+
+    def __init__(self, block_channels: int) -> None:
+        super().__init__()
+        width = self.out_channels
+        self.first = nn.Conv2d(3, width // 2, kernel_size=3, stride=2, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(width // 2)
+        self.second = nn.Conv2d(width // 2, width, kernel_size=3, stride=2, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(width)
+        self.project = nn.Conv2d(block_channels, width, kernel_size=1, bias=False)
+        self.project_norm = nn.BatchNorm2d(width)
+
+    def forward(self, images: Tensor, block: Tensor) -> Tensor:
+        """I (B, 3, H, W) in [-1, 1] and f_t (B, C, h, w) -> f (B, 64, H / 4, W / 4), rounded up."""
+        pixels = self.second_norm(self.second(F.relu(self.first_norm(self.first(images)))))
+        return F.relu(pixels + resize_maps(self.project_norm(self.project(block)), pixels.shape[-2:]))
+
+
 class DenseLayer(nn.Module):
     """BN-ReLU-Conv3x3, the composite layer of DenseNet (Huang et al. 2017, arXiv:1608.06993)."""
 

@@ -38,10 +38,12 @@ def main(argv: list[str]) -> None:
     options = parse_experiment(Options, argv, stage="describe", doc=__doc__)
     import torch
 
+    from multiattn.model.backbone import require_image_size
     from multiattn.model.describe import departures, describe_network
     from multiattn.training.engine.step import TrainingStep
 
     experiment = options.settings
+    require_image_size(experiment.model.backbone, experiment.data.image_size)
     with torch.device("meta"):  # layers without memory: nothing is drawn, nothing is fetched
         step = TrainingStep(experiment, load_weights=False)
     network = describe_network(step.network, experiment.data.image_size)

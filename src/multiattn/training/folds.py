@@ -19,6 +19,7 @@ import torch
 
 from multiattn.config import Experiment
 from multiattn.datasets.folds import read_folds
+from multiattn.model.backbone import require_image_size
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name
 from multiattn.runtime.progress import WorkBar
@@ -65,7 +66,8 @@ class TrainingData:
         return [int(text)]
 
     def require_crops_for(self, experiment: Experiment) -> None:
-        """Refuse an experiment on larger crops than are stored."""
+        """Refuse an experiment on larger crops than are stored, or of a size that its backbone does not take."""
+        require_image_size(experiment.model.backbone, experiment.data.image_size)
         size, stored = experiment.data.image_size, self.recipe.size
         if size > stored:
             raise ValueError(
@@ -121,13 +123,14 @@ def train_folds(
         run = RunFolder(folder, number)
         try:
             held_out = {"validation_frames": frames, "videos": data.videos}
+            settled = run.settle(experiment)
             crops = split_crops(data.faces, data.folds, number, data.folder, **held_out)
             with exclusive_folder(folder) if ranks.is_main else contextlib.nullcontext():
                 if ranks.is_main:
                     place = {"device": device, "world_size": ranks.world_size}
-                    run.begin(experiment, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
+                    run.begin(settled, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
                 wait_for_all(ranks)
-                train_fold(experiment, crops, run, device=device, ranks=ranks, bar=bar)
+                train_fold(settled, crops, run, device=device, ranks=ranks, bar=bar)
             if finish is not None and ranks.is_main:
                 finish(folder)
             outcomes.append(FoldOutcome(number))

@@ -11,7 +11,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
 from multiattn.config.settings import differences
+from multiattn.model.backbone import settle_input
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.model.precision import training_precision
 from multiattn.runtime import layout
@@ -56,9 +57,33 @@ class RunFolder:
         return layout.fold_name(self.path)
 
     @property
+    def has_begun(self) -> bool:
+        """True where there are results, and the settings they came from."""
+        has_results = any((self.path / name).exists() for name in layout.RESULT_FILES)
+        return has_results and (self.path / EXPERIMENT_FILE).is_file()
+
+    @property
     def precision(self) -> str:
         """As `begin` recorded it."""
         return read_json(self.path / INPUTS_FILE)["precision"]
+
+    def settle(self, experiment: Experiment) -> Experiment:
+        """The experiment with the numbers that its input is normalised by, where it names none: those this run was
+        begun with, or has from the run it starts from, else timm's of the backbone's weights.
+
+        Raises:
+            FileNotFoundError: no run to start from.
+        """
+        model = experiment.model
+        if model.input_mean is None:
+            folder = self.path if self.has_begun else None
+            if folder is None and experiment.start_from:
+                folder = find_start(experiment.start_from, self.fold).parent
+            if folder is not None and (folder / EXPERIMENT_FILE).is_file():
+                kept = read_experiment(folder).model
+                if kept.backbone == model.backbone:
+                    model = replace(model, input_mean=kept.input_mean, input_std=kept.input_std)
+        return replace(experiment, model=settle_input(model))
 
     def begin(
         self,
@@ -81,8 +106,7 @@ class RunFolder:
                 are never allowed: what was held out may have been trained on.
         """
         # A run that failed before its first saved state has nothing that other settings could spoil.
-        has_results = any((self.path / name).exists() for name in layout.RESULT_FILES)
-        is_new = not (has_results and (self.path / EXPERIMENT_FILE).is_file())
+        is_new = not self.has_begun
         precision = training_precision(experiment, device, recorded=None if is_new else self.precision)
         logger.info("%s: trains in %s: %s", self.model_name, precision.name, precision.reason)
         inputs = {
@@ -103,7 +127,7 @@ class RunFolder:
         self, experiment: Experiment, recipe: CropRecipe, folds: pd.DataFrame, inputs: dict[str, Any], allowed: bool
     ) -> bool:
         """Compare with the run that is there; True where there are changes, and they are allowed and noted."""
-        differences = _differences(to_json(self.read_experiment()), to_json(experiment))
+        differences = _differences(to_json(read_experiment(self.path)), to_json(experiment))
         if other_crops := describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {other_crops}")
         differences += _differences(read_json(self.path / INPUTS_FILE), inputs)
@@ -142,10 +166,6 @@ class RunFolder:
                 f"one ({'; '.join(problems)}). Give another name or folder to begin a new run."
             )
 
-    def read_experiment(self) -> Experiment:
-        path = self.path / EXPERIMENT_FILE
-        return from_json(Experiment, read_json(path), source=str(path))
-
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
         (self.path / layout.DISTANCE_FILE).unlink(missing_ok=True)  # of other weights
         FRAME_PREDICTIONS.write(predictions, self.path / layout.HELD_OUT_FILE)
@@ -159,6 +179,12 @@ class RunFolder:
         save_weights(network, self.path / layout.LAST_WEIGHTS, _metadata(history[-1]))
         if predictions is not None:
             FRAME_PREDICTIONS.write(predictions, self.path / layout.LAST_HELD_OUT_FILE)
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The settings of a run."""
+    path = folder / EXPERIMENT_FILE
+    return from_json(Experiment, read_json(path), source=str(path))
 
 
 def _differences(kept: dict[str, Any], asked: dict[str, Any]) -> list[str]:
@@ -175,13 +201,20 @@ def _metadata(record: dict[str, Any]) -> dict[str, str]:
 
 
 def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
-    """Fill a network with the best weights of another run, as `Experiment.start_from` names it.
+    """Fill a network with the best weights of another run; errors as `find_start`, and for another network's."""
+    path = find_start(source, fold)
+    load_weights(network, path)
+    logger.info("The network starts from %s.", path)
+
+
+def find_start(source: str | Path, fold: int) -> Path:
+    """The weights that `Experiment.start_from` names.
 
     Of an experiment's folder the same fold is taken (its held-out videos stay unseen), of a packaged run the first.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: the weights of another network, or of a packaged run whose files have changed.
+        ValueError: a packaged run whose files have changed.
     """
     run = layout.named_run(source)
     places = [run, run / BEST_WEIGHTS, layout.fold_folder(run, fold) / BEST_WEIGHTS]
@@ -193,8 +226,7 @@ def start_from(network: nn.Module, source: str | Path, fold: int) -> None:
             f"--start-from {source}: expected a run with {BEST_WEIGHTS} (of fold {fold}) or a safetensors file, found "
             "neither. Train that run first."
         )
-    load_weights(network, path)
-    logger.info("The network starts from %s.", path)
+    return path
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
