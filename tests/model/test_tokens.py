@@ -174,6 +174,7 @@ def test_stages_of_different_strides_get_no_stem(name):
         ("vit_base_patch14_reg4_dinov2.lvd142m", 380, r"multiples of its patch of 14 px\. .* 378 or 392 "),
         ("vit_large_patch16_dinov3.lvd1689m", 250, r"multiples of its patch of 16 px\. .* 240 or 256 "),
         ("test_vit", 8, r"test_vit takes multiples .* 16 or 32 "),
+        ("swin_tiny_patch4_window7_224", 380, r"swin_tiny_patch4_window7_224 takes 224 px alone\."),
         ("beit_base_patch16_224", 256, r"beit_base_patch16_224 takes 224 px alone\. Give --data\.image-size 224 "),
     ],
 )

@@ -207,7 +207,7 @@ def test_numbers_of_another_kind_than_were_saved_are_damage(tmp_path, place, kin
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OWN = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-PLAIN = ModelConfig(network="baseline", backbone="test_resnet")
+PLAIN = ModelConfig(network="baseline", backbone="resnet18")
 
 
 def write_run(folder: Path, model: dict, weights: str) -> None:

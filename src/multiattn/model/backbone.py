@@ -188,14 +188,18 @@ def read_stages(name: str) -> StageTable:
     maps, last = _trial(net, name, run)
     strides = [info["reduction"] for info in net.feature_info]
     table = _table(net, [features.shape[1] for features in maps], strides, last.shape[1], run)
+    embed = getattr(net, "patch_embed", None)
+    if getattr(embed, "strict_img_size", False):  # Swin and BEiT too, whose positions are of one size
+        table = replace(table, sizes=range(embed.img_size[-1], embed.img_size[-1] + 1))
     if run is run_any:
         return table
     # Built with its own pooling: timm chooses the place of the last normalisation by it.
-    options, patch, size = {"global_pool": None}, strides[0], net.patch_embed.img_size[-1]
+    options = {"global_pool": None}
     if "dynamic_img_size" in inspect.signature(type(net).__init__).parameters:
         # The network learns no size: timm resizes the positions of the pretrained grid in every forward.
-        return replace(table, options=options | {"dynamic_img_size": True}, sizes=range(patch, MAX_SIDE, patch))
-    return replace(table, options=options, sizes=range(size, size + 1))
+        options["dynamic_img_size"] = True
+        table = replace(table, sizes=range(strides[0], MAX_SIDE, strides[0]))
+    return replace(table, options=options)
 
 
 def _plan(name: str) -> nn.Module:
