@@ -29,8 +29,8 @@ class ModelConfig:
     """
 
     network: Literal["multi-attention", "baseline"] = "multi-attention"
-    """`baseline` is the twin of every claim: the same backbone, average pooling (a vision transformer its own), one linear
-    layer."""
+    """`baseline` is the twin of every claim: the same backbone, global average pooling (a vision transformer's own
+    pooling), one linear layer."""
     backbone: str = "tf_efficientnet_b4.ap_in1k"
     """Any timm model with feature stages, a vision transformer of timm's, or one registered by
     `timm.models.register_model` (model/README.md). `ap_in1k` weights were trained with the mean and std 0.5 the paper
