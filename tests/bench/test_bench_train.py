@@ -36,6 +36,7 @@ from multiattn.training.engine.step import TrainingStep, backward_passes
 TINY = Experiment(
     name="tiny", model=ModelConfig(backbone="tinynet_e", pretrained=False), data=DataConfig(image_size=96, batch_size=4)
 )
+TOKENS = dataclasses.replace(TINY, model=ModelConfig(backbone="test_vit", pretrained=False))
 OFFICIAL = official(TINY)
 OFFICIAL = dataclasses.replace(OFFICIAL, model=dataclasses.replace(OFFICIAL.model, padding="dynamic"))
 
@@ -64,6 +65,7 @@ CASES = pytest.mark.parametrize(
         pytest.param(TINY, id="paper"),
         pytest.param(OFFICIAL, id="official, with a loss over both passes"),
         pytest.param(baseline(TINY), id="baseline"),
+        pytest.param(TOKENS, id="a vision transformer"),
         pytest.param(dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, num_maps=1)), id="one map"),
         pytest.param(
             dataclasses.replace(TINY, loss=LossConfig(auxiliary="ams"), agda=AgdaConfig(mode="hard")),
@@ -127,7 +129,7 @@ def test_settled_statistics_are_those_of_the_images_and_momenta_are_as_before():
     settle_statistics(network, images)
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     with torch.no_grad():
-        stem = network.backbone.net.conv_stem(images)
+        stem = network.backbone.net.conv_stem(images * network.backbone.input_scale + network.backbone.input_shift)
     torch.testing.assert_close(network.backbone.net.bn1.running_mean, stem.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(network.backbone.net.bn1.running_var, stem.var(dim=(0, 2, 3)))
     assert {norm.momentum for norm in norms} == {0.1}

@@ -288,7 +288,7 @@ class PlainMultiAttentionNet(MultiAttentionNet):
         config, align = self.config, self.config.align_corners
         stages, last = self.backbone(images)
         attention = self.attention(stages[config.attention_stage])
-        textural, pooled = self.texture(stages[config.texture_stage], attention)
+        textural, pooled = self.texture(self.texture_map(images, stages), attention)
         matrix = unit_rows(summed_products(textural, attention, align_corners=align))  # P (B, M, C_F)
         kept = self.part_dropout(attention.new_ones(*attention.shape[:2], 1))
         total = (attention * kept[..., None]).sum(dim=1, keepdim=True)  # A_sum (B, 1, h, w)

@@ -158,11 +158,8 @@ class MultiAttentionNet(nn.Module):
         config = self.config
         stages, last = self.backbone(images)
         attention = self.attention(stages[config.attention_stage])  # A (B, M, h, w)
-        early = stages[config.texture_stage]  # f (B, N, H_s, W_s)
-        if self.stem is not None:
-            early = self.stem(images, early)
         # F (B, C_F, H_s, W_s), or (B, M, C_F, H_s, W_s) with a texture a map; D (B, N, h, w)
-        textural, pooled = self.texture(early, attention)
+        textural, pooled = self.texture(self.texture_map(images, stages), attention)
         # Eq. (2): P (B, M, C_F)
         matrix = normalized_average_pool(textural, attention, align_corners=config.align_corners)
         kept = self.part_dropout(attention.new_ones(*attention.shape[:2], 1))  # (B, M, 1), whole maps left out
@@ -172,6 +169,11 @@ class MultiAttentionNet(nn.Module):
         parts = normalized_average_pool(standardize(pooled) if config.standardize_parts else pooled, attention)
         features = None if self.training else average_pool(last)
         return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts, features)
+
+    def texture_map(self, images: Tensor, stages: dict[str, Tensor]) -> Tensor:
+        """f (B, N, H_s, W_s): the backbone's texture stage, or what the stem makes of it and the images."""
+        early = stages[self.config.texture_stage]
+        return early if self.stem is None else self.stem(images, early)
 
 
 NETWORKS = registry(ModelConfig, "network", {"multi-attention": MultiAttentionNet, "baseline": BaselineNet})
