@@ -81,6 +81,7 @@ REFUSED = {
         "padding": ["same"], "part_dropout": [1.0], "global_dropout": [1.0], "norm_momentum": [0.0, 1.1],
     },
     LossConfig: {
+        "alignment_weight": [-0.1], "uniformity_weight": [-0.1],
         "cross_entropy_weight": [-1.0], "auxiliary_weight": [-1e-9], "inter_margin": [-0.2],
         "intra_margin_real": [-4.5], "intra_margin_fake": [4.01], "auxiliary": ["center"], "ril": ["squared"],
         "ams_scale": [0.0], "match_weight": [-0.1], "center_rate": [0.0, 1.01], "center_decay": [0.0, float("nan")],

@@ -14,6 +14,7 @@ from torch import nn
 from multiattn.config import LossConfig
 from multiattn.model.losses import (
     AdditiveMarginLoss,
+    AlignmentUniformityLoss,
     ClassificationLoss,
     JointIndependenceLoss,
     RegionalIndependenceLoss,
@@ -162,6 +163,53 @@ def test_the_margin_loss_is_cross_entropy_of_parts_with_a_margin():
     assert criterion(parts, torch.zeros(5)).item() == pytest.approx(np.mean(terms), rel=1e-9)
 
 
+def on_the_sphere(features, labels, alignment_weight=0.1, uniformity_weight=0.5):
+    """Alignment and uniformity by loops over pairs, alpha = t = 2."""
+    points = [row / np.linalg.norm(row) for row in features]
+    pairs = [(i, j) for i in range(len(points)) for j in range(i)]
+    squared = {pair: ((points[pair[0]] - points[pair[1]]) ** 2).sum() for pair in pairs}
+    near = [squared[i, j] for i, j in pairs if labels[i] == labels[j]]
+    spread = np.log(np.mean([np.exp(-2 * value) for value in squared.values()])) if pairs else 0.0
+    return alignment_weight * (np.mean(near) if near else 0.0) + uniformity_weight * spread
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param([0, 1, 1, 0, 1, 0], id="both classes"),
+        pytest.param([1, 1, 1], id="one class absent"),
+        pytest.param([0, 1], id="a pair of either class: nothing to align"),
+        pytest.param([0, 0], id="a pair of one class"),
+        pytest.param([1], id="one sample"),
+        pytest.param([], id="none"),
+    ],
+)
+def test_alignment_and_uniformity_equal_the_paper_s_means_over_pairs(labels):
+    criterion = AlignmentUniformityLoss(LossConfig(auxiliary="align-uniform"))
+    features = np.random.default_rng(2).normal(size=(len(labels), 5)) + [3.0, 0, 0, 0, 0]
+    given = torch.tensor(features, requires_grad=True)
+    value = criterion(given, torch.tensor(labels, dtype=torch.int64))
+    assert value.item() == pytest.approx(on_the_sphere(features, labels), abs=1e-12)
+    value.backward()
+    assert torch.isfinite(given.grad).all()
+    if len(labels) > 1:
+        assert torch.autograd.gradcheck(criterion, (given, torch.tensor(labels)))
+        scaled = criterion(given * torch.rand(len(labels), 1).double().add(0.5), torch.tensor(labels))
+        assert scaled.item() == pytest.approx(value.item())  # of directions alone
+
+
+def test_the_sphere_s_bounds_by_hand():
+    only = {name: LossConfig(alignment_weight=a, uniformity_weight=u) for name, a, u in (("a", 1, 0), ("u", 0, 1))}
+    opposite, labels = torch.tensor([[2.0, 0.0], [-5.0, 0.0]]), torch.tensor([1, 1])
+    found = {name: AlignmentUniformityLoss(config)(opposite, labels).item() for name, config in only.items()}
+    assert found == {"a": pytest.approx(4.0), "u": pytest.approx(-8.0)}
+    same = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = [AlignmentUniformityLoss(config)(same, torch.tensor([0, 0, 1])) for config in only.values()]
+    assert [value.item() for value in values] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert {value.dtype for value in values} == {torch.float32}
+
+
 def test_the_match_loss_counts_every_part_but_the_degraded_one():
     parts = torch.zeros(2, 2, 3, requires_grad=True)
     degraded = torch.tensor([[[3.0, 4.0, 0.0], [1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
@@ -178,6 +226,7 @@ def test_the_match_loss_counts_every_part_but_the_degraded_one():
         pytest.param(LossConfig(), RegionalIndependenceLoss, id="paper"),
         pytest.param(LossConfig(ril="joint"), JointIndependenceLoss, id="release"),
         pytest.param(LossConfig(auxiliary="ams"), AdditiveMarginLoss, id="margin softmax"),
+        pytest.param(LossConfig(auxiliary="align-uniform"), AlignmentUniformityLoss, id="on the unit sphere"),
         pytest.param(LossConfig(auxiliary="none"), type(None), id="none"),
         pytest.param(LossConfig(auxiliary_weight=0.0), type(None), id="weight 0"),
     ],
@@ -309,6 +358,9 @@ SHARES = {
     "mean, one rank empty": ("per-part", "mean", 8),
     "joint, even": ("joint", "mean", 4),
     "joint, uneven": ("joint", "mean", 5),
+    "on the sphere, even": ("align-uniform", "mean", 4),
+    "on the sphere, uneven": ("align-uniform", "mean", 5),
+    "on the sphere, one rank empty": ("align-uniform", "mean", 8),
 }
 
 
@@ -332,15 +384,19 @@ def batches():
 
 def train(module, share, form, reduction):
     """Losses, gradients and centres of a few steps over a share of each batch."""
-    config = LossConfig(ril=form, reduction=reduction, center_rate=0.4, inter_margin=2.0, intra_margin_fake=-2.5)
+    is_sphere = form == "align-uniform"
+    name = {"auxiliary": form} if is_sphere else {"ril": form, "reduction": reduction}
+    config = LossConfig(**name, center_rate=0.4, inter_margin=2.0, intra_margin_fake=-2.5)
     criterion = make_auxiliary(NUM_MAPS, FEATURES, config).double()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     history = []
     for inputs, labels in batches():
         optimizer.zero_grad()
-        loss = criterion(module(inputs[share]), labels[share])
+        parts = module(inputs[share])
+        loss = criterion(parts.flatten(1) if is_sphere else parts, labels[share])
         loss.backward()
-        history.append((loss.detach(), next(module.parameters()).grad.clone(), criterion.centers.clone()))
+        centers = torch.zeros(0) if is_sphere else criterion.centers.clone()
+        history.append((loss.detach(), next(module.parameters()).grad.clone(), centers))
         optimizer.step()
     return history
 

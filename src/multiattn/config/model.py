@@ -107,10 +107,15 @@ class LossConfig:
     cross_entropy_weight: float = 1.0
     label_smoothing: float = 0.0
     """Share of the target that is spread over both classes."""
-    auxiliary: Literal["ril", "ams", "none"] = "ril"
-    """Regional independence loss, additive margin softmax over the parts (Table 6), or neither."""
+    auxiliary: Literal["ril", "ams", "align-uniform", "none"] = "ril"
+    """Regional independence loss, additive margin softmax over the parts (Table 6), alignment and uniformity of the
+    pooled features on the unit sphere (for the baseline too), or none."""
     auxiliary_weight: float = 1.0
     """lambda_2 of Eq. (5)."""
+    alignment_weight: float = 0.1
+    """Weight of the alignment in `align-uniform`; GenD's."""
+    uniformity_weight: float = 0.5
+    """Weight of the uniformity in `align-uniform`; GenD's."""
     ril: Literal["per-part", "joint"] = "per-part"
     """`per-part` is Eq. (3); `joint` the released form: one un-squared norm over all parts, centres of real faces."""
     inter_margin: float = 0.2
@@ -139,7 +144,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         require_fields(self)
         weights = ("cross_entropy_weight", "auxiliary_weight", "agda_weight", "match_weight")
-        require_at_least(self, 0, *weights, "inter_margin", "ams_margin")
+        require_at_least(self, 0, *weights, "alignment_weight", "uniformity_weight", "inter_margin", "ams_margin")
         require(0 <= self.label_smoothing < 1, self, "label_smoothing", "a value in [0, 1)")
         require(self.ams_scale > 0, self, "ams_scale", "a positive scale")
         for name in ("intra_margin_real", "intra_margin_fake"):

@@ -110,7 +110,7 @@ def gentler_steps(experiment: Experiment, phase: Phase) -> str:
 
 
 def _stronger_loss(loss: LossConfig) -> str:
-    if loss.auxiliary == "none":
+    if loss.auxiliary in ("align-uniform", "none"):
         return "No loss keeps them apart: try --loss.auxiliary ril in `multiattn train`"
     if loss.auxiliary_weight == 0:
         return "No loss keeps them apart: try --loss.auxiliary-weight 1 in `multiattn train`"

@@ -1,4 +1,4 @@
-"""Terms of the training objective: cross entropy, the regional independence loss (RIL), its alternative, match loss."""
+"""Terms of the objective: cross entropy, the regional independence loss (RIL), its alternatives, match loss."""
 
 import torch
 import torch.distributed as dist
@@ -238,6 +238,63 @@ class AdditiveMarginLoss(nn.Module):
             return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
 
+UNIFORMITY_SHARPNESS = 2.0
+"""t of the uniformity."""
+
+
+class AlignmentUniformityLoss(nn.Module):
+    """Features of a class near each other, all features spread over the unit sphere: Wang and Isola, arXiv:2005.10242.
+
+    With x the features divided by their L2 norm,
+
+        alignment = mean over pairs of one class of ||x_i - x_j||^2
+        uniformity = log mean over all pairs of exp(-t ||x_i - x_j||^2)
+
+    with alpha = 2 and t = 2, the values there and in GenD (arXiv:2508.06248). The term is `alignment_weight` times the
+    former plus `uniformity_weight` times the latter.
+
+    Departures: two samples of a class make a pair, as in GenD, where the paper has two views of one image. Pairs are
+    those of one batch: where gradients of several batches are accumulated, none spans two of them.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss of features (B, C), of any length, and labels (B,) int64, in float32 under autocast too.
+
+        A term without a pair is 0: of a single sample, or without two of one class. In a distributed run the pairs are
+        those of the batch of all ranks, as if one process had it whole; every rank must make the call then. Evaluation
+        mode takes this rank's alone.
+        """
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            points = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+            if self.training and _is_distributed():
+                points, labels = _rows_of_all_ranks(points, labels)
+            first, second = torch.triu_indices(len(points), len(points), offset=1, device=points.device)
+            lengths = points.square().sum(dim=-1)
+            squared = (lengths[:, None] + lengths - 2 * points @ points.T)[first, second].clamp_min(0)  # (pairs,)
+            if not len(squared):
+                return 0 * features.sum()  # with a gradient, for DistributedDataParallel
+            is_pair = (labels[first] == labels[second]).to(squared.dtype)
+            alignment = (squared * is_pair).sum() / is_pair.sum().clamp_min(1)
+            uniformity = (-UNIFORMITY_SHARPNESS * squared).exp().mean().log()  # at least -8: squares end at 4
+            return self.config.alignment_weight * alignment + self.config.uniformity_weight * uniformity
+
+
+def _rows_of_all_ranks(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C) and (B,) of every rank, in the order of the ranks, with gradient: all ranks' losses depend on each row."""
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64)  # on the CPU: no rank waits for its GPU
+    counts[dist.get_rank()] = len(rows)
+    dist.all_reduce(counts)
+    begin, total = int(counts[: dist.get_rank()].sum()), int(counts.sum())
+    room = (0, 0, begin, total - begin - len(rows))  # zeros in the place of the other ranks'
+    labels = F.pad(labels, room[2:])
+    dist.all_reduce(labels)
+    return _SumOverRanks.apply(F.pad(rows, room)), labels
+
+
 RIL_FORMS = registry(LossConfig, "ril", {"per-part": RegionalIndependenceLoss, "joint": JointIndependenceLoss})
 AUXILIARY_LOSSES = registry(
     LossConfig,
@@ -245,13 +302,15 @@ AUXILIARY_LOSSES = registry(
     {
         "ril": lambda num_maps, num_features, config: RIL_FORMS[config.ril](num_maps, num_features, config),
         "ams": AdditiveMarginLoss,
+        "align-uniform": lambda _, __, config: AlignmentUniformityLoss(config),
         "none": lambda *_: None,
     },
 )
 
 
 def make_auxiliary(num_maps: int, num_features: int, config: LossConfig) -> nn.Module | None:
-    """The auxiliary loss the settings name, a module of (parts, labels); None for none."""
+    """The auxiliary loss the settings name, a module of (parts, labels), or of (features, labels) for `align-uniform`;
+    None for none."""
     if config.auxiliary_weight == 0:
         return None
     return AUXILIARY_LOSSES[config.auxiliary](num_maps, num_features, config)

@@ -26,7 +26,7 @@ class NetworkOutput(NamedTuple):
     """V (B, M, N) float32, unit rows, for the auxiliary loss; None from the baseline."""
     features: Tensor | None = None
     """(B, C_last) float32, the last map's mean over space (of a plain vision transformer its pooled output), for
-    `model.distance`; None in training."""
+    `model.distance` and the loss on features."""
 
 
 # `torch.export.save` writes the type of the output under this name, and needs to know it.
@@ -102,7 +102,7 @@ class BaselineNet(nn.Module):
     def forward(self, images: Tensor) -> NetworkOutput:
         """(B, 3, H, W) float in [-1, 1] -> logits; no attention, no parts."""
         pooled = average_pool(self.backbone(images)[1])
-        return NetworkOutput(self.head(pooled), None, None, None if self.training else pooled)
+        return NetworkOutput(self.head(pooled), None, None, pooled)
 
 
 class MultiAttentionNet(nn.Module):
@@ -167,8 +167,7 @@ class MultiAttentionNet(nn.Module):
         vector = global_vector(last, seen, config.global_pool, align_corners=config.align_corners)  # G (B, C_last)
         # Section 3.3: V (B, M, N), BAP of D with A
         parts = normalized_average_pool(standardize(pooled) if config.standardize_parts else pooled, attention)
-        features = None if self.training else average_pool(last)
-        return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts, features)
+        return NetworkOutput(self.classifier(matrix * kept, vector), attention, parts, average_pool(last))
 
     def texture_map(self, images: Tensor, stages: dict[str, Tensor]) -> Tensor:
         """f (B, N, H_s, W_s): the backbone's texture stage, or what the stem makes of it and the images."""

@@ -106,12 +106,14 @@ def _losses(experiment: Experiment, step: "TrainingStep") -> list[str]:
     loss, agda = experiment.loss, experiment.agda
     terms, auxiliary, copies = [f"{loss.cross_entropy_weight:g} CE(I)"], "none", "none"
     if step.auxiliary is not None:
-        terms.append(f"{loss.auxiliary_weight:g} {loss.auxiliary.upper()}(V)")
+        of = "features" if loss.auxiliary == "align-uniform" else "V"
+        terms.append(f"{loss.auxiliary_weight:g} {loss.auxiliary.upper()}({of})")
         ams = f"additive margin softmax, s {loss.ams_scale:g}, m {loss.ams_margin:g}"
         margins = f"m_out {loss.inter_margin:g}, m_in {loss.intra_margin_real:g} real / {loss.intra_margin_fake:g} fake"
         rate = f"alpha {loss.center_rate:g}, times {loss.center_decay:g} after every epoch"
         ril = f"regional independence, {loss.ril}, {margins}, {rate}"
-        auxiliary = ams if loss.auxiliary == "ams" else ril
+        sphere = f"{loss.alignment_weight:g} alignment + {loss.uniformity_weight:g} uniformity of the features"
+        auxiliary = {"ril": ril, "ams": ams, "align-uniform": sphere}[loss.auxiliary]
     if step.augmentation is not None:
         terms.append(f"{loss.agda_weight:g} CE(I')")
         if loss.match_weight > 0:

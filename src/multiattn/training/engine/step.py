@@ -12,7 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from multiattn.config import Experiment, Phase
 from multiattn.model.agda import AttentionGuidedAugmentation
-from multiattn.model.losses import ClassificationLoss, RegionalIndependenceLoss, make_auxiliary, match_loss
+from multiattn.model.losses import (
+    AlignmentUniformityLoss,
+    ClassificationLoss,
+    RegionalIndependenceLoss,
+    make_auxiliary,
+    match_loss,
+)
 from multiattn.model.network import BaselineHead, NetworkOutput, average_pool, make_network
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import frozen_statistics
@@ -59,7 +65,11 @@ class TrainingStep(nn.Module):
                 self.augmentation = AttentionGuidedAugmentation(experiment.agda)
         else:
             reason = "the baseline has no attention" if experiment.model.network == "baseline" else "M = 1 (Table 5)"
-            logger.info("%s: auxiliary loss and AGDA are off", reason)
+            if experiment.loss.auxiliary == "align-uniform":  # of features, which these have too
+                self.auxiliary = make_auxiliary(0, 0, experiment.loss)
+                logger.info("%s: AGDA is off", reason)
+            else:
+                logger.info("%s: auxiliary loss and AGDA are off", reason)
         if any(phase.objective == "backbone" for phase in experiment.schedule):
             self.backbone_head = BaselineHead(self.network.backbone.num_features)
 
@@ -88,7 +98,8 @@ class TrainingStep(nn.Module):
         terms = {"cross_entropy": self.classification(output.logits, labels)}
         loss = self.config.cross_entropy_weight * terms["cross_entropy"]
         if self.auxiliary is not None:
-            terms["auxiliary"] = self.auxiliary(output.parts, labels)
+            of_features = isinstance(self.auxiliary, AlignmentUniformityLoss)
+            terms["auxiliary"] = self.auxiliary(output.features if of_features else output.parts, labels)
             loss = loss + self.config.auxiliary_weight * terms["auxiliary"]
         attention = output.attention.detach() if self.augmentation is not None else None
         return CleanPass({"loss": loss, **terms}, attention, None if self.separable else output.parts)
