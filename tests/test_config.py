@@ -79,6 +79,7 @@ REFUSED = {
         "texture_stage": ["b2", "", "L6", "L0"],
         "attention_stage": ["l5", "L1"], "network": ["plain"], "attention": ["elu"], "texture": ["sparse"],
         "padding": ["same"], "part_dropout": [1.0], "global_dropout": [1.0], "norm_momentum": [0.0, 1.1],
+        "tune": ["bias"], "lora_rank": [0, 10**9],
     },
     LossConfig: {
         "alignment_weight": [-0.1], "uniformity_weight": [-0.1],
@@ -104,7 +105,7 @@ REFUSED = {
     },
     Experiment: {
         "name": ["", "a/b", "..", "a\0", "n" * 201], "epochs": [0, 10**9], "seed": [-1, 2**32],
-        "save_minutes": [0.0], "precision": ["fp8"],
+        "save_minutes": [0.0], "precision": ["fp8"], "save": ["all"],
     },
     ValidationConfig: {
         "metric": ["loss"], "patience": [0],
@@ -239,6 +240,12 @@ def test_phases_take_the_place_of_optimiser_and_epochs():
             lambda: Experiment(name="x", phases=(Phase(name="a", epochs=1, objective="backbone"),)),
             "last phase of the network",
             id="the network never trained",
+        ),
+        pytest.param(lambda: Experiment(name="x", save="tuned"), "whole backbone is trained", id="nothing is left out"),
+        pytest.param(
+            lambda: Experiment(name="x", save="tuned", model=ModelConfig(tune="head", pretrained=False)),
+            "has what was tuned",
+            id="tuned from weights that nobody has",
         ),
         pytest.param(
             lambda: from_json(Experiment, {"name": "x", "phases": [{"name": "a", "epoch": 1}]}), "epochs", id="misspelt"

@@ -175,7 +175,7 @@ def dfdc_dinov2_norms() -> Experiment:
     """
     return Experiment(
         name="dfdc_dinov2_norms",
-        model=ModelConfig(backbone=DINOV2, texture_stage="L3", attention_stage="L9", drop_path_rate=0.0),
+        model=ModelConfig(backbone=DINOV2, tune="norms", texture_stage="L3", attention_stage="L9", drop_path_rate=0.0),
         loss=LossConfig(auxiliary_weight=0.1),
         agda=AgdaConfig(first_epoch=3),
         data=DataConfig(
@@ -187,7 +187,9 @@ def dfdc_dinov2_norms() -> Experiment:
 
 
 def dfdc_dinov2_norms_baseline() -> Experiment:
-    """The plain twin of `dfdc_dinov2_norms`: a linear layer on the class token, near GenD but for its losses.
+    """The plain twin of `dfdc_dinov2_norms`: a linear layer on the class token, as GenD.
+
+    `--loss.auxiliary align-uniform --loss.auxiliary-weight 1` adds GenD's losses.
 
     multiattn train dfdc_dinov2_norms_baseline --faces data/faces/dfdc --folds folds/dfdc.csv --fold all
 
@@ -401,6 +403,7 @@ def shrink(experiment: Experiment) -> Experiment:
             experiment.data, image_size=64, frames_per_video=2, batch_size=4, num_workers=0, videos_per_class=None
         ),
         optim=dataclasses.replace(experiment.optim, accumulate=1),
+        save="whole",
         epochs=1,
         phases=tuple(dataclasses.replace(phase, epochs=1) for phase in experiment.phases),
     )

@@ -64,3 +64,23 @@ def test_the_margin_loss_has_weights_that_are_trained_too(capsys):
 def test_the_experiment_comes_first():
     with pytest.raises(ValueError, match="the experiment comes before all options: multiattn describe demo"):
         main(["--tiny", "demo"])
+
+
+def test_what_is_trained_and_what_a_step_takes_is_told_for_a_tuned_backbone(capsys):
+    figures = {}
+    for tune in ("all", "norms", "head"):
+        main(["demo", "--tiny", "--model.tune", tune, "--loss.auxiliary", "align-uniform", "--json"])
+        figures[tune] = json.loads(capsys.readouterr().out)
+    behind = sum(part["parameters"] for part in figures["head"]["parts"] if part["name"] != "backbone")
+    assert figures["head"]["total"]["trained"] == figures["head"]["phases"][0]["trainable_parameters"] == behind
+    backbone = {tune: found["parts"][0]["trained"] for tune, found in figures.items()}
+    assert backbone["all"] == figures["all"]["parts"][0]["parameters"] > backbone["norms"] > backbone["head"] == 0
+    memory = {tune: found["step_memory"] for tune, found in figures.items()}
+    assert memory["all"]["total"] > memory["norms"]["total"] > memory["head"]["total"]
+    weights = 4 * figures["norms"]["total"]["trained"]
+    assert memory["norms"]["optimizer"] == pytest.approx(2 * weights, rel=0.01)  # Adam's two moments
+    main(["demo", "--tiny", "--model.tune", "head", "--loss.auxiliary", "align-uniform"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert f"{behind:,} parameters" in lines["trained"] and "(tune head)" in lines["trained"]
+    assert "MiB at least for a step of 4 crops in fp32" in lines["memory"]
+    assert lines["auxiliary"].split(maxsplit=1)[1] == "0.1 alignment + 0.5 uniformity of the features"

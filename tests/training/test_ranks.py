@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from multiattn.config import LossConfig
 from multiattn.experiments import get_experiment
+from multiattn.model.network import make_network
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.engine.run_folder import load_state
 from pipeline import Pipeline, exit_with, finish, start, train_fold_zero
@@ -75,6 +77,25 @@ def test_two_processes_train_as_one_with_the_same_global_batch(pipeline, alone, 
     oof, wanted = (FRAME_PREDICTIONS.read(path / "oof.parquet") for path in (folder, alone))
     key = ["video_id", "frame_index", "track"]
     pd.testing.assert_frame_equal(oof[key], wanted[key])  # each held-out crop once, whichever rank predicted it
+
+
+@pytest.mark.slow
+def test_two_processes_tune_norms_by_pairs_over_both_as_one_does(pipeline, tmp_path):
+    model, loss = dataclasses.replace(STEADY.model, tune="norms"), LossConfig(auxiliary="align-uniform")
+    alone = train_fold_zero(pipeline, tmp_path / "alone", dataclasses.replace(STEADY, model=model, loss=loss))
+    words = [*steady_words(pipeline, tmp_path, 4), "--model.tune", "norms", "--loss.auxiliary", "align-uniform"]
+    process = start(launch, 2, ["train", *map(str, words)], log=tmp_path / "log")
+    assert finish(process) == 0, (tmp_path / "log").read_text()[-3000:]
+    folder = tmp_path / STEADY.name / "fold0"
+    losses = [pd.read_csv(path / "epochs.csv")["auxiliary"].iloc[0] for path in (folder, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    found, expected = (load_state(path)["step"] for path in (folder, alone))
+    torch.manual_seed(STEADY.seed)
+    first = make_network(model).state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)
+        if "backbone.net" in name and tensor.ndim > 1:  # no normalisation's
+            assert torch.equal(found[name], first[name.removeprefix("network.")])
 
 
 def children(process: subprocess.Popen) -> list[int]:

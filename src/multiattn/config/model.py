@@ -8,7 +8,7 @@ from multiattn.config.settings import BEFORE, require, require_at_least, require
 
 STAGE_NAME = re.compile(r"L([1-9]\d?)")
 """L1, L2, ...: how many there are depends on the backbone, which checks that."""
-MAX_MAPS, MAX_HIDDEN_SIZE = 8, 16_384
+MAX_MAPS, MAX_HIDDEN_SIZE, MAX_RANK = 8, 16_384, 1024
 MAX_MARGIN = 4
 """Unit vectors are at most 4 apart when squared; beyond that a margin says nothing."""
 MAX_BLUR = 512
@@ -49,6 +49,11 @@ class ModelConfig:
     run that starts from another has that one's."""
     input_std: Channels | None = field(default=None, metadata={BEFORE: HALF})
     """Standard deviation of these pixels, given with `input_mean` or not at all."""
+    tune: Literal["all", "norms", "lora", "head"] = "all"
+    """The backbone's weights that are trained: all, those of its normalisation layers (GenD, arXiv:2508.06248), LoRA
+    beside the linear layers of its attention and MLPs (by the package peft), or none. What is behind it always is."""
+    lora_rank: int = 8
+    """r of LoRA, arXiv:2106.09685; alpha is 2 r, and its dropout 0.05."""
     num_maps: int = 4
     """M, the number of attention maps. One map uses neither an auxiliary loss nor AGDA (Table 5)."""
     texture_stage: str = "L2"
@@ -72,7 +77,7 @@ class ModelConfig:
     global_dropout: float = 0.0
     """Dropout on the global feature G; the paper names none, the release has 0.5. In the baseline: before its layer."""
     drop_path_rate: float = 0.2
-    """Stochastic depth of the backbone."""
+    """Stochastic depth of the backbone; none where `tune` leaves parts of it as they are."""
     norm_momentum: float | None = None
     """Weight of a batch in the running statistics of the backbone's batch normalisation: 0.01 in the release; None
     leaves timm's own, 0.1 in EfficientNet and Xception."""
@@ -83,6 +88,7 @@ class ModelConfig:
         require_fields(self)
         require(1 <= self.num_maps <= MAX_MAPS, self, "num_maps", f"1 to {MAX_MAPS}")
         require(1 <= self.hidden_size <= MAX_HIDDEN_SIZE, self, "hidden_size", f"1 to {MAX_HIDDEN_SIZE}")
+        require(1 <= self.lora_rank <= MAX_RANK, self, "lora_rank", f"1 to {MAX_RANK}")
         momentum = self.norm_momentum
         require(momentum is None or 0 < momentum <= 1, self, "norm_momentum", "None or a value in (0, 1]")
         both = (self.input_mean is None) == (self.input_std is None)

@@ -215,6 +215,9 @@ class Experiment:
     """Let torch.compile generate the network's code. Off: on a CPU it pays late. On 2 cores of an AMD EPYC with AVX-512
     a training step of B4 took 0.60 of the plain one's time with it; on Zen 3 the first step took more than 250 s to
     compile. Not measured on a GPU."""
+    save: Literal["whole", "tuned"] = "whole"
+    """Contents of best.safetensors and last.safetensors: the whole network, LoRA merged into its weights; or what
+    `model.tune` trained alone, which needs the weights it was tuned from wherever it is loaded."""
     save_minutes: float = 10.0
     """Minutes between two saved states inside an epoch; a kill loses at most these."""
     seed: int = 7
@@ -226,6 +229,10 @@ class Experiment:
         require(0 <= self.seed < 2**32, self, "seed", "a whole number from 0 to 4294967295")
         require_at_least(self, 1, "epochs")
         require(self.save_minutes > 0, self, "save_minutes", "a positive number of minutes")
+        model, is_whole = self.model, self.save == "whole"
+        require(is_whole or model.tune != "all", self, "save", "whole where the whole backbone is trained")
+        has_base = self.start_from is None and (model.pretrained or model.weights is not None)
+        require(is_whole or has_base, self, "save", "whole but where model.weights or timm's hub has what was tuned")
         is_guarded = self.validation.guard is not None
         require(self.start_from or not is_guarded, self, "start_from", "a run to start from beside --guard")
         names = [phase.name for phase in self.phases]

@@ -7,8 +7,9 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor, nn
 
+from multiattn.model.tuning import whole_state
 from multiattn.runtime.files import atomic_path
-from multiattn.runtime.tensor_files import read_state, state_problems
+from multiattn.runtime.tensor_files import state_problems
 
 
 def save_weights(module_or_state: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
@@ -42,13 +43,14 @@ def _sort_metadata(path: Path) -> None:
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Fill a module from a file of `save_weights`; the module is untouched unless every tensor fits.
 
-    The module keeps its own dtypes: tensors stored in float16, as bundles have them, are widened.
+    The module keeps its own dtypes: tensors stored in float16, as bundles have them, are widened. A file with the tuned
+    part of a network alone is completed, as `whole_state` does.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, or a tensor that is missing, unexpected or of another shape.
     """
-    state = read_state(path)
+    state = whole_state(path)
     problems = state_problems(module.state_dict(), state)
     if problems:
         raise ValueError(

@@ -46,6 +46,8 @@ class Part:
 
     name: str
     parameters: int
+    trained: int
+    """Parameters that gradients reach, as the network stands."""
     weight_bytes: int
     """Memory of parameters and buffers."""
     flops: int
@@ -163,10 +165,12 @@ def _parts(network: nn.Module, counter: FlopCounterMode) -> tuple[tuple[Part, ..
     top = type(network).__name__
     parts = [_part(name, module, flops.get(f"{top}.{name}", 0)) for name, module in network.named_children()]
     total = _part("total", network, counter.get_total_flops() // BATCH)
-    parts.append(Part("pooling", 0, 0, total.flops - sum(part.flops for part in parts)))
+    parts.append(Part("pooling", 0, 0, 0, total.flops - sum(part.flops for part in parts)))
     return tuple(part for part in parts if part.parameters or part.flops), total
 
 
 def _part(name: str, module: nn.Module, flops: int) -> Part:
     weight_bytes = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
-    return Part(name, sum(parameter.numel() for parameter in module.parameters()), weight_bytes, flops)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return Part(name, sum(size for size, _ in sizes), trained, weight_bytes, flops)

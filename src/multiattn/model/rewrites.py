@@ -138,7 +138,8 @@ def _is_block(module: nn.Module | None) -> bool:
 def _forward(block: nn.Module, *args: Any, **options: Any) -> Any:
     """Output of the block's own forward, checkpointed where there is something to save."""
     forward = functools.partial(type(block).forward, block)
-    if not (block.training and torch.is_grad_enabled()):
+    is_trained = any(module.training for module in block.modules())  # in part where a part of it is tuned
+    if not (is_trained and torch.is_grad_enabled()):
         return forward(*args, **options)
     # Some networks hand over lists of maps that they extend or overwrite afterwards: the second run gets the maps.
     leaves, layout = tree_flatten((args, options))

@@ -1,10 +1,11 @@
-"""An experiment -> the shapes of its layers, parameters, FLOPs, schedule and losses, without training anything.
+"""An experiment -> the shapes of its layers, parameters, FLOPs, memory, schedule and losses, without training anything.
 
     multiattn describe dfdc_b4
     multiattn describe ffpp_xception --model.num-maps 1 --json
 
 Every setting of the experiment is an option, as in `multiattn train`. Shapes come from a forward pass on shapes alone:
-no weights are fetched, and it takes seconds. A multiply-add counts as two FLOPs.
+no weights are fetched, and it takes seconds. A multiply-add counts as two FLOPs. The memory of a step is counted the
+same way, as a CPU computes it: every tensor while it lives; libraries, their work space and fragments come on top.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from multiattn.runtime.text_tables import terminal_table
 
 if TYPE_CHECKING:
     from multiattn.model.describe import NetworkDescription
+    from multiattn.training.engine.memory import StepMemory
     from multiattn.training.engine.step import TrainingStep
 
 WIDTH = 100
@@ -40,21 +42,25 @@ def main(argv: list[str]) -> None:
 
     from multiattn.model.backbone import require_image_size
     from multiattn.model.describe import departures, describe_network
+    from multiattn.training.engine.memory import step_memory
     from multiattn.training.engine.step import TrainingStep
 
     experiment = options.settings
     require_image_size(experiment.model.backbone, experiment.data.image_size)
     with torch.device("meta"):  # layers without memory: nothing is drawn, nothing is fetched
         step = TrainingStep(experiment, load_weights=False)
-    network = describe_network(step.network, experiment.data.image_size)
     phases = [{**to_json(phase), "trainable_parameters": _trainable(step, phase)} for phase in experiment.schedule]
+    network = describe_network(step.network, experiment.data.image_size)  # trained as in the last phase
+    memory = step_memory(step, experiment)
     if options.json:
         described = dataclasses.asdict(network)
         switches = {"auxiliary_loss": step.auxiliary is not None, "agda": step.augmentation is not None}
+        described |= {"step_memory": {**vars(memory), "total": memory.total}}
         described |= {"phases": phases, **switches, "departures": departures(experiment)}
         results(json.dumps({"experiment": to_json(experiment), **described}, indent=2))
         return
-    results(_title(experiment, network), "", _network_tables(network), "", _phase_table(phases, experiment, step), "")
+    results(_title(experiment, network), "", _network_tables(network), "", *_cost(experiment, network, memory), "")
+    results(_phase_table(phases, experiment, step), "")
     results(*_losses(experiment, step), "", *_departure_lines(experiment))
 
 
@@ -81,10 +87,24 @@ def _network_tables(network: "NetworkDescription") -> str:
     for layer in network.layers:
         shape = ", ".join(["B", *map(str, layer.shape)])
         rows.append([" = ".join(layer.symbols), layer.meaning, f"({shape})", str(layer.stride or "")])
-    parts = [["part", "parameters", "weights, MiB", "GFLOPs an image"]]
+    parts = [["part", "parameters", "trained", "weights, MiB", "GFLOPs an image"]]
     for part in (*network.parts, network.total):
-        parts.append([part.name, f"{part.parameters:,}", f"{part.weight_bytes / 2**20:.1f}", f"{part.flops / 1e9:.3f}"])
-    return f"{terminal_table(rows, right=(3,))}\n\n{terminal_table(parts, right=(1, 2, 3))}"
+        counts = [part.name, f"{part.parameters:,}", f"{part.trained:,}"]
+        parts.append([*counts, f"{part.weight_bytes / 2**20:.1f}", f"{part.flops / 1e9:.3f}"])
+    return f"{terminal_table(rows, right=(3,))}\n\n{terminal_table(parts, right=(1, 2, 3, 4))}"
+
+
+def _cost(experiment: Experiment, network: "NetworkDescription", memory: "StepMemory") -> list[str]:
+    total, trained = network.total.parameters, network.total.trained
+    parts = {"weights": memory.weights, "optimiser": memory.optimizer, "activations and gradients": memory.passes}
+    sizes = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items())
+    batch = f"a step of {experiment.data.batch_size} crops in {memory.precision}"
+    return _wrapped(
+        {
+            "trained": f"{trained:,} parameters, {total - trained:,} frozen (tune {experiment.model.tune})",
+            "memory": f"{memory.total / 2**20:,.0f} MiB at least for {batch}: {sizes}",
+        }
+    )
 
 
 def _phase_table(phases: list[dict[str, Any]], experiment: Experiment, step: "TrainingStep") -> str:
@@ -121,7 +141,10 @@ def _losses(experiment: Experiment, step: "TrainingStep") -> list[str]:
         blur = f"scaled by {agda.resize_factor:g}, blurred with sigma {agda.sigma:g}, noise {agda.noise:g}"
         how = f"erased above {agda.threshold:g}" if agda.mode == "hard" else blur
         copies = f"{agda.mode}, from epoch {agda.first_epoch}, map drawn by {agda.map_choice} probability; {how}"
-    lines = {"loss": " + ".join(terms), "auxiliary": auxiliary, "AGDA": copies}
+    return _wrapped({"loss": " + ".join(terms), "auxiliary": auxiliary, "AGDA": copies})
+
+
+def _wrapped(lines: dict[str, str]) -> list[str]:
     wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 11)
     return [line for name, words in lines.items() for line in wrapper.wrap(f"{name:<11}{words}")]
 

@@ -60,7 +60,7 @@ KAGGLE_HAS = {
     *("albumentations", "tensorboard", "nbformat", "nbclient", "ipykernel"),
 }
 """Packages of requirements.txt that Kaggle's image brings (OpenCV under another name), or inference does not need."""
-FOR_DEVELOPERS = {"pytest", "pytest-xdist", "ruff", "dask"}
+NOT_FOR_INFERENCE = {"pytest", "pytest-xdist", "ruff", "dask", "peft"}
 SMALL_DEPENDENCIES = ("docstring-parser>=0.16", "typeguard>=4", "typing-inspect>=0.6", "mypy-extensions")
 """Dependencies of tyro and pandera, beside packages the image surely has; tens of kilobytes."""
 GLIBC_MINORS = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
@@ -340,7 +340,7 @@ def read_requirements(path: Path) -> dict[str, str]:
 
 def default_packages(requirements: dict[str, str]) -> list[str]:
     """Requirements that Kaggle's image lacks and inference needs."""
-    unneeded = KAGGLE_HAS | FOR_DEVELOPERS
+    unneeded = KAGGLE_HAS | NOT_FOR_INFERENCE
     return [*(line for name, line in requirements.items() if name not in unneeded), *SMALL_DEPENDENCIES]
 
 

@@ -23,9 +23,10 @@ from multiattn.inference.attention_maps import BATCH_SIZE, spread_crops
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.checkpoints import save_weights
 from multiattn.model.predict import predict_logits
+from multiattn.model.tuning import BASE_DIGEST, whole_state
 from multiattn.runtime.crop_files import crops_root
 from multiattn.runtime.layout import BEST_WEIGHTS
-from multiattn.runtime.tensor_files import read_metadata, read_state
+from multiattn.runtime.tensor_files import read_metadata
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import read_recipe
@@ -76,13 +77,14 @@ def store_weights(
         crops: (N, size, size, 3) uint8 RGB of the model's size, N at least 1.
         precision: `auto` falls back to float32, `float16` refuses to, `float32` does not try.
     """
-    path = folder / BEST_WEIGHTS
+    path, original = folder / BEST_WEIGHTS, model.path / BEST_WEIGHTS
     path.parent.mkdir(parents=True, exist_ok=True)
-    difference = None
+    difference, whole, notes = None, whole_state(original), read_metadata(original)
+    is_part = notes.pop(BASE_DIGEST, None) is not None  # what is stored is whole, and needs no other file
     if precision != "float32":
-        metadata = {**read_metadata(model.path / BEST_WEIGHTS), "stored_as": "float16"}
+        metadata = {**notes, "stored_as": "float16"}
         for small in SMALLER_CHANGE:
-            state = half_state(read_state(model.path / BEST_WEIGHTS), small)
+            state = half_state(whole, small)
             if difference is not None and all(tensor.dtype != torch.float16 for tensor in state.values()):
                 break  # what is left of a small network is the original
             save_weights(state, path, metadata)
@@ -91,11 +93,14 @@ def store_weights(
                 return StoredWeights(model.name, "float16", difference, len(crops))
     if precision == "float16":
         raise ValueError(
-            f"{model.path / BEST_WEIGHTS}: float16 changes P(fake) by up to {difference:.1e} on {len(crops)} crops, "
+            f"{original}: float16 changes P(fake) by up to {difference:.1e} on {len(crops)} crops, "
             f"more than {largest_change:.1e}. Use --precision auto (float32 for such folds), or allow more with "
             "--largest-change."
         )
-    shutil.copyfile(model.path / BEST_WEIGHTS, path)
+    if is_part:
+        save_weights(whole, path, notes)
+    else:
+        shutil.copyfile(original, path)
     return StoredWeights(model.name, "float32", difference, 0 if difference is None else len(crops))
 
 

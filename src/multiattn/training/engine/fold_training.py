@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from multiattn.config import Experiment, Phase
+from multiattn.model.network import make_network
 from multiattn.runtime.devices import seed_everything
 from multiattn.runtime.layout import STATE_FILE
 from multiattn.runtime.processor import tune_cpu
@@ -340,9 +341,10 @@ def prepare(
     seed_everything(experiment.seed)
     load_weights = state is None and experiment.start_from is None
     weights = class_weights(crops, experiment.data)
-    step = TrainingStep(experiment, load_weights=load_weights, class_weights=weights).to(device)
+    network = make_network(experiment.model, load_weights=load_weights)
     if state is None and experiment.start_from is not None:
-        start_from(step.network, experiment.start_from, run.fold)
+        start_from(network, experiment.start_from, run.fold)
+    step = TrainingStep(experiment, network=network, class_weights=weights).to(device)
     step = synchronise_norms(step, device)  # nothing in one process
     settings, average = experiment.average, None
     if settings.ema_decay > 0:

@@ -24,6 +24,7 @@ from multiattn.config.settings import differences
 from multiattn.model.backbone import settle_input
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.model.precision import training_precision
+from multiattn.model.tuning import BASE_DIGEST, merged_state, tuned_state
 from multiattn.runtime import layout
 from multiattn.runtime.environment import describe_environment, git_commit
 from multiattn.runtime.files import atomic_path, read_json, write_csv, write_json
@@ -169,16 +170,25 @@ class RunFolder:
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
         (self.path / layout.DISTANCE_FILE).unlink(missing_ok=True)  # of other weights
         FRAME_PREDICTIONS.write(predictions, self.path / layout.HELD_OUT_FILE)
-        save_weights(network, self.path / BEST_WEIGHTS, _metadata(record))
+        self._save_weights(network, BEST_WEIGHTS, record)
 
     def save_validation(
         self, network: nn.Module, predictions: pd.DataFrame | None, history: list[dict[str, Any]]
     ) -> None:
         """The table of validations; the latest weights, and their predictions of the held-out fold if there are any."""
         write_csv(self.path / layout.EPOCHS_FILE, pd.DataFrame(history))
-        save_weights(network, self.path / layout.LAST_WEIGHTS, _metadata(history[-1]))
+        self._save_weights(network, layout.LAST_WEIGHTS, history[-1])
         if predictions is not None:
             FRAME_PREDICTIONS.write(predictions, self.path / layout.LAST_HELD_OUT_FILE)
+
+    def _save_weights(self, network: nn.Module, name: str, record: dict[str, Any]) -> None:
+        """Write what `Experiment.save` says: the whole network with the names of an untuned one, or the tuned part."""
+        experiment, notes = read_experiment(self.path), _metadata(record)
+        if experiment.save == "whole":
+            state = merged_state(network.state_dict())
+        else:
+            state, notes[BASE_DIGEST] = tuned_state(network, experiment.model.tune)
+        save_weights(state, self.path / name, notes)
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -22,6 +22,7 @@ from multiattn.model.losses import (
 from multiattn.model.network import BaselineHead, NetworkOutput, average_pool, make_network
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import frozen_statistics
+from multiattn.model.tuning import prepare_tuning, set_gradients, set_modes
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +51,18 @@ class TrainingStep(nn.Module):
     """
 
     def __init__(
-        self, experiment: Experiment, *, load_weights: bool = True, class_weights: tuple[float, float] | None = None
+        self,
+        experiment: Experiment,
+        *,
+        load_weights: bool = True,
+        network: nn.Module | None = None,
+        class_weights: tuple[float, float] | None = None,
     ) -> None:
+        """Take the network given, as `make_network` makes it, or make one."""
         super().__init__()
-        self.config = experiment.loss
-        self.network = make_network(experiment.model, load_weights=load_weights)
+        self.config, self.tune = experiment.loss, experiment.model.tune
+        self.network = make_network(experiment.model, load_weights=load_weights) if network is None else network
+        prepare_tuning(self.network.backbone.net, experiment.model)
         self.classification = ClassificationLoss(
             label_smoothing=experiment.loss.label_smoothing, class_weights=class_weights
         )
@@ -179,11 +187,17 @@ def _gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
 
 
 def set_trainable(step: TrainingStep, phase: Phase) -> None:
+    """Let gradients reach the backbone as `model.tune` and the phase say; they reach what stands behind it always."""
     step.network.backbone.requires_grad_(not phase.freeze_backbone)
+    if not phase.freeze_backbone:
+        set_gradients(step.network.backbone.net, step.tune)
 
 
 def set_train_mode(module: nn.Module, step: TrainingStep, phase: Phase) -> None:
-    """Training mode for all but a frozen backbone, whose running statistics must not move either."""
+    """Training mode for all but a backbone, or parts of it, that stay as they are: neither running statistics may move
+    nor layers be dropped there."""
     module.train()
     if phase.freeze_backbone:
         step.network.backbone.eval()
+    else:
+        set_modes(step.network.backbone.net, step.tune)

@@ -1,0 +1,116 @@
+"""Memory of a training step, measured on shapes alone: every tensor is counted while it lives, and none is computed."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from multiattn.config import Experiment
+from multiattn.runtime.devices import autocast
+from multiattn.training.engine.optimizer import make_optimizer
+from multiattn.training.engine.step import TrainingStep, backward_passes, set_train_mode, set_trainable
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that one process holds in a step of the last phase with one batch of `data.batch_size`."""
+
+    weights: int
+    """Network and losses, and the moving average of the network where there is one."""
+    optimizer: int
+    """The optimiser's state, after its first update."""
+    passes: int
+    """The most that is alive at once in forward and backward passes beside these: activations and gradients."""
+    precision: str
+    """Of the passes: the one asked for, else fp32."""
+
+    @property
+    def total(self) -> int:
+        """What a step takes at least: libraries, their work space and fragments of memory come on top."""
+        return self.weights + self.optimizer + self.passes
+
+
+def step_memory(step: TrainingStep, experiment: Experiment) -> StepMemory:
+    """The memory of a step of an experiment's last phase, its AGDA pass included, in seconds.
+
+    The step is the experiment's, on the `meta` device; it is left as the phase trains it.
+    """
+    phase = experiment.schedule[-1]
+    set_trainable(step, phase)
+    set_train_mode(step, step, phase)
+    averaged = _bytes(step.network) if experiment.average.ema_decay > 0 else 0
+    precision = experiment.precision if experiment.precision in ("bf16", "fp16") else "fp32"
+    passes = _passes(step, experiment, degrade=phase.agda, precision=precision)
+    return StepMemory(_bytes(step) + averaged, _optimizer_bytes(step, experiment), passes, precision)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _passes(step: TrainingStep, experiment: Experiment, *, degrade: bool, precision: str) -> int:
+    """The most bytes alive in the passes of a batch, but for the weights."""
+    data, alive = experiment.data, Alive()
+    with FakeTensorMode():
+        state: dict[str, Tensor] = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+            for name, tensor in (*step.named_parameters(), *step.named_buffers())
+        }
+        with alive:
+            backward_passes(
+                lambda *inputs, **options: torch.func.functional_call(step, state, inputs, options),
+                step,
+                torch.zeros(data.batch_size, data.image_size, data.image_size, 3, dtype=torch.uint8),
+                torch.zeros(data.batch_size, dtype=torch.int64),
+                scaler=torch.amp.GradScaler("cpu", enabled=False),
+                context=lambda: autocast(precision, torch.device("cpu")),
+                degrade=degrade,
+            )
+    return alive.most
+
+
+def _optimizer_bytes(step: TrainingStep, experiment: Experiment) -> int:
+    optimizer = make_optimizer(step, experiment.schedule[-1].optim, fused=False)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return sum(leaf.nbytes for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor))
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors that operations inside it made and that are alive, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: dict[int, weakref.ref] = {}  # by their address: tensors may share a storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        output = func(*args, **kwargs or {})
+        for tensor in _tensors(output):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self._seen:
+                self._add(storage)
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+
+        def free(_: weakref.ref) -> None:
+            self.now -= size
+            del self._seen[address]
+
+        self._seen[address] = weakref.ref(storage, free)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
