@@ -393,7 +393,7 @@ def shrink(experiment: Experiment) -> Experiment:
     small: dict[str, Any] = {"backbone": "test_efficientnet"}
     if experiment.model.backbone.startswith(("vit_", "eva", "deit", "beit")):
         small = {"backbone": "test_vit", "texture_stage": "L2", "attention_stage": "L5"}
-    small |= {"padding": "dynamic", "pretrained": False, "weights": None, "input_mean": None, "input_std": None}
+    small |= {"padding": "dynamic", "pretrained": False, "weights": None}
     return dataclasses.replace(
         experiment,
         name=f"{experiment.name}_tiny",
