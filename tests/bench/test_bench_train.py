@@ -92,7 +92,7 @@ def test_both_sides_compute_the_same_loss_gradients_and_logits(experiment):
     compared = 0
     for name, parameter in ours.items():
         if parameter.grad is not None:
-            torch.testing.assert_close(plain[name].grad, parameter.grad, atol=1e-4 * largest, rtol=1e-4)
+            torch.testing.assert_close(plain[name].grad, parameter.grad, atol=2e-4 * largest, rtol=1e-4)
             compared += 1
     assert compared > 100
     with torch.no_grad():

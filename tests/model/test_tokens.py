@@ -49,7 +49,13 @@ def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name.startswith(("test", "vit_base_patch14")) else pytest.mark.slow)
+        for name in NAMED
+    ],
+)
 def test_names_and_shapes_of_every_tensor_are_timms(name):
     blocks, channels, patch, grid = NAMED[name]
     with torch.device("meta"):
