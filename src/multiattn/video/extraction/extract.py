@@ -3,7 +3,8 @@
 import errno
 import re
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameArray, FrameReader, UnreadableVideoError
+from multiattn.video.decoding.reencode import ClipEncoding, reencode_clip
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
@@ -24,6 +26,8 @@ from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
 
 NO_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 """Errors of a name, not of the machine: the crops of another video lie there."""
+REENCODED_CLIP = ".clip.mp4"
+"""Beside a video's crops while they are made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,8 @@ class VideoTask:
     original_path: Path | None = None
     fps: float | None = None
     """Frames a second of a folder of pictures, where it is known."""
+    encoding: ClipEncoding | None = None
+    """The way the clip is encoded again before its faces are sought, for `extract_video`; None takes it as it is."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,8 @@ def extract_video(
     """
     remove_crops(folder, task.video_id)
     made_of = fingerprint_of(task, settings.recipe)
-    found = find_crops(task, settings, original_rows)
+    with _reencoded(task, folder) as read:
+        found = find_crops(read, settings, original_rows)
     status, message = found.status, found.message
     try:
         rows = write_crops(found.crops, task.video_id, folder)
@@ -260,8 +267,27 @@ def extract_video(
     )  # fmt: skip
 
 
+@contextmanager
+def _reencoded(task: VideoTask, folder: Path) -> Iterator[VideoTask]:
+    """The task with its clip encoded again, which is gone afterwards; as it is without an `encoding`, or where no frame
+    can be decoded, which `find_crops` then says."""
+    if task.encoding is None:
+        yield task
+        return
+    path = crops_folder(folder, task.video_id) / REENCODED_CLIP
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with suppress(UnreadableVideoError), single_threaded():
+            reencode_clip(task.path, path, task.encoding, fps=task.fps)
+            task = replace(task, path=path, fps=None)
+        yield task
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def remove_crops(faces: Path, video_id: str) -> None:
-    """Remove the crops of one video, unfinished ones too, and nothing else: videos may lie below its folder.
+    """Remove the crops of one video, unfinished ones and a re-encoded clip too, and nothing else: videos may lie below
+    its folder.
 
     Raises:
         ValueError: its folder is none of the faces folder's; see `crops_folder`.
@@ -270,6 +296,7 @@ def remove_crops(faces: Path, video_id: str) -> None:
     for path in folder.glob("*.jpg") if folder.is_dir() else ():
         if re.fullmatch(r"\d{6,}_\d+\.jpg|\.\d{6,}_\d+\.jpg\..+", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
+    (folder / REENCODED_CLIP).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
