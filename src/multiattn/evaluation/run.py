@@ -266,7 +266,7 @@ def predict_kept(
 
     Args:
         distortion: what happens to the crops before, in words; part of the basis.
-        how: further arguments of `predict_faces`.
+        how: further arguments of `predict_faces`; with `loaded` all models are predicted before any is written.
 
     Raises:
         ValueError: crops that were not made the way a model's were, or another process holds the folder.
@@ -281,13 +281,12 @@ def predict_kept(
         if same:
             logger.info("%s: predictions of %d of %s are kept", path, len(same), counted(len(models), "model"))
         tables = [kept[kept["model"].isin(same)]]
-        for model in models:
-            if model.name in same:
-                continue
+        missing = [model for model in models if model.name not in same]
+        for together in [missing] if missing and how.get("loaded") is not None else [[model] for model in missing]:
             for folder, videos in folders.items():
                 how_made = {"device": device, "precision": precision, "video_ids": videos, **how}
-                tables.append(predict_faces([model], folder, **how_made))
-            same.add(model.name)
+                tables.append(predict_faces(together, folder, **how_made))
+            same |= {model.name for model in together}
             done = {name: digest for name, digest in checkpoints.items() if name in same}
             _write(pd.concat(tables, ignore_index=True), path, {**basis, "checkpoints": done})
         return pd.concat(tables, ignore_index=True)

@@ -54,7 +54,8 @@ def predict_faces(
     Args:
         precision: `auto` is half precision on a GPU, and bf16 or float32 on a CPU (`model.precision`).
         video_ids: the videos whose crops are predicted; None takes all of the folder.
-        loaded: model -> its network and precision, taken from here by later calls; None keeps no network.
+        loaded: model -> its network and precision, taken from here by later calls; models of one size then share each
+            crop, read and changed once. None keeps no network, and has one in memory at a time.
         change: what happens to each crop before, as of `CropImages`.
 
     Raises:
@@ -69,21 +70,32 @@ def predict_faces(
     if device.type == "cpu":
         tune_cpu()
     sides = face_sides(faces, folder)
-    tables = [FRAME_PREDICTIONS.empty()]
-    with progress_bar(len(models) * len(faces), "predict", "crops") as bar:
-        for model in models if len(faces) else []:
-            size = model.experiment.data.image_size
-            dataset = CropImages(folder, faces["crop"], size, change=change)
+    tables = {}
+    sharing = [[model] for model in models]
+    if loaded is not None:
+        sizes = {model.experiment.data.image_size for model in models}
+        sharing = [[model for model in models if model.experiment.data.image_size == size] for size in sorted(sizes)]
+    with progress_bar(len(sharing) * len(faces), "predict", "crops") as bar:
+        for together in sharing if len(faces) else []:
+            dataset = CropImages(folder, faces["crop"], together[0].experiment.data.image_size, change=change)
             batches = watched(crop_loader(dataset, batch_size=batch_size, num_workers=num_workers(device)), bar)
-            network, chosen = (loaded or {}).get(model.name) or _load(model, device, precision, dataset)
+            networks = [
+                (loaded or {}).get(model.name) or _load(model, device, precision, dataset) for model in together
+            ]
             if loaded is not None:
-                loaded[model.name] = network, chosen
-            meter = DistanceMeter(model.distance())
-            logits = predict_logits(network, batches, device=device, precision=chosen, watch=meter.watch)
-            distances, reasons = meter.results(sides)
-            how_far = {"distances": distances, "reasons": reasons}
-            tables.append(frame_predictions(faces, logits, model=model.name, fold=model.fold, **how_far))
-    return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), f"predictions of {folder}")
+                loaded |= {model.name: network for model, network in zip(together, networks, strict=True)}
+            meters = [DistanceMeter(model.distance()) for model in together]
+            logits = [[] for _ in together]
+            for batch in batches:
+                for (network, chosen), meter, own in zip(networks, meters, logits, strict=True):
+                    own.append(predict_logits(network, [batch], device=device, precision=chosen, watch=meter.watch))
+            for model, meter, own in zip(together, meters, logits, strict=True):
+                distances, reasons = meter.results(sides)
+                tables[model.name] = frame_predictions(
+                    faces, np.concatenate(own), model=model.name, fold=model.fold, distances=distances, reasons=reasons
+                )
+    in_order = [FRAME_PREDICTIONS.empty(), *(tables[model.name] for model in models if model.name in tables)]
+    return FRAME_PREDICTIONS.validate(pd.concat(in_order, ignore_index=True), f"predictions of {folder}")
 
 
 def _load(model: TrainedModel, device: torch.device, precision: str, dataset: CropImages) -> tuple[nn.Module, str]:

@@ -234,6 +234,12 @@ def bootstrap_log_loss(
     return Interval(max(interval.low, 0.0), interval.high, interval.standard_error)
 
 
+def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """The interval of the mean of (N,) values of any sign, such as differences of losses, as `bootstrap_log_loss` finds
+    it; groups and errors as there."""
+    return _studentized(np.asarray(values, dtype=np.float64), groups)[0]
+
+
 def balanced_interval(labels: np.ndarray, values: np.ndarray, groups: np.ndarray | None = None) -> Interval:
     """The interval of the mean of both classes' own means of (N,) values, as `bootstrap_log_loss` finds it, within the
     values.
