@@ -1,7 +1,9 @@
 """`multiattn evaluate` and `robustness` from the command line to the report, and their refusals."""
 
+import math
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import pytest
 from sklearn import metrics
@@ -9,9 +11,10 @@ from sklearn import metrics
 from multiattn.__main__ import main
 from multiattn.evaluation import run as kept_predictions
 from multiattn.evaluation.card import model_card
-from multiattn.evaluation.robustness import COLUMNS, MOST_LOST
+from multiattn.evaluation.distortions import VIDEO_DISTORTIONS
+from multiattn.evaluation.robustness_table import BESIDE_COLUMNS, COLUMNS, MOST_LOST, read_robustness
 from multiattn.inference.predictor import score_out_of_fold
-from multiattn.tables import FAKE, VIDEO_PREDICTIONS, VIDEOS
+from multiattn.tables import FACES, FAKE, VIDEO_PREDICTIONS, VIDEOS
 from page_reader import Reader
 from pipeline import FACES_OPTIONS, Pipeline, run
 
@@ -95,23 +98,45 @@ def test_a_sweep_says_what_each_cell_costs_and_continues_where_it_was(pipeline, 
         return original(models, *args, **how)
 
     monkeypatch.setattr(kept_predictions, "predict_faces", counting)
-    run(*words, "--out", out, "--distortions", "flip", "messenger")
-    cells = pd.read_csv(out / "robustness.csv", keep_default_na=False, na_values={"auc_change": ""})
+    wanted = ("--out", out, "--distortions", "flip", "messenger", "gamma")
+    run(*words, *wanted)
+    cells = read_robustness(out)
     assert list(cells.columns) == list(COLUMNS)
-    plain = cells["auc_change"].isna()
-    assert cells.loc[~plain, "distortion"].tolist() == ["flip", "messenger", "messenger"]
-    parts = {name.split(" to ")[0].rsplit(" ", 1)[0] for name in cells.loc[plain, "distortion"][1:]}
-    assert cells["distortion"][0] == "as they are" and parts == {"brightness", "face size"}
-    models = len(list(pipeline.experiment.glob("fold*")))
-    assert predicted.count(True) == 3 * models and predicted.count(False) == models
+    whole = cells[cells["part"] == ""]
+    names = ["as they are", "gamma", "flip", "messenger", "messenger", "gamma", "gamma", "gamma"]
+    assert whole["distortion"].tolist() == [*names, "mean of 6 cells of distorted crops"]
+    assert whole["kind"].tolist() == ["clean", "identity", *["crops"] * 6, "mean"]
+    clean, identity, *distorted, mean = whole.to_dict("records")
+    assert all(identity[name] == clean[name] for name in ("log_loss", "auc", "frame_log_loss")), "to the last bit"
+    assert identity["log_loss_change_low"] == identity["log_loss_change_high"] == 0 or math.isnan(identity["auc_low"])
+    assert mean["log_loss"] == pytest.approx(sum(row["log_loss"] for row in distorted) / 6, abs=1e-12)
+    parts = {name.split(" to ")[0].rsplit(" ", 1)[0] for name in cells["part"]} - {""}
+    assert parts == {"brightness", "face size"}
+    assert cells.loc[cells["part"] != "", "kind"].value_counts().nunique() == 1, "as they are, and the mean, of each"
+    assert len(predicted) == 8, "all folds of a cell in one pass over the crops"
+    said = (out / "robustness.md").read_text()
+    assert said.rstrip().split("\n")[-1].startswith("Mean of 6 cells of distorted crops: log loss ")
+    read = Reader((out / "report.html").read_text())
+    assert read.loaded == [] and len(read.images) == 1 and "Mean of 6 cells" in read.text
+    assert cv2.imread(str(out / "robustness.png")) is not None
     (out / "cells" / "flip_1.parquet").unlink()
     predicted.clear()
     before = (out / "robustness.csv").read_bytes()
-    run(*words, "--out", out, "--distortions", "flip", "messenger")
-    assert predicted == [True] * models and (out / "robustness.csv").read_bytes() == before
+    run(*words, *wanted)
+    assert len(predicted) == 1 and (out / "robustness.csv").read_bytes() == before
     card = model_card(pipeline.experiment, robustness=out)
-    lost = cells[cells["auc_change"] < -MOST_LOST]
-    assert ("is lost by: " in card) == bool(len(lost)) and "| flip 1 " in card
+    lost = [row for row in distorted if row["auc_change"] < -MOST_LOST]
+    assert ("is lost by: " in card) == bool(lost) and "| flip 1 " in card and "Mean of 6 cells" in card
+    # Beside one of its folds: of what is kept nothing is predicted again.
+    predicted.clear()
+    run(*words, *wanted, "--beside", pipeline.experiment / "fold1")
+    assert predicted == [] and "| log loss | beside | difference |" in (out / "robustness.md").read_text()
+    both = read_robustness(out)
+    assert list(both.columns) == [*COLUMNS, *BESIDE_COLUMNS]
+    difference = both["log_loss"] - both["beside_log_loss"]
+    assert both["log_loss_difference"].to_numpy() == pytest.approx(difference.to_numpy(), abs=1e-12)
+    assert both["log_loss"].equals(cells["log_loss"])
+    assert model_card(pipeline.experiment, robustness=out) == card, "a card is of the runs alone"
     with pytest.raises(ValueError, match="of other weights"):
         model_card(pipeline.experiment / "fold0", robustness=out)
 
@@ -121,3 +146,28 @@ def test_a_distortion_that_is_not_there_is_named(pipeline, test_faces, tmp_path,
     assert main([*map(str, words), "--out", str(tmp_path / "x"), "--distortions", "fog"]) == 2
     said = capsys.readouterr().err
     assert "fog" in said and "messenger" in said and not (tmp_path / "x").exists()
+
+
+def test_videos_are_distorted_before_their_faces_are_found(pipeline: Pipeline, tmp_path, monkeypatch, capsys):
+    """The clips through the encoder: identity first, then one level of each, with nothing left of the clips."""
+    faces, out, tables = tmp_path / "faces", tmp_path / "out", ("--videos", pipeline.videos)
+    run("faces", *tables, "--out", faces, "--num-frames", 4, "--size", 64, "--splits", "test", "--jobs", 1)
+    encoding, _, unit = VIDEO_DISTORTIONS["video h264"]
+    monkeypatch.setitem(VIDEO_DISTORTIONS, "video h264", (encoding, (45,), unit))
+    words = ("robustness", "--runs", pipeline.experiment, *tables, "--faces", faces, "--out", out)
+    run(*words, "--distortions", "video h264")
+    cells = read_robustness(out)
+    whole = cells[cells["part"] == ""].to_dict("records")
+    assert [row["distortion"] for row in whole[:3]] == ["as they are", "video as it is", "video h264"]
+    clean, identity, coded, _ = whole
+    assert all(identity[name] == clean[name] for name in ("log_loss", "auc", "frame_log_loss", "frame_auc"))
+    assert coded["log_loss"] != clean["log_loss"]
+    of_cell = out / "faces" / "video_h264_45"
+    boxes = [FACES.read(folder / "faces.parquet") for folder in (faces, of_cell)]
+    assert boxes[0]["frame_index"].tolist() == boxes[1]["frame_index"].tolist()
+    assert not boxes[0]["x1"].equals(boxes[1]["x1"]), "found anew, in what the encoder left"
+    assert not list(of_cell.rglob("*.mp4"))
+    before = {path: path.stat().st_mtime_ns for path in of_cell.rglob("*.jpg")}
+    run(*words, "--distortions", "video h264")
+    assert {path: path.stat().st_mtime_ns for path in of_cell.rglob("*.jpg")} == before
+    assert read_robustness(out).equals(cells)

@@ -13,12 +13,14 @@ import pandas as pd
 from multiattn.config import Experiment, to_json
 from multiattn.config.settings import differences
 from multiattn.datasets.sources import DataSource, find_source
-from multiattn.evaluation.robustness import (
-    CELLS_FOLDER,
-    CLEAN_FILE,
-    FIGURE_COLUMNS,
+from multiattn.evaluation.robustness_table import (
+    COLUMNS,
+    DISTORTED,
     MOST_LOST,
-    describe_robustness,
+    cell_name,
+    read_robustness,
+    robustness_tables,
+    summary_words,
 )
 from multiattn.evaluation.run import checkpoint_digests
 from multiattn.experiments import EXPERIMENTS, get_experiment, shrink
@@ -322,17 +324,13 @@ def _robustness(models: Sequence[TrainedModel], folder: Path | None) -> str:
     """The cells of `multiattn robustness`, and which of them cost more AUC than a card passes over."""
     if folder is None:
         return ""
-    path = folder / layout.ROBUSTNESS_FILE
-    basis = (folder / CELLS_FOLDER / CLEAN_FILE).with_suffix(".json")
-    if not path.is_file() or not basis.is_file():
-        raise FileNotFoundError(f"{folder}: no {path.name} here. Run `multiattn robustness --out`.")
-    if read_json(basis)["checkpoints"] != checkpoint_digests(models):
+    cells = read_robustness(folder)[list(COLUMNS)]  # without those of runs beside
+    if read_json((folder / layout.ROBUSTNESS_FILE).with_suffix(".json"))["checkpoints"] != checkpoint_digests(models):
         raise ValueError(f"{folder}: of other weights. Run `multiattn robustness` on this run again.")
-    cells = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(FIGURE_COLUMNS, ""))
-    worse = cells[cells["auc_change"] < -MOST_LOST]
-    lost = ", ".join(f"{row.distortion} {row.level}".strip() for row in worse.itertuples())
+    worse = cells[cells["kind"].isin(DISTORTED) & (cells["auc_change"] < -MOST_LOST)]
+    lost = ", ".join(map(cell_name, worse.to_dict("records")))
     note = f"More than {MOST_LOST} of AUC is lost by: {lost}." if lost else f"None costs more than {MOST_LOST} of AUC."
-    return f"{describe_robustness(cells)}\n\n{note}"
+    return "\n".join([*(table.markdown() for table in robustness_tables(cells)), f"{note}\n", summary_words(cells)])
 
 
 def _not_seen(first: TrainedModel, known: dict[str, DataSource | None]) -> str:

@@ -2,10 +2,11 @@
 
 Predictions lie in `cells/` of the report's folder, a table a distortion and level, and are kept as those of `multiattn
 evaluate` are: an interrupted command continues with the next cell, and another model costs its own predictions only.
+Faces of distorted videos lie in `faces/`, a faces folder a cell, and continue video by video.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,133 +15,260 @@ import numpy as np
 import pandas as pd
 import torch
 
-from multiattn.evaluation.distortions import DISTORTIONS, distort
+from multiattn.datasets.manifest import locate_videos, named_roots
+from multiattn.evaluation.distortions import DISTORTIONS, VERSION, VIDEO_DISTORTIONS, crop_cells, distort
 from multiattn.evaluation.measures import Answers, answer_videos
-from multiattn.evaluation.run import EvaluationInputs, check_leaks, predict_kept
-from multiattn.evaluation.selection import Extracted, find_faces, select_videos
+from multiattn.evaluation.robustness_table import (
+    BESIDE_COLUMNS,
+    COLUMNS,
+    IDENTITY,
+    MEAN,
+    OF_CROPS,
+    OF_VIDEOS,
+    PLAIN,
+    Scored,
+    cell_row,
+    scored,
+)
+from multiattn.evaluation.run import EvaluationInputs, check_leaks, checkpoint_digests, predict_kept
+from multiattn.evaluation.selection import Extracted, Selection, find_faces, select_videos
 from multiattn.inference.predictor import face_sides
-from multiattn.inference.runs import find_models
+from multiattn.inference.runs import TrainedModel, find_models
 from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.distance import STATISTICS, pixel_statistics
+from multiattn.runtime.crop_files import declared_root
 from multiattn.runtime.devices import pick_device
-from multiattn.runtime.text_tables import counted, markdown_table
+from multiattn.runtime.layout import experiment_name, fold_folders
+from multiattn.runtime.progress import progress_bar
+from multiattn.runtime.text_tables import counted
 from multiattn.scoring.distances import Outside, crop_distances
-from multiattn.scoring.metrics import Interval, compare_auc, compare_log_loss, metric_intervals, video_metrics
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import VIDEOS
 from multiattn.video.crops.images import CropImages
 from multiattn.video.crops.landmarks import search_padded
 from multiattn.video.crops.recipe import CropRecipe, cut_crop, read_recipe
+from multiattn.video.decoding.reencode import ClipEncoding
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.video.extraction.faces_folder import extract_faces
 
 logger = logging.getLogger(__name__)
 
-CLEAN, AGAIN = "as they are", "detected again"
-CELLS_FOLDER = "cells"
-CLEAN_FILE = "as_they_are.parquet"
+CLEAN, AGAIN, VIDEO_AGAIN = "as they are", "detected again", "video as it is"
+CELLS_FOLDER, FACES_FOLDER = "cells", "faces"
 PARTS = 3
 """Thirds of the crops, from the darkest to the brightest, and from the least to the most detail."""
-MOST_LOST = 0.02
-"""AUC that a card lets a distortion cost without a word."""
-COLUMNS = ("distortion", "level", "num_real", "num_fake", "log_loss", "log_loss_low", "log_loss_high", "auc", "auc_low",
-           "auc_high", "log_loss_change", "log_loss_change_low", "log_loss_change_high", "auc_change", "auc_change_low",
-           "auc_change_high", "outside")  # fmt: skip
-FIGURE_COLUMNS = COLUMNS[4:]
-"""`_change` is beside the crops as they are, NaN for parts of them; `outside` the share of crops outside the faces of
-the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessInputs(EvaluationInputs):
-    """Runs, the videos, and what is done to their crops."""
+    """Runs, the videos, and what is done to them."""
 
+    beside: tuple[Path, ...] = ()
+    """Other runs, measured on the same crops."""
     distortions: tuple[str, ...] = ()
-    """Names of `DISTORTIONS`, and `detected again`; empty takes all."""
+    """Names of `DISTORTIONS` and `VIDEO_DISTORTIONS`, and `detected again`; empty takes all that are of crops."""
+    on_videos: bool = False
+    """Those of `VIDEO_DISTORTIONS` as well."""
+    root: tuple[str, ...] = ()
+    """Where the videos lie, as `datasets.manifest.named_roots` takes it."""
     weights: Path | None = None
     """The detector's weights file, where it needs one."""
 
 
-def measure_robustness(inputs: RobustnessInputs) -> pd.DataFrame:
-    """A row a cell, in the order of `COLUMNS`: the crops as they are, their parts, and every distortion and level.
+@dataclass(frozen=True)
+class Robustness:
+    """Figures of every cell."""
+
+    runs: str
+    beside: str
+    """Name of the runs beside; empty where there are none."""
+    cells: pd.DataFrame
+    """A row a cell, in the order of `COLUMNS` and, with runs beside, `BESIDE_COLUMNS`."""
+    checkpoints: dict[str, str]
+    """Digests of the runs' models."""
+    warnings: tuple[str, ...]
+    """Identity cells whose answers differ from those to the crops as they are."""
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Runs whose answers are blended."""
+
+    name: str
+    models: list[TrainedModel]
+    rule: ScoringRule
+    allowed: dict[str, set[str]]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One distortion at one level."""
+
+    kind: str
+    name: str
+    level: str = ""
+    change: Callable[[np.ndarray, str], np.ndarray] | None = None
+    """Of crops; None for a cell of videos."""
+    encoding: ClipEncoding | None = None
+
+    @property
+    def words(self) -> str:
+        return f"{self.name} {self.level}".strip()
+
+    def place(self, part: str = "") -> dict[str, str]:
+        return {"kind": self.kind, "distortion": self.name, "level": self.level, "part": part}
+
+
+def measure_robustness(inputs: RobustnessInputs) -> Robustness:
+    """The crops as they are, their parts, every distortion and level, and the means over these.
 
     Raises:
-        FileNotFoundError: no runs, table or faces folder.
+        FileNotFoundError: no runs, table or faces folder, or a video to distort that is not there.
         ValueError: a leak, videos without faces extracted, nothing to evaluate, or no such distortion.
     """
-    wanted = inputs.distortions or (*DISTORTIONS, AGAIN)
-    if strange := sorted(set(wanted) - {*DISTORTIONS, AGAIN}):
-        raise ValueError(f"--distortions: expected some of {', '.join((*DISTORTIONS, AGAIN))}, found {strange[0]!r}.")
-    table, models = VIDEOS.read(inputs.videos), find_models(*inputs.runs)
-    selection = select_videos(table, inputs.split)
-    allowed = check_leaks(models, selection, table)
-    selection, extracted = find_faces(selection, inputs.faces)
-    rule = choose_scoring(inputs.runs, inputs.scoring)
-    device = pick_device(inputs.device)
-    loaded: dict = {}
-
-    def answers(words: str, change: Callable | None) -> Answers:
-        predictions = predict_kept(
-            models, extracted.by_folder, inputs.out / CELLS_FOLDER / f"{words.replace(' ', '_')}.parquet",
-            device=device, precision=inputs.precision, distortion=words, change=change, loaded=loaded,
-        )  # fmt: skip
-        mine = [rows[rows["video_id"].isin(allowed[model])] for model, rows in predictions.groupby("model")]
-        found = answer_videos(selection, extracted, pd.concat([predictions.head(0), *mine], ignore_index=True), rule)
-        joined = {name: pd.concat([getattr(one, name) for one in found]) for name in ("videos", "frames")}
-        return Answers("", joined["videos"].sort_values("video_id", ignore_index=True), joined["frames"], rule)
-
-    clean = answers(CLEAN, None)
-    rows = [_row(CLEAN, "", clean), *_part_rows(clean, extracted)]
-    for name, level, change in _cells(wanted, extracted, inputs):
-        rows.append(_row(name, level, answers(f"{name} {level}".strip(), change), clean))
-        logger.info("%s %s: log loss %.4f, AUC %.4f", name, level, rows[-1]["log_loss"], rows[-1]["auc"])
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def describe_robustness(cells: pd.DataFrame) -> str:
-    """The cells as a table in Markdown, and their means in words."""
-    rows = []
-    for row in cells.to_dict("records"):
-        of = [_with_interval(row, name) for name in ("log_loss", "auc", "log_loss_change", "auc_change")]
-        outside = "" if np.isnan(row["outside"]) else f"{row['outside']:.0%}"
-        rows.append([f"{row['distortion']} {row['level']}".strip(), *of, outside])
-    header = ["crops", "log loss", "AUC", "log loss, change", "AUC, change", "outside"]
-    distorted = cells[cells["log_loss_change"].notna()]
-    words = ""
-    if len(distorted):
-        words = (
-            f"\n\nMean of {counted(len(distorted), 'distorted cell')}: log loss {distorted['log_loss'].mean():.4f}, "
-            f"AUC {distorted['auc'].mean():.4f}. In brackets 95 % intervals over sources; changes are paired."
-        )
-    return f"{markdown_table(header, rows, padded=True)}{words}"
-
-
-def _with_interval(row: dict, name: str) -> str:
-    sign = "+" if name.endswith("change") else ""
-    if np.isnan(row[name]):
-        return ""
-    return Interval.of(row[f"{name}_low"], row[f"{name}_high"]).beside(row[name], sign=sign)
-
-
-def _cells(
-    wanted: Sequence[str], extracted: Extracted, inputs: RobustnessInputs
-) -> Iterator[tuple[str, str, Callable]]:
-    """(distortion, level, change) of each cell."""
-    for name in (name for name in DISTORTIONS if name in wanted):
-        for level in DISTORTIONS[name].levels:
-            yield name, f"{level:g}", partial(distort, name, level)
-    if AGAIN not in wanted:
-        return
-    recipe = read_recipe(next(iter(extracted.by_folder)))
-    if recipe.foreign:
-        logger.warning("%s: left out, for how these crops were cut is not known (%s)", AGAIN, recipe.foreign)
-        return
-    detector = load_detector(
-        # On the CPU: the loader's workers, which call it, are forked from a process that may use a GPU.
-        get_detector(recipe.detector),
-        threshold=recipe.threshold,
-        device="cpu",
-        weights=inputs.weights,
+    sweep, plain = _Sweep(inputs), _Cell(PLAIN, CLEAN, change=_as_stored)
+    cells = sweep.cells()
+    answers = sweep.answers(plain)
+    clean = [scored(side) for side in answers]
+    parts = dict(_parts(answers[0], sweep.extracted))
+    rows = [cell_row(plain.place(), [[side] for side in clean]) | _faces(answers[0])]
+    rows += [cell_row(plain.place(part), [[side] for side in clean], videos=ids) for part, ids in parts.items()]
+    measured: dict[str, list[list[Scored]]] = {IDENTITY: [], OF_VIDEOS: [], OF_CROPS: []}
+    warnings = []
+    with progress_bar(len(cells), "robustness", "cells") as bar:
+        for cell in cells:
+            answers = sweep.answers(cell)
+            found = [scored(side) for side in answers]
+            row = cell_row(cell.place(), [[side] for side in found], clean) | _faces(answers[0])
+            rows.append(row)
+            logger.info("%s: log loss %.4f, AUC %.4f", cell.words, row["log_loss"], row["auc"])
+            if cell.kind == IDENTITY and not all(map(_same_answers, found, clean)):
+                warnings.append(
+                    f"{cell.words}: expected the very answers that the crops as they are get, found others (log loss "
+                    f"{row['log_loss_change']:+.1e}). On {sweep.device} equal crops do not get equal answers, and no "
+                    "figure here is more exact than that."
+                )
+                logger.warning(warnings[-1])
+            measured[cell.kind].append([{"": side[""]} for side in found])  # frames of all cells might be gigabytes
+            bar.update()
+    for kind in (OF_VIDEOS, OF_CROPS):
+        if measured[kind]:
+            mean = _Cell(MEAN, f"mean of {counted(len(measured[kind]), 'cell')} of distorted {kind}")
+            over = list(zip(*measured[kind], strict=True))
+            rows += [cell_row(mean.place(part), over, clean, videos=ids) for part, ids in {**parts, "": None}.items()]
+    return Robustness(
+        sweep.sides[0].name,
+        sweep.sides[1].name if inputs.beside else "",
+        pd.DataFrame(rows).reindex(columns=[*COLUMNS, *(BESIDE_COLUMNS if inputs.beside else ())]),
+        checkpoint_digests(sweep.sides[0].models),
+        tuple(warnings),
     )
-    yield AGAIN, "", partial(detect_again, detector, recipe)
+
+
+def _as_stored(crop: np.ndarray, address: str = "") -> np.ndarray:
+    """The crop, read in full as every distorted one is, where a plain prediction may decode a smaller one."""
+    return crop
+
+
+def _same_answers(one: Scored, other: Scored) -> bool:
+    return all(np.array_equal(one[scale]["probability"], other[scale]["probability"]) for scale in other)
+
+
+def _faces(answers: Answers) -> dict[str, float]:
+    """`no_face` and `outside` of a row."""
+    without = int((answers.videos["status"] != "ok").sum())
+    return {"no_face": without, "outside": Outside.count(crop_distances(answers.frames)).share}
+
+
+class _Sweep:
+    """The inputs, checked, and the answers to one cell after the other."""
+
+    def __init__(self, inputs: RobustnessInputs) -> None:
+        names = (*DISTORTIONS, AGAIN, *VIDEO_DISTORTIONS)
+        of_videos = inputs.on_videos and not inputs.distortions
+        self.inputs = inputs
+        self.wanted = inputs.distortions or (names if of_videos else (*DISTORTIONS, AGAIN))
+        if strange := sorted(set(self.wanted) - set(names)):
+            raise ValueError(f"--distortions: expected some of {', '.join(names)}, found {strange[0]!r}.")
+        table = VIDEOS.read(inputs.videos)
+        folds = (fold for run in (*inputs.runs, *inputs.beside) for fold in fold_folders(run))
+        self.models = find_models(*dict.fromkeys(folds))  # the two sides may share some
+        selection, self.sides = select_videos(table, inputs.split), []
+        for runs in filter(None, (inputs.runs, inputs.beside)):
+            models, name = find_models(*runs), " + ".join(dict.fromkeys(map(experiment_name, runs)))
+            allowed = check_leaks(models, selection, table)
+            self.sides.append(_Side(name, models, choose_scoring(runs, inputs.scoring), allowed))
+        self.selection, self.extracted = find_faces(selection, inputs.faces)
+        self.recipes = [read_recipe(folder) for folder in self.extracted.by_folder]
+        self.device, self._loaded = pick_device(inputs.device), {}
+        self.paths = {} if set(VIDEO_DISTORTIONS).isdisjoint(self.wanted) else self._video_paths()
+
+    def _video_paths(self) -> dict[str, Path]:
+        """video_id -> its file."""
+        if self.recipes[0].foreign or any(declared_root(folder) for folder in self.extracted.by_folder):
+            raise ValueError(
+                "expected faces of `multiattn faces` to distort the videos themselves, found crops that another "
+                "program cut. Leave out --on-videos, or cut faces of these videos first."
+            )
+        videos = self.selection.videos
+        roots = named_roots(self.inputs.root, sorted(videos["dataset"].unique()))
+        return locate_videos(videos, self.inputs.videos, roots=roots)
+
+    def cells(self) -> list[_Cell]:
+        """All cells but the crops as they are: the identities first, and videos last."""
+        cells = [
+            _Cell(IDENTITY if same else OF_CROPS, name, f"{level:g}", partial(distort, name, level))
+            for name, level, same in crop_cells(self.wanted, max(recipe.size for recipe in self.recipes))
+        ]
+        if AGAIN in self.wanted and self.recipes[0].foreign:
+            logger.warning(
+                "%s: left out, for how these crops were cut is not known (%s)", AGAIN, self.recipes[0].foreign
+            )
+        elif AGAIN in self.wanted:
+            # On the CPU: the loader's workers, which call it, are forked from a process that may use a GPU.
+            found_by, threshold = get_detector(self.recipes[0].detector), self.recipes[0].threshold
+            detector = load_detector(found_by, threshold=threshold, device="cpu", weights=self.inputs.weights)
+            cells.append(_Cell(OF_CROPS, AGAIN, change=partial(detect_again, detector, self.recipes[0])))
+        # Faces that were cut by masks or originals are cut otherwise here, where a video is all there is.
+        if self.paths and self.recipes == [self.recipes[0].for_prediction()]:
+            cells.append(_Cell(IDENTITY, VIDEO_AGAIN))
+        for name, (encoding, levels, _) in VIDEO_DISTORTIONS.items():
+            chosen = levels if name in self.wanted else ()
+            cells += [_Cell(OF_VIDEOS, name, f"{level:g}", encoding=encoding(level)) for level in chosen]
+        return cells
+
+    def answers(self, cell: _Cell) -> list[Answers]:
+        """The answers of each side, of all data sets together."""
+        selection, extracted, file = self.selection, self.extracted, cell.words.replace(" ", "_")
+        if cell.change is None:
+            selection, extracted = self._extract(cell.encoding, self.inputs.out / FACES_FOLDER / file)
+        predictions = predict_kept(
+            self.models, extracted.by_folder, self.inputs.out / CELLS_FOLDER / f"{file}.parquet",
+            device=self.device, precision=self.inputs.precision, distortion=f"{cell.words}, version {VERSION}",
+            change=cell.change or _as_stored, loaded=self._loaded,
+        )  # fmt: skip
+        answers = []
+        for side in self.sides:
+            by_model = predictions.groupby("model")
+            mine = [rows[rows["video_id"].isin(side.allowed[m])] for m, rows in by_model if m in side.allowed]
+            mine = pd.concat([predictions.head(0), *mine], ignore_index=True)
+            found = answer_videos(selection, extracted, mine, side.rule)
+            videos, frames = (pd.concat([getattr(one, name) for one in found]) for name in ("videos", "frames"))
+            answers.append(Answers("", videos.sort_values("video_id", ignore_index=True), frames, side.rule))
+        return answers
+
+    def _extract(self, encoding: ClipEncoding | None, folder: Path) -> tuple[Selection, Extracted]:
+        """The faces of the re-encoded videos, cut as those of the faces folder are, but without masks or originals."""
+        recipe, videos = self.recipes[0].for_prediction(), self.selection.videos
+        settings = ExtractionSettings(recipe=recipe, device=str(self.device), weights=self.inputs.weights)
+        labels = dict(zip(videos["video_id"], videos["label"].tolist(), strict=True))
+        tasks = [
+            VideoTask(video_id=video, path=path.absolute(), label=labels[video], encoding=encoding)
+            for video, path in self.paths.items()
+        ]
+        extract_faces(videos, tasks, folder, settings, jobs=None)
+        return find_faces(self.selection, (folder,))
 
 
 def detect_again(detector: Detector, recipe: CropRecipe, crop: np.ndarray, address: str = "") -> np.ndarray:
@@ -153,42 +281,18 @@ def detect_again(detector: Detector, recipe: CropRecipe, crop: np.ndarray, addre
     return cut_crop(frame, recipe, box_xyxy=boxes[largest], landmarks=faces.landmarks[largest])
 
 
-def _row(name: str, level: str, answers: Answers, clean: Answers | None = None) -> dict:
-    videos = answers.videos
-    labels, given, groups = (videos[column].to_numpy() for column in ("label", "probability", "group"))
-    clip = answers.rule.clip
-    figures, outside = video_metrics(labels, given, clip=clip), Outside.count(crop_distances(answers.frames))
-    row = {
-        "distortion": name, "level": level, "num_real": int((labels == 0).sum()), "num_fake": int((labels == 1).sum()),
-        "log_loss": figures.log_loss, "auc": np.nan if figures.auc is None else figures.auc, "outside": outside.share,
-    }  # fmt: skip
-    intervals = metric_intervals(labels, given, groups, clip=clip)
-    if clean is not None:
-        before = clean.videos["probability"].to_numpy()
-        loss = compare_log_loss(labels, given, before, groups, clip=clip)
-        row["log_loss_change"], intervals["log_loss_change"] = loss.difference, loss.interval
-        row["auc_change"], intervals["auc_change"] = compare_auc(labels, given, before, groups)
-    for figure in {*intervals} & {*row}:
-        interval = intervals[figure]
-        row |= {f"{figure}_low": interval.low, f"{figure}_high": interval.high}
-    return dict.fromkeys(COLUMNS, np.nan) | row
-
-
-def _part_rows(clean: Answers, extracted: Extracted) -> Iterator[dict]:
-    """The crops as they are in thirds of their videos' brightness, and of their faces' size, or where another program
-    cut them and left that unknown, of their detail."""
-    videos = clean.videos.set_index("video_id")
-    facts = _facts(extracted).reindex(videos.index)
+def _parts(clean: Answers, extracted: Extracted) -> Iterator[tuple[str, pd.Index]]:
+    """Words and video_ids of thirds of the videos: of their brightness, and of their faces' size, or where another
+    program cut them and left that unknown, of their detail."""
+    videos = pd.Index(clean.videos["video_id"])
+    facts = _facts(extracted).reindex(videos)
     for name in facts.columns:
         ranks = facts[name].rank(method="first", pct=True)
         for part in range(PARTS):
             inside = (ranks > part / PARTS) & (ranks <= (part + 1) / PARTS)
-            if not inside.any():
-                continue
-            low, high = facts.loc[inside, name].min(), facts.loc[inside, name].max()
-            frames = clean.frames[clean.frames["video_id"].isin(set(videos.index[inside]))]
-            of_part = Answers("", videos[inside].reset_index(), frames, clean.rule)
-            yield _row(f"{name} {low:.3g} to {high:.3g}", "", of_part)
+            if inside.any():
+                low, high = facts.loc[inside, name].min(), facts.loc[inside, name].max()
+                yield f"{name} {low:.3g} to {high:.3g}", videos[inside.to_numpy()]
 
 
 def _facts(extracted: Extracted) -> pd.DataFrame:
