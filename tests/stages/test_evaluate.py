@@ -1,6 +1,8 @@
 """`multiattn evaluate` and `robustness` from the command line to the report, and their refusals."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import cv2
@@ -16,7 +18,7 @@ from multiattn.evaluation.robustness_table import BESIDE_COLUMNS, COLUMNS, MOST_
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.tables import FACES, FAKE, VIDEO_PREDICTIONS, VIDEOS
 from page_reader import Reader
-from pipeline import FACES_OPTIONS, Pipeline, run
+from pipeline import FACES_OPTIONS, Pipeline, end, run, start_stage, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +150,18 @@ def test_a_distortion_that_is_not_there_is_named(pipeline, test_faces, tmp_path,
     assert "fog" in said and "messenger" in said and not (tmp_path / "x").exists()
 
 
-def test_videos_are_distorted_before_their_faces_are_found(pipeline: Pipeline, tmp_path, monkeypatch, capsys):
-    """The clips through the encoder: identity first, then one level of each, with nothing left of the clips."""
-    faces, out, tables = tmp_path / "faces", tmp_path / "out", ("--videos", pipeline.videos)
-    run("faces", *tables, "--out", faces, "--num-frames", 4, "--size", 64, "--splits", "test", "--jobs", 1)
+@pytest.fixture(scope="module")
+def plain_faces(pipeline: Pipeline, build_once) -> Path:
+    """Faces of the miniature's test clips, none cut where its original's are."""
+    options = ("--num-frames", 4, "--size", 64, "--splits", "test", "--jobs", 1)
+    return build_once(
+        "plain_test_faces", lambda folder: run("faces", "--videos", pipeline.videos, "--out", folder, *options)
+    )
+
+
+def test_videos_are_distorted_before_their_faces_are_found(pipeline: Pipeline, plain_faces, tmp_path, monkeypatch):
+    """The clips as they are first, then through the encoder, and none is left."""
+    faces, out, tables = plain_faces, tmp_path / "out", ("--videos", pipeline.videos)
     encoding, _, unit = VIDEO_DISTORTIONS["video h264"]
     monkeypatch.setitem(VIDEO_DISTORTIONS, "video h264", (encoding, (45,), unit))
     words = ("robustness", "--runs", pipeline.experiment, *tables, "--faces", faces, "--out", out)
@@ -171,3 +181,30 @@ def test_videos_are_distorted_before_their_faces_are_found(pipeline: Pipeline, t
     run(*words, "--distortions", "video h264")
     assert {path: path.stat().st_mtime_ns for path in of_cell.rglob("*.jpg")} == before
     assert read_robustness(out).equals(cells)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_amid_a_video_cell_goes_on_with_the_clips_that_are_left(pipeline, plain_faces, tmp_path):
+    words = ("robustness", "--runs", pipeline.experiment, "--videos", pipeline.videos, "--faces", plain_faces)
+    words = (*words, "--distortions", "video size")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start_stage(*words, "--out", killed, log=tmp_path / "log")
+    wait_until(lambda: any((killed / "faces" / "video_size_320").rglob("*.jpg")), process)
+    end(process)
+    kept = {path: path.stat().st_mtime_ns for path in (killed / "faces" / "video_size_640").rglob("*.jpg")}
+    assert kept and not (killed / "robustness.csv").exists()
+    for out in (killed, whole):
+        run(*words, "--out", out)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert (killed / "robustness.csv").read_bytes() == (whole / "robustness.csv").read_bytes()
+    assert not list(killed.rglob("*.mp4"))
+
+
+def test_crops_of_another_program_have_no_videos_to_distort(pipeline, plain_faces, tmp_path, capsys):
+    foreign = tmp_path / "faces"
+    shutil.copytree(plain_faces, foreign)
+    recipe = json.loads((foreign / "faces.json").read_text())
+    (foreign / "faces.json").write_text(json.dumps({**recipe, "root": str(foreign)}))
+    words = ("robustness", "--runs", pipeline.experiment, "--videos", pipeline.videos, "--faces", foreign)
+    assert main([*map(str, words), "--out", str(tmp_path / "out"), "--on-videos"]) == 2
+    assert "found crops that another program cut" in capsys.readouterr().err and not (tmp_path / "out").exists()

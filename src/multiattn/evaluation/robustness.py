@@ -186,10 +186,9 @@ class _Sweep:
 
     def __init__(self, inputs: RobustnessInputs) -> None:
         names = (*DISTORTIONS, AGAIN, *VIDEO_DISTORTIONS)
-        of_videos = inputs.on_videos and not inputs.distortions
         self.inputs = inputs
-        self.wanted = inputs.distortions or (names if of_videos else (*DISTORTIONS, AGAIN))
-        if strange := sorted(set(self.wanted) - set(names)):
+        self.wanted = {*(inputs.distortions or (*DISTORTIONS, AGAIN)), *(VIDEO_DISTORTIONS if inputs.on_videos else ())}
+        if strange := sorted(self.wanted - set(names)):
             raise ValueError(f"--distortions: expected some of {', '.join(names)}, found {strange[0]!r}.")
         table = VIDEOS.read(inputs.videos)
         folds = (fold for run in (*inputs.runs, *inputs.beside) for fold in fold_folders(run))
@@ -202,7 +201,7 @@ class _Sweep:
         self.selection, self.extracted = find_faces(selection, inputs.faces)
         self.recipes = [read_recipe(folder) for folder in self.extracted.by_folder]
         self.device, self._loaded = pick_device(inputs.device), {}
-        self.paths = {} if set(VIDEO_DISTORTIONS).isdisjoint(self.wanted) else self._video_paths()
+        self.paths = {} if self.wanted.isdisjoint(VIDEO_DISTORTIONS) else self._video_paths()
 
     def _video_paths(self) -> dict[str, Path]:
         """video_id -> its file."""
@@ -231,7 +230,7 @@ class _Sweep:
             detector = load_detector(found_by, threshold=threshold, device="cpu", weights=self.inputs.weights)
             cells.append(_Cell(OF_CROPS, AGAIN, change=partial(detect_again, detector, self.recipes[0])))
         # Faces that were cut by masks or originals are cut otherwise here, where a video is all there is.
-        if self.paths and self.recipes == [self.recipes[0].for_prediction()]:
+        if self.paths and all(recipe == self.recipes[0].for_prediction() for recipe in self.recipes):
             cells.append(_Cell(IDENTITY, VIDEO_AGAIN))
         for name, (encoding, levels, _) in VIDEO_DISTORTIONS.items():
             chosen = levels if name in self.wanted else ()

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     tables, summary = robustness_tables(found.cells, found.beside), summary_words(found.cells)
     words = "\n".join([*found.warnings, *(table.markdown() for table in tables), summary])
     write_csv(path, found.cells)
-    write_json(path.with_suffix(".json"), {"checkpoints": found.checkpoints, "beside": found.beside})
+    write_json(path.with_suffix(".json"), {"checkpoints": found.checkpoints})
     write_text(path.with_suffix(".md"), f"# Robustness of {found.runs}\n\n{words}\n")
     write_png(robustness_figure(found), path.with_suffix(".png"))
     write_text(options.out / "report.html", robustness_page(found))
