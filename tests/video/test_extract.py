@@ -13,7 +13,8 @@ from drawn_faces import draw, write_clip
 from multiattn.tables import FACES
 from multiattn.video.crops.images import decode_crop, read_crop
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.decoding.frames import FrameReader
+from multiattn.video.decoding.frames import FrameReader, probe_video
+from multiattn.video.decoding.reencode import ClipEncoding
 from multiattn.video.detectors.registry import weights_digest
 from multiattn.video.extraction import extract
 from multiattn.video.extraction.extract import (
@@ -62,12 +63,13 @@ def test_a_video_gives_a_row_and_a_crop_for_every_sampled_frame(detector, every,
         pytest.param("set/clip/000001_0.jpg", "set/clip/000001_0.jpg", id="a crop in place of a folder"),
     ],
 )
-def test_a_video_whose_crops_have_no_place_costs_itself_alone(detector, taken, video_id, tmp_path):
+@pytest.mark.parametrize("encoding", [None, ClipEncoding()])
+def test_a_video_whose_crops_have_no_place_costs_itself_alone(detector, encoding, taken, video_id, tmp_path):
     path = write_clip(tmp_path / "clip.mp4", [draw([(20, 20, 40, 1.0)])] * 24)
     neighbour = tmp_path / "faces" / "crops" / taken
     neighbour.parent.mkdir(parents=True)
     neighbour.write_bytes(b"of another video")
-    result = run(path, tmp_path / "faces", task={"video_id": video_id})
+    result = run(path, tmp_path / "faces", task={"video_id": video_id, "encoding": encoding})
     assert (result.status, result.rows) == ("unreadable", [])
     assert result.message.startswith("no place for its crops, ")
     assert neighbour.read_bytes() == b"of another video"
@@ -125,9 +127,25 @@ def test_a_folder_of_its_frames_gives_what_the_video_gives(detector, tmp_path):
     assert folder.fingerprint.startswith("6 frames-")
 
 
-def test_a_file_that_is_no_video_ends_as_unreadable(detector, tmp_path):
+@pytest.mark.parametrize("longest", [None, 80])
+def test_a_clip_is_encoded_again_before_its_faces_are_found(detector, longest, tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", [draw([(20 + n, 20, 40, 1.0)]) for n in range(24)])
+    shape = probe_video(path)
+    scale = min(1, (longest or 10_000) / max(shape.width, shape.height))
+    plain, faces = run(path, tmp_path / "plain"), tmp_path / "faces"
+    again = run(path, faces, task={"encoding": ClipEncoding(crf=12, longest=longest)})
+    assert (again.status, again.num_frames, again.fingerprint) == ("ok", 12, plain.fingerprint)
+    before, after = (pd.DataFrame(one.rows, columns=list(FACES.columns)) for one in (plain, again))
+    assert after["frame_index"].equals(before["frame_index"])
+    np.testing.assert_allclose(after["seconds"], before["seconds"], atol=1e-4)
+    np.testing.assert_allclose(after[["x1", "y1", "x2", "y2"]], before[["x1", "y1", "x2", "y2"]] * scale, atol=2)
+    assert sorted(one.relative_to(faces).as_posix() for one in faces.rglob("*.*")) == after["crop"].tolist()
+
+
+@pytest.mark.parametrize("encoding", [None, ClipEncoding()])
+def test_a_file_that_is_no_video_ends_as_unreadable(detector, encoding, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"not a video at all\n" * 50)
-    result = run(tmp_path / "clip.mp4", tmp_path / "faces")
+    result = run(tmp_path / "clip.mp4", tmp_path / "faces", task={"encoding": encoding})
     assert (result.status, result.num_frames, result.rows, result.detected_frames) == ("unreadable", 0, [], 0)
     assert result.message and str(tmp_path) not in result.message
 

@@ -148,7 +148,7 @@ def robustness_tables(cells: pd.DataFrame, beside: str = "") -> list[TextTable]:
 
     columns = {
         "log loss": "log_loss", "change": "log_loss_change", "AUC": "auc", "change of AUC": "auc_change",
-        "frame log loss": "frame_log_loss", "change of it": "frame_log_loss_change", "outside": "outside",
+        "frame log loss": "frame_log_loss", "frame change": "frame_log_loss_change", "outside": "outside",
         "no face": "no_face",
     }  # fmt: skip
     tables = [table("Cells", columns, "In brackets 95 % intervals over sources; changes are paired.")]

@@ -270,19 +270,20 @@ def extract_video(
 @contextmanager
 def _reencoded(task: VideoTask, folder: Path) -> Iterator[VideoTask]:
     """The task with its clip encoded again, which is gone afterwards; as it is without an `encoding`, or where no frame
-    can be decoded, which `find_crops` then says."""
+    can be decoded or the clip has no place, which `extract_video` then says."""
     if task.encoding is None:
         yield task
         return
     path = crops_folder(folder, task.video_id) / REENCODED_CLIP
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with suppress(UnreadableVideoError), single_threaded():
+        with suppress(UnreadableVideoError, FileExistsError, NotADirectoryError), single_threaded():
+            path.parent.mkdir(parents=True, exist_ok=True)
             reencode_clip(task.path, path, task.encoding, fps=task.fps)
             task = replace(task, path=path, fps=None)
         yield task
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            path.unlink(missing_ok=True)
 
 
 def remove_crops(faces: Path, video_id: str) -> None:
@@ -296,7 +297,8 @@ def remove_crops(faces: Path, video_id: str) -> None:
     for path in folder.glob("*.jpg") if folder.is_dir() else ():
         if re.fullmatch(r"\d{6,}_\d+\.jpg|\.\d{6,}_\d+\.jpg\..+", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
-    (folder / REENCODED_CLIP).unlink(missing_ok=True)
+    if folder.is_dir():
+        (folder / REENCODED_CLIP).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
