@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import arg
 
 from multiattn.config import Experiment, Precision, from_json
+from multiattn.config.choices import Tta
 from multiattn.experiments import DEFAULT_EXPERIMENT, EXPERIMENTS, get_experiment, shrink
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import EXPERIMENT_FILE
@@ -45,6 +46,13 @@ Scoring = Annotated[
     arg(
         help="The scoring.json of `multiattn tune`; `none` for plain means (default: the one in a run's folder, if it "
         "was tuned for these runs)."
+    ),
+]
+RuleTta = Annotated[
+    Tta | None,
+    arg(
+        help="Views of each crop whose logits are averaged, each at the network's time: flip, with its mirror image; "
+        "scales, three sizes; flip+scales, six (default: those the scoring rule was tuned on)."
     ),
 ]
 DetectorWeights = Annotated[

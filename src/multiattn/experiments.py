@@ -94,9 +94,9 @@ def dfdc_b4() -> Experiment:
     multiattn train dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --fold all
 
     Adam 1e-3, weight decay 1e-6, global batch 48 = 12 on each of the paper's 4 GPUs. The paper reports a log loss of
-    0.1679 on the DFDC test set (Table 3); this code has not been trained on DFDC yet. With a small network on DFDC crops
-    the auxiliary loss at this weight cost more than the attention brought, and a tenth of it with a late AGDA was level
-    with the twin (training/README.md, "Measurements"); that decides nothing for B4 at 380 px.
+    0.1679 on the DFDC test set (Table 3); this code has not been trained on DFDC yet. With a small network on DFDC
+    crops the auxiliary loss at this weight cost more than the attention brought, and a tenth of it with a late AGDA was
+    level with the twin (training/README.md, "Measurements"); that decides nothing for B4 at 380 px.
     """
     return Experiment(
         name="dfdc_b4",

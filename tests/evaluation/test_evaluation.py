@@ -35,7 +35,7 @@ from multiattn.evaluation.selection import (
     trained_datasets,
 )
 from multiattn.figures.evaluation import CROPS_EACH, predicted_crops, worst_videos
-from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.runs import TrainedModel, find_models, with_tta
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FOLDS, VIDEOS
 from multiattn.video.extraction.faces_folder import read_faces_folder
@@ -449,3 +449,5 @@ def test_predictions_are_made_again_only_for_what_changed(pipeline: Pipeline, tm
     (changed / "best.safetensors").write_bytes((models[1].path / "best.safetensors").read_bytes())
     predict([dataclasses.replace(models[0], path=changed)], ids=videos[:2], precision="bf16")
     assert asked == ["demo_tiny/fold0"]
+    predict(with_tta(models[1:], "flip"), ids=videos[:2], precision="bf16")
+    assert asked == ["demo_tiny/fold1"], "predictions with other views are others"

@@ -91,6 +91,14 @@ def test_frames_in_memory_a_picture_and_a_folder_give_the_numbers_of_their_files
     assert detector.predict([]) == []
 
 
+def test_views_move_probabilities_and_nothing_else(detector, pipeline: Pipeline):
+    flipping = DeepfakeDetector.load(pipeline.experiment, tta="flip", scoring="none", device="cpu")
+    path = next(path for path in clips(pipeline) if detector.predict(path).status == "ok")
+    alone, flipped = ([*one.predict(path).faces[0].frames] for one in (detector, flipping))
+    assert [replace(frame, probability=0.5) for frame in alone] == [replace(it, probability=0.5) for it in flipped]
+    assert max(abs(one.probability - other.probability) for one, other in zip(alone, flipped, strict=True)) > 1e-5
+
+
 @pytest.mark.parametrize(
     ("media", "options", "error", "message"),
     [

@@ -65,7 +65,7 @@ def test_a_rule_is_read_as_it_was_written(runs):
 def test_a_file_of_an_earlier_version_is_read_with_what_it_lacks_as_it_was(runs):
     path = default_scoring_path(runs)
     values = json.loads(path.read_text())
-    for name in ("per_frame", "held_out"):
+    for name in ("per_frame", "tta", "held_out"):
         del values["rule"][name]
     path.write_text(json.dumps(values))
     assert read_scoring_file(path).rule == TUNED
@@ -109,6 +109,25 @@ def test_what_is_no_rule_is_reported_where_another_fits_and_refused_where_none_d
     assert levels(caplog) == ["WARNING", "INFO"] and str(runs[1] / "scoring.json") in caplog.text
     (runs[0] / "scoring.json").unlink()
     with pytest.raises(ValueError, match="Make it again with `multiattn tune`"):
+        choose_scoring(runs, None)
+
+
+def test_a_tuned_rule_brings_its_views_and_refuses_others(runs):
+    with_flip = dataclasses.replace(TUNED, tta="flip")
+    for rule, other in ((TUNED, "flip"), (with_flip, "none")):
+        write_scoring(rule, runs[0] / "scoring.json", {})
+        assert read_scoring_file(runs[0] / "scoring.json").rule == rule
+        assert choose_scoring(runs, None).tta == choose_scoring(runs, None, rule.tta).tta == rule.tta
+        with pytest.raises(ValueError, match=rf"--tta {other}: .* with --tta {rule.tta}\. .*multiattn tune --runs"):
+            choose_scoring(runs, None, other)
+    assert choose_scoring(runs, UNTUNED, "scales") == ScoringRule(tta="scales")
+    assert choose_scoring(runs[1:], None, "flip+scales") == ScoringRule(tta="flip+scales")
+    with pytest.raises(ValueError, match=r"expected one of none, flip, scales, flip\+scales, found 'rotate'"):
+        choose_scoring(runs, UNTUNED, "rotate")
+    values = json.loads((runs[0] / "scoring.json").read_text())
+    values["rule"]["tta"] = "rotate"
+    (runs[0] / "scoring.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"ScoringRule\.tta: expected one of none, flip"):
         choose_scoring(runs, None)
 
 

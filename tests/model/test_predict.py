@@ -1,10 +1,14 @@
-"""Crops become the network's input."""
+"""Crops become the network's input, and views of a crop become one logit."""
 
 import numpy as np
 import pytest
 import torch
 
-from multiattn.model.predict import normalize_crops
+from multiattn.experiments import get_experiment
+from multiattn.model.network import NetworkOutput, fake_logit, make_network
+from multiattn.model.predict import VIEWS, forward_views, normalize_crops, predict_logits
+
+CPU = torch.device("cpu")
 
 
 def test_a_crop_is_normalised_with_mean_half_and_deviation_half():
@@ -29,3 +33,66 @@ def test_the_channels_come_second(shape):
 def test_other_inputs_are_refused_with_what_was_found(crops):
     with pytest.raises(ValueError, match=r"expected uint8 \(B, H, W, 3\), found torch\."):
         normalize_crops(crops)
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return make_network(get_experiment("demo", tiny=True).model, load_weights=False).eval()
+
+
+@pytest.fixture(scope="module")
+def crops() -> torch.Tensor:
+    return torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(network: torch.nn.Module, crops: torch.Tensor, tta: str = "none", **more) -> np.ndarray:
+    return predict_logits(network, crops.split(2), device=CPU, precision="fp32", tta=tta, **more)
+
+
+@torch.inference_mode()
+def test_flip_is_the_mean_of_two_forward_passes_and_one_view_has_the_bits_of_one(network, crops):
+    by_hand = [
+        torch.cat([fake_logit(network(normalize_crops(batch)).logits) for batch in of.split(2)]).double().numpy()
+        for of in (crops, crops.flip(2))
+    ]
+    assert np.abs(by_hand[0] - by_hand[1]).max() > 1e-4, "the mirror image is another input"
+    np.testing.assert_array_equal(logits_of(network, crops), by_hand[0])
+    np.testing.assert_allclose(logits_of(network, crops, "flip"), np.mean(by_hand, axis=0), atol=1e-6)
+
+
+def test_a_symmetric_crop_has_the_same_logit_with_its_mirror_image(network, crops):
+    symmetric = torch.cat([crops[:, :, :32], crops[:, :, :32].flip(2)], dim=2)
+    np.testing.assert_array_equal(logits_of(network, symmetric, "flip"), logits_of(network, symmetric))
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+def test_who_watches_sees_each_crop_once_and_as_it_is(tta, network, crops):
+    seen: list[tuple[torch.Tensor, NetworkOutput]] = []
+    logits_of(network, crops, tta, watch=lambda *of_batch: seen.append(of_batch))
+    assert torch.equal(torch.cat([pixels for pixels, _ in seen]), crops)
+    logits = torch.cat([fake_logit(output.logits) for _, output in seen])
+    np.testing.assert_array_equal(logits.double().numpy(), logits_of(network, crops))
+
+
+def test_scales_show_a_smaller_and_a_larger_square_around_the_centre():
+    """A slope stays a slope about the same centre, so much flatter or steeper; mirrored it falls."""
+    slope = ((torch.arange(40) - 19.5) / 40).expand(2, 3, 40, 40)
+    seen: list[torch.Tensor] = []
+
+    def forward(inputs: torch.Tensor) -> NetworkOutput:
+        seen.append(inputs)
+        return NetworkOutput(torch.full((len(inputs), 2), float(len(seen))), None, None)
+
+    logits, first = forward_views(forward, slope, "flip+scales")
+    assert seen[0] is slope and first.logits[0, 0] == 1 and logits.shape == (2,)
+    inside = slice(4, -4)  # beyond the crop its edge is mirrored
+    for view, factor in zip(seen, (1, 0.9, 1.1, -1, -0.9, -1.1), strict=True):
+        torch.testing.assert_close(view[..., inside], factor * slope[..., inside])
+    assert seen[2].abs().max() <= slope.abs().max()
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+def test_views_in_bf16_are_those_of_float32(tta, network, crops):
+    half = predict_logits(network, [crops], device=CPU, precision="bf16", tta=tta)
+    np.testing.assert_allclose(half, logits_of(network, crops, tta), atol=0.02)

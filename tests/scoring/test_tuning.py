@@ -483,3 +483,47 @@ def test_the_best_answer_is_calibrated_and_better_than_every_experiment():
     areas = [roc_auc_score(labels, values[:, experiment]) for experiment in range(3)]
     assert roc_auc_score(labels, drawn.best) > areas[0] > areas[1] > 0.8
     assert areas[2] == pytest.approx(0.5, abs=0.03)
+
+
+def with_views(drawn: Simulated, gain: float) -> dict[str, pd.DataFrame]:
+    """Out-of-fold predictions of crops alone and with a mirror image, whose mean knows so much more of the label."""
+    labels = drawn.videos.set_index("video_id")["label"]
+    signs = 2 * drawn.predictions["video_id"].map(labels).astype(float) - 1
+    noise = 0.1 * np.random.default_rng(0).standard_normal(len(signs))
+    logits = drawn.predictions["logit"] + gain * signs + noise
+    return {"none": drawn.predictions, "flip": drawn.predictions.assign(logit=logits, probability=expit(logits))}
+
+
+@pytest.fixture(scope="module")
+def tuned_with_views(drawn):
+    return tune(with_views(drawn, 1.0), drawn.videos, last_epoch=drawn.predictions)
+
+
+def test_views_are_taken_where_they_pay_on_folds_held_out(drawn, tuned, tuned_with_views):
+    found = tuned_with_views
+    stage = found.report["stages"][0]
+    assert (stage["stage"], [it["name"] for it in stage["candidates"]]) == ("tta", ["none", "flip"])
+    assert found.rule.tta == stage["chosen"] == "flip" and stage["challenger"]["high"] < 0
+    assert "rule: views flip; frames" in describe_tuning(found.rule, found.report)
+    assert found.videos["untuned"].tolist() == tuned.videos["untuned"].tolist(), "of each crop as it is"
+    # The last epoch's predictions are of each crop as it is: no figure of a rule with other views.
+    assert found.rule.out_of_fold["last_epoch_log_loss"] is None
+    names = [row["name"] for row in found.report["figures"]]
+    assert "equal mean, untuned, last epoch" in names and "tuned, nested, last epoch" not in names
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_views_that_do_not_pay_change_nothing(gain, drawn, tuned):
+    steps = itertools.count(1)
+    found = tune(with_views(drawn, gain), drawn.videos, advance=lambda: next(steps))
+    assert next(steps) - 1 == num_steps(drawn.videos, 2)
+    assert found.report["stages"][0]["chosen"] == "none" and found.report["stages"][1:] == tuned.report["stages"]
+    assert found.rule == tuned.rule
+
+
+def test_one_table_with_views_is_taken_without_comparing(drawn, tuned_with_views):
+    found = tune({"flip": with_views(drawn, 1.0)["flip"]}, drawn.videos)
+    assert found.rule.tta == "flip" and {fold["tta"] for fold in found.report["folds"]} == {"flip"}
+    assert found.report["stages"] == tuned_with_views.report["stages"][1:], "the rest is tuned on what was chosen"
+    assert found.videos["tuned"].tolist() == tuned_with_views.videos["tuned"].tolist()
+    assert found.videos["untuned"].tolist() != tuned_with_views.videos["untuned"].tolist()

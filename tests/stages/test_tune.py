@@ -8,14 +8,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from multiattn.__main__ import main
-from multiattn.inference.predictor import out_of_fold_figures, read_out_of_fold, score_out_of_fold
-from multiattn.inference.runs import find_models
+from multiattn.inference.predictor import out_of_fold_figures, predict_faces, read_out_of_fold, score_out_of_fold
+from multiattn.inference.runs import find_models, with_tta
 from multiattn.inference.scoring_file import choose_scoring, read_scoring_file
 from multiattn.runtime.files import file_digest
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.tables import FACES, FRAME_PREDICTIONS
 from pipeline import run
 
 
@@ -157,3 +158,61 @@ def test_what_can_not_be_tuned_is_refused_and_the_old_rule_stays(words, message,
 
 def test_the_default_rule_is_what_a_run_without_tuning_gets(runs):
     assert choose_scoring(runs, None) == ScoringRule()
+
+
+def test_views_are_predicted_for_the_held_out_folds_then_compared_and_followed(pipeline, runs, capsys):
+    first, folds = runs[0], [runs[0] / "fold0", runs[0] / "fold1"]
+    held_out = ["predict", "--runs", first, "--faces", pipeline.faces, "--held-out", "--tta", "flip"]
+    run(*held_out)
+    assert "2 folds with out-of-fold predictions of --tta flip; now `multiattn tune" in capsys.readouterr().out
+    place = ["model", "fold", "video_id", "frame_index", "track"]
+    for folder in folds:
+        alone, flipped = (FRAME_PREDICTIONS.read(folder / name) for name in ("oof.parquet", "oof_flip.parquet"))
+        pd.testing.assert_frame_equal(alone[place], flipped[place])
+        assert np.abs(alone["logit"] - flipped["logit"]).max() > 1e-5
+    model = with_tta(find_models(folds[1]), "flip")
+    again = predict_faces(model, pipeline.faces, device=torch.device("cpu"), precision="fp32")
+    both = flipped.merge(again, on=place)
+    assert len(both) == len(flipped) and np.abs(both["logit_x"] - both["logit_y"]).max() < 1e-5
+
+    kept = (folds[1] / "oof_flip.parquet").stat().st_mtime_ns
+    (folds[0] / "oof_flip.parquet").unlink()
+    run("tune", "--runs", first)
+    printed = capsys.readouterr()
+    assert f"--tta flip is not compared: {folds[0]} has no oof_flip.parquet" in printed.err
+    assert "\ntta: " not in printed.out
+    run(*held_out)
+    assert (folds[1] / "oof_flip.parquet").stat().st_mtime_ns == kept, "a fold that has them is left as it is"
+    run("tune", "--runs", first)
+    assert "\ntta: " in capsys.readouterr().out
+
+    run("tune", "--runs", first, "--tta", "flip")
+    assert "rule: views flip; " in capsys.readouterr().out
+    rule = read_scoring_file(first / "scoring.json").rule
+    assert rule.tta == choose_scoring([first], None).tta == "flip"
+    assert score_out_of_fold(first, rule=ScoringRule(tta="flip")).overall.log_loss == pytest.approx(
+        json.loads((first / "scoring.json").read_text())["report"]["figures"][3]["log_loss"]
+    )
+    run("tune", "--runs", first, "--tta", "none")
+    assert read_scoring_file(first / "scoring.json").rule.tta == "none"
+    FRAME_PREDICTIONS.write(flipped.iloc[1:], folds[1] / "oof_flip.parquet")
+    assert main(["tune", "--runs", str(first)]) == 2
+    assert "expected in oof_flip.parquet the crops of oof.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["--held-out", "--faces", "{faces}"], "--held-out: expected --tta", id="no views"),
+        pytest.param(["--held-out", "--tta", "flip"], "--held-out: expected --faces", id="no faces"),
+        pytest.param(["--held-out", "--tta", "flip", "--out", "x.parquet"], "found --out beside it", id="an output"),
+        pytest.param(["--held-out", "--tta", "flip", "--faces", "{other}"], "found no crop of", id="other faces"),
+    ],
+)
+def test_held_out_predictions_that_could_not_be_compared_are_refused(words, message, pipeline, runs, tmp_path, capsys):
+    other = shutil.copytree(pipeline.faces, tmp_path / "other_faces")
+    FACES.write(FACES.read(other / "faces.parquet").iloc[1:], other / "faces.parquet")
+    given = [word.format(faces=pipeline.faces, other=other) for word in words]
+    assert main(["predict", "--runs", str(runs[0]), *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(runs[0].glob("fold*/oof_flip.parquet"))

@@ -1,4 +1,4 @@
-"""resume.pt: whatever happens to a write, a state that can be read is there."""
+"""resume.pt: whatever happens to a write, a state that can be read is there. What is of other weights goes."""
 
 import functools
 import math
@@ -17,6 +17,7 @@ from multiattn.config import Experiment, ModelConfig, from_json, to_json
 from multiattn.config.model import HALF
 from multiattn.runtime.files import write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, LAST_WEIGHTS, PREVIOUS_STATE_FILE, STATE_FILE
+from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.engine import run_folder
 from multiattn.training.engine.run_folder import RunFolder, load_state, read_experiment, save_state
 
@@ -253,3 +254,19 @@ def test_an_experiment_file_of_before_means_half(tmp_path):
     found = read_experiment(tmp_path / "fold0").model
     assert (found.input_mean, found.input_std) == (HALF, HALF)
     assert ModelConfig().input_mean is None, "a new experiment asks timm"
+
+
+def test_better_weights_take_away_what_was_measured_with_the_former_ones(tmp_path):
+    for name in ("oof_flip.parquet", "oof_flip+scales.parquet", "distance.safetensors", "oof_last.parquet"):
+        (tmp_path / name).touch()
+    write_json(tmp_path / EXPERIMENT_FILE, to_json(Experiment(name="x")))
+    record = {
+        "epoch": 1,
+        "step": 2,
+        "candidate": "last",
+        "validation_log_loss": 0.5,
+        "validation_balanced_log_loss": 0.5,
+    }
+    RunFolder(tmp_path, 0).save_best(torch.nn.Linear(2, 2), FRAME_PREDICTIONS.empty(), record)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {EXPERIMENT_FILE, BEST_WEIGHTS, "oof.parquet", "oof_last.parquet"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_args
 
-from multiattn.command_line import NameOf, require_at_least
+from multiattn.command_line import NameOf, RuleTta, require_at_least
 from multiattn.config import Precision
 from multiattn.config.choices import Preset
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
@@ -72,6 +72,7 @@ class SubmitBench:
     turns: int = 2
     """Runs of each side, in turns. The first, in which one side reads from the disk what the other then finds in
     memory, is not counted."""
+    tta: RuleTta = None
     device: str = "cpu"
     precision: Precision = "fp32"
     """Precision of our side; the loop is float32."""

@@ -29,7 +29,7 @@ from multiattn.bench.options import SubmitBench
 from multiattn.config import to_json
 from multiattn.datasets.manifest import video_id
 from multiattn.experiments import get_experiment
-from multiattn.inference.runs import find_models
+from multiattn.inference.runs import find_models, with_tta
 from multiattn.inference.scoring_file import UNTUNED
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.run import run_submit
@@ -122,6 +122,7 @@ def _inputs(options: SubmitBench, folder: Path, paths: list[Path]) -> SubmitInpu
         sample_submission=folder / "sample.csv",
         out=folder / "out",
         scoring=UNTUNED if options.untrained else None,
+        tta=options.tta,
         device=options.device,
         precision=options.precision,
         jobs=options.jobs,
@@ -216,7 +217,7 @@ def _one_by_one(detector: Detector, images: list[np.ndarray], *, thorough: bool 
 def run_loop(inputs: SubmitInputs) -> Side:
     started = time.perf_counter()
     device = pick_device(inputs.device)
-    models = find_models(*inputs.runs)
+    models = with_tta(find_models(*inputs.runs), inputs.rule.tta)
     networks = [model.load(device) for model in models]
     recipe = models[0].recipe.for_prediction()
     settings = ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights)
@@ -230,7 +231,8 @@ def run_loop(inputs: SubmitInputs) -> Side:
         for model, network in zip(models, networks, strict=True) if crops else ():
             size = model.experiment.data.image_size
             batch = torch.from_numpy(np.stack([decode_crop(crop.jpeg, size, path) for crop in crops]))
-            logits = predict_logits(network, batch.split(LOOP_BATCH), device=device, precision="fp32")
+            how = {"device": device, "precision": "fp32", "tta": model.tta}
+            logits = predict_logits(network, batch.split(LOOP_BATCH), **how)
             yield frame_predictions(rows, logits, model=model.name, fold=model.fold)
 
     for path in paths:

@@ -22,5 +22,7 @@ ScaleName = Literal["auto", "released", "public", "private", "none"]
 """The test videos of a leaderboard, and so the published figures it may stand beside."""
 MapScale = Literal["run", "map"]
 """The maps of a figure that share a colour scale: all of a run, or none."""
+Tta = Literal["none", "flip", "scales", "flip+scales"]
+"""Views of a crop whose logits are averaged at test time; `model/predict.py` makes them."""
 StoredPrecision = Literal["auto", "float16", "float32"]
 """The form of a bundle's weights."""

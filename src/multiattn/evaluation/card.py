@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,7 +26,7 @@ from multiattn.evaluation.robustness_table import (
 from multiattn.evaluation.run import checkpoint_digests
 from multiattn.experiments import EXPERIMENTS, get_experiment, shrink
 from multiattn.inference.predictor import read_out_of_fold
-from multiattn.inference.runs import TrainedModel, find_models, folds_table
+from multiattn.inference.runs import TrainedModel, find_models, folds_table, with_tta
 from multiattn.inference.scoring_file import ScoringFile, find_scoring, tune_runs
 from multiattn.model.backbone import settle_input
 from multiattn.runtime import layout
@@ -93,6 +94,7 @@ def model_card(
     if strange := sorted(set(sources) - set(known)):
         raise ValueError(f"--source {strange[0]}: expected a data set of the run ({', '.join(known)}), found none.")
     scoring = find_scoring([run])
+    models = with_tta(models, "none" if scoring is None else scoring[1].rule.tta)  # as evaluations go by the rule
     sections = [
         (f"# Model card: {name}", _summary(models)),
         ("## Data", _data(models, folds, known, table)),
@@ -264,10 +266,10 @@ def _out_of_fold(run: Path, models: Sequence[TrainedModel], scoring: ScoringFile
     elif scoring is not None:
         stated = (rule.out_of_fold or {}).get("test_prior")
         kept = {name: getattr(rule, name) for name in ("out_of_fold", "held_out", "per_frame")}
-        for calibration in (None, rule.calibration.method):  # chosen, or asked for
+        for calibration, tta in product((None, rule.calibration.method), (None, rule.tta)):  # chosen, or asked for
             try:
-                tuned = tune_runs([run], test_prior=stated, calibration=calibration)
-            except ValueError:  # too few videos by now for the calibration the rule has
+                tuned = tune_runs([run], test_prior=stated, calibration=calibration, tta=tta)
+            except (FileNotFoundError, ValueError):  # no such predictions, or too few videos, by now
                 continue
             if replace(tuned.rule, **kept) == rule:  # an earlier version kept less
                 rows["by the rule, held out of its tuning"] = tuned.videos[tuned.taken].to_numpy()

@@ -33,7 +33,7 @@ from multiattn.evaluation.robustness_table import (
 from multiattn.evaluation.run import EvaluationInputs, check_leaks, checkpoint_digests, predict_kept
 from multiattn.evaluation.selection import Extracted, Selection, find_faces, select_videos
 from multiattn.inference.predictor import face_sides
-from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.runs import TrainedModel, find_models, with_tta
 from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.distance import STATISTICS, pixel_statistics
 from multiattn.runtime.crop_files import declared_root
@@ -195,9 +195,17 @@ class _Sweep:
         self.models = find_models(*dict.fromkeys(folds))  # the two sides may share some
         selection, self.sides = select_videos(table, inputs.split), []
         for runs in filter(None, (inputs.runs, inputs.beside)):
-            models, name = find_models(*runs), " + ".join(dict.fromkeys(map(experiment_name, runs)))
-            allowed = check_leaks(models, selection, table)
-            self.sides.append(_Side(name, models, choose_scoring(runs, inputs.scoring), allowed))
+            rule, name = choose_scoring(runs, inputs.scoring), " + ".join(dict.fromkeys(map(experiment_name, runs)))
+            models = with_tta(find_models(*runs), rule.tta)
+            self.sides.append(_Side(name, models, rule, check_leaks(models, selection, table)))
+        views = {model.name: model for side in self.sides for model in side.models}
+        self.models = [views[model.name] for model in self.models]
+        for model in (model for side in self.sides for model in side.models):
+            if model.tta != views[model.name].tta:
+                raise ValueError(
+                    f"{model.name}: expected equal views of its crops on both sides, found --tta {model.tta} and "
+                    f"{views[model.name].tta}. Pass one rule for both as --scoring."
+                )
         self.selection, self.extracted = find_faces(selection, inputs.faces)
         self.recipes = [read_recipe(folder) for folder in self.extracted.by_folder]
         self.device, self._loaded = pick_device(inputs.device), {}

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from multiattn.config.choices import Criterion
+from multiattn.config.choices import Criterion, Tta
 from multiattn.evaluation.measures import (
     ALL,
     Answers,
@@ -39,7 +39,7 @@ from multiattn.evaluation.selection import (
     trained_datasets,
 )
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.runs import TrainedModel, find_models, with_tta
 from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.precision import known_precision
 from multiattn.runtime import layout
@@ -66,6 +66,7 @@ class EvaluationInputs:
     """Predictions are kept here."""
     split: Split = "test"
     scoring: str | None = None
+    tta: Tta | None = None
     device: str = "auto"
     precision: str = "auto"
 
@@ -122,16 +123,16 @@ def evaluate_runs(inputs: EvaluationInputs, *, choose: Criterion | None = None) 
         ValueError: a leak, videos without faces extracted, or nothing to evaluate; as `choose_run`.
     """
     table = VIDEOS.read(inputs.videos)
-    models = find_models(*inputs.runs)
+    find_models(*inputs.runs)  # refuses runs of different crops, or of one name
     selection = select_videos(table, inputs.split)
     blends = [inputs.runs] if choose is None else [(run,) for run in inputs.runs]
-    members = [find_models(*runs) for runs in blends]
-    rules = [choose_scoring(runs, inputs.scoring) for runs in blends]
+    rules = [choose_scoring(runs, inputs.scoring, inputs.tta) for runs in blends]
+    members = [with_tta(find_models(*runs), rule.tta) for runs, rule in zip(blends, rules, strict=True)]
     allowed: dict[str, set[str]] = {}
     for of_blend in members:
         allowed |= check_leaks(of_blend, selection, table)
     selection, extracted = find_faces(selection, inputs.faces)
-    predictions = _predict(inputs, models, extracted, allowed)
+    predictions = _predict(inputs, [model for of in members for model in of], extracted, allowed)
     answers = []
     for of_blend, rule in zip(members, rules, strict=True):
         mine = predictions[predictions["model"].isin({model.name for model in of_blend})]
@@ -184,6 +185,8 @@ def _evaluation(
         tables[one.name] = dataset_tables(one, figures, paper)
     runs = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
     first = f"{counted(len(models), 'model')} of {runs}, trained on {', '.join(trained) or 'data nobody knows'}."
+    if models[0].tta != "none":
+        first += f" Logits are means over views of each crop ({models[0].tta})."
     return Evaluation(
         title=f"Evaluation of {runs}",
         selection=selection,
@@ -293,11 +296,13 @@ def predict_kept(
 
 
 def checkpoint_digests(models: Sequence[TrainedModel]) -> dict[str, str]:
-    """Model -> SHA-256 of what its predictions depend on: its weights and, where it has one, its distance."""
+    """Model -> what its predictions depend on: SHA-256 of its weights and, where it has one, of its distance, and its
+    views of each crop."""
     digests = {}
     for model in models:
         files = [model.path / name for name in (layout.BEST_WEIGHTS, layout.DISTANCE_FILE)]
-        digests[model.name] = " ".join(file_digest(file) for file in files if file.is_file())
+        parts = [file_digest(file) for file in files if file.is_file()] + [model.tta] * (model.tta != "none")
+        digests[model.name] = " ".join(parts)
     return digests
 
 

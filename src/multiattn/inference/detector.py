@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from multiattn.config import Precision
+from multiattn.config.choices import Tta
 from multiattn.inference.predictor import BATCH_SIZE
-from multiattn.inference.runs import TrainedModel, find_models
+from multiattn.inference.runs import TrainedModel, find_models, with_tta
 from multiattn.inference.score_files import (
     ScoredFiles,
     describe_spans,
@@ -144,6 +145,7 @@ class DeepfakeDetector:
         cls,
         *runs: str | Path,
         scoring: str | Path | None = None,
+        tta: Tta | None = None,
         device: str = "auto",
         precision: Precision = "auto",
         batch_size: int = BATCH_SIZE,
@@ -157,6 +159,8 @@ class DeepfakeDetector:
                 packaged run. Without any the packaged `dfdc_lite`.
             scoring: a `scoring.json` of `multiattn tune`; `none` for plain means; None for the one in a run's folder
                 that was tuned for these runs, else plain means.
+            tta: views of each crop whose logits are averaged: `flip`, `scales`, `flip+scales` or `none`; None for those
+                the rule was tuned on, beside which no others are taken.
             device: `cpu`, `cuda`, `cuda:N` or `auto`.
             precision: `fp32`, `bf16`, `fp16` or `auto`: half precision on a GPU; on a CPU fp32, or bf16 where the
                 processor has it, a short trial is faster and P(fake) stays within 0.002.
@@ -174,8 +178,9 @@ class DeepfakeDetector:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 crop, found {batch_size}.")
         folders = tuple(map(named_run, runs)) or (packaged_run(),)
-        models, rule = find_models(*folders), choose_scoring(folders, scoring)
+        models, rule = find_models(*folders), choose_scoring(folders, scoring, tta)
         require_rule_fits(rule, models)
+        models = with_tta(models, rule.tta)
         weights = None if weights is None else Path(weights)
         how = {"precision": precision, "batch_size": batch_size, "weights": weights, "jobs": jobs}
         return cls(models=models, rule=rule, device=pick_device(device), **how)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from multiattn.config.choices import Tta
 from multiattn.inference.runs import TrainedModel, require_one_recipe
 from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
@@ -21,6 +22,7 @@ from multiattn.model.predict import predict_logits
 from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime import layout
 from multiattn.runtime.crop_files import declared_root
+from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.table_files import read_history
@@ -36,6 +38,8 @@ from multiattn.video.extraction.faces_folder import read_faces_folder
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
+PLACE = ["video_id", "frame_index", "track"]
+"""Columns that name a crop."""
 
 
 def predict_faces(
@@ -45,21 +49,23 @@ def predict_faces(
     device: torch.device,
     precision: str,
     video_ids: Collection[str] | None = None,
+    places: pd.DataFrame | None = None,
     batch_size: int = BATCH_SIZE,
     loaded: dict[str, tuple[nn.Module, str]] | None = None,
     change: Callable[[np.ndarray, str], np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """A `frame_predictions` table of every crop by every model; empty when the folder has no crops.
+    """A `frame_predictions` table of every crop by every model, with its views; empty when the folder has no crops.
 
     Args:
         precision: `auto` is half precision on a GPU, and bf16 or float32 on a CPU (`model.precision`).
         video_ids: the videos whose crops are predicted; None takes all of the folder.
+        places: video_id, frame_index and track of the crops that are predicted, in this order; None takes all of them.
         loaded: model -> its network and precision, taken from here by later calls; models of one size then share each
             crop, read and changed once. None keeps no network, and has one in memory at a time.
         change: what happens to each crop before, as of `CropImages`.
 
     Raises:
-        ValueError: the crops were not made the way the models' were.
+        ValueError: the crops were not made the way the models' were, or not all of `places` are in the folder.
     """
     recipe = read_recipe(folder)
     for model in models:
@@ -67,6 +73,14 @@ def predict_faces(
     faces, _, _ = read_faces_folder(folder)
     if video_ids is not None:
         faces = faces[faces["video_id"].isin(set(video_ids))].reset_index(drop=True)
+    if places is not None:
+        faces = places[PLACE].merge(faces, on=PLACE, how="left")
+        if (absent := faces["crop"].isna()).any():
+            raise ValueError(
+                f"{folder}: expected all {len(faces)} crops of the out-of-fold predictions, found no crop of "
+                f"{absent.sum()}; the first: {faces['video_id'][absent].iloc[0]}. Pass the faces folder that the run "
+                "was trained on."
+            )
     if device.type == "cpu":
         tune_cpu()
     sides = face_sides(faces, folder)
@@ -87,8 +101,9 @@ def predict_faces(
             meters = [DistanceMeter(model.distance()) for model in together]
             logits = [[] for _ in together]
             for batch in batches:
-                for (network, chosen), meter, own in zip(networks, meters, logits, strict=True):
-                    own.append(predict_logits(network, [batch], device=device, precision=chosen, watch=meter.watch))
+                for model, (network, chosen), meter, own in zip(together, networks, meters, logits, strict=True):
+                    how = {"device": device, "precision": chosen, "tta": model.tta}
+                    own.append(predict_logits(network, [batch], watch=meter.watch, **how))
             for model, meter, own in zip(together, meters, logits, strict=True):
                 distances, reasons = meter.results(sides)
                 tables[model.name] = frame_predictions(
@@ -139,6 +154,31 @@ def watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:
         bar.update(len(batch))
 
 
+def predict_held_out(models: Sequence[TrainedModel], folder: Path, *, device: torch.device, precision: str) -> int:
+    """Predict the crops of each model's `oof.parquet` again, with its views, and keep the table beside that one under
+    its own name (`layout.held_out_file`); returns how many models have one now.
+
+    Training removes them when it finds better weights, so that those that are there are of the present weights, and
+    are left as they are.
+
+    Raises:
+        FileNotFoundError: a model without out-of-fold predictions.
+        ValueError: as `predict_faces`, or another process trains the fold.
+    """
+    for model in models:
+        path, first = (model.path / layout.held_out_file(tta) for tta in (model.tta, "none"))
+        if not first.is_file():
+            raise FileNotFoundError(f"{first}: expected the predictions that `multiattn train` keeps, found none.")
+        with exclusive_folder(model.path):
+            places = FRAME_PREDICTIONS.read(first, allow_empty=True)[PLACE]
+            if path.is_file() and FRAME_PREDICTIONS.read(path, allow_empty=True)[PLACE].equals(places):
+                logger.info("%s is there already", path)
+                continue
+            found = predict_faces([model], folder, device=device, precision=precision, places=places)
+            FRAME_PREDICTIONS.write(found, path)
+    return len(models)
+
+
 @dataclass(frozen=True)
 class OutOfFold:
     """Metrics over the videos of all finished folds together, and of each fold."""
@@ -173,11 +213,12 @@ class HeldOut:
     videos: pd.DataFrame
     """Rows of the `folds` table, video_id, label, group, fold; a video without a face has no predictions."""
     last_epoch: pd.DataFrame | None = None
-    """As `predictions`, by the last epochs' weights; None where a fold was trained before those were kept."""
+    """As `predictions`, by the last epochs' weights; None where a fold was trained before those were kept, and with
+    several views."""
 
 
-def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refuse") -> HeldOut:
-    """The `oof.parquet` of every fold of some experiments.
+def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refuse", tta: Tta = "none") -> HeldOut:
+    """The `oof.parquet` of every fold of some experiments, or the predictions with these views beside it.
 
     Args:
         runs: folders of experiments, or of single folds.
@@ -201,10 +242,12 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
         if kept is not None and not kept.equals(folds):
             raise ValueError(f"{folder / layout.FOLDS_FILE}: not the folds of the other runs in {_names(runs)}.")
         kept = folds
-        table = FRAME_PREDICTIONS.read(folder / layout.HELD_OUT_FILE, allow_empty=True)
+        if tta != "none" and not (folder / layout.held_out_file(tta)).is_file():
+            raise FileNotFoundError(f"{folder}: no {layout.held_out_file(tta)}. {held_out_advice(run, tta)}")
+        table = FRAME_PREDICTIONS.read(folder / layout.held_out_file(tta), allow_empty=True)
         # A folder may have been renamed since; weights of a scoring rule go by the name that predictions get now.
         tables.append(table.assign(model=layout.fold_name(folder)))
-        if (path := folder / layout.LAST_HELD_OUT_FILE).is_file():
+        if tta == "none" and (path := folder / layout.LAST_HELD_OUT_FILE).is_file():
             last.append(FRAME_PREDICTIONS.read(path, allow_empty=True).assign(model=layout.fold_name(folder)))
         numbers.setdefault(run, set()).add(layout.fold_number(folder))
     if kept is None:
@@ -221,6 +264,11 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
     return HeldOut(pd.concat(tables, ignore_index=True), videos, last_epoch)
 
 
+def held_out_advice(run: Path, tta: Tta) -> str:
+    """The command that makes a run's out-of-fold predictions with these views, in a sentence."""
+    return f"Make it with `multiattn predict --runs {run} --faces FACES --held-out --tta {tta}`."
+
+
 def score_out_of_fold(
     *runs: Path, rule: ScoringRule | None = None, unfinished: Literal["refuse", "skip"] = "refuse"
 ) -> OutOfFold:
@@ -229,7 +277,7 @@ def score_out_of_fold(
     A rule that was tuned on these very videos looks better here than it is; its `out_of_fold` says how good.
     """
     rule = rule or ScoringRule()
-    held_out = read_out_of_fold(*runs, unfinished=unfinished)
+    held_out = read_out_of_fold(*runs, unfinished=unfinished, tta=rule.tta)
     videos = rule.score_videos(held_out.videos["video_id"], held_out.predictions)
     videos[["label", "fold"]] = held_out.videos[["label", "fold"]].to_numpy()
     rows = [

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from multiattn.config import Experiment, from_json, to_json
+from multiattn.config.choices import Tta
 from multiattn.model.checkpoints import load_weights
 from multiattn.model.distance import FaceDistance
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
 from multiattn.model.precision import resolve_precision
-from multiattn.model.predict import normalize_crops, predict_logits
+from multiattn.model.predict import VIEWS, normalize_crops, predict_logits
 from multiattn.runtime import layout
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.files import file_digest, read_json
@@ -43,6 +44,8 @@ class TrainedModel:
     """The recipe of the crops it was trained on; it must be given such crops."""
     any_crops: bool = False
     """Take crops that were made another way, with a warning."""
+    tta: Tta = "none"
+    """Views of each crop whose logits are averaged, a name in `VIEWS`."""
 
     @property
     def name(self) -> str:
@@ -55,8 +58,10 @@ class TrainedModel:
         return (self.path / layout.IMPORT_FILE).is_file()
 
     def fingerprint(self) -> str:
-        """16 hex digits of all that decides a prediction: weights, the network's settings, the size of its crops."""
+        """16 hex digits of all that decides a prediction: weights, the network's settings, the size of its crops, and
+        their views where they are several."""
         settings = {"model": to_json(self.experiment.model), "image_size": self.experiment.data.image_size}
+        settings |= {"tta": self.tta} if self.tta != "none" else {}
         content = json.dumps(settings, sort_keys=True) + file_digest(self.path / layout.BEST_WEIGHTS)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -136,6 +141,13 @@ def find_models(*runs: Path) -> list[TrainedModel]:
                 f"{model.path} and {by_name[model.name].path}: two runs of one name, {model.name}. Rename one's folder."
             )
     return models
+
+
+def with_tta(models: Sequence[TrainedModel], tta: Tta) -> list[TrainedModel]:
+    """The same models, which predict these views of each crop; logs what it costs."""
+    if tta != "none":
+        logger.info("%s: logits of each crop are means over %d views, at as many times the cost", tta, len(VIEWS[tta]))
+    return [replace(model, tta=tta) for model in models]
 
 
 def require_one_recipe(recipes: Mapping[Path, CropRecipe]) -> None:

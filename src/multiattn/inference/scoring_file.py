@@ -7,14 +7,15 @@ import logging
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from multiattn.config import from_json, to_json
-from multiattn.inference.predictor import last_epoch_losses, read_out_of_fold
+from multiattn.config.choices import Tta
+from multiattn.inference.predictor import PLACE, held_out_advice, last_epoch_losses, read_out_of_fold
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime import layout
 from multiattn.runtime.files import file_digest, read_json, write_json
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 UNTUNED = "none"
 """As `--scoring`: the untuned rule."""
-LATER_SETTINGS = {"per_frame": False, "held_out": None}
+LATER_SETTINGS = {"per_frame": False, "tta": "none", "held_out": None}
 """Settings that rules of earlier versions lack, as they had them."""
 
 
@@ -76,9 +77,23 @@ def write_scoring(
     write_json(path, {"rule": to_json(rule), **({"tuned_on": tuned_on} if tuned_on else {}), "report": report})
 
 
-def choose_scoring(runs: Sequence[Path], scoring: str | Path | None) -> ScoringRule:
-    """As `choose_scoring_file`, the rule alone."""
-    return choose_scoring_file(runs, scoring).rule
+def choose_scoring(runs: Sequence[Path], scoring: str | Path | None, tta: Tta | None = None) -> ScoringRule:
+    """As `choose_scoring_file`, the rule alone, for predictions with these views of each crop; None takes the rule's.
+
+    Raises:
+        ValueError: also other views than a tuned rule's, whose calibration, thresholds and figures are of its own.
+    """
+    rule = choose_scoring_file(runs, scoring).rule
+    if tta not in (None, *get_args(Tta)):
+        raise ValueError(f"tta: expected one of {', '.join(get_args(Tta))}, found {tta!r}.")
+    if tta in (None, rule.tta):
+        return rule
+    if rule.experiments or rule.out_of_fold is not None:
+        raise ValueError(
+            f"--tta {tta}: the scoring rule was tuned on predictions with --tta {rule.tta}. Leave the option out, tune "
+            f"one for it (`{_tune_command(runs)} --tta {tta}`), or pass --scoring {UNTUNED}."
+        )
+    return replace(rule, tta=tta)
 
 
 def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> ScoringFile:
@@ -220,13 +235,20 @@ def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringR
 
 
 def tune_runs(
-    runs: Sequence[Path], *, test_prior: float | None = None, calibration: str | None = None, seed: int = 0
+    runs: Sequence[Path],
+    *,
+    test_prior: float | None = None,
+    calibration: str | None = None,
+    tta: Tta | None = None,
+    seed: int = 0,
 ) -> Tuned:
-    """Tune the rule of some experiments on their `oof.parquet`. A test split is in no folds table
-    (`datasets/folds.py`), and predictions of any other video are refused.
+    """Tune the rule of some experiments on their `oof.parquet`, and beside it on what `predict_held_out` kept with
+    other views. A test split is in no folds table (`datasets/folds.py`), and predictions of any other video are
+    refused.
 
     Args:
         runs: folders of experiments of one folds table.
+        tta: the predictions with these views alone; None compares all that there are.
         test_prior, calibration, seed: as of `tune`.
     """
     names = Counter(layout.experiment_name(path) for path in runs)
@@ -235,10 +257,19 @@ def tune_runs(
             f"--runs: expected experiments of different names, found {', '.join(twice)} more than once; their weights "
             "could not be kept apart. Name each experiment's folder once, not its folds; rename one of two."
         )
-    held_out = read_out_of_fold(*map(Path, runs))
-    with progress_bar(num_steps(held_out.videos), "tune", "steps") as progress:
+    held_out = read_out_of_fold(*map(Path, runs), tta=tta or "none")
+    tables = {tta or "none": held_out.predictions}
+    for other in get_args(Tta) if tta is None else ():
+        if other not in tables and _have_views(runs, other):
+            tables[other] = read_out_of_fold(*map(Path, runs), tta=other).predictions
+            if not tables[other][["model", *PLACE]].equals(held_out.predictions[["model", *PLACE]]):
+                raise ValueError(
+                    f"{runs[0]}: expected in {layout.held_out_file(other)} the crops of {layout.HELD_OUT_FILE}, found "
+                    f"others. Delete it. {held_out_advice(runs[0], other)}"
+                )
+    with progress_bar(num_steps(held_out.videos, len(tables)), "tune", "steps") as progress:
         tuned = tune(
-            held_out.predictions,
+            tables,
             held_out.videos,
             last_epoch=held_out.last_epoch,
             test_prior=test_prior,
@@ -249,3 +280,16 @@ def tune_runs(
     if held_out.last_epoch is None:
         tuned.report["last_epoch_noted"] = last_epoch_losses(runs, held_out, ScoringRule())
     return tuned
+
+
+def _have_views(runs: Sequence[Path], tta: Tta) -> bool:
+    """True where every fold has out-of-fold predictions with these views; says so where only some have."""
+    folders = [folder for run in runs for folder in layout.fold_folders(run)]
+    lacking = [folder for folder in folders if not (folder / layout.held_out_file(tta)).is_file()]
+    if lacking and len(lacking) < len(folders):
+        first = layout.experiment_folder(lacking[0])
+        logger.warning(
+            "--tta %s is not compared: %s has no %s. %s",
+            tta, lacking[0], layout.held_out_file(tta), held_out_advice(first, tta),
+        )  # fmt: skip
+    return not lacking

@@ -1,13 +1,30 @@
 """uint8 crops -> the network's input -> logits, for validation, prediction and submission alike."""
 
 from collections.abc import Callable, Iterable
+from itertools import product
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from multiattn.config.choices import Tta
 from multiattn.model.network import NetworkOutput, fake_logit
 from multiattn.runtime.devices import autocast
+
+SCALES = (1.0, 0.9, 1.1)
+"""Sides of the square that a view shows, in those of the crop. Boxes of one face by two detectors, or in two frames,
+differ by about a tenth, and the presets that resize crops (selim, strong, box) show a network at least as much."""
+VIEWS: dict[Tta, tuple[tuple[bool, float], ...]] = {
+    "none": ((False, 1.0),),
+    "flip": ((False, 1.0), (True, 1.0)),
+    "scales": tuple(product((False,), SCALES)),
+    "flip+scales": tuple(product((False, True), SCALES)),
+}
+"""Name -> views of a crop, (mirrored, scale) each; the first is the crop as it is."""
+if set(VIEWS) != set(get_args(Tta)):
+    raise TypeError(f"Tta lists {', '.join(get_args(Tta))}; its views are {', '.join(VIEWS)}.")
 
 
 def normalize_crops(crops: Tensor) -> Tensor:
@@ -24,6 +41,36 @@ def normalize_crops(crops: Tensor) -> Tensor:
     return crops.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0)  # (B, 3, H, W), range [-1, 1]
 
 
+def forward_views(
+    forward: Callable[[Tensor], NetworkOutput], inputs: Tensor, tta: Tta = "none"
+) -> tuple[Tensor, NetworkOutput]:
+    """The mean over its views of each crop's logit of P(fake), (B,) float32, and the output of the crops as they are.
+
+    One forward pass a view. Source: mirror images as RobustForensics (4th of the DFDC), which averages logits; the 3rd
+    mirrors half of the frames, the 5th averages probabilities. Departures: none.
+
+    Args:
+        inputs: (B, 3, H, W) float, as the network takes them.
+    """
+    logits, first = [], None
+    for mirrored, scale in VIEWS[tta]:
+        output = forward(_view(inputs, mirrored, scale))
+        first = output if first is None else first
+        logits.append(fake_logit(output.logits.float()))
+    return torch.stack(logits).mean(dim=0), first
+
+
+def _view(inputs: Tensor, mirrored: bool, scale: float) -> Tensor:
+    """(B, 3, H, W): the square of so many sides around the centre, bilinear, what lies outside the crop mirrored in its
+    edge; then mirrored left to right."""
+    if scale != 1:
+        with torch.autocast(inputs.device.type, enabled=False):  # places in half precision are pixels off
+            transform = inputs.new_tensor([[scale, 0, 0], [0, scale, 0]]).expand(len(inputs), 2, 3)
+            grid = functional.affine_grid(transform, list(inputs.shape), align_corners=False)
+            inputs = functional.grid_sample(inputs, grid, padding_mode="reflection", align_corners=False)
+    return inputs.flip(-1) if mirrored else inputs
+
+
 @torch.inference_mode()
 def predict_logits(
     network: nn.Module,
@@ -31,6 +78,7 @@ def predict_logits(
     *,
     device: torch.device,
     precision: str,
+    tta: Tta = "none",
     forward: Callable[[Tensor], NetworkOutput] | None = None,
     watch: Callable[[Tensor, NetworkOutput], None] | None = None,
 ) -> np.ndarray:
@@ -39,8 +87,9 @@ def predict_logits(
     Args:
         network: in eval mode during the call, then in its former mode again.
         batches: (B, H, W, 3) uint8 RGB.
+        tta: a name in `VIEWS`: the logits of these views are averaged.
         forward: called instead of the network itself.
-        watch: called with every batch and its output, both on the device.
+        watch: called with every batch, as it is without other views, and its output, both on the device.
 
     Raises:
         ValueError: a logit that is not finite: the weights are damaged or overflow in this precision.
@@ -51,10 +100,10 @@ def predict_logits(
     for crops in batches:
         pixels = crops.to(device, non_blocking=True)
         with autocast(precision, device):
-            output = (forward or network)(normalize_crops(pixels))
+            of_batch, output = forward_views(forward or network, normalize_crops(pixels), tta)
         if watch is not None:
             watch(pixels, output)
-        logits.append(fake_logit(output.logits.float()).cpu())
+        logits.append(of_batch.cpu())
     network.train(was_training)
     result = torch.cat(logits).double().numpy() if logits else np.zeros(0)
     if not np.isfinite(result).all():

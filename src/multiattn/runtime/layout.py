@@ -98,6 +98,11 @@ def fold_folder(experiment: Path, fold: int) -> Path:
     return Path(experiment) / f"{_FOLD}{fold}"
 
 
+def held_out_file(tta: str) -> str:
+    """The file of a run's frame predictions of the held-out fold by the best weights, with these views of each crop."""
+    return HELD_OUT_FILE if tta == "none" else HELD_OUT_FILE.replace(".", f"_{tta}.")
+
+
 def fold_number(folder: Path) -> int:
     """The number of a fold's folder; a run folder taken by itself may be named by the number alone.
 

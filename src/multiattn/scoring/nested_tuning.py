@@ -6,7 +6,7 @@ out and the simple rule stays. Groups never span parts. A single fold is itself 
 throughout. Videos without a face take no part in any fit; they count in every figure with the rule's prior.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from multiattn.config.choices import Tta
 from multiattn.scoring.aggregators import DEFAULT_CLIP, RECIPES, Aggregator, FrameGroups
 from multiattn.scoring.calibration import CALIBRATORS, CLIP_RANGE, Calibration, PriorShift, fit_calibration, fit_clip
 from multiattn.scoring.ensembling import Ensemble, ensemble_candidates, fit_ensemble, score_experiments
@@ -109,15 +110,16 @@ COMPARED_AFTER = "platt"
 win, not the one that happens to be as sharp as these networks need, which is the calibration's part."""
 MAX_PARTS = 5
 """Into which the groups of a single fold are dealt."""
-STAGES = 4
+STAGES = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """Held-out videos that have a face, N of them, as every recipe and experiment sees them."""
 
-    values: dict[str, np.ndarray]
-    """Recipe -> (N, E) P(fake), NaN where an experiment did not see the video; of videos of one crop the simple one."""
+    values: dict[str, dict[str, np.ndarray]]
+    """Views of each crop, the simple ones first -> recipe -> (N, E) P(fake), NaN where an experiment did not see the
+    video; of videos of one crop the simple recipe."""
     experiments: tuple[str, ...]
     labels: np.ndarray
     """(N,) of 0 and 1."""
@@ -128,7 +130,7 @@ class Evidence:
 
     def only(self, kept: np.ndarray) -> "Evidence":
         """The videos of a (N,) mask."""
-        values = {name: of[kept] for name, of in self.values.items()}
+        values = {tta: {name: of[kept] for name, of in recipes.items()} for tta, recipes in self.values.items()}
         return replace(self, values=values, labels=self.labels[kept], groups=self.groups[kept], folds=self.folds[kept])
 
 
@@ -144,6 +146,8 @@ class Choice:
     at_share: Calibration
     """The rule's calibration, or a Platt one where that has no intercept: right on average at the share of fakes it was
     fitted at, as a shift to another share asks. `none` where nothing could be held out."""
+    simple_tta: Tta = "none"
+    """The views that others were compared with, which the untuned rule takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +167,7 @@ class Nested:
 
 
 def gather_evidence(
-    predictions: pd.DataFrame | FrameGroups,
+    predictions: pd.DataFrame | FrameGroups | Mapping[Tta, pd.DataFrame | FrameGroups],
     videos: pd.DataFrame,
     *,
     advance: Callable[[], None] = lambda: None,
@@ -171,7 +175,8 @@ def gather_evidence(
     """Out-of-fold frame predictions, aggregated by every recipe, once.
 
     Args:
-        predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`.
+        predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`. Or several of
+            the same crops, by the views that their logits are means of, the simple ones first.
         videos: those videos, a `folds` table: video_id, label, group, fold.
 
     Returns:
@@ -182,13 +187,16 @@ def gather_evidence(
         ValueError: one group only; a video that is not among those given, or was scored by a model of another
             fold, which may have learned it; no video with a face of one of the classes.
     """
-    groups = FrameGroups.of(predictions)
-    positions, values = check_held_out(groups, videos), {}
-    for name, aggregator in RECIPES.items():
-        if name == SIMPLE or not are_single_crops(groups):
-            scores = score_experiments(groups, aggregator)
-            values[name] = scores.values
-        advance()
+    tables = predictions if isinstance(predictions, Mapping) else {"none": predictions}
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for tta, table in tables.items():
+        groups = FrameGroups.of(table)
+        positions, values[tta] = check_held_out(groups, videos), {}
+        for name, aggregator in RECIPES.items():
+            if name == SIMPLE or not are_single_crops(groups):
+                scores = score_experiments(groups, aggregator)
+                values[tta][name] = scores.values
+            advance()
     found = videos.iloc[positions]
     labels = found["label"].to_numpy(np.int64)
     if len(np.unique(labels)) < 2:
@@ -243,18 +251,19 @@ def tune_nested(
     """
     choose = partial(choose_rule, calibration=calibration, seed=seed, advance=advance)
     answers, choices, rules, parts = {}, {}, {}, outer_parts(videos)
+    simple = next(iter(evidence.values))
     for fold in np.unique(evidence.folds).tolist():
         held_out = evidence.folds == fold
         choices[fold] = choose(evidence.only(~held_out))
         # The shift of the fold that is held out comes from the others' share of fakes, as its rule does.
         rules[fold] = candidate_rules(choices[fold], videos.loc[parts != fold, "label"], test_prior)
         for name, rule in rules[fold].items():
-            values = evidence.values[SIMPLE if name == "untuned" else choices[fold].recipe][held_out]
+            values = evidence.values[rule.tta][SIMPLE if name == "untuned" else choices[fold].recipe][held_out]
             answers.setdefault(name, np.empty(len(held_out)))[held_out] = rule.answer(values, evidence.experiments)
     final = choose(evidence)
-    answers["in_sample"] = final.rule.answer(evidence.values[final.recipe], evidence.experiments)
+    answers["in_sample"] = final.rule.answer(evidence.values[final.rule.tta][final.recipe], evidence.experiments)
     for column, name in enumerate(evidence.experiments):
-        answers[f"only {name}"] = ScoringRule().answer(evidence.values[SIMPLE][:, [column]], (name,))
+        answers[f"only {name}"] = ScoringRule().answer(evidence.values[simple][SIMPLE][:, [column]], (name,))
 
     table = videos.reset_index(drop=True).assign(part=parts, without_face=True)
     table.loc[positions, "without_face"] = False
@@ -274,7 +283,7 @@ def candidate_rules(choice: Choice, labels: pd.Series, test_prior: float | None)
     Only what is calibrated at the share of fakes among these `labels` is shifted from there. A stated share is also the
     answer for a video without a face, of every candidate.
     """
-    rules = {"untuned": ScoringRule(), "tuned": choice.rule}
+    rules = {"untuned": ScoringRule(tta=choice.simple_tta), "tuned": choice.rule}
     if test_prior is None:
         return rules
     for name, rule in rules.items():
@@ -299,11 +308,11 @@ def choose_rule(
     Args:
         calibration: taken whatever the comparison says; None: as it says.
     """
-    parts = inner_parts(evidence.folds, evidence.groups)
+    parts, simple = inner_parts(evidence.folds, evidence.groups), next(iter(evidence.values))
     if parts is None or len(np.unique(evidence.labels)) < 2:
         for _ in range(STAGES):
             advance()
-        return Choice(ScoringRule(), SIMPLE, (), Calibration())
+        return Choice(ScoringRule(tta=simple), SIMPLE, (), Calibration(), simple)
     labels, decisions = evidence.labels, []
 
     def stage(name: str, candidates: dict[str, np.ndarray], clip: float = DEFAULT_CLIP) -> str:
@@ -316,10 +325,15 @@ def choose_rule(
     def calibrated(candidates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: _calibrate_held_out(COMPARED_AFTER, of, labels, parts) for name, of in candidates.items()}
 
-    names = evidence.experiments
-    blended = {name: Ensemble().blend(values, names) for name, values in evidence.values.items()}
+    names, tta = evidence.experiments, simple
+    if len(evidence.values) > 1:
+        views = {name: Ensemble().blend(recipes[SIMPLE], names) for name, recipes in evidence.values.items()}
+        tta = stage("tta", calibrated(views))
+    else:
+        advance()
+    blended = {name: Ensemble().blend(values, names) for name, values in evidence.values[tta].items()}
     recipe = stage("aggregator", calibrated(blended))
-    values = evidence.values[recipe]
+    values = evidence.values[tta][recipe]
 
     ensemble, held_out = Ensemble(), blended[recipe]
     if len(names) > 1:
@@ -347,8 +361,8 @@ def choose_rule(
     clipped = {default: unfitted, "fitted": _clip_held_out(held_out, labels, parts)}
     clip = DEFAULT_CLIP if stage("clip", clipped, CLIP_RANGE[0]) == default else fit_clip(labels, held_out)
     aggregator = replace(RECIPES[recipe], clip=clip, prior=Aggregator().prior)
-    rule = ScoringRule(aggregator=aggregator, ensemble=ensemble, calibration=calibrated_by)
-    return Choice(rule, recipe, tuple(decisions), at_share)
+    rule = ScoringRule(aggregator=aggregator, ensemble=ensemble, calibration=calibrated_by, tta=tta)
+    return Choice(rule, recipe, tuple(decisions), at_share, simple)
 
 
 def inner_parts(folds: np.ndarray, groups: np.ndarray) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from multiattn.config.choices import Tta
 from multiattn.scoring.aggregators import Aggregator, FrameGroups, complete_videos, frame_predictions
 from multiattn.scoring.answers import HeldOutAnswers
 from multiattn.scoring.calibration import Calibration, PriorShift
@@ -44,6 +45,8 @@ class ScoringRule:
     """Every frame is blended and calibrated as a video of one crop, and the aggregator takes the calibrated
     probabilities: with its `mean` the answer is their mean. Where the held-out videos had one crop each, the
     calibration is one of single crops, and would be of too little doubt for what many frames agree on."""
+    tta: Tta = "none"
+    """Views of each crop whose logits were averaged in the predictions it was tuned on, and are in those it scores."""
     held_out: HeldOutAnswers | None = None
     """Its answers for held-out videos, beside which others are put (`answers.py`); None where nothing was tuned, or by
     a version that did not keep them."""

@@ -3,13 +3,14 @@
 The report is plain types for `scoring.json` and Markdown tables for a terminal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from multiattn.config.choices import Tta
 from multiattn.runtime.text_tables import counted, markdown_table
 from multiattn.scoring.aggregators import RECIPES, FrameGroups
 from multiattn.scoring.answers import HeldOutAnswers, held_out_answers
@@ -40,7 +41,7 @@ NAMES = {"untuned": UNTUNED, "tuned": TUNED, "tuned_shifted": SHIFTED}
 """Candidate of `candidate_rules` -> name of its figures."""
 LAST_EPOCH = ", last epoch"
 """Ends the names of figures that no choice of an epoch went into."""
-CALIBRATED_STAGES = ("aggregator", "ensemble")
+CALIBRATED_STAGES = ("tta", "aggregator", "ensemble")
 """Stages whose candidates are compared calibrated."""
 OTHER_FIGURES = ("auc", "brier", "calibration_error")
 EXACT = 1e-6
@@ -62,13 +63,13 @@ class Tuned:
     """The candidate that is delivered: its answers are that column of `videos`."""
 
 
-def num_steps(videos: pd.DataFrame) -> int:
-    """Number of times `tune` calls `advance` for these videos."""
-    return len(RECIPES) + STAGES * (len(np.unique(outer_parts(videos))) + 1)
+def num_steps(videos: pd.DataFrame, num_tables: int = 1) -> int:
+    """Number of times `tune` calls `advance` for these videos and so many tables of their predictions."""
+    return num_tables * len(RECIPES) + STAGES * (len(np.unique(outer_parts(videos))) + 1)
 
 
 def tune(
-    predictions: pd.DataFrame,
+    predictions: pd.DataFrame | Mapping[Tta, pd.DataFrame],
     videos: pd.DataFrame,
     *,
     last_epoch: pd.DataFrame | None = None,
@@ -83,10 +84,12 @@ def tune(
     (`gain_is_certain`), the shifted one as README.md says. `out_of_fold` are the figures of the one that is delivered.
 
     Args:
-        predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`.
+        predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`. Or several of
+            the same crops, by the views that their logits are means of, the simple ones first.
         videos: those videos, rows of a `folds` table; a video without a face has no predictions.
         last_epoch: predictions of the same videos by the last epochs' weights, which no choice went into, for figures
-            beside the others; None where they were not kept.
+            beside the others; None where they were not kept. They are of each crop as it is, and no figures of rules
+            with other views.
         test_prior: the share of fakes expected at test time, in (0, 1). None: as among these videos.
         calibration: a name in `CALIBRATORS` that is taken, and the tuned rule with it, whatever the comparisons say.
         advance: called after each of `num_steps` steps.
@@ -101,8 +104,10 @@ def tune(
         beside = "" if test_prior is None else " beside --test-prior, which shifts what is right on average"
         raise ValueError(f"--calibration: expected one of {', '.join(fit)}{beside}, found {calibration!r}.")
     videos = videos.sort_values("video_id", ignore_index=True)
-    frames = FrameGroups.of(predictions)
-    evidence, positions = gather_evidence(frames, videos, advance=advance)
+    tables = predictions if isinstance(predictions, Mapping) else {"none": predictions}
+    tables = {tta: FrameGroups.of(table) for tta, table in tables.items()}
+    evidence, positions = gather_evidence(tables, videos, advance=advance)
+    frames = next(iter(tables.values()))
     how = {"test_prior": test_prior, "calibration": calibration}
     nested = tune_nested(evidence, positions, videos, **how, seed=seed, advance=advance)
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
@@ -129,7 +134,7 @@ def tune(
     report = report_tuning(nested, last, seed=seed)
     report |= {"tuned_against_untuned": asdict(comparison), "test_prior": at_prior, "decision": decision}
     measured = _measure(labels, nested.videos[taken].to_numpy(), weights)
-    at_end = {} if last is None else _measure(labels, last[taken], weights)
+    at_end = _measure(labels, last[taken], weights) if taken in (last or {}) else {}
     measured |= {f"last_epoch_{name}": at_end.get(name) for name in ("log_loss", "balanced_log_loss")}
     measured["test_prior"] = test_prior
     rule = replace(
@@ -163,12 +168,15 @@ def _measure(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> di
 
 
 def _answer_last_epoch(nested: Nested, predictions: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Candidate -> (N,) answers to predictions of the last epochs, by the rules found without each fold."""
+    """Candidate -> (N,) answers to predictions of the last epochs, by the rules found without each fold; nothing of a
+    candidate that takes several views of a crop."""
     check_held_out(FrameGroups.of(predictions), nested.videos)
-    answers = {name: pd.Series(np.nan, index=nested.videos.index) for name in nested.candidates}
+    named = [name for name in nested.candidates if all(rules[name].tta == "none" for rules in nested.rules.values())]
+    answers = {name: pd.Series(np.nan, index=nested.videos.index) for name in named}
     for part, rows in nested.videos.groupby("part"):
         mine = FrameGroups.of(predictions[predictions["video_id"].isin(set(rows["video_id"]))])
-        for name, rule in nested.rules[part].items():
+        for name in named:
+            rule = nested.rules[part][name]
             answers[name][rows.index] = rule.score_videos(rows["video_id"], mine)["probability"].to_numpy()
     return {name: of.to_numpy() for name, of in answers.items()}
 
@@ -184,8 +192,9 @@ def report_tuning(nested: Nested, last_epoch: dict[str, np.ndarray] | None, *, s
     videos = nested.videos
     labels, groups = videos["label"].to_numpy(), videos["group"].to_numpy()
     answers = _answers(videos)
-    for name in ("untuned", "tuned") if last_epoch is not None else ():
-        answers[f"{NAMES[name]}{LAST_EPOCH}"] = last_epoch[name]
+    for name in ("untuned", "tuned"):
+        if name in (last_epoch or {}):
+            answers[f"{NAMES[name]}{LAST_EPOCH}"] = last_epoch[name]
     return {
         "videos": {
             "number": len(videos),
@@ -234,6 +243,7 @@ def _figures(name: str, labels: np.ndarray, answers: np.ndarray, groups: np.ndar
 def _chosen(choice: Choice) -> dict[str, Any]:
     rule = choice.rule
     return {
+        "tta": rule.tta,
         "aggregator": choice.recipe,
         "ensemble": f"{rule.ensemble.method}, {rule.ensemble.space}",
         "calibration": rule.calibration.method,
@@ -260,7 +270,8 @@ def describe_tuning(rule: ScoringRule, report: dict[str, Any]) -> str:
         lines += [f"{stage['stage']}: {stage['chosen']} ({stage['reason']})", ""]
     rows = [[row[key] if key != "clip" else f"{row[key]:.4g}" for key in row] for row in report["folds"]]
     lines += _table(
-        [f"without {'fold' if count['folds'] > 1 else 'part'}", "aggregator", "ensemble", "calibration", "clip"], rows
+        [f"without {'fold' if count['folds'] > 1 else 'part'}", "tta", "aggregator", "ensemble", "calibration", "clip"],
+        rows,
     )
     rows = []
     for row in report["figures"]:
@@ -318,6 +329,8 @@ def describe_rule(rule: ScoringRule) -> str:
     ]
     if rule.per_frame:
         parts.insert(2, "blended and calibrated frame by frame")
+    if rule.tta != "none":
+        parts.insert(0, f"views {rule.tta}")
     if rule.prior_shift is not None:
         parts.append(f"prior shift {rule.prior_shift.training:.3f} -> {rule.prior_shift.test:g}")
     return "; ".join(parts)

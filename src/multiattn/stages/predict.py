@@ -2,13 +2,14 @@
 
 multiattn predict --runs runs/dfdc_b4 --faces data/faces/test --out data/frame_predictions.parquet
 multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/frame_predictions.parquet
+multiattn predict --runs runs/dfdc_b4 --faces data/faces/dfdc --held-out --tta flip      # for `multiattn tune`
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiattn.command_line import Device, Jobs, PredictPrecision, parse, require_apart, results
-from multiattn.config.choices import SplitName
+from multiattn.config.choices import SplitName, Tta
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.layout import FACES_FILE, named_run
 from multiattn.runtime.text_tables import counted
@@ -28,11 +29,16 @@ class Options:
     """A folder of videos, whose faces are extracted first."""
     weights: Path | None = None
     """With --videos-dir, the weights file of the detector the run's faces were found with, where it needs one."""
+    tta: Tta = "none"
+    """Views of each crop whose logits are averaged: flip, with its mirror image; scales, three sizes; or both, six."""
     any_recipe: bool = False
     """Predict crops that were made another way than the run's; the difference becomes a warning."""
     fit_distance: bool = False
     """Instead of predicting, write what the faces of their training look like to the runs into their folders, as
     `multiattn train` does at the end of a fold; --faces is the folder they were trained on."""
+    held_out: bool = False
+    """Instead of --out, write the predictions with these views of each run's held-out fold into its folder, where
+    `multiattn tune` finds them and decides if they pay; --faces is the folder the runs were trained on."""
     device: Device = "auto"
     precision: PredictPrecision = "auto"
     jobs: Jobs = None
@@ -41,24 +47,34 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="predict", doc=__doc__)
     unused = [name for name in ("out", "splits", "videos_dir", "weights") if getattr(options, name)]
-    if options.fit_distance and unused:
-        raise ValueError(f"--fit-distance: takes --runs and --faces, found --{unused[0].replace('_', '-')} beside it.")
+    aside = "fit-distance" if options.fit_distance else "held-out" if options.held_out else ""
+    if aside and unused:
+        raise ValueError(f"--{aside}: takes --runs and --faces, found --{unused[0].replace('_', '-')} beside it.")
+    if options.held_out and options.tta == "none":
+        raise ValueError("--held-out: expected --tta beside it, found none: training keeps those of each crop alone.")
     if options.faces is not None:
         require_apart({"--out": options.out}, [options.faces / FACES_FILE])
     from multiattn.inference.distances import keep_distances
-    from multiattn.inference.predictor import predict_faces
-    from multiattn.inference.runs import find_models
+    from multiattn.inference.predictor import predict_faces, predict_held_out
+    from multiattn.inference.runs import find_models, with_tta
     from multiattn.inference.score_files import extract_folder_faces
     from multiattn.tables import FRAME_PREDICTIONS
     from multiattn.video.extraction.faces_folder import read_faces_folder
 
-    models = find_models(named_run(options.runs))
+    models = with_tta(find_models(named_run(options.runs)), options.tta)
     if options.any_recipe:
         models = [replace(model, any_crops=True) for model in models]
     device = pick_device(options.device)
+    if aside and options.faces is None:
+        raise ValueError(f"--{aside}: expected --faces, the folder the runs were trained on, found none.")
+    if options.held_out:
+        kept = predict_held_out(models, options.faces, device=device, precision=options.precision)
+        results(
+            f"{counted(kept, 'fold')} with out-of-fold predictions of --tta {options.tta}; now `multiattn tune --runs "
+            f"{options.runs}` says if they pay"
+        )
+        return
     if options.fit_distance:
-        if options.faces is None:
-            raise ValueError("--fit-distance: expected --faces, the folder the runs were trained on, found none.")
         kept = keep_distances(models, options.faces, device=device)
         results(f"{kept} of {len(models)} models know how far faces lie from those of their training")
         return

@@ -16,6 +16,7 @@ from multiattn.command_line import (
     Device,
     Positional,
     PredictPrecision,
+    RuleTta,
     Scoring,
     parse,
     require_apart,
@@ -45,6 +46,7 @@ class Options:
     csv: Path | None = None
     """The same as a table: a row a file, a face and a frame."""
     scoring: Scoring = None
+    tta: RuleTta = None
     weights: DetectorWeights = None
     device: Device = "auto"
     fps: float | None = None
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
     named = [*options.files, *(path for path in options.runs if path not in runs)]
     files = find_files(named, frame_folders=options.fps is not None)
     require_apart({"--report": options.report, "--json": options.json, "--csv": options.csv}, files)
-    how = {"device": options.device, "precision": options.precision, "jobs": options.jobs}
+    how = {"device": options.device, "precision": options.precision, "jobs": options.jobs, "tta": options.tta}
     detector = DeepfakeDetector.load(*runs, scoring=options.scoring, weights=options.weights, **how)
     notes = [*detector.notes, *seen_notes(detector.models, files)]
     with tempfile.TemporaryDirectory(prefix="multiattn_score_") as folder:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import parse, results
+from multiattn.config.choices import Tta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class Options:
     """The share of fakes expected at test time, where it is another than in training: 0.5 for DFDC's test sets."""
     calibration: str | None = None
     """Take this one (default: the one that is better beyond its error, which few groups cannot show)."""
+    tta: Tta | None = None
+    """Take these views of each crop without comparing; `none` leaves out the others (default: those whose out-of-fold
+    predictions `multiattn predict --held-out` has made are compared)."""
     seed: int = 0
     """Seed of the bootstraps that decide whether a gain is beyond its error."""
 
@@ -42,7 +46,8 @@ def main(argv: list[str]) -> None:
 
     path = options.out or default_scoring_path(options.runs)
     tuned_on = held_out_digests(options.runs)  # before they are read: what changes meanwhile is noticed later
-    tuned = tune_runs(options.runs, test_prior=options.test_prior, calibration=options.calibration, seed=options.seed)
+    how = {"test_prior": options.test_prior, "calibration": options.calibration, "tta": options.tta}
+    tuned = tune_runs(options.runs, **how, seed=options.seed)
     write_scoring(tuned.rule, path, tuned.report, tuned_on)
     closing = closing_line(tuned.report)
     results(describe_tuning(tuned.rule, tuned.report), f"{path} written", *([closing] if closing else []))

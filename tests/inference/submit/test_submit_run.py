@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from submit_case import PRIOR, SAME, Case, in_this_process
 
+from multiattn.inference.scoring_file import write_scoring
 from multiattn.inference.submit import classifier as classifier_module
 from multiattn.inference.submit import run as run_module
 from multiattn.inference.submit.classifier import LoadedModels
@@ -26,6 +28,7 @@ from multiattn.inference.submit.plan import Plan
 from multiattn.inference.submit.predict import Setup
 from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
+from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.crops.images import decode_crop
 from multiattn.video.decoding.frames import FrameReader
@@ -288,6 +291,33 @@ def test_a_run_added_or_changed_costs_that_run_only(pipeline: Pipeline, case, mo
     settings.write_text(settings.read_text().replace('"image_size": 64', '"image_size": 32'))
     run_submit(dataclasses.replace(case.inputs, runs=(runs,)))
     assert predicted == {"demo_tiny/fold0"} and case.read() != case.answers
+
+
+def test_the_rules_views_are_predicted_anew_and_those_without_are_kept_beside_them(undisturbed, case, caplog):
+    shutil.copytree(undisturbed.inputs.out, case.inputs.out)
+    (run,) = case.inputs.runs
+    run = shutil.copytree(run, case.folder / run.name)
+    write_scoring(
+        ScoringRule(tta="flip", experiments=(run.name,), out_of_fold={"log_loss": 0.5}), run / "scoring.json", {}
+    )
+    inputs, names = dataclasses.replace(case.inputs, runs=(run,)), case.with_faces
+    assert inputs.rule.tta == "flip"
+    with caplog.at_level("INFO", "multiattn"):
+        run_submit(inputs)
+    assert "8 videos are predicted anew: what is kept is of other models, views," in caplog.text
+    assert case.card()["scoring"]["tta"] == "flip"
+    table = FRAME_PREDICTIONS.read(case.inputs.out / "frame_predictions.parquet")
+    alone = FRAME_PREDICTIONS.read(undisturbed.inputs.out / "frame_predictions.parquet")
+    pd.testing.assert_frame_equal(table.iloc[:, :5], alone.iloc[:, :5])
+    assert np.abs(table["logit"] - alone["logit"]).max() > 1e-5
+    np.testing.assert_allclose(table["distance"], alone["distance"], atol=1e-4)
+    flipped = case.read()
+    run_submit(dataclasses.replace(inputs, scoring="none", tta="none"))
+    assert case.require_no_wrong_row() == len(names), "the answers without views, from what was kept of them"
+    caplog.clear()
+    with caplog.at_level("INFO", "multiattn"):
+        run_submit(inputs)
+    assert case.read() == flipped and "predicted anew" not in caplog.text
 
 
 def test_videos_that_all_fail_stop_it_loudly_and_leave_priors(case, monkeypatch):

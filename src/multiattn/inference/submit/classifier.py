@@ -24,9 +24,8 @@ from multiattn.inference.predictor import load_network
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import Extracted
 from multiattn.model.distance import DistanceMeter
-from multiattn.model.network import fake_logit
 from multiattn.model.precision import TRIAL_CROPS, resolve_precision, try_prediction
-from multiattn.model.predict import normalize_crops
+from multiattn.model.predict import forward_views, normalize_crops
 from multiattn.runtime.devices import autocast
 from multiattn.runtime.processor import TORCH_THREAD
 from multiattn.scoring.ensembling import experiment_of
@@ -90,7 +89,7 @@ class LoadedModels:
         exact: bool = False,
         meter: DistanceMeter | None = None,
     ) -> np.ndarray:
-        """The logit of P(fake) of each crop: (B,) float64, not checked.
+        """The logit of P(fake) of each crop, the mean over the model's views: (B,) float64, not checked.
 
         Args:
             number: of the model.
@@ -106,10 +105,10 @@ class LoadedModels:
             precision = self._choose_precision(number, crops)
         crops = crops.to(device)
         with autocast(precision, device):
-            output = network(normalize_crops(crops))
+            of_crops, output = forward_views(network, normalize_crops(crops), self.models[number].tta)
         if meter is not None:
             meter.watch(crops, output)
-        return fake_logit(output.logits.float()).cpu().double().numpy()
+        return of_crops.cpu().double().numpy()
 
     def _choose_precision(self, number: int, crops: torch.Tensor) -> str:
         """The precision a model predicts in; other threads wait for the trial, so that it has the processor."""

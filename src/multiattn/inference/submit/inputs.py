@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, Scoring
+from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, RuleTta, Scoring
 from multiattn.config.settings import require, require_at_least
 from multiattn.runtime import layout
 from multiattn.runtime.files import write_text
@@ -45,6 +45,7 @@ class SubmitInputs:
     out: Path
     """The submission folder, submissions/NAME."""
     scoring: Scoring = None
+    tta: RuleTta = None
     device: Device = "auto"
     precision: PredictPrecision = "auto"
     jobs: Jobs = None
@@ -65,7 +66,7 @@ class SubmitInputs:
     def rule(self) -> "ScoringRule":
         from multiattn.inference.scoring_file import choose_scoring  # with torch, which takes seconds
 
-        return choose_scoring(self.runs, self.scoring)
+        return choose_scoring(self.runs, self.scoring, self.tta)
 
 
 def write_first_answer(sample: Path, out: Path) -> None:

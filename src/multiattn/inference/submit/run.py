@@ -15,7 +15,7 @@ import pandas as pd
 from multiattn.config import to_json
 from multiattn.datasets.manifest import clips_below, folder_ids, is_video_name
 from multiattn.inference.predictor import out_of_fold_figures
-from multiattn.inference.runs import TrainedModel, find_models, trained_on
+from multiattn.inference.runs import TrainedModel, find_models, trained_on, with_tta
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
 from multiattn.inference.submit.delivery import NOT_THERE, Delivery, Statuses, SubmitResult, frame_table, reasons
@@ -57,7 +57,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
     delivery = Delivery(sample, inputs.rule, inputs.out)
     with listening(signal.SIGINT) as interruption, exclusive_folder(inputs.out):
         delivery.begin()
-        models = find_models(*inputs.runs)
+        models = with_tta(find_models(*inputs.runs), inputs.rule.tta)
         require_rule_fits(inputs.rule, models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         history = _history(inputs, models, sample)
@@ -87,6 +87,10 @@ class _Run:
     def __post_init__(self) -> None:
         asked = "auto" if self.inputs.precision == "auto" else self.setup.precision
         self.results = self.store.usable(self.setup.paths, self.setup.fingerprints, asked)
+        kept = {video for video, them in self.store.results.items() if them[-1].status == "ok"}
+        if anew := kept & self.setup.paths.keys() - self.results.keys():
+            number = counted(len(anew), "video is", "videos are")
+            logger.info("%s predicted anew: what is kept is of other models, views, precision or files", number)
         self._written = time.monotonic()
 
     def run(self) -> SubmitResult:

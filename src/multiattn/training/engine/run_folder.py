@@ -13,13 +13,14 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import pandas as pd
 import torch
 from torch import nn
 
 from multiattn.config import Experiment, from_json, to_json
+from multiattn.config.choices import Tta
 from multiattn.config.settings import differences
 from multiattn.model.backbone import settle_input
 from multiattn.model.checkpoints import load_weights, save_weights
@@ -168,7 +169,8 @@ class RunFolder:
             )
 
     def save_best(self, network: nn.Module, predictions: pd.DataFrame, record: dict[str, Any]) -> None:
-        (self.path / layout.DISTANCE_FILE).unlink(missing_ok=True)  # of other weights
+        for name in (layout.DISTANCE_FILE, *(layout.held_out_file(tta) for tta in get_args(Tta) if tta != "none")):
+            (self.path / name).unlink(missing_ok=True)  # of other weights
         FRAME_PREDICTIONS.write(predictions, self.path / layout.HELD_OUT_FILE)
         self._save_weights(network, BEST_WEIGHTS, record)
 
