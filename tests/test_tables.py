@@ -38,7 +38,7 @@ FACE_ROW = {
 }
 GOOD_ROWS = {
     "videos": VIDEO_ROW,
-    "folds": {"video_id": "a/b", "label": 1, "group": "a/b", "fold": -1},
+    "folds": {"video_id": "a/b", "label": 1, "group": "a/b", "fold": -1, "label_source": ""},
     "faces": FACE_ROW,
     "video_status": {"video_id": "a/b", "status": "no_face", "num_frames": 0, "num_crops": 0, "message": ""},
     "frame_predictions": {
@@ -118,7 +118,7 @@ def test_text_comes_back_as_it_was(text, suffix, tmp_path):
 def test_extra_columns_are_left_out_the_order_is_the_contracts_and_rows_are_numbered_anew():
     frame = good(FOLDS, 3).assign(extra=1)[["fold", "extra", "video_id", "group", "label"]].iloc[[2, 0]]
     found = FOLDS.validate(frame, "x")
-    assert list(found.columns) == ["video_id", "label", "group", "fold"]
+    assert list(found.columns) == ["video_id", "label", "group", "fold", "label_source"]
     assert found.index.tolist() == [0, 1]
 
 
@@ -147,6 +147,7 @@ WRONG = [
     (FOLDS, "a label of", [("label", -1)]),
     (FOLDS, "not empty", [("group", ""), ("group", None)]),
     (FOLDS, "whole number from -1", [("fold", -2), ("fold", "one"), ("fold", 0.5)]),
+    (FOLDS, "empty for a data set's own label", [("label_source", "pseudo"), ("label_source", "guess 1")]),
     (FACES, "whole number from 0", [("frame_index", -1), ("track", -1)]),
     (FACES, "seconds", [("seconds", np.nan), ("seconds", np.inf)]),
     (FACES, "not empty", [("crop", "")]),

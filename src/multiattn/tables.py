@@ -295,6 +295,12 @@ FOLDS = Table(
         "label": _label(REAL, FAKE),
         "group": _name("the group that never spans folds"),
         "fold": _integer(-1, "the fold that validates on the video (-1 = none)"),
+        "label_source": Column(
+            "text",
+            "empty for a data set's own label, or `pseudo 0 1 2`, one that the models of these folds gave",
+            lambda values: values.str.fullmatch(r"(pseudo( \d+)+)?"),
+            absent="",
+        ),
     },
 )
 

@@ -283,4 +283,4 @@ def test_folds_and_their_recipe_come_back_as_written(sound, tmp_path):
         {"fold": 0, "videos": 8, "fake": 4, "groups": 4, "real": 4},
         {"fold": 1, "videos": 8, "fake": 4, "groups": 4, "real": 4},
     ]
-    assert (tmp_path / "mine.csv").read_text().splitlines()[0] == "video_id,label,group,fold"
+    assert (tmp_path / "mine.csv").read_text().splitlines()[0] == "video_id,label,group,fold,label_source"

@@ -109,6 +109,10 @@ def check_folds(
         number = counted(spread["group"].nunique(), "group spans", "groups span")
         first = _first_of(spread, "group")
         raise ValueError(f"{source}: leak: {number} folds; the first: {first}. Make the folds again.")
+    validated = folds[(folds["label_source"] != "") & (folds["fold"] >= 0)]
+    if len(validated):
+        number = counted(len(validated), "pseudo-labelled video is", "pseudo-labelled videos are")
+        raise ValueError(f"{source}: leak: {number} validated on; the first: {validated['video_id'].iloc[0]}.")
     numbers = sorted(set(folds["fold"]) - {-1})
     if numbers != list(range(len(numbers))) or not numbers:
         found = ", ".join(map(str, numbers)) or "none"
@@ -130,7 +134,8 @@ def _check_against_videos(folds: pd.DataFrame, videos: pd.DataFrame, source: str
     if len(tested):
         number = counted(len(tested), "video is", "videos are")
         raise ValueError(f"{source}: leak: {number} of a test split; {tested['video_id'].iloc[0]}.")
-    wrong = joined[joined["label"] != joined["label_video"]]
+    is_pseudo = (joined["label_source"] != "") & (joined["label_video"] == UNKNOWN)
+    wrong = joined[(joined["label"] != joined["label_video"]) & ~is_pseudo]
     if len(wrong):
         number = counted(len(wrong), "label differs", "labels differ")
         raise ValueError(f"{source}: {number} from the videos table; {wrong['video_id'].iloc[0]}.")
@@ -147,6 +152,24 @@ def _first_of(spread: pd.DataFrame, key: str) -> list[dict[str, Any]]:
     """video_id and fold of up to three videos of the first group, one a fold."""
     together = spread[spread[key] == spread[key].iloc[0]]
     return together.drop_duplicates("fold").head(3)[["video_id", "fold"]].to_dict("records")
+
+
+def count_pseudo_labels(folds: pd.DataFrame, fold: int, source: str | Path) -> int:
+    """Number of pseudo-labelled videos that the training of a fold takes.
+
+    Raises:
+        ValueError: labels that the models of this fold did not give: other models have seen the labels of its videos.
+    """
+    pseudo = folds[folds["label_source"] != ""]
+    foreign = pseudo[~pseudo["label_source"].str.split().map(lambda words: str(fold) in words)]
+    if len(foreign):
+        first = foreign.iloc[0]
+        raise ValueError(
+            f"{source}: leak: {counted(len(foreign), 'pseudo-label')} for fold {fold} by models that have seen its "
+            f"labels; the first: {first['video_id']} ({first['label_source']}). Train the folds that are named there, "
+            "or make the labels again with the runs of this one too (`multiattn pseudo-label`)."
+        )
+    return len(pseudo)
 
 
 def read_folds(path: Path, *, videos: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -265,7 +265,8 @@ def _folds_against_videos(videos: pd.DataFrame, folds: pd.DataFrame) -> Iterator
     is_usable = (videos["split"] != "test") & (videos["label"] != UNKNOWN)
     left_out = videos.loc[is_usable & ~_is_among(videos["video_id"], folds["video_id"]), "video_id"]
     tested = joined.loc[joined["split"] == "test", "video_id"]
-    relabelled = joined.loc[known & (joined["label"] != joined["label_video"]), "video_id"]
+    is_pseudo = (joined["label_source"] != "") & (joined["label_video"] == UNKNOWN)
+    relabelled = joined.loc[known & (joined["label"] != joined["label_video"]) & ~is_pseudo, "video_id"]
     unknown = joined.loc[~known, "video_id"]
     remake = "Pass the table the folds were made of, or make them again."
     never = "They are never trained on. If they should be, make the folds again."

@@ -144,7 +144,8 @@ def _data(
         for name, source in known.items()
     ]  # fmt: skip
     table = folds.assign(dataset=_datasets(folds), part=folds["video_id"].map(_part), split="")
-    table["used"] = np.where(table["fold"] < 0, "training only", "fold " + table["fold"].astype(str))
+    only = np.where(table["label_source"] != "", "pseudo-labelled training", "training only")
+    table["used"] = np.where(table["fold"] < 0, only, "fold " + table["fold"].astype(str))
     if videos is not None:
         of_table = videos[videos["dataset"].isin(known) & videos["label"].isin((REAL, FAKE))]
         used = of_table["video_id"].map(table.set_index("video_id")["used"]).fillna("not used")

@@ -10,6 +10,7 @@ STAGES = (
     "tune",
     "card",
     "predict",
+    "pseudo_label",
     "submit",
     "verify",
     "leaderboard",

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from multiattn.config import Experiment
-from multiattn.datasets.folds import read_folds
+from multiattn.datasets.folds import count_pseudo_labels, read_folds
 from multiattn.model.backbone import require_image_size
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name
@@ -122,6 +122,11 @@ def train_folds(
         folder = fold_folder(runs / experiment.name, number)
         run = RunFolder(folder, number)
         try:
+            if pseudo := count_pseudo_labels(data.folds, number, "folds"):
+                logger.info(
+                    "%s: %d of %d training videos have pseudo-labels, by models that have not seen this fold's labels",
+                    run.model_name, pseudo, (data.folds["fold"] != number).sum(),
+                )  # fmt: skip
             held_out = {"validation_frames": frames, "videos": data.videos}
             settled = run.settle(experiment)
             crops = split_crops(data.faces, data.folds, number, data.folder, **held_out)
