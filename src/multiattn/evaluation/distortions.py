@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from multiattn.training.data.augment.degrade import as_bytes, through_file, through_size, with_curve
 from multiattn.training.data.augment.reencode import Encoding, reencode
 from multiattn.video.decoding.reencode import ClipEncoding
 
@@ -50,27 +51,10 @@ def _shift(crop: np.ndarray, level: float, draws: np.random.Generator) -> np.nda
     return _moved(crop, shift_xy=(level * np.cos(angle), level * np.sin(angle)))
 
 
-def _through(crop: np.ndarray, extension: str, setting: int, quality: float) -> np.ndarray:
-    stored = cv2.imencode(extension, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), [setting, int(quality)])[1]
-    return cv2.imdecode(stored, cv2.IMREAD_COLOR_RGB)
-
-
-def _resized(crop: np.ndarray, side: int, method: int = cv2.INTER_LINEAR) -> np.ndarray:
-    return cv2.resize(crop, (side, side), interpolation=method)
-
-
-def _smaller(crop: np.ndarray, side: float, _: np.random.Generator) -> np.ndarray:
-    return crop if side >= len(crop) else _resized(_resized(crop, int(side), cv2.INTER_AREA), len(crop))
-
-
 def _in_ycrcb(crop: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """`change` on (S, S, 3) float32 luma and chroma, grey at 0.5, in [0, 1]."""
     planes = cv2.cvtColor(crop / np.float32(255), cv2.COLOR_RGB2YCrCb)
-    return _as_bytes(cv2.cvtColor(change(planes), cv2.COLOR_YCrCb2RGB))
-
-
-def _as_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(values * 255 + 0.5, 0, 255).astype(np.uint8)
+    return as_bytes(cv2.cvtColor(change(planes), cv2.COLOR_YCrCb2RGB))
 
 
 def _saturation(crop: np.ndarray, kept: float, _: np.random.Generator) -> np.ndarray:
@@ -95,16 +79,16 @@ def _blur(crop: np.ndarray, kernel: float, _: np.random.Generator) -> np.ndarray
     return cv2.GaussianBlur(crop, (int(kernel), int(kernel)), kernel / 6)
 
 
-def _messenger(crop: np.ndarray, side: float, draws: np.random.Generator) -> np.ndarray:
-    return _through(_smaller(crop, side, draws), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 50)
+def _messenger(crop: np.ndarray, side: float, _: np.random.Generator) -> np.ndarray:
+    return through_file(through_size(crop, side), "jpeg", 50)
 
 
 def _screenshot(crop: np.ndarray, scale: float, _: np.random.Generator) -> np.ndarray:
     """The crop as a display shows it, saved without loss and uploaded: scaled to the display, its gamma and warmer
     white, eight bits, then JPEG 80 at that size, and back to the crop's side."""
-    shown = _resized(crop, round(scale * len(crop))) / np.float32(255)
-    shown = _as_bytes(shown ** np.float32(1.1) * np.array([1, 0.98, 0.94], np.float32))
-    return _resized(_through(shown, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 80), len(crop), cv2.INTER_AREA)
+    shown = cv2.resize(crop, (round(scale * len(crop)),) * 2) / np.float32(255)
+    shown = as_bytes(shown ** np.float32(1.1) * np.array([1, 0.98, 0.94], np.float32))
+    return cv2.resize(through_file(shown, "jpeg", 80), crop.shape[1::-1], interpolation=cv2.INTER_AREA)
 
 
 VIDEO_RANGE = np.array([219, 224, 224])
@@ -120,15 +104,19 @@ DISTORTIONS: dict[str, Distortion] = {
     ),
     "flip": Distortion(lambda crop, *_: np.ascontiguousarray(crop[:, ::-1]), (1,), "mirrored"),
     "jpeg": Distortion(
-        lambda crop, level, _: _through(crop, ".jpg", cv2.IMWRITE_JPEG_QUALITY, level),
+        lambda crop, level, _: through_file(crop, "jpeg", level),
         (90, 80, 60, 40, 20, 10),
         "quality",
         GEND,
     ),
-    "webp": Distortion(
-        lambda crop, level, _: _through(crop, ".webp", cv2.IMWRITE_WEBP_QUALITY, level), (80, 50, 20), "quality"
+    "webp": Distortion(lambda crop, level, _: through_file(crop, "webp", level), (80, 50, 20), "quality"),
+    "resolution": Distortion(
+        lambda crop, level, _: through_size(crop, level),
+        (224, 112, 64, 32),
+        "pixels, and up again",
+        GEND,
+        neutral=math.inf,
     ),
-    "resolution": Distortion(_smaller, (224, 112, 64, 32), "pixels, and up again", GEND, neutral=math.inf),
     "messenger": Distortion(_messenger, (160, 112), "pixels, up again, then JPEG 50"),
     "screenshot": Distortion(_screenshot, (1.25, 0.8, 0.5), "times as large on the screen"),
     "h264": Distortion(
@@ -138,7 +126,7 @@ DISTORTIONS: dict[str, Distortion] = {
         DEEPER,
     ),
     "gamma": Distortion(
-        lambda crop, level, _: _as_bytes((crop / np.float32(255)) ** np.float32(level)),
+        lambda crop, level, _: with_curve(crop, exponent=level),
         (0.6, 1.7, 2.5),
         "exponent",
         neutral=1,
@@ -154,7 +142,7 @@ DISTORTIONS: dict[str, Distortion] = {
     "noise": Distortion(_noise, (0.001, 0.002, 0.005, 0.01, 0.05), "variance in YCbCr of [0, 1]", DEEPER),
     "blur": Distortion(_blur, (7, 9, 13, 17, 21), "pixels of the Gaussian kernel, sigma a sixth", DEEPER),
     "downscaled": Distortion(
-        lambda crop, level, _: _resized(_resized(crop, int(len(crop) // level)), len(crop)),
+        lambda crop, level, _: through_size(crop, len(crop) // level, down=cv2.INTER_LINEAR),
         (2, 3, 4, 5, 6),
         "times smaller, bilinear, and up again",
         DEEPER,

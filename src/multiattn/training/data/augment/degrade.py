@@ -19,18 +19,20 @@ GREYS = np.arange(256, dtype=np.float32)[:, None, None] / np.float32(255)
 """The grey values, (256, 1, 1) float32: a change of them, (256, 1, 1 or 3), is a table of OpenCV's `LUT`."""
 
 
-def through_file(crop: np.ndarray, file_format: str, quality: int) -> np.ndarray:
+def through_file(crop: np.ndarray, file_format: str, quality: float) -> np.ndarray:
     """The crop as a file of one of `FILE_FORMATS` holds it; colours at half the resolution."""
     extension, setting = FILE_FORMATS[file_format]
     stored = cv2.imencode(extension, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), [setting, int(quality)])[1]
     return cv2.imdecode(stored, cv2.IMREAD_COLOR_RGB)
 
 
-def through_size(crop: np.ndarray, side: int, *, down: int = cv2.INTER_AREA, up: int = cv2.INTER_LINEAR) -> np.ndarray:
+def through_size(
+    crop: np.ndarray, side: float, *, down: int = cv2.INTER_AREA, up: int = cv2.INTER_LINEAR
+) -> np.ndarray:
     """The crop made smaller, to `side` pixels, and as large again; `crop` itself where it is no larger than that."""
     if side >= len(crop):
         return crop
-    return cv2.resize(cv2.resize(crop, (side, side), interpolation=down), crop.shape[1::-1], interpolation=up)
+    return cv2.resize(cv2.resize(crop, (int(side),) * 2, interpolation=down), crop.shape[1::-1], interpolation=up)
 
 
 def with_saturation(crop: np.ndarray, factor: float) -> np.ndarray:
