@@ -29,7 +29,12 @@ As a library: `from multiattn import DeepfakeDetector, MultiAttentionNet, ModelC
 The paper: Zhao et al., Multi-attentional Deepfake Detection, CVPR 2021, arXiv:2103.02406.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
+
+# Libraries ask tqdm for its notebook widget and warn where Jupyter lacks it; our bars are plain text. Here, before
+# any of them can be imported.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 if TYPE_CHECKING:
     from multiattn.config import ModelConfig as ModelConfig

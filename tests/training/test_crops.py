@@ -48,7 +48,7 @@ def make_faces(crops: dict[str, int]) -> pd.DataFrame:
 
 def make_folds(**videos: tuple[int, int]) -> pd.DataFrame:
     """name -> (label, fold)."""
-    rows = [(f"d/{name}", label, f"d/{name}", fold) for name, (label, fold) in videos.items()]
+    rows = [(f"d/{name}", label, f"d/{name}", fold, "") for name, (label, fold) in videos.items()]
     return FOLDS.validate(pd.DataFrame(rows, columns=list(FOLDS.columns)), "folds")
 
 

@@ -15,9 +15,3 @@ Torch is imported inside the functions that need it, so stages without a network
     processor.py     idle threads, denormal numbers, the allocator, memory in use, time since the start
     environment.py   versions, commit and machine of this process
 """
-
-import warnings
-
-# Libraries ask tqdm for its notebook widget and warn where Jupyter lacks it; our bars are plain text. Here, since those
-# libraries are imported after the first file of this package.
-warnings.filterwarnings("ignore", message="IProgress not found")
