@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from multiattn.inference.runs import find_models, with_tta
 from multiattn.runtime.layout import packaged_run
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS, VIDEOS
 from pipeline import run
@@ -21,6 +22,13 @@ def test_its_videos_are_real_and_fake_in_pairs_and_no_group_spans_folds():
 
 
 @pytest.mark.shared
+def test_its_fingerprint_is_that_of_the_version_it_came_with():
+    """Kept results of submissions go by it: settings that came later leave it as it was."""
+    (model,) = find_models(RUN)
+    assert model.fingerprint() == "5ca1d65334b5d293"
+    assert with_tta([model], "flip")[0].fingerprint() != model.fingerprint()
+
+
 def test_kaggles_public_videos_and_the_parts_they_lie_in_stay_out(shared):
     names = FOLDS.read(RUN / "folds.csv")["video_id"].str.removeprefix("dfdc/")
     public = pd.read_csv(shared / "lists" / "kaggle_sample_submission.csv")["filename"].str.removesuffix(".mp4")

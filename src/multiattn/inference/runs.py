@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from multiattn.config import Experiment, from_json, to_json
+from multiattn.config import Experiment, ModelConfig, from_json, to_json
 from multiattn.config.choices import Tta
+from multiattn.config.model import HALF
 from multiattn.model.checkpoints import load_weights
 from multiattn.model.distance import FaceDistance
 from multiattn.model.network import BaselineNet, MultiAttentionNet, NetworkOutput, make_network
@@ -30,6 +31,10 @@ from multiattn.video.crops.recipe import CropRecipe, describe_difference, read_r
 logger = logging.getLogger(__name__)
 
 PREDICT_BATCH = 32
+
+
+EARLIER = {"input_mean": list(HALF), "input_std": list(HALF), "tune": "all", "lora_rank": ModelConfig.lora_rank}
+"""Settings of the network that once there were not -> what every run had then: its fingerprint goes without them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class TrainedModel:
     def fingerprint(self) -> str:
         """16 hex digits of all that decides a prediction: weights, the network's settings, the size of its crops, and
         their views where they are several."""
-        settings = {"model": to_json(self.experiment.model), "image_size": self.experiment.data.image_size}
+        model = dict(item for item in to_json(self.experiment.model).items() if item not in EARLIER.items())
+        settings = {"model": model, "image_size": self.experiment.data.image_size}
         settings |= {"tta": self.tta} if self.tta != "none" else {}
         content = json.dumps(settings, sort_keys=True) + file_digest(self.path / layout.BEST_WEIGHTS)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
