@@ -7,13 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 from tyro.conf import arg
 
-from multiattn.config import Experiment, Precision, from_json
+from multiattn.config import Experiment, Precision, from_json, run_experiment
 from multiattn.config.choices import Tta
 from multiattn.experiments import DEFAULT_EXPERIMENT, EXPERIMENTS, get_experiment, shrink
 from multiattn.runtime.files import read_json
@@ -139,7 +140,9 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
         default = get_experiment(named, tiny="--tiny" in argv)
     else:
         path = Path(config) / EXPERIMENT_FILE if Path(config).is_dir() else Path(config)
-        default = from_json(Experiment, read_json(path), source=str(path))
+        # A run's own file, or one that a person wrote: what that leaves out is a default of today.
+        read = run_experiment if path.name == EXPERIMENT_FILE else partial(from_json, Experiment)
+        default = read(read_json(path), source=str(path))
         default, named = shrink(default) if "--tiny" in argv else default, config
 
     @dataclass(frozen=True, kw_only=True)

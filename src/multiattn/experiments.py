@@ -391,7 +391,7 @@ def shrink(experiment: Experiment) -> Experiment:
     A vision transformer becomes timm's smallest, whose six blocks share one stride too.
     """
     small: dict[str, Any] = {"backbone": "test_efficientnet"}
-    if experiment.model.backbone.startswith(("vit_", "eva", "deit", "beit")):
+    if experiment.model.backbone.startswith(("vit", "test_vit", "flexivit", "aimv2", "eva", "deit", "beit")):
         small = {"backbone": "test_vit", "texture_stage": "L2", "attention_stage": "L5"}
     small |= {"padding": "dynamic", "pretrained": False, "weights": None}
     return dataclasses.replace(

@@ -22,3 +22,4 @@ from multiattn.config.training import OptimConfig as OptimConfig
 from multiattn.config.training import Phase as Phase
 from multiattn.config.training import Precision as Precision
 from multiattn.config.training import ValidationConfig as ValidationConfig
+from multiattn.config.training import run_experiment as run_experiment

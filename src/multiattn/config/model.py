@@ -1,10 +1,10 @@
 """Settings of the network, of the losses and of the attention-guided augmentation."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from multiattn.config.settings import BEFORE, require, require_at_least, require_fields
+from multiattn.config.settings import require, require_at_least, require_fields
 
 STAGE_NAME = re.compile(r"L([1-9]\d?)")
 """L1, L2, ...: how many there are depends on the backbone, which checks that."""
@@ -43,11 +43,11 @@ class ModelConfig:
     weights: str | None = None
     """A local file (safetensors or .pth; timm, efficientnet_pytorch or Cadene Xception naming) to start the backbone
     from, for machines without a hub."""
-    input_mean: Channels | None = field(default=None, metadata={BEFORE: HALF})
+    input_mean: Channels | None = None
     """Mean of the pixels that the backbone's weights were trained on, of red, green and blue in [0, 1]; it sees
     (pixel - mean) / std. None takes timm's for these weights when training begins, and the run keeps the numbers. A
     run that starts from another has that one's."""
-    input_std: Channels | None = field(default=None, metadata={BEFORE: HALF})
+    input_std: Channels | None = None
     """Standard deviation of these pixels, given with `input_mean` or not at all."""
     tune: Literal["all", "norms", "lora", "head"] = "all"
     """The backbone's weights that are trained: all, those of its normalisation layers (GenD, arXiv:2508.06248), LoRA

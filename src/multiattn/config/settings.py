@@ -17,8 +17,6 @@ Config = TypeVar("Config")
 Entry = TypeVar("Entry")
 MOST = 1_000_000
 """Upper bound of counts that have none of their own: above any use, and below what fills the memory."""
-BEFORE = "before"
-"""Key of a field's metadata: its value in files that were written before there was the setting, unlike its default."""
 
 
 def choices(owner: type, name: str) -> tuple[str, ...]:
@@ -122,11 +120,9 @@ def from_json(
         raise ValueError(f"{source}: {name} has no setting {key!r}.{hint} It has {', '.join(sorted(hints))}.")
     if complete and (missing := [key for key in hints if key not in values]):
         raise ValueError(f"{source}: expected all settings of {name}, found no {', '.join(missing)}.")
-    fields = dataclasses.fields(config_class)
-    earlier = {field.name: field.metadata[BEFORE] for field in fields if BEFORE in field.metadata}
-    given = {key: _converted(value, hints[key], source, f"{name}.{key}", complete) for key, value in values.items()}
+    arguments = {key: _converted(value, hints[key], source, f"{name}.{key}", complete) for key, value in values.items()}
     try:
-        return config_class(**(earlier | given))
+        return config_class(**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 

@@ -1,13 +1,13 @@
 """Settings of training: data, optimiser, validation, phases, and the experiment that holds them all."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from multiattn.config.choices import DEGRADING_PRESETS, Preset
-from multiattn.config.model import AgdaConfig, LossConfig, ModelConfig
-from multiattn.config.settings import MOST, require, require_at_least, require_fields
+from multiattn.config.model import HALF, AgdaConfig, LossConfig, ModelConfig
+from multiattn.config.settings import MOST, from_json, require, require_at_least, require_fields
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 MAX_NAME_BYTES = 200
@@ -250,3 +250,17 @@ class Experiment:
     def num_epochs(self) -> int:
         """Epochs of all phases together."""
         return sum(phase.epochs for phase in self.schedule)
+
+
+def run_experiment(values: Any, *, source: str) -> Experiment:
+    """The experiment of a run, from its experiment.json.
+
+    One that was written before the network's input had a range of its own is of 0.5, as all were then.
+
+    Raises:
+        ValueError: as `from_json`.
+    """
+    model = values.get("model", {}) if isinstance(values, dict) else None
+    if isinstance(model, dict) and not {"input_mean", "input_std"} & model.keys():
+        values = {**values, "model": {**model, "input_mean": list(HALF), "input_std": list(HALF)}}
+    return from_json(Experiment, values, source=source)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from multiattn.config import Experiment, ModelConfig, from_json, to_json
+from multiattn.config import Experiment, ModelConfig, run_experiment, to_json
 from multiattn.config.choices import Tta
 from multiattn.config.model import HALF
 from multiattn.model.checkpoints import load_weights
@@ -137,7 +137,7 @@ def find_models(*runs: Path) -> list[TrainedModel]:
             raise FileNotFoundError(
                 f"{folder}: no {missing}; {unfinished[0]}. Run the same `{unfinished[1]}` command again."
             )
-        experiment = from_json(Experiment, read_json(path), source=str(path))
+        experiment = run_experiment(read_json(path), source=str(path))
         models.append(TrainedModel(folder, layout.fold_number(folder), experiment, read_recipe(folder)))
     require_one_recipe({model.path: model.recipe for model in models})
     by_name = {model.name: model for model in models}

@@ -65,8 +65,9 @@ def rename_to_timm(state: Mapping[str, Tensor], net: nn.Module) -> RenamedState:
     the names of its first release.
     """
     prefix = _wrapper(state, net)
-    if isinstance(net, VisionTransformer | Eva):
-        convert = sys.modules[type(net).__module__].checkpoint_filter_fn
+    families = [family for family in (VisionTransformer, Eva) if isinstance(net, family)]
+    if families:
+        convert = sys.modules[families[0].__module__].checkpoint_filter_fn
         state, prefix = convert({name.removeprefix(prefix): tensor for name, tensor in state.items()}, net), ""
     naming = _naming({name.removeprefix(prefix): tensor for name, tensor in state.items()}, net)
     if naming == "efficientnet_pytorch":

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multiattn.config import Experiment, ModelConfig, from_json
+from multiattn.config import ModelConfig, run_experiment
 from multiattn.config.settings import registry
 from multiattn.model.network import make_network
 from multiattn.runtime.files import read_json
@@ -144,13 +144,13 @@ def whole_state(path: str | Path) -> dict[str, Tensor]:
     if digest is None:
         return state
     settings = Path(path).with_name(EXPERIMENT_FILE)
-    model = from_json(Experiment, read_json(settings), source=str(settings)).model
+    model = run_experiment(read_json(settings), source=str(settings)).model
     place = model.weights or f"timm's hub ({model.backbone})"
     needs = f"{path}: holds what was tuned alone; {settings} says that the weights it was tuned from are in {place}"
     try:
         base = make_network(model).state_dict()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{needs}: {error}") from error
+        raise ValueError(f"{needs}: {error} Put it there, or write its place into {EXPERIMENT_FILE}.") from error
     found = _digest({name: tensor for name, tensor in base.items() if name.startswith(_NET) and name not in state})
     if found != digest:
         raise ValueError(

@@ -58,20 +58,30 @@ def _passes(step: TrainingStep, experiment: Experiment, *, degrade: bool, precis
     data, alive = experiment.data, Alive()
     with FakeTensorMode():
         state: dict[str, Tensor] = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+            f"step.{name}": torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
             for name, tensor in (*step.named_parameters(), *step.named_buffers())
         }
         with alive:
-            backward_passes(
-                lambda *inputs, **options: torch.func.functional_call(step, state, inputs, options),
-                step,
-                torch.zeros(data.batch_size, data.image_size, data.image_size, 3, dtype=torch.uint8),
-                torch.zeros(data.batch_size, dtype=torch.int64),
-                scaler=torch.amp.GradScaler("cpu", enabled=False),
-                context=lambda: autocast(precision, torch.device("cpu")),
-                degrade=degrade,
-            )
+            crops = torch.zeros(data.batch_size, data.image_size, data.image_size, 3, dtype=torch.uint8)
+            labels = torch.zeros(data.batch_size, dtype=torch.int64)
+            torch.func.functional_call(_Passes(step), state, (crops, labels, degrade, precision))
     return alive.most
+
+
+class _Passes(nn.Module):
+    """Forward and backward passes as one call: checkpointed blocks compute again in backward, from the same tensors."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, crops: Tensor, labels: Tensor, degrade: bool, precision: str) -> None:
+        backward_passes(
+            self.step, self.step, crops, labels,
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            context=lambda: autocast(precision, torch.device("cpu")),
+            degrade=degrade,
+        )  # fmt: skip
 
 
 def _optimizer_bytes(step: TrainingStep, experiment: Experiment) -> int:
@@ -80,7 +90,7 @@ def _optimizer_bytes(step: TrainingStep, experiment: Experiment) -> int:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    return sum(leaf.nbytes for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor))
+    return sum(leaf.nbytes for leaf in tree_leaves(optimizer.state_dict()["state"]) if isinstance(leaf, Tensor))
 
 
 class Alive(TorchDispatchMode):

@@ -19,8 +19,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from multiattn.config import Experiment, from_json, to_json
+from multiattn.config import Experiment, run_experiment, to_json
 from multiattn.config.choices import Tta
+from multiattn.config.model import HALF
 from multiattn.config.settings import differences
 from multiattn.model.backbone import settle_input
 from multiattn.model.checkpoints import load_weights, save_weights
@@ -75,6 +76,7 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: no run to start from.
+            ValueError: weights to start from that lie without the settings of their run.
         """
         model = experiment.model
         if model.input_mean is None:
@@ -83,8 +85,14 @@ class RunFolder:
                 folder = find_start(experiment.start_from, self.fold).parent
             if folder is not None and (folder / EXPERIMENT_FILE).is_file():
                 kept = read_experiment(folder).model
-                if kept.backbone == model.backbone:
+                if kept.backbone.split(".")[0] == model.backbone.split(".")[0]:
                     model = replace(model, input_mean=kept.input_mean, input_std=kept.input_std)
+            elif folder is not None and settle_input(model).input_mean != HALF:
+                raise ValueError(
+                    f"--start-from {experiment.start_from}: no {EXPERIMENT_FILE} beside it says by which numbers the "
+                    "input of these weights was normalised. Give them as --model.input-mean and --model.input-std "
+                    "(0.5 0.5 0.5 both, where they are of version 0.2 or earlier)."
+                )
         return replace(experiment, model=settle_input(model))
 
     def begin(
@@ -156,6 +164,8 @@ class RunFolder:
         if state is None:
             return
         decided = tuple(f"{name}:" for name in SETTINGS_OF_THE_BEGINNING)
+        if experiment.save == "tuned":  # what the rest of the weights was trained to would be in no file
+            decided += ("model.tune:", "save:")
         if late := [difference for difference in differences if difference.startswith(decided)]:
             raise ValueError(
                 f"{self.path}: cannot go on with {'; '.join(late)}: that decides the weights a run begins with, and "
@@ -196,7 +206,7 @@ class RunFolder:
 def read_experiment(folder: Path) -> Experiment:
     """The settings of a run."""
     path = folder / EXPERIMENT_FILE
-    return from_json(Experiment, read_json(path), source=str(path))
+    return run_experiment(read_json(path), source=str(path))
 
 
 def _differences(kept: dict[str, Any], asked: dict[str, Any]) -> list[str]:
