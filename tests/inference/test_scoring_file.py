@@ -118,7 +118,7 @@ def test_a_tuned_rule_brings_its_views_and_refuses_others(runs):
         write_scoring(rule, runs[0] / "scoring.json", {})
         assert read_scoring_file(runs[0] / "scoring.json").rule == rule
         assert choose_scoring(runs, None).tta == choose_scoring(runs, None, rule.tta).tta == rule.tta
-        with pytest.raises(ValueError, match=rf"--tta {other}: .* with --tta {rule.tta}\. .*multiattn tune --runs"):
+        with pytest.raises(ValueError, match=rf"--tta {other}: .* with --tta {rule.tta}\. .*pass --scoring none"):
             choose_scoring(runs, None, other)
     assert choose_scoring(runs, UNTUNED, "scales") == ScoringRule(tta="scales")
     assert choose_scoring(runs[1:], None, "flip+scales") == ScoringRule(tta="flip+scales")

@@ -216,3 +216,13 @@ def test_what_does_not_fit_is_named(change, problem):
     state = efficientnet_state("b0")
     change(state)
     assert rename_to_timm(state, planned("tf_efficientnet_b0")).problems == (problem,)
+
+
+def test_a_vision_transformer_of_a_class_from_outside_reads_timms_names():
+    class Mine(type(timm.create_model("test_vit"))):
+        pass
+
+    net = timm.create_model("test_vit", num_classes=0)
+    net.__class__ = Mine
+    renamed = rename_to_timm(timm.create_model("test_vit").state_dict(), net)
+    assert renamed.state.keys() >= net.state_dict().keys()

@@ -139,6 +139,13 @@ def test_a_sweep_says_what_each_cell_costs_and_continues_where_it_was(pipeline, 
     assert both["log_loss_difference"].to_numpy() == pytest.approx(difference.to_numpy(), abs=1e-12)
     assert both["log_loss"].equals(cells["log_loss"])
     assert model_card(pipeline.experiment, robustness=out) == card, "a card is of the runs alone"
+    # Without one of its folds, and with it again; runs without a rule take views of each crop.
+    run(*words[:2], pipeline.experiment / "fold1", *words[3:], *wanted)
+    run(*words, *wanted)
+    assert predicted == []
+    run(*words, *wanted[:-2], "--tta", "flip")
+    assert len(predicted) == 2 and read_robustness(out)["log_loss"].iloc[0] != clean["log_loss"]
+    run(*words, *wanted)
     with pytest.raises(ValueError, match="of other weights"):
         model_card(pipeline.experiment / "fold0", robustness=out)
 

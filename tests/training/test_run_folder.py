@@ -8,12 +8,13 @@ import re
 import resource
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from multiattn.config import Experiment, ModelConfig, from_json, to_json
+from multiattn.config import Experiment, ModelConfig, from_json, run_experiment, to_json
 from multiattn.config.model import HALF
 from multiattn.runtime.files import write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, LAST_WEIGHTS, PREVIOUS_STATE_FILE, STATE_FILE
@@ -232,6 +233,7 @@ NEW = OLD | {"input_mean": list(OWN[0]), "input_std": list(OWN[1])}
         pytest.param(OLD, None, IMAGENET, IMAGENET, id="what is asked is compared later"),
         pytest.param(None, OLD, None, (HALF, HALF), id="a start of before"),
         pytest.param(None, NEW, None, OWN, id="a start's numbers"),
+        pytest.param(None, NEW | {"backbone": "resnet18.a1_in1k"}, None, OWN, id="of other weights of the backbone"),
         pytest.param(None, NEW | {"backbone": "test_vit"}, None, IMAGENET, id="not of another backbone"),
     ],
 )
@@ -247,6 +249,26 @@ def test_a_run_keeps_the_numbers_its_input_is_normalised_by(begun, start, asked,
     assert (settled.model.input_mean, settled.model.input_std) == expected
     written = from_json(Experiment, to_json(settled), source="experiment.json")
     assert written == settled, "the run keeps them"
+
+
+def test_weights_without_the_settings_of_their_run_need_the_numbers(tmp_path):
+    (tmp_path / "alone.safetensors").touch()
+    experiment = Experiment(name="x", model=PLAIN, start_from=str(tmp_path / "alone.safetensors"))
+    run = RunFolder(tmp_path / "runs/x/fold0", 0)
+    with pytest.raises(ValueError, match=r"no experiment\.json beside it .* --model\.input-mean"):
+        run.settle(experiment)
+    told = replace(experiment, model=replace(PLAIN, input_mean=HALF, input_std=HALF))
+    assert run.settle(told) == told
+    paper = replace(experiment, model=replace(PLAIN, backbone="tf_efficientnet_b4.ap_in1k"))
+    assert run.settle(paper).model.input_mean == HALF
+
+
+def test_a_file_by_hand_has_the_defaults_of_today():
+    by_hand = {"name": "x", "model": {"backbone": "resnet18"}}
+    assert from_json(Experiment, by_hand).model.input_mean is None
+    assert run_experiment(by_hand, source="experiment.json").model.input_std == HALF
+    with pytest.raises(ValueError, match="input_std"):
+        run_experiment({"name": "x", "model": {"input_std": list(OWN[1])}}, source="experiment.json")
 
 
 def test_an_experiment_file_of_before_means_half(tmp_path):

@@ -1,6 +1,7 @@
 """What a training step of a tuned network may change, and a tuned run from its first step to its use."""
 
 import dataclasses
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -197,6 +198,15 @@ def test_a_run_that_saves_what_was_tuned_predicts_and_is_bundled_whole(pipeline,
     held = read_state(folder / "best.safetensors")
     assert {name.split(".")[0] for name in held} > {"backbone", "attention", "classifier"}
     assert all(tensor.ndim <= 1 for name, tensor in held.items() if name.startswith("backbone.net."))
+    for change in ({"model": dataclasses.replace(model, tune="head")}, {"epochs": 2, "save": "whole"}):
+        other = dataclasses.replace(experiment, name="other", **change)
+        shutil.copytree(folder, tmp_path / "other" / "fold0")
+        if other.save == "whole":  # and back: what would then be tuned alone stands on a base that was trained
+            train_fold_zero(pipeline, tmp_path, other, allow_changes=True)
+            other = dataclasses.replace(experiment, name="other", epochs=3)
+        with pytest.raises(ValueError, match=r"cannot go on with .*(model\.tune|save): "):
+            train_fold_zero(pipeline, tmp_path, other, allow_changes=True)
+        shutil.rmtree(tmp_path / "other")
     (trained,) = find_models(folder)
     assert np.abs(load_run(folder).predict(crops_of(pipeline, folder)) - oof_of(folder)).max() < 1e-5
     stored = tmp_path / "stored" / "fold0"
@@ -213,19 +223,27 @@ def test_a_run_that_saves_what_was_tuned_predicts_and_is_bundled_whole(pipeline,
         trained.load(torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("tune", "kind"), [("norms", "vit"), ("all", "cnn")])
-def test_the_memory_of_a_step_is_that_of_a_real_one(tune, kind):
+@pytest.mark.parametrize("name", ["adamw", "lookahead_adam"])
+@pytest.mark.parametrize(
+    ("tune", "kind", "recompute"), [("norms", "vit", False), ("all", "cnn", False), ("all", "cnn", True)]
+)
+def test_the_memory_of_a_step_is_that_of_a_real_one(tune, kind, recompute, name):
     """The same count over real tensors, which live and die as autograd lets them."""
-    step = make_step(tune, kind)
+    phase = dataclasses.replace(PHASE, optim=dataclasses.replace(PHASE.optim, name=name))
     experiment = vit_experiment(tune) if kind == "vit" else dataclasses.replace(CNN, data=vit_experiment("all").data)
-    optimizer, alive = make_optimizer(step, PHASE.optim), Alive()
+    model = dataclasses.replace(experiment.model, checkpoint_activations=recompute)
+    experiment, step = dataclasses.replace(experiment, model=model), make_step(tune, kind)
+    if recompute:
+        checkpoint_blocks(step.network.backbone.net, model.backbone)
+    optimizer, alive = make_optimizer(step, phase.optim), Alive()
     with alive:
         backward_passes(step, step, *batch(), scaler=UNSCALED)
     optimizer.step()
-    real = sum(tensor.nbytes for entry in optimizer.state.values() for tensor in entry.values())
+    state = optimizer.state_dict()["state"].values()
+    real = sum(tensor.nbytes for entry in state for tensor in entry.values() if isinstance(tensor, torch.Tensor))
     with torch.device("meta"):
         planned = TrainingStep(experiment, network=SmallVit(experiment.model) if kind == "vit" else None)
-    found = step_memory(planned, dataclasses.replace(experiment, phases=(PHASE,)))
+    found = step_memory(planned, dataclasses.replace(experiment, phases=(phase,)))
     assert found.passes == pytest.approx(alive.most, rel=0.02)
     assert found.optimizer == pytest.approx(real, rel=0.01)
     assert found.weights == sum(tensor.nbytes for tensor in (*step.parameters(), *step.buffers()))

@@ -133,8 +133,9 @@ def test_a_clip_is_encoded_again_before_its_faces_are_found(detector, longest, t
     shape = probe_video(path)
     scale = min(1, (longest or 10_000) / max(shape.width, shape.height))
     plain, faces = run(path, tmp_path / "plain"), tmp_path / "faces"
-    again = run(path, faces, task={"encoding": ClipEncoding(crf=12, longest=longest)})
-    assert (again.status, again.num_frames, again.fingerprint) == ("ok", 12, plain.fingerprint)
+    encoding = ClipEncoding(crf=12, longest=longest)
+    again = run(path, faces, task={"encoding": encoding})
+    assert (again.status, again.num_frames, again.fingerprint) == ("ok", 12, f"{plain.fingerprint}; {encoding}")
     before, after = (pd.DataFrame(one.rows, columns=list(FACES.columns)) for one in (plain, again))
     assert after["frame_index"].equals(before["frame_index"])
     np.testing.assert_allclose(after["seconds"], before["seconds"], atol=1e-4)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from drawn_faces import write_clip
 from multiattn.video.decoding.frames import FrameReader, UnreadableVideoError, probe_video
-from multiattn.video.decoding.reencode import ClipEncoding, reencode_clip
+from multiattn.video.decoding.reencode import ClipEncoding, UnencodableVideoError, reencode_clip
 
 
 def ramps(count: int, height: int, width: int) -> list[np.ndarray]:
@@ -44,6 +44,13 @@ def test_sides_are_even_no_larger_than_asked_and_never_enlarged(size_wh, longest
     assert (shape.width, shape.height, shape.total_frames) == (*after_wh, 3)
     seconds = [frame.seconds for frame in FrameReader(tmp_path / "again.mp4", 3)]
     np.testing.assert_allclose(seconds, [0, 1 / 30, 2 / 30], atol=1e-4)
+
+
+def test_a_side_that_the_encoder_does_not_take_is_refused(tmp_path):
+    Image.new("RGB", (17_000, 16)).save(tmp_path / "wide.png")
+    with pytest.raises(UnencodableVideoError, match="17000x16 pixels: x264 takes sides of at most 16384"):
+        reencode_clip(tmp_path / "wide.png", tmp_path / "again.mp4", ClipEncoding())
+    reencode_clip(tmp_path / "wide.png", tmp_path / "again.mp4", ClipEncoding(longest=640))
 
 
 def test_a_file_without_frames_is_unreadable(tmp_path):

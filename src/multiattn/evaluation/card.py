@@ -63,6 +63,7 @@ Not meant as evidence about a person or a video by itself, for decisions without
 sound, for pictures without a face, or as proof that something is authentic: a video without a sign of what the network
 knows may have been made in a way it does not know. The share of fakes decides what a positive answer means: where one
 video in a hundred is a fake, most of those above a threshold with 5 % false alarms are real."""
+OR_VIEWS = ", or other views of the crops (--tta)"
 
 
 def model_card(
@@ -311,7 +312,9 @@ def _evaluations(models: Sequence[TrainedModel], folders: Sequence[Path]) -> str
         if not basis.is_file() or not path.is_file():
             raise FileNotFoundError(f"{folder}: no {path.name} and {basis.name} here. Run `multiattn evaluate --out`.")
         if set(read_json(basis)["checkpoints"].values()) != weights:
-            raise ValueError(f"{folder}: an evaluation of other weights. Run `multiattn evaluate` on this run again.")
+            raise ValueError(
+                f"{folder}: an evaluation of other weights{OR_VIEWS}. Run `multiattn evaluate` on this run again."
+            )
         figures = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(("figure", "low", "high"), ""))
         figures = figures[figures["level"] == "video"]
         for (dataset, by, value), part in figures.groupby(["dataset", "by", "value"], sort=False):
@@ -328,8 +331,11 @@ def _robustness(models: Sequence[TrainedModel], folder: Path | None) -> str:
     if folder is None:
         return ""
     cells = read_robustness(folder)[list(COLUMNS)]  # without those of runs beside
-    if read_json((folder / layout.ROBUSTNESS_FILE).with_suffix(".json"))["checkpoints"] != checkpoint_digests(models):
-        raise ValueError(f"{folder}: of other weights. Run `multiattn robustness` on this run again.")
+    basis = (folder / layout.ROBUSTNESS_FILE).with_suffix(".json")
+    if not basis.is_file():
+        raise FileNotFoundError(f"{folder}: no {basis.name} here. Run `multiattn robustness --out` again.")
+    if read_json(basis)["checkpoints"] != checkpoint_digests(models):
+        raise ValueError(f"{folder}: of other weights{OR_VIEWS}. Run `multiattn robustness` on this run again.")
     worse = cells[cells["kind"].isin(DISTORTED) & (cells["auc_change"] < -MOST_LOST)]
     lost = ", ".join(map(cell_name, worse.to_dict("records")))
     note = f"More than {MOST_LOST} of AUC is lost by: {lost}." if lost else f"None costs more than {MOST_LOST} of AUC."

@@ -192,10 +192,11 @@ class _Sweep:
             raise ValueError(f"--distortions: expected some of {', '.join(names)}, found {strange[0]!r}.")
         table = VIDEOS.read(inputs.videos)
         folds = (fold for run in (*inputs.runs, *inputs.beside) for fold in fold_folders(run))
-        self.models = find_models(*dict.fromkeys(folds))  # the two sides may share some
+        self.models = find_models(*{fold.resolve(): fold for fold in folds}.values())  # the two sides may share some
         selection, self.sides = select_videos(table, inputs.split), []
         for runs in filter(None, (inputs.runs, inputs.beside)):
-            rule, name = choose_scoring(runs, inputs.scoring), " + ".join(dict.fromkeys(map(experiment_name, runs)))
+            name = " + ".join(dict.fromkeys(map(experiment_name, runs)))
+            rule = choose_scoring(runs, inputs.scoring, inputs.tta)
             models = with_tta(find_models(*runs), rule.tta)
             self.sides.append(_Side(name, models, rule, check_leaks(models, selection, table)))
         views = {model.name: model for side in self.sides for model in side.models}
@@ -204,9 +205,15 @@ class _Sweep:
             if model.tta != views[model.name].tta:
                 raise ValueError(
                     f"{model.name}: expected equal views of its crops on both sides, found --tta {model.tta} and "
-                    f"{views[model.name].tta}. Pass one rule for both as --scoring."
+                    f"{views[model.name].tta}. Pass --scoring none, and --tta if both shall take views."
                 )
         self.selection, self.extracted = find_faces(selection, inputs.faces)
+        if self.extracted.faces.empty:
+            number = counted(len(self.selection.videos), "video")
+            raise ValueError(
+                f"--faces: expected a face in at least one of {number}, found none. "
+                "Pass the folder with these videos, or look into its video_status.csv."
+            )
         self.recipes = [read_recipe(folder) for folder in self.extracted.by_folder]
         self.device, self._loaded = pick_device(inputs.device), {}
         self.paths = {} if self.wanted.isdisjoint(VIDEO_DISTORTIONS) else self._video_paths()
@@ -253,7 +260,7 @@ class _Sweep:
         predictions = predict_kept(
             self.models, extracted.by_folder, self.inputs.out / CELLS_FOLDER / f"{file}.parquet",
             device=self.device, precision=self.inputs.precision, distortion=f"{cell.words}, version {VERSION}",
-            change=cell.change or _as_stored, loaded=self._loaded,
+            change=cell.change or _as_stored, loaded=self._loaded, keep_others=True,
         )  # fmt: skip
         answers = []
         for side in self.sides:

@@ -176,7 +176,8 @@ def summary_words(cells: pd.DataFrame) -> str:
     if not means:
         return ""
     row = means[0]
-    words = f"{cell_name(row).capitalize()}: log loss {_words(row, 'log_loss')}, AUC {_words(row, 'auc')}; "
+    auc = f", AUC {_words(row, 'auc')}" if _words(row, "auc") else ""  # unknown of one class
+    words = f"{cell_name(row).capitalize()}: log loss {_words(row, 'log_loss')}{auc}; "
     words += f"{_words(row, 'log_loss_change')} of log loss beside the crops as they are."
     if other := _words(row, "beside_log_loss"):
         words += f" The runs beside: log loss {other}, a difference of {_words(row, 'log_loss_difference')}."

@@ -262,6 +262,7 @@ def predict_kept(
     device: torch.device,
     precision: str,
     distortion: str = "",
+    keep_others: bool = False,
     **how: Any,
 ) -> pd.DataFrame:
     """The predictions of some videos, faces folder -> video_ids there, none in two of them; taken from the
@@ -269,6 +270,7 @@ def predict_kept(
 
     Args:
         distortion: what happens to the crops before, in words; part of the basis.
+        keep_others: leave predictions of other models in the table; else it holds those asked for alone.
         how: further arguments of `predict_faces`; with `loaded` all models are predicted before any is written.
 
     Raises:
@@ -280,6 +282,8 @@ def predict_kept(
     checkpoints = checkpoint_digests(models)
     with exclusive_folder(path.parent):  # of two at once, the table of one would stand beside the basis of the other
         kept, kept_checkpoints = _read_kept(path, basis)
+        others = kept[~kept["model"].isin(checkpoints)] if keep_others else kept.head(0)
+        digests = {name: kept_checkpoints[name] for name in others["model"].unique()}
         same = {name for name, digest in checkpoints.items() if kept_checkpoints.get(name) == digest}
         if same:
             logger.info("%s: predictions of %d of %s are kept", path, len(same), counted(len(models), "model"))
@@ -290,8 +294,8 @@ def predict_kept(
                 how_made = {"device": device, "precision": precision, "video_ids": videos, **how}
                 tables.append(predict_faces(together, folder, **how_made))
             same |= {model.name for model in together}
-            done = {name: digest for name, digest in checkpoints.items() if name in same}
-            _write(pd.concat(tables, ignore_index=True), path, {**basis, "checkpoints": done})
+            done = digests | {name: digest for name, digest in checkpoints.items() if name in same}
+            _write(pd.concat([others, *tables], ignore_index=True), path, {**basis, "checkpoints": done})
         return pd.concat(tables, ignore_index=True)
 
 

@@ -89,9 +89,10 @@ def choose_scoring(runs: Sequence[Path], scoring: str | Path | None, tta: Tta | 
     if tta in (None, rule.tta):
         return rule
     if rule.experiments or rule.out_of_fold is not None:
+        tune = f"tune one for it (`{_tune_command(runs)} --tta {tta}`), " if _can_be_tuned(runs) else ""
         raise ValueError(
-            f"--tta {tta}: the scoring rule was tuned on predictions with --tta {rule.tta}. Leave the option out, tune "
-            f"one for it (`{_tune_command(runs)} --tta {tta}`), or pass --scoring {UNTUNED}."
+            f"--tta {tta}: the scoring rule was tuned on predictions with --tta {rule.tta}. Leave the option out, "
+            f"{tune}or pass --scoring {UNTUNED}."
         )
     return replace(rule, tta=tta)
 
@@ -114,8 +115,7 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
     if scoring is None:
         found = find_scoring(runs)
         if found is None:
-            can_be_tuned = all(layout.folds_below(folder, layout.HELD_OUT_FILE) for folder in _experiment_folders(runs))
-            way = f"; `{_tune_command(runs)}` makes one" if can_be_tuned else ""
+            way = f"; `{_tune_command(runs)}` makes one" if _can_be_tuned(runs) else ""
             logger.info("no %s for these runs: plain means%s", layout.SCORING_FILE, way)
             return ScoringFile()
         path, chosen = found
@@ -130,6 +130,11 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
     logger.info("scoring rule of %s", path)
     _warn_of_changes(path, chosen, runs)
     return chosen
+
+
+def _can_be_tuned(runs: Sequence[Path]) -> bool:
+    """True of runs with out-of-fold predictions, which those of a bundle and of the package lack."""
+    return all(layout.folds_below(folder, layout.HELD_OUT_FILE) for folder in _experiment_folders(runs))
 
 
 def find_scoring(runs: Sequence[Path]) -> tuple[Path, ScoringFile] | None:

@@ -47,6 +47,8 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="predict", doc=__doc__)
     unused = [name for name in ("out", "splits", "videos_dir", "weights") if getattr(options, name)]
+    if options.fit_distance and options.held_out:
+        raise ValueError("--held-out: expected no --fit-distance beside it. Run the two one after the other.")
     aside = "fit-distance" if options.fit_distance else "held-out" if options.held_out else ""
     if aside and unused:
         raise ValueError(f"--{aside}: takes --runs and --faces, found --{unused[0].replace('_', '-')} beside it.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiattn.command_line import Device, FacesFolder, PredictPrecision, Scoring, parse, results
+from multiattn.runtime.layout import named_run
 from multiattn.runtime.text_tables import counted
 
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="pseudo-label", doc=__doc__)
     from multiattn.evaluation.pseudo_labels import pseudo_label
 
-    rows, left_out = pseudo_label(**vars(options))
+    rows, left_out = pseudo_label(**{**vars(options), "runs": tuple(map(named_run, options.runs))})
     fakes = int(rows["label"].sum())
     results(f"{counted(len(rows), 'pseudo-labelled video')} ({fakes} fake) more in {options.out}")
     if left_out:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from multiattn.command_line import DetectorWeights, Device, PredictPrecision, Scoring, parse, results
+from multiattn.command_line import DetectorWeights, Device, PredictPrecision, RuleTta, Scoring, parse, results
 from multiattn.config.choices import Split
 from multiattn.runtime.files import write_csv, write_json, write_text
 from multiattn.runtime.layout import ROBUSTNESS_FILE, named_run
@@ -37,6 +37,7 @@ class Options:
     root: tuple[str, ...] = ()
     """Where the videos lie, if not where videos.json says: DIR, or NAME=DIR for each data set."""
     scoring: Scoring = None
+    tta: RuleTta = None
     weights: DetectorWeights = None
     device: Device = "auto"
     precision: PredictPrecision = "auto"

@@ -118,14 +118,15 @@ def train_folds(
     """
     data.require_crops_for(experiment)
     frames, outcomes = experiment.data.validation_frames, []
+    pseudo = {number: count_pseudo_labels(data.folds, number, "--folds") for number in numbers}  # before any is trained
     for number in numbers:
         folder = fold_folder(runs / experiment.name, number)
         run = RunFolder(folder, number)
         try:
-            if pseudo := count_pseudo_labels(data.folds, number, "folds"):
+            if pseudo[number]:
                 logger.info(
                     "%s: %d of %d training videos have pseudo-labels, by models that have not seen this fold's labels",
-                    run.model_name, pseudo, (data.folds["fold"] != number).sum(),
+                    run.model_name, pseudo[number], (data.folds["fold"] != number).sum(),
                 )  # fmt: skip
             held_out = {"validation_frames": frames, "videos": data.videos}
             settled = run.settle(experiment)

@@ -25,7 +25,8 @@ class StepMemory:
     optimizer: int
     """The optimiser's state, after its first update."""
     passes: int
-    """The most that is alive at once in forward and backward passes beside these: activations and gradients."""
+    """The most that is alive at once in forward and backward passes of one batch beside these: activations and
+    gradients. Where gradients are accumulated, later batches run beside whole ones."""
     precision: str
     """Of the passes: the one asked for, else fp32."""
 

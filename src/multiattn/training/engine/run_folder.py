@@ -87,7 +87,7 @@ class RunFolder:
                 kept = read_experiment(folder).model
                 if kept.backbone.split(".")[0] == model.backbone.split(".")[0]:
                     model = replace(model, input_mean=kept.input_mean, input_std=kept.input_std)
-            elif folder is not None and settle_input(model).input_mean != HALF:
+            elif folder is not None and settle_input(model) != replace(model, input_mean=HALF, input_std=HALF):
                 raise ValueError(
                     f"--start-from {experiment.start_from}: no {EXPERIMENT_FILE} beside it says by which numbers the "
                     "input of these weights was normalised. Give them as --model.input-mean and --model.input-std "

@@ -14,8 +14,14 @@ TIME_BASE = Fraction(1, 90_000)
 """Of the presentation times, which stay what they were."""
 RATE = 30
 """Frames a second that the encoder is told, and that clips without times of their own get."""
+LONGEST = 16_384
+"""Pixels of a side that x264 takes."""
 PRESET = "veryfast"
 """x264's preset: how long it searches; the quality is the constant rate factor's."""
+
+
+class UnencodableVideoError(ValueError):
+    """The encoder does not take frames of this size."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ def reencode_clip(source: Path, path: Path, encoding: ClipEncoding, *, fps: floa
 
     Raises:
         UnreadableVideoError: not one frame could be decoded.
+        UnencodableVideoError: frames that x264 does not take.
     """
     size_wh, last = None, -1
     with av.open(f"file:{path.absolute()}", "w", format="mp4") as container:
@@ -47,6 +54,8 @@ def reencode_clip(source: Path, path: Path, encoding: ClipEncoding, *, fps: floa
                 height, width = frame.image.shape[:2]
                 scale = min(1.0, (encoding.longest or width + height) / max(width, height))
                 size_wh = tuple(max(16, 2 * round(scale * side / 2)) for side in (width, height))
+                if max(size_wh) > LONGEST:
+                    raise UnencodableVideoError(f"{width}x{height} pixels: x264 takes sides of at most {LONGEST}")
                 stream.width, stream.height, stream.pix_fmt = *size_wh, "yuv420p"
                 stream.codec_context.time_base = TIME_BASE
                 stream.options = {"crf": str(encoding.crf), "preset": PRESET, "threads": "1"}

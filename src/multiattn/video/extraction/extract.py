@@ -18,7 +18,7 @@ from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameArray, FrameReader, UnreadableVideoError
-from multiattn.video.decoding.reencode import ClipEncoding, reencode_clip
+from multiattn.video.decoding.reencode import ClipEncoding, UnencodableVideoError, reencode_clip
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
@@ -155,6 +155,7 @@ def fingerprint_of(task: VideoTask, recipe: CropRecipe) -> VideoFingerprint:
     seen = [clip_facts(path) for path in files]  # before the content: a change between the two is found the next time
     parts = [_content(path) for path in files]
     parts += [f"label {task.label}"] if recipe.policy == "forged-mask" else []
+    parts += [repr(task.encoding)] if task.encoding is not None else []
     return VideoFingerprint(task.video_id, "; ".join(parts), seen)
 
 
@@ -251,8 +252,12 @@ def extract_video(
     """
     remove_crops(folder, task.video_id)
     made_of = fingerprint_of(task, settings.recipe)
-    with _reencoded(task, folder) as read:
-        found = find_crops(read, settings, original_rows)
+    try:
+        with _reencoded(task, folder) as read:
+            found = find_crops(read, settings, original_rows)
+    except UnencodableVideoError as error:
+        facts = {"fingerprint": made_of.fingerprint, "seen": made_of.seen}
+        return VideoFaces(task.video_id, "unreadable", 0, str(error), [], **facts)
     status, message = found.status, found.message
     try:
         rows = write_crops(found.crops, task.video_id, folder)
