@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from multiattn.config import Experiment, ModelConfig, from_json, run_experiment, to_json
 from multiattn.config.model import HALF
@@ -252,7 +253,7 @@ def test_a_run_keeps_the_numbers_its_input_is_normalised_by(begun, start, asked,
 
 
 def test_weights_without_the_settings_of_their_run_need_the_numbers(tmp_path):
-    (tmp_path / "alone.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "alone.safetensors")
     experiment = Experiment(name="x", model=PLAIN, start_from=str(tmp_path / "alone.safetensors"))
     run = RunFolder(tmp_path / "runs/x/fold0", 0)
     with pytest.raises(ValueError, match=r"no experiment\.json beside it .* --model\.input-mean"):

@@ -31,7 +31,7 @@ from multiattn.runtime import layout
 from multiattn.runtime.environment import describe_environment, git_commit
 from multiattn.runtime.files import atomic_path, read_json, write_csv, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS, EXPERIMENT_FILE, INPUTS_FILE, PREVIOUS_STATE_FILE, STATE_FILE
-from multiattn.runtime.tensor_files import first_line, state_problems
+from multiattn.runtime.tensor_files import first_line, read_metadata, state_problems
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.step import TrainingStep
@@ -78,21 +78,22 @@ class RunFolder:
             FileNotFoundError: no run to start from.
             ValueError: weights to start from that lie without the settings of their run.
         """
-        model = experiment.model
-        if model.input_mean is None:
-            folder = self.path if self.has_begun else None
-            if folder is None and experiment.start_from:
-                folder = find_start(experiment.start_from, self.fold).parent
-            if folder is not None and (folder / EXPERIMENT_FILE).is_file():
-                kept = read_experiment(folder).model
-                if kept.backbone.split(".")[0] == model.backbone.split(".")[0]:
-                    model = replace(model, input_mean=kept.input_mean, input_std=kept.input_std)
-            elif folder is not None and settle_input(model) != replace(model, input_mean=HALF, input_std=HALF):
-                raise ValueError(
-                    f"--start-from {experiment.start_from}: no {EXPERIMENT_FILE} beside it says by which numbers the "
-                    "input of these weights was normalised. Give them as --model.input-mean and --model.input-std "
-                    "(0.5 0.5 0.5 both, where they are of version 0.2 or earlier)."
-                )
+        model, start = experiment.model, None
+        if model.input_mean is None and not self.has_begun and experiment.start_from:
+            start = find_start(experiment.start_from, self.fold)
+        folder = start.parent if start is not None else self.path
+        is_known = (start is not None or self.has_begun) and (folder / EXPERIMENT_FILE).is_file()
+        if model.input_mean is None and is_known:
+            kept = read_experiment(folder).model
+            if kept.backbone.split(".")[0] == model.backbone.split(".")[0]:
+                model = replace(model, input_mean=kept.input_mean, input_std=kept.input_std)
+        elif start is not None and settle_input(model) != replace(model, input_mean=HALF, input_std=HALF):
+            read_metadata(start)  # refuses what holds no weights
+            raise ValueError(
+                f"--start-from {experiment.start_from}: no {EXPERIMENT_FILE} beside it says by which numbers the input "
+                "of these weights was normalised. Give them as --model.input-mean and --model.input-std (0.5 0.5 0.5 "
+                "both, where they are of version 0.2 or earlier)."
+            )
         return replace(experiment, model=settle_input(model))
 
     def begin(
