@@ -96,7 +96,7 @@ class Measured(Generic[Result]):
     seconds: float
     """From the start of the process to its end, its imports included."""
     cpu_seconds: float
-    """Of the process and of its children that have ended."""
+    """Seconds of the process and of its children that have ended."""
     peak_bytes: int
 
 

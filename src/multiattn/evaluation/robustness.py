@@ -109,7 +109,7 @@ class _Cell:
     name: str
     level: str = ""
     change: Callable[[np.ndarray, str], np.ndarray] | None = None
-    """Of crops; None for a cell of videos."""
+    """Changes a crop; None for a cell of videos."""
     encoding: ClipEncoding | None = None
 
     @property

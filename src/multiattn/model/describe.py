@@ -51,7 +51,7 @@ class Part:
     weight_bytes: int
     """Memory of parameters and buffers."""
     flops: int
-    """Of an eval forward, for one image; a multiply-add counts as two. Convolutions and matrix products only."""
+    """Those of an eval forward, for one image; a multiply-add counts as two. Convolutions and matrix products only."""
 
 
 @dataclass(frozen=True)

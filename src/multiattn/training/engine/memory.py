@@ -28,11 +28,11 @@ class StepMemory:
     """The most that is alive at once in forward and backward passes of one batch beside these: activations and
     gradients. Where gradients are accumulated, later batches run beside whole ones."""
     precision: str
-    """Of the passes: the one asked for, else fp32."""
+    """Precision of the passes: the one asked for, else fp32."""
 
     @property
     def total(self) -> int:
-        """What a step takes at least: libraries, their work space and fragments of memory come on top."""
+        """The least a step takes: libraries, their work space and fragments of memory come on top."""
         return self.weights + self.optimizer + self.passes
 
 

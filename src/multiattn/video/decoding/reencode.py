@@ -11,7 +11,7 @@ import cv2
 from multiattn.video.decoding.frames import FrameReader
 
 TIME_BASE = Fraction(1, 90_000)
-"""Of the presentation times, which stay what they were."""
+"""Unit of the presentation times, which stay what they were."""
 RATE = 30
 """Frames a second that the encoder is told, and that clips without times of their own get."""
 LONGEST = 16_384

@@ -79,7 +79,7 @@ class Encoding:
     """Factor on the sides before encoding; the result is scaled back."""
     crf: int = 23
     tune: str = "film"
-    """Of x264 alone."""
+    """A setting of x264 alone."""
 
     @classmethod
     def draw(cls, draws: Draws, *, crf: tuple[int, int], scale: tuple[float, float]) -> "Encoding":
