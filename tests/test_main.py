@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from multiattn import __version__
-from multiattn.__main__ import STAGES, main
+from multiattn.__main__ import READER_GONE, STAGES, main
 from multiattn.experiments import EXPERIMENTS
 from multiattn.runtime.processor import WAIT_POLICY, WAIT_SETTINGS
 from multiattn.stages import folds
@@ -65,7 +65,7 @@ def test_no_stage_imports_a_heavy_library_before_its_options_are_read():
     """One process for all, so each stage answers for what those before it have left out."""
     script = f"""
 import contextlib, io, sys
-from multiattn.__main__ import STAGES, main
+from multiattn.__main__ import READER_GONE, STAGES, main
 for words in [*([stage] for stage in STAGES), *(["bench", work] for work in ("data", "faces", "submit"))]:
     for more in ("--help", "--no-such-option"):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
@@ -267,6 +267,17 @@ def test_python_dash_m_shows_an_error_without_a_traceback(tmp_path):
     first, second = result.stderr.splitlines()
     assert first.startswith(f"error: {tmp_path / 'none.csv'}: no videos table here.")
     assert "MULTIATTN_DEBUG=1" in second
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["--version"], ["folds", "--help"]], ids=" ".join)
+def test_output_whose_reader_has_ended_ends_without_a_word(words, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    command, environment = [sys.executable, "-m", "multiattn", *words], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (READER_GONE, "")
 
 
 def test_the_traceback_is_there_on_request(tmp_path, monkeypatch):

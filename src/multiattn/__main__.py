@@ -21,6 +21,8 @@ KNOWN_FAILURES = {
 }
 """Errors of torch, joblib and submit that need no traceback -> what to do about them, beside their message; by name, so
 that nothing is imported for them."""
+READER_GONE = 141
+"""Exit code where what reads the output has ended, as a shell gives it (128 + SIGPIPE)."""
 
 
 def command() -> NoReturn:
@@ -35,6 +37,7 @@ def command() -> NoReturn:
         if not isinstance(error.code, int | None):
             raise
         code = error.code or 0
+    code = _write("") or code
     if any(thread.name == TORCH_THREAD for thread in threading.enumerate()):
         logging.shutdown()
         sys.stdout.flush()
@@ -44,14 +47,11 @@ def command() -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code: 0, or 2 after a message about a mistake of the user."""
+    """Run one stage; returns the exit code: 0, 2 after a message about a mistake of the user, 130 after Ctrl-C, or
+    `READER_GONE`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_usage())
-        return 0
-    if argv[0] == "--version":
-        sys.stdout.write(f"multiattn {__version__}\n")
-        return 0
+    if not argv or argv[0] in ("-h", "--help", "help", "--version"):
+        return _write(f"multiattn {__version__}\n" if argv[:1] == ["--version"] else _usage())
     stage = argv[0].replace("-", "_")
     if stage not in STAGES:
         from multiattn.config.settings import did_you_mean
@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         importlib.import_module(f"multiattn.stages.{stage}").main(argv[1:])
     except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _write("\n") == READER_GONE:  # and no worker's pipe
+            return READER_GONE
         is_known = isinstance(error, ValueError | OSError) or type(error).__name__ in KNOWN_FAILURES
         if not is_known or os.environ.get("MULTIATTN_DEBUG"):
             raise
@@ -73,6 +75,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         logging.getLogger("multiattn").error("interrupted; the same command continues where it was")
         return 130
+    return 0
+
+
+def _write(text: str) -> int:
+    """0, or `READER_GONE`, after which all further output is dropped."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     return 0
 
 
