@@ -5,6 +5,7 @@ import weakref
 import cv2
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from drawn_faces import SquareDetector, draw, frames_of, landmarks_of
 from multiattn.video.crops.recipe import CropRecipe, align_crop
@@ -13,6 +14,7 @@ from multiattn.video.detectors.registry import Faces
 from multiattn.video.extraction.scan import (
     BATCH_FRAMES,
     TrackLinker,
+    _assign,
     box_areas,
     paired_iou,
     pairwise_iou,
@@ -38,6 +40,13 @@ def link(*frames: np.ndarray) -> list[list[int]]:
     assigned = [linker.link(found) for found in frames]
     rank = rank_tracks(linker.lengths)
     return [rank[numbers].tolist() for numbers in assigned]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (2, 3)], ids=str)
+def test_boxes_are_assigned_as_scipy_does(shape):
+    for iou in [*np.random.default_rng(0).random((20, *shape)), np.full(shape, 0.5), np.zeros(shape)]:
+        pairs = [(int(row), int(column)) for row, column in _assign(iou)]
+        assert pairs == [*zip(*map(list, linear_sum_assignment(iou, maximize=True)), strict=True)]
 
 
 @pytest.mark.parametrize(

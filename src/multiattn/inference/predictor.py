@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,6 @@ from multiattn.inference.runs import TrainedModel, require_one_recipe
 from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
-from multiattn.model.rewrites import fold_batch_norms
 from multiattn.runtime import layout
 from multiattn.runtime.crop_files import declared_root
 from multiattn.runtime.files import exclusive_folder
@@ -52,6 +52,7 @@ def predict_faces(
     places: pd.DataFrame | None = None,
     batch_size: int = BATCH_SIZE,
     loaded: dict[str, tuple[nn.Module, str]] | None = None,
+    begun: Mapping[str, Future[nn.Module]] | None = None,
     change: Callable[[np.ndarray, str], np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """A `frame_predictions` table of every crop by every model, with its views; empty when the folder has no crops.
@@ -62,6 +63,7 @@ def predict_faces(
         places: video_id, frame_index and track of the crops that are predicted, in this order; None takes all of them.
         loaded: model -> its network and precision, taken from here by later calls; models of one size then share each
             crop, read and changed once. None keeps no network, and has one in memory at a time.
+        begun: model -> its network, which another thread may still be loading (`load_network`).
         change: what happens to each crop before, as of `CropImages`.
 
     Raises:
@@ -94,7 +96,8 @@ def predict_faces(
             dataset = CropImages(folder, faces["crop"], together[0].experiment.data.image_size, change=change)
             batches = watched(crop_loader(dataset, batch_size=batch_size, num_workers=num_workers(device)), bar)
             networks = [
-                (loaded or {}).get(model.name) or _load(model, device, precision, dataset) for model in together
+                (loaded or {}).get(model.name) or _load(model, device, precision, dataset, begun or {})
+                for model in together
             ]
             if loaded is not None:
                 loaded |= {model.name: network for model, network in zip(together, networks, strict=True)}
@@ -113,9 +116,15 @@ def predict_faces(
     return FRAME_PREDICTIONS.validate(pd.concat(in_order, ignore_index=True), f"predictions of {folder}")
 
 
-def _load(model: TrainedModel, device: torch.device, precision: str, dataset: CropImages) -> tuple[nn.Module, str]:
+def _load(
+    model: TrainedModel,
+    device: torch.device,
+    precision: str,
+    dataset: CropImages,
+    begun: Mapping[str, Future[nn.Module]],
+) -> tuple[nn.Module, str]:
     """The network, and the precision it predicts in."""
-    network = load_network(model, device)
+    network = begun[model.name].result() if model.name in begun else load_network(model, device)
     chosen = resolve_precision(precision, device, partial(_try, network, dataset))
     logger.info("%s: predicts in %s: %s", model.name, chosen.name, chosen.reason)
     return network, chosen.name
@@ -124,6 +133,8 @@ def _load(model: TrainedModel, device: torch.device, precision: str, dataset: Cr
 def load_network(model: TrainedModel, device: torch.device) -> nn.Module:
     """The network as prediction runs it: on a CPU with its batch normalisations folded into convolutions, the same
     logits to rounding in about 0.6 of the time; on a GPU autocast would round the folded weights instead."""
+    from multiattn.model.rewrites import fold_batch_norms  # timm, as in `model.network`
+
     network = model.load(device)
     return fold_batch_norms(network) if device.type == "cpu" else network
 

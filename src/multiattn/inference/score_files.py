@@ -6,6 +6,7 @@ a process of its own, and one that makes the decoder crash costs its own row onl
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from multiattn.datasets.manifest import (
     log_left_out,
     video_row,
 )
-from multiattn.inference.predictor import BATCH_SIZE, predict_faces
+from multiattn.inference.predictor import BATCH_SIZE, load_network, predict_faces
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
@@ -215,12 +216,14 @@ def score_files(
     in_memory = [isinstance(file, FrameArray) for file in files]
     places = [file if here else file.absolute() for file, here in zip(files, in_memory, strict=True)]
     tasks = [VideoTask(video_id=row["video_id"], path=path, fps=fps) for row, path in zip(rows, places, strict=True)]
-    if len(files) <= FEW or any(in_memory):
-        _extract_here(videos, tasks, faces, settings)
-    else:
-        extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
-    how = {"device": device, "precision": precision, "batch_size": batch_size, "loaded": loaded}
-    predictions = predict_faces(models, faces, **how)
+    with ThreadPoolExecutor(1) as loader:
+        begun = {it.name: loader.submit(load_network, it, device) for it in models if it.name not in (loaded or {})}
+        if len(files) <= FEW or any(in_memory):
+            _extract_here(videos, tasks, faces, settings)
+        else:
+            extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
+        how = {"device": device, "precision": precision, "batch_size": batch_size, "loaded": loaded, "begun": begun}
+        predictions = predict_faces(models, faces, **how)
     found, statuses, _ = read_faces_folder(faces)
     names = [printable(str(path)) for path in files]
     return _scored(videos.assign(path=names), found, statuses, predictions, rule)

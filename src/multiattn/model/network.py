@@ -1,6 +1,6 @@
 """The multi-attention network, images -> logits, attention maps and part vectors; and its plain twin."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,10 @@ from torch.utils._pytree import _register_namedtuple
 from multiattn.config import ModelConfig
 from multiattn.config.settings import registry
 from multiattn.model.attention import ATTENTION_MODULES, global_vector, normalized_average_pool, standardize
-from multiattn.model.backbone import Backbone
 from multiattn.model.texture import TEXTURE_BLOCKS, TextureStem
+
+if TYPE_CHECKING:
+    from multiattn.model.backbone import Backbone
 
 NUM_CLASSES = 2  # 0 = real, 1 = fake
 
@@ -185,8 +187,10 @@ def make_network(config: ModelConfig, *, load_weights: bool = True) -> MultiAtte
 
 def make_backbone(
     config: ModelConfig, stages: tuple[str, ...], *, load_weights: bool, own_pooling: bool = False
-) -> Backbone:
+) -> "Backbone":
     """The backbone that the settings name, with its weights unless `load_weights` is False."""
+    from multiattn.model.backbone import Backbone  # timm, which takes seconds: `score` reads frames meanwhile
+
     return Backbone(
         config.backbone,
         stages=stages,

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import batched_nms
 
 from multiattn.runtime.files import file_digest, require_file
 from multiattn.runtime.tensor_files import read_tensors
+from multiattn.video.detectors.nms import batched_nms
 from multiattn.video.detectors.registry import SMALLEST_FACE, Faces
 
 CELL_PIXELS, CELL_STRIDE = 12, 2

@@ -12,13 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops import batched_nms
 
 from multiattn.runtime.tensor_files import in_dtype_of, read_tensors, state_problems
+from multiattn.video.detectors.nms import batched_nms
 from multiattn.video.detectors.registry import Faces
 
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -89,6 +88,8 @@ class ResNetBody(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        import torchvision  # seconds, for this body alone
+
         for name, module in torchvision.models.resnet50(weights=None).named_children():
             if name not in ("avgpool", "fc"):
                 self.add_module(name, module)

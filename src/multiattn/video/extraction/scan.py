@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from multiattn.video.crops.recipe import CropRecipe, cut_crop
 from multiattn.video.decoding.frames import Frame
@@ -71,7 +70,7 @@ class TrackLinker:
         if self._latest and len(boxes_xyxy):
             live = list(self._latest)
             iou = pairwise_iou(np.stack([self._latest[track][1] for track in live]), boxes_xyxy)
-            for row, column in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
+            for row, column in _assign(iou):
                 if iou[row, column] >= MIN_IOU:
                     numbers[column] = live[row]
         for index in np.flatnonzero(numbers < 0):
@@ -81,6 +80,15 @@ class TrackLinker:
             self._latest[track] = (self._frame, box)
             self.lengths[track] += 1
         return numbers
+
+
+def _assign(iou: np.ndarray) -> Iterable[tuple[int, int]]:
+    """The pairs (row, column) of (N, K) values of largest sum, N and K at least 1."""
+    if 1 in iou.shape:
+        return [np.unravel_index(iou.argmax(), iou.shape)]
+    from scipy.optimize import linear_sum_assignment  # a second, which clips of one person do without
+
+    return zip(*linear_sum_assignment(iou, maximize=True), strict=True)
 
 
 def rank_tracks(lengths: list[int]) -> np.ndarray:
