@@ -107,7 +107,7 @@ def test_the_face_that_the_middle_lies_in_is_taken_not_the_surest():
 @pytest.mark.parametrize(
     ("detector", "message"),
     [
-        pytest.param("nose", "--landmarks: expected one of mtcnn, retinaface, found 'nose'", id="unknown"),
+        pytest.param("nose", "--landmarks: expected one of mtcnn, retinaface, yunet, found 'nose'", id="unknown"),
         pytest.param("retinaface", "--weights: the detector retinaface needs its weights file", id="no weights"),
     ],
 )

@@ -83,8 +83,8 @@ def test_a_detector_from_outside_appears_in_help_errors_and_a_run(small_dataset,
     for command in ("faces", "bench faces"):
         with pytest.raises(SystemExit):
             run(*command.split(), "--help")
-        assert re.search(r"--detector\s+\{mtcnn,retinaface,toy,hungry\}", capsys.readouterr().out)
-    with pytest.raises(ValueError, match="expected one of mtcnn, retinaface, toy, hungry, found 'dlib'"):
+        assert re.search(r"--detector\s+\{mtcnn,retinaface,yunet,toy,hungry\}", capsys.readouterr().out)
+    with pytest.raises(ValueError, match="expected one of mtcnn, retinaface, yunet, toy, hungry, found 'dlib'"):
         get_detector("dlib")
 
     run("index", "dfdc", "--root", small_dataset, "--out", tmp_path / "videos.csv")
@@ -120,7 +120,7 @@ def test_a_name_is_registered_once_and_its_class_can_be_imported():
         register_detector(type("Other", (ToyDetector,), {}))
     with pytest.raises(ValueError, match=r"that worker processes can import, found one of __main__"):
         register_detector(type("Mine", (ToyDetector,), {"name": "mine", "__module__": "__main__"}))
-    assert detector_names() == ("mtcnn", "retinaface", "toy", "hungry")
+    assert detector_names() == ("mtcnn", "retinaface", "yunet", "toy", "hungry")
 
 
 def test_a_detector_is_loaded_once_and_every_one_has_a_default_threshold():
@@ -128,14 +128,14 @@ def test_a_detector_is_loaded_once_and_every_one_has_a_default_threshold():
     assert load_detector(mtcnn, threshold=0.9, device="cpu") is load_detector(mtcnn, threshold=0.9, device="cpu")
     assert load_detector(mtcnn, threshold=0.95, device="cpu").threshold == 0.95
     thresholds = {name: get_detector(name).default_threshold for name in detector_names()}
-    assert thresholds == {"mtcnn": 0.9, "retinaface": 0.7}
+    assert thresholds == {"mtcnn": 0.9, "retinaface": 0.7, "yunet": 0.9}
     assert CropRecipe().threshold == thresholds[CropRecipe().detector]
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "error", "message"),
     [
-        ("retina", None, ValueError, "expected one of mtcnn, retinaface, found 'retina'"),
+        ("retina", None, ValueError, "expected one of mtcnn, retinaface, yunet, found 'retina'"),
         ("retinaface", None, ValueError, "the detector retinaface.*Pass --weights FILE"),
         ("mtcnn", "some.pth", ValueError, "the detector mtcnn needs no weights file, found some.pth"),
         ("retinaface", "absent.pth", FileNotFoundError, "absent.pth: no such weights file"),
