@@ -1,6 +1,7 @@
 """Evenly spaced frames of clips this test encodes itself, whole and damaged, and pictures as videos of one frame."""
 
 import struct
+import threading
 from pathlib import Path
 
 import av
@@ -11,7 +12,14 @@ from PIL import Image
 
 from drawn_faces import write_clip
 from multiattn.video.decoding import pictures
-from multiattn.video.decoding.frames import FrameReader, VideoShape, evenly_spaced_indices, probe_video
+from multiattn.video.decoding.frames import (
+    Frame,
+    FrameReader,
+    VideoShape,
+    evenly_spaced_indices,
+    probe_video,
+    read_ahead,
+)
 from multiattn.video.decoding.pictures import UnreadableVideoError, read_image
 
 WIDTH, HEIGHT, FPS = 64, 48, 25
@@ -216,6 +224,42 @@ def test_what_is_no_video_or_picture_is_unreadable_and_the_message_names_no_path
             read()
         assert str(tmp_path) not in str(caught.value), "tables of two machines must be equal"
     assert reader.num_frames == 0
+
+
+def frames_until(end: int, error: Exception | None = None, made: list[int] | None = None):
+    for index in range(end):
+        if made is not None:
+            made.append(index)
+        yield Frame(index=index, seconds=index / 10, image=np.full((2, 2, 3), index, np.uint8))
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize("most", [1, 3, 20])
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_reading_ahead_gives_the_same_frames_and_never_more_than_asked_for_ahead(length, most):
+    made: list[int] = []
+    for place, frame in enumerate(read_ahead(frames_until(length, made=made), most)):
+        assert (frame.index, frame.image.max()) == (place, place)
+        assert len(made) <= place + 1 + most
+    assert made == [*range(length)]
+
+
+def test_reading_ahead_raises_what_the_reader_does_after_the_frames_before_it():
+    seen = []
+    with pytest.raises(UnreadableVideoError, match="broken"):
+        for frame in read_ahead(frames_until(3, UnreadableVideoError("broken")), 8):
+            seen.append(frame.index)
+    assert seen == [0, 1, 2]
+
+
+def test_a_consumer_that_stops_ends_the_reading_ahead():
+    made: list[int] = []
+    frames = read_ahead(frames_until(100, made=made), 2)
+    next(frames)
+    frames.close()
+    assert len(made) <= 4
+    assert "ThreadPoolExecutor" not in " ".join(thread.name for thread in threading.enumerate())
 
 
 def test_an_error_of_the_consumer_is_not_taken_for_damage(tmp_path):

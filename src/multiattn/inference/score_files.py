@@ -7,7 +7,7 @@ a process of its own, and one that makes the decoder crash costs its own row onl
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +219,7 @@ def score_files(
     with ThreadPoolExecutor(1) as loader:
         begun = {it.name: loader.submit(load_network, it, device) for it in models if it.name not in (loaded or {})}
         if len(files) <= FEW or any(in_memory):
-            _extract_here(videos, tasks, faces, settings)
+            _extract_here(videos, tasks, faces, replace(settings, read_ahead=True))
         else:
             extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
         how = {"device": device, "precision": precision, "batch_size": batch_size, "loaded": loaded, "begun": begun}

@@ -7,7 +7,9 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +92,20 @@ def probe_video(path: Path) -> VideoShape:
         return VideoShape(width, height, FrameReader(path, 0).count())
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableVideoError(_describe(error)) from error
+
+
+def read_ahead(frames: Iterable[Frame], most: int) -> Iterator[Frame]:
+    """The same frames, up to `most` of them read by another thread while the caller is at work; raises what they do."""
+    source = iter(frames)
+    with ThreadPoolExecutor(1) as reader:
+        waiting = deque(reader.submit(next, source, None) for _ in range(most))
+        try:
+            while (frame := waiting.popleft().result()) is not None:
+                waiting.append(reader.submit(next, source, None))
+                yield frame
+        finally:
+            for one in waiting:
+                one.cancel()
 
 
 @dataclass(frozen=True, eq=False)

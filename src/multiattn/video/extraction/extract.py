@@ -1,6 +1,7 @@
 """One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory."""
 
 import errno
+import functools
 import re
 import time
 from collections.abc import Iterator
@@ -17,12 +18,12 @@ from multiattn.runtime.frame_folders import clip_facts, clip_fingerprint
 from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.decoding.frames import FrameArray, FrameReader, UnreadableVideoError
+from multiattn.video.decoding.frames import FrameArray, FrameReader, UnreadableVideoError, read_ahead
 from multiattn.video.decoding.reencode import ClipEncoding, UnencodableVideoError, reencode_clip
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
-from multiattn.video.extraction.scan import FaceCrop, Scan, scan_faces
+from multiattn.video.extraction.scan import BATCH_FRAMES, FaceCrop, Scan, scan_faces
 
 NO_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 """Errors of a name, not of the machine: the crops of another video lie there."""
@@ -39,6 +40,8 @@ class ExtractionSettings:
     """`cpu` or `cuda`, for the detector."""
     weights: Path | None = None
     """The detector's weights file, where it needs one, or the folder of its files."""
+    read_ahead: bool = False
+    """Decode in a thread beside the detector: where no other video is extracted on the same cores."""
     detector: type[Detector] = field(init=False)
     """The recipe's. It goes to worker processes with these settings, so they know one that was registered here."""
 
@@ -211,10 +214,11 @@ def find_crops(
 def _search(reader: FrameReader, settings: ExtractionSettings) -> tuple[Scan, str]:
     """The detector's pass, and where it finds nothing at all, the thorough one; and a note of the second."""
     detector = settings.load_detector()
-    first = scan_faces(reader, detector, settings.recipe)
+    frames = functools.partial(read_ahead, reader, BATCH_FRAMES) if settings.read_ahead else lambda: reader
+    first = scan_faces(frames(), detector, settings.recipe)
     if first.crops:
         return first, ""
-    second = scan_faces(reader, detector, settings.recipe, thorough=True)
+    second = scan_faces(frames(), detector, settings.recipe, thorough=True)
     second.detected_frames += first.detected_frames
     return second, "faces found by the thorough pass only" if second.crops else ""
 
