@@ -89,3 +89,17 @@ class SubmitBench:
                 f"--turns: expected at least 2, found {self.turns}: in the first turn the side that comes first reads "
                 "from the disk and the other from memory, so that it is not counted."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBench:
+    clip: Path
+    """A video with a face in it."""
+    runs: tuple[Path, ...] = ()
+    """As `multiattn score` (default: the packaged dfdc_lite)."""
+    repeats: int = 3
+    """Times that the command and the stages are run, in turns."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "repeats")

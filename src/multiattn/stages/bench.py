@@ -1,4 +1,4 @@
-"""Time and memory of a training step, an eval forward, crops, face extraction or submit, beside a plain version.
+"""Time and memory of a training step, an eval forward, crops, faces or submit, beside a plain version; of one answer.
 
     multiattn bench train dfdc_b4 --batch-size 4 --precision bf16
     multiattn bench train dfdc_b4 --device cuda --batch-size 64 --fed-from data/faces --data.num-workers 14
@@ -6,11 +6,13 @@
     multiattn bench data --experiment dfdc_b4 --faces data/faces
     multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
     multiattn bench submit --videos-dir /data/dfdc/dfdc_train_part_0 --runs runs/dfdc_b4
+    multiattn bench score --clip clip.mp4
 
 A plain network means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
 passes, unfused Adam, and a process as Python starts it. Random crops, the same random weights and seed on both sides;
 each side in a process of its own, in turns, after one warm-up. --compile adds our side through torch.compile. Plain
 extraction is a loop: OpenCV decodes every frame, the detector sees one frame at a time at up to 1080p.
+`score` times the command by itself and its stages.
 """
 
 import dataclasses
@@ -18,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from multiattn.bench.options import DataBench, FacesBench, SubmitBench
+from multiattn.bench.options import DataBench, FacesBench, ScoreBench, SubmitBench
 from multiattn.command_line import Device, ExperimentName, Inline, Positional, parse, parse_experiment, results
 from multiattn.config import Experiment
 from multiattn.experiments import DEFAULT_EXPERIMENT
 from multiattn.runtime.devices import pick_device
 
-BENCHES = {"data": DataBench, "faces": FacesBench, "submit": SubmitBench, "kernel": SubmitBench}
+BENCHES = {"data": DataBench, "faces": FacesBench, "submit": SubmitBench, "score": ScoreBench, "kernel": SubmitBench}
 """Those with options of their own; `kernel` is the earlier name of `submit`."""
 WHAT = {"train": "training step (clean pass, AGDA pass, backward, optimiser)", "infer": "eval forward"}
 
@@ -55,11 +57,13 @@ def main(argv: list[str]) -> None:
         _bench_network(argv)
 
 
-def _measure(options: DataBench | FacesBench | SubmitBench) -> list[str]:
+def _measure(options: DataBench | FacesBench | ScoreBench | SubmitBench) -> list[str]:
     if isinstance(options, DataBench):
         from multiattn.bench.data import measure
     elif isinstance(options, FacesBench):
         from multiattn.bench.faces import measure
+    elif isinstance(options, ScoreBench):
+        from multiattn.bench.score import measure
     else:
         from multiattn.bench.submit import measure
     return measure(options)

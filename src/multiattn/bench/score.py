@@ -1,0 +1,104 @@
+"""From one clip to its answer: the whole command, cold, and the stages of a detector that answers twice."""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from multiattn.bench.harness import SideProcess, take_turns
+from multiattn.bench.options import ScoreBench
+from multiattn.runtime.devices import pick_device
+from multiattn.runtime.environment import describe_machine
+from multiattn.runtime.files import file_digest
+from multiattn.runtime.layout import named_run, packaged_run
+from multiattn.runtime.text_tables import terminal_table
+
+
+def measure(options: ScoreBench) -> list[str]:
+    """Lines for a terminal: median seconds over the repeats, of the command and of the stages.
+
+    Raises:
+        ValueError: a clip without an answer.
+        FileNotFoundError: no such clip or run.
+    """
+    runs = tuple(map(named_run, options.runs)) or (packaged_run(),)
+    file_digest(options.clip)  # reads it, so that every repeat finds it in the system's memory
+    turns = take_turns([lambda: _command(options, runs), lambda: _in_process(options, runs)], options.repeats)
+    cold, stages = turns[0], {name: [each[name] for each in turns[1]] for name in turns[1][0]}
+    rows = [("multiattn score, a process of its own", cold), *stages.items()]
+    return [
+        f"{options.clip}, by {', '.join(map(str, options.runs)) or packaged_run().name}, medians of {options.repeats}",
+        describe_machine(pick_device(options.device)),
+        "",
+        terminal_table(
+            [
+                ("", "seconds", "least"),
+                *((name, f"{statistics.median(each):.2f}", f"{min(each):.2f}") for name, each in rows),
+            ],
+            right=(1, 2),
+        ),
+    ]
+
+
+def _command(options: ScoreBench, runs: tuple[Path, ...]) -> float:
+    words = [sys.executable, "-m", "multiattn", "score", str(options.clip), "--device", options.device]
+    started = time.perf_counter()
+    ran = subprocess.run([*words, "--runs", *map(str, runs)], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if ran.returncode:
+        raise ValueError(f"{options.clip}: `multiattn score` ended with code {ran.returncode}: {ran.stderr[-500:]}")
+    return seconds
+
+
+def _in_process(options: ScoreBench, runs: tuple[Path, ...]) -> dict[str, float]:
+    with SideProcess("score", _Stages, options.clip, runs, options.device) as side:
+        return side.ask("seconds")
+
+
+class _Stages:
+    """One clip's way to its answer in this process."""
+
+    def __init__(self, clip: Path, runs: tuple[Path, ...], device: str) -> None:
+        self.clip, self.runs, self.device = clip, runs, device
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> seconds, in order."""
+        from multiattn.runtime.processor import set_wait_policy
+
+        set_wait_policy()
+        laps = _Laps()
+        from multiattn.inference.detector import DeepfakeDetector
+
+        laps("imports", None)
+        detector = DeepfakeDetector.load(*self.runs, device=self.device)
+        laps("reading the runs", None)
+        answer = laps("first answer: faces while networks load, prediction", detector.predict(self.clip))
+        if answer.probability is None:
+            raise ValueError(f"{self.clip}: expected a clip with a face, found {answer.status} {answer.reason}")
+        laps("again: all", detector.predict(self.clip))
+        self._faces(detector)
+        laps("again: decoding, detection, crops", None)
+        again = laps.seconds["again: all"] - laps.seconds["again: decoding, detection, crops"]
+        return laps.seconds | {"again: networks and scoring rule": again}
+
+    def _faces(self, detector: Any) -> None:
+        from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, encode_crops
+
+        recipe = detector.models[0].recipe.for_prediction()
+        settings = ExtractionSettings(recipe=recipe, device=str(detector.device), read_ahead=True)
+        encode_crops(VideoTask(video_id="bench/clip", path=self.clip.absolute()), settings)
+
+
+class _Laps:
+    """Seconds between calls, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def __call__(self, name: str, result: Any) -> Any:
+        now = time.perf_counter()
+        self.seconds[name], self._since = now - self._since, now
+        return result
