@@ -13,6 +13,7 @@ import numpy as np
 
 from multiattn.training.data.augment.degrade import as_bytes, through_file, through_size, with_curve
 from multiattn.training.data.augment.reencode import Encoding, reencode
+from multiattn.video.crops.images import moved_crop
 from multiattn.video.decoding.reencode import ClipEncoding
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
@@ -35,20 +36,9 @@ class Distortion:
     """The level that leaves every pixel as it is, predicted once more to prove the way there; NaN where none is."""
 
 
-def _moved(crop: np.ndarray, *, scale: float = 1.0, shift_xy: tuple[float, float] = (0, 0), degrees: float = 0):
-    """The crop of a box that is turned, larger by `scale` and further right and below by `shift_xy` sides; beyond the
-    picture its border is repeated."""
-    side = len(crop)
-    middle = (side - 1) / 2
-    matrix = cv2.getRotationMatrix2D((middle, middle), degrees, 1 / scale)
-    matrix[:, 2] -= np.array(shift_xy) * side / scale
-    method = cv2.INTER_LINEAR if scale <= 1 else cv2.INTER_AREA
-    return cv2.warpAffine(crop, matrix, (side, side), flags=method, borderMode=cv2.BORDER_REPLICATE)
-
-
 def _shift(crop: np.ndarray, level: float, draws: np.random.Generator) -> np.ndarray:
     angle = draws.uniform(0, 2 * np.pi)
-    return _moved(crop, shift_xy=(level * np.cos(angle), level * np.sin(angle)))
+    return moved_crop(crop, shift_xy=(level * np.cos(angle), level * np.sin(angle)))
 
 
 def _in_ycrcb(crop: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -97,10 +87,14 @@ DEEPER = "DeeperForensics-1.0 (Jiang et al. 2020), perturbation/add_distortion_t
 GEND = "GenD (yermandy/GenD, src/exp), among others"
 DISTORTIONS: dict[str, Distortion] = {
     "shift": Distortion(_shift, (0.05, 0.1, 0.15), "sides of the crop, in a random direction", neutral=0),
-    "larger box": Distortion(lambda crop, level, _: _moved(crop, scale=level), (1.05, 1.15, 1.3), "sides of the crop"),
-    "smaller box": Distortion(lambda crop, level, _: _moved(crop, scale=level), (0.95, 0.85, 0.7), "sides of the crop"),
+    "larger box": Distortion(
+        lambda crop, level, _: moved_crop(crop, scale=level), (1.05, 1.15, 1.3), "sides of the crop"
+    ),
+    "smaller box": Distortion(
+        lambda crop, level, _: moved_crop(crop, scale=level), (0.95, 0.85, 0.7), "sides of the crop"
+    ),
     "rotation": Distortion(
-        lambda crop, level, draws: _moved(crop, degrees=level * draws.choice((-1, 1))), (5, 10, 20), "degrees"
+        lambda crop, level, draws: moved_crop(crop, degrees=level * draws.choice((-1, 1))), (5, 10, 20), "degrees"
     ),
     "flip": Distortion(lambda crop, *_: np.ascontiguousarray(crop[:, ::-1]), (1,), "mirrored"),
     "jpeg": Distortion(

@@ -93,6 +93,19 @@ def shrink_crop(crop: np.ndarray, size: int) -> np.ndarray:
     return crop if len(crop) == size else cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
 
 
+def moved_crop(
+    crop: np.ndarray, *, scale: float = 1.0, shift_xy: tuple[float, float] = (0, 0), degrees: float = 0
+) -> np.ndarray:
+    """The crop of a box that is turned, larger by `scale` and further right and below by `shift_xy` sides, (S, S, 3)
+    uint8; beyond the picture its border is repeated."""
+    side = len(crop)
+    middle = (side - 1) / 2
+    matrix = cv2.getRotationMatrix2D((middle, middle), degrees, 1 / scale)
+    matrix[:, 2] -= np.array(shift_xy) * side / scale
+    method = cv2.INTER_LINEAR if scale <= 1 else cv2.INTER_AREA
+    return cv2.warpAffine(crop, matrix, (side, side), flags=method, borderMode=cv2.BORDER_REPLICATE)
+
+
 def stored_side(folder: Path, size: int) -> int:
     """Side of a faces folder's crops in pixels; `size` where no recipe says it."""
     return read_recipe(folder).size if (folder / RECIPE_FILE).is_file() else size
