@@ -1,5 +1,6 @@
 """The stages one after the other on a miniature of the embedded data, and what they do with bad input."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -56,6 +57,31 @@ def test_the_runs_best_checkpoint_repeats_its_out_of_fold_predictions(pipeline, 
     joined = oof.merge(FRAME_PREDICTIONS.read(tmp_path / "p.parquet"), on=key, suffixes=("", "_again"))
     assert len(joined) == len(oof)
     assert (joined["logit"] - joined["logit_again"]).abs().max() < 1e-4
+
+
+def test_packed_crops_are_trained_on_predicted_and_drawn_as_files_are(pipeline, tmp_path, capsys):
+    packed = shutil.copytree(pipeline.faces, tmp_path / "faces")
+    message = fails(capsys, "faces", "--out", packed)
+    assert "--videos: expected the videos.csv" in message and "--pack" in message
+    run("faces", "--out", packed, "--pack")
+    total = len(FACES.read(packed / "faces.parquet"))
+    assert f"{total} crops packed; {packed} has 1 shard." in capsys.readouterr().out
+    assert not list(packed.rglob("*.jpg"))
+    on_packed = dataclasses.replace(pipeline, faces=packed)
+    run(*on_packed.training(tmp_path / "runs", "--fold", "0"))
+    for name in ("best.safetensors", "last.safetensors", "oof.parquet"):
+        again = tmp_path / "runs/demo_tiny/fold0" / name
+        assert again.read_bytes() == (pipeline.experiment / "fold0" / name).read_bytes(), name
+    begun = shutil.copytree(pipeline.runs, tmp_path / "begun")
+    run(*on_packed.training(begun, "--fold", "0"))  # where it began on files, it may go on
+    for faces in (pipeline.faces, packed):
+        outs = "--out", tmp_path / f"{faces.parent.name}.parquet"
+        run("predict", "--runs", pipeline.experiment / "fold0", "--faces", faces, *outs)
+        run("figures", "faces", "--faces", faces, "--out", tmp_path / f"{faces.parent.name}.html")
+    found = [tmp_path / f"{faces.parent.name}.parquet" for faces in (pipeline.faces, packed)]
+    pd.testing.assert_frame_equal(*map(FRAME_PREDICTIONS.read, found))
+    drawn = [path.with_suffix(".html").read_text() for path in found]
+    assert drawn[0].count("data:image") == drawn[1].count("data:image") > 0 and "no crop" not in drawn[1]
 
 
 def test_a_convolutional_and_a_token_run_on_the_same_faces_make_one_submission(pipeline, capsys, tmp_path):

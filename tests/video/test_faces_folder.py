@@ -15,6 +15,7 @@ from toy_detector import SleepyDetector
 
 from drawn_faces import write_clip
 from multiattn.datasets.manifest import video_row
+from multiattn.runtime.crop_files import loose_names, read_stored
 from multiattn.runtime.layout import FINGERPRINTS_FILE
 from multiattn.tables import FACES, VIDEO_STATUS, VIDEOS
 from multiattn.video.crops.recipe import CropRecipe
@@ -23,6 +24,7 @@ from multiattn.video.extraction import engine
 from multiattn.video.extraction.extract import ExtractionSettings, VideoFaces, VideoTask
 from multiattn.video.extraction.faces_folder import extract_faces, faces_journal, read_faces_folder
 from multiattn.video.extraction.isolation import end_processes
+from multiattn.video.extraction.packing import pack_crops
 from pipeline import FACES_OPTIONS, Pipeline, end, finish, run, start_stage, wait_until
 
 RECIPE = CropRecipe(num_frames=2, size=64)
@@ -192,6 +194,35 @@ def test_a_folder_with_a_journal_is_not_finished(tmp_path, clips):
         journal.append(VideoFaces("c", "unreadable", 0, "", []))
     with pytest.raises(ValueError, match="the extraction was interrupted"):
         read_faces_folder(tmp_path)
+
+
+def unpacked(folder: Path) -> dict[str, bytes]:
+    """The crops by the names that they have as files."""
+    addresses = FACES.read(folder / "faces.parquet")["crop"]
+    return {
+        name: read_stored(folder / address) for name, address in zip(loose_names(addresses), addresses, strict=True)
+    }
+
+
+def test_a_packed_folder_takes_more_videos_and_changed_ones_into_new_shards(clips, undisturbed, tmp_path):
+    recipe = dataclasses.replace(RECIPE, reuse_original=True)
+    files = {name: shutil.copy(path, tmp_path / f"{name}.mp4") for name, path in clips.items()}
+    originals = {name: path for name, path in files.items() if "real" in name}
+    extract(originals, tmp_path / "faces", recipe=recipe)
+    assert pack_crops(tmp_path / "faces") == (4, 1)
+    first = (tmp_path / "faces/shards/000000.tar").read_bytes()
+    found = extract(files, tmp_path / "faces", recipe=recipe)
+    assert found == dict.fromkeys(sorted(files), ("ok", 2, "")), "fakes are cropped like originals that are packed"
+    assert pack_crops(tmp_path / "faces") == (4, 2)
+    crops = unpacked(tmp_path / "faces")
+    assert {name: crop for name, crop in crops.items() if "/real" in name}.items() <= undisturbed.items()
+    shutil.copy(clips["real1"], files["real0"])
+    extract(originals, tmp_path / "faces", recipe=recipe)
+    assert pack_crops(tmp_path / "faces") == (2, 3)
+    again = unpacked(tmp_path / "faces")
+    assert again == crops | {name.replace("real1", "real0"): crop for name, crop in crops.items() if "/real1/" in name}
+    assert (tmp_path / "faces/shards/000000.tar").read_bytes() == first
+    assert not list((tmp_path / "faces/crops").iterdir())
 
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["alone", "as originals of fakes"])

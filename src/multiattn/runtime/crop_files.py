@@ -16,10 +16,13 @@ import struct
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from multiattn.runtime.files import read_json, require_plain_file
-from multiattn.runtime.layout import RECIPE_FILE
+from multiattn.runtime.layout import CROPS_FOLDER, RECIPE_FILE, SHARDS_FOLDER
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT_KEY = "root"
 """In faces.json: the folder crops lie below, from the faces folder. Where it is declared, the crops came from
@@ -31,7 +34,10 @@ _NAME, _SIZE = slice(0, 100), slice(124, 136)
 _MEMBER = re.compile(
     r"(?P<archive>.+?\.(?:tar|tar\.gz|tgz))@(?P<offset>\d+)\+(?P<size>\d+)/(?P<member>.+)", re.DOTALL | re.IGNORECASE
 )
-_OPEN_ARCHIVES = 64
+PACKED = rf"^{SHARDS_FOLDER}/\d+\.tar@\d+\+\d+/{CROPS_FOLDER}/"
+"""Pattern of how the address of a packed crop begins (`video/extraction/packing.py`)."""
+_OPEN_ARCHIVES = 128
+"""All shards of DFDC's crops; macOS lets a process have 256 files open."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG that are followed by its size."""
 _PNG = struct.Struct(">8s4x4sII")
@@ -80,6 +86,18 @@ def path_in_archive(address: str) -> str:
     """`<archive>/<member>` of an address, for people; the path itself of a file."""
     match = _member(address)
     return address if match is None else f"{match['archive']}/{match['member']}"
+
+
+def loose_name(address: str) -> str:
+    """The path that a packed crop had before; any other address as it is."""
+    return re.sub(PACKED, f"{CROPS_FOLDER}/", address)
+
+
+def loose_names(addresses: "pd.Series") -> "pd.Series":
+    """`loose_name` of many."""
+    if not addresses.str.startswith(f"{SHARDS_FOLDER}/").any():  # the pattern takes a second for a million
+        return addresses
+    return addresses.str.replace(PACKED, f"{CROPS_FOLDER}/", regex=True)
 
 
 def is_archive_name(name: str) -> bool:
@@ -155,7 +173,8 @@ def _read_at(archive: str, place: int, length: int) -> bytes:
         with Path(archive).open("rb") as file:
             file.seek(place)
             return file.read(length)
-    return os.pread(_opened(archive).fileno(), length, place)  # processes share the file, not a place in it
+    file = _opened(archive)  # kept until it is read: another thread may have it leave the cache, which closes it
+    return os.pread(file.fileno(), length, place)  # processes share the file, not a place in it
 
 
 @functools.lru_cache(maxsize=_OPEN_ARCHIVES)
@@ -164,8 +183,8 @@ def _opened(archive: str) -> BinaryIO:
         return Path(archive).open("rb", buffering=0)
     except OSError as error:
         raise ValueError(
-            f"{archive}: expected the archive that holds the crops, found none: {error.strerror}. If it moved, correct "
-            f"`{ROOT_KEY}` in {RECIPE_FILE} of the faces folder."
+            f"{archive}: expected the archive that holds the crops, found none: {error.strerror}. Put it back or, if "
+            f"{RECIPE_FILE} of the faces folder has a `{ROOT_KEY}` and the archives moved, correct that."
         ) from error
 
 
@@ -178,7 +197,7 @@ def _require_same(header: bytes, match: re.Match[str], is_whole: bool) -> None:
     if not (is_whole and named and size):
         raise ValueError(
             f"{match['archive']}: {member} is no longer at byte {match['offset']}: the archive was changed after it "
-            "was indexed. Run the same `multiattn index crops` command again."
+            "was indexed or packed. Put it back as it was, or run the same `multiattn index crops` command again."
         )
 
 

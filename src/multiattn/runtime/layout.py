@@ -52,6 +52,8 @@ FACES_FILE = "faces.parquet"
 STATUS_FILE = "video_status.csv"
 VIDEOS_FILE = "videos.csv"
 CROPS_FOLDER = "crops"
+SHARDS_FOLDER = "shards"
+"""Tar files of packed crops."""
 FACES_JOURNAL = "journal.jsonl"
 FINGERPRINTS_FILE = "fingerprints.jsonl"
 LANDMARKS_FILE = "landmarks.jsonl"
@@ -91,6 +93,11 @@ def crops_folder(faces: Path, video_id: str) -> Path:
             "id in videos.csv, or remove the link."
         )
     return folder
+
+
+def crop_path(video_id: str, frame_index: int, track: int, suffix: str = ".jpg") -> str:
+    """`crops/<video_id>/<frame>_<track>.jpg`: a crop's path below the faces folder, or in a shard of it."""
+    return f"{CROPS_FOLDER}/{video_id}/{frame_index:06d}_{track}{suffix}"
 
 
 def fold_folder(experiment: Path, fold: int) -> Path:

@@ -2,13 +2,14 @@
 
 multiattn faces --videos data/videos.csv --out data/faces/dfdc --num-frames 32 --size 380 --jobs 16 --reuse-original
 multiattn faces --videos data/videos.csv --out data/faces/dfdc --backend dask --scheduler tcp://head:8786
+multiattn faces --out data/faces/dfdc --pack
 """
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
-from multiattn.command_line import Device, Jobs, NameOf, VideosTable, parse, results
+from multiattn.command_line import Device, Jobs, NameOf, parse, results
 from multiattn.config.choices import Alignment, FacePolicy, SplitName
 from multiattn.config.settings import require
 from multiattn.runtime.devices import pick_device
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    videos: VideosTable
     out: Path
     """The faces folder."""
+    videos: Path | None = None
+    """The videos.csv of `multiattn index`; only --pack of a finished folder goes without."""
+    pack: bool = False
+    """Move the crops into tar shards when all videos are done; every command reads them there."""
     splits: tuple[SplitName, ...] = ()
     """Only videos of these splits, as `--splits train val` (default: all, those without a split too)."""
     root: tuple[str, ...] = ()
@@ -72,6 +76,20 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="faces", doc=__doc__)
+    if options.videos is not None:
+        _extract(options)
+    elif not options.pack:
+        raise ValueError(
+            "--videos: expected the videos.csv of `multiattn index`, found none; only --pack goes without."
+        )
+    if options.pack:
+        from multiattn.video.extraction.packing import pack_crops
+
+        packed, shards = pack_crops(options.out)
+        results(f"{counted(packed, 'crop')} packed; {options.out} has {counted(shards, 'shard')}.")
+
+
+def _extract(options: Options) -> None:
     from multiattn.datasets.manifest import locate_videos, named_roots
     from multiattn.tables import VIDEOS, left_out_lines
     from multiattn.video.extraction.extract import extraction_settings

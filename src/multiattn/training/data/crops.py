@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from multiattn.config import DataConfig
 from multiattn.config.choices import DEGRADING_PRESETS
 from multiattn.config.settings import registry
-from multiattn.runtime.crop_files import declared_root
+from multiattn.runtime.crop_files import declared_root, loose_names
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import BOX, FAKE, LANDMARKS, REAL
 from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext, blend_target, self_blend
@@ -56,8 +56,9 @@ class FoldCrops:
     """The `videos` table, which knows the originals of fakes."""
 
     def fingerprint(self) -> str:
-        """Digest that changes when a crop is added, removed or moved between training and validation."""
-        return names_digest(self.training["crop"], ["|"], self.validation["crop"])
+        """Digest that changes when a crop is added, removed or moved between training and validation, and not when
+        crops are packed."""
+        return names_digest(loose_names(self.training["crop"]), ["|"], loose_names(self.validation["crop"]))
 
 
 def split_crops(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
-from multiattn.runtime.crop_files import crops_root, jpeg_size, read_stored
+from multiattn.runtime.crop_files import crops_root, jpeg_size, loose_name, read_stored
 from multiattn.runtime.layout import RECIPE_FILE
 from multiattn.runtime.processor import usable_cores
 from multiattn.runtime.signals import ending_signals_wait, leave_signals_to_parent
@@ -139,7 +139,8 @@ class CropImages(Dataset):
         names: addresses of its crops; kept in one piece of memory, since of millions of Python objects each worker
             would get copies of its own as soon as it touches them.
         cache_rows: (N,) int, the number by which the cache knows each row.
-        change: (crop at its stored side, address) -> crop, before it is averaged down.
+        change: (crop at its stored side, address) -> crop, before it is averaged down; of a packed crop the path that
+            it had before, so that what is drawn by it stays.
     """
 
     read_side: int
@@ -174,7 +175,8 @@ class CropImages(Dataset):
         crop = None if self.cache is None else self.cache.get(int(self.cache_rows[index]))
         if crop is None and self.change is not None:
             address = self.names[index].as_py()
-            crop = shrink_crop(self.change(read_crop(self.root / address, self.least), address), self.size)
+            changed = self.change(read_crop(self.root / address, self.least), loose_name(address))
+            crop = shrink_crop(changed, self.size)
         elif crop is None:
             crop = read_crop(self.root / self.names[index].as_py(), self.read_side, self.least)
             if self.cache is not None:

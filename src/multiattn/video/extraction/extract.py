@@ -15,7 +15,7 @@ import torch
 
 from multiattn.runtime.files import atomic_path
 from multiattn.runtime.frame_folders import clip_facts, clip_fingerprint
-from multiattn.runtime.layout import CROPS_FOLDER, crops_folder
+from multiattn.runtime.layout import crop_path, crops_folder
 from multiattn.tables import UNKNOWN
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameArray, FrameReader, UnreadableVideoError, read_ahead
@@ -317,7 +317,7 @@ def write_crops(crops: list[FaceCrop], video_id: str, folder: Path) -> list[list
     rows = []
     crops_folder(folder, video_id)
     for crop in crops:
-        name = f"{CROPS_FOLDER}/{video_id}/{crop.frame_index:06d}_{crop.track}.jpg"
+        name = crop_path(video_id, crop.frame_index, crop.track)
         with atomic_path(folder / name, durable=False) as temporary:
             temporary.write_bytes(crop.jpeg)
         place = [*crop.box_xyxy.tolist(), crop.score, *crop.landmarks.ravel().tolist()]
