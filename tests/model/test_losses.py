@@ -412,6 +412,10 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for name, (form, reduction, first) in SHARES.items():
         torch.save(train_share(rank, form, reduction, first), f"{folder}/{name}-{rank}.pt")
+    reduce, sizes = dist.all_reduce, []
+    dist.all_reduce = lambda tensor: (sizes.append(tensor.numel()), reduce(tensor))
+    train(SmallNetwork(), slice(4 * rank, 4 * rank + 4), "per-part", "mean")
+    torch.save(sizes, f"{folder}/sizes-{rank}.pt")
     # Gloo's threads may still hold tensors when the interpreter shuts down, and then abort it (2 runs of 17 did): wait
     # until both ranks are through, drop every user of the group before the group, and skip the shutdown.
     gc.collect()
@@ -426,6 +430,12 @@ def results(tmp_path_factory) -> Path:
     forked()
     mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="forkserver")
     return folder
+
+
+def test_the_regional_loss_asks_the_other_ranks_once_forward_and_once_backward(results):
+    for rank in range(2):
+        sizes = torch.load(results / f"sizes-{rank}.pt", weights_only=True)
+        assert sizes == [NUM_MAPS * FEATURES + 1] * (2 * STEPS)
 
 
 @pytest.mark.parametrize("name", SHARES)

@@ -1,10 +1,16 @@
 """Crops become the network's input, and views of a crop become one logit."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from multiattn.experiments import get_experiment
+from multiattn.model.diagnostics import AttentionStatistics
 from multiattn.model.network import NetworkOutput, fake_logit, make_network
 from multiattn.model.predict import VIEWS, forward_views, normalize_crops, predict_logits
 
@@ -90,6 +96,49 @@ def test_scales_show_a_smaller_and_a_larger_square_around_the_centre():
     for view, factor in zip(seen, (1, 0.9, 1.1, -1, -0.9, -1.1), strict=True):
         torch.testing.assert_close(view[..., inside], factor * slope[..., inside])
     assert seen[2].abs().max() <= slope.abs().max()
+
+
+class NothingRead(TorchDispatchMode):
+    """Refuse copies from the device, for which the host would wait."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given, made = ({t.device.type for t in tree_leaves(x) if isinstance(t, torch.Tensor)} for x in (args, out))
+        assert not ("cuda" in given and "cpu" in made), f"{function.name()} reads from the device"
+        return out
+
+
+class EndError(Exception):
+    pass
+
+
+def test_no_batch_of_a_validation_waits_for_the_gpu(network):
+    """On shapes alone, so without a GPU: whatever needs a value (`item`, boolean indexing) is an error there."""
+    seen = []
+
+    def batches():
+        for _ in range(3):
+            yield torch.zeros(2, 64, 64, 3, dtype=torch.uint8, device="cuda")
+        raise EndError
+
+    def watch(_, output):
+        statistics.update(output.attention)
+        seen.append(len(output.logits))
+
+    network, statistics = copy.deepcopy(network), AttentionStatistics()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for part in network.modules():
+            part._parameters = {
+                name: value if value is None else torch.nn.Parameter(torch.empty(value.shape, device="cuda"))
+                for name, value in part._parameters.items()
+            }
+            part._buffers = {
+                name: torch.empty(value.shape, dtype=value.dtype, device="cuda")
+                for name, value in part._buffers.items()
+            }
+        with NothingRead(), pytest.raises(EndError):
+            predict_logits(network, batches(), device=torch.device("cuda"), precision="bf16", watch=watch)
+    assert seen == [2, 2, 2]
 
 
 @pytest.mark.parametrize("tta", VIEWS)

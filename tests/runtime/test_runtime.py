@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from multiattn.runtime import files, progress
-from multiattn.runtime.devices import pick_device
+from multiattn.runtime.devices import forbid_tf32, pick_device
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import (
     atomic_path,
@@ -327,6 +327,19 @@ def test_a_machine_without_cuda_computes_on_its_cpu_or_says_what_there_is(name, 
     else:
         with pytest.raises(ValueError, match=message):
             pick_device(name)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_float32_on_a_device_is_no_tf32(device):
+    """TF32 keeps 11 significant bits: its products of this size are 1e-4 off and more, float32's 1e-6."""
+    forbid_tf32()
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    generator = torch.Generator().manual_seed(0)
+    rows, weights = torch.randn(64, 256, generator=generator), torch.randn(256, 256, generator=generator)
+    exact = (rows.double() @ weights.double().T).to(device)
+    as_image, kernel = rows[..., None, None].to(device), weights[..., None, None].to(device)
+    for found in (rows.to(device) @ weights.to(device).T, torch.nn.functional.conv2d(as_image, kernel).flatten(1)):
+        assert (found.double() - exact).abs().max() < 2e-5 * exact.abs().max()
 
 
 def test_the_commit_is_one_word():

@@ -1,6 +1,7 @@
 """One training step: which terms it has, what it may not touch, and that it learns."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from timm.layers import convert_sync_batchnorm
 
 from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig, OptimConfig, Phase
 from multiattn.model.predict import normalize_crops
+from multiattn.runtime.devices import autocast
+from multiattn.training.engine.loop import update
 from multiattn.training.engine.optimizer import make_optimizer
 from multiattn.training.engine.step import TrainingStep, backward_passes, set_train_mode, set_trainable
 
@@ -172,6 +175,95 @@ def test_converting_to_synchronised_normalisation_keeps_the_activations():
     assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules()) > 20
     assert set(converted.state_dict()) == set(TrainingStep(TINY).state_dict())
     assert torch.equal(converted.network(normalize_crops(crops)).logits, before)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_updates_in_half_precision_are_those_of_float32_nearly(device, precision):
+    """Scaled gradients are unscaled before the update, and a scale that overflows is lowered."""
+    losses, device = {}, torch.device(device)
+    for name in ("fp32", precision):
+        torch.manual_seed(0)
+        step = TrainingStep(dataclasses.replace(TINY, agda=AgdaConfig(mode="none"))).to(device)
+        crops, labels = (tensor.to(device) for tensor in batch())
+        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=name == "fp16")
+        optimizer = make_optimizer(step, OptimConfig(lr=1e-3))
+        found = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            how = {"scaler": scaler, "context": lambda name=name: autocast(name, device)}
+            found.append(backward_passes(step, step, crops, labels, **how)["loss"])
+            update(step, optimizer, scaler, 5.0)
+        losses[name] = torch.stack(found).cpu()
+    torch.testing.assert_close(losses[precision], losses["fp32"], rtol=0.05, atol=0)
+    assert losses["fp32"][2] < losses["fp32"][0] and all(p.isfinite().all() for p in step.parameters())
+
+
+@pytest.mark.parametrize("device", [
+    pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)
+])  # fmt: skip
+def test_both_passes_are_compiled_and_once_each(device):
+    """The second pass freezes running statistics, the first does not: two graphs, none anew in later steps."""
+    model = ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3", drop_path_rate=0.0)
+    compiler, graphs, losses = torch._dynamo.lookup_backend("eager" if device == "cpu" else "inductor"), [], []
+    torch._dynamo.reset()
+
+    def compile_graph(graph, inputs):
+        graphs.append(len(graph.graph.nodes))
+        return compiler(graph, inputs)
+
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        step = TrainingStep(dataclasses.replace(TINY, model=model, agda=AgdaConfig(mode="hard"))).to(device)
+        if compiled:
+            step.network.compile(backend=compile_graph)
+        crops, labels = (tensor.to(device) for tensor in batch())
+        for number in range(3):
+            torch.manual_seed(number)
+            losses.append(float(backward_passes(step, step, crops, labels, scaler=UNSCALED)["loss"]))
+    assert len(graphs) == 2
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-3)
+
+
+@pytest.fixture
+def group_of_one(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    gc.collect()  # every user of the group goes before it
+    torch.distributed.destroy_process_group()
+
+
+STAGED = (
+    Phase(name="backbone", epochs=1, objective="backbone"),
+    Phase(name="frozen", epochs=1, freeze_backbone=True, agda=False),
+    Phase(name="full", epochs=1),
+)
+FORMS = {
+    "paper": {},
+    "margin loss": {"loss": LossConfig(auxiliary="ams")},
+    "match loss": {"loss": LossConfig(match_weight=1.0)},
+    "norms alone": {"model": dataclasses.replace(TINY.model, tune="norms")},
+    "head alone": {"model": dataclasses.replace(TINY.model, tune="head"), "phases": STAGED[1:]},
+    "twin": {"model": dataclasses.replace(TINY.model, network="baseline")},
+}
+
+
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
+@pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
+def test_in_every_phase_all_that_is_trained_gets_a_gradient_in_the_reduced_pass(group_of_one, changes):
+    """DistributedDataParallel searches for no unused parameters then, and refuses a second step where there is one."""
+    experiment = dataclasses.replace(TINY, **{"phases": STAGED, **changes})
+    step = TrainingStep(experiment)
+    for phase in experiment.phases:
+        set_trainable(step, phase)
+        set_train_mode(step, step, phase)
+        module = torch.nn.parallel.DistributedDataParallel(step, broadcast_buffers=False)
+        for _ in range(2):
+            step.zero_grad()
+            how = {"scaler": UNSCALED, "objective": phase.objective, "degrade": phase.agda}
+            backward_passes(module, step, *batch(), **how)
+        for name, parameter in step.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, f"{phase.name}: {name}"
 
 
 def test_two_halves_of_an_update_give_the_gradients_of_one():

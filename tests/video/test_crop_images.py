@@ -262,6 +262,20 @@ def test_a_crop_that_cannot_be_read_ends_the_epoch_with_its_message():
         list(loader)
 
 
+@pytest.mark.parametrize(("num_workers", "method"), [(0, None), (2, "fork")])
+def test_workers_are_forked_also_where_python_would_start_them_anew(num_workers, method):
+    """As Python 3.14 does: a table of millions of crops would be copied to each."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        loader = crop_loader(Numbers(10), num_workers=num_workers, batch_size=2)
+        context = loader.multiprocessing_context
+        assert method == (context and context.get_start_method())
+        assert values(loader) == [[i, i + 1] for i in range(0, 10, 2)]
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 def test_workers_started_anew_find_the_places_too():
     """Not forked: they are handed a copy of the source."""
     loader = crop_loader(Numbers(10), num_workers=1, batch_size=2)

@@ -398,8 +398,6 @@ def test_a_real_face_is_found_at_any_size_and_by_the_second_pass_where_it_is_tin
 @pytest.mark.gpu
 @pytest.mark.shared
 def test_half_precision_finds_the_same_faces(shared, weights):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     frame, _ = FrameReader(shared / "videos/ffpp/original_sequences/youtube/c23/videos/634.mp4", 2)
     for load in (functools.partial(RetinaFaceDetector, weights=weights), MtcnnDetector):
         (there,), (here,) = load(device="cuda")([frame.image]), load(device="cpu")([frame.image])

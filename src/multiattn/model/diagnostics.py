@@ -18,32 +18,30 @@ DEAD_SHARE = 0.5
 
 
 class AttentionStatistics:
-    """Running figures over batches of attention maps, in float64 on the CPU."""
+    """Running figures over batches of attention maps, in float64, on their device: `update` does not wait for it."""
 
     def __init__(self) -> None:
-        self.cosine = self.entropy = 0.0
-        self.pairs = self.alive = self.dead = 0
-        self.strongest: Tensor | None = None
+        self.sums: Tensor | None = None  # cosines, pairs, entropy, living and dead maps; faces by their strongest map
 
     @torch.no_grad()
     def update(self, attention: Tensor) -> None:
         """Take in A (B, M, h, w), any float dtype, non-negative."""
-        maps = attention.detach().double().cpu().flatten(2)  # (B, M, h*w)
+        maps = attention.detach().double().flatten(2)  # (B, M, h*w)
         num_maps, cells = maps.shape[1:]
         tiny = torch.finfo(torch.float64).tiny
         mass, norms = maps.sum(dim=-1), maps.norm(dim=-1)  # (B, M)
         living = norms > 0
         units = maps / norms.clamp_min(tiny)[..., None]
         both = (living[:, :, None] & living[:, None]).triu(diagonal=1)  # (B, M, M), each pair once
-        self.cosine += float((units @ units.transpose(1, 2))[both].sum())
-        self.pairs += int(both.sum())
-        if cells > 1:  # one cell alone has entropy 0
-            share = maps / mass.clamp_min(tiny)[..., None]
-            self.entropy += float(torch.special.entr(share).sum(dim=-1)[living].sum()) / math.log(cells)
-        self.alive += int(living.sum())
-        self.dead += int((~living).sum())
-        counts = torch.bincount(mass.argmax(dim=1)[living.any(dim=1)], minlength=num_maps)
-        self.strongest = counts if self.strongest is None else self.strongest + counts
+        cosine = torch.where(both, units @ units.transpose(1, 2), 0).sum()
+        share = maps / mass.clamp_min(tiny)[..., None]
+        entropies = torch.special.entr(share).sum(dim=-1) / math.log(max(cells, 2))  # one cell alone has entropy 0
+        entropy = torch.where(living, entropies, 0).sum()
+        is_strongest = mass.argmax(dim=1)[:, None] == torch.arange(num_maps, device=maps.device)  # (B, M)
+        strongest = (is_strongest & living.any(dim=1)[:, None]).sum(dim=0)
+        figures = (cosine, both.sum(), entropy, living.sum(), (~living).sum(), *strongest.unbind())
+        sums = torch.stack([figure.double() for figure in figures])
+        self.sums = sums if self.sums is None else self.sums + sums
 
     def compute(self) -> dict[str, float]:
         """The figures so far; empty before the first face.
@@ -56,15 +54,16 @@ class AttentionStatistics:
             cell, 1 is everywhere alike. `map_dead_share`: share of maps that are zero everywhere (ELU + 1, the released
             form, never is).
         """
-        if self.alive + self.dead == 0:
+        cosine, pairs, entropy, alive, dead, *strongest = [0.0] * 5 if self.sums is None else self.sums.tolist()
+        if alive + dead == 0:
             return {}
         figures = {}
-        if len(self.strongest) > 1:
-            faces = int(self.strongest.sum())
-            figures["map_cosine"] = self.cosine / self.pairs if self.pairs else 0.0
-            figures["map_strongest_share"] = int(self.strongest.max()) / faces if faces else 0.0
-        figures["map_entropy"] = self.entropy / self.alive if self.alive else 0.0
-        figures["map_dead_share"] = self.dead / (self.dead + self.alive)
+        if len(strongest) > 1:
+            faces = sum(strongest)
+            figures["map_cosine"] = cosine / pairs if pairs else 0.0
+            figures["map_strongest_share"] = max(strongest) / faces if faces else 0.0
+        figures["map_entropy"] = entropy / alive if alive else 0.0
+        figures["map_dead_share"] = dead / (dead + alive)
         return figures
 
 

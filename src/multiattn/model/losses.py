@@ -191,8 +191,9 @@ def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, T
     total, count = (shares[:, None, None] * (parts - centers)).sum(dim=0), parts.new_full((), float(len(parts)))
     if not _is_distributed():
         return total / count, count, 1
-    dist.all_reduce(count)
-    return _SumOverRanks.apply(total) / count, count, dist.get_world_size()
+    sums = _SumOverRanks.apply(torch.cat([total.flatten(), count[None]]))  # the count travels along
+    total, count = sums[:-1].view_as(total), sums[-1].detach()
+    return total / count, count, dist.get_world_size()
 
 
 def _is_distributed() -> bool:

@@ -96,16 +96,16 @@ def predict_logits(
     """
     was_training = network.training
     network.eval()
-    logits = []
+    logits = []  # they stay on the device until the last batch: reading one waits for all that is computed there
     for crops in batches:
         pixels = crops.to(device, non_blocking=True)
         with autocast(precision, device):
             of_batch, output = forward_views(forward or network, normalize_crops(pixels), tta)
         if watch is not None:
             watch(pixels, output)
-        logits.append(of_batch.cpu())
+        logits.append(of_batch)
     network.train(was_training)
-    result = torch.cat(logits).double().numpy() if logits else np.zeros(0)
+    result = torch.cat(logits).cpu().double().numpy() if logits else np.zeros(0)
     if not np.isfinite(result).all():
         bad = int((~np.isfinite(result)).sum())
         way = "" if precision == "fp32" else " Try fp32 (train, predict, submit and evaluate have --precision)."

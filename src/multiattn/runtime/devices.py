@@ -46,7 +46,20 @@ def pick_device(name: str = "auto") -> "torch.device":
         if device.index >= torch.cuda.device_count():
             raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices.")
         torch.cuda.set_device(device)
+        forbid_tf32()
     return device
+
+
+def forbid_tf32() -> None:
+    """Have GPUs compute float32 with its 24 significant bits, for this process.
+
+    Left alone, torch's convolutions round their inputs to the 11 bits of TF32, and so do matrix products where
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as in NVIDIA's images; the answers in float32 would not be a CPU's.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def default_jobs(device: str) -> int:

@@ -172,7 +172,6 @@ class FoldTraining:
             return DistributedDataParallel(
                 self.step,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                find_unused_parameters=self.step.backbone_head is not None,  # each phase leaves one of the heads out
                 broadcast_buffers=False,  # every rank computes the same ones: statistics and centres are synchronised
                 gradient_as_bucket_view=True,
             )

@@ -187,7 +187,14 @@ def _gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
 
 
 def set_trainable(step: TrainingStep, phase: Phase) -> None:
-    """Let gradients reach the backbone as `model.tune` and the phase say; they reach what stands behind it always."""
+    """Let gradients reach the backbone as `model.tune` and the phase say, and the head that the phase's objective uses.
+
+    All that is left to train then gets a gradient in every step, which DistributedDataParallel counts on.
+    """
+    trains_network = phase.objective == "network"
+    step.requires_grad_(trains_network)
+    if step.backbone_head is not None:
+        step.backbone_head.requires_grad_(not trains_network)
     step.network.backbone.requires_grad_(not phase.freeze_backbone)
     if not phase.freeze_backbone:
         set_gradients(step.network.backbone.net, step.tune)

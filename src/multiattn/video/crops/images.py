@@ -9,6 +9,7 @@ copies a batch out of its place as it arrives, and the place is free again.
 import hashlib
 import itertools
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -221,6 +222,7 @@ def crop_loader(
         batch_sampler=batch_sampler,
         batch_size=1 if batch_sampler is not None else batch_size,
         num_workers=num_workers,
+        multiprocessing_context=start_method(num_workers),
         prefetch_factor=PREFETCH if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -230,6 +232,12 @@ def crop_loader(
         # a training draws must not depend on that. Nothing here draws from this one.
         generator=torch.Generator(),
     )
+
+
+def start_method(num_workers: int) -> str | None:
+    """How a loader's workers begin: forked on Linux, where Python 3.14 would hand each a copy of the table of crops;
+    elsewhere, and without workers, as Python has it."""
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 class _CropLoader(DataLoader):
@@ -245,19 +253,24 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def require_shared_memory(needed: int, what: str) -> None:
+    """Refuse batches that take more bytes on their way from the workers than /dev/shm has left: beyond it a process
+    dies of SIGBUS without a word. Docker gives it 64 MB."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed  # Linux has one
+    if needed > free:
+        raise ValueError(
+            f"{what} on their way take {needed / 1e9:.2f} GB of shared memory, and {SHARED_MEMORY} has "
+            f"{free / 1e9:.2f} GB left. Take fewer workers or smaller batches; a container gets more by its --shm-size."
+        )
+
+
 class _Places:
     """Room for the batches that are under way: `PREFETCH` of each worker, and a mark on those that are full."""
 
     def __init__(self, num_workers: int, batch_size: int, size: int) -> None:
         shape = (num_workers, PREFETCH, batch_size, size, size, 3)
-        needed = int(np.prod(shape, dtype=np.int64))
-        free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed  # Linux has one
-        if needed > free:
-            raise ValueError(
-                f"--data.num-workers {num_workers}: batches of {batch_size} crops of {size} pixels on their way take "
-                f"{needed / 1e9:.2f} GB of shared memory, and {SHARED_MEMORY} has {free / 1e9:.2f} GB left. Take fewer "
-                "workers or smaller batches; a container gets more by its --shm-size."
-            )
+        what = f"--data.num-workers {num_workers}: batches of {batch_size} crops of {size} pixels"
+        require_shared_memory(int(np.prod(shape, dtype=np.int64)), what)
         self.pixels = torch.empty(shape, dtype=torch.uint8).share_memory_()
         self.is_full = torch.zeros(shape[:2], dtype=torch.uint8).share_memory_()
         self.number = next(_numbers)

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from multiattn.runtime.devices import forbid_tf32
 from multiattn.runtime.files import file_digest, require_file
 
 DEFAULT_DETECTOR = "mtcnn"
@@ -74,6 +75,7 @@ class Detector(ABC):
 
         self.threshold = self.default_threshold if threshold is None else threshold
         self.weights, self.longest_side, self.device = weights, longest_side, torch.device(device)
+        forbid_tf32()  # in a process that extracts, nothing else has
 
     def __call__(self, images: list[np.ndarray], *, thorough: bool = False) -> list[Faces]:
         """Detect the faces of each of a video's frames, with their true scores, in pixels of the full frame.
