@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint floor install clean
+.PHONY: demo test slow lint floor gpu install clean
 
 demo: $(READY)
 	$(BIN)/multiattn demo
@@ -37,6 +37,15 @@ floor: $(READY)
 	sed -nE '/^(torch|torchvision|ruff|dask|peft)\W/d; s/^([a-z-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > $(FLOOR)/lower.txt
 	$(FLOOR)/bin/python -m pip install $(QUIETLY) --no-compile -r $(FLOOR)/lower.txt
 	$(FLOOR)/bin/python -m pytest -m "not slow and not shared" --numprocesses auto --maxprocesses 4 $(FLOOR_TESTS)
+
+# All that needs a GPU, in less than 8 minutes on one. For a machine without a network, `make gpu PY=python3 WHEELS=DIR`
+# takes that interpreter's own packages and, before them, the wheels of a folder.
+PY ?=
+WHEELS ?=
+PACKAGES := data/gpu/packages
+gpu: $(if $(PY),,$(READY))
+	$(if $(WHEELS),$(or $(PY),$(BIN)/python) -m pip install $(QUIETLY) --no-index --no-deps --upgrade --target $(PACKAGES) $(WHEELS)/*.whl)
+	PYTHONPATH=$(CURDIR)/src:$(CURDIR)/$(PACKAGES) $(or $(PY),$(BIN)/python) -m multiattn bench gpu $(GPU_OPTIONS)
 
 install: $(READY)
 

@@ -12,6 +12,7 @@ from multiattn.config import DataConfig
 from multiattn.tables import FACES, LANDMARKS, VIDEOS
 from multiattn.training.data.augment.degrade import DEGRADATIONS
 from multiattn.training.data.crops import training_loader
+from multiattn.video.crops import images
 from multiattn.video.crops.images import read_crop
 
 
@@ -120,6 +121,13 @@ def test_self_blending_is_left_out_where_no_real_crop_has_landmarks(faces, monke
     options = {"presets": (), "num_workers": 0, "image_size": 32, "seconds": 0.01, "training_rate": 1.0}
     lines = measure(DataBench(experiment="demo", faces=faces, **options))
     assert [line[:11] for line in lines if line.startswith("none")] == ["none, cache"] * 2
+
+
+def test_the_plain_dataset_is_refused_where_its_batches_would_not_fit_either(drawn, monkeypatch):
+    usage = images.shutil.disk_usage("/")._replace(free=64 * 2**20)
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"--num-workers 2: the plain data set's .* take 0\.12 GB .* --shm-size"):
+        _plain_loader(drawn, DataConfig(image_size=380, batch_size=12, num_workers=2))
 
 
 def test_crops_smaller_than_asked_for_are_refused_before_any_work():

@@ -3,21 +3,33 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multiattn.bench.train import Comparison, Timing, compare, comparison_lines, network_flops, training_rate
+from multiattn.bench.options import Beside
+from multiattn.bench.train import (
+    Comparison,
+    Timing,
+    compare,
+    comparison_lines,
+    network_flops,
+    network_traffic,
+    training_rate,
+)
 from multiattn.bench.train_sides import (
     PIECES,
     SIDES,
     Task,
     joint_backward,
     make_plain,
+    measured_bandwidth,
     measured_ceiling,
     never_waiting,
     settle_statistics,
@@ -26,12 +38,13 @@ from multiattn.bench.train_sides import (
 )
 from multiattn.config import AgdaConfig, DataConfig, Experiment, LossConfig, ModelConfig
 from multiattn.config.model import HALF
-from multiattn.experiments import baseline, official
+from multiattn.experiments import baseline, get_experiment, official
 from multiattn.model.describe import describe_network
 from multiattn.model.network import make_network
 from multiattn.model.predict import normalize_crops
 from multiattn.runtime.devices import seed_everything
 from multiattn.stages.bench import main
+from multiattn.training.engine.memory import Moved, on_shapes
 from multiattn.training.engine.step import TrainingStep, backward_passes
 
 PAPERS_RANGE = {"input_mean": HALF, "input_std": HALF}
@@ -110,14 +123,41 @@ def is_plain(module: nn.Module) -> bool:
     return all(value.stride() == torch.empty(value.shape, device="meta").stride() for value in values)
 
 
-def test_the_plain_side_is_plain_and_ours_is_not():
-    ours, plain = both_sides(TINY)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_plain_side_is_plain_and_ours_is_channels_last(device):
+    ours, plain = (side.to(device) for side in both_sides(TINY))
     assert is_plain(plain)
     assert not is_plain(ours)
-    seen = []
-    plain.network.backbone.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output[1])))
-    plain(*batch())
-    assert all(tensor.is_contiguous() for pair in seen for tensor in pair), "maps stay (B, C, H, W) in memory"
+    seen = {}
+    for name, side in (("ours", ours), ("plain", plain)):
+        side.network.backbone.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: output[1]}))
+        side(*(tensor.to(device) for tensor in batch()))
+    assert seen["plain"].is_contiguous(), "maps stay (B, C, H, W) in memory"
+    assert seen["ours"].is_contiguous(memory_format=torch.channels_last) and not seen["ours"].is_contiguous()
+
+
+@pytest.mark.parametrize("beside", get_args(Beside))
+def test_sides_beside_ours_are_ours_but_for_one_thing(beside, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: setattr(module, "was_compiled", True))
+    of_task, losses = task(tmp_path), []
+    for name in ("ours", beside):
+        side = SIDES[name](of_task)
+        losses.append(float(side.run()))
+    other = side.step.network
+    assert is_plain(other) == (beside == "nchw")
+    assert hasattr(other, "was_compiled") == (beside == "compiled")
+    assert torch.backends.cudnn.benchmark == (beside == "cudnn-benchmark")
+    if beside == "twin":  # timm's own network with pooling and a linear layer
+        model = timm.create_model("tinynet_e", num_classes=2).eval()
+        model.load_state_dict({**other.backbone.net.state_dict(), **{
+            f"classifier.{name}": value for name, value in other.head.linear.state_dict().items()
+        }})  # fmt: skip
+        images = normalize_crops(batch()[0])
+        with torch.no_grad():
+            torch.testing.assert_close(other.eval()(images).logits, model(images), atol=1e-4, rtol=1e-4)
+    else:
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_summed_products_are_one_contraction():
@@ -144,27 +184,28 @@ def test_the_table_has_a_row_a_side_their_ratios_and_the_pieces_of_a_step():
     pieces = dict(zip(PIECES, (0.01, 0.2, 0.02, 0.5, 0.03), strict=True))
     ours = Timing(
         name="ours", precision="bf16", seconds=(1.0, 3.0, 2.0), peak_bytes=3 * 2**20, first=(1.0, 2.0), ceiling=2e9,
-        pieces=pieces,
+        bandwidth=8e9, flops=10**9, moved=4 * 10**9, pieces=pieces,
     )  # fmt: skip
     compiled = dataclasses.replace(ours, name="compiled", seconds=(0.5, 0.5, 0.5), pieces={})
     plain = Timing(
         name="plain", precision="fp32", seconds=(4.0, 5.0, 9.0), peak_bytes=6 * 2**20, first=(1.5, 2.0), ceiling=1e9,
-        pieces=pieces,
+        bandwidth=8e9, flops=10**9, moved=8 * 10**9, pieces=pieces,
     )  # fmt: skip
-    comparison = Comparison(sides=(ours, compiled, plain), flops=10**9, machine="a machine", fed=(9.5, 10.0))
+    comparison = Comparison(sides=(ours, compiled, plain), machine="a machine", fed=(9.5, 10.0))
     assert comparison.difference == 0.5
     lines = comparison_lines(comparison, batch_size=4)
     assert [" ".join(line.split()) for line in lines if line] == [
-        "precision fastest, s median slowest crops/s peak, MiB of ceiling",
-        "ours bf16 1.000 2.000 3.000 2.00 3 25%",
-        "compiled bf16 0.500 0.500 0.500 8.00 3 100%",
-        "plain fp32 4.000 5.000 9.000 0.80 6 20%",
+        "precision fastest, s median slowest crops/s peak, MiB of ceiling of memory",
+        "ours bf16 1.000 2.000 3.000 2.00 3 25% 25%",
+        "compiled bf16 0.500 0.500 0.500 8.00 3 100% 100%",
+        "plain fp32 4.000 5.000 9.000 0.80 6 20% 20%",
         "ours/plain 0.250 0.400 2.50x 0.500",
         "compiled/plain 0.125 0.100 10.00x 0.500",
         "a step, s data forward AGDA backward optimiser",
         "ours 0.0100 0.2000 0.0200 0.5000 0.0300",
         "plain 0.0100 0.2000 0.0200 0.5000 0.0300",
         "1 GFLOP in convolutions and products; ceiling: 2 in bf16 and 1 in fp32 GFLOP/s",
+        "4.0 GB read and written by ours; memory: 8 GB/s",
         "ours fed from crops: 9.50 crops/s, 95.0% of the 10.00 with a ready batch",
     ]
     assert max(map(len, lines)) <= 100
@@ -242,6 +283,29 @@ def test_a_steps_operations_are_three_forwards_a_pass(experiment, factor):
     assert network_flops(experiment, "train") == 4 * factor * forward
 
 
+def test_the_bytes_that_operations_move_are_counted_by_hand():
+    def work(layer: nn.Module) -> None:
+        product = layer(torch.zeros(2, 8).expand(2, 8))  # zeros are written: 64 bytes
+        (product.view(4, 2) * torch.ones(1).expand(4, 2)).sum()
+
+    product = 64 + 4 * (2 * 8 + 8 * 4 + 2 * 4)  # the view of the weight moves nothing
+    scaled = 4 + (32 + 4 + 32)  # one number, repeated by a view, counts once
+    assert on_shapes(nn.Linear(8, 4, bias=False), work, Moved()).bytes == product + scaled + (32 + 4)
+
+
+def test_half_precision_moves_less_and_training_more():
+    tiny = get_experiment("dfdc_b4", tiny=True)
+    infer, half, train = (
+        network_traffic(tiny, *how) for how in (("infer", "fp32"), ("infer", "bf16"), ("train", "fp32"))
+    )
+    assert 0.4 < half / infer < 0.9 and train > 5 * infer
+
+
+def test_the_measured_bandwidth_is_a_rate(monkeypatch):
+    monkeypatch.setitem(measured_bandwidth.__globals__["COPIED_BYTES"], "cpu", 2**24)
+    assert 1e8 < measured_bandwidth(torch.device("cpu")) < 1e13
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_measured_ceiling_is_a_rate(monkeypatch, precision):
     monkeypatch.setitem(measured_ceiling.__globals__["MATRIX_SIDE"], "cpu", 256)
@@ -304,8 +368,6 @@ def test_no_pass_of_a_step_reads_from_the_gpu_or_copies_to_it(experiment):
 @pytest.mark.gpu
 @CASES
 def test_no_step_on_a_gpu_waits_for_it(experiment, tmp_path):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     training = SIDES["ours"](dataclasses.replace(task(tmp_path, experiment), device=torch.device("cuda")))
     training.run()
     with never_waiting(torch.device("cuda")):
@@ -314,8 +376,6 @@ def test_no_step_on_a_gpu_waits_for_it(experiment, tmp_path):
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_wait_inside_is_an_error():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     value = torch.ones(1, device="cuda")
     with never_waiting(torch.device("cuda")), pytest.raises(RuntimeError, match="synchron"):
         value.item()

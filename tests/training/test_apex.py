@@ -1,7 +1,7 @@
 """Which apex is found, for a folder laid out like each package of that name, and what is said about it.
 
-There is no GPU here: NVIDIA's apex itself was not built, and nothing was trained with it. The stand-in for `apex.amp`
-keeps to the protocol of its documentation.
+NVIDIA's apex itself was not built by us; where it is installed beside a GPU, the last test updates weights with it. The
+stand-in for `apex.amp` keeps to the protocol of its documentation.
 """
 
 import math
@@ -251,3 +251,20 @@ def test_the_scale_can_be_saved_and_taken_up_again(initialize, tmp_path):
     scaler.load_state_dict({"loss_scaler0": {"loss_scale": 2.0, "unskipped": 0}})
     scaler.load_state_dict(torch.load(tmp_path / "scaler.pt", weights_only=True))
     assert scaler.get_scale() == 1024.0 and scaler.state_dict()["loss_scaler0"]["unskipped"] == 7
+
+
+@pytest.mark.gpu
+def test_an_installed_apex_updates_weights_as_torch_does():
+    if (finding := find_apex()).kind not in ("optimizers", "amp"):
+        pytest.skip(finding.message)
+    updated = []
+    for name in ("adamw", "fusedadamw"):
+        torch.manual_seed(0)
+        module = nn.Linear(16, 4).cuda()
+        optimizer = make_optimizer(module, OptimConfig(name=name, lr=0.01, weight_decay=0.1))
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(torch.ones(8, 16, device="cuda")).square().mean().backward()
+            optimizer.step()
+        updated.append(module.weight.detach())
+    torch.testing.assert_close(updated[1], updated[0], rtol=1e-4, atol=1e-6)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from multiattn.bench.train_sides import never_waiting
 from multiattn.config import DataConfig
 from multiattn.tables import BOX, FACES, FOLDS, LANDMARKS, VIDEO_STATUS, VIDEOS
 from multiattn.training.data.augment import EARLIER_CROPS, Augmentation, CropContext, blend_target, self_blend
@@ -134,6 +135,17 @@ def test_training_batches_are_crops_with_the_labels_of_their_videos(crops):
             assert label_of[video] == int(label)
             seen.append(int(label))
     assert seen.count(0) == seen.count(1) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_lie_in_pinned_memory_and_reach_the_gpu_while_it_computes(crops, num_workers):
+    loader = training_loader(crops, config(num_workers=num_workers), seed=7, rank=0, world_size=1)
+    for images, labels in loader:
+        assert images.is_pinned() and labels.is_pinned()
+        with never_waiting(torch.device("cuda")):
+            on_gpu = images.to("cuda", non_blocking=True)
+        assert torch.equal(on_gpu.cpu(), images)
 
 
 @pytest.mark.parametrize(

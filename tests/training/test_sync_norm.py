@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from multiattn.model.backbone import Backbone
@@ -95,13 +95,13 @@ def train_net(module: nn.Module, share: slice, world_size: int) -> list[Tensor]:
     DistributedDataParallel takes the mean of the ranks' gradients: a rank's loss is its sum over the global batch size,
     times the number of ranks.
     """
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    optimizer, device = torch.optim.SGD(module.parameters(), lr=0.05), next(module.parameters()).device
     generator = torch.Generator().manual_seed(2)
     found = []
     for _ in range(STEPS):
-        images = torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
+        images = torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64).to(device)
         optimizer.zero_grad()
-        loss = (module(images[share]) - torch.arange(BATCH)[share] / BATCH).square().sum() / BATCH
+        loss = (module(images[share]) - torch.arange(BATCH, device=device)[share] / BATCH).square().sum() / BATCH
         (loss * world_size).backward()
         optimizer.step()
         found.append(loss.detach())
@@ -271,6 +271,36 @@ def test_on_gpus_timms_layers_are_taken(two_ranks):
     converted = synchronise_norms(Backbone("test_efficientnet", stages=()), torch.device("cuda"))
     norms = [module for module in converted.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+
+
+def work_on_gpus(rank: int, folder: str, backend: str, world_size: int) -> None:
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    net = convert_sync_batchnorm(Net().double().cuda())  # as `synchronise_norms` does from two ranks on
+    net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+    share = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
+    torch.save([value.cpu() for value in train_net(net, share, world_size)], f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backend", "world_size"), [("nccl", 1), ("gloo", 2), ("nccl", 2)])
+def test_ranks_on_gpus_train_as_one_process(backend, world_size, tmp_path):
+    """Two processes on one GPU by gloo, which NCCL refuses; by NCCL where there are two GPUs."""
+    if backend == "nccl" and torch.cuda.device_count() < world_size:
+        pytest.skip("one GPU")
+    forked()
+    mp.start_processes(
+        work_on_gpus, args=(str(tmp_path), backend, world_size), nprocs=world_size, start_method="forkserver"
+    )
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+    alone = train_net(Net().double(), slice(None), 1)
+    for step in range(STEPS):
+        torch.testing.assert_close(sum(rank[step] for rank in ranks), alone[step], rtol=1e-6, atol=0)
+    for found in ranks:
+        for one, expected in zip(found[STEPS:], alone[STEPS:], strict=True):
+            torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_normalisation_that_cannot_be_synchronised_is_an_error(two_ranks):

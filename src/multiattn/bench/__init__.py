@@ -1,10 +1,11 @@
 """Benchmarks: what we do beside a plain version of it, `multiattn bench`.
 
-options.py           options of data, faces and submit
+options.py           options of data, faces, submit and gpu
 harness.py           sides in processes of their own, in turns; seconds and peak memory
 train.py             a training step or an eval forward: time, memory, share of what the device reaches
-train_sides.py       their two sides
+train_sides.py       their sides
 data.py              crops a second from the disk to the training
 faces.py             face extraction
 submit.py            a folder of videos to a submission
+gpu.py               all that needs a GPU, tests too, as one table
 """

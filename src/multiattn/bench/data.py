@@ -38,7 +38,13 @@ from multiattn.tables import FACES, FAKE, REAL
 from multiattn.training.data.augment.degrade import DEGRADATIONS
 from multiattn.training.data.augment.faces import CropLandmarks
 from multiattn.training.data.crops import FoldCrops, reading_side, training_loader
-from multiattn.video.crops.images import read_crop, settle_worker
+from multiattn.video.crops.images import (
+    PREFETCH,
+    read_crop,
+    require_shared_memory,
+    settle_worker,
+    start_method,
+)
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
 
 MAX_CROPS = 512
@@ -53,7 +59,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def measure(options: DataBench) -> list[str]:
-    """Lines for a terminal, with a row for each way to read the crops; self-blending only where they have landmarks.
+    """Lines for a terminal; raises as `compare_loaders`."""
+    return compare_loaders(options)[1]
+
+
+def compare_loaders(options: DataBench) -> tuple[dict[str, tuple[float, float]], list[str]]:
+    """Each way to read the crops -> its crops a second and the plain dataset's between its turns; lines for a terminal.
+
+    Self-blending is one only where the crops have landmarks.
 
     Raises:
         FileNotFoundError, ValueError: no such experiment or faces folder, or crops smaller than the image size.
@@ -83,7 +96,7 @@ def measure(options: DataBench) -> list[str]:
         costs = _degradations(crops, config) if set(options.presets) & set(DEGRADING_PRESETS) else []
         kilobytes = np.mean([len(read_stored(crops.folder / name)) for name in crops.training["crop"]]) / 1000
     source = "given" if options.training_rate else f"a step of {config.batch_size} crops, measured on {device}"
-    return [
+    return rates, [
         f"{len(crops.training)} crops of {stored} pixels, {kilobytes:.0f} KB each, read at {config.image_size} in "
         f"batches of {config.batch_size} by {options.num_workers} workers, from the page cache",
         f"{describe_machine(device)}; load {load:.1f} before",
@@ -162,13 +175,16 @@ class PlainCrops(Dataset):
 
 
 def _plain_loader(crops: FoldCrops, config: DataConfig) -> DataLoader:
-    dataset = PlainCrops(crops, config.image_size)
+    dataset, ahead = PlainCrops(crops, config.image_size), config.num_workers * PREFETCH * config.batch_size
+    what = f"--num-workers {config.num_workers}: the plain data set's batches of {config.batch_size} float32 crops"
+    require_shared_memory(ahead * config.image_size**2 * 3 * 4, what)
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
         sampler=RandomSampler(dataset, replacement=True, num_samples=CROPS_AN_EPOCH),
         drop_last=True,
         num_workers=config.num_workers,
+        multiprocessing_context=start_method(config.num_workers),
         persistent_workers=config.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=settle_worker,

@@ -3,12 +3,16 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from multiattn.command_line import NameOf, RuleTta, require_at_least
 from multiattn.config import Precision
 from multiattn.config.choices import Preset
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
+
+Beside = Literal["compiled", "nchw", "cudnn-benchmark", "twin"]
+"""Sides of `bench train` and `infer` between ours and the plain one: ours through torch.compile, with (B, C, H, W)
+tensors, and with cuDNN's own trials of its algorithms; and the plain twin run as ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,29 @@ class FacesBench:
     """Our processes (default: one a core); the loop is one process with all its libraries' threads."""
     device: str = "cpu"
     """cpu, cuda or auto."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuBench:
+    experiment: str = "dfdc_b4"
+    """A function of experiments.py: whose network is timed."""
+    batch_size: int = 12
+    """Crops in a batch. Five networks lie on the GPU at once: with 16 GB take 2."""
+    out: Path = Path("data/gpu")
+    """The folder that gpu.json and gpu.md are written to."""
+    tests: Path = Path("tests")
+    """The folder of the tests."""
+    videos_dir: Path | None = None
+    """A folder of videos for submit; without it, clips of the demo."""
+    minutes: float = 7.5
+    """The run is over after so many: what has not been run by then says so."""
+    device: str = "cuda"
+    """cuda, or cpu for a rehearsal."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 2, "batch_size")
+        if not self.minutes > 0:
+            raise ValueError(f"--minutes: expected more than 0, found {self.minutes}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,12 @@ class Side:
 
 
 def measure(options: SubmitBench) -> list[str]:
-    """Lines for a terminal: both sides' rates, shares of time, and by how much their probabilities differ.
+    """Lines for a terminal; raises as `compare_sides`."""
+    return compare_sides(options)[1]
+
+
+def compare_sides(options: SubmitBench) -> tuple[tuple[Sequence[Side], Sequence[Side]], list[str]]:
+    """Runs of submit and of the loop, one a turn; lines of their rates, shares of time and differing probabilities.
 
     Raises:
         FileNotFoundError, ValueError: no videos, or no runs.
@@ -96,7 +101,7 @@ def measure(options: SubmitBench) -> list[str]:
         )
         ours, loop = ours[1:], loop[1:]  # the first turn warms up the system's memory of files
     recipe = models[0].recipe
-    return [
+    return (ours, loop), [
         f"{count} videos, {recipe.num_frames} frames each, {recipe.detector}, {len(models)} models",
         f"{describe_machine(pick_device(options.device))}; submit {options.precision}, loop float32",
         "",

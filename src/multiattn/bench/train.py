@@ -1,22 +1,30 @@
 """Time and memory of a training step, or of an eval forward: as we run it beside the same network written plainly."""
 
 import contextlib
+import functools
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from multiattn.bench.harness import SideProcess, take_turns
+from multiattn.bench.options import Beside
 from multiattn.bench.train_sides import PIECES, SIDES, Task, Work, write_weights
 from multiattn.config import Experiment
+from multiattn.experiments import baseline
 from multiattn.model.describe import describe_network
 from multiattn.model.network import make_network
+from multiattn.model.predict import normalize_crops
+from multiattn.runtime.devices import autocast
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.text_tables import terminal_table
+from multiattn.training.engine.memory import Moved, blank_batch, on_shapes, watch_passes
+from multiattn.training.engine.step import TrainingStep
 
 SPLITS = 3
 """Extra repeats in which the pieces of a step are timed one by one."""
@@ -36,11 +44,19 @@ class Timing:
     peak_bytes: int  # the most memory the process had at once: resident on a CPU, allocated on a GPU
     first: tuple[float, ...]  # result of the warm-up: the loss, or the logits
     ceiling: float  # FLOP/s of a large matrix product on this device in this precision
+    bandwidth: float  # bytes a second that a copy in its memory reads and writes
+    flops: int  # of a batch, by `network_flops`
+    moved: int  # bytes that a batch reads and writes, by `network_traffic`
     pieces: dict[str, float] = field(default_factory=dict)  # median seconds of each of `PIECES`, where they were timed
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Achieved shares of the ceilings of arithmetic and of memory."""
+        return self.flops / self.median / self.ceiling, self.moved / self.median / self.bandwidth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +64,6 @@ class Comparison:
     """All sides, ours first and plain last, and where they ran."""
 
     sides: tuple[Timing, ...]
-    flops: int
     machine: str
     fed: tuple[float, float] | None = None  # crops a second of ours, from the disk and with a ready batch
 
@@ -59,24 +74,31 @@ class Comparison:
 
 
 def compare(
-    experiment: Experiment, work: Work, *, repeats: int, device: torch.device, faces: Path | None = None
+    experiment: Experiment,
+    work: Work,
+    *,
+    repeats: int,
+    device: torch.device,
+    beside: Sequence[Beside] = (),
+    faces: Path | None = None,
 ) -> Comparison:
-    """Time both sides, after one warm-up each; with `experiment.compile`, also ours through torch.compile.
+    """Time all sides, after one warm-up each: ours, those `beside` it, and the plain one.
 
-    With a faces folder our training is fed from its crops as well.
+    With `experiment.compile`, `compiled` is one of them. With a faces folder our training is also fed from its crops.
 
     Raises:
         ValueError: fewer than one repeat, a precision that is not torch's, or a side that ended early.
     """
     if repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, found {repeats}.")
-    names = ["ours", *(["compiled"] if experiment.compile else []), "plain"]
+    names = list(dict.fromkeys(["ours", *(["compiled"] if experiment.compile else []), *beside, "plain"]))
     with _prepared(experiment, work, device, faces) as task, contextlib.ExitStack() as stack:
         sides = [stack.enter_context(SideProcess(name, SIDES[name], task)) for name in names]
         firsts = [side.ask("timed")[1] for side in sides]
         runs = take_turns([partial(side.ask, "timed") for side in sides], repeats)
-        split = [side for side in sides if work == "train" and side.name != "compiled"]
+        split = [side for side in sides if work == "train" and side.name in ("ours", "plain")]
         splits = dict(zip(split, take_turns([partial(side.ask, "split") for side in split], SPLITS), strict=True))
+        facts = [side.ask("facts") for side in sides]
         timings = tuple(
             Timing(
                 name=side.name,
@@ -85,12 +107,18 @@ def compare(
                 pieces={
                     name: statistics.median(one[name] for one in splits[side]) for name in PIECES if side in splits
                 },
-                **side.ask("facts"),
+                flops=network_flops(_of(side.name, experiment), work),
+                moved=network_traffic(_of(side.name, experiment), work, known["precision"]),
+                **known,
             )
-            for side, first, of_side in zip(sides, firsts, runs, strict=True)
+            for side, first, of_side, known in zip(sides, firsts, runs, facts, strict=True)
         )
         fed = sides[0].ask("feed", FED_UPDATES) if faces is not None else None
-    return Comparison(sides=timings, flops=network_flops(experiment, work), machine=describe_machine(device), fed=fed)
+    return Comparison(sides=timings, machine=describe_machine(device), fed=fed)
+
+
+def _of(side: str, experiment: Experiment) -> Experiment:
+    return baseline(experiment) if side == "twin" else experiment
 
 
 def training_rate(experiment: Experiment, *, device: torch.device) -> float:
@@ -133,26 +161,46 @@ def network_flops(experiment: Experiment, work: str) -> int:
     return PASS_FORWARDS * forward * (2 if twice else 1)
 
 
+@functools.cache
+def network_traffic(experiment: Experiment, work: Work, precision: str) -> int:
+    """Bytes that the operations of a batch read and write, in our form of the network and in that precision.
+
+    Each operation reads its inputs from memory and writes its outputs to it, as without a compiler that joins some: so
+    little that compiled code may seem to reach more than the memory does. The optimiser is not counted.
+    """
+    with torch.device("meta"):
+        step = TrainingStep(experiment, load_weights=False)
+    if work == "train":
+        return watch_passes(step, experiment, Moved(), precision=precision).bytes
+
+    def forward(network: nn.Module) -> None:
+        with torch.no_grad(), autocast(precision, torch.device("cpu")):
+            network(normalize_crops(blank_batch(experiment.data)[0]))
+
+    return on_shapes(step.network.eval(), forward, Moved()).bytes
+
+
 def comparison_lines(comparison: Comparison, batch_size: int) -> list[str]:
     """The table of all sides, the pieces of a step, what was counted, and the rate when fed."""
     ours, plain = comparison.sides[0], comparison.sides[-1]
-    rows = [("", "precision", "fastest, s", "median", "slowest", "crops/s", "peak, MiB", "of ceiling")]
+    rows = [("", "precision", "fastest, s", "median", "slowest", "crops/s", "peak, MiB", "of ceiling", "of memory")]
     for side in comparison.sides:
         seconds = [f"{one:.3f}" for one in (min(side.seconds), side.median, max(side.seconds))]
-        peak, share = f"{side.peak_bytes / 2**20:,.0f}", f"{comparison.flops / side.median / side.ceiling:.0%}"
-        rows.append((side.name, side.precision, *seconds, f"{batch_size / side.median:.2f}", peak, share))
+        peak, shares = f"{side.peak_bytes / 2**20:,.0f}", (f"{share:.0%}" for share in side.shares)
+        rows.append((side.name, side.precision, *seconds, f"{batch_size / side.median:.2f}", peak, *shares))
     for side in comparison.sides[:-1]:
         ratios = [f"{min(side.seconds) / min(plain.seconds):.3f}", f"{side.median / plain.median:.3f}", ""]
         rate, peak = f"{plain.median / side.median:.2f}x", f"{side.peak_bytes / plain.peak_bytes:.3f}"
-        rows.append((f"{side.name}/plain", "", *ratios, rate, peak, ""))
-    lines = terminal_table(rows, right=range(1, 8)).splitlines()
+        rows.append((f"{side.name}/plain", "", *ratios, rate, peak, "", ""))
+    lines = terminal_table(rows, right=range(1, 9)).splitlines()
     split = (side for side in comparison.sides if side.pieces)
     if pieces := [(side.name, *(f"{side.pieces[piece]:.4f}" for piece in PIECES)) for side in split]:
         lines += ["", *terminal_table([("a step, s", *PIECES), *pieces], right=range(1, 6)).splitlines()]
     ceilings = " and ".join(
         f"{one.ceiling / 1e9:,.0f} in {one.precision}" for one in {o.precision: o for o in (ours, plain)}.values()
     )
-    lines += ["", f"{comparison.flops / 1e9:,.0f} GFLOP in convolutions and products; ceiling: {ceilings} GFLOP/s"]
+    lines += ["", f"{ours.flops / 1e9:,.0f} GFLOP in convolutions and products; ceiling: {ceilings} GFLOP/s"]
+    lines.append(f"{ours.moved / 1e9:,.1f} GB read and written by ours; memory: {ours.bandwidth / 1e9:,.0f} GB/s")
     if comparison.fed is not None:
         fed, ready = comparison.fed
         lines.append(f"ours fed from crops: {fed:.2f} crops/s, {fed / ready:.1%} of the {ready:.2f} with a ready batch")

@@ -1,4 +1,5 @@
-"""The sides of `multiattn bench train` and `infer`: the network as we run it, and as it is written plainly.
+"""The sides of `multiattn bench train` and `infer`: the network as we run it, with one setting changed, its plain twin
+(timm's network with its pooling and one linear layer), and as it is written plainly.
 
 What `multiattn train` and `predict` do to a network before they run it is done here too, and nothing else. Plainly is
 what one writes first from the paper: float32 tensors as (B, C, H, W) lie in memory, bilinear attention pooling that
@@ -8,6 +9,7 @@ beside it (moving average, meter of the losses, schedule) is left out on both si
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -24,13 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from multiattn.bench.options import Beside
 from multiattn.config import Experiment
+from multiattn.experiments import baseline
 from multiattn.model.attention import MEAN_FLOOR, resize_maps, standardize, unit_rows
 from multiattn.model.network import MultiAttentionNet, NetworkOutput
 from multiattn.model.precision import training_precision
 from multiattn.model.predict import normalize_crops
 from multiattn.model.rewrites import fold_batch_norms
-from multiattn.runtime.devices import autocast, seed_everything
+from multiattn.runtime.devices import autocast, forbid_tf32, seed_everything
 from multiattn.runtime.processor import peak_memory, tune_cpu
 from multiattn.training.data.crops import FACE_COLUMNS, FoldCrops, training_loader
 from multiattn.training.engine.loop import update
@@ -42,6 +46,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the square matrices: large enough to count, small enough to take a moment."""
 PRODUCTS = 5
+COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
+"""Size of the tensor whose copies reach the ceiling of the memory: no cache holds it."""
 
 Work = Literal["train", "infer"]
 PIECES = ("data", "forward", "AGDA", "backward", "optimiser")
@@ -107,9 +113,10 @@ class Side:
         return seconds, tuple(value.float().flatten().tolist())
 
     def facts(self) -> dict[str, Any]:
-        """The fields of its `Timing` that it knows: precision, peak memory so far, and the ceiling."""
+        """The fields of its `Timing` that it knows: precision, peak memory so far, and the ceilings."""
         peak_bytes, ceiling = peak_memory(self.task.device), measured_ceiling(self.task.device, self.precision)
-        return {"precision": self.precision, "peak_bytes": peak_bytes, "ceiling": ceiling}
+        bandwidth = measured_bandwidth(self.task.device)
+        return {"precision": self.precision, "peak_bytes": peak_bytes, "ceiling": ceiling, "bandwidth": bandwidth}
 
 
 class Evaluation(Side):
@@ -237,34 +244,62 @@ def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def _ours(task: Task, *, compiled: bool = False) -> Side:
-    """As `multiattn train` and `predict` run it on this device."""
+def _ours(task: Task, *, compiled: bool = False, nchw: bool = False, benchmark: bool = False) -> Side:
+    """As `multiattn train` and `predict` run it on this device, but for what is asked for."""
     on_cpu = task.device.type == "cpu"
     if on_cpu:
         tune_cpu()  # before the first parallel work: threads that exist already would keep their denormals
+    forbid_tf32()
+    torch.backends.cudnn.benchmark = benchmark
     step = task.load()
+    if nchw:
+        use_nchw(step)
     network = fold_batch_norms(step.network) if on_cpu and task.work == "infer" else step.network
     if compiled:
         network.compile()
     return Evaluation(network, task, plain=False) if task.work == "infer" else Training(step, task, plain=False)
 
 
+def _twin(task: Task) -> Side:
+    """The plain twin, run as ours."""
+    task = dataclasses.replace(
+        task, experiment=baseline(task.experiment), weights=task.weights.with_name(f"twin {task.weights.name}")
+    )
+    write_weights(task)
+    return _ours(task)
+
+
 def _plain(task: Task) -> Side:
-    """Float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process."""
+    """Float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process, whose convolutions
+    thus take TF32 on a GPU."""
     step = make_plain(task.load())
     return Evaluation(step.network, task, plain=True) if task.work == "infer" else Training(step, task, plain=True)
 
 
-SIDES: dict[str, Callable[[Task], Side]] = {"ours": _ours, "compiled": partial(_ours, compiled=True), "plain": _plain}
+SIDES: dict[str, Callable[[Task], Side]] = {
+    "ours": _ours,
+    "compiled": partial(_ours, compiled=True),
+    "nchw": partial(_ours, nchw=True),
+    "cudnn-benchmark": partial(_ours, benchmark=True),
+    "twin": _twin,
+    "plain": _plain,
+}
+if set(SIDES) != {"ours", *get_args(Beside), "plain"}:
+    raise TypeError(f"Beside lists {', '.join(get_args(Beside))}; the sides are {', '.join(SIDES)}.")
 
 
-def make_plain(step: TrainingStep) -> TrainingStep:
-    """Turn a training step into the plain one, in place: weights and images NCHW, pooling materialised."""
+def use_nchw(step: TrainingStep) -> None:
+    """Lay weights and images out in memory in the order of their axes."""
     for value in (*step.parameters(), *step.buffers()):
         # A copy into new memory: `contiguous()` keeps the channels-last strides of a 1x1 kernel, and they decide which
         # layout a convolution works in.
         value.data = torch.empty(value.shape, dtype=value.dtype, device=value.device).copy_(value)
     step.network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+
+
+def make_plain(step: TrainingStep) -> TrainingStep:
+    """Turn a training step into the plain one, in place: weights and images NCHW, pooling materialised."""
+    use_nchw(step)
     if isinstance(step.network, MultiAttentionNet):
         step.network.__class__ = PlainMultiAttentionNet
     return step
@@ -362,6 +397,13 @@ def measured_ceiling(device: torch.device, precision: str) -> float:
     with torch.inference_mode():
         seconds = min(_fastest(lambda: left @ right, device), _fastest(lambda: F.conv2d(image, kernel), device))
     return 2 * side**3 / seconds
+
+
+def measured_bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy inside the device's memory reads and writes: the fastest of a few."""
+    source = torch.zeros(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device)
 
 
 def _fastest(product: Callable[[], Tensor], device: torch.device) -> float:

@@ -7,12 +7,14 @@
     multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
     multiattn bench submit --videos-dir /data/dfdc/dfdc_train_part_0 --runs runs/dfdc_b4
     multiattn bench score --clip clip.mp4
+    multiattn bench gpu --out data/gpu
 
 A plain network means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
 passes, unfused Adam, and a process as Python starts it. Random crops, the same random weights and seed on both sides;
-each side in a process of its own, in turns, after one warm-up. --compile adds our side through torch.compile. Plain
-extraction is a loop: OpenCV decodes every frame, the detector sees one frame at a time at up to 1080p.
-`score` times the command by itself and its stages.
+each side in a process of its own, in turns, after one warm-up. --beside adds our side with one setting changed, and the
+plain twin. Plain extraction is a loop: OpenCV decodes every frame, the detector sees one at a time at up to 1080p.
+`score` times the command by itself and its stages. `gpu` runs the tests marked gpu and these benchmarks on one GPU
+(`make gpu`), and without one says what it would run.
 """
 
 import dataclasses
@@ -20,13 +22,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from multiattn.bench.options import DataBench, FacesBench, ScoreBench, SubmitBench
+from multiattn.bench.options import Beside, DataBench, FacesBench, GpuBench, ScoreBench, SubmitBench
 from multiattn.command_line import Device, ExperimentName, Inline, Positional, parse, parse_experiment, results
 from multiattn.config import Experiment
 from multiattn.experiments import DEFAULT_EXPERIMENT
 from multiattn.runtime.devices import pick_device
 
-BENCHES = {"data": DataBench, "faces": FacesBench, "submit": SubmitBench, "score": ScoreBench, "kernel": SubmitBench}
+BENCHES = {
+    "data": DataBench,
+    "faces": FacesBench,
+    "submit": SubmitBench,
+    "score": ScoreBench,
+    "gpu": GpuBench,
+    "kernel": SubmitBench,
+}
 """Those with options of their own; `kernel` is the earlier name of `submit`."""
 WHAT = {"train": "training step (clean pass, AGDA pass, backward, optimiser)", "infer": "eval forward"}
 
@@ -41,6 +50,9 @@ class Options:
     repeats: int = 5
     """Timed repeats of each side, after one warm-up."""
     device: Device = "cpu"
+    beside: tuple[Beside, ...] = ()
+    """Further sides: ours through torch.compile, with (B, C, H, W) tensors, or with cuDNN's trials of its algorithms;
+    and the plain twin as we run it."""
     fed_from: Path | None = None
     """A faces folder: also train on its crops, read as `train` reads them, and print the rate beside that of a
     ready batch."""
@@ -52,12 +64,20 @@ class Options:
 def main(argv: list[str]) -> None:
     name = argv[0] if argv else ""
     if name in BENCHES:
-        results(*_measure(parse(BENCHES[name], argv[1:], stage=f"bench {name}", doc=__doc__)))
+        lines, is_sound = _measure(parse(BENCHES[name], argv[1:], stage=f"bench {name}", doc=__doc__))
+        results(*lines)
+        if not is_sound:
+            raise SystemExit(1)
     else:
         _bench_network(argv)
 
 
-def _measure(options: DataBench | FacesBench | ScoreBench | SubmitBench) -> list[str]:
+def _measure(options: DataBench | FacesBench | GpuBench | ScoreBench | SubmitBench) -> tuple[list[str], bool]:
+    """Lines to print, and False where a test or a part has failed."""
+    if isinstance(options, GpuBench):
+        from multiattn.bench import gpu
+
+        return gpu.measure(options)
     if isinstance(options, DataBench):
         from multiattn.bench.data import measure
     elif isinstance(options, FacesBench):
@@ -66,7 +86,7 @@ def _measure(options: DataBench | FacesBench | ScoreBench | SubmitBench) -> list
         from multiattn.bench.score import measure
     else:
         from multiattn.bench.submit import measure
-    return measure(options)
+    return measure(options), True
 
 
 def _bench_network(argv: list[str]) -> None:
@@ -78,7 +98,8 @@ def _bench_network(argv: list[str]) -> None:
     # In batches of the size that is timed, whoever makes them.
     data = dataclasses.replace(options.settings.data, batch_size=options.batch_size)
     experiment, device = dataclasses.replace(options.settings, data=data), pick_device(options.device)
-    comparison = compare(experiment, options.work, repeats=options.repeats, device=device, faces=options.fed_from)
+    how = {"repeats": options.repeats, "device": device, "beside": options.beside, "faces": options.fed_from}
+    comparison = compare(experiment, options.work, **how)
     results(
         f"{experiment.name}, {WHAT[options.work]}",
         f"batch {options.batch_size} at {experiment.data.image_size} px, {options.repeats} repeats",

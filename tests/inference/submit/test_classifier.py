@@ -137,6 +137,23 @@ def test_when_memory_runs_out_batches_are_halved_until_they_fit(caplog):
     assert models.batches[-1] <= 2, "what did not fit once is not tried each time"
 
 
+@pytest.mark.gpu
+def test_when_a_gpus_memory_runs_out_batches_are_halved_and_answers_stay(pipeline, caplog):
+    models = LoadedModels(find_models(pipeline.experiment), torch.device("cuda"), "fp32")
+    clip = video("a", *(level % 250 for level in range(1024)), models=len(models.models))
+    models.logits(0, torch.zeros(1, 64, 64, 3, dtype=torch.uint8))  # CUDA's libraries have what they need
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 64 * 2**20) / whole)
+        found = classify(models, clip, batch=1024)["a"]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert found.error == "" and "memory ran out" in caplog.text
+    on_cpu = LoadedModels(models.models, torch.device("cpu"), "fp32")
+    np.testing.assert_allclose(found.logits, classify(on_cpu, clip, batch=64)["a"].logits, atol=1e-2)
+
+
 def test_when_not_even_one_crop_fits_it_goes_through_the_cpu_or_is_given_up_with_the_reason():
     found = classify(Arithmetic(most_crops=0), video("a", 10, 20, 30))
     np.testing.assert_allclose(found["a"].logits, expected(10, 20, 30))

@@ -1,8 +1,9 @@
 """Memory of a training step, measured on shapes alone: every tensor is counted while it lives, and none is computed."""
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multiattn.config import Experiment
+from multiattn.config import DataConfig, Experiment
 from multiattn.runtime.devices import autocast
 from multiattn.training.engine.optimizer import make_optimizer
 from multiattn.training.engine.step import TrainingStep, backward_passes, set_train_mode, set_trainable
+
+Module = TypeVar("Module", bound=nn.Module)
+Watch = TypeVar("Watch", bound=TorchDispatchMode)
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,9 @@ def step_memory(step: TrainingStep, experiment: Experiment) -> StepMemory:
 
     The step is the experiment's, on the `meta` device; it is left as the phase trains it.
     """
-    phase = experiment.schedule[-1]
-    set_trainable(step, phase)
-    set_train_mode(step, step, phase)
     averaged = _bytes(step.network) if experiment.average.ema_decay > 0 else 0
     precision = experiment.precision if experiment.precision in ("bf16", "fp16") else "fp32"
-    passes = _passes(step, experiment, degrade=phase.agda, precision=precision)
+    passes = watch_passes(step, experiment, Alive(), precision=precision).most
     return StepMemory(_bytes(step) + averaged, _optimizer_bytes(step, experiment), passes, precision)
 
 
@@ -54,35 +55,50 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _passes(step: TrainingStep, experiment: Experiment, *, degrade: bool, precision: str) -> int:
-    """The most bytes alive in the passes of a batch, but for the weights."""
-    data, alive = experiment.data, Alive()
-    with FakeTensorMode():
-        state: dict[str, Tensor] = {
-            f"step.{name}": torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
-            for name, tensor in (*step.named_parameters(), *step.named_buffers())
-        }
-        with alive:
-            crops = torch.zeros(data.batch_size, data.image_size, data.image_size, 3, dtype=torch.uint8)
-            labels = torch.zeros(data.batch_size, dtype=torch.int64)
-            torch.func.functional_call(_Passes(step), state, (crops, labels, degrade, precision))
-    return alive.most
+def watch_passes(step: TrainingStep, experiment: Experiment, watch: Watch, *, precision: str) -> Watch:
+    """`watch`, after it has seen the passes of a batch in the experiment's last phase, as which the step is left."""
+    phase = experiment.schedule[-1]
+    set_trainable(step, phase)
+    set_train_mode(step, step, phase)
 
-
-class _Passes(nn.Module):
-    """Forward and backward passes as one call: checkpointed blocks compute again in backward, from the same tensors."""
-
-    def __init__(self, step: TrainingStep) -> None:
-        super().__init__()
-        self.step = step
-
-    def forward(self, crops: Tensor, labels: Tensor, degrade: bool, precision: str) -> None:
+    def passes(step: TrainingStep) -> None:
         backward_passes(
-            self.step, self.step, crops, labels,
+            step, step, *blank_batch(experiment.data),
             scaler=torch.amp.GradScaler("cpu", enabled=False),
             context=lambda: autocast(precision, torch.device("cpu")),
-            degrade=degrade,
+            degrade=phase.agda,
         )  # fmt: skip
+
+    return on_shapes(step, passes, watch)
+
+
+def blank_batch(data: DataConfig) -> tuple[Tensor, Tensor]:
+    """Black crops (B, H, W, 3) uint8 and labels 0 (B,)."""
+    crops = torch.zeros(data.batch_size, data.image_size, data.image_size, 3, dtype=torch.uint8)
+    return crops, torch.zeros(data.batch_size, dtype=torch.int64)
+
+
+def on_shapes(module: Module, work: Callable[[Module], None], watch: Watch) -> Watch:
+    """`watch`, after it has seen all operations of `work(module)` on a CPU's tensors that have shapes and no values."""
+    with FakeTensorMode():
+        state: dict[str, Tensor] = {
+            f"module.{name}": torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+        with watch:
+            torch.func.functional_call(_Work(module, work), state, ())
+    return watch
+
+
+class _Work(nn.Module):
+    """The work as one call: checkpointed blocks compute again in backward, from the same tensors."""
+
+    def __init__(self, module: nn.Module, work: Callable[[nn.Module], None]) -> None:
+        super().__init__()
+        self.module, self.work = module, work
+
+    def forward(self) -> None:
+        self.work(self.module)
 
 
 def _optimizer_bytes(step: TrainingStep, experiment: Experiment) -> int:
@@ -121,6 +137,26 @@ class Alive(TorchDispatchMode):
         self._seen[address] = weakref.ref(storage, free)
         self.now += size
         self.most = max(self.most, self.now)
+
+
+class Moved(TorchDispatchMode):
+    """Bytes that operations inside it read and write, where each reads its inputs from memory and writes its outputs.
+
+    Views move nothing; a value that is repeated by a view counts once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = _tensors((args, kwargs))
+        output = func(*args, **kwargs or {})
+        made, known = _tensors(output), {tensor.untyped_storage()._cdata for tensor in given}
+        if func._schema.is_mutable or any(tensor.untyped_storage()._cdata not in known for tensor in made):
+            moved = {id(tensor): min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in (*given, *made)}
+            self.bytes += sum(moved.values())
+        return output
 
 
 def _tensors(values: Any) -> list[Tensor]:
