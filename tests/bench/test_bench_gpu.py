@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from multiattn.bench import data as bench_data
 from multiattn.bench import gpu, train_sides
 from multiattn.bench.gpu import Part, Row, marked_tests, measure, run_parts, run_tests
 from multiattn.bench.options import GpuBench
@@ -122,10 +123,16 @@ def test_a_network_is_timed_beside_its_other_forms(monkeypatch):
 
 
 @pytest.mark.slow
-def test_loaders_and_submit_are_timed_on_drawn_faces_and_the_demos_clips():
+@pytest.mark.usefixtures("forked_sides")
+def test_loaders_and_submit_are_timed_beside_their_plain_forms(small_dataset, monkeypatch):
+    for module, name, value in (
+        (bench_data, "TURNS", 1), (bench_data, "DRAWN_FRAMES", 2), (bench_data, "training_rate", lambda *_, **__: 1.0),
+        (gpu, "usable_cores", lambda: 0), (gpu, "CLIPS", 2), (gpu, "CLIP_FRAMES", 2),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    options = GpuBench(experiment="demo", device="cpu", batch_size=4, videos_dir=small_dataset / "test_videos")
     for name, first in (("data", "none"), ("submit", "submit")):
-        part = next(part for part in gpu.PARTS if part.name == name)
-        row, *_ = part.run(GpuBench(experiment="demo", device="cpu", batch_size=4))
+        row, *_ = next(part for part in gpu.PARTS if part.name == name).run(options)
         assert row.name == first and min(row.figures.values()) > 0 and row.outcome == "measured"
 
 

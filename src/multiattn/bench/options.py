@@ -72,7 +72,7 @@ class GpuBench:
     """The folder of the tests."""
     videos_dir: Path | None = None
     """A folder of videos for submit; without it, clips of the demo."""
-    minutes: float = 7.5
+    minutes: float = 7.0
     """The run is over after so many: what has not been run by then says so."""
     device: str = "cuda"
     """cuda, or cpu for a rehearsal."""
