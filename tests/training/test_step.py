@@ -180,7 +180,7 @@ def test_converting_to_synchronised_normalisation_keeps_the_activations():
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_updates_in_half_precision_are_those_of_float32_nearly(device, precision):
-    """Scaled gradients are unscaled before the update, and a scale that overflows is lowered."""
+    """In float16 with scaled gradients, which are clipped and applied by their true size."""
     losses, device = {}, torch.device(device)
     for name in ("fp32", precision):
         torch.manual_seed(0)
