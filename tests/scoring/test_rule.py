@@ -73,6 +73,17 @@ def test_a_rule_per_frame_is_the_mean_of_calibrated_frames_and_of_one_crop_the_s
 PER_FRAME = replace(TUNED, per_frame=True)
 
 
+def test_a_video_whose_experiments_saw_other_faces_is_blended_as_a_whole_and_the_others_per_frame():
+    shared = random_predictions(2)
+    shared = pd.concat([shared.assign(model=shared["model"].str.replace("m/", f"{name}/")) for name in "ab"])
+    mixed, last = shared.iloc[:-1], shared["video_id"].iloc[-1]
+    found, per_frame = (PER_FRAME.score(table).set_index("video_id")["probability"] for table in (mixed, shared))
+    assert found.drop(last).equals(per_frame.drop(last))
+    whole = TUNED.score(mixed).set_index("video_id")["probability"]
+    assert found[last] == pytest.approx(whole[last], abs=1e-12)
+    assert abs(found[last] - per_frame[last]) > 1e-3
+
+
 @pytest.mark.parametrize("rule", [ScoringRule(), TUNED, PER_FRAME], ids=["untuned", "tuned", "per frame"])
 def test_no_predictions_are_no_rows(rule):
     found = rule.score(FRAME_PREDICTIONS.empty())

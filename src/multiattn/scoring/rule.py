@@ -7,7 +7,7 @@ Out-of-fold scores, submissions, evaluation and single files all go through `Sco
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from multiattn.config.choices import Tta
 from multiattn.scoring.aggregators import Aggregator, FrameGroups, complete_videos, frame_predictions
 from multiattn.scoring.answers import HeldOutAnswers
 from multiattn.scoring.calibration import Calibration, PriorShift
-from multiattn.scoring.ensembling import Ensemble, score_experiments
+from multiattn.scoring.ensembling import Ensemble, experiment_of, score_experiments
 from multiattn.scoring.frame_rules import to_logits
 
 FRAME = ["video_id", "track", "frame_index"]
@@ -44,7 +44,8 @@ class ScoringRule:
     per_frame: bool = False
     """Every frame is blended and calibrated as a video of one crop, and the aggregator takes the calibrated
     probabilities: with its `mean` the answer is their mean. Where the held-out videos had one crop each, the
-    calibration is one of single crops, and would be of too little doubt for what many frames agree on."""
+    calibration is one of single crops, and would be of too little doubt for what many frames agree on. A video of which
+    experiments saw different faces, by their recipes of crops, is blended and calibrated as a whole."""
     tta: Tta = "none"
     """Views of each crop whose logits were averaged in the predictions it was tuned on, and are in those it scores."""
     held_out: HeldOutAnswers | None = None
@@ -76,6 +77,11 @@ class ScoringRule:
             ValueError: predictions of an experiment that the ensemble has no weight for.
         """
         if self.per_frame:
+            apart = seen_apart(predictions)
+            if apart.any():
+                others = replace(self, per_frame=False).score(predictions[apart])
+                both = pd.concat([self.score(predictions[~apart]), others])
+                return both.sort_values("video_id", ignore_index=True)
             frames = self.answer_frames(predictions)
             table = frame_predictions(frames, to_logits(frames["probability"]), model="calibrated", fold=-1)
             scores = score_experiments(table, self.aggregator)
@@ -108,3 +114,14 @@ class ScoringRule:
     def _calibrate(self, values: np.ndarray, experiments: Sequence[str]) -> np.ndarray:
         probability = self.calibration.apply(self.ensemble.blend(values, experiments))
         return probability if self.prior_shift is None else self.prior_shift.apply(probability)
+
+
+def seen_apart(predictions: pd.DataFrame) -> np.ndarray:
+    """(N,) bool: the rows of videos in which an experiment saw a face of a frame that another one did not."""
+    experiments = {model: experiment_of(model) for model in predictions["model"].unique()}
+    if len(set(experiments.values())) < 2:
+        return np.zeros(len(predictions), dtype=bool)
+    seen = predictions[FRAME].assign(experiment=predictions["model"].map(experiments))
+    of_video, of_frame = (seen.groupby(key, observed=True)["experiment"] for key in ("video_id", FRAME))
+    differs = of_frame.transform("nunique") != of_video.transform("nunique")
+    return differs.groupby(seen["video_id"], observed=True).transform("any").to_numpy(dtype=bool)
