@@ -96,6 +96,15 @@ def pipeline(build_once: Callable, small_dataset: Path) -> "Pipeline":
 
 
 @pytest.fixture(scope="session")
+def box_run(pipeline: "Pipeline", build_once: Callable) -> Path:
+    """The tiny runs' networks as an experiment of another recipe, on larger squares around the boxes of fewer frames,
+    with its own out-of-fold predictions of the same folds."""
+    from pipeline import make_box_run
+
+    return build_once("box_runs", lambda folder: make_box_run(pipeline, folder)) / "demo_box"
+
+
+@pytest.fixture(scope="session")
 def submission(pipeline: "Pipeline", build_once: Callable) -> Path:
     """The submission folder of the miniature's test clips."""
     return build_once("submissions", lambda folder: pipeline.submit(folder / "tiny")) / "tiny"

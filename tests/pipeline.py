@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import multiprocessing.forkserver
 import os
+import shutil
 import signal
 import sys
 import time
@@ -18,11 +19,16 @@ import torch
 
 from multiattn.__main__ import main
 from multiattn.config import Experiment
+from multiattn.inference.predictor import predict_faces
+from multiattn.inference.runs import find_models
+from multiattn.runtime.layout import DISTANCE_FILE, HELD_OUT_FILE, LAST_HELD_OUT_FILE
 from multiattn.runtime.progress import WorkBar
+from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.training.engine import loop
 from multiattn.training.engine.ranks import Ranks
 from multiattn.training.engine.run_folder import save_state
 from multiattn.training.folds import read_training_data, train_folds
+from multiattn.video.crops.recipe import read_recipe, write_recipe
 
 TIMES = ["seconds", "samples_per_second", "data_wait"]
 """Columns of epochs.csv that no two runs share."""
@@ -59,6 +65,24 @@ class Pipeline:
 def run(*words: object) -> None:
     """Run a stage as a user would, in this process; it must succeed."""
     assert main([str(word) for word in words]) == 0, f"multiattn {' '.join(map(str, words))} failed"
+
+
+BOX_FACES = ("--num-frames", "3", "--size", "96", "--alignment", "box", "--margin", "1.5", "--splits", "train")
+
+
+def make_box_run(pipeline: Pipeline, folder: Path) -> None:
+    """Make `folder/demo_box` of the tiny runs, as the fixture `box_run` says."""
+    runs = shutil.copytree(pipeline.experiment, folder / "demo_box")
+    run("faces", "--videos", pipeline.videos, "--out", folder / "faces", *BOX_FACES, "--jobs", 1)
+    for fold in (runs / "fold0", runs / "fold1"):
+        write_recipe(read_recipe(folder / "faces"), fold)
+        settings = fold / "experiment.json"
+        settings.write_text(settings.read_text().replace('"image_size": 64', '"image_size": 96'))
+        for name in (LAST_HELD_OUT_FILE, DISTANCE_FILE):  # of the other crops
+            (fold / name).unlink(missing_ok=True)
+    for model in find_models(runs):
+        how = {"device": torch.device("cpu"), "precision": "fp32", "video_ids": model.held_out_videos()}
+        FRAME_PREDICTIONS.write(predict_faces([model], folder / "faces", **how), model.path / HELD_OUT_FILE)
 
 
 def train_fold_zero(pipeline: Pipeline, runs: Path, experiment: Experiment, **options: bool) -> Path:

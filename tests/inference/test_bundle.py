@@ -95,7 +95,7 @@ def test_float16_files_load_into_a_float32_module_rounded_to_eleven_bits(tmp_pat
 def test_weights_within_the_limit_are_stored_in_float16_and_smaller(pipeline, tmp_path):
     model = find_models(pipeline.experiment)[0]
     shutil.copy(model.path / "experiment.json", tmp_path)
-    crops = crops_to_compare(model, pipeline.faces, 6)
+    crops = crops_to_compare(model, [pipeline.faces], 6)
     stored = store_weights(model, tmp_path, crops, precision="auto", largest_change=1e-3, device=CPU)
     assert stored.stored == "float16" and 0 < stored.difference <= 1e-3 and stored.crops == len(crops) == 6
     assert (tmp_path / BEST_WEIGHTS).stat().st_size < 0.75 * (model.path / BEST_WEIGHTS).stat().st_size
@@ -130,16 +130,30 @@ def test_weights_that_float16_changes_too_much_are_copied_as_they_are(pipeline, 
 
 def test_a_model_differs_from_itself_by_nothing_and_from_another_fold_by_something(pipeline):
     one, other = find_models(pipeline.experiment)
-    crops = crops_to_compare(one, pipeline.faces, 5)
+    crops = crops_to_compare(one, [pipeline.faces], 5)
     assert largest_difference(one, one, crops, device=CPU) == 0
     assert largest_difference(one, other, crops, device=CPU) > 0
+
+
+def test_runs_of_two_recipes_go_into_one_bundle_and_are_compared_on_crops_of_their_own(pipeline, box_run, tmp_path):
+    folders = (pipeline.faces, box_run.parent / "faces")
+    made = bundle(
+        pipeline, tmp_path / "kit", runs=(pipeline.experiment, box_run), check_faces=folders, precision="auto"
+    )
+    assert [one.crops for one in made.weights] == [4] * 4
+    packed = find_models(*sorted((tmp_path / "kit" / "runs").iterdir()), any_recipes=True)
+    assert [(model.name, model.recipe.size) for model in packed] == [
+        ("demo_box/fold0", 96), ("demo_box/fold1", 96), ("demo_tiny/fold0", 64), ("demo_tiny/fold1", 64),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"demo_box/fold0 was trained on: .*size: expected 96, found 64"):
+        crops_to_compare(find_models(box_run)[0], folders[:1], 4)
 
 
 def test_crops_are_taken_from_held_out_videos_and_spread_over_them(pipeline, monkeypatch):
     seen = []
     monkeypatch.setattr(half_weights, "read_crop", lambda path, size: seen.append(path) or read_crop(path, size))
     model = find_models(pipeline.experiment)[0]
-    crops = crops_to_compare(model, pipeline.faces, 10_000)
+    crops = crops_to_compare(model, [pipeline.faces], 10_000)
     size = model.experiment.data.image_size
     assert crops.shape[1:] == (size, size, 3) and crops.dtype == np.uint8
     assert len(crops) == len(set(seen)), "fewer crops than asked for: each once"
@@ -162,7 +176,7 @@ def test_drawn_pictures_are_the_same_every_time_and_all_different():
 @pytest.fixture(scope="module")
 def made(pipeline, tmp_path_factory) -> bundle_module.Bundle:
     """A bundle of the miniature's runs, in a folder of its own; to be read only."""
-    return bundle(pipeline, tmp_path_factory.mktemp("bundle") / "kit", check_faces=pipeline.faces, precision="auto")
+    return bundle(pipeline, tmp_path_factory.mktemp("bundle") / "kit", check_faces=(pipeline.faces,), precision="auto")
 
 
 def test_a_bundle_holds_what_a_submission_needs_and_nothing_of_the_training(made):

@@ -55,7 +55,7 @@ def trained(pipeline, tmp_path_factory) -> Path:
 
 
 def pack(pipeline, runs: Path, out: Path, *, rule: ScoringRule = RULE, **options):
-    options = {"package": True, "check_faces": pipeline.faces, "check_crops": 3, "device": "cpu", **options}
+    options = {"package": True, "check_faces": (pipeline.faces,), "check_crops": 3, "device": "cpu", **options}
     return build_package(BundleOptions(runs=(runs,), out=out, **options), ScoringFile(rule=rule))
 
 
@@ -130,7 +130,7 @@ def test_a_licence_tells_where_the_weights_began(model, start_from, says, apache
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"check_faces": None}, "--check-faces FACES", id="no crops to compare on"),
+        pytest.param({"check_faces": ()}, "--check-faces FACES", id="no crops to compare on"),
         pytest.param({"packages": ("av",), "download_wheels": True}, "--download-wheels, --packages", id="wheels"),
         pytest.param({"rule": ScoringRule()}, "multiattn tune", id="a rule that was not tuned"),
         pytest.param({"name": "other"}, "expected the name of the one run", id="another name"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from multiattn.inference.predictor import predict_faces
-from multiattn.inference.runs import TrainedModel, find_models, load_run, trained_on
+from multiattn.inference.runs import TrainedModel, find_models, group_by_recipe, load_run, trained_on
 from multiattn.tables import FACES
 from multiattn.video.crops.images import read_crop
 from multiattn.video.crops.recipe import CropRecipe
@@ -63,11 +63,26 @@ def test_an_unfinished_fold_and_a_mixed_experiment_are_refused(pipeline: Pipelin
     shutil.copytree(pipeline.experiment, tmp_path / "runs")
     recipe = json.loads((tmp_path / "runs/fold1/faces.json").read_text())
     (tmp_path / "runs/fold1/faces.json").write_text(json.dumps({**recipe, "size": 96}))
-    with pytest.raises(ValueError, match="other crops"):
-        find_models(tmp_path / "runs")
+    for any_recipes in (False, True):
+        with pytest.raises(ValueError, match="other crops"):
+            find_models(tmp_path / "runs", any_recipes=any_recipes)
     (tmp_path / "runs/fold1/best.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="multiattn train"):
         find_models(tmp_path / "runs")
+
+
+def test_models_are_grouped_by_how_their_crops_are_made():
+    recipes = [
+        OWN,
+        CropRecipe(size=224),
+        CropRecipe(num_frames=8),
+        CropRecipe(policy="forged-mask"),
+        CropRecipe(size=224),
+    ]
+    groups = group_by_recipe([dataclasses.replace(model(recipe), fold=fold) for fold, recipe in enumerate(recipes)])
+    found = {recipe: [model.fold for model in models] for recipe, models in groups.items()}
+    assert found == {OWN: [0, 2, 3], CropRecipe(size=224): [1, 4]}
+    assert group_by_recipe([]) == {}
 
 
 def test_names_of_training_videos_are_known(pipeline: Pipeline):

@@ -84,6 +84,35 @@ def test_a_clip_scores_as_in_a_submission(pipeline: Pipeline, tmp_path):
     np.testing.assert_allclose(pictures.files["probability"], expected[:1], atol=1e-9)
 
 
+def test_runs_of_different_crops_answer_together_for_the_persons_of_the_first(pipeline: Pipeline, box_run, tmp_path):
+    files = [*clips(pipeline), tmp_path / "broken.mp4"]
+    files[-1].write_bytes(b"nothing")
+    models, how = find_models(pipeline.experiment, box_run, any_recipes=True), {"device": CPU, "precision": "fp32"}
+    parts = [
+        score_files(files, models[:2], ScoringRule(), tmp_path / "first", jobs=1, **how),
+        score_files(files, models[2:], ScoringRule(), tmp_path / "second", jobs=1, **how),
+    ]
+    here = score_files(files[:FEW], models, ScoringRule(), tmp_path / "here", **how)
+    apart = score_files(files, models, ScoringRule(), tmp_path / "apart", jobs=1, **how)
+    pd.testing.assert_frame_equal(here.files, apart.files.head(FEW))
+    expected = (parts[0].files["probability"] + parts[1].files["probability"]) / 2
+    np.testing.assert_allclose(apart.files["probability"], expected, atol=1e-9)
+    assert apart.files["status"].tolist() == parts[0].files["status"].tolist()
+    persons = (
+        parts[0].faces.set_index(["video_id", "track"])["probability"],
+        apart.faces.set_index(["video_id", "track"]),
+    )
+    assert persons[0].index.equals(persons[1].index), "nobody is seen by the second alone, and nobody twice"
+    assert (apart.faces["crops"] > parts[0].faces["crops"]).all(), "at other frames too"
+    assert all((tmp_path / "apart" / name).is_file() for name in apart.crops["crop"])
+    assert apart.first_crops["crop"].tolist() == parts[0].crops["crop"].tolist()
+    key = ["video_id", "track", "frame_index"]
+    nothing = score_files(files[-1:], models, ScoringRule(), tmp_path / "nothing", **how)
+    assert nothing.crops.empty and nothing.files["status"].tolist() == ["unreadable"]
+    both = apart.crops.merge(parts[0].crops, on=key).merge(parts[1].crops, on=key)
+    np.testing.assert_allclose(both["probability_x"], (both["probability_y"] + both["probability"]) / 2, atol=1e-9)
+
+
 def test_files_of_one_name_unreadable_ones_and_pictures_each_get_their_row(pipeline: Pipeline, shared, tmp_path):
     clip = shared / "videos" / "dfdc" / "dfdc_train_part_0" / "brtujopkby.mp4"
     frame = next(iter(FrameReader(clip, 1))).image

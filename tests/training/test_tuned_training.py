@@ -212,7 +212,7 @@ def test_a_run_that_saves_what_was_tuned_predicts_and_is_bundled_whole(pipeline,
     stored = tmp_path / "stored" / "fold0"
     stored.mkdir(parents=True)
     (stored / "experiment.json").write_bytes((folder / "experiment.json").read_bytes())
-    crops = crops_to_compare(trained, pipeline.faces, 4)
+    crops = crops_to_compare(trained, [pipeline.faces], 4)
     for precision in ("float32", "float16"):
         store_weights(trained, stored, crops, precision=precision, largest_change=0.1, device=torch.device("cpu"))
         assert tuning.BASE_DIGEST not in read_metadata(stored / "best.safetensors")

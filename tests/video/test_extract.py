@@ -227,7 +227,7 @@ def test_they_are_the_crops_that_extraction_writes(small_dataset, tmp_path):
     statuses = set()
     for path in sorted((small_dataset / "test_videos").iterdir()):
         task = VideoTask(video_id=f"folder/{path.stem}", path=path)
-        written, kept = extract_video(task, tmp_path, SETTINGS), encode_crops(task, SETTINGS)
+        written, (kept,) = extract_video(task, tmp_path, SETTINGS), encode_crops(task, SETTINGS)
         statuses.add(kept.status)
         assert (kept.status, kept.num_frames, kept.message) == (written.status, written.num_frames, written.message)
         assert [(row[1], row[3]) for row in written.rows] == [(crop.frame_index, crop.track) for crop in kept.crops]
@@ -236,6 +236,60 @@ def test_they_are_the_crops_that_extraction_writes(small_dataset, tmp_path):
             assert (read_crop(tmp_path / row[4], 32) == decode_crop(crop.jpeg, 32, "here")).all()
         assert kept.search_seconds >= 0 and (kept.decode_seconds > 0 or kept.status == "unreadable")
     assert statuses == {"ok", "no_face", "unreadable"}
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[str]:
+    """Names of the files that a reader has decoded since, each time again."""
+    read, files = FrameReader._read, []
+
+    def noted(self):
+        files.append(self.path.name)
+        yield from read(self)
+
+    monkeypatch.setattr(FrameReader, "_read", noted)
+    return files
+
+
+RECIPES = [
+    recipe(),
+    recipe(size=64, alignment="box", margin=1.5),
+    recipe(num_frames=8, jpeg_quality=80),
+    recipe(num_frames=5, fast_frames=True),
+    recipe(detect_every=3, policy="largest"),
+]
+
+
+@pytest.mark.parametrize(
+    ("broken", "squares", "passes"),
+    [
+        pytest.param(False, [(20, 20, 40, 1.0), (90, 9, 30, 1.0)], 1, id="two faces"),
+        pytest.param(False, [(20, 20, 40, 0.7)], 2, id="a face of the thorough pass"),
+        pytest.param(False, [], 2, id="no face"),
+        pytest.param(True, [(20, 20, 40, 1.0)], 6, id="a damaged file is read for each"),
+    ],
+)
+def test_several_recipes_give_what_each_gives_alone_and_the_video_is_decoded_once(
+    detector, counted, broken, squares, passes, tmp_path
+):
+    images = [draw([(left + n, *rest) for left, *rest in squares], mark=n) for n in range(40)]
+    path = write_clip(tmp_path / "clip.mp4", images, container={"movflags": "faststart"})
+    if broken:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    task, settings = VideoTask(video_id="set/clip", path=path), [ExtractionSettings(recipe=one) for one in RECIPES]
+    together = encode_crops(task, *settings)
+    searched = {thorough: len(marks) for thorough, marks in detector.searched.items()}
+    if not broken:
+        assert searched[False] == 12 + 8 + 5 + 5, "once for the recipes that find faces alike"
+    assert len(counted) == passes
+    alone = [encode_crops(task, one)[0] for one in settings]
+    for ours, expected in zip(together, alone, strict=True):
+        names = ("status", "message", "num_frames", "detected_frames")
+        assert [getattr(ours, name) for name in names] == [getattr(expected, name) for name in names]
+        for crop, other in zip(ours.crops, expected.crops, strict=True):
+            assert (crop.frame_index, crop.track, crop.jpeg) == (other.frame_index, other.track, other.jpeg)
+            np.testing.assert_array_equal(crop.box_xyxy, other.box_xyxy)
+        assert bool(ours.crops) == bool(squares)
 
 
 def test_without_memory_on_the_gpu_faces_are_detected_on_the_cpu(small_dataset, monkeypatch):
@@ -249,7 +303,7 @@ def test_without_memory_on_the_gpu_faces_are_detected_on_the_cpu(small_dataset, 
         return find(task, settings, **options)
 
     monkeypatch.setattr(extract, "find_crops", short_of_memory)
-    there, here = (encode_crops(task, dataclasses.replace(SETTINGS, device=device)) for device in ("cuda", "cpu"))
+    (there,), (here,) = (encode_crops(task, dataclasses.replace(SETTINGS, device=device)) for device in ("cuda", "cpu"))
     assert [crop.jpeg for crop in there.crops] == [crop.jpeg for crop in here.crops]
     assert devices == ["cuda", "cpu", "cpu"]
 

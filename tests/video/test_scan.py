@@ -4,10 +4,12 @@ import weakref
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import linear_sum_assignment
 
 from drawn_faces import SquareDetector, draw, frames_of, landmarks_of
+from multiattn.tables import BOX
 from multiattn.video.crops.recipe import CropRecipe, align_crop
 from multiattn.video.decoding.frames import Frame
 from multiattn.video.detectors.registry import Faces
@@ -16,6 +18,7 @@ from multiattn.video.extraction.scan import (
     TrackLinker,
     _assign,
     box_areas,
+    match_tracks,
     paired_iou,
     pairwise_iou,
     rank_tracks,
@@ -42,7 +45,7 @@ def link(*frames: np.ndarray) -> list[list[int]]:
     return [rank[numbers].tolist() for numbers in assigned]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 0), (0, 2), (1, 1), (1, 4), (4, 1), (2, 3)], ids=str)
 def test_boxes_are_assigned_as_scipy_does(shape):
     for iou in [*np.random.default_rng(0).random((20, *shape)), np.full(shape, 0.5), np.zeros(shape)]:
         pairs = [(int(row), int(column)) for row, column in _assign(iou)]
@@ -154,6 +157,35 @@ def test_areas_by_hand(row, area):
     assert box_areas(np.array(row, dtype=np.float64)) == area
     assert box_areas(boxes(row)).tolist() == [area]
     assert box_areas(NOBODY).shape == (0,)
+
+
+def faces(*rows: tuple[int, int, list[float]]) -> pd.DataFrame:
+    """(frame_index, track, box_xyxy) of one video as a table."""
+    return pd.DataFrame([(frame, track, *at) for frame, track, at in rows], columns=["frame_index", "track", *BOX])
+
+
+LEFT, RIGHT, AWAY = box(0), box(50), box(200)
+TWO = [(frame, track, at) for frame in (0, 10, 20) for track, at in enumerate((LEFT, RIGHT))]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "persons"),
+    [
+        pytest.param([], [], {}, id="nobody"),
+        pytest.param([], [(0, 0, LEFT)], {0: 0}, id="the second alone finds a face"),
+        pytest.param(TWO, [], {}, id="the first alone finds faces"),
+        pytest.param(TWO, TWO, {0: 0, 1: 1}, id="the same"),
+        pytest.param(
+            TWO, [(0, 0, box(51)), (10, 1, box(1))], {0: 1, 1: 0}, id="the other way round, boxes a little off"
+        ),
+        pytest.param(TWO, [(5, 0, RIGHT), (15, 0, RIGHT)], {0: 1}, id="at frames between"),
+        pytest.param(TWO, [(0, 0, AWAY), (0, 1, LEFT)], {0: 2, 1: 0}, id="somebody new gets the next number"),
+        pytest.param([(0, 0, LEFT), (10, 0, LEFT)], [(90, 0, LEFT)], {0: 1}, id="the same place long after"),
+        pytest.param([(0, 3, LEFT)], [(40, 0, LEFT)], {0: 3}, id="one frame each"),
+    ],
+)
+def test_tracks_of_two_searches_are_matched_by_their_boxes(first, second, persons):
+    assert match_tracks(faces(*first), faces(*second)) == persons
 
 
 GOOD, POOR = 0.99, 0.92

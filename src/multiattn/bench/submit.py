@@ -249,7 +249,7 @@ def run_loop(inputs: SubmitInputs) -> Side:
     seconds = time.perf_counter() - started
     same = [FRAME_PREDICTIONS.empty()]
     for path in paths[:COMPARED_VIDEOS]:
-        same += predict(path, encode_crops(VideoTask(video_id=path.name, path=path), settings).crops)
+        same += predict(path, encode_crops(VideoTask(video_id=path.name, path=path), settings)[0].crops)
     return Side(seconds, _probabilities(inputs.rule, tables), _probabilities(inputs.rule, same))
 
 

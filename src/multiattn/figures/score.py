@@ -35,15 +35,15 @@ STYLE = """
 
 
 def score_page(title: str, scored: ScoredFiles, faces: Path, notes: Sequence[str], maps: RunMaps | None) -> str:
-    """The page's HTML, with lines on how it was predicted and attention over the `extreme_crops` of the files (None
-    where no model has any); nothing in it is loaded from elsewhere."""
+    """The page's HTML, with lines on how it was predicted and attention over the `extreme_crops` of the files'
+    first recipe (None where no model of it has any); nothing in it is loaded from elsewhere."""
     files = scored.files
     table = files[["file", "probability", "faces", "frames", "status", "reason"]].rename(
         columns={"probability": "P(fake)"}
     )
     table["P(fake)"] = [f"{value:.4f}" if np.isfinite(value) else "none" for value in files["probability"]]
     parts = [section_table(TextTable("Files", table, tuple(notes)))]
-    owners = extreme_crops(scored.crops)["video_id"].to_numpy()
+    owners = extreme_crops(scored.first_crops)["video_id"].to_numpy()
     for row in files.itertuples():
         parts.append(_section(row, scored.crops[scored.crops["video_id"] == row.video_id], faces))
         if maps is not None and row.video_id in owners:

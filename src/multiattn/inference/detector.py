@@ -152,7 +152,7 @@ class DeepfakeDetector:
         weights: str | Path | None = None,
         jobs: int | None = None,
     ) -> "DeepfakeDetector":
-        """All folds of some runs, with the recipe of their crops and their scoring rule.
+        """All folds of some runs, with the recipes of their crops and their scoring rule.
 
         Args:
             runs: folders of experiments, `runs/<experiment>`, or of single folds, which are faster; or the name of a
@@ -170,7 +170,7 @@ class DeepfakeDetector:
 
         Raises:
             FileNotFoundError: no such run, none packaged, or a fold without a checkpoint.
-            ValueError: runs of different crops, a scoring rule of other runs, a device that is not there, or another
+            ValueError: a scoring rule of other runs, a device that is not there, or another
                 precision.
         """
         if precision not in get_args(Precision):
@@ -178,7 +178,7 @@ class DeepfakeDetector:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 crop, found {batch_size}.")
         folders = tuple(map(named_run, runs)) or (packaged_run(),)
-        models, rule = find_models(*folders), choose_scoring(folders, scoring, tta)
+        models, rule = find_models(*folders, any_recipes=True), choose_scoring(folders, scoring, tta)
         require_rule_fits(rule, models)
         models = with_tta(models, rule.tta)
         weights = None if weights is None else Path(weights)

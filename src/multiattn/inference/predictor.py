@@ -237,10 +237,11 @@ def read_out_of_fold(*runs: Path, unfinished: Literal["refuse", "skip"] = "refus
 
     Raises:
         FileNotFoundError: a fold has no predictions yet (with `skip`: none has).
-        ValueError: the runs were made from different folds tables or crops, or have different folds.
+        ValueError: the runs were made from different folds tables, or have different folds; the folds of one are of
+            crops made differently.
     """
     made = [folder for run in runs for folder in layout.fold_folders(run) if (folder / layout.RECIPE_FILE).is_file()]
-    require_one_recipe({folder: read_recipe(folder) for folder in made})
+    require_one_recipe({folder: read_recipe(folder) for folder in made}, within_experiments=True)
     tables: list[pd.DataFrame] = []
     last: list[pd.DataFrame] = []
     numbers: dict[Path, set[int]] = {}

@@ -115,13 +115,16 @@ class TrainedModel:
         return network.to(device).eval()
 
 
-def find_models(*runs: Path) -> list[TrainedModel]:
+def find_models(*runs: Path, any_recipes: bool = False) -> list[TrainedModel]:
     """Every fold's best checkpoint of experiments' folders, or of single folds.
+
+    Args:
+        any_recipes: experiments may be of crops made differently; the folds of one experiment never are.
 
     Raises:
         FileNotFoundError: no runs there, or a fold without a checkpoint.
-        ValueError: the folds were trained on crops made differently, two folders have the same name, or the files of a
-            packaged run are not as they were packed.
+        ValueError: runs of crops made differently, two folders have the same name, or the files of a packaged run are
+            not as they were packed.
     """
     for packaged in {layout.experiment_folder(run) for run in runs}:
         if (packaged / layout.DIGESTS_FILE).is_file():
@@ -139,7 +142,7 @@ def find_models(*runs: Path) -> list[TrainedModel]:
             )
         experiment = run_experiment(read_json(path), source=str(path))
         models.append(TrainedModel(folder, layout.fold_number(folder), experiment, read_recipe(folder)))
-    require_one_recipe({model.path: model.recipe for model in models})
+    require_one_recipe({model.path: model.recipe for model in models}, within_experiments=any_recipes)
     by_name = {model.name: model for model in models}
     for model in models:
         if by_name[model.name] is not model:
@@ -156,14 +159,27 @@ def with_tta(models: Sequence[TrainedModel], tta: Tta) -> list[TrainedModel]:
     return [replace(model, tta=tta) for model in models]
 
 
-def require_one_recipe(recipes: Mapping[Path, CropRecipe]) -> None:
-    """Raise `ValueError` where runs, by their folders, were trained on crops made differently."""
-    first = next(iter(recipes), None)
+def require_one_recipe(recipes: Mapping[Path, CropRecipe], *, within_experiments: bool = False) -> None:
+    """Raise `ValueError` where folds, by their folders, were trained on crops made differently: folds of any
+    experiments, or of one and the same."""
+    firsts: dict[Path | None, Path] = {}
     for folder, recipe in recipes.items():
+        first = firsts.setdefault(layout.experiment_folder(folder) if within_experiments else None, folder)
         if difference := describe_difference(recipes[first], recipe):
             raise ValueError(
                 f"{folder}: trained on other crops than {first}: {difference}. Take runs of one kind of crops together."
             )
+
+
+def group_by_recipe(models: Sequence[TrainedModel]) -> dict[CropRecipe, list[TrainedModel]]:
+    """Recipe for prediction -> the models whose crops it makes, both in the order given; of recipes that differ only in
+    the number of frames and the like (`describe_difference`) the first."""
+    groups: dict[CropRecipe, list[TrainedModel]] = {}
+    for model in models:
+        own = model.recipe.for_prediction()
+        alike = next((recipe for recipe in groups if not describe_difference(recipe, own)), own)
+        groups.setdefault(alike, []).append(model)
+    return groups
 
 
 def trained_on(runs: Path) -> set[str]:

@@ -2,6 +2,10 @@
 
 A file or two are read in this process, which saves starting another and loading torch there; with more, each is read in
 a process of its own, and one that makes the decoder crash costs its own row only.
+
+Models of several recipes get faces folders of their own, of one pass over each file. The persons are those of the first
+recipe; the tracks of another, which its own search may have numbered otherwise, are matched with them by their boxes. A
+file's probability is of each experiment's own tracks, as in a submission.
 """
 
 import os
@@ -25,24 +29,27 @@ from multiattn.datasets.manifest import (
     video_row,
 )
 from multiattn.inference.predictor import BATCH_SIZE, load_network, predict_faces
-from multiattn.inference.runs import TrainedModel
+from multiattn.inference.recipe_folders import CROP, encode_apart, join_faces, join_statuses, write_folders
+from multiattn.inference.runs import TrainedModel, group_by_recipe
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.frame_folders import is_image_name
-from multiattn.runtime.layout import BEST_WEIGHTS, FACES_FILE, STATUS_FILE, VIDEOS_FILE
+from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.runtime.text_tables import counted, printable, terminal_table
 from multiattn.scoring.distances import NOT_MEASURED, Outside, crop_distances
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, describe_losses
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import BOX, FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
-from multiattn.video.crops.recipe import CropRecipe, write_recipe
+from multiattn.tables import BOX, UNKNOWN, VIDEOS
+from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameArray
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, encode_crops, write_crops
+from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, encode_crops, prediction_settings
 from multiattn.video.extraction.faces_folder import extract_faces, read_faces_folder
 
 SOURCE_FILE = "source.json"
 DATASET = "file"
+RECIPE_FOLDER = "recipe"
+"""Beginning of the names, below a faces folder, of those of further recipes."""
 FEW = 2
 """Up to so many files are read in this process."""
 GAP = 1.5
@@ -104,7 +111,13 @@ class ScoredFiles:
     crops: pd.DataFrame
     """video_id, track, frame_index, seconds, crop (path below the faces folder), probability (mean over the models),
     x1, y1, x2, y2 (pixels of the full frame), score (the detector's), distance and distance_reason (of
-    `crop_distances`), sorted by the first three."""
+    `crop_distances`), sorted by the first three. With several recipes a row is a face, as the first that found it cut
+    it."""
+
+    @property
+    def first_crops(self) -> pd.DataFrame:
+        """The rows of `crops` that the first recipe cut."""
+        return self.crops[~self.crops["crop"].str.startswith(RECIPE_FOLDER)]
 
     @property
     def num_readable(self) -> int:
@@ -209,46 +222,50 @@ def score_files(
     Raises:
         ValueError: a detector without its weights, or a recipe of another program.
     """
-    settings = ExtractionSettings(recipe=models[0].recipe.for_prediction(), device=str(device), weights=weights)
+    groups = group_by_recipe(models)
+    settings = prediction_settings(list(groups), device=device, weights=weights)
+    folders = [faces, *(faces / f"{RECIPE_FOLDER}{number}" for number in range(1, len(settings)))]
     # By number: two folders may hold files of one name, and a table does not take every name a file system does.
     rows = [video_row(DATASET, f"{number:05d}", label=UNKNOWN) for number in range(len(files))]
     videos = VIDEOS.validate(pd.DataFrame(rows), "files")
     in_memory = [isinstance(file, FrameArray) for file in files]
     places = [file if here else file.absolute() for file, here in zip(files, in_memory, strict=True)]
     tasks = [VideoTask(video_id=row["video_id"], path=path, fps=fps) for row, path in zip(rows, places, strict=True)]
+    is_here = len(files) <= FEW or any(in_memory)
     with ThreadPoolExecutor(1) as loader:
         begun = {it.name: loader.submit(load_network, it, device) for it in models if it.name not in (loaded or {})}
-        if len(files) <= FEW or any(in_memory):
-            _extract_here(videos, tasks, faces, replace(settings, read_ahead=True))
+        if len(settings) == 1 and not is_here:
+            extract_faces(videos, tasks, faces, settings[0], jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
         else:
-            extract_faces(videos, tasks, faces, settings, jobs=jobs, time_limit=TIME_LIMIT_SECONDS)
+            alone = [replace(one, read_ahead=True) for one in settings]
+            found = (encode_crops(task, *alone) for task in tasks) if is_here else encode_apart(tasks, settings, jobs)
+            write_folders(videos, found, folders, settings)
         how = {"device": device, "precision": precision, "batch_size": batch_size, "loaded": loaded, "begun": begun}
-        predictions = predict_faces(models, faces, **how)
-    found, statuses, _ = read_faces_folder(faces)
-    names = [printable(str(path)) for path in files]
-    return _scored(videos.assign(path=names), found, statuses, predictions, rule)
-
-
-def _extract_here(videos: pd.DataFrame, tasks: list[VideoTask], faces: Path, settings: ExtractionSettings) -> None:
-    """Make a finished faces folder, as `extract_faces` does."""
-    write_recipe(settings.recipe, faces)
-    results = [encode_crops(task, settings) for task in tasks]
-    rows = [row for result in results for row in write_crops(result.crops, result.video_id, faces)]
-    found = pd.DataFrame(rows, columns=list(FACES.columns)) if rows else FACES.empty()
-    FACES.write(found.sort_values(list(FACES.key)), faces / FACES_FILE)
-    facts = [(it.video_id, it.status, it.num_frames, len(it.crops), it.message) for it in results]
-    VIDEO_STATUS.write(pd.DataFrame(facts, columns=list(VIDEO_STATUS.columns)), faces / STATUS_FILE)
-    VIDEOS.write(videos, faces / VIDEOS_FILE)
+        predictions = [
+            predict_faces(of_recipe, folder, **how) for folder, of_recipe in zip(folders, groups.values(), strict=True)
+        ]
+    tables = [read_faces_folder(folder)[:2] for folder in folders]
+    videos = videos.assign(path=[printable(str(path)) for path in files])
+    if len(folders) == 1:
+        return _scored(videos, *tables[0], predictions[0], predictions[0], rule)
+    found, matched = join_faces([of_recipe for of_recipe, _ in tables], folders, predictions)
+    statuses = join_statuses([of_recipe for _, of_recipe in tables], found)
+    return _scored(videos, found, statuses, pd.concat(predictions), matched, rule)
 
 
 def _scored(
-    videos: pd.DataFrame, faces: pd.DataFrame, statuses: pd.DataFrame, predictions: pd.DataFrame, rule: ScoringRule
+    videos: pd.DataFrame,
+    faces: pd.DataFrame,
+    statuses: pd.DataFrame,
+    predictions: pd.DataFrame,
+    matched: pd.DataFrame,
+    rule: ScoringRule,
 ) -> ScoredFiles:
-    key = ["video_id", "track", "frame_index"]
-    means = predictions.groupby(key, as_index=False)["probability"].mean()
-    crops = faces[[*key, "seconds", "crop", *BOX, "score"]].merge(means, on=key, validate="one_to_one")
-    crops = crops.merge(crop_distances(predictions), on=key, validate="one_to_one")
-    crops = crops.sort_values(key, ignore_index=True)
+    """`matched` are the predictions with the tracks of `faces`; in the others each recipe's are its own."""
+    means = matched.groupby(CROP, as_index=False)["probability"].mean()
+    crops = faces[[*CROP, "seconds", "crop", *BOX, "score"]].merge(means, on=CROP, validate="one_to_one")
+    crops = crops.merge(crop_distances(matched), on=CROP, validate="one_to_one")
+    crops = crops.sort_values(CROP, ignore_index=True)
     scores = rule.score(predictions)[["video_id", "probability"]]
     table = videos[["path", "video_id"]].merge(statuses, on="video_id", validate="one_to_one")
     table = table.merge(scores, on="video_id", how="left")
@@ -256,7 +273,7 @@ def _scored(
     table["faces"] = table["video_id"].map(tracks).fillna(0).astype("int64")
     table = table.rename(columns={"path": "file", "num_frames": "frames", "num_crops": "crops", "message": "reason"})
     columns = ["file", "video_id", "probability", "faces", "frames", "crops", "status", "reason"]
-    return ScoredFiles(table[columns], _score_faces(crops, predictions, rule), crops)
+    return ScoredFiles(table[columns], _score_faces(crops, matched, rule), crops)
 
 
 def _score_faces(crops: pd.DataFrame, predictions: pd.DataFrame, rule: ScoringRule) -> pd.DataFrame:

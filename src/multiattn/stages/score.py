@@ -101,10 +101,11 @@ def _page(scored: "ScoredFiles", detector: "DeepfakeDetector", faces: Path, note
     from multiattn.figures.attention import RunMaps
     from multiattn.figures.score import score_page
     from multiattn.inference.attention_maps import extreme_crops, model_with_maps, predict_maps
+    from multiattn.inference.runs import group_by_recipe
 
     models = detector.models
-    model = model_with_maps(models)
-    shown = extreme_crops(scored.crops)
+    model = model_with_maps(next(iter(group_by_recipe(models).values())))
+    shown = extreme_crops(scored.first_crops)
     with_maps = predict_maps(model, faces, shown, device=detector.device)[0] if model is not None else []
     maps = RunMaps(model.name, with_maps, {}) if with_maps else None
     names = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))

@@ -1,5 +1,6 @@
 """The classifier: every crop by every model whatever the batches, and no error that costs another video."""
 
+import dataclasses
 import queue
 import threading
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def video(name: str, *levels: int | bytes, models: int = 3) -> Extracted:
     """A video with a crop of each grey level, or of the bytes given."""
     jpegs = [grey(level) if isinstance(level, int) else level for level in levels]
     crops = [FaceCrop(i, 0.0, 0, np.zeros(4), 1.0, np.zeros((5, 2)), jpeg) for i, jpeg in enumerate(jpegs)]
-    work = Work(VideoTask(video_id=name, path=Path(name)), SETTINGS, models)
+    work = Work(VideoTask(video_id=name, path=Path(name)), SETTINGS, tuple(range(models)))
     return Extracted(work, EncodedCrops(name, "ok" if crops else "no_face", "", 4, crops, 1.0, 1.0))
 
 
@@ -127,6 +128,20 @@ def test_a_video_that_fewer_models_predict_shares_batches_with_others():
     found = classify(Arithmetic(), video("all", 10, 20), video("one", 30, 40, models=1))
     np.testing.assert_allclose(found["all"].logits, expected(10, 20))
     np.testing.assert_allclose(found["one"].logits, expected(30, 40, models=1))
+
+
+def test_crops_of_two_recipes_share_no_batch_and_meet_only_their_models():
+    models = Arithmetic(sizes=(64, 96))
+    videos = []
+    for name in "abc":
+        for recipe, size in enumerate(models.sizes):
+            made = video(f"{name}{recipe}", *(grey(level, size) for level in (10, 20, 30)))
+            work = dataclasses.replace(made.work, models=(recipe,), recipe=recipe)
+            videos.append(dataclasses.replace(made, work=work))
+    found = classify(models, *videos)
+    for name, each in found.items():
+        np.testing.assert_allclose(each.logits, int(name[1]) + np.array([[0.1, 0.2, 0.3]]))
+    assert sorted(models.batches) == [1, 1, 4, 4, 4, 4]
 
 
 def test_when_memory_runs_out_batches_are_halved_until_they_fit(caplog):

@@ -254,8 +254,8 @@ def test_a_finished_submission_survives_another_setting_that_is_killed(undisturb
     before = {path.name: path.read_bytes() for path in case.inputs.out.iterdir() if path.suffix != ".jsonl"}
     keep, other = run_module._Run._keep, next(name for name in ("bf16", "fp32") if name not in str(before["card.json"]))
 
-    def killed_at_the_fourth(self, result) -> None:
-        keep(self, result)
+    def killed_at_the_fourth(self, *result) -> None:
+        keep(self, *result)
         self._write_on_the_way()
         if len(self.results) == 4:
             raise Killed
@@ -351,7 +351,7 @@ def test_a_finished_run_does_nothing_again(undisturbed, monkeypatch):
     means = predictions[predictions["video_id"] == video].groupby(["frame_index", "track"])["logit"].mean()
     shown = decode_crop(cut_thumbnails([surest], workers=1)[video], 64, video).astype(float)
     work = surest[0]
-    crops = encode_crops(work.task, work.settings).crops
+    crops = encode_crops(work.task, work.settings)[0].crops
     distance = {
         (crop.frame_index, crop.track): np.abs(decode_crop(crop.jpeg, 64, video) - shown).mean() for crop in crops
     }

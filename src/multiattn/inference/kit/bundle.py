@@ -82,7 +82,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     """
     _require_sound(options)
     out = options.out.resolve()
-    models = find_models(*options.runs)
+    models = find_models(*options.runs, any_recipes=True)
     require_rule_fits(scoring.rule, models)
     figures = out_of_fold_figures(models, options.runs, scoring.rule)
     rule = dataclasses.replace(scoring.rule, experiments=tuple(_experiments(models)), out_of_fold=figures)
@@ -146,7 +146,7 @@ def _experiments(models: list[TrainedModel]) -> list[str]:
 def _require_runs(building: Path, rule: ScoringRule) -> None:
     """Check the finished folder as a submission does, before anybody carries it to a machine without network."""
     runs = sorted((building / "runs").iterdir())
-    models = find_models(*runs)
+    models = find_models(*runs, any_recipes=True)
     found = find_scoring(runs)
     if found is None or found[1].rule != rule:
         names = ", ".join(path.name for path in runs)
@@ -291,7 +291,7 @@ def _manifest(
         "commit": git_commit(),
         "runs": _experiments(models),
         "weights": stored,
-        "compared_on": options.check_faces.resolve().name if options.check_faces else "drawn pictures",
+        "compared_on": ", ".join(path.resolve().name for path in options.check_faces) or "drawn pictures",
         "detector_weights": options.weights and options.weights.name,
         "bytes": sizes,
         "sha256": {path.relative_to(building).as_posix(): file_digest(path) for path in checked},

@@ -8,7 +8,7 @@ float16, and by up to 1.0e-4 so. The arithmetic stays float32: `load_weights` wi
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.runtime.tensor_files import read_metadata
 from multiattn.scoring.frame_rules import sigmoid
 from multiattn.video.crops.images import read_crop
-from multiattn.video.crops.recipe import read_recipe
+from multiattn.video.crops.recipe import describe_difference, read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
 SMALL = 1 << 14
@@ -117,17 +117,21 @@ def largest_difference(one: TrainedModel, other: TrainedModel, crops: np.ndarray
     return float(np.abs(predictions[0] - predictions[1]).max(initial=0.0))
 
 
-def crops_to_compare(model: TrainedModel, faces: Path | None, count: int) -> np.ndarray:
-    """At most `count` crops on which two forms of a model are compared: (N, size, size, 3) uint8 RGB, of a faces folder
-    spread over the videos its fold held out, where the folder has such, else over all; without one `drawn_crops`.
+def crops_to_compare(model: TrainedModel, folders: Sequence[Path], count: int) -> np.ndarray:
+    """At most `count` crops on which two forms of a model are compared: (N, size, size, 3) uint8 RGB, of the first
+    faces folder made as its own, spread over the videos its fold held out, where the folder has such, else over all;
+    without folders `drawn_crops`.
 
     Raises:
-        ValueError: the folder has no crops, or they were made otherwise.
+        ValueError: the folder has no crops, or all were made otherwise.
     """
     size = model.experiment.data.image_size
-    if faces is None:
+    if not folders:
         return drawn_crops(count, size)
-    model.require_same_crops(faces, read_recipe(faces))
+    recipes, own = {folder: read_recipe(folder) for folder in folders}, model.recipe.for_prediction()
+    alike = (folder for folder in folders if not describe_difference(own, recipes[folder].for_prediction()))
+    faces = next(alike, folders[0])
+    model.require_same_crops(faces, recipes[faces])
     table, _, _ = read_faces_folder(faces)
     if table.empty:
         raise ValueError(f"{faces}: expected crops to compare weights on, found none.")

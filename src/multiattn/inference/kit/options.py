@@ -36,8 +36,9 @@ class BundleOptions:
     """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
     largest_change: float = 1e-3
     """Allowed change of P(fake) by float16."""
-    check_faces: Path | None = None
-    """A faces folder, made as the runs' own, to compare both forms on (default: drawn pictures, which are no faces)."""
+    check_faces: tuple[Path, ...] = ()
+    """A faces folder, made as the runs' own, or one for each recipe of theirs, to compare both forms on (default: drawn
+    pictures, which are no faces)."""
     check_crops: int = 128
     """Crops each fold is compared on."""
     device: Device = "auto"

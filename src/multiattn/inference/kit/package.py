@@ -114,7 +114,7 @@ def _require_sound(
     for_kaggle = ("wheels", "download_wheels", "packages", "weights")
     if unused := [f"--{name.replace('_', '-')}" for name in for_kaggle if getattr(options, name)]:
         raise ValueError(f"--package: takes a run alone, found {', '.join(unused)} beside it.")
-    if options.check_faces is None:
+    if not options.check_faces:
         raise ValueError("--package: expected --check-faces FACES, crops to compare float16 on, found none.")
     names = {layout.experiment_name(model.path) for model in models}
     if names != {out.name}:

@@ -134,7 +134,7 @@ class Classified:
 
     extracted: Extracted
     models: tuple[int, ...] = ()
-    """Numbers of those that predict it: the first ones of the run, without those whose logits are known."""
+    """Numbers of those that predict it, without those whose logits are known."""
     left: int = 0
     """Crops without logits yet."""
     logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
@@ -150,7 +150,7 @@ class Classified:
 Measured = tuple[float, float, str]
 """A model's logit of a crop, its distance and the reason for it."""
 Entry = tuple[Classified, int]
-"""A video and the number of one of its crops."""
+"""A video by one recipe and the number of one of its crops."""
 
 
 def num_threads(device: torch.device, cores: int) -> int:
@@ -186,7 +186,7 @@ class Classifier:
         self.models, self._source, self._done, self._crashed = models, source, done, crashed
         self._full = self._batch = batch_crops or crops_a_batch(models.device, models.sizes)
         self._since_shortage = 0
-        self._pending: list[Entry] = []
+        self._pending: dict[int, list[Entry]] = {}  # by recipe: a batch is of one, whose models take crops of its sizes
         self._ended = False
         self._filling, self._counting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
@@ -221,31 +221,37 @@ class Classifier:
     def _take(self) -> list[Entry] | None:
         """Crops of one or several videos; fewer than a batch only where no more are there. None: there are none."""
         with self._filling:
-            while len(self._pending) < self._batch and not self._ended and not self._stopping.is_set():
+            while not self._ended and not self._stopping.is_set():
+                longest = max(map(len, self._pending.values()), default=0)
+                if longest >= self._batch:
+                    break
                 try:
-                    extracted = self._source.get(block=not self._pending, timeout=0.1)
+                    extracted = self._source.get(block=not longest, timeout=0.1)
                 except queue.Empty:
-                    if self._pending:
+                    if longest:
                         break
                     continue
                 if extracted is None:
                     self._ended = True
                 else:
                     self._admit(extracted)
-            taken, self._pending = self._pending[: self._batch], self._pending[self._batch :]
-            return taken or None
+            recipe = max(self._pending, key=lambda recipe: len(self._pending[recipe]), default=0)
+            entries = self._pending.get(recipe, [])
+            self._pending[recipe] = entries[self._batch :]
+            return entries[: self._batch] or None
 
     def _admit(self, extracted: Extracted) -> None:
         crops = extracted.crops.crops if extracted.crops is not None else []
         known = extracted.work.known_logits(crops)
-        models = self.models.models[: extracted.work.models] if crops else []
-        numbers = tuple(number for number, model in enumerate(models) if model.name not in known)
+        wanted = extracted.work.models if crops else ()
+        numbers = tuple(number for number in wanted if self.models.models[number].name not in known)
         if not numbers:
             self._done(Classified(extracted))
             return
         blank = np.full((len(numbers), len(crops)), np.nan)
         video = Classified(extracted, numbers, len(crops), blank, blank.copy(), np.full(blank.shape, "", dtype=object))
-        self._pending += [(video, number) for number in range(len(crops))]
+        pending = self._pending.setdefault(extracted.work.recipe, [])
+        pending += [(video, number) for number in range(len(crops))]
 
     def _classify(self, entries: list[Entry]) -> None:
         """Write the logits of some crops into their videos; any error costs these videos only."""

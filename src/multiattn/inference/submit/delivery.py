@@ -20,7 +20,7 @@ from multiattn.datasets.manifest import folder_ids
 from multiattn.inference.submit.extraction import Extraction, Work
 from multiattn.inference.submit.inputs import require_rows
 from multiattn.inference.submit.plan import PlanChange
-from multiattn.inference.submit.results import VideoResult
+from multiattn.inference.submit.results import VideoResult, overall
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import free_name, read_json, write_json
 from multiattn.runtime.layout import CARD_FILE, PREDICTIONS_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
@@ -125,13 +125,14 @@ class Delivery:
 
     Attributes:
         predicted: videos to which submission.csv has another value than the prior.
+        recipes: ways of cutting crops that results are of.
     """
 
     def __init__(self, sample: pd.DataFrame, rule: ScoringRule, folder: Path) -> None:
         self.sample, self.rule, self.folder = sample, rule, folder
         self.path = folder / SUBMISSION_FILE
-        self.predicted = 0
-        self._scored: dict[str, tuple[VideoResult, float, int]] = {}
+        self.predicted, self.recipes = 0, 1
+        self._scored: dict[str, tuple[list[VideoResult], float, int]] = {}
 
     def begin(self) -> None:
         """Make sure that a complete submission for this sample lies there, by priors where there is none; one for
@@ -161,20 +162,25 @@ class Delivery:
                     path.unlink()
 
     def build(self, results: Iterable[VideoResult], others: Statuses) -> Submission:
-        """The submission of what is known so far: results of finished videos, each scored once, for no video's score
-        depends on another's, and statuses of the others."""
-        results = list(results)
-        latest = {result.video_id: result for result in results if result.logits}
-        new = {video: it for video, it in latest.items() if self._scored.get(video, (None,))[0] is not it}
+        """The submission of what is known so far: results of finished videos by each recipe, each video scored once,
+        for no video's score depends on another's, and statuses of the others."""
+        by_video: dict[str, list[VideoResult]] = {}
+        for result in results:
+            by_video.setdefault(result.video_id, []).append(result)
+        new = {
+            video: them
+            for video, them in by_video.items()
+            if any(it.logits for it in them) and self._scored.get(video, (None,))[0] != them
+        }
         if new:
-            table = self.rule.score(frame_table(list(new.values())))
+            table = self.rule.score(frame_table([result for them in new.values() for result in them]))
             rows = table[["video_id", "probability", "num_crops"]].itertuples(index=False, name=None)
             self._scored.update({video: (new[video], probability, crops) for video, probability, crops in rows})
         scored = pd.DataFrame(
             [(video, *values[1:]) for video, values in self._scored.items()],
             columns=["video_id", "probability", "num_crops"],
         )
-        statuses = {**others, **{result.video_id: (result.status, result.message) for result in results}}
+        statuses = {**others, **{video: overall(them, self.recipes) for video, them in by_video.items()}}
         return build_submission(scored, statuses, self.sample, self.rule)
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
@@ -269,12 +275,12 @@ def cut_thumbnails(crops: Sequence[tuple[Work, int, int]], *, workers: int) -> d
     """Cut crops (the work that extracted their video, frame_index, track) from their videos again: video_id -> JPEG of
     at most 96 pixels a side, without videos that could not be read again within `THUMBNAIL_SECONDS`."""
     places = {work.task.video_id: (frame_index, track) for work, frame_index, track in crops}
-    works = (work for work, *_ in crops)
+    works = ([work] for work, *_ in crops)
     extraction = Extraction(
         lambda: next(works, None),
         workers=workers,
         time_limit=THUMBNAIL_SECONDS,
-        lost=lambda work, how: None,
+        lost=lambda task, how: None,
         crashed=lambda error: logger.warning("pictures were not cut: %s", error),
     )
     deadline = time.monotonic() + THUMBNAIL_SECONDS

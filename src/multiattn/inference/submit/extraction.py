@@ -23,12 +23,16 @@ TIME_LIMIT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Work:
+    """A video with one recipe of crops."""
+
     task: VideoTask
     settings: ExtractionSettings
-    models: int
-    """The first so many of the run's models predict it."""
+    models: tuple[int, ...]
+    """Numbers of the run's models that predict these crops."""
     known: VideoResult | None = None
     """Logits of an earlier run, which need not be computed again where the crops are the same."""
+    recipe: int = 0
+    """Number of the recipe among the run's."""
 
     def known_logits(self, crops: Sequence[FaceCrop]) -> dict[str, tuple[Any, ...]]:
         """Model -> what is known of these very crops, as `VideoResult.by_model` has it."""
@@ -39,7 +43,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Extracted:
-    """The crops of a video, or why there are none."""
+    """The crops of a video by one recipe, or why there are none."""
 
     work: Work
     crops: EncodedCrops | None
@@ -53,22 +57,23 @@ class Extraction:
     """Extracts in the background until there are no more videos.
 
     Args:
-        next_work: gives the next video, None when no more are wanted; called by one thread at a time.
+        next_work: gives the next video, its work with each recipe, which is decoded once for all; None when no more are
+            wanted. Called by one thread at a time.
         workers: processes, and threads here that wait for them.
         lost: called with each video whose process died, as it happens, and how; it is tried again later.
         crashed: called with an error of the extraction itself, which ends it.
 
     Attributes:
-        results: the outcome of each video; None comes last.
+        results: the outcome of each work; None comes last.
     """
 
     def __init__(
         self,
-        next_work: Callable[[], Work | None],
+        next_work: Callable[[], Sequence[Work] | None],
         *,
         workers: int,
         time_limit: float,
-        lost: Callable[[Work, str], None],
+        lost: Callable[[VideoTask, str], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
         self.results: queue.Queue[Extracted | None] = queue.Queue(workers)
@@ -83,22 +88,24 @@ class Extraction:
         self._engine.stop()
 
     def _run(self) -> None:
-        calls: Iterator[Work] = iter(self._next_work, None)
+        calls: Iterator[Sequence[Work]] = iter(self._next_work, None)
+        arguments = ((works, (works[0].task, *(work.settings for work in works))) for works in calls)
         try:
-            for outcome in self._engine.outcomes((work, (work.task, work.settings)) for work in calls):
+            for outcome in self._engine.outcomes(arguments):
                 if outcome.kind == "again":
-                    self._lost(outcome.task, outcome.value)
-                else:
-                    put_until(self._stopping, self.results, _extracted(outcome))
+                    self._lost(outcome.task[0].task, outcome.value)
+                    continue
+                for extracted in _extracted(outcome):
+                    put_until(self._stopping, self.results, extracted)
         except BaseException as error:
             self._crashed(error)
         finally:  # without it the classifier would wait for ever
             put_until(self._stopping, self.results, None)
 
 
-def _extracted(outcome: Outcome) -> Extracted:
+def _extracted(outcome: Outcome) -> list[Extracted]:
     if outcome.kind == "done":
-        return Extracted(outcome.task, outcome.value)
+        return list(map(Extracted, outcome.task, outcome.value))
     if outcome.kind == "raised":
-        return Extracted(outcome.task, None, describe_error(outcome.value))
-    return Extracted(outcome.task, None, outcome.value, "unreadable")
+        return [Extracted(work, None, describe_error(outcome.value)) for work in outcome.task]
+    return [Extracted(work, None, outcome.value, "unreadable") for work in outcome.task]

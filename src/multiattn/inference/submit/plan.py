@@ -59,7 +59,7 @@ class Costs:
 
     frames: int
     """Number asked for."""
-    crops: int
+    crops: float
     decode_seconds: float
     search_seconds: float
     """Detection, tracks, alignment and encoding, all in one worker."""

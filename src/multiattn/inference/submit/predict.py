@@ -8,7 +8,7 @@ import logging
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.classifier import Classified, Classifier, LoadedModels, num_threads
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extraction, Work
 from multiattn.inference.submit.plan import Costs, Level, Plan
-from multiattn.inference.submit.results import OF_MODEL, VideoResult, file_fingerprint
+from multiattn.inference.submit.results import OF_MODEL, VideoResult, file_fingerprint, overall
 from multiattn.runtime.processor import share_one_heap, tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.signals import Interruption
@@ -55,15 +55,18 @@ class Setup:
     """video_id -> status and message, of those about which there is something to say."""
     models: tuple[TrainedModel, ...]
     """In the order of `by_importance`."""
+    recipe_of: tuple[int, ...]
+    """The number of each model's recipe."""
     fingerprints: dict[str, str]
-    settings: ExtractionSettings
+    settings: tuple[ExtractionSettings, ...]
+    """By the number of the recipe."""
     device: torch.device
     precision: str
     workers: int
     """Processes that extract, at most."""
     cores: int
-    _settings: dict[int, ExtractionSettings] = field(default_factory=dict)
-    """By number of frames; each digests the detector's weights once."""
+    _settings: dict[tuple[int, int], ExtractionSettings] = field(default_factory=dict)
+    """By recipe and number of frames; each digests the detector's weights once."""
 
     @property
     def threads(self) -> int:
@@ -71,16 +74,43 @@ class Setup:
 
     @property
     def everything(self) -> Level:
-        """Frames and models of a video when there is time."""
-        return Level(self.settings.recipe.num_frames, len(self.models))
+        """Frames and models of a video when there is time; of several recipes the most frames."""
+        return Level(max(one.recipe.num_frames for one in self.settings), len(self.models))
 
-    def work(self, video: str, level: Level, known: VideoResult | None = None) -> Work:
-        if level.frames not in self._settings:
-            recipe = replace(self.settings.recipe, num_frames=level.frames)
-            is_all = level.frames == self.settings.recipe.num_frames
-            self._settings[level.frames] = self.settings if is_all else replace(self.settings, recipe=recipe)
+    def everything_of(self, recipe: int) -> Level:
+        """The same of one recipe."""
+        return Level(self.settings[recipe].recipe.num_frames, self.recipe_of.count(recipe))
+
+    def lacking(self, results: Mapping[int, VideoResult]) -> list[int]:
+        """The recipes by which a video, with these results, has none, one to be tried again, or one that is not of all
+        frames and models."""
+        return [
+            recipe
+            for recipe in range(len(self.settings))
+            if (found := results.get(recipe)) is None or found.again or found.is_reduced(self.everything_of(recipe))
+        ]
+
+    def works(self, video: str, level: Level, known: Mapping[int, VideoResult]) -> list[Work]:
+        """What is lacking of a video, by recipe: at most so many frames, of the first so many models."""
+        lacking = self.lacking(known)
+        wanted = [number for number, recipe in enumerate(self.recipe_of) if recipe in lacking]
+        first = [number for number in wanted if number < level.models] or wanted[:1]
+        return [
+            self.work(video, recipe, level.frames, models, known.get(recipe))
+            for recipe in lacking
+            if (models := tuple(number for number in first if self.recipe_of[number] == recipe))
+        ]
+
+    def work(
+        self, video: str, recipe: int, frames: int, models: tuple[int, ...] = (), known: VideoResult | None = None
+    ) -> Work:
+        whole = self.settings[recipe]
+        frames = min(frames, whole.recipe.num_frames)
+        if (recipe, frames) not in self._settings:
+            fewer = replace(whole.recipe, num_frames=frames)
+            self._settings[recipe, frames] = whole if fewer == whole.recipe else replace(whole, recipe=fewer)
         task = VideoTask(video_id=video, path=self.paths[video])
-        return Work(task, self._settings[level.frames], level.models, known)
+        return Work(task, self._settings[recipe, frames], models, known, recipe)
 
 
 @dataclass
@@ -92,13 +122,13 @@ class PredictionPass:
     machine_works: bool
     """True where videos were predicted before, so that failures of the first ones prove nothing."""
     label: str
-    keep: Callable[[VideoResult], None]
-    """Called with each result, by the thread that calls `run`."""
+    keep: Callable[[str, dict[int, VideoResult]], None]
+    """Called with each video_id and its results by recipe, by the thread that calls `run`."""
     tick: Callable[[], None]
     """Called every few tenths of a second by the same thread."""
     interruption: Interruption
-    known: Mapping[str, VideoResult] = field(default_factory=dict)
-    """Results so far of these videos, which are extended."""
+    known: Mapping[str, Mapping[int, VideoResult]] = field(default_factory=dict)
+    """Results so far of these videos, by recipe, which are extended."""
     begun: set[str] = field(default_factory=set)
     """video_ids handed to a worker so far."""
     done: int = 0
@@ -108,6 +138,7 @@ class PredictionPass:
     def __post_init__(self) -> None:
         self._precisions: dict[int, str] = {}
         self._contents: dict[str, str] = {}
+        self._parts: dict[str, dict[int, Classified | None]] = {}
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._next_videos = iter(self.videos)
         self._failures: dict[str, str] | None = None if self.machine_works else {}
@@ -125,7 +156,7 @@ class PredictionPass:
             self._next_work,
             workers=plan.workers,
             time_limit=TIME_LIMIT_SECONDS,
-            lost=lambda work, how: self._events.put((work, how)),
+            lost=lambda task, how: self._events.put((task.video_id, how)),
             crashed=self._events.put,
         )
         classifier: Classifier | None = None
@@ -147,7 +178,7 @@ class PredictionPass:
             torch.set_num_threads(threads_before)
             self.stages["wall"] = time.monotonic() - started
 
-    def _next_work(self) -> Work | None:
+    def _next_work(self) -> list[Work] | None:
         """Begin a video; called by the extraction's threads, one at a time."""
         video = next(self._next_videos, None)
         level = None if video is None else self.plan.start()
@@ -155,7 +186,9 @@ class PredictionPass:
             return None
         self.begun.add(video)
         self._contents[video] = file_fingerprint(self.setup.paths[video])
-        return self.setup.work(video, level, self.known.get(video))
+        works = self.setup.works(video, level, self.known.get(video, {}))
+        self._parts[video] = {work.recipe: None for work in works}
+        return works
 
     def _loop(self, classifier: Classifier, bar: tqdm) -> None:
         while not self.plan.out_of_time and not self.interruption.asked:
@@ -177,26 +210,32 @@ class PredictionPass:
         if isinstance(event, BaseException):
             raise event
         if isinstance(event, tuple):
-            work, how = event
-            logger.warning("%s: its worker process died (%s); it is tried again at the end", work.task.video_id, how)
-            self._notice_failure(work.task.video_id, "failed", f"worker process died: {how}")
+            video, how = event
+            logger.warning("%s: its worker process died (%s); it is tried again at the end", video, how)
+            self._notice_failure(video, "failed", f"worker process died: {how}")
             return
-        result, costs = self._result(event), _costs(event)
+        video = event.extracted.work.task.video_id
+        self._parts[video][event.extracted.work.recipe] = event
+        if None in self._parts[video].values():  # by other recipes it is still at work
+            return
+        parts = self._parts.pop(video)
+        results, costs = {recipe: self._result(part) for recipe, part in parts.items()}, _costs(parts.values())
         self.plan.finish(costs)
         self.done += 1
         if costs is not None:
             for stage in ("decode", "search", "classify"):
                 self.stages[stage] += getattr(costs, f"{stage}_seconds")
-        self.keep(result)
+        self.keep(video, results)
         projected = self.plan.projected_seconds()
         end = "" if projected is None else f", done in {projected / 60:.1f} min"
         bar.set_postfix_str(f"{self.plan.level}{end}", refresh=False)
         bar.update()
-        self._notice_failure(result.video_id, result.status, result.message)
+        self._notice_failure(video, *overall(results.values()))
 
     def _result(self, classified: Classified) -> VideoResult:
         work, crops = classified.extracted.work, classified.extracted.crops
-        level, everything = Level(work.settings.recipe.num_frames, work.models), self.setup.everything
+        level = Level(work.settings.recipe.num_frames, len(work.models))
+        everything = self.setup.everything_of(work.recipe)
         video = work.task.video_id
         common = {"video_id": video, "file": self._contents[video], "frames": level.frames}
         if crops is None:  # it ended its process again and again, or took too long; short memory does the same
@@ -253,16 +292,18 @@ class PredictionPass:
         )
 
 
-def _costs(classified: Classified) -> Costs | None:
-    crops = classified.extracted.crops
-    if crops is None or classified.error:
+def _costs(parts: Collection[Classified]) -> Costs | None:
+    """The costs of a video with all recipes; its crops are the mean over the models."""
+    works, extracted = zip(*((part.extracted.work, part.extracted.crops) for part in parts), strict=True)
+    if any(crops is None for crops in extracted) or any(part.error for part in parts):
         return None
-    work = classified.extracted.work
+    models = sum(len(work.models) for work in works)  # also those whose logits were known: it projects alike
+    crop_models = sum(len(crops.crops) * len(work.models) for work, crops in zip(works, extracted, strict=True))
     return Costs(
-        frames=work.settings.recipe.num_frames,
-        crops=len(crops.crops),
-        decode_seconds=crops.decode_seconds,
-        search_seconds=crops.search_seconds,
-        crop_models=len(crops.crops) * work.models,  # also those that were known: it projects alike
-        classify_seconds=classified.seconds,
+        frames=max(work.settings.recipe.num_frames for work in works),
+        crops=crop_models / models,
+        decode_seconds=sum(crops.decode_seconds for crops in extracted),
+        search_seconds=sum(crops.search_seconds for crops in extracted),
+        crop_models=crop_models,
+        classify_seconds=sum(part.seconds for part in parts),
     )

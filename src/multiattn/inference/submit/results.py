@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from multiattn.inference.submit.plan import Level
+from multiattn.runtime.files import free_name
 from multiattn.runtime.frame_folders import clip_fingerprint
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 SEARCHED = ("ok", "no_face")
 """Statuses of videos that were decoded and searched."""
+
+BY_USE = ("ok", "no_face", "unreadable", "failed")
+"""Statuses of results, the best first."""
 
 OF_MODEL = ("logits", "precisions", "distances", "reasons")
 """Fields of a result with an entry for each model."""
@@ -35,7 +39,7 @@ def file_fingerprint(path: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoResult:
-    """Logits of one video, or the reason why there are none; plain types only."""
+    """Logits of one video's crops by one recipe, or the reason why there are none; plain types only."""
 
     video_id: str
     file: str
@@ -101,19 +105,35 @@ class VideoResult:
         )
 
 
+def overall(results: Iterable[VideoResult], recipes: int = 1) -> tuple[str, str]:
+    """Status and message of a video, by its results with at least one of so many recipes: the best status, and all that
+    is said."""
+    results = list(results)
+    status = min((result.status for result in results), key=BY_USE.index)
+    said = [result.message for result in results if result.message]
+    said += [f"crops of {len(results)} of {recipes} recipes"] if len(results) < recipes else []
+    return status, "; ".join(dict.fromkeys(said))
+
+
 class ResultStore:
-    """The results of one submission folder, open for writing. Logits are kept, not probabilities: another scoring rule
-    needs no new results.
+    """The results of one submission folder by one recipe, open for writing. Logits are kept, not probabilities: another
+    scoring rule needs no new results.
 
     Args:
         work: what all results belong to, whatever the models, plain types.
+        others: stores of other work in the same folder. The journal of this work is found by its first line; where
+            there is none, it is the first file that is not theirs, and what lies there of other work is set aside.
 
     Attributes:
         results: video_id -> its results, those of earlier runs and of other models too, the latest last.
     """
 
-    def __init__(self, folder: Path, work: dict[str, Any]) -> None:
-        self.journal = Journal(folder / SUBMISSION_JOURNAL, VideoResult)
+    def __init__(self, folder: Path, work: dict[str, Any], others: Sequence["ResultStore"] = ()) -> None:
+        path = folder / SUBMISSION_JOURNAL
+        journals = (Journal(found, VideoResult) for found in sorted(folder.glob(f"{path.stem}*{path.suffix}")))
+        free = free_name(path) if path in [other.journal.path for other in others] else path
+        known = (journal for journal in journals if journal.work() == work)
+        self.journal = next(known, None) or Journal(free, VideoResult)
         self.journal.claim(work)
         self.results: dict[str, list[VideoResult]] = {}
         for result in self.journal.records(skip_damaged=True):

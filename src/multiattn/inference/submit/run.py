@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 from multiattn.config import to_json
 from multiattn.datasets.manifest import clips_below, folder_ids, is_video_name
 from multiattn.inference.predictor import out_of_fold_figures
-from multiattn.inference.runs import TrainedModel, find_models, trained_on, with_tta
+from multiattn.inference.runs import TrainedModel, find_models, group_by_recipe, trained_on, with_tta
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
 from multiattn.inference.submit.delivery import NOT_THERE, Delivery, Statuses, SubmitResult, frame_table, reasons
@@ -31,7 +31,7 @@ from multiattn.runtime.signals import Interruption, listening
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring.distances import Outside, crop_distances
 from multiattn.tables import SAMPLE, path_fault
-from multiattn.video.extraction.extract import ExtractionSettings
+from multiattn.video.extraction.extract import prediction_settings
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +57,22 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
     delivery = Delivery(sample, inputs.rule, inputs.out)
     with listening(signal.SIGINT) as interruption, exclusive_folder(inputs.out):
         delivery.begin()
-        models = with_tta(find_models(*inputs.runs), inputs.rule.tta)
+        models = with_tta(find_models(*inputs.runs, any_recipes=True), inputs.rule.tta)
         require_rule_fits(inputs.rule, models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         history = _history(inputs, models, sample)
         setup = _set_up(inputs, models, sample)
+        delivery.recipes = len(setup.settings)
         require_room(inputs.out, len(setup.paths) * setup.everything.frames * CROPS_A_FRAME * len(models))
-        store = ResultStore(inputs.out, {"version": RESULTS_VERSION, "crops": to_json(setup.settings.recipe)})
+        stores: list[ResultStore] = []
+        for settings in setup.settings:
+            work = {"version": RESULTS_VERSION, "crops": to_json(settings.recipe)}
+            stores.append(ResultStore(inputs.out, work, stores))
         try:
-            return _Run(inputs, models, history, setup, store, delivery, interruption).run()
+            return _Run(inputs, models, history, setup, stores, delivery, interruption).run()
         finally:
-            store.close()
+            for store in stores:
+                store.close()
 
 
 @dataclass
@@ -78,7 +83,8 @@ class _Run:
     models: list[TrainedModel]
     history: dict[str, Any]
     setup: Setup
-    store: ResultStore
+    stores: list[ResultStore]
+    """By the number of the recipe."""
     delivery: Delivery
     interruption: Interruption
     waiting: Statuses = field(default_factory=dict)
@@ -86,9 +92,16 @@ class _Run:
 
     def __post_init__(self) -> None:
         asked = "auto" if self.inputs.precision == "auto" else self.setup.precision
-        self.results = self.store.usable(self.setup.paths, self.setup.fingerprints, asked)
-        kept = {video for video, them in self.store.results.items() if them[-1].status == "ok"}
-        if anew := kept & self.setup.paths.keys() - self.results.keys():
+        setup, anew = self.setup, set()
+        self.results: dict[str, dict[int, VideoResult]] = {}
+        for recipe, store in enumerate(self.stores):
+            names = (model.name for model, own in zip(setup.models, setup.recipe_of, strict=True) if own == recipe)
+            usable = store.usable(setup.paths, {name: setup.fingerprints[name] for name in names}, asked)
+            for video, result in usable.items():
+                self.results.setdefault(video, {})[recipe] = result
+            kept = {video for video, them in store.results.items() if them[-1].status == "ok"}
+            anew |= kept & setup.paths.keys() - usable.keys()
+        if anew:
             number = counted(len(anew), "video is", "videos are")
             logger.info("%s predicted anew: what is kept is of other models, views, precision or files", number)
         self._written = time.monotonic()
@@ -97,7 +110,7 @@ class _Run:
         """Answer the videos without an answer, then those that could have a better one, and deliver."""
         setup, results = self.setup, self.results
         todo = [video for video in setup.paths if video not in results]
-        unreadable = {video for video, it in results.items() if it.status == "unreadable" and it.again}
+        unreadable = {it.video_id for it in self._all_results() if it.status == "unreadable" and it.again}
         self.waiting = dict.fromkeys(todo, ("late", "not answered yet"))
         if results:
             logger.info("%d of %s done already", len(results), counted(len(setup.paths), "video"))
@@ -105,10 +118,11 @@ class _Run:
             self._write_on_the_way()
         levels = levels_of(setup.everything.frames, setup.everything.models)
         self._predict(todo, levels)
-        better = [it for it in results.values() if it.video_id in unreadable or it.is_reduced(setup.everything)]
-        better.sort(key=lambda it: (len(it.models) * it.frames, it.video_id))  # those with the least first
+        better = [video for video, them in results.items() if video in unreadable or self._is_reduced(them)]
+        done = {video: sum(len(it.models) * it.frames for it in results[video].values()) for video in better}
+        better.sort(key=lambda video: (done[video], video))  # those with the least first
         if not self.waiting:
-            self._predict([it.video_id for it in better], levels[:1], again=True)
+            self._predict(better, levels[:1], again=True)
         return self._deliver()
 
     def _predict(self, videos: list[str], levels: Sequence[Level], *, again: bool = False) -> None:
@@ -151,24 +165,35 @@ class _Run:
             )  # fmt: skip
             self.interruption.exit_if_asked()
 
-    def _keep(self, result: VideoResult) -> None:
-        former = self.results.get(result.video_id)
-        if former is not None and former.status == "ok" and result.status != "ok":
-            logger.warning("%s: %s in the second pass; the first answer stays", result.video_id, result.status)
-            return
-        self.store.add(result)
-        self.results[result.video_id] = result
-        self.waiting.pop(result.video_id, None)
-        if result.status not in SEARCHED:
-            logger.warning("%s: %s: %s", result.video_id, result.status, result.message)
+    def _all_results(self) -> list[VideoResult]:
+        return [result for them in self.results.values() for result in them.values()]
+
+    def _is_reduced(self, results: Mapping[int, VideoResult]) -> bool:
+        """True where fewer frames, models or recipes were used of a video than there are."""
+        return len(results) < len(self.stores) or any(
+            result.is_reduced(self.setup.everything_of(recipe)) for recipe, result in results.items()
+        )
+
+    def _keep(self, video: str, results: dict[int, VideoResult]) -> None:
+        known = self.results.setdefault(video, {})
+        for recipe, result in results.items():
+            if recipe in known and known[recipe].status == "ok" and result.status != "ok":
+                logger.warning("%s: %s in the second pass; the first answer stays", video, result.status)
+                continue
+            self.stores[recipe].add(result)
+            known[recipe] = result
+            if result.status not in SEARCHED:
+                logger.warning("%s: %s: %s", video, result.status, result.message)
+        self.waiting.pop(video, None)
 
     def _tick(self) -> None:
         if time.monotonic() - self._written >= self.inputs.write_seconds:
             self._write_on_the_way()
 
     def _write_on_the_way(self) -> None:
-        self.store.sync()
-        submission = self.delivery.build(self.results.values(), self.waiting | self.setup.absent)
+        for store in self.stores:
+            store.sync()
+        submission = self.delivery.build(self._all_results(), self.waiting | self.setup.absent)
         self.delivery.try_to_write(submission, self._card(submission.videos, self._figures(), complete=False))
         self._written = time.monotonic()
 
@@ -176,9 +201,10 @@ class _Run:
         begun = {video for each in self.passes for video in each.begun}
         for video in self.waiting:
             self.waiting[video] = ("late", f"not {'finished' if video in begun else 'begun'} when the time was over")
-        submission = self.delivery.build(self.results.values(), self.waiting | self.setup.absent)
+        results = self._all_results()
+        submission = self.delivery.build(results, self.waiting | self.setup.absent)
         figures = self._figures()
-        table = frame_table(list(self.results.values()), {model.name: model.fold for model in self.models})
+        table = frame_table(results, {model.name: model.fold for model in self.models})
         outside = Outside.count(crop_distances(table))
         logger.log(logging.WARNING if outside.is_unusual else logging.INFO, "faces: %s", outside.describe())
         card = self._card(submission.videos, figures, complete=True) | {"faces": outside.as_card()}
@@ -187,8 +213,9 @@ class _Run:
         if not submission.coverage["ok"]:
             self._refuse_priors_only(submission.coverage)
         crops = {
-            video: (self.setup.work(video, Level(result.frames, len(result.models))), *result.surest_crop())
-            for video, result in self.results.items()
+            video: (self.setup.work(video, recipe, result.frames), *result.surest_crop())
+            for video, them in self.results.items()
+            for recipe, result in sorted(them.items(), reverse=True)  # of several recipes the first one's crop
             if result.logits
         }
         workers = self.passes[-1].plan.workers if self.passes else self.setup.workers
@@ -203,7 +230,7 @@ class _Run:
         wall = stages["wall"]
         return {
             "plan_changes": tuple(change for each in self.passes for change in each.plan.changes),
-            "reduced": sum(result.is_reduced(self.setup.everything) for result in self.results.values()),
+            "reduced": sum(map(self._is_reduced, self.results.values())),
             "rate": sum(each.done for each in self.passes) / wall if wall > 0 else 0.0,
             "seconds": process_seconds(),
             "stage_seconds": stages,
@@ -211,7 +238,7 @@ class _Run:
 
     def _card(self, videos: pd.DataFrame, figures: dict[str, Any], *, complete: bool) -> dict[str, Any]:
         """Entries of the card; `complete` where the run has come to its end, by itself or by its budget."""
-        used = {precision for result in self.results.values() for precision in result.precisions}
+        used = {precision for result in self._all_results() for precision in result.precisions}
         return {
             "runs": [model.name for model in self.models],
             **self.history,
@@ -261,15 +288,18 @@ def require_room(folder: Path, results: int) -> None:
 
 def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> Setup:
     device = pick_device(inputs.device)
-    recipe = models[0].recipe.for_prediction()
+    groups = group_by_recipe(models)
+    recipe_of = {model.name: number for number, group in enumerate(groups.values()) for model in group}
+    important = tuple(by_importance(models, inputs.rule))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     paths, absent = _locate(sample, inputs)
     return Setup(
         paths=paths,
         absent=absent,
-        models=tuple(by_importance(models, inputs.rule)),
+        models=important,
+        recipe_of=tuple(recipe_of[model.name] for model in important),
         fingerprints={model.name: model.fingerprint() for model in models},
-        settings=ExtractionSettings(recipe=recipe, device=str(device), weights=inputs.weights),
+        settings=tuple(prediction_settings(list(groups), device=device, weights=inputs.weights)),
         device=device,
         precision=known_precision(inputs.precision, device),
         workers=inputs.jobs or min(default_jobs(str(device)), max(1, cores)),

@@ -22,7 +22,7 @@ from av.stream import Disposition
 from multiattn.runtime.files import require_plain_file
 from multiattn.runtime.frame_folders import frame_names, frame_numbers, is_image_name
 from multiattn.runtime.text_tables import counted, printable
-from multiattn.video.decoding.packets import DecodingPlan, UnitParser, plan_decoding
+from multiattn.video.decoding.packets import DecodingPlan, PacketFacts, UnitParser, plan_decoding
 from multiattn.video.decoding.pictures import MAX_PIXELS, UnreadableVideoError, read_image
 
 OPEN_OPTIONS = {
@@ -144,9 +144,11 @@ class FrameReader:
         fast_frames: take the reference frame nearest to each wanted frame instead; as `plan_decoding`. Streams that are
             decoded whole give the wanted frames as always.
         fps: frames a second of a folder of pictures or an array; None where it is not known.
+        also: further (num_frames, fast_frames) whose frames are yielded by the same pass, each frame once.
 
     Attributes:
         num_frames: frames yielded by the latest iteration.
+        frames_of: (num_frames, fast_frames) -> indices of its frames, of the latest iteration.
         message: the damage it met; empty when there was none.
         seconds: spent on reading and decoding, over all iterations.
 
@@ -155,10 +157,17 @@ class FrameReader:
     """
 
     def __init__(
-        self, path: Path | FrameArray, num_frames: int, *, fast_frames: bool = False, fps: float | None = None
+        self,
+        path: Path | FrameArray,
+        num_frames: int,
+        *,
+        fast_frames: bool = False,
+        fps: float | None = None,
+        also: Iterable[tuple[int, bool]] = (),
     ) -> None:
         self.path = path if isinstance(path, FrameArray) else Path(path)
-        self.wanted, self.fast_frames, self.fps = num_frames, fast_frames, fps
+        self.fps = fps
+        self.frames_of: dict[tuple[int, bool], set[int]] = {want: set() for want in [(num_frames, fast_frames), *also]}
         self.seconds, self.num_frames, self.message = 0.0, 0, ""
 
     def __iter__(self) -> Iterator[Frame]:
@@ -180,29 +189,36 @@ class FrameReader:
 
     def _read(self) -> Iterator[Frame]:
         if isinstance(self.path, FrameArray):
-            for index in evenly_spaced_indices(len(self.path.images), self.wanted):
+            for index in self._wanted(len(self.path.images)):
                 yield self._made(index, np.ascontiguousarray(self.path.images[index]))
             return
         if self.path.is_dir():
             yield from self._read_pictures()
             return
         if is_image_name(self.path.name):
+            self._wanted(1)
             image, self.num_frames = read_image(self.path), 1
             yield Frame(index=0, seconds=0.0, image=image)
             return
         total, plan = self._plan()
-        frames = evenly_spaced_indices(total, self.wanted) if plan is None else plan.frames
+        frames = self._wanted(total) if plan is None else plan.frames
         if not frames:
             raise UnreadableVideoError("no frames in the video stream")
         with _opened(self.path) as (container, stream):
             decoded = enumerate(container.decode(stream)) if plan is None else _decode(container, stream, plan)
             yield from self._select(decoded, frames, total)
 
+    def _wanted(self, total: int) -> list[int]:
+        """The wanted of so many frames, ascending; notes which are whose."""
+        self.frames_of = {want: set(evenly_spaced_indices(total, want[0])) for want in self.frames_of}
+        return sorted(set().union(*self.frames_of.values()))
+
     def _read_pictures(self) -> Iterator[Frame]:
         names = frame_names(self.path)
         if not names:
             raise UnreadableVideoError("a folder without pictures")
-        numbers, wanted, broken = frame_numbers(names), evenly_spaced_indices(len(names), self.wanted), []
+        numbers, wanted, broken = frame_numbers(names), self._wanted(len(names)), []
+        self.frames_of = {want: {numbers[place] for place in places} for want, places in self.frames_of.items()}
         for place in wanted:
             try:
                 image = read_image(self.path / names[place])
@@ -236,13 +252,27 @@ class FrameReader:
             total = max(declared, sum(packet.shown for packet in packets))
             plan = None
             if parser.understood:
-                wanted, reorders = evenly_spaced_indices(total, self.wanted), codec.has_b_frames
-                plan = plan_decoding(packets, wanted, reorders=reorders, fast_frames=self.fast_frames)
+                plan = self._joined_plan(packets, total, reorders=codec.has_b_frames)
             starts_within = parser.reads_units and packets and not packets[0].starts_anew
         if plan is None and total and (codec.name in FRAMES_UNLIKE_PACKETS or starts_within):
             with contextlib.suppress(av.FFmpegError), _opened(self.path) as (container, stream):  # damage: as it is
                 total = sum(1 for _ in container.decode(stream))
         return total, plan
+
+    def _joined_plan(self, packets: list[PacketFacts], total: int, *, reorders: bool) -> DecodingPlan | None:
+        """The plan of all wanted frames together; notes which are whose."""
+        self._wanted(total)
+        plans = {
+            want: plan_decoding(packets, sorted(frames), reorders=reorders, fast_frames=want[1])
+            for want, frames in self.frames_of.items()
+        }
+        if None in plans.values():  # of the stream, whatever is wanted
+            return None
+        self.frames_of = {want: set(plan.frames) for want, plan in plans.items()}
+        if len(plans) == 1:
+            return next(iter(plans.values()))
+        together = sorted(set().union(*self.frames_of.values()))
+        return plan_decoding(packets, together, reorders=reorders, fast_frames=False)
 
     def _select(self, decoded: Iterator[tuple[int, av.VideoFrame]], frames: list[int], total: int) -> Iterator[Frame]:
         wanted, last_index = set(frames), -1

@@ -195,7 +195,7 @@ def require_weights(detector: type[Detector], weights: Path | str | None) -> Non
         )
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def load_detector(detector: type[Detector], *, threshold: float, device: str, weights: Path | None = None) -> Detector:
     """The detector of this process, loaded once.
 

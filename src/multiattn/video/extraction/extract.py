@@ -1,10 +1,9 @@
-"""One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory."""
+"""One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory, by several recipes."""
 
 import errno
-import functools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from multiattn.video.decoding.reencode import ClipEncoding, UnencodableVideoErro
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
 from multiattn.video.extraction.engine import is_out_of_memory
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
-from multiattn.video.extraction.scan import BATCH_FRAMES, FaceCrop, Scan, scan_faces
+from multiattn.video.extraction.scan import BATCH_FRAMES, FOUND_BY, FaceCrop, Scan, Scanner
 
 NO_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 """Errors of a name, not of the machine: the crops of another video lie there."""
@@ -75,6 +74,26 @@ def extraction_settings(
         **recipe,
     )
     return ExtractionSettings(recipe=made, device=device, weights=weights.resolve() if weights is not None else None)
+
+
+def prediction_settings(
+    recipes: Sequence[CropRecipe], *, device: torch.device, weights: Path | None
+) -> list[ExtractionSettings]:
+    """The settings of each recipe for videos of unknown labels, masks and originals (`CropRecipe.for_prediction`); of
+    several recipes the weights file is for those whose detector needs one.
+
+    Raises:
+        ValueError: a recipe of another program, a detector without its weights.
+    """
+    some_need_it = any(recipe.weights for recipe in recipes)
+    return [
+        ExtractionSettings(
+            recipe=recipe.for_prediction(),
+            device=str(device),
+            weights=weights if recipe.weights or not some_need_it else None,
+        )
+        for recipe in recipes
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,57 +189,94 @@ def _content(path: Path) -> str:
 
 
 def find_crops(
-    task: VideoTask, settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
-) -> EncodedCrops:
-    """Decode, detect, align, track and encode the crops of one video; nothing is written.
+    task: VideoTask, *settings: ExtractionSettings, original_rows: list[list[Any]] | None = None
+) -> list[EncodedCrops]:
+    """Decode, detect, align, track and encode the crops of one video, of each recipe as of that one alone; nothing is
+    written.
+
+    The video is decoded once for the frames of all recipes together, and searched once for those that find faces alike
+    (`FOUND_BY`); the seconds of the results are equal shares. A damaged video is read by each recipe for itself: which
+    frames are whole depends on which are decoded.
 
     With the original's rows of `faces.parquet` a fake is cropped where its original is, if `reuse_faces` finds the two
     alike; else, and without them, faces are detected. A video without a face in any searched frame is decoded again for
     the detector's second, thorough pass.
     """
     started = time.perf_counter()
-    recipe, scan, notes, crops, reused = settings.recipe, None, [], [], False
-    reader = FrameReader(task.path, recipe.num_frames, fast_frames=recipe.fast_frames, fps=task.fps)
+    first, reason = settings[0].recipe, ""
+    found: list[tuple[Scan, str]] = []
+    wants = [(one.recipe.num_frames, one.recipe.fast_frames) for one in settings]
+    reader = FrameReader(task.path, first.num_frames, fast_frames=first.fast_frames, fps=task.fps, also=wants)
     with single_threaded():
         try:
-            if recipe.reuse_original and task.original_path is not None:
-                scan, reason = reuse_faces(reader, task.path, task.original_path, original_rows, recipe)
-                notes += [f"not cropped like the original: {reason}"] if reason else []
-            reused = scan is not None
-            if scan is None:
-                scan, note = _search(reader, settings)
-                notes += [note] if note else []
-            notes.insert(0, reader.message)
-            crops, note = choose_faces(
-                scan, recipe.policy, label=task.label, mask=task.mask, num_frames=recipe.num_frames
-            )
-            notes.append(note)
-            status = "ok" if crops else "no_face"
+            if first.reuse_original and task.original_path is not None:
+                scan, reason = reuse_faces(reader, task.path, task.original_path, original_rows, first)
+                found = [(scan, "")] if scan is not None else []
+            reused = bool(found)
+            found = found or _search(reader, settings)
+            chosen = [
+                choose_faces(
+                    scan, one.recipe.policy, label=task.label, mask=task.mask, num_frames=one.recipe.num_frames
+                )
+                for one, (scan, _) in zip(settings, found, strict=True)
+            ]
         except UnreadableVideoError as error:
-            scan, status, notes = Scan(), "unreadable", [str(error)]
-    return EncodedCrops(
-        task.video_id,
-        status,
-        "; ".join(filter(None, notes)),
-        reader.num_frames,
-        crops,
-        decode_seconds=reader.seconds,
-        search_seconds=max(0.0, time.perf_counter() - started - reader.seconds),
-        detected_frames=scan.detected_frames,
-        reused=reused,
-    )
+            seconds = _shares(started, reader, settings)
+            return [EncodedCrops(task.video_id, "unreadable", str(error), 0, [], *seconds)] * len(settings)
+    if reader.message and len(reader.frames_of) > 1:
+        return [crops for one in settings for crops in find_crops(task, one)]
+    kept_as = f"not cropped like the original: {reason}" if reason else ""
+    return [
+        EncodedCrops(
+            task.video_id,
+            "ok" if crops else "no_face",
+            "; ".join(filter(None, (reader.message, kept_as, searched, note))),
+            len(scan.frame_sizes_wh),
+            crops,
+            *_shares(started, reader, settings),
+            detected_frames=scan.detected_frames,
+            reused=reused,
+        )
+        for (scan, searched), (crops, note) in zip(found, chosen, strict=True)
+    ]
 
 
-def _search(reader: FrameReader, settings: ExtractionSettings) -> tuple[Scan, str]:
-    """The detector's pass, and where it finds nothing at all, the thorough one; and a note of the second."""
-    detector = settings.load_detector()
-    frames = functools.partial(read_ahead, reader, BATCH_FRAMES) if settings.read_ahead else lambda: reader
-    first = scan_faces(frames(), detector, settings.recipe)
-    if first.crops:
-        return first, ""
-    second = scan_faces(frames(), detector, settings.recipe, thorough=True)
-    second.detected_frames += first.detected_frames
-    return second, "faces found by the thorough pass only" if second.crops else ""
+def _shares(started: float, reader: FrameReader, settings: Sequence[ExtractionSettings]) -> tuple[float, float]:
+    """Each recipe's seconds of decoding, and of the rest since the start."""
+    search_seconds = max(0.0, time.perf_counter() - started - reader.seconds)
+    return reader.seconds / len(settings), search_seconds / len(settings)
+
+
+def _search(reader: FrameReader, settings: Sequence[ExtractionSettings]) -> list[tuple[Scan, str]]:
+    """For each recipe the detector's pass, and where it finds nothing at all, the thorough one; and a note of the
+    second."""
+    found = [(scan, "") for scan in _scan(reader, settings)]
+    empty = [place for place, (scan, _) in enumerate(found) if not scan.crops]
+    again = _scan(reader, [settings[place] for place in empty], thorough=True) if empty else []
+    for place, second in zip(empty, again, strict=True):
+        second.detected_frames += found[place][0].detected_frames
+        found[place] = (second, "faces found by the thorough pass only" if second.crops else "")
+    return found
+
+
+def _scan(reader: FrameReader, settings: Sequence[ExtractionSettings], *, thorough: bool = False) -> list[Scan]:
+    """One pass of the reader, searched once for all recipes that find faces alike."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for place, one in enumerate(settings):
+        alike.setdefault(tuple(getattr(one.recipe, name) for name in FOUND_BY), []).append(place)
+    scanners = []
+    for places in alike.values():
+        recipes = [settings[place].recipe for place in places]
+        scanner = Scanner(settings[places[0]].load_detector(), recipes, thorough=thorough)
+        scanners.append((scanner, (recipes[0].num_frames, recipes[0].fast_frames)))
+    frames = read_ahead(reader, BATCH_FRAMES) if settings[0].read_ahead else reader
+    for frame in frames:
+        for scanner, want in scanners:
+            if frame.index in reader.frames_of[want]:
+                scanner.add(frame)
+    scans = [scan for scanner, _ in scanners for scan in scanner.finish()]
+    order = [place for places in alike.values() for place in places]
+    return [scan for _, scan in sorted(zip(order, scans, strict=True), key=lambda pair: pair[0])]
 
 
 @contextmanager
@@ -236,14 +292,14 @@ def single_threaded():
         cv2.setNumThreads(opencv_threads)
 
 
-def encode_crops(task: VideoTask, settings: ExtractionSettings) -> EncodedCrops:
+def encode_crops(task: VideoTask, *settings: ExtractionSettings) -> list[EncodedCrops]:
     """`find_crops`, on the CPU where a GPU has no memory left; other errors of the machine raise."""
     try:
-        return find_crops(task, settings)
+        return find_crops(task, *settings)
     except Exception as error:
-        if settings.device == "cpu" or not is_out_of_memory(error):
+        if settings[0].device == "cpu" or not is_out_of_memory(error):
             raise
-        return find_crops(task, replace(settings, device="cpu"))
+        return find_crops(task, *(replace(one, device="cpu") for one in settings))
 
 
 def extract_video(
@@ -258,7 +314,7 @@ def extract_video(
     made_of = fingerprint_of(task, settings.recipe)
     try:
         with _reencoded(task, folder) as read:
-            found = find_crops(read, settings, original_rows)
+            (found,) = find_crops(read, settings, original_rows=original_rows)
     except UnencodableVideoError as error:
         facts = {"fingerprint": made_of.fingerprint, "seen": made_of.seen}
         return VideoFaces(task.video_id, "unreadable", 0, str(error), [], **facts)

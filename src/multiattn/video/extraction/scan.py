@@ -1,4 +1,4 @@
-"""One pass over a video's sampled frames: detect, link boxes into tracks, interpolate, cut crops.
+"""One pass over a video's sampled frames: detect, link boxes into tracks, interpolate, cut crops by each recipe.
 
 Full frames are the only large thing here (6 MB each of 1080p), so a crop is cut and encoded as soon as its place is
 known. Between two searched frames up to `detect_every` - 1 frames wait in memory for the second one: decoding a video
@@ -6,15 +6,20 @@ twice instead would cost what searching fewer frames saves.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from multiattn.tables import BOX
 from multiattn.video.crops.recipe import CropRecipe, cut_crop
 from multiattn.video.decoding.frames import Frame
 from multiattn.video.detectors.registry import Detector, Faces
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MIN_IOU = 0.3
 MAX_GAP_FRAMES = 2
@@ -24,6 +29,8 @@ BATCH_FRAMES = 8
 """Sampled frames in flight at once, the waiting ones not counted."""
 MIN_LANDMARK_SPREAD = 1.0
 """Pixels; landmarks closer together fix no scale, and such a face is left out."""
+FOUND_BY = ("detector", "weights", "threshold", "detect_every", "num_frames", "fast_frames")
+"""Settings of a recipe that decide where its faces are; the others decide how they are cut and which are kept."""
 
 
 def pairwise_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
@@ -83,7 +90,9 @@ class TrackLinker:
 
 
 def _assign(iou: np.ndarray) -> Iterable[tuple[int, int]]:
-    """The pairs (row, column) of (N, K) values of largest sum, N and K at least 1."""
+    """The pairs (row, column) of (N, K) values of largest sum."""
+    if 0 in iou.shape:
+        return []
     if 1 in iou.shape:
         return [np.unravel_index(iou.argmax(), iou.shape)]
     from scipy.optimize import linear_sum_assignment  # a second, which clips of one person do without
@@ -95,6 +104,30 @@ def rank_tracks(lengths: list[int]) -> np.ndarray:
     """The final number of every track: by length, longest first, ties by first appearance. Track 0 is the person seen
     most."""
     return np.argsort(np.argsort(-np.array(lengths, dtype=np.int64), kind="stable"))
+
+
+def match_tracks(first: "pd.DataFrame", second: "pd.DataFrame") -> dict[int, int]:
+    """Tracks of one video as another search found them (`second`) -> the tracks of `first` that are the same persons;
+    those that are nobody's get numbers after them.
+
+    A box is compared with that of the nearest frame, at most as far away as the frames of `first` are from each other.
+    Tracks are paired so that the summed mean IoU of their boxes is largest; a pair below IoU 0.3 is none.
+
+    Args:
+        first, second: rows of one video's `faces`; either may be empty.
+    """
+    step = np.diff(np.unique(first["frame_index"])).min(initial=np.iinfo(np.int64).max)
+    by_track = [dict(iter(faces.groupby("track", sort=True))) for faces in (first, second)]
+    iou = np.zeros((len(by_track[0]), len(by_track[1])))
+    for (row, mine), (column, other) in itertools.product(*(enumerate(tracks.values()) for tracks in by_track)):
+        away = np.abs(other["frame_index"].to_numpy()[:, None] - mine["frame_index"].to_numpy())
+        nearest, near = away.argmin(axis=1), away.min(axis=1) <= step
+        boxes = (faces[list(BOX)].to_numpy(dtype=np.float64) for faces in (mine.iloc[nearest[near]], other[near]))
+        iou[row, column] = paired_iou(*boxes).mean() if near.any() else 0.0
+    names = [list(tracks) for tracks in by_track]
+    found = {names[1][column]: names[0][row] for row, column in _assign(iou) if iou[row, column] >= MIN_IOU}
+    free = itertools.count(max(names[0], default=-1) + 1)
+    return {track: found[track] if track in found else next(free) for track in names[1]}
 
 
 def spurious_tracks(
@@ -156,57 +189,86 @@ class _Seen:
 
 
 def scan_faces(frames: Iterable[Frame], detector: Detector, recipe: CropRecipe, *, thorough: bool = False) -> Scan:
-    """The crops of every face of the sampled frames, with final track numbers and without spurious tracks; with
-    `thorough` by the detector's second, slower pass.
+    """The crops of every face of the sampled frames, as `Scanner` finds them.
+
+    Raises:
+        UnreadableVideoError: as the frames' reader does.
+    """
+    scanner = Scanner(detector, [recipe], thorough=thorough)
+    for frame in frames:
+        scanner.add(frame)
+    return scanner.finish()[0]
+
+
+class Scanner:
+    """Crops of every face of the frames it is given, with final track numbers and without spurious tracks, cut by each
+    of several recipes that find faces alike; with `thorough` by the detector's second, slower pass.
 
     The detector searches the first frame, every `detect_every`-th after it and the last. Where it found a track in two
     such frames in a row, the track has a row in each frame between them too: box, landmarks and score linear in the
     frames' times. A gap of at most 2 searched frames keeps the track's number, but gets no rows, since the face was
     most likely hidden or turned away.
 
-    Raises:
-        UnreadableVideoError: as the frames' reader does.
+    Args:
+        recipes: at least one, equal in all of `FOUND_BY`.
     """
-    scan, linker = Scan(), TrackLinker()
-    detections: dict[int, list[float]] = {}
-    frames_with_faces = 0
-    previous: _Seen | None = None
-    waiting: list[Frame] = []
-    keyed = _keyed(frames, recipe.detect_every)
-    while batch := list(itertools.islice(keyed, BATCH_FRAMES)):
-        scan.frame_sizes_wh.update({frame.index: frame.image.shape[1::-1] for frame, _ in batch})
-        found = iter(list(_detect([frame for frame, is_key in batch if is_key], detector, thorough)))
-        while batch:  # each frame is let go of: the next batch does not come on top of this one
-            frame, is_key = batch.pop(0)
-            if not is_key:
-                waiting.append(frame)
-                continue
-            faces = next(found)
-            seen = _Seen(frame.index, frame.seconds, frame.image.shape, faces, linker.link(faces.boxes_xyxy).tolist())
-            for between in waiting:
-                scan.crops += _cut(between, *_interpolate(previous, seen, between), recipe)
-            scan.crops += _cut(frame, faces, seen.tracks, recipe)
-            for track, score in zip(seen.tracks, faces.scores.tolist(), strict=True):
-                detections.setdefault(track, []).append(score)
+
+    def __init__(self, detector: Detector, recipes: Sequence[CropRecipe], *, thorough: bool = False) -> None:
+        self._detector, self._recipes, self._thorough = detector, recipes, thorough
+        self._scans, self._linker = [Scan() for _ in recipes], TrackLinker()
+        self._detections: dict[int, list[float]] = {}
+        self._taken = self._frames_with_faces = 0
+        self._coming: list[Frame] = []
+        self._previous: _Seen | None = None
+        self._waiting: list[Frame] = []
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame. It is searched later: only when no other follows is it known as the last, for a damaged
+        file ends early."""
+        self._coming.append(frame)
+        if len(self._coming) > BATCH_FRAMES:
+            self._search(BATCH_FRAMES)
+
+    def finish(self) -> list[Scan]:
+        """The result of each recipe, when there are no more frames."""
+        self._search(len(self._coming), to_the_end=True)
+        threshold = self._recipes[0].threshold
+        spurious = spurious_tracks(self._detections, frames_with_faces=self._frames_with_faces, threshold=threshold)
+        for scan in self._scans:
+            kept = [crop for crop in scan.crops if crop.track not in spurious]
+            scan.crops = _number(kept, self._linker.lengths, spurious)
+        return self._scans
+
+    def _search(self, number: int, *, to_the_end: bool = False) -> None:
+        batch, self._coming = self._coming[:number], self._coming[number:]
+        every, first = self._recipes[0].detect_every, self._taken
+        is_key = [(first + place) % every == 0 or (to_the_end and place == number - 1) for place in range(number)]
+        self._taken += number
+        for scan in self._scans:
+            scan.frame_sizes_wh.update({frame.index: frame.image.shape[1::-1] for frame in batch})
+        searched = [frame for frame, key in zip(batch, is_key, strict=True) if key]
+        found = iter(list(_detect(searched, self._detector, self._thorough)))
+        del searched
+        for key in is_key:
+            frame = batch.pop(0)  # each is let go of: the next batch does not come on top of this one
+            if key:
+                self._cut_to(frame, next(found))
+            else:
+                self._waiting.append(frame)
+
+    def _cut_to(self, frame: Frame, faces: Faces) -> None:
+        """Cut the faces of a searched frame, and of those that waited for it."""
+        tracks = self._linker.link(faces.boxes_xyxy).tolist()
+        seen = _Seen(frame.index, frame.seconds, frame.image.shape, faces, tracks)
+        places = [(between, *_interpolate(self._previous, seen, between)) for between in self._waiting]
+        for scan, recipe in zip(self._scans, self._recipes, strict=True):
+            for one, of_frame, numbers in [*places, (frame, faces, tracks)]:
+                scan.crops += _cut(one, of_frame, numbers, recipe)
             scan.detected_frames += 1
-            frames_with_faces += len(faces) > 0
-            previous, waiting = seen, []
-    spurious = spurious_tracks(detections, frames_with_faces=frames_with_faces, threshold=recipe.threshold)
-    scan.crops = _number([crop for crop in scan.crops if crop.track not in spurious], linker.lengths, spurious)
-    return scan
-
-
-def _keyed(frames: Iterable[Frame], every: int) -> Iterator[tuple[Frame, bool]]:
-    """Each frame, and True where it is searched. Only when no other follows is it known as the last: a damaged file
-    ends early."""
-    waiting: Frame | None = None
-    position = -1
-    for frame in frames:
-        if waiting is not None:
-            yield waiting, position % every == 0
-        waiting, position = frame, position + 1
-    if waiting is not None:
-        yield waiting, True
+        for track, score in zip(tracks, faces.scores.tolist(), strict=True):
+            self._detections.setdefault(track, []).append(score)
+        self._frames_with_faces += len(faces) > 0
+        self._previous, self._waiting = seen, []
 
 
 def _detect(frames: list[Frame], detector: Detector, thorough: bool) -> Iterator[Faces]:
