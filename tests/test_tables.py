@@ -52,6 +52,7 @@ GOOD_ROWS = {
         "distance": float("nan"),
         "distance_reason": "",
     },
+    "out-of-fold": {"video_id": "a/b", "fold": 0, "label": 1, "probability": 0.475},
     "video_predictions": {"video_id": "a/b", "probability": 0.5, "num_crops": 0, "status": "missing", "message": "x"},
     "submission": {"filename": "b.mp4", "label": 0.5},
     "sample submission": {"filename": "b.mp4"},

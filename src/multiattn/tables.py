@@ -355,6 +355,18 @@ FRAME_PREDICTIONS = Table(
     },
 )
 
+OUT_OF_FOLD = Table(
+    name="out-of-fold",
+    key=("video_id",),
+    made_by="multiattn train",
+    columns={
+        "video_id": _video_id,
+        "fold": _integer(0, "the fold whose model answers, which has not seen the video"),
+        "label": _label(REAL, FAKE),
+        "probability": _probability(),
+    },
+)
+
 VIDEO_PREDICTIONS = Table(
     name="video_predictions",
     key=("video_id",),

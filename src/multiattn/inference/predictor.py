@@ -22,7 +22,7 @@ from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try
 from multiattn.model.predict import predict_logits
 from multiattn.runtime import layout
 from multiattn.runtime.crop_files import declared_root
-from multiattn.runtime.files import exclusive_folder
+from multiattn.runtime.files import exclusive_folder, write_text
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.table_files import read_history
@@ -30,7 +30,7 @@ from multiattn.runtime.text_tables import counted
 from multiattn.scoring.aggregators import frame_predictions
 from multiattn.scoring.metrics import CONSTANT_LOG_LOSS, VideoMetrics, describe_losses, video_metrics
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import BOX, FOLDS, FRAME_PREDICTIONS
+from multiattn.tables import BOX, FOLDS, FRAME_PREDICTIONS, OUT_OF_FOLD
 from multiattn.video.crops.images import CropImages, crop_loader
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
@@ -201,6 +201,8 @@ class OutOfFold:
     """Videos that count with the prior."""
     last_epoch: tuple[float, float | None] | None
     """As of `last_epoch_losses`."""
+    videos: pd.DataFrame
+    """The answers, an `out-of-fold` table."""
 
     def describe(self) -> str:
         columns = ["fold", "log_loss", "balanced_log_loss", "auc", "accuracy", "num_videos"]
@@ -296,9 +298,21 @@ def score_out_of_fold(
         {"fold": fold, **asdict(_metrics(of_fold, rule.clip))} for fold, of_fold in videos.groupby("fold", sort=True)
     ]
     without_face = int((videos["num_crops"] == 0).sum())
-    return OutOfFold(
-        _metrics(videos, rule.clip), pd.DataFrame(rows), without_face, last_epoch_losses(runs, held_out, rule)
-    )
+    last_epoch = last_epoch_losses(runs, held_out, rule)
+    answers = OUT_OF_FOLD.validate(videos, "out-of-fold answers")
+    return OutOfFold(_metrics(videos, rule.clip), pd.DataFrame(rows), without_face, last_epoch, answers)
+
+
+def keep_out_of_fold(experiment: Path) -> OutOfFold:
+    """`score_out_of_fold` of an experiment's finished folds by the untuned rule; its folder keeps the answers for
+    others, in `oof.csv`."""
+    path = experiment / layout.VIDEO_HELD_OUT_FILE
+    with exclusive_folder(experiment):
+        found = score_out_of_fold(experiment, unfinished="skip")
+        text = found.videos.to_csv(index=False, lineterminator="\n")
+        if not path.is_file() or path.read_bytes() != text.encode():  # a finished run is left as it is
+            write_text(path, text)
+    return found
 
 
 def last_epoch_losses(runs: Sequence[Path], held_out: HeldOut, rule: ScoringRule) -> tuple[float, float | None] | None:

@@ -38,6 +38,8 @@ RESULT_FILES = (
 """Files that training, or an import, leaves: a run folder without any of them holds settings alone."""
 SCORING_FILE = "scoring.json"
 """In the folder of an experiment, beside its folds."""
+VIDEO_HELD_OUT_FILE = "oof.csv"
+"""Likewise: its answers to held-out videos by the untuned rule. In a submission folder those of the rule it went by."""
 MODEL_CARD_FILE = "card.md"
 """Likewise."""
 LICENCE_FILE, DIGESTS_FILE = "LICENSE.md", "files.sha256"
@@ -108,6 +110,11 @@ def fold_folder(experiment: Path, fold: int) -> Path:
 def held_out_file(tta: str) -> str:
     """The file of a run's frame predictions of the held-out fold by the best weights, with these views of each crop."""
     return HELD_OUT_FILE if tta == "none" else HELD_OUT_FILE.replace(".", f"_{tta}.")
+
+
+def tuned_held_out_file(scoring: Path) -> Path:
+    """The table beside a scoring rule: its answers to held-out videos, each by the rule found without its fold."""
+    return scoring.with_name(f"{scoring.stem}_{VIDEO_HELD_OUT_FILE}")
 
 
 def fold_number(folder: Path) -> int:

@@ -124,6 +124,7 @@ def _fill(
     """Train and measure one seed of a cell. A user's mistake is noted in the table, and the others go on."""
     from multiattn.evaluation.ablation_table import measure_cross, measure_out_of_fold
     from multiattn.evaluation.ablations import LQ, seeded
+    from multiattn.inference.predictor import keep_out_of_fold
     from multiattn.training.folds import require_same_folds, train_folds
 
     try:
@@ -138,6 +139,7 @@ def _fill(
         runs = options.runs / experiment.name
         if not ranks.is_main:
             return
+        keep_out_of_fold(runs)
         figures = measure_out_of_fold(runs, inputs.numbers)
         if inputs.cross is not None:
             figures |= measure_cross(runs, inputs.numbers, inputs.cross, device=inputs.device)

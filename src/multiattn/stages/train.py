@@ -44,7 +44,7 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse_experiment(Options, argv, stage="train", doc=__doc__)
     from multiattn.inference.distances import keep_distances
-    from multiattn.inference.predictor import score_out_of_fold
+    from multiattn.inference.predictor import keep_out_of_fold
     from multiattn.inference.runs import find_models
     from multiattn.training import folds as training
     from multiattn.training.engine.ranks import distributed
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     results(training.describe_folds(experiment, folder, outcomes))
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):
-        results(score_out_of_fold(folder, unfinished="skip").describe())
+        results(keep_out_of_fold(folder).describe())
     if failed:
         raise ValueError(
             f"{len(failed)} of {counted(len(outcomes), 'fold')} failed; the same command tries them again."
