@@ -56,6 +56,11 @@ RuleTta = Annotated[
         "scales, three sizes; flip+scales, six (default: those the scoring rule was tuned on)."
     ),
 ]
+Named = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""Words NAME=FILE, each behind the option's name: `--outside A=a.csv --outside B=b.csv`."""
+Outside = Annotated[
+    Named, arg(help="NAME=TEST.csv: answers (filename,label) of an outside model that the rule names; once for each.")
+]
 DetectorWeights = Annotated[
     Path | None, arg(help="The weights file of the detector the runs' faces were found with, where it needs one.")
 ]

@@ -84,6 +84,20 @@ def test_a_video_whose_experiments_saw_other_faces_is_blended_as_a_whole_and_the
     assert abs(found[last] - per_frame[last]) > 1e-3
 
 
+def test_an_outside_model_answers_each_frame_of_a_video_alike_and_one_without_a_frame_alone():
+    rule = replace(TUNED, aggregator=Aggregator(clip=0.002), experiments=("a",), outside=("b",), per_frame=True)
+    table = predictions(("a/fold0", "v", 0, 0.9), ("a/fold0", "v", 0, 0.3))
+    outside = pd.DataFrame({"b": [0.6, 0.2]}, index=pd.Index(["u", "v"], name="video_id"))
+    blends = np.array([0.6, 0.75 * 0.9 + 0.25 * 0.2, 0.75 * 0.3 + 0.25 * 0.2])
+    odds = (blends / (1 - blends)) ** 0.5 * np.exp(0.1) * (0.16 / 0.84)
+    answers = odds / (1 + odds)
+    found = rule.score(table, outside)
+    assert found["video_id"].tolist() == ["u", "v"] and found["num_crops"].tolist() == [0, 2]
+    assert found["probability"].tolist() == pytest.approx([answers[0], answers[1:].mean()], abs=1e-12)
+    with pytest.raises(ValueError, match="found no answers of b"):
+        rule.score(table)
+
+
 @pytest.mark.parametrize("rule", [ScoringRule(), TUNED, PER_FRAME], ids=["untuned", "tuned", "per frame"])
 def test_no_predictions_are_no_rows(rule):
     found = rule.score(FRAME_PREDICTIONS.empty())

@@ -1,6 +1,7 @@
 """Nested tuning: what is held out stays out, the simple choice stays where gains are uncertain, order means nothing."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -193,6 +194,25 @@ def test_the_order_of_rows_and_experiments_changes_nothing(drawn, tuned):
     other = tune(drawn.predictions.sample(frac=1, random_state=0), drawn.videos.sample(frac=1, random_state=0))
     assert other.rule == tuned.rule
     assert other.report == tuned.report
+
+
+def test_an_outside_model_is_blended_as_an_experiment_that_gives_the_same_answers():
+    """With a video in which ours see no face."""
+    drawn = Simulation(**SMALL | {"num_frames": 1}, sharpness=3.0, seed=1).draw()
+    table = drawn.predictions.astype({"video_id": str, "model": str})
+    alone = table["video_id"].iloc[0]
+    is_theirs = table["model"].str.startswith("experiment1")
+    theirs, ours = table[is_theirs], table[~is_theirs & (table["video_id"] != alone)]
+    outside = theirs.set_index("video_id")[["probability"]].set_axis(["experiment1"], axis=1)
+    both = pd.concat([ours, theirs])
+    found = tune(ours, drawn.videos, outside=outside, last_epoch=ours)
+    expected = tune(both, drawn.videos, last_epoch=both)
+    assert found.rule.outside == ("experiment1",) and found.rule.experiments == ("experiment0", "experiment2")
+    assert replace(found.rule, outside=(), experiments=expected.rule.experiments) == expected.rule
+    assert found.report["figures"] == expected.report["figures"]
+    scored = found.rule.score(ours, outside)
+    np.testing.assert_allclose(scored["probability"], expected.rule.score(both)["probability"], rtol=0, atol=1e-12)
+    assert scored.loc[scored["num_crops"] == 0, "video_id"].tolist() == [alone]
 
 
 def test_an_experiment_alone_has_no_ensemble_stage():

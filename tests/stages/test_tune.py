@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
 from multiattn.__main__ import main
 from multiattn.inference.predictor import out_of_fold_figures, predict_faces, read_out_of_fold, score_out_of_fold
@@ -16,7 +17,7 @@ from multiattn.inference.runs import find_models, with_tta
 from multiattn.inference.scoring_file import choose_scoring, read_scoring_file
 from multiattn.runtime.files import file_digest
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import FACES, FRAME_PREDICTIONS
+from multiattn.tables import FACES, FOLDS, FRAME_PREDICTIONS, OUT_OF_FOLD
 from pipeline import run
 
 
@@ -107,6 +108,62 @@ def test_the_rule_is_found_whatever_the_order_of_the_runs_and_tied_to_their_pred
     assert capsys.readouterr().err == f"scoring rule of {runs[0] / 'scoring.json'}\n"
 
 
+def test_a_run_leaves_its_answers_for_others_by_the_default_rule(pipeline):
+    found = OUT_OF_FOLD.read(pipeline.experiment / "oof.csv").set_index("video_id")
+    folds = FOLDS.read(pipeline.folds).set_index("video_id")
+    assert found[["fold", "label"]].to_dict() == folds[["fold", "label"]].loc[found.index].to_dict()
+    assert set(found.index) == set(folds.index[folds["fold"] >= 0])
+    frames = pd.concat(pd.read_parquet(path) for path in pipeline.experiment.glob("fold*/oof.parquet"))
+    means = frames.groupby("video_id")["probability"].mean().clip(0.01, 0.99)
+    assert found["probability"].to_dict() == pytest.approx(means.reindex(found.index).fillna(0.5).to_dict())
+
+
+def test_an_outside_model_is_blended_with_the_runs_and_needed_from_then_on(runs, tmp_path, capsys):
+    theirs = tmp_path / "theirs.csv"
+    table = OUT_OF_FOLD.read(runs[0] / "oof.csv")
+    table = table.assign(probability=(0.8 * table["label"] + 0.1)).sample(frac=1, random_state=0)  # knows it all
+    other_fold = table.iloc[:1].assign(video_id="somewhere/else", fold=9)
+    OUT_OF_FOLD.write(pd.concat([table, other_fold]), theirs)
+    run("tune", "--runs", runs[0], "--outside", f"theirs={theirs}", "--outside", f"same={runs[1] / 'oof.csv'}")
+    assert "3 experiments: demo_tiny, same, theirs" in capsys.readouterr().out
+    rule = read_scoring_file(runs[0] / "scoring.json").rule
+    assert rule.experiments == ("demo_tiny",) and rule.outside == ("same", "theirs")
+    answers = OUT_OF_FOLD.read(runs[0] / "scoring_oof.csv")
+    assert log_loss(answers["label"], answers["probability"]) == pytest.approx(rule.out_of_fold["log_loss"])
+    assert choose_scoring(runs[:1], None, outside=("same", "theirs")) == rule
+    for given, message in (((), "expected the answers of same, theirs"), (("same", "theirs", "x"), "found those of x")):
+        with pytest.raises(ValueError, match=message):
+            choose_scoring(runs[:1], None, outside=given)
+    assert choose_scoring(runs[:1], "none") == ScoringRule()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda table: table.iloc[1:], "expected an answer to each video", id="a video too few"),
+        pytest.param(
+            lambda table: pd.concat([table, table.iloc[:1].assign(video_id="x/y")]),
+            "expected no other videos than those of the folds of .*the first: x/y",
+            id="a video too many",
+        ),
+        pytest.param(lambda table: table.assign(fold=1 - table["fold"]), "for each video the fold", id="other folds"),
+        pytest.param(lambda table: table.assign(label=1 - table["label"]), "for each video the label", id="labels"),
+        pytest.param(lambda table: table.assign(probability=1.5), r"P\(fake\) in \[0, 1\]", id="no probability"),
+        pytest.param(lambda table: table.drop(columns="fold"), "expected column 'fold'", id="a column too few"),
+        pytest.param(lambda table: table.iloc[:0], "has no rows", id="no rows"),
+        pytest.param(None, "expected a name of its own, found demo_tiny twice", id="a run's name"),
+    ],
+)
+def test_an_outside_table_of_other_folds_is_refused(change, message, runs, tmp_path, capsys):
+    table = OUT_OF_FOLD.read(runs[0] / "oof.csv")
+    (table if change is None else change(table)).to_csv(tmp_path / "theirs.csv", index=False)
+    name = "demo_tiny" if change is None else "theirs"
+    assert main(["tune", "--runs", str(runs[0]), "--outside", f"{name}={tmp_path / 'theirs.csv'}"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and str(tmp_path / "theirs.csv") in said
+    assert not (runs[0] / "scoring.json").exists()
+
+
 def test_the_rule_scores_the_runs_predictions(runs, tmp_path):
     run("tune", "--runs", *runs, "--out", tmp_path / "own" / "scoring.json", "--test-prior", "0.5")
     rule = read_scoring_file(tmp_path / "own" / "scoring.json").rule
@@ -125,7 +182,8 @@ def test_the_same_runs_give_the_same_bytes_over_the_old_file_and_in_another_orde
     path.write_text("old")
     run("tune", "--runs", *runs)
     assert path.read_bytes() == first
-    assert sorted(file.name for file in runs[0].iterdir()) == ["fold0", "fold1", "scoring.json"]
+    names = ["fold0", "fold1", "oof.csv", "scoring.json", "scoring_oof.csv"]
+    assert sorted(file.name for file in runs[0].glob("[!.]*")) == names
     run("tune", "--runs", *runs[::-1])
     one, other = (json.loads((run / "scoring.json").read_text()) for run in runs)
     assert one["rule"] == other["rule"] and one["tuned_on"] == other["tuned_on"]

@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 
 from multiattn.config import from_json, to_json
 from multiattn.config.choices import Tta
-from multiattn.inference.predictor import PLACE, held_out_advice, last_epoch_losses, read_out_of_fold
+from multiattn.inference.outside import read_held_out, require_outside
+from multiattn.inference.predictor import (
+    PLACE,
+    held_out_advice,
+    last_epoch_losses,
+    read_out_of_fold,
+    score_out_of_fold,
+)
 from multiattn.inference.runs import TrainedModel
 from multiattn.runtime import layout
 from multiattn.runtime.files import file_digest, read_json, write_json
@@ -23,12 +31,13 @@ from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
 from multiattn.scoring.tuning import Tuned, num_steps, tune
+from multiattn.tables import OUT_OF_FOLD
 
 logger = logging.getLogger(__name__)
 
 UNTUNED = "none"
 """As `--scoring`: the untuned rule."""
-LATER_SETTINGS = {"per_frame": False, "tta": "none", "held_out": None}
+LATER_SETTINGS = {"per_frame": False, "tta": "none", "held_out": None, "outside": []}
 """Settings that rules of earlier versions lack, as they had them."""
 
 
@@ -77,13 +86,15 @@ def write_scoring(
     write_json(path, {"rule": to_json(rule), **({"tuned_on": tuned_on} if tuned_on else {}), "report": report})
 
 
-def choose_scoring(runs: Sequence[Path], scoring: str | Path | None, tta: Tta | None = None) -> ScoringRule:
+def choose_scoring(
+    runs: Sequence[Path], scoring: str | Path | None, tta: Tta | None = None, outside: Sequence[str] = ()
+) -> ScoringRule:
     """As `choose_scoring_file`, the rule alone, for predictions with these views of each crop; None takes the rule's.
 
     Raises:
         ValueError: also other views than a tuned rule's, whose calibration, thresholds and figures are of its own.
     """
-    rule = choose_scoring_file(runs, scoring).rule
+    rule = choose_scoring_file(runs, scoring, outside).rule
     if tta not in (None, *get_args(Tta)):
         raise ValueError(f"tta: expected one of {', '.join(get_args(Tta))}, found {tta!r}.")
     if tta in (None, rule.tta):
@@ -97,24 +108,27 @@ def choose_scoring(runs: Sequence[Path], scoring: str | Path | None, tta: Tta | 
     return replace(rule, tta=tta)
 
 
-def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> ScoringFile:
+def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None, outside: Sequence[str] = ()) -> ScoringFile:
     """The rule a command uses; logs which it is, and warns where the runs hold other out-of-fold predictions by now
     than it was tuned on. A bundle's runs hold none.
 
     Args:
         runs: folders of experiments, or of folds.
         scoring: a file; `none` for the untuned rule; None for `find_scoring`, else the untuned rule.
+        outside: outside models whose answers there are.
 
     Raises:
         FileNotFoundError: a named file is not there.
-        ValueError: a named file was tuned for other experiments, or is none; as `find_scoring`.
+        ValueError: a named file was tuned for other experiments, or is none; as `find_scoring` and `require_outside`.
     """
     if str(scoring) == UNTUNED:
+        require_outside((), outside, f"--scoring {UNTUNED}")
         logger.info("scoring rule: plain means, as asked for")
         return ScoringFile()
     if scoring is None:
         found = find_scoring(runs)
         if found is None:
+            require_outside((), outside, f"{default_scoring_path(runs)}: no such scoring rule")
             way = f"; `{_tune_command(runs)}` makes one" if _can_be_tuned(runs) else ""
             logger.info("no %s for these runs: plain means%s", layout.SCORING_FILE, way)
             return ScoringFile()
@@ -127,6 +141,7 @@ def choose_scoring_file(runs: Sequence[Path], scoring: str | Path | None) -> Sco
                 f"{path}: {_tuned_for(chosen.rule, runs)}. Run `multiattn tune --runs` with these runs, or pass "
                 f"--scoring {UNTUNED}."
             )
+    require_outside(chosen.rule.outside, outside, path)
     logger.info("scoring rule of %s", path)
     _warn_of_changes(path, chosen, runs)
     return chosen
@@ -234,6 +249,7 @@ def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringR
         stated = rule.prior_shift.test
     if stated is not None:
         words += ["--test-prior", str(stated)]
+    words += [word for name in (rule.outside if rule is not None else ()) for word in ("--outside", f"{name}=OOF.csv")]
     if path is not None and path != default_scoring_path(folders):
         words += ["--out", str(path)]
     return shlex.join(words)
@@ -242,6 +258,7 @@ def _tune_command(runs: Sequence[Path], path: Path | None = None, rule: ScoringR
 def tune_runs(
     runs: Sequence[Path],
     *,
+    outside: Mapping[str, Path] | None = None,
     test_prior: float | None = None,
     calibration: str | None = None,
     tta: Tta | None = None,
@@ -253,6 +270,7 @@ def tune_runs(
 
     Args:
         runs: folders of experiments of one folds table.
+        outside: name -> `out-of-fold` table of an outside model.
         tta: the predictions with these views alone; None compares all that there are.
         test_prior, calibration, seed: as of `tune`.
     """
@@ -263,6 +281,7 @@ def tune_runs(
             "could not be kept apart. Name each experiment's folder once, not its folds; rename one of two."
         )
     held_out = read_out_of_fold(*map(Path, runs), tta=tta or "none")
+    others = read_held_out(outside, held_out.videos, f"the folds of {runs[0]}") if outside else None
     tables = {tta or "none": held_out.predictions}
     for other in get_args(Tta) if tta is None else ():
         if other not in tables and _have_views(runs, other):
@@ -276,6 +295,7 @@ def tune_runs(
         tuned = tune(
             tables,
             held_out.videos,
+            outside=others,
             last_epoch=held_out.last_epoch,
             test_prior=test_prior,
             calibration=calibration,
@@ -285,6 +305,18 @@ def tune_runs(
     if held_out.last_epoch is None:
         tuned.report["last_epoch_noted"] = last_epoch_losses(runs, held_out, ScoringRule())
     return tuned
+
+
+def read_answers_out_of_fold(
+    runs: Sequence[Path], scoring: str | Path | None, rule: ScoringRule
+) -> pd.DataFrame | None:
+    """The answers to held-out videos of the rule that `choose_scoring` took for these runs, an `out-of-fold` table:
+    those that `multiattn tune` kept, or those of an untuned rule. None where neither is there, as in a bundle."""
+    if rule.out_of_fold is None:
+        return score_out_of_fold(*runs, rule=rule).videos if _can_be_tuned(runs) else None
+    found = None if scoring is not None else find_scoring(runs)
+    path = layout.tuned_held_out_file(found[0] if found is not None else Path(str(scoring)))
+    return OUT_OF_FOLD.read(path) if path.is_file() else None
 
 
 def _have_views(runs: Sequence[Path], tta: Tta) -> bool:

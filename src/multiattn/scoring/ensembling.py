@@ -10,8 +10,8 @@ an experiment share its weight and the order of experiments means nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -49,6 +49,24 @@ class ExperimentScores:
     none did."""
     num_crops: np.ndarray
     """(V,) int64: the most frames any model saw."""
+
+    def beside(self, outside: "pd.DataFrame | None") -> Self:
+        """These scores and those of outside models together, videos and experiments of both in ascending order.
+
+        Args:
+            outside: rows by video_id, a column of P(fake) for each model; None: these alone.
+        """
+        if outside is None:
+            return self
+        import pandas as pd
+
+        table = pd.DataFrame(self.values, self.video_ids, self.experiments).join(outside, how="outer")
+        table = table.sort_index().sort_index(axis=1)
+        num_crops = pd.Series(self.num_crops, self.video_ids).reindex(table.index, fill_value=0)
+        values = table.to_numpy(np.float64)
+        return replace(
+            self, video_ids=table.index, experiments=tuple(table), values=values, num_crops=num_crops.to_numpy()
+        )
 
 
 def experiment_of(model: str) -> str:

@@ -127,6 +127,8 @@ class Evidence:
     """(N,) int64, which never span folds."""
     folds: np.ndarray
     """(N,) int64, of `outer_parts`."""
+    outside: tuple[str, ...] = ()
+    """The outside models among the experiments."""
 
     def only(self, kept: np.ndarray) -> "Evidence":
         """The videos of a (N,) mask."""
@@ -170,6 +172,7 @@ def gather_evidence(
     predictions: pd.DataFrame | FrameGroups | Mapping[Tta, pd.DataFrame | FrameGroups],
     videos: pd.DataFrame,
     *,
+    outside: pd.DataFrame | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Evidence, np.ndarray]:
     """Out-of-fold frame predictions, aggregated by every recipe, once.
@@ -178,10 +181,11 @@ def gather_evidence(
         predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`. Or several of
             the same crops, by the views that their logits are means of, the simple ones first.
         videos: those videos, a `folds` table: video_id, label, group, fold.
+        outside: as of `ScoringRule.score`, of these videos.
 
     Returns:
-        The evidence, and the (N,) positions in `videos` of its videos: those with a face, in the order of their
-        video_id, so that the order of the rows given changes nothing.
+        The evidence, and the (N,) positions in `videos` of its videos: those with a face or an outside answer, in the
+        order of their video_id, so that the order of the rows given changes nothing.
 
     Raises:
         ValueError: one group only; a video that is not among those given, or was scored by a model of another
@@ -191,12 +195,14 @@ def gather_evidence(
     values: dict[str, dict[str, np.ndarray]] = {}
     for tta, table in tables.items():
         groups = FrameGroups.of(table)
-        positions, values[tta] = check_held_out(groups, videos), {}
+        check_held_out(groups, videos)
+        values[tta] = {}
         for name, aggregator in RECIPES.items():
-            if name == SIMPLE or not are_single_crops(groups):
-                scores = score_experiments(groups, aggregator)
+            if name == SIMPLE or groups.frames_of_units.max(initial=0) > 1:
+                scores = score_experiments(groups, aggregator).beside(outside)
                 values[tta][name] = scores.values
             advance()
+    positions = pd.Index(videos["video_id"]).get_indexer(scores.video_ids)
     found = videos.iloc[positions]
     labels = found["label"].to_numpy(np.int64)
     if len(np.unique(labels)) < 2:
@@ -205,7 +211,8 @@ def gather_evidence(
             f"{len(labels)} of {'one class' if len(labels) else 'either'}."
         )
     codes = pd.factorize(found["group"], sort=True)[0]
-    return Evidence(values, scores.experiments, labels, codes, outer_parts(videos)[positions]), positions
+    names = () if outside is None else tuple(sorted(outside))
+    return Evidence(values, scores.experiments, labels, codes, outer_parts(videos)[positions], names), positions
 
 
 def outer_parts(videos: pd.DataFrame) -> np.ndarray:
@@ -273,7 +280,9 @@ def tune_nested(
         table[name] = prior
         # A video that one experiment did not see is, for that experiment alone, a video without a face.
         table.loc[positions, name] = np.where(np.isnan(of), prior, of)
-    candidates = {name: replace(rule, experiments=evidence.experiments) for name, rule in candidates.items()}
+    own = tuple(name for name in evidence.experiments if name not in evidence.outside)
+    named = {"experiments": own, "outside": evidence.outside}
+    candidates = {name: replace(rule, **named) for name, rule in candidates.items()}
     return Nested(table, choices, final, rules, candidates)
 
 
@@ -414,8 +423,8 @@ def _held_out(parts: np.ndarray, of: Callable[[np.ndarray, np.ndarray], np.ndarr
     return result
 
 
-def check_held_out(groups: FrameGroups, videos: pd.DataFrame) -> np.ndarray:
-    """Positions in `videos` of the groups' videos; refuses others, and models that learned theirs."""
+def check_held_out(groups: FrameGroups, videos: pd.DataFrame) -> None:
+    """Raise `ValueError` for groups of other videos than these, and for models that learned theirs."""
     positions = pd.Index(videos["video_id"]).get_indexer(groups.video_ids)
     if (positions < 0).any():
         unknown = groups.video_ids[positions < 0]
@@ -434,4 +443,3 @@ def check_held_out(groups: FrameGroups, videos: pd.DataFrame) -> np.ndarray:
             f"{groups.video_ids[groups.unit_videos[unit]]}: scored by {groups.models[groups.unit_models[unit]]}, which "
             f"was trained on it; {int(wrong.sum())} such videos. Out-of-fold predictions are of each model's own fold."
         )
-    return positions

@@ -36,6 +36,8 @@ class ScoringRule:
     """None: the test set has the share of fakes that the rule was tuned on."""
     experiments: tuple[str, ...] = ()
     """Names of the experiments it was tuned for; empty: any."""
+    outside: tuple[str, ...] = ()
+    """Names of outside models, which it blends like experiments. Their answers are given for whole videos."""
     out_of_fold: dict[str, float | None] | None = None
     """log_loss, balanced_log_loss and auc on videos that were held out of tuning, the first as expected at the stated
     share of fakes, where one was, else at theirs; last_epoch_log_loss and last_epoch_balanced_log_loss, the same with
@@ -62,45 +64,66 @@ class ScoringRule:
         """The answer for a video without a usable face."""
         return self.aggregator.prior
 
-    def score(self, predictions: pd.DataFrame | FrameGroups) -> pd.DataFrame:
+    def score(self, predictions: pd.DataFrame | FrameGroups, outside: pd.DataFrame | None = None) -> pd.DataFrame:
         """Frame predictions of any number of models -> one row a video.
 
         Args:
             predictions: a `frame_predictions` table, or but for a rule `per_frame` the groups made of one; `model` is
                 `<experiment>/fold<k>`. May be empty.
+            outside: rows by video_id, a column of P(fake) for each outside model; None where the rule names none.
 
         Returns:
             video_id, probability (float64, in [clip, 1 - clip]) and num_crops (the most any model saw), sorted by
             video_id. A video some models did not see is scored by the others.
 
         Raises:
-            ValueError: predictions of an experiment that the ensemble has no weight for.
+            ValueError: predictions of an experiment that the ensemble has no weight for, or no answers of an outside
+                model.
         """
+        if missing := sorted(set(self.outside) - set([] if outside is None else outside)):
+            raise ValueError(f"the scoring rule blends outside models: found no answers of {', '.join(missing)}.")
         if self.per_frame:
             apart = seen_apart(predictions)
             if apart.any():
-                others = replace(self, per_frame=False).score(predictions[apart])
-                both = pd.concat([self.score(predictions[~apart]), others])
+                own = others = None
+                if outside is not None:
+                    is_apart = outside.index.isin(predictions.loc[apart, "video_id"].unique())
+                    own, others = outside[~is_apart], outside[is_apart]
+                whole = replace(self, per_frame=False).score(predictions[apart], others)
+                both = pd.concat([self.score(predictions[~apart], own), whole])
                 return both.sort_values("video_id", ignore_index=True)
-            frames = self.answer_frames(predictions)
+            frames = self.answer_frames(predictions, outside)
             table = frame_predictions(frames, to_logits(frames["probability"]), model="calibrated", fold=-1)
             scores = score_experiments(table, self.aggregator)
             probability = np.clip(scores.values.reshape(-1), self.clip, 1 - self.clip)
         else:
-            scores = score_experiments(predictions, self.aggregator)
+            scores = score_experiments(predictions, self.aggregator).beside(outside)
             probability = self.answer(scores.values, scores.experiments)
-        return pd.DataFrame({"video_id": scores.video_ids, "probability": probability, "num_crops": scores.num_crops})
+        table = pd.DataFrame({"video_id": scores.video_ids, "probability": probability, "num_crops": scores.num_crops})
+        if outside is None or outside.index.isin(table["video_id"]).all():
+            return table
+        alone = outside[~outside.index.isin(table["video_id"])]  # of a rule `per_frame`: videos without a frame
+        answers = self.answer(alone.to_numpy(np.float64), tuple(alone))
+        alone = pd.DataFrame({"video_id": alone.index, "probability": answers, "num_crops": 0})
+        return pd.concat([table, alone]).sort_values("video_id", ignore_index=True)
 
-    def score_videos(self, video_ids: pd.Series, predictions: pd.DataFrame | FrameGroups) -> pd.DataFrame:
+    def score_videos(
+        self,
+        video_ids: pd.Series,
+        predictions: pd.DataFrame | FrameGroups,
+        outside: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:
         """`score` of each video asked for, in the order given: the prior, and 0 crops, where nothing was predicted."""
-        return complete_videos(video_ids, self.score(predictions), self.prior)
+        return complete_videos(video_ids, self.score(predictions, outside), self.prior)
 
-    def answer_frames(self, predictions: pd.DataFrame) -> pd.DataFrame:
+    def answer_frames(self, predictions: pd.DataFrame, outside: pd.DataFrame | None = None) -> pd.DataFrame:
         """Every frame predicted as a video of this one crop, but not clipped: video_id, track, frame_index and
-        probability, sorted by the first three."""
+        probability, sorted by the first three. An outside model's answer to a video is its answer to each frame."""
         numbers = predictions.groupby(FRAME, sort=True, observed=True).ngroup()
         frames = predictions[FRAME].assign(number=numbers).drop_duplicates("number").sort_values("number")
         scores = score_experiments(predictions.assign(video_id=numbers, track=0, frame_index=0), self.aggregator)
+        if outside is not None:
+            scores = scores.beside(outside.reindex(frames["video_id"]).set_axis(frames["number"]))
         answers = self._calibrate(scores.values, scores.experiments)
         return frames[FRAME].assign(probability=answers).reset_index(drop=True)
 

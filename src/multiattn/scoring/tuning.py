@@ -62,6 +62,10 @@ class Tuned:
     taken: str
     """The candidate that is delivered: its answers are that column of `videos`."""
 
+    def out_of_fold(self) -> pd.DataFrame:
+        """Its answers, an `out-of-fold` table."""
+        return self.videos[["video_id", "fold", "label"]].assign(probability=self.videos[self.taken])
+
 
 def num_steps(videos: pd.DataFrame, num_tables: int = 1) -> int:
     """Number of times `tune` calls `advance` for these videos and so many tables of their predictions."""
@@ -72,6 +76,7 @@ def tune(
     predictions: pd.DataFrame | Mapping[Tta, pd.DataFrame],
     videos: pd.DataFrame,
     *,
+    outside: pd.DataFrame | None = None,
     last_epoch: pd.DataFrame | None = None,
     test_prior: float | None = None,
     calibration: str | None = None,
@@ -87,9 +92,11 @@ def tune(
         predictions: a `frame_predictions` table of held-out videos; `model` is `<experiment>/fold<k>`. Or several of
             the same crops, by the views that their logits are means of, the simple ones first.
         videos: those videos, rows of a `folds` table; a video without a face has no predictions.
+        outside: out-of-fold answers of outside models to these videos, as of `ScoringRule.score`; predictions may be
+            empty beside them.
         last_epoch: predictions of the same videos by the last epochs' weights, which no choice went into, for figures
             beside the others; None where they were not kept. They are of each crop as it is, and no figures of rules
-            with other views.
+            with other views. Outside models answer as they do beside the others.
         test_prior: the share of fakes expected at test time, in (0, 1). None: as among these videos.
         calibration: a name in `CALIBRATORS` that is taken, and the tuned rule with it, whatever the comparisons say.
         advance: called after each of `num_steps` steps.
@@ -106,7 +113,7 @@ def tune(
     videos = videos.sort_values("video_id", ignore_index=True)
     tables = predictions if isinstance(predictions, Mapping) else {"none": predictions}
     tables = {tta: FrameGroups.of(table) for tta, table in tables.items()}
-    evidence, positions = gather_evidence(tables, videos, advance=advance)
+    evidence, positions = gather_evidence(tables, videos, outside=outside, advance=advance)
     frames = next(iter(tables.values()))
     how = {"test_prior": test_prior, "calibration": calibration}
     nested = tune_nested(evidence, positions, videos, **how, seed=seed, advance=advance)
@@ -130,7 +137,7 @@ def tune(
         gain = compare_log_loss(labels, *pair, groups, clip=EXACT, weights=weights, seed=seed)
         if gain.difference + gain.standard_error < 0:
             taken, decision = "tuned_shifted", "the tuned rule is taken, calibrated and shifted"
-    last = None if last_epoch is None else _answer_last_epoch(nested, last_epoch)
+    last = None if last_epoch is None else _answer_last_epoch(nested, last_epoch, outside)
     report = report_tuning(nested, last, seed=seed)
     report |= {"tuned_against_untuned": asdict(comparison), "test_prior": at_prior, "decision": decision}
     measured = _measure(labels, nested.videos[taken].to_numpy(), weights)
@@ -141,13 +148,14 @@ def tune(
         nested.candidates[taken],
         out_of_fold=measured,
         per_frame=are_single_crops(frames),
-        held_out=_held_out_answers(nested.videos, taken, int(np.median(frames.frames_of_units))),
+        held_out=_held_out_answers(nested.videos, taken, frames.frames_of_units),
     )
     return Tuned(rule, _plain(report), nested.videos, taken)
 
 
-def _held_out_answers(videos: pd.DataFrame, taken: str, crops: int) -> HeldOutAnswers:
-    """The answers of the rule that is delivered, for the videos with a face."""
+def _held_out_answers(videos: pd.DataFrame, taken: str, frames: np.ndarray) -> HeldOutAnswers:
+    """The answers of the rule that is delivered, for the videos with a face; (U,) frames each model saw of one."""
+    crops = int(np.median(frames)) if len(frames) else 0
     videos = videos[~videos["without_face"]]
     columns = (videos[name].to_numpy() for name in ("label", taken, "group", "part"))
     datasets = sorted({video.split("/", 1)[0] for video in videos["video_id"]})
@@ -167,7 +175,9 @@ def _measure(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> di
     return {"log_loss": expected, "balanced_log_loss": metrics.balanced_log_loss, "auc": metrics.auc}
 
 
-def _answer_last_epoch(nested: Nested, predictions: pd.DataFrame) -> dict[str, np.ndarray]:
+def _answer_last_epoch(
+    nested: Nested, predictions: pd.DataFrame, outside: pd.DataFrame | None
+) -> dict[str, np.ndarray]:
     """Candidate -> (N,) answers to predictions of the last epochs, by the rules found without each fold; nothing of a
     candidate that takes several views of a crop."""
     check_held_out(FrameGroups.of(predictions), nested.videos)
@@ -177,7 +187,8 @@ def _answer_last_epoch(nested: Nested, predictions: pd.DataFrame) -> dict[str, n
         mine = FrameGroups.of(predictions[predictions["video_id"].isin(set(rows["video_id"]))])
         for name in named:
             rule = nested.rules[part][name]
-            answers[name][rows.index] = rule.score_videos(rows["video_id"], mine)["probability"].to_numpy()
+            scored = rule.score_videos(rows["video_id"], mine, outside)
+            answers[name][rows.index] = scored["probability"].to_numpy()
     return {name: of.to_numpy() for name, of in answers.items()}
 
 
@@ -203,7 +214,7 @@ def report_tuning(nested: Nested, last_epoch: dict[str, np.ndarray] | None, *, s
             "groups": int(videos["group"].nunique()),
             "folds": int(videos["fold"].nunique()),
         },
-        "experiments": list(nested.candidates["tuned"].experiments),
+        "experiments": [*nested.candidates["tuned"].experiments, *nested.candidates["tuned"].outside],
         "stages": [asdict(decision) for decision in nested.final.decisions],
         "folds": [{"fold": fold, **_chosen(choice)} for fold, choice in nested.choices.items()],
         "figures": [_figures(name, labels, of, groups, seed) for name, of in answers.items()],
@@ -329,6 +340,8 @@ def describe_rule(rule: ScoringRule) -> str:
     ]
     if rule.per_frame:
         parts.insert(2, "blended and calibrated frame by frame")
+    if rule.outside:
+        parts.append(f"outside models {', '.join(rule.outside)}")
     if rule.tta != "none":
         parts.insert(0, f"views {rule.tta}")
     if rule.prior_shift is not None:

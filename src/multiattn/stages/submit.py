@@ -9,6 +9,7 @@ what was answered from fewer frames or models for want of time.
 """
 
 from multiattn.command_line import parse, results
+from multiattn.inference.outside import require_answers
 from multiattn.inference.submit.inputs import SubmitInputs, write_first_answer
 from multiattn.runtime.layout import SUBMISSION_FILE
 from multiattn.runtime.text_tables import counted
@@ -16,6 +17,7 @@ from multiattn.runtime.text_tables import counted
 
 def main(argv: list[str]) -> None:
     inputs = parse(SubmitInputs, argv, stage="submit", doc=__doc__)
+    require_answers(inputs.runs, inputs.scoring, inputs.outside_files)
     write_first_answer(inputs.sample_submission, inputs.out)
     from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logit
 
 from multiattn.config import to_json
 from multiattn.datasets.manifest import folder_ids
@@ -19,6 +20,7 @@ from multiattn.inference.submit.delivery import (
     check_submission,
     write_submission,
 )
+from multiattn.inference.submit.results import VideoResult
 from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
@@ -172,6 +174,20 @@ def test_former_answers_stay_until_a_run_has_as_many_or_comes_to_its_end(tmp_pat
     found = stay(tmp_path)
     assert "b.mp4,0.5" in found["submission.csv"] and "b.mp4,0.3" in found["submission.1.csv"]
     assert json.loads(found["card.1.json"])["coverage"]["ok"] == 2, "what answered more is set aside, with its card"
+
+
+def test_an_outside_model_answers_with_ours_and_alone_where_ours_have_no_answer(tmp_path):
+    sample, rule = make_sample("a.mp4", "b.mp4", "c.mp4"), ScoringRule(outside=("x",))
+    outside = pd.DataFrame({"x": [0.5, 0.3, 0.2]}, index=pd.Index(folder_ids(sample["filename"]), name="video_id"))
+    delivery = Delivery(sample, rule, tmp_path, outside)
+    crop = {"file": "", "crops": [[0, 0]], "models": ["m/fold0"], "fingerprints": ["f"], "precisions": ["fp32"]}
+    seen = VideoResult(video_id="folder/a", status="ok", frames=1, logits=[[logit(0.9)]], **crop)
+    blank = VideoResult(video_id="folder/b", status="no_face", file="", message="dark")
+    for results, expected in (([], [0.5, 0.3, 0.2]), ([seen], [0.7, 0.3, 0.2]), ([seen, blank], [0.7, 0.3, 0.2])):
+        answer = delivery.build(results, {"folder/c": ("late", "")})
+        assert answer.submission["label"].tolist() == pytest.approx(expected, abs=1e-12)
+    assert answer.videos["message"].tolist() == ["", "dark; answered by outside models", "answered by outside models"]
+    assert answer.coverage == {"ok": 1, "no_face": 1, "unreadable": 0, "missing": 0, "late": 1}
 
 
 def test_answers_to_another_sample_are_set_aside_and_priors_beside_an_old_card_are_no_answers(tmp_path):

@@ -28,7 +28,7 @@ from multiattn.inference.submit.predict import Setup
 from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.scoring.rule import ScoringRule
-from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.tables import FRAME_PREDICTIONS, OUT_OF_FOLD, SUBMISSION
 from multiattn.video.crops.images import decode_crop
 from multiattn.video.decoding.frames import FrameReader
 from multiattn.video.extraction import engine
@@ -356,6 +356,20 @@ def test_a_finished_run_does_nothing_again(undisturbed, monkeypatch):
         (crop.frame_index, crop.track): np.abs(decode_crop(crop.jpeg, 64, video) - shown).mean() for crop in crops
     }
     assert min(distance, key=distance.get) == means.abs().idxmax(), "the crop the models are surest of"
+
+
+def test_an_outside_model_joins_a_finished_submission_and_no_network_runs_again(undisturbed, case, monkeypatch):
+    shutil.copytree(undisturbed.inputs.out, case.inputs.out)
+    kept = OUT_OF_FOLD.read(case.inputs.out / "oof.csv")
+    pd.testing.assert_frame_equal(kept, OUT_OF_FOLD.read(case.inputs.runs[0] / "oof.csv"))
+    monkeypatch.setattr(run_module.PredictionPass, "run", lambda self: pytest.fail("it was all done"))
+    rule = ScoringRule(experiments=(case.inputs.runs[0].name,), outside=("x",))
+    write_scoring(rule, case.folder / "scoring.json", {})
+    SUBMISSION.write(case.sample.assign(label=0.9).iloc[::-1], case.folder / "x.csv")
+    words = {"scoring": str(case.folder / "scoring.json"), "outside": (f"x={case.folder / 'x.csv'}",)}
+    run_submit(dataclasses.replace(case.inputs, **words))
+    expected = {name: 0.9 if label == PRIOR else (label + 0.9) / 2 for name, label in case.answers.items()}
+    assert case.read() == pytest.approx(expected, abs=SAME)
 
 
 def test_a_rerun_with_nothing_to_do_names_the_precision_of_its_results(undisturbed, case):

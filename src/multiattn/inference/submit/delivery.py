@@ -23,7 +23,13 @@ from multiattn.inference.submit.plan import PlanChange
 from multiattn.inference.submit.results import VideoResult, overall
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import free_name, read_json, write_json
-from multiattn.runtime.layout import CARD_FILE, PREDICTIONS_FILE, SUBMISSION_FILE, VIDEO_PREDICTIONS_FILE
+from multiattn.runtime.layout import (
+    CARD_FILE,
+    PREDICTIONS_FILE,
+    SUBMISSION_FILE,
+    VIDEO_HELD_OUT_FILE,
+    VIDEO_PREDICTIONS_FILE,
+)
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
 from multiattn.scoring.aggregators import complete_videos, frame_predictions
@@ -54,7 +60,10 @@ class Submission:
 
     @property
     def coverage(self) -> dict[str, int]:
-        """Number of videos of each status, `failed` and `late` where there are some; all but `ok` have the prior."""
+        """Number of videos of each status, `failed` and `late` where there are some; all but `ok` have the prior, or
+        outside models' answers. Empty where it is not known how the rows came about."""
+        if self.videos.empty:
+            return {}
         counts = Counter(self.videos["status"])
         return {name: counts[name] for name in STATUSES if name in counts or name not in ("failed", "late")}
 
@@ -70,6 +79,9 @@ def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFr
     videos = complete_videos(pd.Series(folder_ids(sample["filename"])), scored, rule.prior)
     known = [statuses.get(video, ("missing", NOT_THERE)) for video in videos["video_id"]]
     videos["status"], videos["message"] = [status for status, _ in known], [message for _, message in known]
+    if rule.outside:
+        alone = (videos["status"] != "ok") & videos["video_id"].isin(scored["video_id"])
+        videos.loc[alone, "message"] = (videos.loc[alone, "message"] + "; answered by outside models").str.lstrip("; ")
     silent = videos[(videos["status"] == "ok") & (videos["num_crops"] == 0)]
     if len(silent):
         raise ValueError(
@@ -108,7 +120,7 @@ def write_submission(
     path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
     VIDEO_PREDICTIONS.write(result.videos, folder / VIDEO_PREDICTIONS_FILE)
-    for name in (CARD_FILE, PREDICTIONS_FILE):
+    for name in (CARD_FILE, PREDICTIONS_FILE, VIDEO_HELD_OUT_FILE):
         (folder / name).unlink(missing_ok=True)
     SUBMISSION.write(result.submission, path)
     check_submission(SUBMISSION.read(path), sample, result.rule, path)
@@ -128,11 +140,16 @@ class Delivery:
         recipes: ways of cutting crops that results are of.
     """
 
-    def __init__(self, sample: pd.DataFrame, rule: ScoringRule, folder: Path) -> None:
-        self.sample, self.rule, self.folder = sample, rule, folder
+    def __init__(
+        self, sample: pd.DataFrame, rule: ScoringRule, folder: Path, outside: pd.DataFrame | None = None
+    ) -> None:
+        self.sample, self.rule, self.folder, self.outside = sample, rule, folder, outside
         self.path = folder / SUBMISSION_FILE
         self.predicted, self.recipes = 0, 1
-        self._scored: dict[str, tuple[list[VideoResult], float, int]] = {}
+        self._scored: dict[str, tuple[list[VideoResult] | None, float, int]] = {}
+        if outside is not None:  # until a video has results, or where it has none
+            alone = rule.score(FRAME_PREDICTIONS.empty(), outside).itertuples(index=False, name=None)
+            self._scored = {video: (None, probability, crops) for video, probability, crops in alone}
 
     def begin(self) -> None:
         """Make sure that a complete submission for this sample lies there, by priors where there is none; one for
@@ -173,8 +190,9 @@ class Delivery:
             if any(it.logits for it in them) and self._scored.get(video, (None,))[0] != them
         }
         if new:
-            table = self.rule.score(frame_table([result for them in new.values() for result in them]))
-            rows = table[["video_id", "probability", "num_crops"]].itertuples(index=False, name=None)
+            table = self.rule.score(frame_table([result for them in new.values() for result in them]), self.outside)
+            table = table.loc[table["video_id"].isin(set(new)), ["video_id", "probability", "num_crops"]]
+            rows = table.itertuples(index=False, name=None)
             self._scored.update({video: (new[video], probability, crops) for video, probability, crops in rows})
         scored = pd.DataFrame(
             [(video, *values[1:]) for video, values in self._scored.items()],

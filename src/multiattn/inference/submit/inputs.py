@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiattn.command_line import DetectorWeights, Device, Jobs, PredictPrecision, RuleTta, Scoring
+from multiattn.command_line import DetectorWeights, Device, Jobs, Outside, PredictPrecision, RuleTta, Scoring
 from multiattn.config.settings import require, require_at_least
+from multiattn.inference.outside import named_files
 from multiattn.runtime import layout
 from multiattn.runtime.files import write_text
 from multiattn.runtime.text_tables import counted
@@ -45,6 +46,7 @@ class SubmitInputs:
     out: Path
     """The submission folder, submissions/NAME."""
     scoring: Scoring = None
+    outside: Outside = ()
     tta: RuleTta = None
     device: Device = "auto"
     precision: PredictPrecision = "auto"
@@ -63,10 +65,15 @@ class SubmitInputs:
         object.__setattr__(self, "runs", tuple(map(layout.named_run, self.runs)))
 
     @functools.cached_property
+    def outside_files(self) -> dict[str, Path]:
+        """Outside model -> the file of its answers."""
+        return named_files(self.outside, "--outside")
+
+    @functools.cached_property
     def rule(self) -> "ScoringRule":
         from multiattn.inference.scoring_file import choose_scoring  # with torch, which takes seconds
 
-        return choose_scoring(self.runs, self.scoring, self.tta)
+        return choose_scoring(self.runs, self.scoring, self.tta, tuple(self.outside_files))
 
 
 def write_first_answer(sample: Path, out: Path) -> None:

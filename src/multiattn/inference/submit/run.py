@@ -14,9 +14,10 @@ import pandas as pd
 
 from multiattn.config import to_json
 from multiattn.datasets.manifest import clips_below, folder_ids, is_video_name
+from multiattn.inference.outside import read_answers
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, group_by_recipe, trained_on, with_tta
-from multiattn.inference.scoring_file import require_rule_fits
+from multiattn.inference.scoring_file import read_answers_out_of_fold, require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
 from multiattn.inference.submit.delivery import NOT_THERE, Delivery, Statuses, SubmitResult, frame_table, reasons
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
@@ -26,11 +27,12 @@ from multiattn.inference.submit.results import SEARCHED, ResultStore, VideoResul
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, pick_device
 from multiattn.runtime.files import exclusive_folder
+from multiattn.runtime.layout import VIDEO_HELD_OUT_FILE
 from multiattn.runtime.processor import process_seconds
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring.distances import Outside, crop_distances
-from multiattn.tables import SAMPLE, path_fault
+from multiattn.tables import OUT_OF_FOLD, SAMPLE, path_fault
 from multiattn.video.extraction.extract import prediction_settings
 
 logger = logging.getLogger(__name__)
@@ -54,13 +56,15 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         KeyboardInterrupt, SystemExit: it was asked to end; what is known is written.
     """
     sample = SAMPLE.read(inputs.sample_submission)
-    delivery = Delivery(sample, inputs.rule, inputs.out)
+    outside = read_answers(inputs.outside_files, sample["filename"]) if inputs.outside else None
+    delivery = Delivery(sample, inputs.rule, inputs.out, outside)
     with listening(signal.SIGINT) as interruption, exclusive_folder(inputs.out):
         delivery.begin()
         models = with_tta(find_models(*inputs.runs, any_recipes=True), inputs.rule.tta)
         require_rule_fits(inputs.rule, models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         history = _history(inputs, models, sample)
+        held_out = read_answers_out_of_fold(inputs.runs, inputs.scoring, inputs.rule)
         setup = _set_up(inputs, models, sample)
         delivery.recipes = len(setup.settings)
         require_room(inputs.out, len(setup.paths) * setup.everything.frames * CROPS_A_FRAME * len(models))
@@ -69,10 +73,13 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
             work = {"version": RESULTS_VERSION, "crops": to_json(settings.recipe)}
             stores.append(ResultStore(inputs.out, work, stores))
         try:
-            return _Run(inputs, models, history, setup, stores, delivery, interruption).run()
+            result = _Run(inputs, models, history, setup, stores, delivery, interruption).run()
         finally:
             for store in stores:
                 store.close()
+        if held_out is not None and result.delivered:
+            OUT_OF_FOLD.write(held_out, inputs.out / VIDEO_HELD_OUT_FILE)
+    return result
 
 
 @dataclass
