@@ -12,6 +12,7 @@ STAGES = (
     "predict",
     "pseudo_label",
     "submit",
+    "blend",
     "verify",
     "leaderboard",
     "evaluate",
