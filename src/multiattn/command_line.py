@@ -34,6 +34,7 @@ VideosTable = Annotated[Path, arg(help="The videos.csv of `multiattn index`.")]
 FoldsTable = Annotated[Path, arg(help="The folds CSV of `multiattn folds`.")]
 FacesFolder = Annotated[Path, arg(help="The faces folder of `multiattn faces`.")]
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1 or auto.")]
+Devices = Annotated[str, arg(help="cpu, cuda (every GPU there is), some of them as cuda:0,cuda:1, or auto.")]
 PredictPrecision = Annotated[
     Precision,
     arg(
@@ -41,7 +42,7 @@ PredictPrecision = Annotated[
         "faster and P(fake) stays within 0.002."
     ),
 ]
-Jobs = Annotated[int | None, arg(help="Processes that read videos (default: one a core, on a GPU at most 4).")]
+Jobs = Annotated[int | None, arg(help="Processes that read videos (default: one a core, at most 4 a GPU).")]
 Scoring = Annotated[
     str | None,
     arg(

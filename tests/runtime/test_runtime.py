@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from multiattn.runtime import files, progress
-from multiattn.runtime.devices import forbid_tf32, pick_device
+from multiattn.runtime.devices import default_jobs, forbid_tf32, pick_device, pick_devices
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import (
     atomic_path,
@@ -340,6 +340,45 @@ def test_float32_on_a_device_is_no_tf32(device):
     as_image, kernel = rows[..., None, None].to(device), weights[..., None, None].to(device)
     for found in (rows.to(device) @ weights.to(device).T, torch.nn.functional.conv2d(as_image, kernel).flatten(1)):
         assert (found.double() - exact).abs().max() < 2e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "found"),
+    [
+        ("auto", 0, ["cpu"]),
+        ("cpu", 2, ["cpu"]),
+        ("auto", 1, ["cuda:0"]),
+        ("auto", 2, ["cuda:0", "cuda:1"]),
+        ("cuda", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cuda:1", 3, ["cuda:1"]),
+        ("cuda:2,cuda:0", 3, ["cuda:2", "cuda:0"]),
+    ],
+)
+def test_predictions_take_all_gpus_or_those_named(name, gpus, found, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert list(map(str, pick_devices(name))) == found
+    assert list(map(str, current[-1:])) == ([] if found == ["cpu"] else found[:1])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    if name in ("auto", "cuda") and gpus > 1:
+        assert list(map(str, pick_devices(name))) == ["cuda:0"], "the others are other processes'"
+
+
+@pytest.mark.parametrize("name", ["cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:0", "cuda:0,", ",", "cuda:0,cuda:7"])
+def test_devices_that_are_not_gpus_or_come_twice_are_refused(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with pytest.raises(ValueError, match=r"--device cuda:7: this machine has 2|as cuda:0,cuda:1\."):
+        pick_devices(name)
+
+
+def test_each_gpu_has_processes_that_decode(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert [default_jobs(names) for names in ("cpu", "cuda:0", "cuda:0,cuda:1")] == [16, 4, 8]
 
 
 def test_the_commit_is_one_word():

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from multiattn.video.extraction.isolation import worker_number
+
 
 def obey(order: str) -> str:
     """Do what the first word says with the rest of the order."""
@@ -15,6 +17,9 @@ def obey(order: str) -> str:
         return value * 1000
     if word == "pid":
         return str(os.getpid())
+    if word == "number":
+        time.sleep(float(value))
+        return str(worker_number())
     if word == "print":
         sys.stdout.write("this must not get between the answers\n")
         sys.stdout.flush()

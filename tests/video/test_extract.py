@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from drawn_faces import draw, write_clip
@@ -306,6 +307,30 @@ def test_without_memory_on_the_gpu_faces_are_detected_on_the_cpu(small_dataset, 
     (there,), (here,) = (encode_crops(task, dataclasses.replace(SETTINGS, device=device)) for device in ("cuda", "cpu"))
     assert [crop.jpeg for crop in there.crops] == [crop.jpeg for crop in here.crops]
     assert devices == ["cuda", "cpu", "cpu"]
+
+
+def test_worker_processes_take_turns_at_the_gpus_and_leave_one_that_failed(small_dataset, monkeypatch):
+    task = VideoTask(video_id="folder/x", path=min((small_dataset / "test_videos").iterdir()))
+    find, devices = extract.find_crops, []
+
+    def failing(task, settings, **options):
+        devices.append(settings.device)
+        if settings.device != "cpu":
+            words = "out of memory" if settings.device == "cuda:0" else "an illegal memory access was encountered"
+            raise RuntimeError(f"CUDA error: {words}")
+        return find(task, settings, **options)
+
+    monkeypatch.setattr(extract, "find_crops", failing)
+    monkeypatch.setattr(extract, "_failed", set())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("MULTIATTN_WORKER", "3")
+    settings = dataclasses.replace(SETTINGS, device="cuda:0,cuda:1")
+    for expected in (["cuda:1", "cuda:0", "cpu"], ["cuda:0", "cpu"]):
+        assert encode_crops(task, settings).status == "ok" and devices == expected
+        devices.clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert extract.devices_of_worker("cuda:0,cuda:1") == ["cuda:0"], "a cluster's worker with fewer"
+    assert extract.devices_of_worker("cuda:1") == ["cuda:1"], "what is not there is said by CUDA"
 
 
 def test_an_error_of_a_crop_names_where_it_came_from():

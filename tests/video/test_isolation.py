@@ -83,6 +83,28 @@ def test_a_process_killed_between_two_calls_is_replaced():
     assert other != pid
 
 
+def test_each_process_at_work_has_a_number_which_its_follower_takes():
+    pool, answers = ProcessPool(TARGET), []
+
+    def ask(order: str) -> None:
+        answers.append(pool.call(pickle.dumps((order,)), None))
+
+    threads = [threading.Thread(target=ask, args=("number 0.5",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(pickle.loads(answer) for _, answer in answers) == ["0", "1"]
+    ask("exit 3")
+    threads = [threading.Thread(target=ask, args=("number 0.5",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pool.close()
+    assert sorted(pickle.loads(answer) for _, answer in answers[3:]) == ["0", "1"]
+
+
 def test_closing_ends_processes_at_work():
     pool = ProcessPool(TARGET)
     pid = int(pickle.loads(pool.call(pickle.dumps(("pid",)), None)[1]))

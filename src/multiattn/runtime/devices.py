@@ -1,8 +1,9 @@
-"""The device to compute on, the context of a precision, and seeds."""
+"""The devices to compute on, the context of a precision, and seeds."""
 
 import os
 import random
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,10 +63,42 @@ def forbid_tf32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def default_jobs(device: str) -> int:
-    """Processes that decode and detect: every core; on a GPU at most 4, since each holds a CUDA context there."""
+def pick_devices(name: str = "auto") -> "tuple[torch.device, ...]":
+    """The devices to compute on, each with networks of its own; the first also becomes torch's current one.
+
+    Args:
+        name: as of `pick_device`, but `cuda` and `auto` are all GPUs of this machine (under torchrun that of this
+            process), and several may be named, as `cuda:0,cuda:1`.
+
+    Raises:
+        ValueError: as `pick_device`; one twice, or several that are not GPUs by number.
+    """
+    import torch
+
+    names = name.split(",")
+    if len(names) > 1 and not (all(re.fullmatch(r"cuda:\d+", one) for one in names) and len({*names}) == len(names)):
+        raise ValueError(f"--device {name}: expected GPUs by number, each once, as cuda:0,cuda:1.")
+    devices = tuple(pick_device(one) for one in reversed(names))[::-1]  # the last to be picked is the current one
+    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if devices[0].type == "cpu" or name not in ("auto", "cuda") or is_rank:
+        return devices
+    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
+
+
+def as_devices(device: "torch.device | Sequence[torch.device]") -> "tuple[torch.device, ...]":
+    """One device or several, as a tuple."""
+    return tuple(device) if isinstance(device, Sequence) else (device,)
+
+
+def device_names(device: "torch.device | Sequence[torch.device]") -> str:
+    """`cuda:0,cuda:1`, as `pick_devices` takes them."""
+    return ",".join(map(str, as_devices(device)))
+
+
+def default_jobs(devices: str) -> int:
+    """Processes that decode and detect: every core; at most 4 a GPU, since each holds a CUDA context there."""
     cores = os.cpu_count() or 1
-    return cores if device == "cpu" else min(cores, 4)
+    return cores if devices.startswith("cpu") else min(cores, 4 * len(devices.split(",")))
 
 
 def autocast(precision: str, device: "torch.device") -> "torch.autocast":

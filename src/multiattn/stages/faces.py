@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
-from multiattn.command_line import Device, Jobs, NameOf, parse, results
+from multiattn.command_line import Devices, Jobs, NameOf, parse, results
 from multiattn.config.choices import Alignment, FacePolicy, SplitName
 from multiattn.config.settings import require
-from multiattn.runtime.devices import pick_device
+from multiattn.runtime.devices import device_names, pick_devices
 from multiattn.runtime.text_tables import counted
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 from multiattn.video.extraction.engine import Backend
@@ -68,7 +68,7 @@ class Options:
     """The cluster's address: tcp://HOST:8786 for dask; ray finds the cluster of this machine by itself."""
     time_limit: float = 600.0
     """Seconds a video may take; then it is `unreadable`."""
-    device: Device = "auto"
+    device: Devices = "auto"
 
     def __post_init__(self) -> None:
         require(self.fps is None or self.fps > 0, self, "fps", "frames a second above 0")
@@ -103,7 +103,7 @@ def _extract(options: Options) -> None:
             raise ValueError(f"{options.videos}: no video of split {' or '.join(options.splits)}.")
     names = ("detector", "weights", "threshold", "num_frames", "size", "alignment", "margin", "shift", "detect_every")
     given = {name: getattr(options, name) for name in (*names, "policy", "reuse_original", "fast_frames")}
-    settings = extraction_settings(device=str(pick_device(options.device)), **given)
+    settings = extraction_settings(device=device_names(pick_devices(options.device)), **given)
     located = locate_videos(videos, options.videos, roots=named_roots(options.root, sorted(videos["dataset"].unique())))
     statuses = extract_faces(
         videos, _tasks(videos, located, settings.recipe, options.fps), options.out, settings,

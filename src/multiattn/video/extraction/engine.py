@@ -15,6 +15,7 @@ import itertools
 import logging
 import pickle
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -139,14 +140,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_device_failure(error: BaseException) -> bool:
+    """True where a GPU failed: CUDA then gives no more answers there in this process. Short memory is no failure."""
+    words = r"CUDA (driver )?error|cuDNN error|(CUBLAS|CUDNN)_STATUS"
+    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and bool(re.search(words, str(error)))
+
+
 def describe_error(error: BaseException) -> str:
     """Kind and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def in_threads(calls: Iterable[tuple], *, jobs: int) -> Iterator[tuple]:
-    """Run calls in threads of this process; few results wait, so the work never runs far ahead."""
+def in_threads(calls: Iterable[tuple], *, jobs: int, name: str = "extraction") -> Iterator[tuple]:
+    """Run calls in threads of this process, of a name; few results wait, so the work never runs far ahead."""
     calls, taking, leaving = iter(calls), threading.Lock(), threading.Event()
     results: queue.Queue[Any] = queue.Queue(jobs)
 
@@ -163,7 +170,7 @@ def in_threads(calls: Iterable[tuple], *, jobs: int) -> Iterator[tuple]:
         put_until(leaving, results, None)  # without it the results would be waited for for ever
 
     for _ in range(jobs):
-        threading.Thread(target=work, daemon=True, name="extraction").start()
+        threading.Thread(target=work, daemon=True, name=name).start()
     try:
         left = jobs
         while left:

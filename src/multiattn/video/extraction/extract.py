@@ -1,6 +1,8 @@
 """One video -> its aligned crops: as files and rows of a faces folder, or encoded in memory, by several recipes."""
 
 import errno
+import functools
+import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +22,12 @@ from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.decoding.frames import FrameArray, FrameReader, UnreadableVideoError, read_ahead
 from multiattn.video.decoding.reencode import ClipEncoding, UnencodableVideoError, reencode_clip
 from multiattn.video.detectors.registry import Detector, get_detector, load_detector, recipe_weights, require_weights
-from multiattn.video.extraction.engine import is_out_of_memory
+from multiattn.video.extraction.engine import describe_error, is_device_failure, is_out_of_memory
+from multiattn.video.extraction.isolation import worker_number
 from multiattn.video.extraction.policy import choose_faces, reuse_faces
 from multiattn.video.extraction.scan import BATCH_FRAMES, FOUND_BY, FaceCrop, Scan, Scanner
+
+logger = logging.getLogger(__name__)
 
 NO_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 """Errors of a name, not of the machine: the crops of another video lie there."""
@@ -36,7 +41,7 @@ class ExtractionSettings:
 
     recipe: CropRecipe
     device: str = "cpu"
-    """`cpu` or `cuda`, for the detector."""
+    """For the detector: `cpu`, or GPUs as `cuda:0,cuda:1`, among which the worker processes of a machine take turns."""
     weights: Path | None = None
     """The detector's weights file, where it needs one, or the folder of its files."""
     read_ahead: bool = False
@@ -55,7 +60,23 @@ class ExtractionSettings:
 
     def load_detector(self) -> Detector:
         """The detector of this process, loaded once."""
-        return load_detector(self.detector, threshold=self.recipe.threshold, device=self.device, weights=self.weights)
+        how = {"threshold": self.recipe.threshold, "weights": self.weights}
+        return load_detector(self.detector, device=devices_of_worker(self.device)[0], **how)
+
+
+def devices_of_worker(devices: str) -> list[str]:
+    """The devices of `ExtractionSettings.device` in the order in which this process is to use them."""
+    names = devices.split(",")
+    if len(names) > 1:  # a cluster's worker may have fewer GPUs than the machine that sends the calls
+        names = [name for name in names if (torch.device(name).index or 0) < torch.cuda.device_count()] or names
+    own = worker_number() % len(names)
+    return names[own:] + names[:own]
+
+
+@functools.lru_cache
+def _on_device(settings: ExtractionSettings, device: str) -> ExtractionSettings:
+    """The settings for one device; kept, for making them digests the detector's weights."""
+    return settings if device == settings.device else replace(settings, device=device)
 
 
 def extraction_settings(
@@ -292,14 +313,25 @@ def single_threaded():
         cv2.setNumThreads(opencv_threads)
 
 
+_failed: set[str] = set()
+"""GPUs that gave this process an error after which they answer no more."""
+
+
 def encode_crops(task: VideoTask, *settings: ExtractionSettings) -> list[EncodedCrops]:
-    """`find_crops`, on the CPU where a GPU has no memory left; other errors of the machine raise."""
-    try:
-        return find_crops(task, *settings)
-    except Exception as error:
-        if settings[0].device == "cpu" or not is_out_of_memory(error):
-            raise
-        return find_crops(task, *(replace(one, device="cpu") for one in settings))
+    """`find_crops`; where a GPU fails or has no memory left, on the next one, at last on the CPU. Other errors of the
+    machine raise."""
+    for device in devices_of_worker(settings[0].device):
+        if device in _failed:
+            continue
+        try:
+            return find_crops(task, *(_on_device(one, device) for one in settings))
+        except Exception as error:
+            if device == "cpu" or not (is_device_failure(error) or is_out_of_memory(error)):
+                raise
+            if is_device_failure(error):
+                logger.warning("%s finds no more faces in this process: %s", device, describe_error(error))
+                _failed.add(device)
+    return find_crops(task, *(_on_device(one, "cpu") for one in settings))
 
 
 def extract_video(

@@ -11,6 +11,7 @@ Nothing heavy is imported here, since both ends of a cluster's connection need t
 import contextlib
 import faulthandler
 import importlib
+import itertools
 import os
 import pickle
 import queue
@@ -41,6 +42,8 @@ ENVIRONMENT = {
     # of megabytes.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
 }
+NUMBER = "MULTIATTN_WORKER"
+"""Variable with a process's number in its pool."""
 _LENGTH = struct.Struct(">Q")
 
 
@@ -53,20 +56,21 @@ class IsolatedProcess:
 
     Args:
         target: `module:function`. The module is imported before the first call, so that a call's time is its own.
+        number: what `worker_number` is there.
 
     Raises:
         RuntimeError: it could not start, which is no call's fault.
         ProcessLostError: it was killed while it started.
     """
 
-    def __init__(self, target: str) -> None:
-        self.calls, self.at_work, self.last_used = 0, False, time.monotonic()
+    def __init__(self, target: str, number: int = 0) -> None:
+        self.calls, self.at_work, self.last_used, self.number = 0, False, time.monotonic(), number
         self.process = subprocess.Popen(
             # -P: nothing that happens to lie in the working folder is imported.
             [sys.executable, "-P", "-m", "multiattn.video.extraction.isolation", target],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _import_path()},
+            env={**os.environ, **ENVIRONMENT, NUMBER: str(number), "PYTHONPATH": _import_path()},
         )
         try:
             self._receive(START_SECONDS)
@@ -150,6 +154,7 @@ class ProcessPool:
         self._lock = threading.Lock()
         self._idle: list[IsolatedProcess] = []
         self._all: set[IsolatedProcess] = set()
+        self._numbers: set[int] = set()
         self._closed = False
 
     def call(self, argument: bytes, seconds: float | None) -> tuple[str, bytes | str]:
@@ -185,7 +190,7 @@ class ProcessPool:
             self._idle = fresh
         for process in stale:
             self._end(process)
-        free = free or IsolatedProcess(self.target)
+        free = free or self._start()
         with self._lock:
             self._all.add(free)
             closed = self._closed
@@ -194,10 +199,22 @@ class ProcessPool:
             raise ProcessLostError("the pool was closed")
         return free
 
+    def _start(self) -> IsolatedProcess:
+        """A new process, with the lowest number that none has."""
+        with self._lock:
+            number = next(number for number in itertools.count() if number not in self._numbers)
+            self._numbers.add(number)
+        try:
+            return IsolatedProcess(self.target, number)
+        except BaseException:
+            self._numbers.discard(number)
+            raise
+
     def _end(self, process: IsolatedProcess) -> None:
         process.kill()
         with self._lock:
             self._all.discard(process)
+            self._numbers.discard(process.number)
 
 
 _pools: dict[str, ProcessPool] = {}
@@ -221,6 +238,11 @@ def call_isolated(key: Any, target: str, argument: bytes, seconds: float | None)
     with _pools_lock:
         pool = _pools.setdefault(target, ProcessPool(target))
     return key, *pool.call(argument, seconds)
+
+
+def worker_number() -> int:
+    """The number of this process among those of its pool, from 0; one that replaces another has its number."""
+    return int(os.environ.get(NUMBER, "0"))
 
 
 def end_processes() -> None:
