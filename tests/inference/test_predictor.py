@@ -1,6 +1,7 @@
 """Prediction refuses crops the models do not know, and half precision stays close to single."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,37 @@ def test_crops_made_another_way_are_refused(pipeline: Pipeline, tmp_path):
     other = dataclasses.replace(models[0], recipe=dataclasses.replace(models[0].recipe, size=96))
     with pytest.raises(ValueError, match="size: expected 96, found 64"):
         predict_faces([other], pipeline.faces, device=CPU, precision="fp32")
+
+
+@pytest.mark.parametrize(
+    "failure", [None, RuntimeError("CUDA error: unspecified launch failure"), MemoryError()], ids=str
+)
+def test_two_devices_predict_as_one_even_where_one_fails_midway(pipeline: Pipeline, monkeypatch, failure):
+    model, crops, together = find_models(pipeline.experiment)[0], {}, threading.Barrier(2)
+
+    def observed(network: torch.nn.Module, batches: list[torch.Tensor], **how: object) -> np.ndarray:
+        own = crops.setdefault(id(network), [])
+        if failure is not None and len(crops) == 2 and list(crops)[1] == id(network) and len(own) == 2:
+            raise failure
+        own.append(len(batches[0]))
+        if failure is None or len(own) <= 2:
+            together.wait(timeout=30)  # equally fast, whatever the machine's load
+        return predict_logits(network, batches, **how)
+
+    how = {"precision": "fp32", "batch_size": 3}
+    alone = predict_faces([model], pipeline.faces, device=CPU, **how)
+    monkeypatch.setattr(predictor, "predict_logits", observed)
+    pd.testing.assert_frame_equal(predict_faces([model], pipeline.faces, device=[CPU, CPU], **how), alone)
+    first, second = map(sum, crops.values())
+    assert first + second == len(alone) == 48, "16 batches"
+    assert second == 6 if failure else min(first, second) >= 0.4 * len(alone)
+
+
+def test_an_error_that_is_no_devices_fault_ends_it(pipeline: Pipeline, monkeypatch):
+    monkeypatch.setattr(predictor, "predict_logits", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        models = find_models(pipeline.experiment)[:1]
+        predict_faces(models, pipeline.faces, device=[CPU, CPU], precision="fp32")
 
 
 def test_bf16_is_close_to_fp32(pipeline: Pipeline):

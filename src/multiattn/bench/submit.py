@@ -128,7 +128,7 @@ def _inputs(options: SubmitBench, folder: Path, paths: list[Path]) -> SubmitInpu
         out=folder / "out",
         scoring=UNTUNED if options.untrained else None,
         tta=options.tta,
-        device=options.device,
+        device=str(pick_device(options.device)),  # the loop has one
         precision=options.precision,
         jobs=options.jobs,
         weights=options.weights,

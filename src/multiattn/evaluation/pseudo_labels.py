@@ -20,7 +20,7 @@ from multiattn.evaluation.run import predict_kept
 from multiattn.evaluation.selection import common_name
 from multiattn.inference.runs import find_models, with_tta
 from multiattn.inference.scoring_file import choose_scoring, require_rule_fits
-from multiattn.runtime.devices import pick_device
+from multiattn.runtime.devices import pick_devices
 from multiattn.runtime.files import read_json
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FAKE, FOLDS, REAL, UNKNOWN
@@ -66,7 +66,7 @@ def pseudo_label(
             f"{faces}: expected unlabelled videos that may be trained on, found none{left_out and ', but '}{left_out}. "
             "Index them (`multiattn index folder`), and extract their faces into this folder."
         )
-    path, how = out.with_name(f"{out.stem}_predictions.parquet"), {"device": pick_device(device)}
+    path, how = out.with_name(f"{out.stem}_predictions.parquet"), {"device": pick_devices(device)}
     predictions = predict_kept(models, {faces: candidates["video_id"].tolist()}, path, precision=precision, **how)
     numbers = sorted({model.fold for model in models})
     scores = [rule.score(predictions[predictions["fold"] == number]) for number in numbers]

@@ -43,7 +43,7 @@ from multiattn.inference.runs import TrainedModel, find_models, with_tta
 from multiattn.inference.scoring_file import choose_scoring
 from multiattn.model.precision import known_precision
 from multiattn.runtime import layout
-from multiattn.runtime.devices import pick_device
+from multiattn.runtime.devices import as_devices, device_names, pick_devices
 from multiattn.runtime.files import exclusive_folder, file_digest, read_json, write_json
 from multiattn.runtime.text_tables import counted, markdown_text
 from multiattn.tables import FRAME_PREDICTIONS, VIDEOS, left_out_lines
@@ -162,12 +162,12 @@ def check_leaks(models: Sequence[TrainedModel], selection: Selection, table: pd.
 def _predict(
     inputs: EvaluationInputs, models: list[TrainedModel], extracted: Extracted, allowed: dict[str, set[str]]
 ) -> pd.DataFrame:
-    device = pick_device(inputs.device)
+    devices = pick_devices(inputs.device)
     crops, videos = len(extracted.faces), len(extracted.statuses)
     found = counted(len(models), "model"), counted(crops, "crop"), counted(videos, "video")
-    logger.info("%s, %s of %s, on %s", *found, device)
+    logger.info("%s, %s of %s, on %s", *found, device_names(devices))
     path = inputs.out / layout.PREDICTIONS_FILE
-    predictions = predict_kept(models, extracted.by_folder, path, device=device, precision=inputs.precision)
+    predictions = predict_kept(models, extracted.by_folder, path, device=devices, precision=inputs.precision)
     by_model = predictions.groupby("model")
     kept = [rows[rows["video_id"].isin(allowed[model])] for model, rows in by_model if model in allowed]
     return pd.concat([predictions.head(0), *kept], ignore_index=True)
@@ -259,7 +259,7 @@ def predict_kept(
     folders: dict[Path, list[str]],
     path: Path,
     *,
-    device: torch.device,
+    device: torch.device | Sequence[torch.device],
     precision: str,
     distortion: str = "",
     keep_others: bool = False,
@@ -276,8 +276,9 @@ def predict_kept(
     Raises:
         ValueError: crops that were not made the way a model's were, or another process holds the folder.
     """
-    known = known_precision(precision, device)
-    basis = {"faces": faces_digest(folders), "precision": known, "device": device.type}
+    first = as_devices(device)[0]
+    known = known_precision(precision, first)
+    basis = {"faces": faces_digest(folders), "precision": known, "device": first.type}
     basis |= {"distortion": distortion} if distortion else {}
     checkpoints = checkpoint_digests(models)
     with exclusive_folder(path.parent):  # of two at once, the table of one would stand beside the basis of the other

@@ -1,5 +1,6 @@
 """Frame predictions of a faces folder by every fold's best checkpoint, and the out-of-fold score of runs."""
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,12 +17,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from multiattn.config.choices import Tta
+from multiattn.inference.replicas import Replicas, in_order
 from multiattn.inference.runs import TrainedModel, require_one_recipe
 from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
 from multiattn.runtime import layout
 from multiattn.runtime.crop_files import declared_root
+from multiattn.runtime.devices import as_devices
 from multiattn.runtime.files import exclusive_folder, write_text
 from multiattn.runtime.processor import tune_cpu
 from multiattn.runtime.progress import progress_bar
@@ -46,7 +49,7 @@ def predict_faces(
     models: list[TrainedModel],
     folder: Path,
     *,
-    device: torch.device,
+    device: torch.device | Sequence[torch.device],
     precision: str,
     video_ids: Collection[str] | None = None,
     places: pd.DataFrame | None = None,
@@ -58,12 +61,14 @@ def predict_faces(
     """A `frame_predictions` table of every crop by every model, with its views; empty when the folder has no crops.
 
     Args:
+        device: one, or several, each with networks of its own: whichever is free takes the next batch. The batches are
+            those of one device, and one that fails leaves its own to the others.
         precision: `auto` is half precision on a GPU, and bf16 or float32 on a CPU (`model.precision`).
         video_ids: the videos whose crops are predicted; None takes all of the folder.
         places: video_id, frame_index and track of the crops that are predicted, in this order; None takes all of them.
-        loaded: model -> its network and precision, taken from here by later calls; models of one size then share each
-            crop, read and changed once. None keeps no network, and has one in memory at a time.
-        begun: model -> its network, which another thread may still be loading (`load_network`).
+        loaded: model -> its network and precision on the one device, taken from here by later calls; models of one
+            size then share each crop, read and changed once. None keeps no network, and has one in memory at a time.
+        begun: model -> its network on the first device, which another thread may still be loading (`load_network`).
         change: what happens to each crop before, as of `CropImages`.
 
     Raises:
@@ -83,7 +88,8 @@ def predict_faces(
                 f"{absent.sum()}; the first: {faces['video_id'][absent].iloc[0]}. Pass the faces folder that the run "
                 "was trained on."
             )
-    if device.type == "cpu":
+    devices = as_devices(device)
+    if devices[0].type == "cpu":
         tune_cpu()
     sides = face_sides(faces, folder)
     tables = {}
@@ -94,26 +100,50 @@ def predict_faces(
     with progress_bar(len(sharing) * len(faces), "predict", "crops") as bar:
         for together in sharing if len(faces) else []:
             dataset = CropImages(folder, faces["crop"], together[0].experiment.data.image_size, change=change)
-            batches = watched(crop_loader(dataset, batch_size=batch_size, num_workers=num_workers(device)), bar)
-            networks = [
-                (loaded or {}).get(model.name) or _load(model, device, precision, dataset, begun or {})
-                for model in together
-            ]
-            if loaded is not None:
-                loaded |= {model.name: network for model, network in zip(together, networks, strict=True)}
-            meters = [DistanceMeter(model.distance()) for model in together]
-            logits = [[] for _ in together]
-            for batch in batches:
-                for model, (network, chosen), meter, own in zip(together, networks, meters, logits, strict=True):
-                    how = {"device": device, "precision": chosen, "tta": model.tta}
-                    own.append(predict_logits(network, [batch], watch=meter.watch, **how))
-            for model, meter, own in zip(together, meters, logits, strict=True):
-                distances, reasons = meter.results(sides)
+            batches = watched(crop_loader(dataset, batch_size=batch_size, num_workers=num_workers(*devices)), bar)
+            how = {"precision": precision, "dataset": dataset, "loaded": loaded, "begun": begun or {}}
+            load = partial(_Predictor, together, **how)
+            starts = range(0, len(faces), batch_size)
+            work = ((batch, sides[start : start + batch_size]) for start, batch in zip(starts, batches, strict=True))
+            of_batches = in_order(work, Replicas(devices, load))
+            for model, own in zip(together, zip(*of_batches, strict=True), strict=True):
+                logits, distances, reasons = zip(*own, strict=True)
                 tables[model.name] = frame_predictions(
-                    faces, np.concatenate(own), model=model.name, fold=model.fold, distances=distances, reasons=reasons
-                )
-    in_order = [FRAME_PREDICTIONS.empty(), *(tables[model.name] for model in models if model.name in tables)]
-    return FRAME_PREDICTIONS.validate(pd.concat(in_order, ignore_index=True), f"predictions of {folder}")
+                    faces, np.concatenate(logits), model=model.name, fold=model.fold,
+                    distances=np.concatenate(distances), reasons=list(itertools.chain.from_iterable(reasons)),
+                )  # fmt: skip
+    made = [FRAME_PREDICTIONS.empty(), *(tables[model.name] for model in models if model.name in tables)]
+    return FRAME_PREDICTIONS.validate(pd.concat(made, ignore_index=True), f"predictions of {folder}")
+
+
+class _Predictor:
+    """Models on a device; the arguments are those of `predict_faces`, and the crops that a precision is tried on."""
+
+    def __init__(
+        self,
+        models: Sequence[TrainedModel],
+        device: torch.device,
+        *,
+        precision: str,
+        dataset: CropImages,
+        loaded: dict[str, tuple[nn.Module, str]] | None,
+        begun: Mapping[str, Future[nn.Module]],
+    ) -> None:
+        self.models, self.device = models, device
+        self.distances = [model.distance() for model in models]
+        kept = {} if loaded is None else loaded
+        self.networks = [kept.get(model.name) or _load(model, device, precision, dataset, begun) for model in models]
+        kept |= {model.name: network for model, network in zip(models, self.networks, strict=True)}
+
+    def __call__(self, work: tuple[torch.Tensor, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
+        """Logits, distances and reasons by each model, of crops (B, H, W, 3) and the sides of their faces (B,)."""
+        crops, sides = work
+        answers = []
+        for model, distance, (network, chosen) in zip(self.models, self.distances, self.networks, strict=True):
+            meter = DistanceMeter(distance)
+            how = {"device": self.device, "precision": chosen, "tta": model.tta}
+            answers.append((predict_logits(network, [crops], watch=meter.watch, **how), *meter.results(sides)))
+        return answers
 
 
 def _load(
@@ -124,7 +154,9 @@ def _load(
     begun: Mapping[str, Future[nn.Module]],
 ) -> tuple[nn.Module, str]:
     """The network, and the precision it predicts in."""
-    network = begun[model.name].result() if model.name in begun else load_network(model, device)
+    network = begun[model.name].result() if model.name in begun else None
+    if network is None or next(network.parameters()).device != device:
+        network = load_network(model, device)
     chosen = resolve_precision(precision, device, partial(_try, network, dataset))
     logger.info("%s: predicts in %s: %s", model.name, chosen.name, chosen.reason)
     return network, chosen.name
@@ -139,9 +171,9 @@ def load_network(model: TrainedModel, device: torch.device) -> nn.Module:
     return fold_batch_norms(network) if device.type == "cpu" else network
 
 
-def num_workers(device: torch.device) -> int:
+def num_workers(*devices: torch.device) -> int:
     """Processes that read crops for predictions; none beside a CPU, whose cores the network takes."""
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return 0 if devices[0].type == "cpu" else min(8 * len(devices), os.cpu_count() or 1)
 
 
 def _try(network: nn.Module, dataset: CropImages) -> Trial:
@@ -165,7 +197,9 @@ def watched(loader: DataLoader, bar) -> Iterator[torch.Tensor]:
         bar.update(len(batch))
 
 
-def predict_held_out(models: Sequence[TrainedModel], folder: Path, *, device: torch.device, precision: str) -> int:
+def predict_held_out(
+    models: Sequence[TrainedModel], folder: Path, *, device: torch.device | Sequence[torch.device], precision: str
+) -> int:
     """Predict the crops of each model's `oof.parquet` again, with its views, and keep the table beside that one under
     its own name (`layout.held_out_file`); returns how many models have one now.
 

@@ -32,6 +32,7 @@ from multiattn.inference.predictor import BATCH_SIZE, load_network, predict_face
 from multiattn.inference.recipe_folders import CROP, encode_apart, join_faces, join_statuses, write_folders
 from multiattn.inference.runs import TrainedModel, group_by_recipe
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
+from multiattn.runtime.devices import device_names
 from multiattn.runtime.files import exclusive_folder, read_json, write_json
 from multiattn.runtime.frame_folders import is_image_name
 from multiattn.runtime.layout import BEST_WEIGHTS
@@ -62,7 +63,7 @@ def extract_folder_faces(
     recipe: CropRecipe,
     *,
     jobs: int | None,
-    device: torch.device,
+    device: torch.device | Sequence[torch.device],
     filenames: Iterable[str] | None = None,
     weights: Path | None = None,
 ) -> pd.DataFrame:
@@ -81,7 +82,7 @@ def extract_folder_faces(
         ValueError: no videos, a recipe of another program, a detector without its weights, or a faces folder that
             belongs to another folder of videos, whose clips may carry the same names.
     """
-    settings = ExtractionSettings(recipe=recipe.for_prediction(), device=str(device), weights=weights)
+    settings = ExtractionSettings(recipe=recipe.for_prediction(), device=device_names(device), weights=weights)
     videos = folder_manifest(videos_dir, filenames)
     source = {"videos_dir": str(videos_dir.resolve())}
     path = faces / SOURCE_FILE
@@ -223,7 +224,7 @@ def score_files(
         ValueError: a detector without its weights, or a recipe of another program.
     """
     groups = group_by_recipe(models)
-    settings = prediction_settings(list(groups), device=device, weights=weights)
+    settings = prediction_settings(list(groups), devices=str(device), weights=weights)
     folders = [faces, *(faces / f"{RECIPE_FOLDER}{number}" for number in range(1, len(settings)))]
     # By number: two folders may hold files of one name, and a table does not take every name a file system does.
     rows = [video_row(DATASET, f"{number:05d}", label=UNKNOWN) for number in range(len(files))]

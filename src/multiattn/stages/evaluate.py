@@ -9,7 +9,7 @@ Several runs are blended by the scoring rule; with --choose each is measured by 
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.command_line import Device, PredictPrecision, RuleTta, Scoring, parse, results
+from multiattn.command_line import Devices, PredictPrecision, RuleTta, Scoring, parse, results
 from multiattn.config.choices import Criterion, Split
 from multiattn.runtime.files import write_csv, write_text
 from multiattn.runtime.layout import VIDEO_PREDICTIONS_FILE, named_run
@@ -32,7 +32,7 @@ class Options:
     """Measure each run by itself and name the best, by log loss or AUC of videos; with --split val only."""
     scoring: Scoring = None
     tta: RuleTta = None
-    device: Device = "auto"
+    device: Devices = "auto"
     precision: PredictPrecision = "auto"
 
 

@@ -8,9 +8,9 @@ multiattn predict --runs runs/dfdc_b4 --faces data/faces/dfdc --held-out --tta f
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from multiattn.command_line import Device, Jobs, PredictPrecision, parse, require_apart, results
+from multiattn.command_line import Devices, Jobs, PredictPrecision, parse, require_apart, results
 from multiattn.config.choices import SplitName, Tta
-from multiattn.runtime.devices import pick_device
+from multiattn.runtime.devices import pick_devices
 from multiattn.runtime.layout import FACES_FILE, named_run
 from multiattn.runtime.text_tables import counted
 
@@ -39,7 +39,7 @@ class Options:
     held_out: bool = False
     """Instead of --out, write the predictions with these views of each run's held-out fold into its folder, where
     `multiattn tune` finds them and decides if they pay; --faces is the folder the runs were trained on."""
-    device: Device = "auto"
+    device: Devices = "auto"
     precision: PredictPrecision = "auto"
     jobs: Jobs = None
 
@@ -66,18 +66,18 @@ def main(argv: list[str]) -> None:
     models = with_tta(find_models(named_run(options.runs)), options.tta)
     if options.any_recipe:
         models = [replace(model, any_crops=True) for model in models]
-    device = pick_device(options.device)
+    devices = pick_devices(options.device)
     if aside and options.faces is None:
         raise ValueError(f"--{aside}: expected --faces, the folder the runs were trained on, found none.")
     if options.held_out:
-        kept = predict_held_out(models, options.faces, device=device, precision=options.precision)
+        kept = predict_held_out(models, options.faces, device=devices, precision=options.precision)
         results(
             f"{counted(kept, 'fold')} with out-of-fold predictions of --tta {options.tta}; now `multiattn tune --runs "
             f"{options.runs}` says if they pay"
         )
         return
     if options.fit_distance:
-        kept = keep_distances(models, options.faces, device=device)
+        kept = keep_distances(models, options.faces, device=devices[0])
         results(f"{kept} of {len(models)} models know how far faces lie from those of their training")
         return
     if options.out is None:
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     faces = options.faces or options.out.with_suffix(".faces")
     if options.videos_dir is not None:
         recipe, weights = models[0].recipe, options.weights
-        extract_folder_faces(options.videos_dir, faces, recipe, jobs=options.jobs, device=device, weights=weights)
+        extract_folder_faces(options.videos_dir, faces, recipe, jobs=options.jobs, device=devices, weights=weights)
     elif options.faces is None:
         raise ValueError("expected --faces FACES or --videos-dir DIR, found neither.")
     chosen = None
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         chosen = videos.loc[videos["split"].isin(options.splits), "video_id"]
         if chosen.empty:
             raise ValueError(f"{faces}: no video of split {' or '.join(options.splits)}.")
-    predictions = predict_faces(models, faces, device=device, precision=options.precision, video_ids=chosen)
+    predictions = predict_faces(models, faces, device=devices, precision=options.precision, video_ids=chosen)
     FRAME_PREDICTIONS.write(predictions, options.out)
     videos = predictions["video_id"].nunique()
     results(

@@ -9,7 +9,7 @@ A video is labelled where the models of each fold by themselves are confident, a
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.command_line import Device, FacesFolder, PredictPrecision, Scoring, parse, results
+from multiattn.command_line import Devices, FacesFolder, PredictPrecision, Scoring, parse, results
 from multiattn.runtime.layout import named_run
 from multiattn.runtime.text_tables import counted
 
@@ -28,7 +28,7 @@ class Options:
     balance: bool = True
     """As many fakes as reals, the surest of either."""
     scoring: Scoring = None
-    device: Device = "auto"
+    device: Devices = "auto"
     precision: PredictPrecision = "auto"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,17 +13,27 @@ import numpy as np
 import pytest
 import torch
 
+from multiattn.inference.replicas import Replicas
 from multiattn.inference.runs import find_models
 from multiattn.inference.submit import classifier
-from multiattn.inference.submit.classifier import Classified, Classifier, LoadedModels, crops_a_batch
+from multiattn.inference.submit.classifier import (
+    Classified,
+    Classifier,
+    LoadedModels,
+    Replica,
+    crops_a_batch,
+    load_replicas,
+    num_threads,
+)
 from multiattn.inference.submit.extraction import Extracted, Work
 from multiattn.model import precision
 from multiattn.model.precision import TRIAL_CROPS, Trial
 from multiattn.video.crops.recipe import CropRecipe
-from multiattn.video.extraction.engine import is_out_of_memory
+from multiattn.video.extraction.engine import is_device_failure, is_out_of_memory
 from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
 from multiattn.video.extraction.scan import FaceCrop
 
+CPU = torch.device("cpu")
 SETTINGS = ExtractionSettings(recipe=CropRecipe(num_frames=4, size=64))
 
 
@@ -52,9 +63,16 @@ class Arithmetic:
     bad_exactly: bool = False
     breaks_at: int = -1
     """A grey level that raises."""
+    seconds: float = 0.0
+    """Time a batch takes a model."""
+    together: threading.Barrier | None = None
+    """Where devices wait for each other at each batch, so that they are equally fast, whatever the machine's load."""
+    failure: Exception | None = None
+    """Raised by each call after the first `lives`, but on the CPU."""
+    lives: int = 0
 
     def __post_init__(self) -> None:
-        self.device = torch.device("cpu")
+        self.device = CPU
         self.distances = [None] * len(self.sizes)
         self.models = [SimpleNamespace(name=f"m/fold{number}") for number in range(len(self.sizes))]
         self.batches: list[int] = []
@@ -65,6 +83,12 @@ class Arithmetic:
     ) -> np.ndarray:
         with self.lock:
             self.batches.append(len(crops))
+            failed = self.failure is not None and len(self.batches) > self.lives
+        time.sleep(self.seconds)
+        if self.together is not None:
+            self.together.wait(timeout=30)
+        if failed and not on_cpu:
+            raise self.failure
         assert crops.shape[1:] == (self.sizes[number], self.sizes[number], 3)
         if len(crops) > (self.most_on_cpu if on_cpu else self.most_crops):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -77,11 +101,17 @@ class Arithmetic:
         return values.numpy()
 
 
-def classify(models: Arithmetic, *videos: Extracted, threads: int = 1, batch: int = 4) -> dict[str, Classified]:
+def classify(
+    models: Arithmetic | list[Arithmetic], *videos: Extracted, threads: int = 1, batch: int = 4
+) -> dict[str, Classified]:
+    """Several stand for as many devices."""
+    of_devices = models if isinstance(models, list) else [models]
+    following = iter(of_devices)
+    replicas = Replicas([CPU] * len(of_devices), lambda _: Replica(next(following), batch))
     source, done = queue.Queue(), queue.SimpleQueue()
     for each in (*videos, None):
         source.put(each)
-    classifier = Classifier(models, source, done.put, done.put, threads=threads, batch_crops=batch)
+    classifier = Classifier(replicas, source, done.put, done.put, threads=threads * len(of_devices))
     found = [done.get(timeout=20) for _ in videos]
     classifier.stop(10)
     assert classifier.finished and done.empty(), "each video is done once"
@@ -193,6 +223,75 @@ def test_what_is_wrong_with_one_video_does_not_touch_those_of_its_batch(models, 
     np.testing.assert_allclose(found["c"].logits, expected(50, 60))
 
 
+LEVELS = [list(range(start, start + 7)) for start in range(0, 224, 7)]  # 56 batches of 4
+ILLEGAL = RuntimeError("CUDA error: an illegal memory access was encountered")
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_devices_share_the_crops_evenly_and_answer_as_one(threads):
+    videos = [video(str(number), *levels) for number, levels in enumerate(LEVELS)]
+    together = threading.Barrier(2 * threads)
+    devices = [Arithmetic(together=together), Arithmetic(together=together)]
+    both, one = classify(devices, *videos, threads=threads), classify(Arithmetic(), *videos)
+    for name, alone in one.items():
+        np.testing.assert_array_equal(both[name].logits, alone.logits)
+    shares = [sum(each.batches) for each in devices]
+    assert sum(shares) == 3 * 224 and min(shares) >= 0.4 * sum(shares), shares
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("failing", "lives"),
+    [
+        pytest.param([ILLEGAL, None], 0, id="at once"),
+        pytest.param([None, ILLEGAL], 9, id="midway"),
+        pytest.param([FULL, None], 9, id="no memory for one crop"),
+        pytest.param([ILLEGAL, FULL], 9, id="both, so that the CPU is left"),
+        pytest.param([ILLEGAL], 9, id="the only one"),
+    ],
+)
+def test_a_device_that_fails_leaves_its_crops_to_the_other(failing, lives, threads, caplog):
+    videos = [video(str(number), *levels) for number, levels in enumerate(LEVELS)]
+    devices = [Arithmetic(seconds=0.002, failure=failure, lives=lives) for failure in failing]
+    found = classify(devices, *videos, threads=threads)
+    for number, levels in enumerate(LEVELS):
+        assert found[str(number)].error == ""
+        np.testing.assert_allclose(found[str(number)].logits, expected(*levels))
+    assert ("left out from here on" in caplog.text) == (len(failing) > 1)
+    if None in failing:
+        broken = devices[1 - failing.index(None)]
+        assert len(broken.batches) <= lives + threads * (1 if ILLEGAL in failing else 4), "it is not asked again"
+
+
+def test_a_device_without_room_for_the_networks_is_left_out(caplog):
+    devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+
+    def load(device: torch.device) -> torch.device:
+        if device in full:
+            raise FULL
+        return device
+
+    full = devices[:1]
+    assert list(Replicas(devices, load)) == devices[1:] and "cuda:0 is left out" in caplog.text
+    full = devices
+    with pytest.raises(torch.OutOfMemoryError):
+        Replicas(devices, load)
+
+
+def test_threads_follow_the_devices():
+    assert num_threads([CPU], 2) == 2 and num_threads([CPU], 64) == 8 and num_threads([CPU, CPU], 1) == 2
+    assert num_threads([torch.device("cuda", number) for number in range(2)], 4) == 4
+
+
+def test_each_device_has_networks_of_its_own_with_equal_answers(pipeline):
+    models = find_models(pipeline.experiment)
+    first, second = (replica.models for replica in load_replicas(models, [CPU, CPU], "fp32"))
+    crops = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    assert first is not second
+    np.testing.assert_array_equal(first.logits(0, crops), second.logits(0, crops))
+
+
 @pytest.mark.parametrize(("change", "name"), [(1e-3, "bf16"), (1e-2, "fp32")])
 def test_auto_tries_each_model_on_its_first_crops(pipeline, monkeypatch, change, name):
     tried: list[int] = []
@@ -203,12 +302,12 @@ def test_auto_tries_each_model_on_its_first_crops(pipeline, monkeypatch, change,
 
     monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"amx_bf16"}))
     monkeypatch.setattr(classifier, "try_prediction", measured)
-    cpu, models = torch.device("cpu"), find_models(pipeline.experiment)
-    open_choice, fixed = LoadedModels(models, cpu, "auto"), LoadedModels(models, cpu, name)
+    models = find_models(pipeline.experiment)
+    open_choice, fixed = LoadedModels(models, CPU, "auto"), LoadedModels(models, CPU, name)
     crops = torch.randint(0, 256, (TRIAL_CROPS + 1, 64, 64, 3), dtype=torch.uint8)
     for number in (0, 1, 0):
         np.testing.assert_array_equal(open_choice.logits(number, crops), fixed.logits(number, crops))
-    exactly = LoadedModels(models, cpu, "fp32").logits(0, crops)
+    exactly = LoadedModels(models, CPU, "fp32").logits(0, crops)
     np.testing.assert_array_equal(open_choice.logits(0, crops, exact=True), exactly)
     assert tried == [TRIAL_CROPS] * len(models)
 
@@ -240,7 +339,23 @@ def test_a_video_that_failed_on_its_way_is_passed_on():
     ids=str,
 )
 def test_a_shortage_of_memory_is_told_from_other_errors(error, is_memory):
-    assert is_out_of_memory(error) is is_memory
+    assert is_out_of_memory(error) is is_memory and not is_device_failure(error)
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value), "torch's own words on a CPU"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_failure"),
+    [
+        (ILLEGAL, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), True),
+        (RuntimeError("Expected all tensors to be on the same device, found cuda:0 and cpu!"), False),
+        (NotImplementedError("Could not run 'aten::x' with arguments from the 'CUDA' backend."), False),
+        (ValueError("CUDA error: of another kind"), False),
+    ],
+    ids=str,
+)
+def test_a_gpu_that_failed_is_told_from_other_errors(error, is_failure):
+    assert is_device_failure(error) is is_failure

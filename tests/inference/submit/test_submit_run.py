@@ -144,6 +144,34 @@ def test_a_slow_classifier_holds_the_extraction_back(case, monkeypatch):
     assert case.require_no_wrong_row() == 8
 
 
+@pytest.mark.parametrize(
+    "failure", [None, RuntimeError("CUDA error: unspecified launch failure")], ids=["", "one fails"]
+)
+def test_two_devices_answer_as_one(case, monkeypatch, caplog, failure):
+    calls, logits, together = {}, LoadedModels.logits, threading.Barrier(2)
+
+    def observed(self, *arguments, **named):
+        calls[self] = calls.get(self, 0) + 1
+        if failure is not None and self is next(iter(calls)) and calls[self] > 2:
+            raise failure
+        if failure is None:
+            together.wait(timeout=60)  # equally fast, whatever the machine's load
+        return logits(self, *arguments, **named)
+
+    monkeypatch.setattr(run_module, "pick_devices", lambda _: (torch.device("cpu"), torch.device("cpu")))
+    monkeypatch.setattr(Setup, "threads", 2)
+    monkeypatch.setattr(classifier_module, "MOST_CPU_BATCH_CROPS", 2)
+    monkeypatch.setattr(LoadedModels, "logits", observed)
+    with caplog.at_level("INFO", logger="multiattn"):
+        result = run_submit(case.inputs)
+    assert case.require_no_wrong_row() == 8
+    assert case.card()["kernel"]["device"] == "cpu,cpu" and len(calls) == 2
+    crops = [int(number) for number in re.search(r"crops predicted: cpu (\d+), cpu (\d+)", caplog.text).groups()]
+    assert sum(crops) == result.videos["num_crops"].sum()
+    assert ("left out from here on" in caplog.text) == (failure is not None)
+    assert failure is not None or min(crops) >= 0.4 * sum(crops), crops
+
+
 def test_fewer_frames_and_models_are_reported_of_each_video(case, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Plan, "_adapt", lambda self: setattr(self, "_index", len(self.levels) - 1))

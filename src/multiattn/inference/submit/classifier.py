@@ -2,17 +2,18 @@
 
 On a CPU each thread computes a batch of its own by itself, with networks they share: beside the workers that extract,
 threads that wait for each other at every layer would wait for whoever lost its core. So whichever of extraction and
-classification is slower gets the cores. On a GPU two threads, so that one decodes crops while the other's batch is
-computed.
+classification is slower gets the cores. On each GPU two threads, so that one decodes crops while the other's batch is
+computed; whichever GPU is free takes the next batch, and the threads of one that fails go on with another.
 """
 
+import contextlib
 import itertools
 import logging
 import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from multiattn.inference.predictor import load_network
+from multiattn.inference.replicas import Replicas
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.extraction import Extracted
 from multiattn.model.distance import DistanceMeter
@@ -31,7 +33,7 @@ from multiattn.runtime.processor import TORCH_THREAD
 from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
 from multiattn.video.crops.images import decode_crop
-from multiattn.video.extraction.engine import describe_error, is_out_of_memory
+from multiattn.video.extraction.engine import describe_error, is_device_failure, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +155,10 @@ Entry = tuple[Classified, int]
 """A video by one recipe and the number of one of its crops."""
 
 
-def num_threads(device: torch.device, cores: int) -> int:
-    return GPU_THREADS if device.type != "cpu" else max(1, min(cores, MOST_CPU_THREADS))
+def num_threads(devices: Sequence[torch.device], cores: int) -> int:
+    if devices[0].type != "cpu":
+        return GPU_THREADS * len(devices)
+    return max(len(devices), min(cores, MOST_CPU_THREADS))
 
 
 def crops_a_batch(device: torch.device, sizes: Iterable[int]) -> int:
@@ -164,10 +168,58 @@ def crops_a_batch(device: torch.device, sizes: Iterable[int]) -> int:
     return min(MOST_CPU_BATCH_CROPS, max(1, CPU_BATCH_PIXELS // max(sizes) ** 2))
 
 
+@dataclass(eq=False)
+class Replica:
+    """The models on one device, and the batches it takes."""
+
+    models: LoadedModels
+    full: int
+    """Crops of a full batch."""
+    crops: int = 0
+    """Computed so far."""
+    on_cpu: bool = False
+    """True where the device failed and no other is left."""
+
+    def __post_init__(self) -> None:
+        self.batch, self._since_shortage = self.full, 0
+        self._lock = threading.Lock()
+
+    def count(self, crops: int) -> None:
+        """Note a computed batch; after enough of them one that was made smaller grows again."""
+        with self._lock:
+            self.crops += crops
+            self._since_shortage += 1
+            if self.batch < self.full and self._since_shortage >= BATCHES_TO_GROW:
+                self.batch, self._since_shortage = min(self.full, 2 * self.batch), 0
+
+    def shrink(self, crops: int, error: Exception) -> None:
+        with self._lock:
+            self._since_shortage = 0
+            if crops < self.batch:
+                self.batch = crops
+                logger.warning("memory ran out (%s): batches of %d crops now", describe_error(error), crops)
+
+    def free_memory(self) -> None:
+        if self.models.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # of a GPU that failed
+                torch.cuda.empty_cache()
+
+
+def load_replicas(models: list[TrainedModel], devices: Sequence[torch.device], precision: str) -> Replicas[Replica]:
+    """The models on each of the devices."""
+
+    def load(device: torch.device) -> Replica:
+        loaded = LoadedModels(models, device, precision)
+        return Replica(loaded, crops_a_batch(device, loaded.sizes))
+
+    return Replicas(devices, load)
+
+
 class Classifier:
     """Threads that compute the logits of extracted videos.
 
     Args:
+        replicas: the models on each device.
         source: videos; None comes last.
         done: called with each video, also those without crops; by any thread.
         crashed: called with an error that is no video's fault.
@@ -175,22 +227,23 @@ class Classifier:
 
     def __init__(
         self,
-        models: LoadedModels,
+        replicas: Replicas[Replica],
         source: "queue.Queue[Extracted | None]",
         done: Callable[[Classified], None],
         crashed: Callable[[BaseException], None],
         *,
         threads: int = 1,
-        batch_crops: int | None = None,
     ) -> None:
-        self.models, self._source, self._done, self._crashed = models, source, done, crashed
-        self._full = self._batch = batch_crops or crops_a_batch(models.device, models.sizes)
-        self._since_shortage = 0
+        self.replicas, self._source, self._done, self._crashed = replicas, source, done, crashed
+        self._models = replicas.working(0).models.models
         self._pending: dict[int, list[Entry]] = {}  # by recipe: a batch is of one, whose models take crops of its sizes
         self._ended = False
         self._filling, self._counting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True, name=TORCH_THREAD) for _ in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), daemon=True, name=TORCH_THREAD)
+            for number in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -206,24 +259,24 @@ class Classifier:
         """True when all videos that came are done."""
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _run(self) -> None:
+    def _run(self, place: int) -> None:
         try:
-            if self.models.device.type == "cpu":
+            if self.replicas.working(place).models.device.type == "cpu":
                 torch.set_num_threads(1)
             while not self._stopping.is_set():
-                entries = self._take()
+                entries = self._take(self.replicas.working(place).batch)
                 if entries is None:
                     return
-                self._classify(entries)
+                self._classify(entries, place)
         except BaseException as error:  # a thread that ends in silence would leave the run waiting for ever
             self._crashed(error)
 
-    def _take(self) -> list[Entry] | None:
+    def _take(self, batch: int) -> list[Entry] | None:
         """Crops of one or several videos; fewer than a batch only where no more are there. None: there are none."""
         with self._filling:
             while not self._ended and not self._stopping.is_set():
                 longest = max(map(len, self._pending.values()), default=0)
-                if longest >= self._batch:
+                if longest >= batch:
                     break
                 try:
                     extracted = self._source.get(block=not longest, timeout=0.1)
@@ -237,14 +290,14 @@ class Classifier:
                     self._admit(extracted)
             recipe = max(self._pending, key=lambda recipe: len(self._pending[recipe]), default=0)
             entries = self._pending.get(recipe, [])
-            self._pending[recipe] = entries[self._batch :]
-            return entries[: self._batch] or None
+            self._pending[recipe] = entries[batch:]
+            return entries[:batch] or None
 
     def _admit(self, extracted: Extracted) -> None:
         crops = extracted.crops.crops if extracted.crops is not None else []
         known = extracted.work.known_logits(crops)
         wanted = extracted.work.models if crops else ()
-        numbers = tuple(number for number in wanted if self.models.models[number].name not in known)
+        numbers = tuple(number for number in wanted if self._models[number].name not in known)
         if not numbers:
             self._done(Classified(extracted))
             return
@@ -253,55 +306,67 @@ class Classifier:
         pending = self._pending.setdefault(extracted.work.recipe, [])
         pending += [(video, number) for number in range(len(crops))]
 
-    def _classify(self, entries: list[Entry]) -> None:
+    def _classify(self, entries: list[Entry], place: int) -> None:
         """Write the logits of some crops into their videos; any error costs these videos only."""
+        replica = self.replicas.working(place)
+        on_cpu = replica.on_cpu
         entries = [entry for entry in entries if not entry[0].error]
         if not entries:
             return
         started = time.perf_counter()
         try:
-            logits = self._logits(entries)
+            logits = self._logits(entries, replica.models, on_cpu=on_cpu)
         except Exception as error:  # of any kind: a video must not cost the others
-            self._recover(entries, error)
+            if is_device_failure(error) and not on_cpu:
+                if not self.replicas.set_aside(replica, error):
+                    logger.warning("%s failed (%s): on with the CPU", replica.models.device, describe_error(error))
+                    replica.on_cpu = True
+                self._classify(entries, place)
+            else:
+                self._recover(entries, error, place, replica)
             return
         seconds = (time.perf_counter() - started) / sum(len(video.models) for video, _ in entries)
-        self._grow()
+        replica.count(len(entries))
         for (video, number), column in zip(entries, logits, strict=True):
             self._keep(video, number, column, seconds)
 
-    def _recover(self, entries: list[Entry], error: Exception) -> None:
-        """Try again in smaller parts: video by video, or, where memory ran out, halves down to a crop on the CPU."""
+    def _recover(self, entries: list[Entry], error: Exception, place: int, replica: Replica) -> None:
+        """Try again in smaller parts: video by video, or, where memory ran out, halves down to a crop on another
+        device, at last on the CPU."""
         if not is_out_of_memory(error):
             groups = [list(group) for _, group in itertools.groupby(entries, key=lambda entry: entry[0])]
             if len(groups) == 1:
                 self._fail(entries[0][0], describe_error(error))
             else:
                 for group in groups:
-                    self._classify(group)
+                    self._classify(group, place)
             return
-        self._free()
+        replica.free_memory()
         if len(entries) > 1:
             half = (len(entries) + 1) // 2
-            self._shrink(half, error)
-            self._classify(entries[:half])
-            self._classify(entries[half:])
+            replica.shrink(half, error)
+            self._classify(entries[:half], place)
+            self._classify(entries[half:], place)
+            return
+        if self.replicas.set_aside(replica, error):
+            self._classify(entries, place)
             return
         ((video, number),) = entries
         try:
-            logits = self._logits(entries, on_cpu=True)
+            logits = self._logits(entries, replica.models, on_cpu=True)
         except Exception as last:  # as above
-            self._free()
+            replica.free_memory()
             self._fail(video, f"one crop at a time, on the CPU too: {describe_error(last)}")
             return
         self._keep(video, number, logits[0], 0.0)
 
-    def _logits(self, entries: list[Entry], *, on_cpu: bool = False) -> list[list[Measured]]:
+    def _logits(self, entries: list[Entry], loaded: LoadedModels, *, on_cpu: bool) -> list[list[Measured]]:
         """For each crop a list of what its video's models say."""
         models = sorted(set().union(*(video.models for video, _ in entries)))
         videos = [video.extracted.crops for video, _ in entries]
         chosen = [(crops.crops[number], crops.video_id) for crops, (_, number) in zip(videos, entries, strict=True)]
         of_size = {}
-        for size in sorted({self.models.sizes[number] for number in models}):
+        for size in sorted({loaded.sizes[number] for number in models}):
             crops = [decode_crop(crop.jpeg, size, f"{name}, frame {crop.frame_index}") for crop, name in chosen]
             of_size[size] = torch.from_numpy(np.stack(crops))
         boxes = np.array([crops.crops[number].box_xyxy for crops, (_, number) in zip(videos, entries, strict=True)])
@@ -309,19 +374,11 @@ class Classifier:
         result: list[list[Measured]] = [[] for _ in entries]
         for number in models:
             rows = [row for row, (video, _) in enumerate(entries) if number in video.models]
-            crops = of_size[self.models.sizes[number]]
+            crops = of_size[loaded.sizes[number]]
             crops = crops if len(rows) == len(entries) else crops[rows]
-            for row, measured in zip(rows, self._finite(number, crops, sides[rows], on_cpu), strict=True):
+            for row, measured in zip(rows, _finite(loaded, number, crops, sides[rows], on_cpu), strict=True):
                 result[row].append(measured)
         return result
-
-    def _finite(self, number: int, crops: torch.Tensor, sides: np.ndarray, on_cpu: bool) -> list[Measured]:
-        for exact in (False, True) if self.models.precision != "fp32" else (False,):
-            meter = DistanceMeter(self.models.distances[number])
-            logits = self.models.logits(number, crops, on_cpu=on_cpu, exact=exact, meter=meter)
-            if np.isfinite(logits).all():
-                return list(zip(logits.tolist(), *meter.results(sides), strict=True))
-        raise ValueError(f"logits of {self.models.models[number].name} are not finite")
 
     def _keep(self, video: Classified, number: int, measured: list[Measured], seconds: float) -> None:
         with self._counting:
@@ -344,19 +401,11 @@ class Classifier:
             video.error, video.logits = error, np.zeros((0, 0))
         self._done(video)
 
-    def _shrink(self, crops: int, error: Exception) -> None:
-        with self._counting:
-            self._since_shortage = 0
-            if crops < self._batch:
-                self._batch = crops
-                logger.warning("memory ran out (%s): batches of %d crops now", describe_error(error), crops)
 
-    def _grow(self) -> None:
-        with self._counting:
-            self._since_shortage += 1
-            if self._batch < self._full and self._since_shortage >= BATCHES_TO_GROW:
-                self._batch, self._since_shortage = min(self._full, 2 * self._batch), 0
-
-    def _free(self) -> None:
-        if self.models.device.type == "cuda":
-            torch.cuda.empty_cache()
+def _finite(loaded: LoadedModels, number: int, crops: torch.Tensor, sides: np.ndarray, on_cpu: bool) -> list[Measured]:
+    for exact in (False, True) if loaded.precision != "fp32" else (False,):
+        meter = DistanceMeter(loaded.distances[number])
+        logits = loaded.logits(number, crops, on_cpu=on_cpu, exact=exact, meter=meter)
+        if np.isfinite(logits).all():
+            return list(zip(logits.tolist(), *meter.results(sides), strict=True))
+    raise ValueError(f"logits of {loaded.models[number].name} are not finite")

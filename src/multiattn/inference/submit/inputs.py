@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiattn.command_line import DetectorWeights, Device, Jobs, Outside, PredictPrecision, RuleTta, Scoring
+from multiattn.command_line import DetectorWeights, Devices, Jobs, Outside, PredictPrecision, RuleTta, Scoring
 from multiattn.config.settings import require, require_at_least
 from multiattn.inference.outside import named_files
 from multiattn.runtime import layout
@@ -48,7 +48,7 @@ class SubmitInputs:
     scoring: Scoring = None
     outside: Outside = ()
     tta: RuleTta = None
-    device: Device = "auto"
+    device: Devices = "auto"
     precision: PredictPrecision = "auto"
     jobs: Jobs = None
     budget_hours: float | None = None

@@ -4,6 +4,7 @@ Nothing is read from or written to the disk but the videos.
 """
 
 import builtins
+import functools
 import logging
 import queue
 import time
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from multiattn.inference.replicas import Replicas
 from multiattn.inference.runs import TrainedModel
-from multiattn.inference.submit.classifier import Classified, Classifier, LoadedModels, num_threads
+from multiattn.inference.submit.classifier import Classified, Classifier, Replica, load_replicas, num_threads
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extraction, Work
 from multiattn.inference.submit.plan import Costs, Level, Plan
 from multiattn.inference.submit.results import OF_MODEL, VideoResult, file_fingerprint, overall
@@ -60,7 +62,7 @@ class Setup:
     fingerprints: dict[str, str]
     settings: tuple[ExtractionSettings, ...]
     """By the number of the recipe."""
-    device: torch.device
+    devices: tuple[torch.device, ...]
     precision: str
     workers: int
     """Processes that extract, at most."""
@@ -70,7 +72,12 @@ class Setup:
 
     @property
     def threads(self) -> int:
-        return num_threads(self.device, self.cores)
+        return num_threads(self.devices, self.cores)
+
+    @functools.cached_property
+    def replicas(self) -> Replicas[Replica]:
+        """The networks on their devices; loaded once, so that a second pass asks no device that failed in the first."""
+        return load_replicas(list(self.models), self.devices, self.precision)
 
     @property
     def everything(self) -> Level:
@@ -146,7 +153,7 @@ class PredictionPass:
 
     def run(self) -> None:
         setup, plan = self.setup, self.plan
-        on_cpu = setup.device.type == "cpu"
+        on_cpu = setup.devices[0].type == "cpu"
         if on_cpu:
             tune_cpu()
             share_one_heap()
@@ -161,14 +168,17 @@ class PredictionPass:
         )
         classifier: Classifier | None = None
         try:  # the extraction's processes import for seconds; meanwhile the networks are loaded
-            loaded = LoadedModels(list(setup.models), setup.device, setup.precision)
-            self._precisions = loaded.chosen
+            replicas = setup.replicas
+            self._precisions = replicas.working(0).models.chosen
             if on_cpu:
                 torch.set_num_threads(1)
             put = self._events.put
-            classifier = Classifier(loaded, extraction.results, put, put, threads=plan.classifiers)
+            classifier = Classifier(replicas, extraction.results, put, put, threads=plan.classifiers)
             with progress_bar(len(self.videos), self.label, "videos") as bar:
                 self._loop(classifier, bar)
+            if len(setup.devices) > 1:
+                shares = (f"{each.models.device} {each.crops}" for each in replicas)
+                logger.info("crops predicted: %s", ", ".join(shares))
         finally:
             extraction.stop()
             if classifier is None or not classifier.finished:

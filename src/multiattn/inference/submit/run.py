@@ -25,7 +25,7 @@ from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
 from multiattn.inference.submit.results import SEARCHED, ResultStore, VideoResult
 from multiattn.model.precision import known_precision
-from multiattn.runtime.devices import default_jobs, pick_device
+from multiattn.runtime.devices import default_jobs, device_names, pick_devices
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import VIDEO_HELD_OUT_FILE
 from multiattn.runtime.processor import process_seconds
@@ -150,7 +150,8 @@ class _Run:
         logger.info(
             "%s: %s, %s, of %d in the sample; %s, %s, %s, %s, %s",
             label, counted(len(self.models), "model"), counted(len(videos), "video"), len(self.delivery.sample),
-            setup.device, setup.precision, counted(plan.workers, "worker"), counted(plan.classifiers, "thread"),
+            device_names(setup.devices), setup.precision, counted(plan.workers, "worker"),
+            counted(plan.classifiers, "thread"),
             "no time limit" if hours is None else f"{hours:g} hours",
         )  # fmt: skip
         hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption, "known": self.results}
@@ -251,7 +252,7 @@ class _Run:
             **self.history,
             "kernel": {
                 "complete": complete,
-                "device": str(self.setup.device),
+                "device": device_names(self.setup.devices),
                 "precision": ", ".join(sorted(used)) or self.setup.precision,
                 "budget_hours": self.inputs.budget_hours,
                 "minutes": round(figures["seconds"] / 60, 2),
@@ -294,7 +295,8 @@ def require_room(folder: Path, results: int) -> None:
 
 
 def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> Setup:
-    device = pick_device(inputs.device)
+    devices = pick_devices(inputs.device)
+    names = device_names(devices)
     groups = group_by_recipe(models)
     recipe_of = {model.name: number for number, group in enumerate(groups.values()) for model in group}
     important = tuple(by_importance(models, inputs.rule))
@@ -306,10 +308,10 @@ def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFra
         models=important,
         recipe_of=tuple(recipe_of[model.name] for model in important),
         fingerprints={model.name: model.fingerprint() for model in models},
-        settings=tuple(prediction_settings(list(groups), device=device, weights=inputs.weights)),
-        device=device,
-        precision=known_precision(inputs.precision, device),
-        workers=inputs.jobs or min(default_jobs(str(device)), max(1, cores)),
+        settings=tuple(prediction_settings(list(groups), devices=names, weights=inputs.weights)),
+        devices=devices,
+        precision=known_precision(inputs.precision, devices[0]),
+        workers=inputs.jobs or min(default_jobs(names), max(1, cores)),
         cores=cores,
     )
 

@@ -98,10 +98,10 @@ def extraction_settings(
 
 
 def prediction_settings(
-    recipes: Sequence[CropRecipe], *, device: torch.device, weights: Path | None
+    recipes: Sequence[CropRecipe], *, devices: str, weights: Path | None
 ) -> list[ExtractionSettings]:
     """The settings of each recipe for videos of unknown labels, masks and originals (`CropRecipe.for_prediction`); of
-    several recipes the weights file is for those whose detector needs one.
+    several recipes the weights file is for those whose detector needs one. `devices` as of `ExtractionSettings.device`.
 
     Raises:
         ValueError: a recipe of another program, a detector without its weights.
@@ -110,7 +110,7 @@ def prediction_settings(
     return [
         ExtractionSettings(
             recipe=recipe.for_prediction(),
-            device=str(device),
+            device=devices,
             weights=weights if recipe.weights or not some_need_it else None,
         )
         for recipe in recipes
