@@ -147,6 +147,10 @@ class Classified:
     """The same of the words for crops that lie outside."""
     error: str = ""
     seconds: float = 0.0
+    file: str = ""
+    """Fingerprint of the video, from a cluster's worker."""
+    precisions: dict[int, str] = field(default_factory=dict)
+    """Number of a model -> the precision it predicted in, from a cluster's worker."""
 
 
 Measured = tuple[float, float, str]

@@ -95,7 +95,7 @@ class Extraction:
                 if outcome.kind == "again":
                     self._lost(outcome.task[0].task, outcome.value)
                     continue
-                for extracted in _extracted(outcome):
+                for extracted in extracted_of(outcome):
                     put_until(self._stopping, self.results, extracted)
         except BaseException as error:
             self._crashed(error)
@@ -103,7 +103,8 @@ class Extraction:
             put_until(self._stopping, self.results, None)
 
 
-def _extracted(outcome: Outcome) -> list[Extracted]:
+def extracted_of(outcome: Outcome) -> list[Extracted]:
+    """The crops that a finished task gave by each recipe, or why there are none."""
     if outcome.kind == "done":
         return list(map(Extracted, outcome.task, outcome.value))
     if outcome.kind == "raised":

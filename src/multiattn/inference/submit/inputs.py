@@ -18,6 +18,7 @@ from multiattn.runtime import layout
 from multiattn.runtime.files import write_text
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
+from multiattn.video.extraction.engine import Backend
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,11 +58,20 @@ class SubmitInputs:
     write_seconds: float = 30.0
     """Between two writings of the submission."""
     weights: DetectorWeights = None
+    backend: Backend = "local"
+    """Where videos are predicted: this machine, or a dask or ray cluster that sees the same files at the same paths."""
+    scheduler: str | None = None
+    """The cluster's address: tcp://HOST:8786 for dask; ray finds the cluster of this machine by itself."""
 
     def __post_init__(self) -> None:
         require(self.budget_hours is None or self.budget_hours > 0, self, "budget_hours", "hours above 0")
         require(self.write_seconds > 0, self, "write_seconds", "seconds above 0")
         require_at_least(self, 1, "jobs")
+        is_here = self.backend == "local"
+        require(not is_here or self.scheduler is None, self, "scheduler", "none beside --backend local")
+        expected = "tcp://HOST:8786 beside --backend dask (start one: dask scheduler)"
+        require(self.backend != "dask" or self.scheduler is not None, self, "scheduler", expected)
+        require(is_here or self.budget_hours is None, self, "budget_hours", f"none beside --backend {self.backend}")
         object.__setattr__(self, "runs", tuple(map(layout.named_run, self.runs)))
 
     @functools.cached_property

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from multiattn.inference.replicas import Replicas
 from multiattn.inference.runs import TrainedModel
 from multiattn.inference.submit.classifier import Classified, Classifier, Replica, load_replicas, num_threads
+from multiattn.inference.submit.cluster import Cluster, ClusterWorkers
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extraction, Work
 from multiattn.inference.submit.plan import Costs, Level, Plan
 from multiattn.inference.submit.results import OF_MODEL, VideoResult, file_fingerprint, overall
@@ -67,6 +68,8 @@ class Setup:
     workers: int
     """Processes that extract, at most."""
     cores: int
+    cluster: Cluster | None = None
+    """Where all that is done, in place of this machine."""
     _settings: dict[tuple[int, int], ExtractionSettings] = field(default_factory=dict)
     """By recipe and number of frames; each digests the detector's weights once."""
 
@@ -152,6 +155,14 @@ class PredictionPass:
         self._reported_changes = 0
 
     def run(self) -> None:
+        """Predict the videos; `keep` gets each result.
+
+        Raises:
+            SystematicFailureError: nothing but failures.
+        """
+        if self.setup.cluster is not None:
+            self._run_on_cluster(self.setup.cluster)
+            return
         setup, plan = self.setup, self.plan
         on_cpu = setup.devices[0].type == "cpu"
         if on_cpu:
@@ -188,6 +199,16 @@ class PredictionPass:
             torch.set_num_threads(threads_before)
             self.stages["wall"] = time.monotonic() - started
 
+    def _run_on_cluster(self, cluster: Cluster) -> None:
+        started = time.monotonic()
+        workers = ClusterWorkers(cluster, self._next_work, self._events.put)
+        try:
+            with progress_bar(len(self.videos), self.label, "videos") as bar:
+                self._loop(workers, bar)
+        finally:
+            workers.stop()
+            self.stages["wall"] = time.monotonic() - started
+
     def _next_work(self) -> list[Work] | None:
         """Begin a video; called by the extraction's threads, one at a time."""
         video = next(self._next_videos, None)
@@ -195,12 +216,13 @@ class PredictionPass:
         if level is None:
             return None
         self.begun.add(video)
-        self._contents[video] = file_fingerprint(self.setup.paths[video])
+        if self.setup.cluster is None:  # its workers read the files
+            self._contents[video] = file_fingerprint(self.setup.paths[video])
         works = self.setup.works(video, level, self.known.get(video, {}))
         self._parts[video] = {work.recipe: None for work in works}
         return works
 
-    def _loop(self, classifier: Classifier, bar: tqdm) -> None:
+    def _loop(self, classifier: Classifier | ClusterWorkers, bar: tqdm) -> None:
         while not self.plan.out_of_time and not self.interruption.asked:
             finished = classifier.finished  # before the events: its last ones are among them then
             try:
@@ -236,7 +258,7 @@ class PredictionPass:
             for stage in ("decode", "search", "classify"):
                 self.stages[stage] += getattr(costs, f"{stage}_seconds")
         self.keep(video, results)
-        projected = self.plan.projected_seconds()
+        projected = self.plan.projected_seconds() if self.setup.cluster is None else None
         end = "" if projected is None else f", done in {projected / 60:.1f} min"
         bar.set_postfix_str(f"{self.plan.level}{end}", refresh=False)
         bar.update()
@@ -247,7 +269,7 @@ class PredictionPass:
         level = Level(work.settings.recipe.num_frames, len(work.models))
         everything = self.setup.everything_of(work.recipe)
         video = work.task.video_id
-        common = {"video_id": video, "file": self._contents[video], "frames": level.frames}
+        common = {"video_id": video, "file": classified.file or self._contents.get(video, ""), "frames": level.frames}
         if crops is None:  # it ended its process again and again, or took too long; short memory does the same
             failed = classified.extracted
             return VideoResult(**common, status=failed.status, message=failed.message, again=True)
@@ -279,7 +301,7 @@ class PredictionPass:
         is_measured = not np.isnan(distances).any()
         return (
             classified.logits[row].tolist(),
-            self._precisions.get(number, self.setup.precision),
+            classified.precisions.get(number) or self._precisions.get(number, self.setup.precision),
             distances.round(4).tolist() if is_measured else [],
             classified.reasons[row].tolist() if is_measured else [],
         )

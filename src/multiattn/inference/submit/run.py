@@ -2,11 +2,12 @@
 
 import logging
 import os
+import pickle
 import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,7 @@ from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, group_by_recipe, trained_on, with_tta
 from multiattn.inference.scoring_file import read_answers_out_of_fold, require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
+from multiattn.inference.submit.cluster import Cluster
 from multiattn.inference.submit.delivery import NOT_THERE, Delivery, Statuses, SubmitResult, frame_table, reasons
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
@@ -147,11 +149,11 @@ class _Run:
         if not videos or (again and not plan.has_time):
             return
         label = "second pass" if again else "submit"
+        workers, threads = counted(plan.workers, "worker"), counted(plan.classifiers, "thread")
         logger.info(
-            "%s: %s, %s, of %d in the sample; %s, %s, %s, %s, %s",
+            "%s: %s, %s, of %d in the sample; %s, %s",
             label, counted(len(self.models), "model"), counted(len(videos), "video"), len(self.delivery.sample),
-            device_names(setup.devices), setup.precision, counted(plan.workers, "worker"),
-            counted(plan.classifiers, "thread"),
+            setup.cluster or f"{device_names(setup.devices)}, {setup.precision}, {workers}, {threads}",
             "no time limit" if hours is None else f"{hours:g} hours",
         )  # fmt: skip
         hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption, "known": self.results}
@@ -252,7 +254,7 @@ class _Run:
             **self.history,
             "kernel": {
                 "complete": complete,
-                "device": device_names(self.setup.devices),
+                "device": str(self.setup.cluster or device_names(self.setup.devices)),
                 "precision": ", ".join(sorted(used)) or self.setup.precision,
                 "budget_hours": self.inputs.budget_hours,
                 "minutes": round(figures["seconds"] / 60, 2),
@@ -295,11 +297,16 @@ def require_room(folder: Path, results: int) -> None:
 
 
 def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> Setup:
-    devices = pick_devices(inputs.device)
+    is_here = inputs.backend == "local"
+    devices = pick_devices(inputs.device if is_here else "cpu")
     names = device_names(devices)
     groups = group_by_recipe(models)
     recipe_of = {model.name: number for number, group in enumerate(groups.values()) for model in group}
-    important = tuple(by_importance(models, inputs.rule))
+    important, weights, cluster = tuple(by_importance(models, inputs.rule)), inputs.weights, None
+    if not is_here:  # its workers run in folders of their own
+        weights = None if weights is None else weights.absolute()
+        sent = pickle.dumps([replace(model, path=model.path.absolute()) for model in important])
+        cluster = Cluster(inputs.backend, inputs.scheduler, sent, inputs.device, inputs.precision)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     paths, absent = _locate(sample, inputs)
     return Setup(
@@ -308,11 +315,12 @@ def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFra
         models=important,
         recipe_of=tuple(recipe_of[model.name] for model in important),
         fingerprints={model.name: model.fingerprint() for model in models},
-        settings=tuple(prediction_settings(list(groups), devices=names, weights=inputs.weights)),
+        settings=tuple(prediction_settings(list(groups), devices=names, weights=weights)),
         devices=devices,
-        precision=known_precision(inputs.precision, devices[0]),
+        precision=known_precision(inputs.precision, devices[0]) if is_here else inputs.precision,
         workers=inputs.jobs or min(default_jobs(names), max(1, cores)),
         cores=cores,
+        cluster=cluster,
     )
 
 

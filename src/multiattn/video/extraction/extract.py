@@ -74,7 +74,7 @@ def devices_of_worker(devices: str) -> list[str]:
 
 
 @functools.lru_cache
-def _on_device(settings: ExtractionSettings, device: str) -> ExtractionSettings:
+def on_device(settings: ExtractionSettings, device: str) -> ExtractionSettings:
     """The settings for one device; kept, for making them digests the detector's weights."""
     return settings if device == settings.device else replace(settings, device=device)
 
@@ -324,14 +324,14 @@ def encode_crops(task: VideoTask, *settings: ExtractionSettings) -> list[Encoded
         if device in _failed:
             continue
         try:
-            return find_crops(task, *(_on_device(one, device) for one in settings))
+            return find_crops(task, *(on_device(one, device) for one in settings))
         except Exception as error:
             if device == "cpu" or not (is_device_failure(error) or is_out_of_memory(error)):
                 raise
             if is_device_failure(error):
                 logger.warning("%s finds no more faces in this process: %s", device, describe_error(error))
                 _failed.add(device)
-    return find_crops(task, *(_on_device(one, "cpu") for one in settings))
+    return find_crops(task, *(on_device(one, "cpu") for one in settings))
 
 
 def extract_video(
