@@ -1,4 +1,4 @@
-"""Since when the time counts."""
+"""Since when the time counts, and what memory is free."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multiattn.runtime import processor
-from multiattn.runtime.processor import process_seconds
+from multiattn.runtime.processor import free_memory, process_seconds
 
 
 def test_the_time_counts_from_the_start_of_the_process_and_not_of_this_module():
@@ -44,3 +44,31 @@ def test_a_process_table_that_does_not_know_gives_way_to_the_time_of_the_import(
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(processor, "_IMPORTED", time.monotonic() - 7)
     assert process_seconds() == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        pytest.param("5000", 5000 - 3000 + 1000, id="a limit, less what is used but for the file cache"),
+        pytest.param("1000", 0, id="more is used than allowed"),
+        pytest.param("max", None, id="no limit"),
+        pytest.param(None, None, id="no control groups"),
+    ],
+)
+def test_free_memory_is_what_the_system_and_the_control_group_leave(limit, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "CONTROL_GROUPS", tmp_path)
+    for folder, names in (  # of both versions: this machine has one or the other
+        (tmp_path / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+        (tmp_path, ("memory.max", "memory.current", "inactive_file")),
+    ):
+        folder.mkdir(exist_ok=True)
+        if limit is not None:
+            (folder / names[0]).write_text(f"{limit}\n")
+            (folder / names[1]).write_text("3000\n")
+            (folder / "memory.stat").write_text(f"anon 2000\n{names[2]} 1000\n")
+    found = free_memory()
+    if expected is None:
+        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+        assert found == pytest.approx(1024 * int(line.split()[1]), rel=0.2)
+    else:
+        assert found == expected

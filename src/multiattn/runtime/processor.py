@@ -1,4 +1,4 @@
-"""This process on a CPU: denormal numbers, the allocator, memory in use, time since its start."""
+"""This process on a CPU: denormal numbers, the allocator, memory in use and free, time since its start."""
 
 import contextlib
 import ctypes
@@ -19,6 +19,9 @@ WAIT_SETTINGS = (*WAIT_POLICY, "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Variables of libgomp and of Intel's and LLVM's libraries by which a user sets a policy."""
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD, MALLOC_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`, from its malloc.h."""
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+RESERVE_SHARE, LEAST_RESERVE, MOST_RESERVE, MOST_RESERVE_SHARE = 0.02, 20.0, 300.0, 0.1
+"""Of a time budget: 2 %, 20 to 300 s, never more than a tenth."""
 _IMPORTED = time.monotonic()
 
 
@@ -97,10 +100,42 @@ def _resident_bytes(line: str) -> int:
     return next(int(entry.split()[1]) * 1024 for entry in status.splitlines() if entry.startswith(line))
 
 
+def free_memory() -> int:
+    """Bytes that processes on this machine may still take, within the limits of this one's control groups.
+
+    What the system would give back of its file cache counts as free. Elsewhere than on Linux: all the memory there is.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    for group in groups:  # `<number>:<controllers>:<path>`, of version 2 without controllers
+        _, controllers, path = group.split(":", 2)
+        if controllers == "":
+            root, *names = CONTROL_GROUPS, "memory.max", "memory.current", "inactive_file"
+        else:
+            root = CONTROL_GROUPS / controllers
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):  # a container sees its own group as the root
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no such group here; `max` is no limit
+                limit, used = (int((folder / name).read_text(encoding="utf-8")) for name in names[:2])
+                kinds = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+                free = min(free, limit - used + int(kinds[names[2]]))
+    return max(0, free)
+
+
+def reserve_seconds(budget: float) -> float:
+    """Seconds of a time budget that are kept for what is left to do at its end."""
+    return min(MOST_RESERVE_SHARE * budget, max(LEAST_RESERVE, min(MOST_RESERVE, RESERVE_SHARE * budget)))
+
+
 def process_seconds() -> float:
     """Since this process started, by Linux's process table; elsewhere since this module was imported.
 
-    In a notebook that is the notebook's kernel, so cells before the submission count too.
+    In a notebook that is the notebook's kernel, so earlier cells count too.
     """
     since_import = time.monotonic() - _IMPORTED
     try:

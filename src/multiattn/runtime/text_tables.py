@@ -18,6 +18,13 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """`90 s`, `5 min` or `2.5 hours`, in the largest unit of which there are two."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, padded: bool = False) -> str:
     """A Markdown table; `padded` gives its columns an even width, for where it is also read in a terminal."""
     cells = [["---"] * len(header), *([markdown_text(str(cell)) for cell in row] for row in rows)]

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from multiattn.runtime.text_tables import counted
+from multiattn.runtime.processor import reserve_seconds
+from multiattn.runtime.text_tables import counted, duration
 
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 """Shares of the frames that a video may come down to; of 32 frames 32, 24, 16, 12, 8, 4."""
@@ -25,8 +26,6 @@ SLACK = 0.85
 """Going up again needs this much of the time that is left, and no more."""
 SETTLING_VIDEOS = 10
 """Finished videos between a change and going up again."""
-RESERVE_SHARE, LEAST_RESERVE, MOST_RESERVE, MOST_RESERVE_SHARE = 0.02, 20.0, 300.0, 0.1
-"""Kept for the delivery: 2 % of the budget, 20 to 300 s, never more than a tenth."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,6 @@ def levels_of(frames: int, models: int) -> tuple[Level, ...]:
     least = min(FEWEST_FRAMES, frames)
     steps = dict.fromkeys(max(least, round(share * frames)) for share in FRAME_SHARES)
     return (*(Level(step, models) for step in steps), *(Level(min(steps), n) for n in range(models - 1, 0, -1)))
-
-
-def reserve_seconds(budget: float) -> float:
-    return min(MOST_RESERVE_SHARE * budget, max(LEAST_RESERVE, min(MOST_RESERVE, RESERVE_SHARE * budget)))
 
 
 class Rates:
@@ -213,19 +208,13 @@ class Plan:
             return
         before, self._index = self.level, index
         self._changed_at = self.rates.observed
-        until = f"would be done in {_duration(projected)} with {before}, and {_duration(left)} are left"
+        until = f"would be done in {duration(projected)} with {before}, and {duration(left)} are left"
         self._note(f"{self.level} instead of {before}", f"the {counted(self._unstarted, 'video')} not begun {until}")
 
     def _stop(self, why: str, left: float) -> None:
         self._stopped = True
-        why = f"{why}: {_duration(max(0.0, left))} are left"
+        why = f"{why}: {duration(max(0.0, left))} are left"
         self._note(f"no more videos are begun; {self._unstarted} keep the answer they have, or the prior", why)
 
     def _note(self, what: str, why: str) -> None:
         self.changes.append(PlanChange(round(self.elapsed() / 60, 2), what, why))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

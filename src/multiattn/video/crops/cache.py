@@ -30,6 +30,7 @@ except ImportError:  # on Windows, where no crops are kept
 
 from multiattn.config import to_json
 from multiattn.runtime.layout import FACES_FILE
+from multiattn.runtime.processor import free_memory
 from multiattn.video.crops.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
@@ -189,6 +190,5 @@ def _remove_others(path: Path) -> None:
 def _free_bytes(kind: str, folder: Path) -> int:
     free = shutil.disk_usage(folder).free
     if kind == "memory":
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = min(free, next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
+        free = min(free, free_memory())
     return free
