@@ -14,7 +14,7 @@ from multiattn.stages import STAGES
 
 KNOWN_FAILURES = {
     "OutOfMemoryError": "The GPU's memory is full; what is finished is kept. Take smaller batches (train: "
-    "--data.batch-size) or fewer processes (faces, predict, score, submit: --jobs).",
+    "--data.batch-size auto) or fewer processes (faces, predict, score, submit: --jobs).",
     "TerminatedWorkerError": "A worker process died (out of memory, or a decoder that crashed); finished videos are "
     "kept. Run the same command again with fewer --jobs.",
     "SystematicFailureError": "",

@@ -129,7 +129,8 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
     stage with an option `config`, that file of settings may take its place.
 
     Args:
-        options_class: a dataclass with the fields `experiment`, `tiny` and `settings`.
+        options_class: a dataclass with the fields `experiment`, `tiny` and `settings`; one with `fit_batch` has it True
+            after --data.batch-size auto, and the experiment's own number in the settings.
         place: of the experiment's name among the arguments.
 
     Raises:
@@ -164,6 +165,15 @@ def parse_experiment(options_class: Any, argv: list[str], *, stage: str, doc: st
             f"{unused[0]}: {options.settings.name} trains in phases, each with epochs and an optimiser of its own, and "
             "uses no other. Give those of a phase: --phases.0.epochs, --phases.0.optim.lr, ..."
         )
+    if options.settings.data.batch_size == "auto":
+        if not hasattr(options, "fit_batch") or default.data.batch_size == "auto":
+            raise ValueError(
+                "data.batch_size: expected a number, found auto: `multiattn train EXPERIMENT --data.batch-size auto` "
+                "puts a batch that fits in the place of the experiment's."
+            )
+        data = dataclasses.replace(options.settings.data, batch_size=default.data.batch_size)
+        settings = dataclasses.replace(options.settings, data=data)
+        options = dataclasses.replace(options, settings=settings, fit_batch=True)
     if options.experiment != named:
         if config is not None:
             raise ValueError(f"expected an experiment or --config, found both: {options.experiment} and {config}.")

@@ -40,8 +40,9 @@ class DataConfig:
     sampling: visits of real videos. `weighted` does not use it."""
     validation_frames: int | None = None
     """Evenly spaced frames of each held-out video that are validated on, and stand in oof.parquet; None takes all."""
-    batch_size: int = 12
-    """Crops in a step of one process."""
+    batch_size: int | Literal["auto"] = 12
+    """Crops in a step of one process. `auto`, in `train`: the largest batch that fits 90 % of the device's memory, at
+    most the experiment's; gradients are accumulated to the updates that it has."""
     num_workers: int = 4
     """Processes that read and augment crops, at most one a core; 0 does it in the training process."""
     cache: Literal["none", "memory", "disk"] = "none"
@@ -53,7 +54,10 @@ class DataConfig:
         require_fields(self)
         require(32 <= self.image_size <= 4096, self, "image_size", "32 to 4096 pixels")
         require_at_least(self, 1, "frames_per_video", "videos_per_class", "validation_frames")
-        require(2 <= self.batch_size <= MOST, self, "batch_size", f"2 to {MOST} (batch normalisation needs two)")
+        is_open = self.batch_size == "auto"
+        require(
+            is_open or 2 <= self.batch_size <= MOST, self, "batch_size", f"2 to {MOST} (batch normalisation needs two)"
+        )
         require(0 <= self.num_workers <= 1024, self, "num_workers", "0 to 1024 processes")
         require(0 <= self.strength <= 1, self, "strength", "a factor of 0 to 1")
         require_at_least(self, 0, "strength_epochs")

@@ -41,15 +41,15 @@ def describe_machine(device: "torch.device") -> str:
     import torch
 
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    return f"{_device_name(device)}{threads}, torch {torch.__version__}"
+    return f"{device_name(device)}{threads}, torch {torch.__version__}"
 
 
-def _device_name(device: "torch.device") -> str:
+def device_name(device: "torch.device") -> str:
     """The GPU's name, or that of the processor, else of its architecture, with its cores."""
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -65,5 +65,5 @@ def describe_environment(device: "torch.device") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "device": _device_name(device),
+        "device": device_name(device),
     }

@@ -36,6 +36,8 @@ RESULT_FILES = (
     IMPORT_FILE,
 )
 """Files that training, or an import, leaves: a run folder without any of them holds settings alone."""
+BATCH_SIZES_FILE = "batch_sizes.json"
+"""In the folder of all runs: batches that fitted a device, and that did not."""
 SCORING_FILE = "scoring.json"
 """In the folder of an experiment, beside its folds."""
 VIDEO_HELD_OUT_FILE = "oof.csv"

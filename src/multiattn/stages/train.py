@@ -12,6 +12,9 @@ Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-s
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTable, Inline, parse_experiment, results
 from multiattn.config import Experiment
@@ -38,6 +41,8 @@ class Options:
     device: Device = "auto"
     allow_changes: bool = False
     """Go on with a run that was begun with other settings; changes.json in the run folder notes which."""
+    fit_batch: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
+    """Set by --data.batch-size auto."""
     settings: Inline[Experiment]
 
 
@@ -67,8 +72,9 @@ def main(argv: list[str]) -> None:
 
         with distributed(device) as ranks, WorkBar(experiment.name, len(numbers)) as bar:
             rules = {"allow_changes": options.allow_changes, "keep_going": len(numbers) > 1 and ranks.world_size == 1}
+            rules |= {"fit_batch": options.fit_batch, "finish": finish}
             outcomes = training.train_folds(
-                experiment, data, numbers, options.runs, device=device, ranks=ranks, bar=bar, finish=finish, **rules
+                experiment, data, numbers, options.runs, device=device, ranks=ranks, bar=bar, **rules
             )
         if not ranks.is_main:
             return

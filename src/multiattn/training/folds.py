@@ -28,6 +28,7 @@ from multiattn.runtime.table_files import read_history
 from multiattn.runtime.text_tables import counted, terminal_table
 from multiattn.tables import FOLDS
 from multiattn.training.data.crops import FACE_COLUMNS, split_crops
+from multiattn.training.engine.batch_size import settle_batch
 from multiattn.training.engine.loop import train_fold
 from multiattn.training.engine.ranks import Ranks, wait_for_all
 from multiattn.training.engine.run_folder import RunFolder
@@ -103,12 +104,14 @@ def train_folds(
     bar: WorkBar,
     allow_changes: bool = False,
     keep_going: bool = False,
+    fit_batch: bool = False,
     finish: Callable[[Path], object] | None = None,
 ) -> list[FoldOutcome]:
     """Train folds one after the other; a finished one is skipped, a killed one continued.
 
     Args:
         bar: of the work that these folds are a part of.
+        fit_batch: train in the largest batches that fit the device (`settle_batch`).
         finish: called by the main rank with the folder of each fold whose training has ended, also a finished one's.
         keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
             would wait for the one that failed.
@@ -117,6 +120,8 @@ def train_folds(
         ValueError: a folder holds a run with other settings, or settings do not fit the data.
     """
     data.require_crops_for(experiment)
+    if fit_batch:
+        experiment = settle_batch(experiment, runs, device=device, ranks=ranks)
     frames, outcomes = experiment.data.validation_frames, []
     pseudo = {number: count_pseudo_labels(data.folds, number, "--folds") for number in numbers}  # before any is trained
     for number in numbers:
