@@ -30,7 +30,7 @@ from multiattn.training.engine.run_folder import save_state
 from multiattn.training.folds import read_training_data, train_folds
 from multiattn.video.crops.recipe import read_recipe, write_recipe
 
-TIMES = ["seconds", "samples_per_second", "data_wait"]
+TIMES = ["seconds", "samples_per_second", "data_wait", "validation_seconds"]
 """Columns of epochs.csv that no two runs share."""
 FACES_OPTIONS = ("--num-frames", "4", "--size", "64", "--splits", "train", "--reuse-original")
 
@@ -85,7 +85,7 @@ def make_box_run(pipeline: Pipeline, folder: Path) -> None:
         FRAME_PREDICTIONS.write(predict_faces([model], folder / "faces", **how), model.path / HELD_OUT_FILE)
 
 
-def train_fold_zero(pipeline: Pipeline, runs: Path, experiment: Experiment, **options: bool) -> Path:
+def train_fold_zero(pipeline: Pipeline, runs: Path, experiment: Experiment, **options: object) -> Path:
     """Train fold 0 into `runs` in this process, as the stage does but with any settings; returns its folder.
 
     Options are those of `train_folds`.

@@ -5,7 +5,9 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,8 @@ from multiattn.runtime.signals import EXIT_CODE
 from multiattn.scoring.aggregators import DEFAULT_CLIP
 from multiattn.tables import FOLDS, FRAME_PREDICTIONS
 from multiattn.training.data.crops import split_crops, validation_loader
-from multiattn.training.engine import loop
+from multiattn.training.engine import budget, loop
+from multiattn.training.engine.budget import Budget
 from multiattn.training.engine.fold_training import phase_spans, span_at
 from multiattn.training.engine.run_folder import load_state
 from multiattn.training.folds import read_training_data
@@ -428,6 +431,34 @@ def test_a_run_that_ends_after_any_saved_state_continues_to_the_same_bits(pipeli
         train_fold_zero(pipeline, tmp_path, EVERYTHING)
     torch.manual_seed(99)  # whatever the next process did before
     assert_same_run(train_fold_zero(pipeline, tmp_path, EVERYTHING), undisturbed)
+
+
+def test_a_run_that_its_hours_stop_anywhere_goes_on_to_the_same_bits(pipeline, undisturbed, tmp_path, monkeypatch):
+    """An update takes a minute, a validation five, and 540 s by the estimate before the first: a session stops before a
+    validation inside an epoch and before the one at its end, with which the next begins, and inside an epoch."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+    def slower(real: Callable, seconds: float) -> Callable:
+        def slow(*given) -> object:
+            clock.now += seconds
+            return real(*given)
+
+        return slow
+
+    for name, seconds in (("update", 60.0), ("validate", 300.0)):
+        monkeypatch.setattr(loop, name, slower(getattr(loop, name), seconds))
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(budget, "process_seconds", clock.monotonic)
+    stops, folder = [], tmp_path / EVERYTHING.name / "fold0"
+    for seconds in (640, 540, 600, 470, 580):
+        clock.now = 0.0
+        train_fold_zero(pipeline, tmp_path, EVERYTHING, budget=Budget((seconds + 20) / 3600))
+        assert clock.now <= seconds
+        progress = load_state(folder)["progress"]
+        stops.append((progress["epoch"], progress["batch"], progress["is_validated"]))
+    assert stops == [(0, 4, False), (0, 8, False), (1, 4, False), (1, 6, False), (2, 0, True)]
+    assert_same_run(folder, undisturbed)
+    assert history(folder)["validation_seconds"].tolist() == [300.0] * 4
 
 
 def test_a_damaged_state_falls_back_to_the_one_before_it_and_comes_to_the_same_bits(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from multiattn.config import LossConfig
 from multiattn.experiments import get_experiment
 from multiattn.model.network import make_network
 from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.training.engine import budget, loop
 from multiattn.training.engine.run_folder import load_state
 from pipeline import Pipeline, exit_with, finish, start, train_fold_zero
 
@@ -48,13 +50,27 @@ def steady_words(pipeline: Pipeline, runs: Path, batch_size: int) -> list[object
     ]  # fmt: skip
 
 
-def launch(processes: int, words: list[str]) -> None:
+def launch(processes: int, words: list[str], work: Callable[[list[str]], None] = exit_with) -> None:
     """As torchrun does, by its own agent, but with ranks that are forked and need not import anything."""
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, start_method="fork", run_id="ranks",
         rdzv_backend="c10d", rdzv_endpoint="localhost:0",
     )  # fmt: skip
-    elastic_launch(config, exit_with)(words)
+    elastic_launch(config, work)(words)
+
+
+def with_clocks_apart(words: list[str]) -> None:
+    """The work of a rank. The main one's hours are over after its second update; the other's clock is ahead from the
+    start, and nobody asks it."""
+    updates, real_update = [], loop.update
+
+    def update(*given) -> None:
+        updates.append(1)
+        real_update(*given)
+
+    loop.update = update
+    budget.process_seconds = lambda: 1e9 if os.environ["RANK"] == "1" or len(updates) == 2 else 0.0
+    exit_with(words)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +78,15 @@ def alone(pipeline: Pipeline, tmp_path_factory) -> Path:
     return train_fold_zero(pipeline, tmp_path_factory.mktemp("alone"), STEADY)
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(pipeline, alone, tmp_path):
-    log = tmp_path / "log"
-    process = start(launch, 2, ["train", *map(str, steady_words(pipeline, tmp_path, 4))], log=log)
+def test_two_processes_whose_hours_stop_them_train_as_one_with_the_same_global_batch(pipeline, alone, tmp_path):
+    log, folder = tmp_path / "log", tmp_path / STEADY.name / "fold0"
+    words = ["train", *map(str, steady_words(pipeline, tmp_path, 4))]
+    process = start(launch, 2, [*words, "--budget-hours", "1"], with_clocks_apart, log=log)
     assert finish(process) == 0, log.read_text()[-3000:]
-    folder = tmp_path / STEADY.name / "fold0"
+    assert log.read_text().count("Stopped by --budget-hours: fold 0 after") == 1
+    assert load_state(folder)["progress"]["batch"] == 3, "both ranks stop an update after the main one's hours are over"
+    process = start(launch, 2, words, log=log)
+    assert finish(process) == 0, log.read_text()[-3000:]
     found, expected = pd.read_csv(folder / "epochs.csv"), pd.read_csv(alone / "epochs.csv")
     for name in ("loss", "cross_entropy", "auxiliary"):
         assert abs(found[name].iloc[0] - expected[name].iloc[0]) < 1e-5 * max(1, expected[name].iloc[0])

@@ -14,7 +14,9 @@ from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.signals import Interruption
 from multiattn.tables import FOLDS
 from multiattn.training import folds as training
+from multiattn.training.engine.budget import Budget
 from multiattn.training.folds import (
+    _STOPPED,
     FoldOutcome,
     _environment,
     _run,
@@ -86,9 +88,15 @@ def test_the_log_of_a_fold_in_a_process_tells_the_bar_its_samples(tmp_path, monk
     log.parent.mkdir(parents=True)
     log.write_text("demo/fold1: 7/8 samples, 1.0 samples/s, 00:01 left\n")  # of an earlier command
     monkeypatch.setattr(WorkBar, "report", lambda self, *reported: reports.append(reported))
-    script = "import time; print('demo/fold1: 3/8 samples, 1.0 samples/s, 00:05 left', flush=True); time.sleep(1)"
-    assert _run([sys.executable, "-c", script], {**os.environ}, log, Interruption(), WorkBar("demo", 2)) == 0
+    forecasts, budget = [], Budget(2, num_epochs=4)
+    monkeypatch.setattr(Budget, "forecast", lambda self, seconds: forecasts.append(seconds))
+    script = (
+        "import time; print('demo/fold1: 3/8 samples, 1.0 samples/s, 00:05 left', flush=True);"
+        "print('plan: an epoch takes 12.5 s with its validations; of', flush=True); time.sleep(1)"
+    )
+    assert _run([sys.executable, "-c", script], {**os.environ}, log, Interruption(), WorkBar("demo", 2), budget) == 0
     assert set(reports) == {("demo/fold1", 3, 8)}
+    assert forecasts == [12.5] and budget.epochs_left == {1: 2.5}
 
 
 def test_the_summary_shows_the_best_candidate_of_each_fold(tmp_path):
@@ -106,6 +114,14 @@ def test_the_summary_shows_the_best_candidate_of_each_fold(tmp_path):
     assert text.splitlines()[1].split() == ["0", "well", "2", "0.4000", "0.8000", "1", "ema", "0.6000", "2.0"]
     assert text.splitlines()[2].split() == ["1", "failed", "0"]
     assert text.splitlines()[3] == "fold 1 failed: no GPU left"
+    stopped = [
+        FoldOutcome(0, stopped="after 1.5 of 3 epochs"),
+        *(FoldOutcome(k, stopped="not reached") for k in (1, 2)),
+    ]
+    last = describe_folds(experiment, tmp_path, stopped).splitlines()[-1]
+    assert "--budget-hours: fold 0 after 1.5 of 3 epochs; folds 1, 2 not reached. All is saved" in last
+    (found,) = _STOPPED.findall(describe_folds(experiment, tmp_path, stopped[:1]))
+    assert found == "after 1.5 of 3 epochs", "as the parent of a fold's process reads it"
 
 
 @pytest.mark.parametrize("content", ["", "epoch\n0\n"], ids=["empty", "columns"])

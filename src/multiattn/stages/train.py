@@ -19,6 +19,7 @@ import tyro
 from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTable, Inline, parse_experiment, results
 from multiattn.config import Experiment
 from multiattn.runtime.devices import pick_device
+from multiattn.runtime.layout import HELD_OUT_FILE, folds_below
 from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.text_tables import counted
 
@@ -39,11 +40,18 @@ class Options:
     tiny: bool = False
     """The experiment's tiny variant: one epoch of a small network, to check data and settings."""
     device: Device = "auto"
+    budget_hours: float | None = None
+    """Hours the command may take, from its start: it saves its state and ends in time for what follows the training,
+    leaves what does not fit to the same command another time, and says beforehand what that will be."""
     allow_changes: bool = False
     """Go on with a run that was begun with other settings; changes.json in the run folder notes which."""
     fit_batch: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
     """Set by --data.batch-size auto."""
     settings: Inline[Experiment]
+
+    def __post_init__(self) -> None:
+        if self.budget_hours is not None and not self.budget_hours > 0:
+            raise ValueError(f"--budget-hours: expected hours above 0, found {self.budget_hours}.")
 
 
 def main(argv: list[str]) -> None:
@@ -52,18 +60,20 @@ def main(argv: list[str]) -> None:
     from multiattn.inference.predictor import keep_out_of_fold
     from multiattn.inference.runs import find_models
     from multiattn.training import folds as training
+    from multiattn.training.engine.budget import Budget
     from multiattn.training.engine.ranks import distributed
 
     experiment = options.settings
     data = training.read_training_data(options.faces, options.folds)
     numbers = data.fold_numbers(options.fold)
     data.require_crops_for(experiment)
-    folder, outcomes = options.runs / experiment.name, []
+    folder, outcomes, budget = options.runs / experiment.name, [], Budget(options.budget_hours)
     if options.gpus is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("--gpus: starts processes of its own; leave it out under torchrun.")
-        words = list(training.without_options(argv, ("--fold", "--gpus", "--device")))
-        outcomes = training.train_in_processes(words, numbers, training.parse_slots(options.gpus), folder)
+        words = list(training.without_options(argv, ("--fold", "--gpus", "--device", "--budget-hours")))
+        slots = training.parse_slots(options.gpus)
+        outcomes = training.train_in_processes(words, numbers, slots, folder, experiment=experiment, budget=budget)
     else:
         device = pick_device(options.device)
 
@@ -72,7 +82,7 @@ def main(argv: list[str]) -> None:
 
         with distributed(device) as ranks, WorkBar(experiment.name, len(numbers)) as bar:
             rules = {"allow_changes": options.allow_changes, "keep_going": len(numbers) > 1 and ranks.world_size == 1}
-            rules |= {"fit_batch": options.fit_batch, "finish": finish}
+            rules |= {"budget": budget, "fit_batch": options.fit_batch, "finish": finish}
             outcomes = training.train_folds(
                 experiment, data, numbers, options.runs, device=device, ranks=ranks, bar=bar, **rules
             )
@@ -80,7 +90,7 @@ def main(argv: list[str]) -> None:
             return
     results(training.describe_folds(experiment, folder, outcomes))
     failed = [outcome for outcome in outcomes if outcome.error]
-    if len(failed) < len(outcomes):
+    if folds_below(folder, HELD_OUT_FILE) and len(failed) < len(outcomes):
         results(keep_out_of_fold(folder).describe())
     if failed:
         raise ValueError(

@@ -1,4 +1,5 @@
-"""The folds of one experiment: trained in turn, or each in a process on a GPU of its own; a summary of their ends."""
+"""The folds of one experiment: trained in turn, or each in a process on a GPU of its own, within a budget of hours; a
+summary of their ends."""
 
 import contextlib
 import logging
@@ -21,7 +22,8 @@ from multiattn.config import Experiment
 from multiattn.datasets.folds import count_pseudo_labels, read_folds
 from multiattn.model.backbone import require_image_size
 from multiattn.runtime.files import exclusive_folder
-from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name
+from multiattn.runtime.layout import EPOCHS_FILE, FOLDS_FILE, TRAIN_LOG, fold_folder, fold_name, fold_number
+from multiattn.runtime.processor import process_seconds
 from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.runtime.table_files import read_history
@@ -29,8 +31,9 @@ from multiattn.runtime.text_tables import counted, terminal_table
 from multiattn.tables import FOLDS
 from multiattn.training.data.crops import FACE_COLUMNS, split_crops
 from multiattn.training.engine.batch_size import settle_batch
-from multiattn.training.engine.loop import train_fold
-from multiattn.training.engine.ranks import Ranks, wait_for_all
+from multiattn.training.engine.budget import Budget, name_folds
+from multiattn.training.engine.loop import VALIDATION_SECONDS, train_fold
+from multiattn.training.engine.ranks import Ranks, gather_objects, wait_for_all
 from multiattn.training.engine.run_folder import RunFolder
 from multiattn.training.engine.validation import PREFIXES
 from multiattn.video.crops.recipe import CropRecipe, read_recipe
@@ -87,10 +90,41 @@ def read_training_data(faces: Path, folds: Path) -> TrainingData:
 
 @dataclass(frozen=True)
 class FoldOutcome:
-    """End of one fold's training; `error` is empty where it ended well."""
+    """End of one fold's training; `error` and `stopped` are empty where it ended well."""
 
     fold: int
     error: str = ""
+    stopped: str = ""
+    """How far it came where the budget stopped it."""
+
+
+def plan_folds(budget: Budget, experiment: Experiment, folder: Path, numbers: list[int]) -> None:
+    """Tell the budget what the folds of `runs/<experiment>` have left, and log what fits by the epochs so far."""
+    if budget.hours is None:
+        return
+    budget.num_epochs, measured = experiment.num_epochs, []
+    for number in numbers:
+        left, seconds_an_epoch = _what_is_left(fold_folder(folder, number), experiment)
+        if left:
+            budget.epochs_left[number] = left
+        measured += [seconds_an_epoch] if seconds_an_epoch else []
+    if measured:
+        budget.forecast(max(measured))
+    else:
+        logger.info("plan: no epoch was measured yet; what fits into %g hours is told once the rate is.", budget.hours)
+
+
+def _what_is_left(folder: Path, experiment: Experiment) -> tuple[float, float]:
+    """Epochs that a fold has left, by its latest validation, and the mean seconds of one so far; 0 where none is."""
+    path, settings = folder / EPOCHS_FILE, experiment.validation
+    if not path.is_file():
+        return experiment.num_epochs, 0.0
+    history = read_history(path, ("epoch", "phase", "candidate", "seconds", f"{PREFIXES['last']}{settings.metric}"))
+    seconds, done = history.groupby("epoch")["seconds"].last().sum(), history["epochs_done"].max()
+    seconds += history[VALIDATION_SECONDS].sum() if VALIDATION_SECONDS in history else 0.0
+    since_best = history.index[-1] - _best(history, experiment)[0].name
+    is_over = settings.patience is not None and since_best >= settings.patience
+    return 0.0 if is_over else max(0.0, experiment.num_epochs - done), seconds / done
 
 
 def train_folds(
@@ -102,6 +136,7 @@ def train_folds(
     device: torch.device,
     ranks: Ranks,
     bar: WorkBar,
+    budget: Budget | None = None,
     allow_changes: bool = False,
     keep_going: bool = False,
     fit_batch: bool = False,
@@ -111,6 +146,7 @@ def train_folds(
 
     Args:
         bar: of the work that these folds are a part of.
+        budget: ends the training in time, with its state saved; no further fold is begun then.
         fit_batch: train in the largest batches that fit the device (`settle_batch`).
         finish: called by the main rank with the folder of each fold whose training has ended, also a finished one's.
         keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
@@ -122,11 +158,16 @@ def train_folds(
     data.require_crops_for(experiment)
     if fit_batch:
         experiment = settle_batch(experiment, runs, device=device, ranks=ranks)
-    frames, outcomes = experiment.data.validation_frames, []
+    frames, outcomes, budget = experiment.data.validation_frames, [], budget or Budget()
     pseudo = {number: count_pseudo_labels(data.folds, number, "--folds") for number in numbers}  # before any is trained
+    if ranks.is_main:
+        plan_folds(budget, experiment, runs / experiment.name, numbers)
     for number in numbers:
         folder = fold_folder(runs / experiment.name, number)
         run = RunFolder(folder, number)
+        if budget.hours is not None and gather_objects(budget.seconds_left <= 0, ranks)[0]:
+            outcomes.append(FoldOutcome(number, stopped=budget.how_far(number)))
+            continue
         try:
             if pseudo[number]:
                 logger.info(
@@ -141,10 +182,10 @@ def train_folds(
                     place = {"device": device, "world_size": ranks.world_size}
                     run.begin(settled, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
                 wait_for_all(ranks)
-                train_fold(settled, crops, run, device=device, ranks=ranks, bar=bar)
-            if finish is not None and ranks.is_main:
+                is_over = train_fold(settled, crops, run, device=device, ranks=ranks, bar=bar, budget=budget)
+            if is_over and finish is not None and ranks.is_main:
                 finish(folder)
-            outcomes.append(FoldOutcome(number))
+            outcomes.append(FoldOutcome(number, stopped="" if is_over else budget.how_far(number)))
         except (OSError, RuntimeError, ValueError) as error:
             if not keep_going:
                 raise
@@ -152,6 +193,7 @@ def train_folds(
             logger.error("%s failed: %s", run.model_name, error, exc_info=isinstance(error, RuntimeError))
             outcomes.append(FoldOutcome(number, str(error)))
         finally:
+            budget.epochs_left.pop(number, None)
             bar.end(run.model_name)
     return outcomes
 
@@ -189,7 +231,7 @@ def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutc
     rows = [["fold", "ended", "epochs", metric, "AUC", "epoch", "weights", "at the end", "minutes"]]
     for outcome in outcomes:
         path = fold_folder(folder, outcome.fold) / EPOCHS_FILE
-        row = [outcome.fold, "failed" if outcome.error else "well"]
+        row = [outcome.fold, "failed" if outcome.error else "stopped" if outcome.stopped else "well"]
         if path.is_file():
             columns = ("epoch", "phase", "candidate", "seconds", f"{PREFIXES['last']}{metric}")
             history = read_history(path, columns)
@@ -200,8 +242,15 @@ def describe_folds(experiment: Experiment, folder: Path, outcomes: list[FoldOutc
             rows.append([*row, best["epoch"], best["candidate"], f"{last:.4f}", f"{minutes:.1f}"])
         else:
             rows.append([*row, 0, *[""] * 6])
-    failures = [f"fold {outcome.fold} failed: {outcome.error}" for outcome in outcomes if outcome.error]
-    return "\n".join([terminal_table(rows, right=(0, 2, 3, 4, 5, 7, 8)), *failures])
+    lines = [f"fold {outcome.fold} failed: {outcome.error}" for outcome in outcomes if outcome.error]
+    ends = dict.fromkeys(outcome.stopped for outcome in outcomes if outcome.stopped)
+    if stopped := [(end, [outcome.fold for outcome in outcomes if outcome.stopped == end]) for end in ends]:
+        words = "; ".join(f"{name_folds(folds)} {end}" for end, folds in stopped)
+        lines.append(
+            f"Stopped by --budget-hours: {words}. All is saved; the same command goes on, in another session too where "
+            "this runs folder lies there."
+        )
+    return "\n".join([terminal_table(rows, right=(0, 2, 3, 4, 5, 7, 8)), *lines])
 
 
 def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, float, float]:
@@ -219,6 +268,10 @@ def _best(history: pd.DataFrame, experiment: Experiment) -> tuple[pd.Series, flo
 POLL_SECONDS, SECONDS_BETWEEN_READINGS = 0.2, 5.0
 _SAMPLES = re.compile(rb": (\d+)/(\d+) samples, ")
 """The progress line of `WorkBar` without a terminal, as a fold's process writes it to its log."""
+_EPOCH = re.compile(rb"plan: an epoch takes (\S+) s ")
+"""The line of `Budget.forecast` there."""
+_STOPPED = re.compile(r"Stopped by --budget-hours: fold \d+ (.+?)\. All")
+"""The end of `describe_folds` there."""
 
 
 def parse_slots(text: str) -> list[str]:
@@ -234,25 +287,30 @@ def parse_slots(text: str) -> list[str]:
     return slots
 
 
-def train_in_processes(argv: list[str], numbers: list[int], slots: list[str], experiment: Path) -> list[FoldOutcome]:
+def train_in_processes(
+    argv: list[str], numbers: list[int], slots: list[str], folder: Path, *, experiment: Experiment, budget: Budget
+) -> list[FoldOutcome]:
     """Train every fold with a `multiattn train` of its own; one that fails does not take the others with it.
 
-    Their output goes to <experiment>/fold<k>/train.log. SIGTERM is handed on: every fold saves its state, and the
-    folds that have not begun are left for the next time. `argv` has the arguments without --fold, --gpus and --device.
+    Their output goes to fold<k>/train.log in the folder of the experiment. SIGTERM is handed on: every fold saves its
+    state, and the folds that have not begun are left for the next time. `argv` has the arguments without --fold,
+    --gpus, --device and --budget-hours.
     """
     free: queue.Queue[str] = queue.Queue()
     for slot in slots:
         free.put(slot)
-    bar = WorkBar(experiment.name, len(numbers))
+    bar, budget.places = WorkBar(folder.name, len(numbers)), len(slots)
+    plan_folds(budget, experiment, folder, numbers)
     with listening() as interruption, bar, ThreadPoolExecutor(len(slots)) as pool:
         # Signals reach this thread alone; the pool's threads read what it noted.
 
         def train(number: int) -> FoldOutcome:
             slot = free.get()
             try:
-                return _train_process(argv, number, slot, len(slots), experiment, interruption, bar)
+                return _train_process(argv, number, slot, fold_folder(folder, number), interruption, bar, budget)
             finally:
-                bar.end(fold_name(fold_folder(experiment, number)))
+                budget.epochs_left.pop(number, None)
+                bar.end(fold_name(fold_folder(folder, number)))
                 free.put(slot)
 
         outcomes = list(pool.map(train, numbers))
@@ -264,36 +322,48 @@ def _train_process(
     argv: list[str],
     number: int,
     slot: str,
-    places: int,
-    experiment: Path,
+    folder: Path,
     interruption: Interruption,
     bar: WorkBar,
+    budget: Budget,
 ) -> FoldOutcome:
     """Train one fold in a process of its own."""
     if interruption.asked:
         return FoldOutcome(number, "not begun")
-    log = fold_folder(experiment, number) / TRAIN_LOG
+    if budget.seconds_left <= 0:
+        return FoldOutcome(number, stopped=budget.how_far(number))
+    log = folder / TRAIN_LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, written = time.monotonic(), log.stat().st_size if log.is_file() else 0
     device, place = ("cpu", "the CPU") if slot == "cpu" else ("cuda", f"GPU {slot}")
     logger.info("fold %d: begins on %s; its output goes to %s", number, place, log)
     command = [sys.executable, "-m", "multiattn", "train", *argv, "--fold", str(number), "--device", device]
-    code = _run(command, _environment(slot, places), log, interruption, bar)
+    if budget.hours is not None:  # its process begins now
+        command += ["--budget-hours", str(budget.hours - process_seconds() / 3600)]
+    code = _run(command, _environment(slot, budget.places), log, interruption, bar, budget)
     minutes = (time.monotonic() - started) / 60
     if code == 0:
-        logger.info("fold %d: done after %.1f minutes", number, minutes)
-        return FoldOutcome(number)
+        stopped = _STOPPED.search(log.read_bytes()[written:].decode(errors="replace"))
+        logger.info("fold %d: %s after %.1f minutes", number, "stopped" if stopped else "done", minutes)
+        return FoldOutcome(number, stopped=stopped[1] if stopped else "")
     reason = _last_line(log)
     logger.error("fold %d: ended with exit code %d after %.1f minutes: %s", number, code, minutes, reason)
     return FoldOutcome(number, f"exit code {code}: {reason}")
 
 
-def _run(command: list[str], environment: dict[str, str], log: Path, interruption: Interruption, bar: WorkBar) -> int:
-    """The exit code of a child; takes its progress to the bar, and hands SIGTERM on."""
+def _run(
+    command: list[str],
+    environment: dict[str, str],
+    log: Path,
+    interruption: Interruption,
+    bar: WorkBar,
+    budget: Budget,
+) -> int:
+    """The exit code of a child; takes its progress to the bar and the budget, and hands SIGTERM on."""
     with log.open("ab") as file:
         begin = file.tell()
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    last_reading, stop_sent = time.monotonic(), False
+    last_reading, stop_sent, forecasts = time.monotonic(), False, 0
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         if interruption.asked and not stop_sent:
@@ -301,8 +371,14 @@ def _run(command: list[str], environment: dict[str, str], log: Path, interruptio
             stop_sent = True
         if time.monotonic() - last_reading > SECONDS_BETWEEN_READINGS:
             last_reading = time.monotonic()
-            if lines := _SAMPLES.findall(log.read_bytes()[begin:]):
-                bar.report(fold_name(log.parent), *map(int, lines[-1]))
+            written = log.read_bytes()[begin:]
+            if lines := _SAMPLES.findall(written):
+                done, samples = map(int, lines[-1])
+                bar.report(fold_name(log.parent), done, samples)
+                budget.epochs_left[fold_number(log.parent)] = budget.num_epochs * (1 - done / samples)
+            if len(lines := _EPOCH.findall(written)) > forecasts:
+                forecasts = len(lines)
+                budget.forecast(float(lines[-1]))
     return process.returncode
 
 

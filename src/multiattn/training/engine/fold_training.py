@@ -24,6 +24,7 @@ from multiattn.runtime.processor import tune_cpu
 from multiattn.training.data.crops import FoldCrops, class_weights, training_loader, validation_loader
 from multiattn.training.engine.apex import ApexScaler, initialize_apex_o1, require_amp
 from multiattn.training.engine.averaging import moving_average
+from multiattn.training.engine.budget import Budget
 from multiattn.training.engine.guard import guard_crops
 from multiattn.training.engine.optimizer import make_optimizer, make_schedule
 from multiattn.training.engine.ranks import Ranks, gather_objects, gather_rows
@@ -139,6 +140,7 @@ class FoldTraining:
     scaler: torch.amp.GradScaler | ApexScaler
     average: ModelEmaV3 | None
     guard: DataLoader | None
+    budget: Budget = field(default_factory=Budget)
     progress: Progress = field(default_factory=Progress)
     random_state: dict[str, Any] | None = None
     """This rank's generators, inside an epoch that is continued."""
@@ -195,6 +197,11 @@ class FoldTraining:
         return sum(span.phase.epochs * self.updates_in_epoch(span) for span in earlier) + self.updates_of_phase
 
     @property
+    def epochs_left(self) -> float:
+        """Epochs of the run that are not trained yet."""
+        return self.experiment.num_epochs - self.progress.epoch - self.progress.batch / len(self.loader)
+
+    @property
     def global_batch(self) -> int:
         """Crops in one batch of all ranks."""
         return self.experiment.data.batch_size * self.ranks.world_size
@@ -208,6 +215,11 @@ class FoldTraining:
     def samples_per_second(self) -> float:
         """Crops of all ranks in the epoch so far, by its time."""
         return self.progress.batch * self.global_batch / max(self.progress.seconds, 1e-9)
+
+    @property
+    def seconds_a_batch(self) -> float:
+        """Mean of the epoch so far."""
+        return self.progress.seconds / max(self.progress.batch, 1)
 
     @property
     def data_wait(self) -> float:

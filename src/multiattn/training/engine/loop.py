@@ -18,6 +18,7 @@ from multiattn.runtime.text_tables import counted
 from multiattn.scoring.metrics import describe_losses
 from multiattn.training.data.crops import FoldCrops
 from multiattn.training.engine.apex import ApexScaler
+from multiattn.training.engine.budget import Budget, OutOfTimeError
 from multiattn.training.engine.fold_training import (
     FoldTraining,
     Progress,
@@ -27,7 +28,16 @@ from multiattn.training.engine.fold_training import (
     span_at,
 )
 from multiattn.training.engine.live import Live
-from multiattn.training.engine.ranks import CONTINUE, SAVE, STOP, Ranks, SharedDecision, wait_for_all
+from multiattn.training.engine.ranks import (
+    CONTINUE,
+    PAUSE,
+    SAVE,
+    STOP,
+    Ranks,
+    SharedDecision,
+    gather_objects,
+    wait_for_all,
+)
 from multiattn.training.engine.run_folder import RunFolder, first_not_finite, load_state, save_state
 from multiattn.training.engine.step import backward_passes, set_train_mode
 from multiattn.training.engine.validation import (
@@ -44,12 +54,24 @@ logger = logging.getLogger(__name__)
 
 UPDATES_BETWEEN_REPORTS = 20
 """Reading the loss waits for the device, so it is read now and then only."""
+VALIDATION_SECONDS = "validation_seconds"
+"""Column of epochs.csv; tables of earlier versions lack it."""
+VALIDATION_MARGIN = 1.2
+"""Factor on the longest validation so far, for the time that the next one may take."""
 
 
 def train_fold(
-    experiment: Experiment, crops: FoldCrops, run: RunFolder, *, device: torch.device, ranks: Ranks, bar: WorkBar
-) -> None:
-    """Train one fold from its last saved state to its end; does nothing when it is there already.
+    experiment: Experiment,
+    crops: FoldCrops,
+    run: RunFolder,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    bar: WorkBar,
+    budget: Budget,
+) -> bool:
+    """True where the fold came to its end, from its last saved state or by an earlier command; False where the budget
+    is over, and its state saved.
 
     Raises:
         ValueError: settings that do not fit the data, or a loss that is not finite.
@@ -58,7 +80,7 @@ def train_fold(
     state = load_state(run.path)
     if state is not None and _is_over(progress_of(state, run), experiment):
         logger.info("%s: finished already", run.model_name)
-        return
+        return True
     with listening() as interruption:
         training = prepare(experiment, crops, run, device=device, ranks=ranks, state=state)
         if state is not None:
@@ -66,11 +88,15 @@ def train_fold(
             progress = training.progress
             logger.info("%s: continues in epoch %d, batch %d", run.model_name, progress.epoch, progress.batch)
         set_guard(training)
-        live = Live(training, bar)
+        training.budget, live = budget, Live(training, bar)
         try:
             _train(training, live, interruption)
+        except OutOfTimeError:
+            return False
         finally:
+            budget.epochs_left[run.fold] = training.epochs_left
             live.close()
+    return True
 
 
 def _is_over(progress: Progress, experiment: Experiment) -> bool:
@@ -115,6 +141,7 @@ def _train_epoch(training: FoldTraining, live: Live, interruption: Interruption)
         progress.seconds += time.monotonic() - started
         if not is_update:
             continue
+        training.budget.has_worked = True
         is_last = progress.batch == len(training.loader)
         agreed = decision.settle() if is_last else decision.agree(_request(training, interruption, saved))
         is_due = _is_due(training)
@@ -126,6 +153,10 @@ def _train_epoch(training: FoldTraining, live: Live, interruption: Interruption)
         if agreed == STOP and not is_last:
             interruption.asked = True  # on every rank, whichever got the signal
             interruption.exit_if_asked()
+        if agreed == PAUSE and not is_last:
+            raise OutOfTimeError
+        if training.updates_of_epoch == UPDATES_BETWEEN_REPORTS:
+            _forecast(training)
         if is_due:
             _validate_inside(training, live, interruption)
 
@@ -201,8 +232,41 @@ def _is_due(training: FoldTraining) -> bool:
 def _request(training: FoldTraining, interruption: Interruption, saved: float) -> int:
     if interruption.asked:
         return STOP
-    is_time = time.monotonic() - saved > 60 * training.experiment.save_minutes
-    return SAVE if is_time and training.ranks.is_main else CONTINUE
+    if not training.ranks.is_main:
+        return CONTINUE
+    if training.budget.seconds_left < 2 * training.seconds_a_batch * training.span.phase.optim.accumulate:
+        return PAUSE  # ranks agree an update later, which has to fit too
+    return SAVE if time.monotonic() - saved > 60 * training.experiment.save_minutes else CONTINUE
+
+
+def _validation_seconds(training: FoldTraining) -> float:
+    """Seconds that a validation may take: the longest so far and some more; before the first, as training on as many
+    crops."""
+    measured = [record.get(VALIDATION_SECONDS, 0.0) for record in training.progress.history]
+    if longest := max(training.budget.validation_seconds, *measured, 0.0):
+        return VALIDATION_MARGIN * longest
+    candidates = 1 + (training.average is not None) + (training.experiment.average.best > 0)
+    return candidates * len(training.crops.validation) / training.global_batch * training.seconds_a_batch
+
+
+def _require_time_to_validate(training: FoldTraining) -> None:
+    """Raise where the budget does not reach for a validation, by the main rank's clock. One that comes before any other
+    work of this process is begun all the same: it will not have more time in the next."""
+    budget = training.budget
+    if budget.hours is not None:
+        has_time = not budget.has_worked or budget.seconds_left > _validation_seconds(training)
+        if not gather_objects(has_time, training.ranks)[0]:
+            raise OutOfTimeError
+
+
+def _forecast(training: FoldTraining) -> None:
+    """Tell which folds fit into the budget by this epoch's rate."""
+    if training.ranks.is_main:
+        every, updates = training.experiment.validation.every_steps, training.updates_in_epoch(training.span)
+        validations = 1 + ((updates - 1) // every if every else 0)
+        seconds = len(training.loader) * training.seconds_a_batch + validations * _validation_seconds(training)
+        training.budget.epochs_left[training.run.fold] = training.epochs_left
+        training.budget.forecast(seconds)
 
 
 def _save(training: FoldTraining, latest: Candidate | None = None) -> None:
@@ -210,7 +274,7 @@ def _save(training: FoldTraining, latest: Candidate | None = None) -> None:
 
     After a validation also the table of validations, the latest weights and their predictions.
     """
-    state = training.state()
+    started, state = time.monotonic(), training.state()
     if (name := first_not_finite(state)) is not None:
         raise _diverged(training, f"a gradient was not finite, and {name} is not since then")
     if training.ranks.is_main:
@@ -219,6 +283,7 @@ def _save(training: FoldTraining, latest: Candidate | None = None) -> None:
             training.run.save_validation(training.step.network, predictions, training.progress.history)
         save_state(training.run.path, state)
     wait_for_all(training.ranks)
+    training.budget.save_seconds = max(training.budget.save_seconds, time.monotonic() - started)
 
 
 def require_finite(training: FoldTraining) -> dict[str, float]:
@@ -254,8 +319,10 @@ def _validate_inside(training: FoldTraining, live: Live, interruption: Interrupt
 def _validate(training: FoldTraining, live: Live, interruption: Interruption) -> Candidate:
     """Validate on the held-out videos, keep the best candidate, add a record; return the candidate of the latest
     weights."""
-    means, progress = require_finite(training), training.progress
+    _require_time_to_validate(training)
+    means, progress, started = require_finite(training), training.progress, time.monotonic()
     best, latest, figures = validate(training, interruption)
+    seconds = time.monotonic() - started
     record = {
         "epoch": progress.epoch,
         "step": training.updates,
@@ -266,12 +333,15 @@ def _validate(training: FoldTraining, live: Live, interruption: Interruption) ->
         "seconds": round(progress.seconds, 3),
         "samples_per_second": round(training.samples_per_second, 1),
         "data_wait": round(training.data_wait, 4),
+        VALIDATION_SECONDS: round(seconds, 3),
         **figures,
     }
     if is_best(training, best) and training.ranks.is_main:
         training.run.save_best(best.network, best.predictions, record)
     progress.history.append(record)
-    progress.is_validated = True
+    progress.is_validated = training.budget.has_worked = True
+    training.budget.validation_seconds = max(training.budget.validation_seconds, seconds)
+    _forecast(training)
     if training.ranks.is_main:
         live.validated(record)
         _log(training.run.model_name, record)

@@ -18,8 +18,8 @@ from torch.distributed.rendezvous import rendezvous
 
 PATIENCE = timedelta(hours=1)
 """Longest wait for the other ranks; one that has died does not cost it: torchrun notices, and ends the others."""
-CONTINUE, SAVE, STOP = 0, 1, 2
-"""Requests that a rank can make after a step; the larger is the stronger."""
+CONTINUE, SAVE, PAUSE, STOP = range(4)
+"""Requests that a rank can make after a step; the larger is the stronger. PAUSE: the command's hours are over."""
 
 
 @dataclass(frozen=True)
