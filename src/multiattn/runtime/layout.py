@@ -156,6 +156,14 @@ def fold_folders(runs: Path) -> list[Path]:
     return folders
 
 
+def folds_of_runs(runs: Path) -> list[Path]:
+    """The folders of all folds that have begun, of a folder of experiments or of one; errors as `fold_folders`."""
+    if is_run_folder(runs) or folds_below(runs):
+        return fold_folders(runs)
+    folds = [fold for experiment in sorted(Path(runs).glob("*/")) for fold in folds_below(experiment, EXPERIMENT_FILE)]
+    return folds or fold_folders(runs)
+
+
 def packaged_run(name: str = DEFAULT_RUN) -> Path:
     """The folder of a run that comes with the package, its files as they were packed.
 

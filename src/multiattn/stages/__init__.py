@@ -7,6 +7,7 @@ STAGES = (
     "faces",
     "folds",
     "train",
+    "merge",
     "tune",
     "card",
     "predict",

@@ -1,0 +1,40 @@
+"""Folds that were trained in several places -> one folder of runs.
+
+    multiattn merge mine/runs yours/runs --out runs
+
+Each is a folder of experiments, as `--runs` of `multiattn train`, an experiment's or a fold's. Folds of one experiment
+must have the same settings, folds table and crop recipe; a fold that two places have with other bytes is refused. The
+copies are compared with their sources by SHA-256. The same command continues after a kill.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiattn.command_line import Positional, parse, results
+from multiattn.runtime import layout
+from multiattn.runtime.text_tables import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    sources: Positional[tuple[Path, ...]]
+    """Folders of runs, of experiments or of folds."""
+    out: Path
+    """The folder of runs to fill: <out>/<experiment>/fold<k>; what is there stays."""
+
+
+def main(argv: list[str]) -> None:
+    options = parse(Options, argv, stage="merge", doc=__doc__)
+    folders = [folder for source in options.sources for folder in layout.folds_of_runs(source)]
+    from multiattn.training.merging import merge_folds
+
+    copied = merge_folds(folders, options.out)
+    names = sorted({layout.experiment_name(folder) for folder in folders})
+    lines = [f"{layout.fold_name(target)}: copied" for target in copied]
+    for name in names:
+        folds = layout.folds_below(options.out / name, layout.EXPERIMENT_FILE)
+        lines.append(
+            f"{options.out / name} has {counted(len(folds), 'fold')}; scoring.json and card.md are not taken along: "
+            f"multiattn tune --runs {options.out / name}"
+        )
+    results(*lines)

@@ -1,0 +1,121 @@
+"""Folds from several places in one folder of runs: whole, the same bytes, of one experiment; whatever ends the work."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_runs import files, make_fold, write_anew
+
+from multiattn.__main__ import main
+from multiattn.experiments import get_experiment
+from multiattn.runtime import layout
+from multiattn.training import merging
+from multiattn.training.merging import merge_folds
+from multiattn.video.crops.recipe import CropRecipe, write_recipe
+from pipeline import Killed
+
+
+@pytest.fixture
+def places(tmp_path) -> tuple[Path, Path]:
+    """Folders of runs of two accounts, with folds 0 and 2, and 1."""
+    make_fold(tmp_path / "mine", 0), make_fold(tmp_path / "mine", 2)
+    make_fold(tmp_path / "yours", 1, data=dataclasses.replace(get_experiment("dfdc_b4").data, num_workers=1))
+    return tmp_path / "mine", tmp_path / "yours"
+
+
+def test_the_command_puts_folds_of_two_places_together_and_the_same_again_copies_nothing(places, tmp_path, capsys):
+    (places[0] / "dfdc_b4" / "scoring.json").write_text("{}")
+    words = ["merge", *map(str, places), "--out", str(tmp_path / "runs")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert [f"dfdc_b4/fold{fold}: copied" in out for fold in range(3)] == [True] * 3
+    assert "dfdc_b4 has 3 folds" in out and f"multiattn tune --runs {tmp_path / 'runs' / 'dfdc_b4'}" in out
+    expected = {name: content for place in places for name, content in files(place).items() if "scoring" not in name}
+    assert files(tmp_path / "runs") == expected, "a rule for fewer folds stays behind"
+    assert main(["merge", str(places[1] / "dfdc_b4"), str(places[0]), "--out", str(tmp_path / "runs")]) == 0
+    assert "copied" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda fold: write_anew(fold / "experiment.json", '"seed": 7', '"seed": 8'), "seed 8 instead of 7",
+                     id="seed"),
+        pytest.param(lambda fold: write_anew(fold / "folds.csv", "d/b", "d/c"), "another folds table", id="folds"),
+        pytest.param(lambda fold: write_recipe(CropRecipe(size=224), fold), "crops: size", id="crops"),
+        pytest.param(lambda fold: (fold / "experiment.json").unlink(), "expected runs", id="no settings"),
+        pytest.param(lambda fold: (fold / "folds.csv").unlink(), "folds.csv", id="no folds table"),
+        pytest.param(lambda fold: (fold.parents[1].rename(fold.parents[2] / "gone")), "expected runs", id="no runs"),
+        pytest.param(lambda fold: make_fold(fold.parents[1], 2, weights=b"other"), "conflicts with", id="a fold twice"),
+    ],
+)  # fmt: skip
+def test_only_folds_that_were_made_alike_are_put_together(change, message, places, tmp_path, capsys):
+    change(places[1] / "dfdc_b4" / "fold1")
+    assert main(["merge", *map(str, places), "--out", str(tmp_path / "runs")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_same_fold_in_two_places_is_taken_once_and_one_that_went_on_is_refused(places, tmp_path):
+    shutil.copytree(places[1] / "dfdc_b4" / "fold1", places[0] / "dfdc_b4" / "fold1")
+    folders = [fold for place in places for fold in layout.folds_of_runs(place)]
+    assert [path.name for path in merge_folds(folders, tmp_path / "runs")] == ["fold0", "fold1", "fold2"]
+    (places[1] / "dfdc_b4" / "fold1" / "epochs.csv").write_text("epoch\n1\n")
+    before = files(tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"yours.*fold1: conflicts with .*runs.*the same fold with other epochs\.csv"):
+        merge_folds(folders[3:], tmp_path / "runs")
+    assert files(tmp_path / "runs") == before
+    assert merge_folds([], tmp_path / "runs") == []
+
+
+def test_absolute_paths_of_the_same_file_are_no_difference_and_another_batch_is_told(tmp_path, caplog):
+    model = get_experiment("dfdc_b4").model
+    for place, number in (("mine", 0), ("yours", 1)):
+        make_fold(tmp_path / place, number, model=dataclasses.replace(model, weights=f"/home/{place}/b4.pth"))
+    write_anew(tmp_path / "yours" / "dfdc_b4" / "fold1" / "inputs.json", "12", "24")
+    folders = [fold for place in ("mine", "yours") for fold in layout.folds_of_runs(tmp_path / place)]
+    with caplog.at_level(logging.WARNING, logger="multiattn"):
+        assert len(merge_folds(folders, tmp_path / "runs")) == 2
+    assert "fold1: trained with a global batch of 24, " in caplog.text
+
+
+@pytest.fixture
+def after_files(monkeypatch) -> Callable[[int, Callable], None]:
+    """Has something done after so many files were copied."""
+    copy, count = shutil.copyfileobj, [0]
+
+    def begin(number: int, action: Callable[[Path], None]) -> None:
+        def copy_then(file, target, length):
+            copy(file, target, length)
+            count[0] += 1
+            if count[0] == number:
+                action(Path(file.name))
+
+        monkeypatch.setattr(merging.shutil, "copyfileobj", copy_then)
+
+    return begin
+
+
+def kill(_: Path) -> None:
+    raise Killed
+
+
+def test_a_killed_merge_leaves_whole_folds_alone_and_the_same_call_goes_on(places, tmp_path, after_files):
+    folders = [fold for place in places for fold in layout.folds_of_runs(place)]
+    after_files(len(files(folders[0])) + 2, kill)
+    with pytest.raises(Killed):
+        merge_folds(folders, tmp_path / "runs")
+    assert [path.name for path in layout.folds_of_runs(tmp_path / "runs")] == ["fold0"]
+    assert files(tmp_path / "runs" / "dfdc_b4" / "fold0") == files(folders[0])
+    assert [path.name for path in merge_folds(folders, tmp_path / "runs")] == ["fold2", "fold1"]
+    assert files(tmp_path / "runs") == {name: content for place in places for name, content in files(place).items()}
+
+
+def test_a_source_that_changes_meanwhile_is_refused_and_leaves_nothing(places, tmp_path, after_files):
+    after_files(1, lambda path: path.with_name("inputs.json").write_bytes(b"trained on"))
+    with pytest.raises(ValueError, match=r"fold0: expected copies with the same SHA-256, .*inputs\.json"):
+        merge_folds(layout.folds_of_runs(places[0]), tmp_path / "runs")
+    assert files(tmp_path / "runs") == {}
