@@ -324,8 +324,14 @@ def test_a_faces_folder_that_is_none_is_an_error(tmp_path):
         SIDES["ours"](task(tmp_path, faces=tmp_path / "nothing")).feed(1)
 
 
-def test_the_rate_of_training_is_crops_a_second(in_this_process):
+def test_the_rate_of_training_is_crops_a_second_of_a_ready_batch_or_of_a_folders_crops(
+    in_this_process, faces, monkeypatch
+):
     assert 0 < training_rate(TINY, device=torch.device("cpu")) < 1e5
+    monkeypatch.setitem(training_rate.__globals__, "FED_UPDATES", 1)
+    data = dataclasses.replace(TINY.data, num_workers=0)
+    fed = dataclasses.replace(TINY, data=data)
+    assert 0 < training_rate(fed, device=torch.device("cpu"), faces=faces) < 1e5
 
 
 class NoCopies(TorchDispatchMode):

@@ -121,13 +121,16 @@ def _of(side: str, experiment: Experiment) -> Experiment:
     return baseline(experiment) if side == "twin" else experiment
 
 
-def training_rate(experiment: Experiment, *, device: torch.device) -> float:
-    """Crops a second that our training step takes, in a process of its own: the median of a few repeats.
+def training_rate(experiment: Experiment, *, device: torch.device, faces: Path | None = None) -> float:
+    """Crops a second that our training step takes, in a process of its own: the median of a few repeats; with a faces
+    folder, when it is fed from its crops.
 
     Raises:
         ValueError: as `compare`.
     """
-    with _prepared(experiment, "train", device, None) as task, SideProcess("ours", SIDES["ours"], task) as side:
+    with _prepared(experiment, "train", device, faces) as task, SideProcess("ours", SIDES["ours"], task) as side:
+        if faces is not None:
+            return side.ask("feed", FED_UPDATES)[0]
         side.ask("timed")
         return experiment.data.batch_size / statistics.median(side.ask("timed")[0] for _ in range(RATE_REPEATS))
 

@@ -100,6 +100,12 @@ def loose_names(addresses: "pd.Series") -> "pd.Series":
     return addresses.str.replace(PACKED, f"{CROPS_FOLDER}/", regex=True)
 
 
+def stored_file(address: str) -> str:
+    """The path of the file that holds a crop: its own, or that of its archive."""
+    match = _member(address)
+    return address if match is None else match["archive"]
+
+
 def is_archive_name(name: str) -> bool:
     """True for the name of a tar archive: by its ending, in any case."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)

@@ -2,8 +2,10 @@
 
     multiattn bundle --runs runs/dfdc_b4 --out bundle/ --download-wheels --check-faces data/faces/dfdc
     multiattn bundle --package --runs runs/dfdc_lite --out src/multiattn/pretrained/dfdc_lite --check-faces FACES
+    multiattn bundle --training dfdc_b4 --faces data/faces/dfdc --folds folds/dfdc.csv --out bundle/ --download-wheels
 
-With `--package` a run becomes one that comes with the package, which a wheel takes along and `score` knows by its name.
+With `--training` it holds crops and an experiment in place of runs, and training.ipynb trains from it. With `--package`
+a run becomes one that comes with the package, which a wheel takes along and `score` knows by its name.
 
 Weights are stored in float16 where that changes no prediction by more than 1e-3: the same crops go through both forms.
 """
@@ -19,12 +21,24 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     options = parse(BundleOptions, argv, stage="bundle", doc=__doc__)
+    if options.training is not None:
+        results(*_lines(_training_bundle(options), options))
+        return
     from multiattn.inference.kit.bundle import build_bundle
     from multiattn.inference.kit.package import build_package
     from multiattn.inference.scoring_file import choose_scoring_file
 
     build = build_package if options.package else build_bundle
     results(*_lines(build(options, choose_scoring_file(options.runs, options.scoring)), options))
+
+
+def _training_bundle(options: BundleOptions) -> "Bundle":
+    from multiattn.inference.kit.training_bundle import build_training_bundle, read_experiment
+    from multiattn.training.folds import read_training_data
+
+    experiment = read_experiment(options)
+    read_training_data(options.faces, options.folds).require_crops_for(experiment)
+    return build_training_bundle(options, experiment)
 
 
 def _lines(bundle: "Bundle", options: BundleOptions) -> list[str]:

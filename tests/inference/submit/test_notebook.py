@@ -78,13 +78,16 @@ def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_co
     assert not [out for out in outputs if "Warning" in out.get("text", "")], "warnings are no part of the result"
 
 
-@pytest.fixture
-def first_cell(tmp_path, monkeypatch) -> Callable[[Path], dict]:
-    """Execute the notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input; returns its names."""
+NOTEBOOKS = [pytest.param(NOTEBOOK.with_name(f"{name}.ipynb"), id=name) for name in ("inference", "training")]
+
+
+@pytest.fixture(params=NOTEBOOKS)
+def first_cell(request, tmp_path, monkeypatch) -> Callable[[Path], dict]:
+    """Execute a notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input; returns its names."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    cells = nbformat.read(request.param, as_version=4).cells
     source = next(cell.source for cell in cells if cell.cell_type == "code")
 
     def execute(here: Path) -> dict:
@@ -96,6 +99,7 @@ def first_cell(tmp_path, monkeypatch) -> Callable[[Path], dict]:
     return execute
 
 
+@pytest.mark.parametrize("first_cell", NOTEBOOKS[:1], indirect=True)
 def test_the_notebook_finds_the_repositorys_code(first_cell):
     found, repository = first_cell(NOTEBOOK.parent), NOTEBOOK.parents[1]
     assert (found["root"], found["code"]) == (repository, repository / "src" / "multiattn")
@@ -104,7 +108,7 @@ def test_the_notebook_finds_the_repositorys_code(first_cell):
 def make_kit(folder: Path) -> Path:
     """A bundle as the first cell sees one."""
     files = {"src/multiattn/__init__.py": b"", "wheels/requirements.txt": b"av\n", "wheels/av.whl": b"wheel"}
-    for name, content in files.items():
+    for name, content in {**files, "experiment.json": b"{}"}.items():  # the latter of one to train from
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -217,10 +221,11 @@ def test_blocking_the_network_really_blocks_it(tmp_path):
     assert (tmp_path / "out.ipynb").is_file(), "the executed copy is kept when a cell fails"
 
 
-def test_the_notebook_is_thin_and_clean():
-    document = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize(("notebook", "lines"), [("inference", 60), ("training", 40)])
+def test_the_notebook_is_thin_and_clean(notebook, lines):
+    document = nbformat.read(NOTEBOOK.with_name(f"{notebook}.ipynb"), as_version=4)
     code = [cell for cell in document.cells if cell.cell_type == "code"]
-    assert sum(len(cell.source.splitlines()) for cell in code) < 60
+    assert sum(len(cell.source.splitlines()) for cell in code) < lines
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 

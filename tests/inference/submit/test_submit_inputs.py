@@ -97,6 +97,27 @@ def test_on_kaggle_only_one_folder_of_videos_with_its_sample_is_taken(tmp_path, 
         find_inputs(tmp_path / "kit")
 
 
+def test_on_kaggle_a_bundle_without_runs_takes_those_that_were_trained_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "KAGGLE_INPUT", tmp_path / "input")
+    for name in ("RUNS", "VIDEOS_DIR", "SAMPLE_SUBMISSION", "OUT", "SCORING", "WEIGHTS"):
+        monkeypatch.delenv(f"MULTIATTN_{name}", raising=False)
+    (tmp_path / "input/competition/test_videos").mkdir(parents=True)
+    (tmp_path / "input/competition/sample_submission.csv").touch()
+    bundle, run = tmp_path / "input/me/bundle", tmp_path / "input/notebooks/me/training/runs/dfdc_b4"
+    for path in (bundle / "bundle.json", bundle / "weights" / "backbone.pth", run / "fold1" / "best.safetensors"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    found = find_inputs(bundle)
+    assert (found.runs, found.weights) == ((run,), None), "the bundle's weights are the backbone's"
+    (tmp_path / "input/other/runs/b/fold0").mkdir(parents=True)
+    (tmp_path / "input/other/runs/b/fold0/best.safetensors").touch()
+    with pytest.raises(ValueError, match=r"expected one trained runs .*MULTIATTN_RUNS"):
+        find_inputs(bundle)
+    (bundle / "runs/c/fold0").mkdir(parents=True)
+    (bundle / "runs/c/fold0/best.safetensors").touch()
+    assert find_inputs(bundle).runs == (bundle / "runs" / "c",), "runs of its own come first"
+
+
 def test_a_notebook_older_than_the_code_says_how_to_make_it_anew():
     with pytest.raises(ImportError, match="make the bundle anew with `multiattn bundle`"):
         importlib.import_module("multiattn.inference.kernel")

@@ -50,7 +50,8 @@ from multiattn.scoring.rule import ScoringRule
 KIND = "multiattn bundle"
 PACKAGE = Path(__file__).resolve().parents[2]
 REPOSITORY = PACKAGE.parents[1]
-NOTEBOOK = Path("notebooks") / "inference.ipynb"
+NOTEBOOK = "inference.ipynb"
+NOTEBOOKS = Path("notebooks")
 LOCK = ".lock"
 REQUIREMENTS_FILE = "requirements.txt"
 """Also beside the wheels, for `pip install --requirement`."""
@@ -80,7 +81,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
 
     Its submissions follow the rule of `scoring`. After an error `out` is as it was.
     """
-    _require_sound(options)
+    require_sound(options)
     out = options.out.resolve()
     models = find_models(*options.runs, any_recipes=True)
     require_rule_fits(scoring.rule, models)
@@ -89,7 +90,7 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
     scoring = dataclasses.replace(scoring, rule=rule)  # for exactly these experiments
     with built_beside(out) as building:
         weights = _fill(building, options, models, scoring)
-        parts = {"runs": "tables", "wheels": "wheels", "src": "code", "weights": "detector"}
+        parts = {"wheels": "wheels", "runs": "tables", "src": "code", "weights": "detector"}
         sizes = bytes_by_part(building, parts, "notebook and notes")
         _require_fits(sizes, options, weights)
         write_json(building / layout.BUNDLE_FILE, _manifest(building, options, models, weights, sizes))
@@ -100,15 +101,18 @@ def build_bundle(options: BundleOptions, scoring: ScoringFile) -> Bundle:
 
 
 @contextlib.contextmanager
-def built_beside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to build in, empty but for its lock; it is gone when the block ends, however it does."""
+def built_beside(out: Path, *, keep: str = "") -> Iterator[Path]:
+    """A folder beside `out` to build in, empty but for its lock; it is gone when the block ends, however it does.
+
+    A run that was killed may have left a folder named `keep`: that stays too.
+    """
     building = out.parent / f".{out.name}.building"
     if building.is_symlink():
         raise ValueError(f"{building}: expected a folder to build in, found a link. Remove it.")
     with exclusive_folder(building):
         try:
             for leftover in building.iterdir():  # of a run that was killed
-                if leftover.name != LOCK:
+                if leftover.name not in (LOCK, keep):
                     _remove(leftover)
             yield building
         finally:
@@ -125,7 +129,8 @@ def is_bundle(folder: Path) -> bool:
     return isinstance(values, dict) and values.get("kind") == KIND
 
 
-def _require_sound(options: BundleOptions) -> None:
+def require_sound(options: BundleOptions) -> None:
+    """Raise `ValueError` or `FileNotFoundError` for options that contradict each other, or another folder at `out`."""
     if options.wheels is not None and options.download_wheels:
         raise ValueError("expected --wheels DIR or --download-wheels, found both.")
     if options.packages and options.wheels is None and not options.download_wheels:
@@ -162,8 +167,8 @@ def _fill(
     building: Path, options: BundleOptions, models: list[TrainedModel], scoring: ScoringFile
 ) -> list[StoredWeights]:
     """Write everything but the manifest; returns how the weights were stored."""
-    _copy_code(building)
-    _collect_wheels(options, building / "wheels")  # before the minutes of comparing: this fails when it does
+    copy_code(building, NOTEBOOK)
+    add_wheels(options, building / "wheels")  # before the minutes of comparing: this fails when it does
     if options.weights is not None:
         if not options.weights.is_file():
             raise FileNotFoundError(f"{options.weights}: no such weights file of a detector.")
@@ -177,8 +182,9 @@ def _fill(
     return weights
 
 
-def _copy_code(building: Path) -> None:
-    for name in ("pyproject.toml", "LICENSE", NOTEBOOK):
+def copy_code(building: Path, *notebooks: str) -> None:
+    """Copy the package, without the runs that come with it, its licence, and these notebooks."""
+    for name in ("pyproject.toml", "LICENSE", *(NOTEBOOKS / notebook for notebook in notebooks)):
         if not (REPOSITORY / name).is_file():
             raise FileNotFoundError(f"{REPOSITORY / name}: not there. Run from a clone of the repository.")
         shutil.copyfile(REPOSITORY / name, building / Path(name).name)
@@ -255,7 +261,7 @@ Licences: the code's is in LICENSE; the weights come with the terms of the video
 def bytes_by_part(folder: Path, parts: Mapping[str, str], others: str) -> dict[str, int]:
     """Bytes of the `weights` of folds, and of all other files by the part that their first folder is of, else of
     `others`."""
-    sizes = dict.fromkeys(("weights", "wheels", "tables", "code", "detector", others), 0)
+    sizes = dict.fromkeys(("weights", *parts.values(), others), 0)
     for path in folder.rglob("*"):
         if path.is_file():
             part = parts.get(path.relative_to(folder).parts[0], others)
@@ -283,19 +289,23 @@ def _manifest(
     building: Path, options: BundleOptions, models: list[TrainedModel], weights: list[StoredWeights], sizes: dict
 ) -> dict[str, Any]:
     infinite = {"difference": None}  # which JSON does not have
-    # What the notebook checks before it installs or imports.
-    checked = sorted(path for name in ("src", "wheels") for path in (building / name).rglob("*") if path.is_file())
     stored = [{**vars(one), **(infinite if one.difference == float("inf") else {})} for one in weights]
     return {
-        "kind": KIND,
-        "commit": git_commit(),
+        **code_manifest(building),
         "runs": _experiments(models),
         "weights": stored,
         "compared_on": ", ".join(path.resolve().name for path in options.check_faces) or "drawn pictures",
         "detector_weights": options.weights and options.weights.name,
         "bytes": sizes,
-        "sha256": {path.relative_to(building).as_posix(): file_digest(path) for path in checked},
     }
+
+
+def code_manifest(building: Path) -> dict[str, Any]:
+    """What `bundle.json` holds of any bundle: among it the digests that the notebook compares before it installs or
+    imports."""
+    checked = sorted(path for name in ("src", "wheels") for path in (building / name).rglob("*") if path.is_file())
+    digests = {path.relative_to(building).as_posix(): file_digest(path) for path in checked}
+    return {"kind": KIND, "commit": git_commit(), "sha256": digests}
 
 
 def put_in_place(building: Path, out: Path) -> None:
@@ -315,7 +325,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _collect_wheels(options: BundleOptions, folder: Path) -> None:
+def add_wheels(options: BundleOptions, folder: Path) -> None:
+    """Copy or fetch the wheels that are asked for, and list what is to be installed of them; none where none are."""
     if options.wheels is None and not options.download_wheels:
         return
     requirements = read_requirements(REPOSITORY / REQUIREMENTS_FILE)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiattn.command_line import DetectorWeights, Device, Scoring
+from multiattn.command_line import Device, Scoring
 from multiattn.config.choices import StoredPrecision
 from multiattn.runtime.layout import named_run
 
@@ -12,16 +12,22 @@ from multiattn.runtime.layout import named_run
 class BundleOptions:
     """Sources, contents and limits of a bundle."""
 
-    runs: tuple[Path, ...]
+    runs: tuple[Path, ...] = ()
     """runs/<experiment>, several, or single folds of them: runs/<experiment>/fold0."""
     out: Path
     """The folder to make; an older bundle there is replaced, anything else is left alone."""
+    training: str | None = None
+    """Make a bundle for training.ipynb instead, which trains this experiment: a name, or path.py:function."""
+    faces: Path | None = None
+    """With --training: the faces folder whose crops come along, those of the videos in --folds."""
+    folds: Path | None = None
+    """With --training: the folds CSV."""
     package: bool = False
     """Make `--out` a run that comes with the package, src/multiattn/pretrained/NAME, of the one run NAME: its folds in
     float16, rule, card and licence, with their digests, at most 10 MB."""
     scoring: Scoring = None
-    max_gb: float = 1.0
-    """Refuse to make a larger one (10^9 bytes)."""
+    max_gb: float | None = None
+    """Refuse to make a larger one (10^9 bytes; default: 1, with --training 100)."""
     wheels: Path | None = None
     """A folder of wheels; those of --packages are copied."""
     download_wheels: bool = False
@@ -31,7 +37,9 @@ class BundleOptions:
     pandera, and their small dependencies)."""
     python: str = "3.11"
     """With --download-wheels, the image's Python. The default packages' wheels for 3.11 run on later ones too."""
-    weights: DetectorWeights = None
+    weights: Path | None = None
+    """The weights file of the detector the runs' faces were found with, where it needs one; with --training, the one
+    that the backbone starts from."""
     precision: StoredPrecision = "auto"
     """`auto`: float16, or float32 for a fold whose predictions it changes too much; `float16`: or an error."""
     largest_change: float = 1e-3
@@ -44,4 +52,14 @@ class BundleOptions:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        of_training = {"--faces": self.faces, "--folds": self.folds}
+        of_runs = {"--runs": self.runs, "--package": self.package, "--check-faces": self.check_faces}
+        needed, foreign = ({"--runs": self.runs}, of_training) if self.training is None else (of_training, of_runs)
+        if wrong := [name for name, value in needed.items() if not value]:
+            raise ValueError(f"expected {' and '.join(wrong)}, or --training EXPERIMENT --faces FACES --folds FOLDS.")
+        if wrong := [name for name, value in foreign.items() if value]:
+            other = "beside --training, which packs no runs" if self.training else "without --training"
+            raise ValueError(f"expected no {' and no '.join(wrong)} {other}.")
         object.__setattr__(self, "runs", tuple(map(named_run, self.runs)))
+        if self.max_gb is None:
+            object.__setattr__(self, "max_gb", 1.0 if self.training is None else 100.0)

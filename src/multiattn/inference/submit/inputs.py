@@ -16,6 +16,15 @@ from multiattn.config.settings import require, require_at_least
 from multiattn.inference.outside import named_files
 from multiattn.runtime import layout
 from multiattn.runtime.files import write_text
+from multiattn.runtime.kaggle import (
+    KAGGLE_INPUT,
+    KAGGLE_WORKING,
+    SEARCH_DEPTH,
+    from_environment,
+    hours_from_environment,
+    paths_from_environment,
+    search,
+)
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
 from multiattn.video.extraction.engine import Backend
@@ -27,10 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_WORKING = Path("/kaggle/working")
 KAGGLE_HOURS = 9.0
-SEARCH_DEPTH = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +140,9 @@ def describe_submission(submission: "pd.DataFrame") -> str:
 
 
 def find_inputs(root: Path | None = None) -> SubmitInputs:
-    """Inputs of the notebook: a bundle's runs, or the first below `root`'s `runs`; its other inputs are found below
-    `/kaggle/input` or, elsewhere, `root`'s `data`.
+    """Inputs of the notebook: a bundle's runs, or the first below `root`'s `runs`; on Kaggle, beside a bundle without
+    runs, those that training.ipynb left. Its other inputs are found below `/kaggle/input` or, elsewhere, `root`'s
+    `data`.
 
     Of a bundle all runs are taken, for its rule was tuned for all; of the others the first folder named test_videos,
     one with a sample_submission.csv beside it before others; on Kaggle it must be the only one. Environment variables
@@ -150,31 +157,33 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     root = root or Path.cwd()
     if root == KAGGLE_INPUT:
         raise ValueError("this notebook is older than the code beside it: take the inference.ipynb of the same bundle.")
-    named = tuple(Path(name) for name in os.environ.get("MULTIATTN_RUNS", "").split(os.pathsep) if name)
-    runs = named or _find_runs(root)
+    attached = on_kaggle and not (root / "runs").is_dir()
+    runs = paths_from_environment("RUNS") or _find_runs(KAGGLE_INPUT if attached else root / "runs")
     data = KAGGLE_INPUT if on_kaggle else root / "data"
-    folders, samples = _search(data, "test_videos"), _search(data, "sample_submission.csv")
+    folders, samples = search(data, "test_videos"), search(data, "sample_submission.csv")
     folders = [path for path in folders if path.with_name("sample_submission.csv") in samples] or folders
-    videos = _from_environment("VIDEOS_DIR") or _first(folders, "folder test_videos", data)
+    videos = from_environment("VIDEOS_DIR") or _first(folders, "folder test_videos", data, "MULTIATTN_VIDEOS_DIR")
     samples = [path for path in samples if path.parent == videos.parent] or samples
-    sample = _from_environment("SAMPLE_SUBMISSION") or _first(samples, "sample_submission.csv", data)
+    named = from_environment("SAMPLE_SUBMISSION")
+    sample = named or _first(samples, "sample_submission.csv", data, "MULTIATTN_SAMPLE_SUBMISSION")
     return SubmitInputs(
         runs=runs,
         videos_dir=videos,
         sample_submission=sample,
-        out=_from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs[0].name),
+        out=from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs[0].name),
         scoring=os.environ.get("MULTIATTN_SCORING") or None,
-        weights=_from_environment("WEIGHTS") or _bundled_weights(runs[0]),
-        budget_hours=_budget_hours(),
+        weights=from_environment("WEIGHTS") or _bundled_weights(runs[0]),
+        budget_hours=hours_from_environment(KAGGLE_HOURS),
     )
 
 
-def _find_runs(root: Path) -> tuple[Path, ...]:
-    """The first experiment; of a bundle all of them, the one that brings the scoring rule first."""
-    found = sorted({path.parent.parent for path in _search(root / "runs", f"{layout.ANY_FOLD}/{layout.BEST_WEIGHTS}")})
-    if found and (root / layout.BUNDLE_FILE).is_file():
+def _find_runs(folder: Path) -> tuple[Path, ...]:
+    """The first experiment below a folder, of /kaggle/input the only one; of a bundle's `runs` all of them, the one
+    that brings the scoring rule first."""
+    found = sorted({path.parent.parent for path in search(folder, f"{layout.ANY_FOLD}/{layout.BEST_WEIGHTS}")})
+    if found and (folder.parent / layout.BUNDLE_FILE).is_file():
         return tuple(sorted(found, key=lambda run: not (run / layout.SCORING_FILE).is_file()))
-    return (_first(found, f"trained runs ({layout.ANY_FOLD}/{layout.BEST_WEIGHTS})", root / "runs"),)
+    return (_first(found, f"trained runs ({layout.ANY_FOLD}/{layout.BEST_WEIGHTS})", folder, "MULTIATTN_RUNS"),)
 
 
 def _bundled_weights(run: Path) -> Path | None:
@@ -183,30 +192,12 @@ def _bundled_weights(run: Path) -> Path | None:
     return next(iter(sorted((bundle / "weights").glob("*"))), None) if (bundle / layout.BUNDLE_FILE).is_file() else None
 
 
-def _budget_hours() -> float:
-    text = os.environ.get("MULTIATTN_BUDGET_HOURS") or str(KAGGLE_HOURS)
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"MULTIATTN_BUDGET_HOURS: expected hours, found {text!r}.") from error
-
-
-def _search(folder: Path, pattern: str) -> list[Path]:
-    """Matches a few levels down. Not `**`: a faces folder may hold millions of crops."""
-    return [path for depth in range(SEARCH_DEPTH) for path in sorted(folder.glob("*/" * depth + pattern))]
-
-
-def _from_environment(name: str) -> Path | None:
-    return Path(value) if (value := os.environ.get(f"MULTIATTN_{name}")) else None
-
-
-def _first(found: list[Path], what: str, folder: Path) -> Path:
+def _first(found: list[Path], what: str, folder: Path, variable: str) -> Path:
     if not found:
         raise FileNotFoundError(f"{folder}: expected {what} at most {SEARCH_DEPTH} levels down, found none.")
     if len(found) > 1 and folder == KAGGLE_INPUT:  # whoever made a data set may have put one there
         raise ValueError(
-            f"{folder}: expected one {what}, found {', '.join(map(str, found[:3]))}. Name yours by "
-            "MULTIATTN_VIDEOS_DIR and MULTIATTN_SAMPLE_SUBMISSION."
+            f"{folder}: expected one {what}, found {', '.join(map(str, found[:3]))}. Name yours by {variable}."
         )
     if len(found) > 1:
         logger.warning("several candidates for %s, taking the first: %s", what, ", ".join(map(str, found[:3])))
