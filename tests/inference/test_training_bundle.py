@@ -145,6 +145,7 @@ def build_and_die(faces: Path, after: int) -> None:
         build(faces)
 
 
+@pytest.mark.slow
 def test_on_another_disk_crops_are_copied_and_a_killed_run_goes_on(faces, monkeypatch):
     assert finish(start(build_and_die, faces, 5)) == 9
     assert not (faces.parent / "kit").exists()

@@ -75,10 +75,12 @@ def test_the_command_trains_in_the_bundle_over_all_gpus(gpus, launcher, bundle, 
     commands = []
     monkeypatch.setattr(notebook.NotebookTraining, "_show", lambda self, command: commands.append(command) or 7)
     monkeypatch.setattr(notebook.torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(notebook, "process_seconds", lambda: 900.0)
     found = find_training(bundle, fold="2", more=["--epochs", "3"])
     assert found.train() == 7
     words = ["multiattn", "train", "--config", "experiment.json", "--faces", "faces", "--folds", "folds.csv"]
-    words += ["--runs", str(tmp_path / "working" / "runs"), "--fold", "2", "--epochs", "3"]
+    words += ["--runs", str(tmp_path / "working" / "runs"), "--fold", "2"]
+    words += ["--budget-hours", "11.25", "--epochs", "3"]
     assert commands == [[sys.executable, "-m", *launcher, *words]]
 
 

@@ -76,6 +76,7 @@ class NotebookTraining:
         if self.num_gpus > 1:
             launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.num_gpus), "-m"]
         inputs = ["--faces", self.faces.name, "--folds", self.folds.name, "--runs", str(self.runs), "--fold", self.fold]
+        inputs += ["--budget-hours", f"{max(0.01, self.hours_left()):.2f}"]
         return self._show([*launcher, "multiattn", "train", "--config", layout.EXPERIMENT_FILE, *inputs, *self.more])
 
     def tune(self, test_prior: float) -> int:
