@@ -39,6 +39,14 @@ def test_the_command_puts_folds_of_two_places_together_and_the_same_again_copies
     assert "copied" not in capsys.readouterr().out
 
 
+def test_the_answers_to_held_out_videos_are_then_those_of_all_folds(pipeline, tmp_path):
+    for place in range(2):
+        name = f"demo_tiny/fold{place}"
+        shutil.copytree(pipeline.runs / name, tmp_path / str(place) / name)
+    assert main(["merge", str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(tmp_path / "runs")]) == 0
+    assert files(tmp_path / "runs")["demo_tiny/oof.csv"] == (pipeline.experiment / "oof.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -326,7 +326,7 @@ def test_worker_processes_take_turns_at_the_gpus_and_leave_one_that_failed(small
     monkeypatch.setenv("MULTIATTN_WORKER", "3")
     settings = dataclasses.replace(SETTINGS, device="cuda:0,cuda:1")
     for expected in (["cuda:1", "cuda:0", "cpu"], ["cuda:0", "cpu"]):
-        assert encode_crops(task, settings).status == "ok" and devices == expected
+        assert encode_crops(task, settings)[0].status == "ok" and devices == expected
         devices.clear()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert extract.devices_of_worker("cuda:0,cuda:1") == ["cuda:0"], "a cluster's worker with fewer"

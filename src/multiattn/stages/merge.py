@@ -26,6 +26,7 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="merge", doc=__doc__)
     folders = [folder for source in options.sources for folder in layout.folds_of_runs(source)]
+    from multiattn.inference.predictor import keep_out_of_fold
     from multiattn.training.merging import merge_folds
 
     copied = merge_folds(folders, options.out)
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> None:
     lines = [f"{layout.fold_name(target)}: copied" for target in copied]
     for name in names:
         folds = layout.folds_below(options.out / name, layout.EXPERIMENT_FILE)
+        if layout.folds_below(options.out / name, layout.HELD_OUT_FILE):
+            keep_out_of_fold(options.out / name)  # the answers of all folds, where each place had its own
         lines.append(
             f"{options.out / name} has {counted(len(folds), 'fold')}; scoring.json and card.md are not taken along: "
             f"multiattn tune --runs {options.out / name}"
