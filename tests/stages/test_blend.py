@@ -215,6 +215,11 @@ def test_what_can_not_be_blended_is_refused_and_nothing_is_written(words, messag
     assert sorted(team.folder.rglob("*.*")) == before
 
 
+def test_no_submissions_are_refused(tmp_path, capsys):
+    assert main(["blend", "--out", str(tmp_path / "blend")]) == 2
+    assert "expected submission folders, or files filename,label, found none" in capsys.readouterr().err
+
+
 def test_an_outside_model_that_is_left_out_is_refused_before_anything_is_imported_that_takes_seconds(team):
     write_scoring(RULE, team.folder / "m" / "scoring.json", {})
     (team.folder / "m" / "fold0").mkdir()

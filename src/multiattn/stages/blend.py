@@ -84,6 +84,8 @@ def submission_files(words: tuple[str, ...]) -> dict[str, Path]:
 
 def _require_sound(options: Options, files: dict[str, Path], given: dict[str, Path], outside: dict[str, Path]) -> None:
     """Raise `ValueError` for options that do not go together, before anything is read."""
+    if not files:
+        raise ValueError("expected submission folders, or files filename,label, found none: multiattn blend A B.csv")
     if options.scoring is not None:
         if options.weights or given or options.folds or options.test_prior is not None:
             raise ValueError("--scoring: the rule is fitted already; leave out the options of another way to blend.")

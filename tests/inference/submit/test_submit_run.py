@@ -392,7 +392,7 @@ def test_an_outside_model_joins_a_finished_submission_and_no_network_runs_again(
     kept = OUT_OF_FOLD.read(case.inputs.out / "oof.csv")
     pd.testing.assert_frame_equal(kept, OUT_OF_FOLD.read(case.inputs.runs[0] / "oof.csv"))
     monkeypatch.setattr(run_module.PredictionPass, "run", lambda self: pytest.fail("it was all done"))
-    rule = ScoringRule(experiments=(case.inputs.runs[0].name,), outside=("x",))
+    rule = ScoringRule(experiments=(case.inputs.runs[0].name,), outside=("x",), out_of_fold={"log_loss": 0.5})
     write_scoring(rule, case.folder / "scoring.json", {})
     SUBMISSION.write(case.sample.assign(label=0.9).iloc[::-1], case.folder / "x.csv")
     words = {"scoring": str(case.folder / "scoring.json"), "outside": (f"x={case.folder / 'x.csv'}",)}
