@@ -35,6 +35,7 @@ class _Words:
     experiment: ExperimentName
     config: Path | None = None
     tiny: bool = False
+    fit_batch: bool = False
     settings: Inline[Experiment]
 
 
