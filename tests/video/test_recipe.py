@@ -360,7 +360,9 @@ def test_a_foreign_recipe_can_be_read_and_compared_but_not_followed(tmp_path):
     found = read_recipe(tmp_path)
     assert describe_difference(found, read_recipe(tmp_path)) == ""
     assert "detector: expected mtcnn, found dlib" in describe_difference(CropRecipe(), found)
-    with pytest.raises(ValueError, match=r"another program \(detector: expected 'mtcnn' or 'retinaface', found 'dlib'"):
+    with pytest.raises(
+        ValueError, match=r"another program \(detector: expected 'mtcnn' or 'retinaface' or 'yunet', found 'dlib'"
+    ):
         found.require_makeable()
     CropRecipe().require_makeable()
     for name in ("detector", "template", "interpolation"):
