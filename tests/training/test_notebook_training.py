@@ -4,11 +4,13 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from made_runs import files, make_fold
 
+from multiattn.bench import plan
 from multiattn.bench.plan import plan_lines, samples_an_epoch
 from multiattn.config import AverageConfig, ValidationConfig, to_json
 from multiattn.experiments import get_experiment
@@ -61,6 +63,18 @@ def test_elsewhere_runs_lie_beside_the_bundle_and_variables_override_both_places
     monkeypatch.setenv("MULTIATTN_RUNS", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match="none: expected runs"):
         find_training(bundle)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(["--allow-changes"], id="to go on with other GPUs"),
+        pytest.param(["--data.batch-size", "auto"], id="the largest batch"),
+        pytest.param(["--tiny", "--epochs", "3"], id="a trial"),
+    ],
+)
+def test_more_may_be_what_the_documents_name(more, bundle):
+    assert find_training(bundle, more=more).more == tuple(more)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +137,16 @@ def test_the_plan_is_samples_by_rate(samples, expected):
     assert all(words in said for words in expected), said
     assert "measured on 2 x Tesla T4" in said and "11.20 h are left" in said
     assert (kaggle.SESSION_HOURS, kaggle.WEEKLY_GPU_HOURS) == (12, 30)
+
+
+def test_a_step_that_cannot_be_measured_leaves_the_training_its_try(bundle, monkeypatch):
+    def out_of_memory(*_, **__) -> float:
+        raise ValueError("the side `ours` ended early")
+
+    data = SimpleNamespace(fold_numbers=lambda _: [], require_crops_for=lambda _: None)
+    monkeypatch.setattr(plan, "read_training_data", lambda *_: data)
+    monkeypatch.setattr(plan, "training_rate", out_of_memory)
+    assert plan.describe_plan(find_training(bundle)).endswith("could not be measured. the side `ours` ended early")
 
 
 @pytest.mark.parametrize(

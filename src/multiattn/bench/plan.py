@@ -26,7 +26,8 @@ from multiattn.training.notebook import BUDGET_HOURS, NotebookTraining
 
 def describe_plan(training: NotebookTraining) -> str:
     """Samples and hours of each fold that is to be trained, by a rate that is measured first, and what they are of a
-    session and of Kaggle's weekly quota; for a terminal.
+    session and of Kaggle's weekly quota; for a terminal. Where a step cannot be measured (a batch that does not fit,
+    which `--data.batch-size auto` would mend), that is said instead: it must not keep the training from its try.
 
     Raises:
         ValueError: no such fold, or an experiment on larger crops than are stored.
@@ -41,7 +42,10 @@ def describe_plan(training: NotebookTraining) -> str:
         done = read_history(path, ("epoch",))["epochs_done"].max() if path.is_file() else 0.0
         samples[number] = (experiment.num_epochs - done) * samples_an_epoch(experiment, crops, processes)
     device = pick_device("auto")
-    rate = processes * training_rate(_as_measured(experiment, processes), device=device, faces=training.faces)
+    try:
+        rate = processes * training_rate(_as_measured(experiment, processes), device=device, faces=training.faces)
+    except ValueError as error:
+        return f"No plan: a training step could not be measured. {error}"
     return "\n".join(plan_lines(samples, rate, training.hours_left(), _name(device, processes)))
 
 

@@ -30,11 +30,13 @@ BUDGET_HOURS = SESSION_HOURS - 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class _Words:
-    """What of the options of `multiattn train` decides the settings."""
+    """The options of `multiattn train` that decide the settings, and that those of `MORE` may be: the notebook sets the
+    others."""
 
     experiment: ExperimentName
     config: Path | None = None
     tiny: bool = False
+    allow_changes: bool = False
     fit_batch: bool = False
     settings: Inline[Experiment]
 
@@ -106,7 +108,7 @@ def find_training(bundle: Path, *, fold: str = "all", more: Sequence[str] = ()) 
     Raises:
         FileNotFoundError: no runs where MULTIATTN_RUNS says.
         ValueError: as `merge_folds`.
-        SystemExit: `more` has a word that `multiattn train` does not know.
+        SystemExit: `more` has a word that `multiattn train` does not know, or an option that the notebook sets.
     """
     words = ["--config", str(bundle / layout.EXPERIMENT_FILE), *more]
     experiment = parse_experiment(_Words, words, stage="train", doc=None).settings
