@@ -67,6 +67,11 @@ def test_only_folds_that_were_made_alike_are_put_together(change, message, place
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_folder_that_is_named_by_its_number_alone_becomes_that_fold(places, tmp_path):
+    (places[1] / "dfdc_b4" / "fold1").rename(tmp_path / "1")
+    assert merge_folds([tmp_path / "1"], tmp_path / "runs") == [tmp_path / "runs" / tmp_path.name / "fold1"]
+
+
 def test_the_same_fold_in_two_places_is_taken_once_and_one_that_went_on_is_refused(places, tmp_path):
     shutil.copytree(places[1] / "dfdc_b4" / "fold1", places[0] / "dfdc_b4" / "fold1")
     folders = [fold for place in places for fold in layout.folds_of_runs(place)]

@@ -43,7 +43,8 @@ def merge_folds(folders: Sequence[Path], runs: Path) -> list[Path]:
         there = layout.folds_below(runs / name, layout.EXPERIMENT_FILE)
         chosen = _without_conflicts([*there, *found])
         _require_alike(list(chosen))
-        todo += [(folder, runs / name / folder.name, chosen[folder]) for folder in chosen if folder not in there]
+        new = [(folder, layout.fold_number(folder)) for folder in chosen if folder not in there]
+        todo += [(folder, layout.fold_folder(runs / name, number), chosen[folder]) for folder, number in new]
     with progress_bar(len(todo), "copies", "folds") if todo else contextlib.nullcontext() as bar:
         for source, target, digests in todo:
             with exclusive_folder(target.parent):
