@@ -104,6 +104,15 @@ def test_folds_that_do_not_fit_are_left_to_the_same_command(pipeline: Pipeline, 
         assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
+def test_no_fold_is_begun_after_one_that_was_stopped(pipeline: Pipeline, tmp_path, passed, monkeypatch, capsys):
+    """Nor in the time that was too short for that one's validation."""
+    monkeypatch.setattr(loop, "_validation_seconds", lambda _: 3000.0)
+    assert main(pipeline.training(tmp_path, "--fold", "all", "--budget-hours", 0.8)) == 0
+    out = capsys.readouterr().out
+    assert "Stopped by --budget-hours: fold 0 after 1 of 1 epochs; fold 1 not reached." in out
+    assert not (tmp_path / "demo_tiny/fold1").exists()
+
+
 @pytest.mark.parametrize("slots", ["cpu", "cpu,cpu"])
 def test_no_process_is_started_where_no_time_is_left(pipeline: Pipeline, tmp_path, passed, slots, capsys):
     passed[0] = 3600.0

@@ -165,7 +165,8 @@ def train_folds(
     for number in numbers:
         folder = fold_folder(runs / experiment.name, number)
         run = RunFolder(folder, number)
-        if budget.hours is not None and gather_objects(budget.seconds_left <= 0, ranks)[0]:
+        is_late = budget.seconds_left <= 0 or any(outcome.stopped for outcome in outcomes)
+        if budget.hours is not None and gather_objects(is_late, ranks)[0]:
             outcomes.append(FoldOutcome(number, stopped=budget.how_far(number)))
             continue
         try:
