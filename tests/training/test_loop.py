@@ -343,6 +343,21 @@ def test_a_killed_run_continues_inside_any_phase_to_the_same_weights(pipeline, s
     pd.testing.assert_frame_equal(*(history(path).drop(columns=TIMES) for path in (folder, staged)))
 
 
+def test_what_a_phase_freezes_counts_in_no_norm_that_gradients_are_clipped_to(pipeline, tmp_path):
+    """A continued run has no gradients of the phase before, and comes to the same weights."""
+    phases = tuple(
+        dataclasses.replace(phase, epochs=1, optim=dataclasses.replace(phase.optim, name="sgd", clip_grad_norm=0.01))
+        for phase in STAGED.phases
+    )
+    experiment, folders = dataclasses.replace(STAGED, phases=phases), []
+    for number in range(2):
+        for epoch in range(1, 3 * number):
+            with killed_when(lambda _, state, epoch=epoch: state["progress"]["epoch"] == epoch):
+                train_fold_zero(pipeline, tmp_path / str(number), experiment)
+        folders.append(train_fold_zero(pipeline, tmp_path / str(number), experiment))
+    assert_same_weights("last.safetensors", *folders)
+
+
 def test_a_run_starts_from_the_same_fold_of_another(pipeline, staged, tmp_path):
     # A learning rate of next to nothing: what comes out is what went in.
     optim = dataclasses.replace(STAGED.optim, lr=1e-12, weight_decay=0.0)

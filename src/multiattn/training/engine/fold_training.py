@@ -156,6 +156,7 @@ class FoldTraining:
     def begin_phase(self, span: PhaseSpan) -> None:
         """Set up trainable weights, optimiser and schedule of a phase."""
         self.span = span
+        self.step.zero_grad()  # of what is frozen from here on: clipping would count it until the run is continued
         set_trainable(self.step, span.phase)
         self.optimizer = make_optimizer(self.step, span.phase.optim)
         self.schedule = make_schedule(
