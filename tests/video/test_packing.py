@@ -1,4 +1,4 @@
-"""Crops in shards: read in place and by other programs, packed by a process that may be killed, copied."""
+"""Crops in shards: read in place and by other programs, packed by a process that may be killed."""
 
 import functools
 import itertools
@@ -21,18 +21,17 @@ import pytest
 import torch
 
 from drawn_faces import write_faces_folder
-from multiattn.datasets.crops import read_crops
 from multiattn.runtime import crop_files
-from multiattn.runtime.crop_files import declared_root, loose_name, loose_names, read_stored
+from multiattn.runtime.crop_files import loose_name, loose_names, read_stored
 from multiattn.runtime.files import read_json, write_json
-from multiattn.tables import FACES, LANDMARKS, Table
+from multiattn.tables import FACES, Table
 from multiattn.training.data.crops import FoldCrops
 from multiattn.video.crops.images import CropImages, crop_loader
 from multiattn.video.crops.recipe import CropRecipe
 from multiattn.video.extraction import packing
 from multiattn.video.extraction.extract import VideoFaces
 from multiattn.video.extraction.faces_folder import faces_journal, read_faces_folder
-from multiattn.video.extraction.packing import copy_packed, pack_crops
+from multiattn.video.extraction.packing import pack_crops
 from pipeline import finish, start
 
 SIDE = 32
@@ -42,9 +41,9 @@ VIDEOS = {"set/part.0/a": 0, LONG: 1}
 FACTS = ["video_id", "frame_index", "track"]
 
 
-def picture(number: int, ending: str = ".jpg") -> bytes:
+def picture(number: int) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    return cv2.imencode(ending, pixels)[1].tobytes()
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
 
 
 def make_faces(folder: Path, crops_each: int = 3) -> Path:
@@ -297,40 +296,3 @@ def test_no_crop_is_removed_through_a_link(folder, loose):
         pack_crops(folder)
     assert files(elsewhere) == before and len(before) == 3
     assert contents(folder) == contents(loose)
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["of files", "of shards"])
-def test_a_packed_copy_has_the_videos_that_are_wanted(packed, folder, loose, tmp_path):
-    if packed:
-        pack_crops(folder)
-    copy_packed(folder, tmp_path / "all")
-    copy_packed(folder, tmp_path / "some", [LONG, "set/not there"])
-    assert contents(tmp_path / "all") == contents(loose)
-    some, whole = (read_faces_folder(tmp_path / name) for name in ("some", "all"))
-    for part, table in zip(some, whole, strict=True):
-        assert part["video_id"].tolist() == table["video_id"][table["video_id"] == LONG].tolist() != []
-    assert read_json(tmp_path / "some/faces.json") == read_json(loose / "faces.json")
-    assert contents(tmp_path / "some").items() < contents(loose).items()
-    with pytest.raises(ValueError, match="expected some of these videos"):
-        copy_packed(folder, tmp_path / "none", [])
-    with pytest.raises(ValueError, match="expected a new folder, found a faces folder"):
-        copy_packed(folder, loose)
-
-
-def test_a_packed_copy_of_crops_that_lie_elsewhere_stands_alone_and_its_boxes_are_of_the_crops(tmp_path):
-    crops = {"real/a.b.jpg": picture(1), "fake/c.PNG": picture(2, ".png")}
-    for name, content in crops.items():
-        (tmp_path / "root" / name).parent.mkdir(parents=True)
-        (tmp_path / "root" / name).write_bytes(content)
-    read_crops(tmp_path / "root", faces=tmp_path / "faces")
-    copy_packed(tmp_path / "faces", tmp_path / "copy")
-    shutil.rmtree(tmp_path / "root")
-    (tmp_path / "copy").rename(tmp_path / "moved")
-    assert declared_root(tmp_path / "moved") == (tmp_path / "moved")
-    assert contents(tmp_path / "moved") == {
-        "crops/crops/fake/c/000000_0.PNG": crops["fake/c.PNG"],
-        "crops/crops/real/a.b/000000_0.jpg": crops["real/a.b.jpg"],
-    }
-    faces, _, videos = read_faces_folder(tmp_path / "moved")
-    assert (faces["x2"] == SIDE).all() and (faces[list(LANDMARKS)] == 0).all(axis=None)
-    assert dict(zip(videos["video_id"], videos["label"], strict=True)) == {"crops/fake/c": 1, "crops/real/a.b": 0}

@@ -99,9 +99,9 @@ def crops_folder(faces: Path, video_id: str) -> Path:
     return folder
 
 
-def crop_path(video_id: str, frame_index: int, track: int, suffix: str = ".jpg") -> str:
+def crop_path(video_id: str, frame_index: int, track: int) -> str:
     """`crops/<video_id>/<frame>_<track>.jpg`: a crop's path below the faces folder, or in a shard of it."""
-    return f"{CROPS_FOLDER}/{video_id}/{frame_index:06d}_{track}{suffix}"
+    return f"{CROPS_FOLDER}/{video_id}/{frame_index:06d}_{track}.jpg"
 
 
 def fold_folder(experiment: Path, fold: int) -> Path:

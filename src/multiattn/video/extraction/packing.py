@@ -14,26 +14,17 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from multiattn.runtime import layout
-from multiattn.runtime.crop_files import (
-    PACKED,
-    ROOT_KEY,
-    archive_members,
-    crops_root,
-    declared_root,
-    path_in_archive,
-    read_stored,
-)
-from multiattn.runtime.files import atomic_path, exclusive_folder, read_json, write_json
+from multiattn.runtime.crop_files import PACKED, archive_members, declared_root, read_stored
+from multiattn.runtime.files import atomic_path, exclusive_folder
 from multiattn.runtime.progress import progress_bar
-from multiattn.tables import FACES, UNKNOWN, VIDEO_STATUS, VIDEOS
+from multiattn.tables import FACES, UNKNOWN
 from multiattn.video.crops.recipe import read_recipe
 from multiattn.video.extraction.faces_folder import read_faces_folder
 
@@ -71,7 +62,7 @@ def pack_crops(folder: Path) -> tuple[int, int]:
         with progress_bar(len(faces), "pack", "crops", initial=int(packed.sum())) as bar:
             for start in range(0, len(loose), at_once):
                 some = loose.iloc[start : start + at_once]
-                addresses = write_shards(some, folder, folder, bar, first=max(shards, default=-1) + 1)
+                addresses = _write_shards(some, folder, bar, first=max(shards, default=-1) + 1)
                 faces.loc[some.index, "crop"] = addresses
                 FACES.write(faces, folder / layout.FACES_FILE)
                 shards |= _numbers(faces["crop"][some.index])
@@ -99,84 +90,42 @@ def _require_own(folder: Path, loose: pd.DataFrame, shards: set[int]) -> None:
         )
 
 
-def copy_packed(source: Path, out: Path, video_ids: Collection[str] | None = None) -> None:
-    """Write a faces folder whose crops are packed: copies of those of a finished one, of any kind.
-
-    Args:
-        out: a new folder, or one that a killed call left.
-        video_ids: the videos to take; None takes all.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_faces_folder`; none of these videos, a faces folder at `out`, or a crop
-            that cannot be read.
-    """
-    if (out / layout.RECIPE_FILE).exists():
-        raise ValueError(f"{out}: expected a new folder, found a faces folder. Choose another.")
-    faces, statuses, videos = read_faces_folder(source)
-    if video_ids is not None:
-        wanted = set(video_ids)
-        faces, statuses, videos = (table[table["video_id"].isin(wanted)] for table in (faces, statuses, videos))
-    if videos.empty:
-        raise ValueError(f"{source}: expected some of these videos in {layout.VIDEOS_FILE}, found none.")
-    with exclusive_folder(out):
-        with progress_bar(len(faces), "pack", "crops") as bar:
-            addresses = write_shards(_labelled(faces, videos), crops_root(source), out, bar)
-        FACES.write(faces.assign(crop=addresses), out / layout.FACES_FILE)
-        VIDEOS.write(videos, out / layout.VIDEOS_FILE)
-        VIDEO_STATUS.write(statuses, out / layout.STATUS_FILE)
-        recipe = read_json(source / layout.RECIPE_FILE)
-        if ROOT_KEY in recipe:
-            recipe[ROOT_KEY] = "."  # and so boxes and landmarks remain pixels of the crops
-        write_json(out / layout.RECIPE_FILE, recipe)  # last: it makes a faces folder
-
-
 def _labelled(faces: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
-    """The crops of these rows as `write_shards` takes them."""
+    """Key, address and label of the crops of these rows."""
     labels = faces["video_id"].map(videos.set_index("video_id")["label"])
     return faces[[*FACES.key, "crop"]].assign(label=labels.fillna(UNKNOWN).astype("int64"))
 
 
-def write_shards(crops: pd.DataFrame, root: Path, folder: Path, bar: "tqdm", *, first: int = 0) -> list[str]:
-    """Write crops into shards below `folder`, and read them back.
-
-    Args:
-        crops: video_id, frame_index, track and crop of a `faces` table, and `label`.
-        root: the folder that their addresses start from.
-        bar: advanced by each crop.
-        first: number of the first shard; those that a killed packing left are replaced.
+def _write_shards(crops: pd.DataFrame, folder: Path, bar: "tqdm", *, first: int) -> list[str]:
+    """Write loose crops into shards, of which the first has this number; those that a killed packing left are replaced.
 
     Returns:
-        Their new addresses, from `folder` on, in order.
-
-    Raises:
-        ValueError: a crop that cannot be read, or has another content than its copy.
+        Their new addresses, in order.
     """
     addresses = []
     for number, start in enumerate(range(0, len(crops), SHARD_CROPS), start=first):
-        members = _write_shard(crops.iloc[start : start + SHARD_CROPS], root, folder / _shard(number), bar)
+        members = _write_shard(crops.iloc[start : start + SHARD_CROPS], folder, _shard(number), bar)
         addresses += [f"{_shard(number)}@{member}" for member in members]
     return addresses
 
 
-def _write_shard(crops: pd.DataFrame, root: Path, path: Path, bar: "tqdm") -> list[str]:
+def _write_shard(crops: pd.DataFrame, folder: Path, shard: str, bar: "tqdm") -> list[str]:
     """Write one shard; `<offset>+<size>/<name>` of its crops, each of them read back."""
-    digests = []
+    path, digests = folder / shard, []
     with atomic_path(path) as temporary:
         with tarfile.open(temporary, "w") as file, ThreadPoolExecutor(THREADS) as threads:
             for start in range(0, len(crops), READ_AHEAD):
                 some = crops.iloc[start : start + READ_AHEAD]
                 facts_of = some[["video_id", "frame_index", "track", "label"]].to_dict("records")
-                contents = threads.map(read_stored, [root / address for address in some["crop"]])
+                contents = threads.map(read_stored, [folder / address for address in some["crop"]])
                 for address, facts, content in zip(some["crop"], facts_of, contents, strict=True):
                     if not content:
                         raise ValueError(
-                            f"{root / address}: expected a crop, found none. Put it back or, if `multiattn faces` cut "
-                            "it, delete its video's line in video_status.csv and run the same command again."
+                            f"{folder / address}: expected a crop, found none. Put it back, or delete its video's "
+                            "line in video_status.csv and run the command that cut it again."
                         )
-                    suffix = PurePosixPath(path_in_archive(address)).suffix
-                    key = layout.crop_path(facts["video_id"], facts["frame_index"], facts["track"], suffix="")
-                    _add(file, key + suffix, content)
-                    _add(file, f"{key}.json", json.dumps(facts).encode())
+                    _add(file, address, content)
+                    _add(file, f"{address.removesuffix('.jpg')}.json", json.dumps(facts).encode())
                     digests.append(hashlib.sha256(content).digest())
                     bar.update()
         members = list(archive_members(path.parent, temporary.name))[::2]
