@@ -118,6 +118,18 @@ def test_ranks_take_the_batch_that_fits_each_of_them(tmp_path, monkeypatch):
     assert (found.data.batch_size, found.optim.accumulate) == (3, 4)
 
 
+@pytest.mark.parametrize("auxiliary", ["ril", "align-uniform"])
+def test_a_trial_waits_for_no_other_rank(auxiliary, tmp_path, monkeypatch):
+    """Whose memory may have run out, or who may know the batch and try nothing."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    experiment = dataclasses.replace(TINY, loss=dataclasses.replace(TINY.loss, auxiliary=auxiliary))
+    collectives = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *given, **how: collectives.append(given))
+    assert fits_by_trial(experiment, CPU, tmp_path / "cache.json")
+    assert collectives == []
+
+
 def test_another_error_of_a_trial_is_no_lack_of_memory(tmp_path, monkeypatch):
     def passes(*given, **how):
         raise RuntimeError("a bug")

@@ -1,5 +1,9 @@
 """Terms of the objective: cross entropy, the regional independence loss (RIL), its alternatives, match loss."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -196,8 +200,22 @@ def mean_step(parts: Tensor, centers: Tensor, shares: Tensor) -> tuple[Tensor, T
     return total / count, count, dist.get_world_size()
 
 
+_IS_APART = ContextVar("is_apart", default=False)
+
+
+@contextlib.contextmanager
+def apart_from_other_ranks() -> Iterator[None]:
+    """Have the losses inside be of this process's batch alone, for steps that not every rank makes: the others' would
+    wait for it."""
+    token = _IS_APART.set(True)
+    try:
+        yield
+    finally:
+        _IS_APART.reset(token)
+
+
 def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _IS_APART.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from multiattn.config import Experiment, OptimConfig, to_json
+from multiattn.model.losses import apart_from_other_ranks
 from multiattn.model.precision import resolve_precision
 from multiattn.runtime.devices import autocast
 from multiattn.runtime.environment import device_name
@@ -152,7 +153,8 @@ def _try_steps(experiment: Experiment, device: torch.device) -> bool:
     try:
         if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, device)
-        _run_steps(experiment, device)
+        with apart_from_other_ranks():  # memory may run out, or the cache know the batch, on one rank alone
+            _run_steps(experiment, device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
