@@ -9,7 +9,7 @@ import torch
 
 from multiattn.bench import data as bench_data
 from multiattn.bench import gpu, train_sides
-from multiattn.bench.gpu import Part, Row, marked_tests, measure, run_parts, run_tests
+from multiattn.bench.gpu import Part, Row, marked_tests, measure, run_parts, run_tests, time_limit
 from multiattn.bench.options import GpuBench
 from multiattn.stages.bench import main
 
@@ -67,6 +67,16 @@ def test_every_marked_test_has_a_row_and_a_skipped_one_has_not_passed(suite):
         ("test_passes[1]", "passed"), ("test_passes[2]", "failed"), ("test_skips", "skipped"),
     ]  # fmt: skip
     assert "two is | too many" in rows[1].note and "no CUDA device" in rows[2].note
+
+
+def test_tests_that_have_ended_before_the_time_did_are_told(suite):
+    """The last test rings the alarm and hangs."""
+    alarm = "import os, signal, time\n    os.kill(os.getppid(), signal.SIGALRM)\n    time.sleep(60)\n"
+    (suite / "test_some.py").write_text(SUITE + f"\n@pytest.mark.gpu\ndef test_hangs():\n    {alarm}")
+    with time_limit(600):
+        rows = run_tests(GpuBench(tests=suite))
+    assert [row.outcome for row in rows] == ["passed", "failed", "skipped", "failed"]
+    assert (rows[-1].name, rows[-1].note) == ("those that had not ended", "not done after 600 s")
 
 
 def test_a_suite_that_cannot_run_or_holds_no_test_has_not_passed(tmp_path):

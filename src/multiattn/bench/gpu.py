@@ -38,6 +38,8 @@ Outcome = Literal["passed", "failed", "skipped", "measured", "not run"]
 HEADER = ("part", "what", "outcome", "")
 REPEATS = 5
 CLIPS, CLIP_FRAMES = 16, 8
+GRACE_SECONDS = 10.0
+"""For tests that are interrupted to end."""
 LONGEST_NOTE = 400
 """Characters of a note that the table shows; gpu.json has all."""
 
@@ -120,26 +122,39 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def run_tests(options: GpuBench) -> list[Row]:
-    """A row for each test marked `gpu`, run by pytest in a process of its own.
+    """A row for each test marked `gpu`, run by pytest in a process of its own; where the part's time ends before it,
+    for those that had ended, and one that has failed for the others.
 
     Raises:
         ValueError: pytest has run none.
     """
+    late = None
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tests.xml"
+        file, output = Path(folder) / "tests.xml", Path(folder) / "output.txt"
         command = [sys.executable, "-m", "pytest", str(options.tests), "-m", "gpu", "-q", "-p", "no:cacheprovider"]
         command += ["--continue-on-collection-errors", f"--junitxml={file}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with output.open("wb") as text, subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT) as process:
+            try:
+                process.wait()
+            except OutOfTimeError as error:
+                late = str(error)
+                process.send_signal(signal.SIGINT)  # pytest writes its file then
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_SECONDS)
+                process.kill()
         rows = junit_rows(file) if file.is_file() else []
-    if not rows:
-        raise ValueError(f"pytest ran no test and ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
-    return rows
+        if not rows and late is None:
+            said = output.read_text(encoding="utf-8", errors="replace")[-500:]
+            raise ValueError(f"pytest ran no test and ended with {process.returncode}: {said}")
+    return rows + ([Row(part="tests", name="those that had not ended", outcome="failed", note=late)] if late else [])
 
 
 def junit_rows(file: Path) -> list[Row]:
-    """A row for each test of a JUnit file; one that ended without a verdict has failed."""
+    """A row for each test of a JUnit file but one that was interrupted, which has neither name nor verdict there."""
     rows = []
     for case in ElementTree.parse(file).iter("testcase"):
+        if case.get("name") is None:
+            continue
         verdicts = [(name, found) for name in ("error", "failure", "skipped") if (found := case.find(name)) is not None]
         outcome = "passed" if not verdicts else "skipped" if verdicts[0][0] == "skipped" else "failed"
         note = verdicts[0][1].get("message", "") if verdicts else f"{float(case.get('time', 0)):.1f} s"
