@@ -8,6 +8,8 @@ import safetensors.torch
 import torch
 
 from multiattn.__main__ import main
+from multiattn.runtime.signals import Interruption
+from multiattn.training import folds
 from multiattn.training.engine import budget as budget_module
 from multiattn.training.engine import loop
 from multiattn.training.engine.budget import Budget
@@ -119,6 +121,13 @@ def test_no_process_is_started_where_no_time_is_left(pipeline: Pipeline, tmp_pat
     assert main(pipeline.training(tmp_path, "--fold", "all", "--gpus", slots, "--budget-hours", 1)) == 0
     assert "folds 0, 1 not reached" in capsys.readouterr().out
     assert list(tmp_path.rglob("*.log")) == []
+
+
+def test_no_process_is_started_after_one_that_was_stopped(tmp_path, passed):
+    budget = Budget(1, num_epochs=2, epochs_left={1: 2.0}, has_stopped=True)
+    how = {"interruption": Interruption(), "bar": None, "budget": budget}
+    assert folds._train_process([], 1, "cpu", tmp_path / "fold1", **how).stopped == "not reached"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("hours", [0, -1])

@@ -165,8 +165,7 @@ def train_folds(
     for number in numbers:
         folder = fold_folder(runs / experiment.name, number)
         run = RunFolder(folder, number)
-        is_late = budget.seconds_left <= 0 or any(outcome.stopped for outcome in outcomes)
-        if budget.hours is not None and gather_objects(is_late, ranks)[0]:
+        if budget.hours is not None and gather_objects(budget.is_over, ranks)[0]:
             outcomes.append(FoldOutcome(number, stopped=budget.how_far(number)))
             continue
         try:
@@ -184,6 +183,7 @@ def train_folds(
                     run.begin(settled, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
                 wait_for_all(ranks)
                 is_over = train_fold(settled, crops, run, device=device, ranks=ranks, bar=bar, budget=budget)
+            budget.has_stopped = not is_over
             if is_over and finish is not None and ranks.is_main:
                 finish(folder)
             outcomes.append(FoldOutcome(number, stopped="" if is_over else budget.how_far(number)))
@@ -331,7 +331,7 @@ def _train_process(
     """Train one fold in a process of its own."""
     if interruption.asked:
         return FoldOutcome(number, "not begun")
-    if budget.seconds_left <= 0:
+    if budget.is_over:
         return FoldOutcome(number, stopped=budget.how_far(number))
     log = folder / TRAIN_LOG
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -345,6 +345,7 @@ def _train_process(
     minutes = (time.monotonic() - started) / 60
     if code == 0:
         stopped = _STOPPED.search(log.read_bytes()[written:].decode(errors="replace"))
+        budget.has_stopped |= stopped is not None
         logger.info("fold %d: %s after %.1f minutes", number, "stopped" if stopped else "done", minutes)
         return FoldOutcome(number, stopped=stopped[1] if stopped else "")
     reason = _last_line(log)

@@ -34,6 +34,8 @@ class Budget:
     """Of the longest saved state and the longest validation of this process."""
     has_worked: bool = False
     """True once this process has trained an update or validated."""
+    has_stopped: bool = False
+    """True once a fold was stopped for want of time."""
     _said: object = None
 
     @property
@@ -43,6 +45,11 @@ class Budget:
             return math.inf
         seconds = 3600 * self.hours
         return seconds - reserve_seconds(seconds) - self.save_seconds - process_seconds()
+
+    @property
+    def is_over(self) -> bool:
+        """True where no further fold is to be begun."""
+        return self.has_stopped or self.seconds_left <= 0
 
     def how_far(self, fold: int) -> str:
         """`after 7.3 of 20 epochs`, or `not reached`; empty for a fold that was finished by earlier commands."""
