@@ -72,6 +72,15 @@ def test_a_run_folder_that_is_named_by_its_number_alone_becomes_that_fold(places
     assert merge_folds([tmp_path / "1"], tmp_path / "runs") == [tmp_path / "runs" / tmp_path.name / "fold1"]
 
 
+def test_a_folder_that_holds_no_run_is_not_replaced(places, tmp_path):
+    log = tmp_path / "runs" / "dfdc_b4" / "fold2" / "train.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("out of memory")
+    with pytest.raises(ValueError, match=r"fold2: expected a fold that was begun, .*Move it away"):
+        merge_folds(layout.folds_of_runs(places[0]), tmp_path / "runs")
+    assert [path.name for path in log.parents[1].iterdir()] == ["fold2"] and log.is_file()
+
+
 def test_the_same_fold_in_two_places_is_taken_once_and_one_that_went_on_is_refused(places, tmp_path):
     shutil.copytree(places[1] / "dfdc_b4" / "fold1", places[0] / "dfdc_b4" / "fold1")
     folders = [fold for place in places for fold in layout.folds_of_runs(place)]

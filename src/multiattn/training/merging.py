@@ -31,8 +31,8 @@ def merge_folds(folders: Sequence[Path], runs: Path) -> list[Path]:
     bytes is left, so the same call goes on after a kill. Each copy is read back and compared with its source.
 
     Raises:
-        ValueError: folds made differently, one fold with other bytes in two places, or a source that changes meanwhile;
-            nothing is copied after the first two.
+        ValueError: folds made differently, one fold with other bytes in two places, a folder in a fold's place that
+            holds none, or a source that changes meanwhile; nothing is copied after the first three.
         FileNotFoundError: a folder without the files that say how a run was made.
     """
     by_name: dict[str, list[Path]] = {}
@@ -45,6 +45,12 @@ def merge_folds(folders: Sequence[Path], runs: Path) -> list[Path]:
         _require_alike(list(chosen))
         new = [(folder, layout.fold_number(folder)) for folder in chosen if folder not in there]
         todo += [(folder, layout.fold_folder(runs / name, number), chosen[folder]) for folder, number in new]
+    for _, target, _ in todo:
+        if target.exists():
+            raise ValueError(
+                f"{target}: expected a fold that was begun, or no folder, found one without {layout.EXPERIMENT_FILE}. "
+                "Move it away. Nothing was copied."
+            )
     with progress_bar(len(todo), "copies", "folds") if todo else contextlib.nullcontext() as bar:
         for source, target, digests in todo:
             with exclusive_folder(target.parent):
