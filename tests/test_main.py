@@ -280,6 +280,15 @@ def test_output_whose_reader_has_ended_ends_without_a_word(words, unbuffered):
     assert (ended.returncode, ended.stderr) == (READER_GONE, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [pytest.param(["--version"], 0, id="output"), pytest.param(["no_such_stage"], 2, id="a mistake")]
+)
+def test_a_command_whose_output_is_closed_ends_as_with_one(words, code):
+    command = ["sh", "-c", 'exec "$0" -m multiattn "$@" >&-', sys.executable, *words]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == code and "Traceback" not in ended.stderr
+
+
 def test_the_traceback_is_there_on_request(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTIATTN_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match="no videos table here"):

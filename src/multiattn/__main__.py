@@ -31,6 +31,8 @@ def command() -> NoReturn:
 
     set_wait_policy()
     threading.excepthook = _thread_ended
+    if sys.stdout is None:  # whoever started this closed it: what is printed goes nowhere
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     try:
         code = main()
     except SystemExit as error:
