@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import av
 import cv2
 import numpy as np
 import pandas as pd
@@ -291,6 +292,20 @@ def test_several_recipes_give_what_each_gives_alone_and_the_video_is_decoded_onc
             assert (crop.frame_index, crop.track, crop.jpeg) == (other.frame_index, other.track, other.jpeg)
             np.testing.assert_array_equal(crop.box_xyxy, other.box_xyxy)
         assert bool(ours.crops) == bool(squares)
+
+
+def test_damage_that_only_one_recipe_meets_leaves_the_video_to_the_others(detector, tmp_path):
+    """Of 40 frames the tenth and the thirtieth are wanted by one recipe, and of every group of five by the other."""
+    path = write_clip(tmp_path / "clip.mp4", [draw([(20 + n, 20, 40, 1.0)], mark=n) for n in range(40)])
+    with av.open(str(path)) as container:
+        second = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][1]
+    content = bytearray(path.read_bytes())
+    content[second[0] : second[0] + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    settings = [ExtractionSettings(recipe=recipe(num_frames=number)) for number in (12, 2)]
+    lost, found = encode_crops(VideoTask(video_id="set/clip", path=path), *settings)
+    assert (lost.status, found.status) == ("unreadable", "ok")
+    assert [crop.frame_index for crop in found.crops] == [10, 30]
 
 
 def test_without_memory_on_the_gpu_faces_are_detected_on_the_cpu(small_dataset, monkeypatch):

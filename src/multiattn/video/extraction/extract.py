@@ -242,9 +242,11 @@ def find_crops(
                 for one, (scan, _) in zip(settings, found, strict=True)
             ]
         except UnreadableVideoError as error:
-            seconds = _shares(started, reader, settings)
-            return [EncodedCrops(task.video_id, "unreadable", str(error), 0, [], *seconds)] * len(settings)
-    if reader.message and len(reader.frames_of) > 1:
+            if len(reader.frames_of) == 1:
+                seconds = _shares(started, reader, settings)
+                return [EncodedCrops(task.video_id, "unreadable", str(error), 0, [], *seconds)] * len(settings)
+            chosen = None
+    if len(reader.frames_of) > 1 and (reader.message or chosen is None):
         return [crops for one in settings for crops in find_crops(task, one)]
     kept_as = f"not cropped like the original: {reason}" if reason else ""
     return [
