@@ -215,6 +215,15 @@ def test_what_can_not_be_blended_is_refused_and_nothing_is_written(words, messag
     assert sorted(team.folder.rglob("*.*")) == before
 
 
+def test_two_folders_with_the_predictions_of_one_model_are_refused_and_nothing_is_written(team, capsys):
+    write_scoring(RULE, team.folder / "scoring.json", {})
+    rule = ("--scoring", team.folder / "scoring.json", "--outside", f"x={team.theirs}")
+    words = ["blend", team.ours, f"again={team.ours / 'submission.csv'}", "--out", team.folder / "blend", *rule]
+    assert main([str(word) for word in words]) == 2
+    assert "again: expected predictions of other models than in ours, found those of m/fold0" in capsys.readouterr().err
+    assert not (team.folder / "blend").exists()
+
+
 def test_no_submissions_are_refused(tmp_path, capsys):
     assert main(["blend", "--out", str(tmp_path / "blend")]) == 2
     assert "expected submission folders, or files filename,label, found none" in capsys.readouterr().err

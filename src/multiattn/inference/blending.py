@@ -98,11 +98,12 @@ def follow(files: Mapping[str, Path], scoring: Path) -> BlendRule:
     """A rule of `multiattn tune`, and the frame predictions in the submissions' folders that it is for.
 
     Raises:
-        ValueError: a submission without frame predictions, or of other runs or views than the rule's.
+        ValueError: a submission without frame predictions, or of other runs or views than the rule's, or two with those
+            of one model.
     """
     from multiattn.inference.scoring_file import read_scoring_file  # with torch, which takes seconds
 
-    rule, frames = read_scoring_file(scoring).rule, []
+    rule, frames, holder = read_scoring_file(scoring).rule, [], {}
     for name, file in files.items():
         path, views = beside(file, layout.PREDICTIONS_FILE), (card_of(file).get("scoring") or {}).get("tta", "none")
         if path is None or views != rule.tta:
@@ -112,6 +113,12 @@ def follow(files: Mapping[str, Path], scoring: Path) -> BlendRule:
                 "outside models go by --outside."
             )
         frames.append(FRAME_PREDICTIONS.read(path))
+        for model in frames[-1]["model"].unique():
+            if holder.setdefault(model, name) != name:
+                raise ValueError(
+                    f"{name}: expected predictions of other models than in {holder[model]}, found those of {model} in "
+                    "both. Name one folder of the two."
+                )
     together = pd.concat(frames, ignore_index=True)
     names = sorted(set(map(experiment_of, together["model"].unique())))
     if rule.experiments and names != sorted(rule.experiments):
