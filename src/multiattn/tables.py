@@ -358,7 +358,7 @@ FRAME_PREDICTIONS = Table(
 OUT_OF_FOLD = Table(
     name="out-of-fold",
     key=("video_id",),
-    made_by="multiattn train",
+    made_by="`multiattn train` and `tune` make those of our models; for one of others write these columns",
     columns={
         "video_id": _video_id,
         "fold": _integer(0, "the fold whose model answers, which has not seen the video"),
