@@ -122,6 +122,11 @@ def test_what_is_no_clip_is_refused_before_any_work(detector, media, options, er
         detector.predict(media, **options)
 
 
+def test_less_than_one_process_is_refused_and_does_not_leave_the_files_out(pipeline: Pipeline, box_run):
+    with pytest.raises(ValueError, match="--jobs: expected at least 1, found 0"):
+        DeepfakeDetector.load(pipeline.experiment, box_run, jobs=0)
+
+
 def test_a_precision_that_there_is_not_is_refused(pipeline: Pipeline):
     with pytest.raises(ValueError, match=r"precision: expected auto, .* found 'half'"):
         DeepfakeDetector.load(pipeline.experiment, precision="half")

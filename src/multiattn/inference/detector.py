@@ -170,13 +170,15 @@ class DeepfakeDetector:
 
         Raises:
             FileNotFoundError: no such run, none packaged, or a fold without a checkpoint.
-            ValueError: a scoring rule of other runs, a device that is not there, or another
-                precision.
+            ValueError: a scoring rule of other runs, a device that is not there, another precision, or less than one
+                crop or process.
         """
         if precision not in get_args(Precision):
             raise ValueError(f"precision: expected {', '.join(get_args(Precision))}, found {precision!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 crop, found {batch_size}.")
+        if jobs is not None and jobs < 1:
+            raise ValueError(f"--jobs: expected at least 1, found {jobs}.")
         folders = tuple(map(named_run, runs)) or (packaged_run(),)
         models, rule = find_models(*folders, any_recipes=True), choose_scoring(folders, scoring, tta)
         require_rule_fits(rule, models)
