@@ -289,6 +289,18 @@ def test_a_command_whose_output_is_closed_ends_as_with_one(words, code):
     assert ended.returncode == code and "Traceback" not in ended.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["--version"], ["folds", "--help"], ["verify", "{0}"]], ids=" ".join)
+def test_output_without_room_is_an_error_in_one_line(words, tmp_path):
+    (tmp_path / "submission.csv").write_text("filename,label\na.mp4,0.5\n")
+    command = [sys.executable, "-m", "multiattn", *(word.format(tmp_path / "submission.csv") for word in words)]
+    command += ["--sample-submission", str(tmp_path / "submission.csv")] if words[0] == "verify" else []
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.count("error: No space left on device") == 1
+
+
 def test_the_traceback_is_there_on_request(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTIATTN_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match="no videos table here"):

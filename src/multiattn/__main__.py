@@ -39,7 +39,7 @@ def command() -> NoReturn:
         if not isinstance(error.code, int | None):
             raise
         code = error.code or 0
-    code = _write("") or code
+    code = _write("", is_told=code != 0) or code
     if any(thread.name == TORCH_THREAD for thread in threading.enumerate()):
         logging.shutdown()
         sys.stdout.flush()
@@ -80,14 +80,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _write(text: str) -> int:
-    """0, or `READER_GONE`, after which all further output is dropped."""
+def _write(text: str, *, is_told: bool = False) -> int:
+    """0; or, after which all further output is dropped, `READER_GONE`, or 2 where there is no room for it, which is
+    said unless it `is_told`."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+        if isinstance(error, BrokenPipeError):
+            return READER_GONE
+        if not is_told:
+            sys.stderr.write(f"error: {_describe(error)}\n")
+        return 2
     return 0
 
 
