@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from multiattn.inference.submit import results
 from multiattn.inference.submit.results import ResultStore, VideoResult
 from multiattn.runtime.files import content_fingerprint
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
@@ -30,9 +31,9 @@ def result(folder: Path, name: str, logit: float = 0.5, **changes: object) -> Vi
     return dataclasses.replace(made, **changes)
 
 
-def keep(folder: Path, *results: VideoResult) -> None:
+def keep(folder: Path, *made: VideoResult) -> None:
     store = ResultStore(folder, WORK)
-    for each in results:
+    for each in made:
         store.add(each)
     store.close()
 
@@ -49,6 +50,17 @@ def test_results_come_back_by_video_also_those_of_a_version_that_kept_pictures(t
     path = tmp_path / SUBMISSION_JOURNAL
     path.write_text(path.read_text().replace('"again":', '"thumbnail":"/9j/","again":'))
     assert usable(tmp_path) == {each.video_id: each for each in made}
+
+
+def test_stores_of_one_folder_read_each_file_once_and_find_their_own_results(tmp_path, monkeypatch):
+    keep(tmp_path, result(tmp_path, "a", 0.25))
+    path, read = tmp_path / "a.mp4", []
+    monkeypatch.setattr(results, "clip_fingerprint", lambda path: read.append(path) or content_fingerprint(path))
+    first = ResultStore(tmp_path, {"crops": {"size": 32}})
+    second = ResultStore(tmp_path, WORK, [first])
+    first.results = {"folder/a": [result(tmp_path, "a", 0.75)]}
+    found = [store.usable({"folder/a": path}, PRINTS, "auto")["folder/a"].logits[0][0] for store in (first, second)]
+    assert found == [0.75, 0.25] and read == [path]
 
 
 def test_results_of_a_version_that_knew_a_file_by_its_size_are_set_aside(tmp_path, caplog):

@@ -135,6 +135,7 @@ class ResultStore:
         known = (journal for journal in journals if journal.work() == work)
         self.journal = next(known, None) or Journal(free, VideoResult)
         self.journal.claim(work)
+        self._contents: dict[Path, str] = others[0]._contents if others else {}
         self.results: dict[str, list[VideoResult]] = {}
         for result in self.journal.records(skip_damaged=True):
             self.results.setdefault(result.video_id, []).append(result)
@@ -148,11 +149,12 @@ class ResultStore:
         they are now (`VideoResult.of_models`); nothing where no video was decoded and searched: a machine may have
         failed at everything."""
         known = [video for video in paths if video in self.results]
-        with ThreadPoolExecutor() as threads:
-            contents = threads.map(file_fingerprint, (paths[video] for video in known))
+        unread = [paths[video] for video in known if paths[video] not in self._contents]
+        with ThreadPoolExecutor() as threads:  # once for all stores: files are read whole
+            self._contents.update(zip(unread, threads.map(file_fingerprint, unread), strict=True))
         usable = {}
-        for video, content in zip(known, contents, strict=True):
-            own = [it for it in self.results[video] if it.file == content]
+        for video in known:
+            own = [it for it in self.results[video] if it.file == self._contents[paths[video]]]
             parts = [it.of_models(fingerprints, precision) for it in own if it.status != "failed"]
             ordered = sorted(filter(None, parts), key=lambda it: (it.status == "ok", len(it.models) * it.frames))
             if ordered:
