@@ -4,6 +4,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +70,24 @@ class _Stages:
         from multiattn.runtime.processor import set_wait_policy
 
         set_wait_policy()
-        laps = _Laps()
-        from multiattn.inference.detector import DeepfakeDetector
+        seconds: dict[str, float] = {}
 
-        laps("imports", None)
-        detector = DeepfakeDetector.load(*self.runs, device=self.device)
-        laps("reading the runs", None)
-        answer = laps("first answer: faces while networks load, prediction", detector.predict(self.clip))
+        def timed(name: str, call: Callable[[], Any]) -> Any:
+            started = time.perf_counter()
+            result = call()
+            seconds[name] = time.perf_counter() - started
+            return result
+
+        made_by = timed("imports", _import_detector)
+        detector = timed("reading the runs", partial(made_by.load, *self.runs, device=self.device))
+        predict = partial(detector.predict, self.clip)
+        answer = timed("first answer: faces while networks load, prediction", predict)
         if answer.probability is None:
             raise ValueError(f"{self.clip}: expected a clip with a face, found {answer.status} {answer.reason}")
-        laps("again: all", detector.predict(self.clip))
-        self._faces(detector)
-        laps("again: decoding, detection, crops", None)
-        again = laps.seconds["again: all"] - laps.seconds["again: decoding, detection, crops"]
-        return laps.seconds | {"again: networks and scoring rule": again}
+        timed("again: all", predict)
+        timed("again: decoding, detection, crops", partial(self._faces, detector))
+        again = seconds["again: all"] - seconds["again: decoding, detection, crops"]
+        return seconds | {"again: networks and scoring rule": again}
 
     def _faces(self, detector: Any) -> None:
         from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, encode_crops
@@ -91,14 +97,8 @@ class _Stages:
         encode_crops(VideoTask(video_id="bench/clip", path=self.clip.absolute()), settings)
 
 
-class _Laps:
-    """Seconds between calls, by name."""
+def _import_detector() -> Any:
+    """The class `DeepfakeDetector`, with torch."""
+    from multiattn.inference.detector import DeepfakeDetector
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def __call__(self, name: str, result: Any) -> Any:
-        now = time.perf_counter()
-        self.seconds[name], self._since = now - self._since, now
-        return result
+    return DeepfakeDetector

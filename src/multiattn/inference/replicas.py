@@ -17,7 +17,7 @@ Each = TypeVar("Each")
 
 
 class Replicas(Generic[Each]):
-    """What each of some devices computes with. Safe for threads.
+    """The replica that each of some devices computes with. Safe for threads.
 
     Args:
         devices: at least one. One that fails while it loads, or has no room, is left out where another works.
@@ -61,7 +61,7 @@ class Replicas(Generic[Each]):
 
 
 def in_order(work: Iterable[Any], replicas: Replicas[Callable[[Any], Any]]) -> list[Any]:
-    """What the replicas, functions that are equal but for their device, return for each piece of work, in its order.
+    """The results of the replicas, functions that are equal but for their device, for each piece of work, in its order.
 
     A device that fails, or has no memory for a piece, leaves that and all others to the rest.
 

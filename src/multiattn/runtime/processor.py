@@ -21,7 +21,7 @@ MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD, MALLOC_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 RESERVE_SHARE, LEAST_RESERVE, MOST_RESERVE, MOST_RESERVE_SHARE = 0.02, 20.0, 300.0, 0.1
-"""Of a time budget: 2 %, 20 to 300 s, never more than a tenth."""
+"""Share of a time budget, 2 %, its bounds of 20 and 300 s, and a tenth, which it never exceeds."""
 _IMPORTED = time.monotonic()
 
 

@@ -301,7 +301,7 @@ def _manifest(
 
 
 def code_manifest(building: Path) -> dict[str, Any]:
-    """What `bundle.json` holds of any bundle: among it the digests that the notebook compares before it installs or
+    """Entries of any bundle's `bundle.json`: among it the digests that the notebook compares before it installs or
     imports."""
     checked = sorted(path for name in ("src", "wheels") for path in (building / name).rglob("*") if path.is_file())
     digests = {path.relative_to(building).as_posix(): file_digest(path) for path in checked}

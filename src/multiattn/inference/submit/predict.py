@@ -101,7 +101,7 @@ class Setup:
         ]
 
     def works(self, video: str, level: Level, known: Mapping[int, VideoResult]) -> list[Work]:
-        """What is lacking of a video, by recipe: at most so many frames, of the first so many models."""
+        """The work that a video lacks, by recipe: at most so many frames, of the first so many models."""
         lacking = self.lacking(known)
         wanted = [number for number, recipe in enumerate(self.recipe_of) if recipe in lacking]
         first = [number for number in wanted if number < level.models] or wanted[:1]

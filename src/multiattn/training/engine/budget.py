@@ -31,7 +31,7 @@ class Budget:
     """Epochs of each fold that is not finished, in the order they are begun."""
     save_seconds: float = 0.0
     validation_seconds: float = 0.0
-    """Of the longest saved state and the longest validation of this process."""
+    """Seconds of the longest saved state and the longest validation of this process."""
     has_worked: bool = False
     """True once this process has trained an update or validated."""
     has_stopped: bool = False
