@@ -10,6 +10,8 @@ from multiattn.video.detectors.registry import Detector, Faces, register_detecto
 MAX_OVERLAP = 0.3
 """Two faces with a larger IoU are one, of the better score; as the threshold 0.9 it is OpenCV's."""
 MOST_CANDIDATES = 5000
+LOG_LEVEL_ERROR = 2
+"""OpenCV's number, which its fourth version does not name."""
 NUM_VALUES = 15
 """A face's row: x, y, width, height, five landmarks, score."""
 
@@ -31,7 +33,8 @@ class YunetDetector(Detector):
         import cv2
 
         require_file(self.weights)
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # not that its CPU is the only target
+        logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has the function at its top
+        level = logging.setLogLevel(LOG_LEVEL_ERROR)  # not that its CPU is the only target
         try:
             self._network = cv2.FaceDetectorYN.create(
                 str(self.weights), "", (32, 32), self.default_threshold, MAX_OVERLAP, MOST_CANDIDATES
@@ -41,7 +44,7 @@ class YunetDetector(Detector):
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"{self.weights}: expected {self.weights_file}, found another file: {reason}") from error
         finally:
-            cv2.utils.logging.setLogLevel(level)
+            logging.setLogLevel(level)
 
     def search(self, copies: list[np.ndarray], threshold: float, *, thorough: bool) -> list[Faces]:
         """Run the network on each copy; as `Detector.search`."""
