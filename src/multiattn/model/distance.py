@@ -66,7 +66,8 @@ def pixel_statistics(crops: Tensor) -> Tensor:
     in each of five octaves the logarithm of the standard deviation of luma and chroma, and of the luma's quietest
     tenth; and the former of what is left below them.
     """
-    planes = torch.einsum("bhwc,pc->bphw", crops.float(), torch.tensor(YCBCR, device=crops.device))
+    red, green, blue = (crops[..., channel].float() for channel in range(3))
+    planes = torch.stack([r * red + g * green + b * blue for r, g, b in YCBCR], dim=1)  # faster than einsum
     luma = planes[:, 0]  # (B, H, W)
     inner = luma[:, 1:-1, 1:-1]
     laplacian = 4 * inner - luma[:, :-2, 1:-1] - luma[:, 2:, 1:-1] - luma[:, 1:-1, :-2] - luma[:, 1:-1, 2:]
@@ -92,8 +93,8 @@ def pixel_statistics(crops: Tensor) -> Tensor:
 
 
 def _spread(planes: Tensor) -> Tensor:
-    """Standard deviation over space."""
-    return planes.std(dim=(-2, -1), correction=0)
+    """Standard deviation over space; `std` is several times slower on a CPU."""
+    return (planes - planes.mean(dim=(-2, -1), keepdim=True)).square().mean(dim=(-2, -1)).sqrt()
 
 
 def _log(values: Tensor) -> Tensor:
