@@ -3,8 +3,10 @@
 Source: the third place of DFDC (github.com/NTech-Lab/deepfake-detection-challenge, TrackTransform), with its ranges.
 """
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -113,6 +115,8 @@ def reencode(clip: list[np.ndarray], encoding: Encoding) -> np.ndarray:
     tune = {"tune": encoding.tune} if encoding.codec == "h264" else {}
     encoder.options = {"crf": str(encoding.crf), **tune, **codec.options}
     packets = []
+    with _scheduled_as_before():
+        encoder.open()
     for time, frame in enumerate(frames):
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p")
         picture.pts = time
@@ -122,6 +126,21 @@ def reencode(clip: list[np.ndarray], encoding: Encoding) -> np.ndarray:
     decoder.thread_count = 1
     decoded = [picture for packet in packets for picture in decoder.decode(packet)] + decoder.decode(None)
     return _resized(decoded[-1].to_ndarray(format="rgb24"), (width, height))
+
+
+@contextlib.contextmanager
+def _scheduled_as_before() -> Iterator[None]:
+    """Give this thread its scheduling back: SVT-AV1, run by root, makes whoever opens it a real-time thread, which no
+    other process gets the processor from."""
+    if not hasattr(os, "sched_setscheduler"):  # on Linux alone
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)
 
 
 def _resized(frame: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
