@@ -72,6 +72,15 @@ def test_the_good_rows_cover_every_table():
     assert set(GOOD_ROWS) == set(TABLES)
 
 
+@pytest.mark.parametrize("num_rows", [0, 3], ids=["empty", "three rows"])
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_a_table_that_is_right_already_is_seen_as_such_and_is_what_pandera_gives(table, num_rows, monkeypatch):
+    frame = table.validate(good(table, num_rows), "made here") if num_rows else table.empty()
+    by_pandera = table._schema().validate(frame, lazy=True)
+    monkeypatch.setattr(Table, "_schema", None)
+    pd.testing.assert_frame_equal(table.validate(frame, "made here"), by_pandera, check_exact=True)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 @pytest.mark.parametrize("num_rows", [0, 1, 3], ids=["empty", "one row", "three rows"])
 @pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
@@ -191,7 +200,10 @@ PATHS += [(FACES, "crop"), *((table, "video_id") for table in (VIDEO_STATUS, FRA
 
 @pytest.mark.parametrize(
     ("table", "column", "value"),
-    [(*path, value) for path in PATHS for value in (ODD_PLACES | ODD_NAMES).values()],
+    [
+        *((*PATHS[0], value) for value in (ODD_PLACES | ODD_NAMES).values()),
+        *((*path, ODD_PLACES["climbs"]) for path in PATHS[1:]),
+    ],
     ids=lambda value: value.name if isinstance(value, Table) else repr(value)[:20],
 )
 def test_an_id_or_path_that_would_not_lie_below_its_folder_is_refused(table, column, value):
@@ -384,7 +396,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(suffix, tmp_path
 KEY_AND_CROP = ("video_id", "frame_index", "track", "crop")
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 100])
+@pytest.mark.parametrize("at_once", [2, 100])
 @pytest.mark.parametrize("num_rows", [0, 1, 5], ids=["empty", "one row", "five rows"])
 @pytest.mark.parametrize("columns", [KEY_AND_CROP, (*KEY_AND_CROP, "x1", "score"), tuple(FACES.columns)], ids=len)
 def test_columns_read_in_pieces_are_those_of_the_whole_table(columns, num_rows, at_once, tmp_path, monkeypatch):
