@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import arg
 
 from multiattn.config import Experiment, Precision, from_json, run_experiment
-from multiattn.config.choices import Tta
+from multiattn.config.choices import Runtime, Tta
 from multiattn.experiments import DEFAULT_EXPERIMENT, EXPERIMENTS, get_experiment, shrink
 from multiattn.runtime.files import read_json
 from multiattn.runtime.layout import EXPERIMENT_FILE
@@ -40,6 +40,13 @@ PredictPrecision = Annotated[
     arg(
         help="auto: half precision on a GPU; on a CPU fp32, or bf16 where the processor has it, a short trial is "
         "faster and P(fake) stays within 0.002."
+    ),
+]
+RuntimeName = Annotated[
+    Runtime,
+    arg(
+        help="The library that predicts: torch; or on a CPU onnxruntime (the extra `onnx`), for which each network is "
+        "exported once: the same answers to 1e-4, sooner."
     ),
 ]
 Jobs = Annotated[int | None, arg(help="Processes that read videos (default: one a core, at most 4 a GPU).")]

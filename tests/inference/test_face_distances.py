@@ -9,8 +9,8 @@ import torch
 
 from multiattn.inference import distances
 from multiattn.inference.distances import MOST_SCALE, MOST_SHIFT, another_cut, keep_distances
-from multiattn.inference.predictor import load_network
 from multiattn.inference.runs import find_models
+from multiattn.inference.runtimes import load_network
 from multiattn.model.distance import FaceDistance
 from multiattn.video.crops.images import CropImages
 from multiattn.video.extraction.faces_folder import read_faces_folder

@@ -24,5 +24,11 @@ MapScale = Literal["run", "map"]
 """The maps of a figure that share a colour scale: all of a run, or none."""
 Tta = Literal["none", "flip", "scales", "flip+scales"]
 """Views of a crop whose logits are averaged at test time; `model/predict.py` makes them."""
+Runtime = Literal["torch", "onnxruntime"]
+"""Libraries that networks predict by; `inference/runtimes.py` loads them."""
+ExportFormat = Literal["onnx", "torch-export"]
+"""Files of networks that run without this package."""
+ExportPrecision = Literal["float32", "float16", "int8"]
+"""Numbers that an exported network computes with."""
 StoredPrecision = Literal["auto", "float16", "float32"]
 """The form of a bundle's weights."""

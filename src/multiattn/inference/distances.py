@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from multiattn.inference.attention_maps import spread_crops
-from multiattn.inference.predictor import face_sides, load_network, num_workers, watched
+from multiattn.inference.predictor import face_sides, num_workers, watched
 from multiattn.inference.runs import TrainedModel
+from multiattn.inference.runtimes import load_network
 from multiattn.model.distance import LEAST_CROPS, VERSION, Faces, fit_distance, see_faces
 from multiattn.runtime.files import file_digest
 from multiattn.runtime.layout import BEST_WEIGHTS, DIGESTS_FILE, DISTANCE_FILE, FOLDS_FILE, experiment_folder

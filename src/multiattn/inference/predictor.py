@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from multiattn.config.choices import Tta
 from multiattn.inference.replicas import Replicas, in_order
 from multiattn.inference.runs import TrainedModel, require_one_recipe
+from multiattn.inference.runtimes import load_network
 from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, Trial, resolve_precision, try_prediction
 from multiattn.model.predict import predict_logits
@@ -155,20 +156,11 @@ def _load(
 ) -> tuple[nn.Module, str]:
     """The network, and the precision it predicts in."""
     network = begun[model.name].result() if model.name in begun else None
-    if network is None or next(network.parameters()).device != device:
+    if network is None or any(it.device != device for it in itertools.islice(network.parameters(), 1)):
         network = load_network(model, device)
     chosen = resolve_precision(precision, device, partial(_try, network, dataset))
     logger.info("%s: predicts in %s: %s", model.name, chosen.name, chosen.reason)
     return network, chosen.name
-
-
-def load_network(model: TrainedModel, device: torch.device) -> nn.Module:
-    """The network as prediction runs it: on a CPU with its batch normalisations folded into convolutions, the same
-    logits to rounding in about 0.6 of the time; on a GPU autocast would round the folded weights instead."""
-    from multiattn.model.rewrites import fold_batch_norms  # timm, as in `model.network`
-
-    network = model.load(device)
-    return fold_batch_norms(network) if device.type == "cpu" else network
 
 
 def num_workers(*devices: torch.device) -> int:

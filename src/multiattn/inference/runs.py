@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multiattn.config import Experiment, ModelConfig, run_experiment, to_json
-from multiattn.config.choices import Tta
+from multiattn.config.choices import Runtime, Tta
 from multiattn.config.model import HALF
 from multiattn.model.checkpoints import load_weights
 from multiattn.model.distance import FaceDistance
@@ -51,6 +51,8 @@ class TrainedModel:
     """Take crops that were made another way, with a warning."""
     tta: Tta = "none"
     """Views of each crop whose logits are averaged, a name in `VIEWS`."""
+    runtime: Runtime = "torch"
+    """The library that predicts, a name in `runtimes.RUNTIMES`; answers are the same to 1e-4."""
 
     @property
     def name(self) -> str:

@@ -28,9 +28,10 @@ from multiattn.datasets.manifest import (
     log_left_out,
     video_row,
 )
-from multiattn.inference.predictor import BATCH_SIZE, load_network, predict_faces
+from multiattn.inference.predictor import BATCH_SIZE, predict_faces
 from multiattn.inference.recipe_folders import CROP, encode_apart, join_faces, join_statuses, write_folders
 from multiattn.inference.runs import TrainedModel, group_by_recipe
+from multiattn.inference.runtimes import load_network
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS
 from multiattn.runtime.devices import device_names
 from multiattn.runtime.files import exclusive_folder, read_json, write_json

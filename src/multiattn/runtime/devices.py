@@ -1,5 +1,6 @@
 """The devices to compute on, the context of a precision, and seeds."""
 
+import importlib.util
 import os
 import random
 import re
@@ -99,6 +100,34 @@ def default_jobs(devices: str) -> int:
     """Processes that decode and detect: every core; at most 4 a GPU, since each holds a CUDA context there."""
     cores = os.cpu_count() or 1
     return cores if devices.startswith("cpu") else min(cores, 4 * len(devices.split(",")))
+
+
+def runtime_precision(runtime: str, precision: str) -> str:
+    """The precision to ask for with a runtime, before anything heavy is imported: onnxruntime computes in float32.
+
+    Raises:
+        ValueError: another precision with it, or a package that is not installed.
+    """
+    if runtime == "torch":
+        return precision
+    if precision not in ("auto", "fp32"):
+        raise ValueError(f"--runtime {runtime}: expected --precision fp32 or auto beside it, found {precision}.")
+    require_packages(f"--runtime {runtime}", runtime)
+    return "fp32"
+
+
+def require_exporter(*more: str) -> None:
+    """Raise `ValueError` where a package is missing that writes ONNX files, or one of `more`."""
+    require_packages("writing ONNX files", "onnx", "onnxscript", *more)
+
+
+def require_packages(use: str, *packages: str) -> None:
+    """Raise `ValueError` where a package of the extra `onnx` is not installed."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"{use}: expected the packages {' and '.join(packages)}, found no {' and no '.join(missing)}. Run: pip "
+            f"install {' '.join(missing)} (they are the extra `onnx`: pip install multiattn[onnx])."
+        )
 
 
 def autocast(precision: str, device: "torch.device") -> "torch.autocast":

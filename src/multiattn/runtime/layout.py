@@ -25,6 +25,8 @@ STATE_FILE, PREVIOUS_STATE_FILE = "resume.pt", "resume.previous.pt"
 # and what came out.
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
+EXPORTED_FOLDER = "exported"
+"""The network in other libraries' form, made again where it is not there."""
 CANDIDATES_FOLDER = "candidates"
 """Weights of the best validations so far, for their average."""
 HELD_OUT_FILE, LAST_HELD_OUT_FILE = "oof.parquet", "oof_last.parquet"

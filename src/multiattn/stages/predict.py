@@ -8,9 +8,9 @@ multiattn predict --runs runs/dfdc_b4 --faces data/faces/dfdc --held-out --tta f
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from multiattn.command_line import Devices, Jobs, PredictPrecision, parse, require_apart, results
+from multiattn.command_line import Devices, Jobs, PredictPrecision, RuntimeName, parse, require_apart, results
 from multiattn.config.choices import SplitName, Tta
-from multiattn.runtime.devices import pick_devices
+from multiattn.runtime.devices import pick_devices, runtime_precision
 from multiattn.runtime.layout import FACES_FILE, named_run
 from multiattn.runtime.text_tables import counted
 
@@ -41,6 +41,7 @@ class Options:
     `multiattn tune` finds them and decides if they pay; --faces is the folder the runs were trained on."""
     device: Devices = "auto"
     precision: PredictPrecision = "auto"
+    runtime: RuntimeName = "torch"
     jobs: Jobs = None
 
 
@@ -56,9 +57,11 @@ def main(argv: list[str]) -> None:
         raise ValueError("--held-out: expected --tta beside it, found none: training keeps those of each crop alone.")
     if options.faces is not None:
         require_apart({"--out": options.out}, [options.faces / FACES_FILE])
+    precision = runtime_precision(options.runtime, options.precision)
     from multiattn.inference.distances import keep_distances
     from multiattn.inference.predictor import predict_faces, predict_held_out
     from multiattn.inference.runs import find_models, with_tta
+    from multiattn.inference.runtimes import with_runtime
     from multiattn.inference.score_files import extract_folder_faces
     from multiattn.tables import FRAME_PREDICTIONS
     from multiattn.video.extraction.faces_folder import read_faces_folder
@@ -67,10 +70,11 @@ def main(argv: list[str]) -> None:
     if options.any_recipe:
         models = [replace(model, any_crops=True) for model in models]
     devices = pick_devices(options.device)
+    models = with_runtime(models, options.runtime, *devices)
     if aside and options.faces is None:
         raise ValueError(f"--{aside}: expected --faces, the folder the runs were trained on, found none.")
     if options.held_out:
-        kept = predict_held_out(models, options.faces, device=devices, precision=options.precision)
+        kept = predict_held_out(models, options.faces, device=devices, precision=precision)
         results(
             f"{counted(kept, 'fold')} with out-of-fold predictions of --tta {options.tta}; now `multiattn tune --runs "
             f"{options.runs}` says if they pay"
@@ -94,7 +98,7 @@ def main(argv: list[str]) -> None:
         chosen = videos.loc[videos["split"].isin(options.splits), "video_id"]
         if chosen.empty:
             raise ValueError(f"{faces}: no video of split {' or '.join(options.splits)}.")
-    predictions = predict_faces(models, faces, device=devices, precision=options.precision, video_ids=chosen)
+    predictions = predict_faces(models, faces, device=devices, precision=precision, video_ids=chosen)
     FRAME_PREDICTIONS.write(predictions, options.out)
     videos = predictions["video_id"].nunique()
     results(

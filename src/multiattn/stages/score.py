@@ -17,12 +17,14 @@ from multiattn.command_line import (
     Positional,
     PredictPrecision,
     RuleTta,
+    RuntimeName,
     Scoring,
     parse,
     require_apart,
     results,
 )
 from multiattn.config.settings import require
+from multiattn.runtime.devices import runtime_precision
 from multiattn.runtime.files import write_csv, write_json, write_text
 from multiattn.runtime.layout import DEFAULT_RUN, folds_below, is_run_folder, named_run, packaged_run
 from multiattn.runtime.text_tables import counted
@@ -52,11 +54,13 @@ class Options:
     fps: float | None = None
     """Take each folder of pictures as one clip of so many frames a second (default: each picture by itself)."""
     precision: PredictPrecision = "auto"
+    runtime: RuntimeName = "torch"
     jobs: int | None = None
     """Processes that read files, where there are more than two (default: one a core)."""
 
     def __post_init__(self) -> None:
         require(self.fps is None or self.fps > 0, self, "fps", "frames a second above 0")
+        runtime_precision(self.runtime, self.precision)
 
 
 def main(argv: list[str]) -> None:
@@ -74,6 +78,7 @@ def main(argv: list[str]) -> None:
     files = find_files(named, frame_folders=options.fps is not None)
     require_apart({"--report": options.report, "--json": options.json, "--csv": options.csv}, files)
     how = {"device": options.device, "precision": options.precision, "jobs": options.jobs, "tta": options.tta}
+    how["runtime"] = options.runtime
     detector = DeepfakeDetector.load(*runs, scoring=options.scoring, weights=options.weights, **how)
     notes = [*detector.notes, *seen_notes(detector.models, files)]
     with tempfile.TemporaryDirectory(prefix="multiattn_score_") as folder:

@@ -61,7 +61,7 @@ KAGGLE_HAS = {
     *("albumentations", "tensorboard", "nbformat", "nbclient", "ipykernel"),
 }
 """Packages of requirements.txt that Kaggle's image brings (OpenCV under another name), or inference does not need."""
-NOT_FOR_INFERENCE = {"pytest", "pytest-xdist", "ruff", "dask", "peft"}
+NOT_FOR_INFERENCE = {"pytest", "pytest-xdist", "ruff", "dask", "peft", "onnx", "onnxscript", "onnxruntime"}
 SMALL_DEPENDENCIES = ("docstring-parser>=0.16", "typeguard>=4", "typing-inspect>=0.6", "mypy-extensions")
 """Dependencies of tyro and pandera, beside packages the image surely has; tens of kilobytes."""
 GLIBC_MINORS = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)

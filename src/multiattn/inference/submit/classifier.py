@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from multiattn.inference.predictor import load_network
 from multiattn.inference.replicas import Replicas
 from multiattn.inference.runs import TrainedModel
+from multiattn.inference.runtimes import load_network
 from multiattn.inference.submit.extraction import Extracted
 from multiattn.model.distance import DistanceMeter
 from multiattn.model.precision import TRIAL_CROPS, resolve_precision, try_prediction
@@ -76,7 +76,7 @@ class LoadedModels:
         self.models, self.device, self.precision = models, device, precision
         self.sizes = [model.experiment.data.image_size for model in models]
         self.distances = [model.distance() for model in models]
-        self._networks = [load_network(model, device) for model in models]
+        self._networks = [load_network(model, device, threads=1) for model in models]  # as many as each caller has
         self._on_cpu: dict[int, nn.Module] = {}
         self.chosen: dict[int, str] = {}
         self._lock = threading.Lock()

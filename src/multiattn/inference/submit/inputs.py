@@ -11,10 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiattn.command_line import DetectorWeights, Devices, Jobs, Outside, PredictPrecision, RuleTta, Scoring
+from multiattn.command_line import (
+    DetectorWeights,
+    Devices,
+    Jobs,
+    Outside,
+    PredictPrecision,
+    RuleTta,
+    RuntimeName,
+    Scoring,
+)
 from multiattn.config.settings import require, require_at_least
 from multiattn.inference.outside import named_files
 from multiattn.runtime import layout
+from multiattn.runtime.devices import runtime_precision
 from multiattn.runtime.files import write_text
 from multiattn.runtime.kaggle import (
     KAGGLE_INPUT,
@@ -57,6 +67,7 @@ class SubmitInputs:
     tta: RuleTta = None
     device: Devices = "auto"
     precision: PredictPrecision = "auto"
+    runtime: RuntimeName = "torch"
     jobs: Jobs = None
     budget_hours: float | None = None
     """Deliver within so many hours of this process's start: with fewer frames, then fewer models, then priors, as the
@@ -78,6 +89,7 @@ class SubmitInputs:
         expected = "tcp://HOST:8786 beside --backend dask (start one: dask scheduler)"
         require(self.backend != "dask" or self.scheduler is not None, self, "scheduler", expected)
         require(is_here or self.budget_hours is None, self, "budget_hours", f"none beside --backend {self.backend}")
+        object.__setattr__(self, "precision", runtime_precision(self.runtime, self.precision))
         object.__setattr__(self, "runs", tuple(map(layout.named_run, self.runs)))
 
     @functools.cached_property

@@ -18,6 +18,7 @@ from multiattn.datasets.manifest import clips_below, folder_ids, is_video_name
 from multiattn.inference.outside import read_answers
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, group_by_recipe, trained_on, with_tta
+from multiattn.inference.runtimes import with_runtime
 from multiattn.inference.scoring_file import read_answers_out_of_fold, require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
 from multiattn.inference.submit.cluster import Cluster
@@ -256,6 +257,7 @@ class _Run:
                 "complete": complete,
                 "device": str(self.setup.cluster or device_names(self.setup.devices)),
                 "precision": ", ".join(sorted(used)) or self.setup.precision,
+                "runtime": self.inputs.runtime,
                 "budget_hours": self.inputs.budget_hours,
                 "minutes": round(figures["seconds"] / 60, 2),
                 "videos_a_second": round(figures["rate"], 4),
@@ -299,7 +301,7 @@ def require_room(folder: Path, results: int) -> None:
 def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> Setup:
     is_here = inputs.backend == "local"
     devices = pick_devices(inputs.device if is_here else "cpu")
-    names = device_names(devices)
+    models, names = with_runtime(models, inputs.runtime, *devices), device_names(devices)
     groups = group_by_recipe(models)
     recipe_of = {model.name: number for number, group in enumerate(groups.values()) for model in group}
     important, weights, cluster = tuple(by_importance(models, inputs.rule)), inputs.weights, None
