@@ -24,6 +24,7 @@ STAGES = (
     "import_checkpoint",
     "describe",
     "bundle",
+    "export",
     "bench",
 )
 """In the order data passes through them, then those beside it."""
