@@ -22,7 +22,7 @@ def test_every_stage_has_seconds_and_the_parts_are_those_of_the_whole(pipeline):
 def test_what_the_command_ends_with_is_told(tmp_path):
     options = ScoreBench(clip=tmp_path / "absent.mp4", runs=(tmp_path,))
     with pytest.raises(ValueError, match=r"absent.mp4: `multiattn score` ended with code 2: error: "):
-        score._command(options, options.runs)
+        score._command(options, options.runs, "torch")
 
 
 def test_no_repeats_are_refused(tmp_path):

@@ -136,7 +136,7 @@ def test_the_plain_side_is_plain_and_ours_is_channels_last(device):
     assert seen["ours"].is_contiguous(memory_format=torch.channels_last) and not seen["ours"].is_contiguous()
 
 
-@pytest.mark.parametrize("beside", get_args(Beside))
+@pytest.mark.parametrize("beside", [name for name in get_args(Beside) if not name.startswith("onnxruntime")])
 def test_sides_beside_ours_are_ours_but_for_one_thing(beside, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: setattr(module, "was_compiled", True))
@@ -232,6 +232,23 @@ def test_the_stage_prints_both_sides_and_their_ratios(work, capsys, request):
     difference = re.search(r"ours and plain differ by at most (\S+)", out)
     assert float(difference[1]) < 1e-4
     assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_onnxruntime_stands_beside_ours_with_its_logits_in_float32():
+    beside = ("onnxruntime", "onnxruntime-int8")
+    sides = compare(TINY, "infer", repeats=1, device=torch.device("cpu"), beside=beside).sides
+    assert [(side.name, side.precision) for side in sides[:3]] == [
+        ("ours", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime-int8", "int8")
+    ]  # fmt: skip
+    assert sides[1].first == pytest.approx(sides[0].first, abs=1e-4)
+    assert sides[2].first == pytest.approx(sides[0].first, abs=0.5) and sides[2].first != sides[1].first
+
+
+def test_onnxruntime_trains_nothing():
+    with pytest.raises(ValueError, match="--beside onnxruntime: only `multiattn bench infer` has it, and on a CPU"):
+        compare(TINY, "train", repeats=1, device=torch.device("cpu"), beside=("twin", "onnxruntime"))
 
 
 def task(tmp_path: Path, experiment: Experiment = TINY, **options) -> Task:

@@ -7,12 +7,14 @@ from typing import Annotated, Literal, get_args
 
 from multiattn.command_line import NameOf, RuleTta, require_at_least
 from multiattn.config import Precision
-from multiattn.config.choices import Preset
+from multiattn.config.choices import Preset, Runtime
+from multiattn.runtime.devices import runtime_precision
 from multiattn.video.detectors.registry import DEFAULT_DETECTOR, detector_names
 
-Beside = Literal["compiled", "nchw", "cudnn-benchmark", "twin"]
+Beside = Literal["compiled", "nchw", "cudnn-benchmark", "twin", "onnxruntime", "onnxruntime-int8"]
 """Sides of `bench train` and `infer` between ours and the plain one: ours through torch.compile, with (B, C, H, W)
-tensors, and with cuDNN's own trials of its algorithms; and the plain twin run as ours."""
+tensors, and with cuDNN's own trials of its algorithms; the plain twin run as ours; and with `infer` on a CPU our
+network exported to onnxruntime, in float32 and in int8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,10 @@ class ScoreBench:
     repeats: int = 3
     """Times that the command and the stages are run, in turns."""
     device: str = "cpu"
+    runtimes: tuple[Runtime, ...] = ("torch",)
+    """As `multiattn score --runtime`; each is timed, in turns."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "repeats")
+        for runtime in self.runtimes:
+            runtime_precision(runtime, "auto")

@@ -11,6 +11,7 @@ from typing import Any
 
 from multiattn.bench.harness import SideProcess, take_turns
 from multiattn.bench.options import ScoreBench
+from multiattn.config.choices import Runtime
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.files import file_digest
@@ -27,9 +28,17 @@ def measure(options: ScoreBench) -> list[str]:
     """
     runs = tuple(map(named_run, options.runs)) or (packaged_run(),)
     file_digest(options.clip)  # reads it, so that every repeat finds it in the system's memory
-    turns = take_turns([lambda: _command(options, runs), lambda: _in_process(options, runs)], options.repeats)
-    cold, stages = turns[0], {name: [each[name] for each in turns[1]] for name in turns[1][0]}
-    rows = [("multiattn score, a process of its own", cold), *stages.items()]
+    for runtime in options.runtimes:
+        if runtime != "torch":
+            _command(options, runs, runtime)  # which exports the networks where they are not yet
+    sides = [partial(measured, options, runs, it) for it in options.runtimes for measured in (_command, _in_process)]
+    turns = take_turns(sides, options.repeats)
+    rows = []
+    for runtime, cold, warm in zip(options.runtimes, turns[::2], turns[1::2], strict=True):
+        name = f"{runtime}: " if len(options.runtimes) > 1 else ""
+        stages = {stage: [each[stage] for each in warm] for stage in warm[0]}
+        rows += [(f"{name}multiattn score, a process of its own", cold)]
+        rows += [(name + stage, seconds) for stage, seconds in stages.items()]
     return [
         f"{options.clip}, by {', '.join(map(str, options.runs)) or packaged_run().name}, medians of {options.repeats}",
         describe_machine(pick_device(options.device)),
@@ -44,8 +53,9 @@ def measure(options: ScoreBench) -> list[str]:
     ]
 
 
-def _command(options: ScoreBench, runs: tuple[Path, ...]) -> float:
+def _command(options: ScoreBench, runs: tuple[Path, ...], runtime: Runtime) -> float:
     words = [sys.executable, "-m", "multiattn", "score", str(options.clip), "--device", options.device]
+    words += ["--runtime", runtime]
     started = time.perf_counter()
     ran = subprocess.run([*words, "--runs", *map(str, runs)], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
@@ -54,16 +64,16 @@ def _command(options: ScoreBench, runs: tuple[Path, ...]) -> float:
     return seconds
 
 
-def _in_process(options: ScoreBench, runs: tuple[Path, ...]) -> dict[str, float]:
-    with SideProcess("score", _Stages, options.clip, runs, options.device) as side:
+def _in_process(options: ScoreBench, runs: tuple[Path, ...], runtime: Runtime) -> dict[str, float]:
+    with SideProcess("score", _Stages, options.clip, runs, options.device, runtime) as side:
         return side.ask("seconds")
 
 
 class _Stages:
     """One clip's way to its answer in this process."""
 
-    def __init__(self, clip: Path, runs: tuple[Path, ...], device: str) -> None:
-        self.clip, self.runs, self.device = clip, runs, device
+    def __init__(self, clip: Path, runs: tuple[Path, ...], device: str, runtime: Runtime) -> None:
+        self.clip, self.runs, self.how = clip, runs, {"device": device, "runtime": runtime}
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds, in order."""
@@ -79,7 +89,7 @@ class _Stages:
             return result
 
         made_by = timed("imports", _import_detector)
-        detector = timed("reading the runs", partial(made_by.load, *self.runs, device=self.device))
+        detector = timed("reading the runs", partial(made_by.load, *self.runs, **self.how))
         predict = partial(detector.predict, self.clip)
         answer = timed("first answer: faces while networks load, prediction", predict)
         if answer.probability is None:

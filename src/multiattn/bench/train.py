@@ -20,7 +20,7 @@ from multiattn.experiments import baseline
 from multiattn.model.describe import describe_network
 from multiattn.model.network import make_network
 from multiattn.model.predict import normalize_crops
-from multiattn.runtime.devices import autocast
+from multiattn.runtime.devices import autocast, require_exporter
 from multiattn.runtime.environment import describe_machine
 from multiattn.runtime.text_tables import terminal_table
 from multiattn.training.engine.memory import Moved, blank_batch, on_shapes, watch_passes
@@ -91,6 +91,10 @@ def compare(
     """
     if repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, found {repeats}.")
+    if exported := [name for name in beside if name.startswith("onnxruntime")]:
+        if work == "train" or device.type != "cpu":
+            raise ValueError(f"--beside {exported[0]}: only `multiattn bench infer` has it, and on a CPU alone.")
+        require_exporter("onnxruntime")
     names = list(dict.fromkeys(["ours", *(["compiled"] if experiment.compile else []), *beside, "plain"]))
     with _prepared(experiment, work, device, faces) as task, contextlib.ExitStack() as stack:
         sides = [stack.enter_context(SideProcess(name, SIDES[name], task)) for name in names]

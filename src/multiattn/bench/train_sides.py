@@ -30,6 +30,7 @@ from multiattn.bench.options import Beside
 from multiattn.config import Experiment
 from multiattn.experiments import baseline
 from multiattn.model.attention import MEAN_FLOOR, resize_maps, standardize, unit_rows
+from multiattn.model.exported import OnnxNetwork, quantize, write_network
 from multiattn.model.network import MultiAttentionNet, NetworkOutput
 from multiattn.model.precision import training_precision
 from multiattn.model.predict import normalize_crops
@@ -269,6 +270,20 @@ def _twin(task: Task) -> Side:
     return _ours(task)
 
 
+def _exported(task: Task, *, precision: str = "fp32") -> Side:
+    """Our network as `predict --runtime onnxruntime` runs it; in int8 calibrated on the batch, for its time alone."""
+    tune_cpu()
+    path = task.weights.with_suffix(f".{precision}.onnx")
+    network = fold_batch_norms(task.load().network)
+    write_network(network, task.experiment.data.image_size, path)
+    if precision == "int8":
+        exact, path = path, path.with_stem("quantized")
+        quantize(exact, path, [normalize_crops(task.batch()[0]).contiguous().numpy()], name="images")
+    side = Evaluation(OnnxNetwork(path, threads=torch.get_num_threads()), task, plain=False)
+    side.precision = precision
+    return side
+
+
 def _plain(task: Task) -> Side:
     """Float32, NCHW, materialised pooling, one backward, plain Adam; nothing done to the process, whose convolutions
     thus take TF32 on a GPU."""
@@ -282,6 +297,8 @@ SIDES: dict[str, Callable[[Task], Side]] = {
     "nchw": partial(_ours, nchw=True),
     "cudnn-benchmark": partial(_ours, benchmark=True),
     "twin": _twin,
+    "onnxruntime": _exported,
+    "onnxruntime-int8": partial(_exported, precision="int8"),
     "plain": _plain,
 }
 if set(SIDES) != {"ours", *get_args(Beside), "plain"}:
@@ -387,11 +404,11 @@ def never_waiting(device: torch.device) -> Iterator[None]:
 def measured_ceiling(device: torch.device, precision: str) -> float:
     """Floating point operations a second of a product of two large square matrices in bf16, fp16 or fp32.
 
-    The fastest of a few, as `torch.mm` and as a point-wise convolution: on a CPU they are two libraries' work, and on
-    AMD's processors the first of them does without AVX-512 in float32.
+    Of int8 it is float32's. The fastest of a few, as `torch.mm` and as a point-wise convolution: on a CPU they are two
+    libraries' work, and on AMD's processors the first of them does without AVX-512 in float32.
     """
     side = MATRIX_SIDE[device.type]
-    left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device).to(DTYPES.get(precision, torch.float32)) for _ in range(2))
     image = left.view(1, side // 32, 32, side).permute(0, 3, 1, 2)  # (1, C, H, W), channels last in memory
     kernel = right[:, :, None, None].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():

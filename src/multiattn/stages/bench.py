@@ -2,11 +2,11 @@
 
     multiattn bench train dfdc_b4 --batch-size 4 --precision bf16
     multiattn bench train dfdc_b4 --device cuda --batch-size 64 --fed-from data/faces --data.num-workers 14
-    multiattn bench infer dfdc_b4 --batch-size 4 --repeats 10
+    multiattn bench infer dfdc_b4 --batch-size 4 --repeats 10 --beside nchw onnxruntime onnxruntime-int8
     multiattn bench data --experiment dfdc_b4 --faces data/faces
     multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
     multiattn bench submit --videos-dir /data/dfdc/dfdc_train_part_0 --runs runs/dfdc_b4
-    multiattn bench score --clip clip.mp4
+    multiattn bench score --clip clip.mp4 --runtimes torch onnxruntime
     multiattn bench gpu --out data/gpu
 
 A plain network means (B, C, H, W) tensors in float32, attention pooling that forms every product, one backward for both
@@ -52,7 +52,7 @@ class Options:
     device: Device = "cpu"
     beside: tuple[Beside, ...] = ()
     """Further sides: ours through torch.compile, with (B, C, H, W) tensors, or with cuDNN's trials of its algorithms;
-    and the plain twin as we run it."""
+    the plain twin as we run it; with `infer` on a CPU ours exported to onnxruntime, in float32 and in int8."""
     fed_from: Path | None = None
     """A faces folder: also train on its crops, read as `train` reads them, and print the rate beside that of a
     ready batch."""
