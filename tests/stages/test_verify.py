@@ -37,6 +37,15 @@ def test_a_submission_is_held_against_the_sample(named, rows, code, words, tmp_p
     assert words in (said.err if code else said.out) and str(path) in said.err + said.out
 
 
+def test_without_a_sample_names_and_probabilities_are_checked(tmp_path, capsys):
+    path = tmp_path / "submission.csv"
+    path.write_text("filename,label\na.mp4,0.25\nb.mp4,0.5\n")
+    assert main(["verify", str(path)]) == 0
+    assert "submission.csv: 2 rows; P(fake) from 0.25 to 0.5." in capsys.readouterr().out
+    path.write_text("filename,label\na.mp4,0.25\na.mp4,0.5\n")
+    assert main(["verify", str(path)]) == 2
+
+
 def test_what_is_not_there_is_named(tmp_path, capsys):
     (tmp_path / "sample.csv").write_text(SAMPLE)
     assert main(["verify", str(tmp_path / "none.csv"), "--sample-submission", str(tmp_path / "sample.csv")]) == 2

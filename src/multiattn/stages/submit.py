@@ -6,6 +6,7 @@ what was answered from fewer frames or models for want of time.
 
     multiattn submit --runs runs/dfdc_b4 --videos-dir /data/test_videos \\
         --sample-submission /data/sample_submission.csv --out submissions/dfdc_b4
+    multiattn submit --runs dfdc_lite --videos-dir clips --out submissions/clips    # every video of a folder
 """
 
 from multiattn.command_line import parse, results
@@ -18,7 +19,7 @@ from multiattn.runtime.text_tables import counted
 def main(argv: list[str]) -> None:
     inputs = parse(SubmitInputs, argv, stage="submit", doc=__doc__)
     require_answers(inputs.runs, inputs.scoring, inputs.outside_files)
-    write_first_answer(inputs.sample_submission, inputs.out)
+    write_first_answer(inputs)
     from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
 
     result = run_submit(inputs)

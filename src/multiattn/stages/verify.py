@@ -1,6 +1,7 @@
 """A submission.csv against the competition's sample, before it is uploaded: rows, order, probabilities.
 
 multiattn verify submissions/dfdc_b4 --sample-submission /data/sample_submission.csv
+multiattn verify submissions/mine        # of a folder of videos without a sample: each name once, and probabilities
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from multiattn.runtime.layout import SUBMISSION_FILE
 class Options:
     submission: Positional[Path]
     """A submission.csv, or the submission folder it lies in."""
-    sample_submission: Path
-    """The competition's sample."""
+    sample_submission: Path | None = None
+    """The competition's sample, whose rows it has to have."""
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> None:
     from multiattn.tables import SAMPLE, SUBMISSION  # with pandas
 
     path = options.submission / SUBMISSION_FILE if options.submission.is_dir() else options.submission
-    submission, sample = SUBMISSION.read(path), SAMPLE.read(options.sample_submission)
-    require_rows(submission, sample, path)
-    results(f"{path}: {describe_submission(submission)}")
+    submission, has_sample = SUBMISSION.read(path), options.sample_submission is not None
+    if has_sample:
+        require_rows(submission, SAMPLE.read(options.sample_submission), path)
+    results(f"{path}: {describe_submission(submission, fits_sample=has_sample)}")

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from multiattn.inference.submit import inputs
-from multiattn.inference.submit.inputs import KAGGLE_INPUT, find_inputs, write_first_answer
+from multiattn.inference.submit.inputs import KAGGLE_INPUT, SubmitInputs, find_inputs, write_first_answer
 from multiattn.tables import SAMPLE, SUBMISSION
+
+
+def answering(folder: Path, sample: Path | None) -> SubmitInputs:
+    """Inputs that answer a sample's rows, or without one the videos of `folder/videos`, in `folder/out`."""
+    return SubmitInputs(
+        runs=(Path("runs/any"),), videos_dir=folder / "videos", sample_submission=sample, out=folder / "out"
+    )
 
 
 @pytest.mark.parametrize(
@@ -24,7 +31,7 @@ from multiattn.tables import SAMPLE, SUBMISSION
 def test_it_is_a_complete_submission_in_the_samples_order(content, tmp_path):
     sample = tmp_path / "sample.csv"
     sample.write_text(content, newline="")
-    write_first_answer(sample, tmp_path / "out")
+    write_first_answer(answering(tmp_path, sample))
     table = SUBMISSION.read(tmp_path / "out" / "submission.csv")
     assert table["filename"].tolist() == SAMPLE.read(sample)["filename"].tolist() == ["b.mp4", "a, b.mp4", "c.mp4"]
     assert table["label"].tolist() == [0.5] * 3
@@ -51,15 +58,35 @@ def test_a_sample_that_is_not_there_is_asked_for_and_not_made(tmp_path):
 def test_what_is_no_sample_is_left_to_the_run(content, tmp_path):
     if content is not None:
         (tmp_path / "sample.csv").write_bytes(content)
-    write_first_answer(tmp_path / "sample.csv", tmp_path / "out")
+    write_first_answer(answering(tmp_path, tmp_path / "sample.csv"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_submission_that_is_there_stays(tmp_path):
     (tmp_path / "sample.csv").write_text("filename,label\na.mp4,0\n")
-    (tmp_path / "submission.csv").write_text("filename,label\na.mp4,0.9\n")
-    write_first_answer(tmp_path / "sample.csv", tmp_path)
-    assert (tmp_path / "submission.csv").read_text().endswith("a.mp4,0.9\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "submission.csv").write_text("filename,label\na.mp4,0.9\n")
+    write_first_answer(answering(tmp_path, tmp_path / "sample.csv"))
+    assert (tmp_path / "out" / "submission.csv").read_text().endswith("a.mp4,0.9\n")
+
+
+def test_without_a_sample_every_clip_of_the_folder_is_a_row_by_its_path(tmp_path):
+    for name in ("b.mp4", "a/c.MOV", "a/b.mp4", ".hidden.mp4", "notes.txt", "frames/001.png", "frames/002.png"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    write_first_answer(answering(tmp_path, None))
+    table = SUBMISSION.read(tmp_path / "out" / "submission.csv")
+    assert table["filename"].tolist() == ["a/b.mp4", "a/c.MOV", "b.mp4", "frames"] and set(table["label"]) == {0.5}
+    assert answering(tmp_path, None).sample["filename"].tolist() == table["filename"].tolist()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_without_a_sample_a_folder_without_videos_is_refused_before_anything_is_written(is_there, tmp_path):
+    if is_there:
+        (tmp_path / "videos").mkdir()
+    with pytest.raises(FileNotFoundError, match="videos: expected a folder of videos, found none"):
+        write_first_answer(answering(tmp_path, None))
+    assert not (tmp_path / "out").exists()
 
 
 def test_submit_writes_it_before_it_imports_torch(tmp_path):

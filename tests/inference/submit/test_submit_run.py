@@ -233,6 +233,19 @@ def test_odd_rows_of_a_sample_cost_nothing_but_themselves(case, monkeypatch):
     assert "x/twice.mp4 and y/twice.mp4" in said["twice.mp4"] and said["gone.mp4"] == "not in the folder of videos"
 
 
+def test_without_a_sample_every_video_is_answered_wherever_it_lies(case, monkeypatch):
+    folder, (first, other) = case.inputs.videos_dir, case.with_faces[:2]
+    for name in {*case.answers} - {first, other}:
+        (folder / name).unlink()
+    (folder / "below").mkdir()
+    (folder / other).rename(folder / "below" / first)
+    result = in_this_process(case, monkeypatch, sample_submission=None)
+    assert result.submission["filename"].tolist() == sorted([first, f"below/{first}"])
+    answers = result.submission.set_index("filename")["label"]
+    assert answers[first] == pytest.approx(case.answers[first], abs=SAME)
+    assert answers[f"below/{first}"] == pytest.approx(case.answers[other], abs=SAME)
+
+
 def test_a_folder_with_none_of_the_samples_videos_is_refused_with_what_both_hold(case):
     with pytest.raises(
         ValueError, match=f"none of the 2 videos .* first is a.mp4; the folder holds .*{case.with_faces[0]}"

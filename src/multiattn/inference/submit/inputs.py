@@ -22,6 +22,7 @@ from multiattn.command_line import (
     Scoring,
 )
 from multiattn.config.settings import require, require_at_least
+from multiattn.datasets.manifest import clips_below
 from multiattn.inference.outside import named_files
 from multiattn.runtime import layout
 from multiattn.runtime.devices import runtime_precision
@@ -37,6 +38,7 @@ from multiattn.runtime.kaggle import (
 )
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
+from multiattn.tables import SAMPLE
 from multiattn.video.extraction.engine import Backend
 
 if TYPE_CHECKING:
@@ -58,8 +60,9 @@ class SubmitInputs:
     name, dfdc_lite."""
     videos_dir: Path
     """The folder of test videos."""
-    sample_submission: Path
-    """The competition's sample: its rows, in its order, are answered."""
+    sample_submission: Path | None = None
+    """The competition's sample: its rows, in its order, are answered (default: every video of the folder and of those
+    below it, sorted by path, in the same form)."""
     out: Path
     """The submission folder, submissions/NAME."""
     scoring: Scoring = None
@@ -93,6 +96,26 @@ class SubmitInputs:
         object.__setattr__(self, "runs", tuple(map(layout.named_run, self.runs)))
 
     @functools.cached_property
+    def videos(self) -> list[str]:
+        """Paths below the folder of all clips in it, sorted; what is answered without a sample.
+
+        Raises:
+            FileNotFoundError: no such folder, or no clip in it.
+        """
+        if found := clips_below(self.videos_dir):
+            return found
+        raise FileNotFoundError(f"{self.videos_dir}: expected a folder of videos, found none.")
+
+    @functools.cached_property
+    def sample(self) -> "pd.DataFrame":
+        """The rows to answer."""
+        if self.sample_submission is not None:
+            return SAMPLE.read(self.sample_submission)
+        import pandas as pd
+
+        return SAMPLE.validate(pd.DataFrame({"filename": self.videos}), self.videos_dir)
+
+    @functools.cached_property
     def outside_files(self) -> dict[str, Path]:
         """Outside model -> the file of its answers."""
         return named_files(self.outside, "--outside")
@@ -104,15 +127,21 @@ class SubmitInputs:
         return choose_scoring(self.runs, self.scoring, self.tta, tuple(self.outside_files))
 
 
-def write_first_answer(sample: Path, out: Path) -> None:
-    """Write a submission of the prior 0.5 in each row of the sample, where no submission lies yet: a process killed in
-    the seconds of torch's import leaves one already. What is no sample is left to `run_submit`, which says why."""
-    path = out / layout.SUBMISSION_FILE
+def write_first_answer(inputs: SubmitInputs) -> None:
+    """Write a submission of the prior 0.5 in each row to answer, where no submission lies yet: a process killed in
+    the seconds of torch's import leaves one already. What is no sample is left to `run_submit`, which says why.
+
+    Raises:
+        FileNotFoundError: neither a sample nor a video in the folder.
+    """
+    out, sample = inputs.out, inputs.sample_submission
+    path, names = out / layout.SUBMISSION_FILE, inputs.videos if sample is None else []
     try:
         if path.exists():
             return
-        with sample.open(newline="", encoding="utf-8-sig") as file:
-            names = [row["filename"] for row in csv.DictReader(file)]
+        if sample is not None:
+            with sample.open(newline="", encoding="utf-8-sig") as file:
+                names = [row["filename"] for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):
         return
     if not names or not all(names) or len(set(names)) < len(names):
@@ -135,12 +164,10 @@ def require_rows(submission: "pd.DataFrame", sample: "pd.DataFrame", source: Pat
         )
 
 
-def describe_submission(submission: "pd.DataFrame") -> str:
+def describe_submission(submission: "pd.DataFrame", *, fits_sample: bool) -> str:
     """A sound submission in words, with what a careful eye would stop at."""
-    labels = submission["label"]
-    words = (
-        f"{counted(len(labels), 'row')}, as the sample has them; P(fake) from {labels.min():.4g} to {labels.max():.4g}"
-    )
+    labels, sample = submission["label"], ", as the sample has them" if fits_sample else ""
+    words = f"{counted(len(labels), 'row')}{sample}; P(fake) from {labels.min():.4g} to {labels.max():.4g}"
     value, count = next(iter(Counter(labels).most_common(1)))
     if count > 1:
         words += f", {count} of them {value:g}"

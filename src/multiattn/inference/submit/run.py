@@ -35,7 +35,7 @@ from multiattn.runtime.processor import process_seconds
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring.distances import Outside, crop_distances
-from multiattn.tables import OUT_OF_FOLD, SAMPLE, path_fault
+from multiattn.tables import OUT_OF_FOLD, path_fault
 from multiattn.video.extraction.extract import prediction_settings
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ RESULTS_VERSION = 2
 
 
 def run_submit(inputs: SubmitInputs) -> SubmitResult:
-    """Predict every video of the sample with every model, and write the submission folder, within the budget.
+    """Predict every video to answer with every model, and write the submission folder, within the budget.
 
     README.md, A submission, says what it guarantees.
 
@@ -58,7 +58,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         SystematicFailureError: each of the first 20 videos (all, of fewer) failed, or none was predicted in the end.
         KeyboardInterrupt, SystemExit: it was asked to end; what is known is written.
     """
-    sample = SAMPLE.read(inputs.sample_submission)
+    sample = inputs.sample
     outside = read_answers(inputs.outside_files, sample["filename"]) if inputs.outside else None
     delivery = Delivery(sample, inputs.rule, inputs.out, outside)
     with listening(signal.SIGINT) as interruption, exclusive_folder(inputs.out):
@@ -152,7 +152,7 @@ class _Run:
         label = "second pass" if again else "submit"
         workers, threads = counted(plan.workers, "worker"), counted(plan.classifiers, "thread")
         logger.info(
-            "%s: %s, %s, of %d in the sample; %s, %s",
+            "%s: %s, %s, of %d rows; %s, %s",
             label, counted(len(self.models), "model"), counted(len(videos), "video"), len(self.delivery.sample),
             setup.cluster or f"{device_names(setup.devices)}, {setup.precision}, {workers}, {threads}",
             "no time limit" if hours is None else f"{hours:g} hours",
@@ -348,6 +348,8 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
     if not inputs.videos_dir.is_dir():
         raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
     folder, names = inputs.videos_dir.absolute(), sample["filename"].tolist()
+    if inputs.sample_submission is None:  # each row is a file's own path
+        return {video: folder / name for video, name in zip(folder_ids(names), names, strict=True)}, {}
     sound = {name for name in names if path_fault(name) is None}
     own = {name for name in sound if os.path.isfile(folder / name)}  # noqa: PTH113 (which raises for a long one)
     others: dict[str, list[str]] = {}
