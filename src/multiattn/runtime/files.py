@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,11 +145,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_list(digests: Mapping[str, str]) -> str:
+    """Name -> SHA-256, as the text that `sha256sum --check` reads."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
 def write_digests(path: Path) -> None:
-    """Write the SHA-256 of every other file in a file's folder and below, as `sha256sum --check` reads it."""
-    files = sorted(file for file in path.parent.rglob("*") if file.is_file() and file != path)
-    lines = (f"{file_digest(file)}  {file.relative_to(path.parent).as_posix()}\n" for file in files)
-    write_text(path, "".join(lines))
+    """Write the `digest_list` of every other file in a file's folder and below."""
+    files = (file for file in path.parent.rglob("*") if file.is_file() and file != path)
+    write_text(path, digest_list({file.relative_to(path.parent).as_posix(): file_digest(file) for file in files}))
+
+
+def read_digests(path: Path) -> dict[str, str]:
+    """Name -> SHA-256 of a `digest_list`."""
+    lines = (line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines())
+    return {name: digest for digest, _, name in lines}
 
 
 def changed_files(path: Path) -> list[str]:
@@ -159,9 +169,7 @@ def changed_files(path: Path) -> list[str]:
     Raises:
         OSError: no such list.
     """
-    changed = []
-    lines = (line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines())
-    digest_of = {name: digest for digest, _, name in lines}
+    changed, digest_of = [], read_digests(path)
     for file in sorted(path.parent.rglob("*")):
         name = file.relative_to(path.parent).as_posix()
         is_more = (file.is_symlink() or file.is_file()) and file != path and name not in digest_of

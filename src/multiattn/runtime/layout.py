@@ -47,7 +47,7 @@ VIDEO_HELD_OUT_FILE = "oof.csv"
 MODEL_CARD_FILE = "card.md"
 """Likewise."""
 LICENCE_FILE, DIGESTS_FILE = "LICENSE.md", "files.sha256"
-"""Likewise, of a packaged run: the terms of its weights, and the SHA-256 of all its other files."""
+"""Likewise, of a packaged run or one of the hub: the terms of its weights, and the SHA-256 of all its other files."""
 DATA_TERMS = "## Licence of the data"
 """The section of the card that this licence repeats."""
 
@@ -194,7 +194,7 @@ def require_unchanged(experiment: Path) -> None:
     if changed:
         raise ValueError(
             f"{experiment}: expected the files whose SHA-256 {DIGESTS_FILE} lists, found {', '.join(changed)}. Install "
-            "the package again, or in a clone `git checkout` that folder."
+            "the package again, or in a clone `git checkout` that folder; one of `multiattn pull` is pulled anew."
         )
 
 

@@ -25,6 +25,8 @@ STAGES = (
     "describe",
     "bundle",
     "export",
+    "push",
+    "pull",
     "bench",
 )
 """In the order data passes through them, then those beside it."""

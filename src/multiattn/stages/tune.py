@@ -10,7 +10,7 @@ from pathlib import Path
 
 from multiattn.command_line import Named, parse, results
 from multiattn.config.choices import Tta
-from multiattn.runtime.layout import experiment_name, tuned_held_out_file
+from multiattn.runtime.layout import DIGESTS_FILE, experiment_name, tuned_held_out_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ def main(argv: list[str]) -> None:
     from multiattn.tables import OUT_OF_FOLD
 
     path = options.out or default_scoring_path(options.runs)
+    if (path.parent / DIGESTS_FILE).is_file():
+        raise ValueError(f"{path.parent}: expected a run of your own, found one that stays as it is. Name --out FILE.")
     tuned_on = held_out_digests(options.runs)  # before they are read: what changes meanwhile is noticed later
     how = {"outside": outside, "test_prior": options.test_prior, "calibration": options.calibration, "tta": options.tta}
     tuned = tune_runs(options.runs, **how, seed=options.seed)
