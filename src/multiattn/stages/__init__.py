@@ -23,6 +23,7 @@ STAGES = (
     "figures",
     "import_checkpoint",
     "describe",
+    "doctor",
     "bundle",
     "export",
     "push",
