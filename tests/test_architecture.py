@@ -21,9 +21,10 @@ LEVEL_OF_PACKAGE = {
     **dict.fromkeys(("training", "inference"), 2),
     "evaluation": 3,
     **dict.fromkeys(("figures", "bench"), 4),
-    "stages": 5,
-    "": 6,
-    "__main__": 7,
+    "serve": 5,
+    "stages": 6,
+    "": 7,
+    "__main__": 8,
 }
 """`` is the package itself, `multiattn/__init__.py`: it may name anything, and only `__main__` may import it."""
 GROUND_FLOOR_NEIGHBOURS = {

@@ -58,15 +58,14 @@ def test_the_package_requires_what_its_commands_need_and_leaves_tools_to_extras(
     product, extras = ast.literal_eval(result.stdout)
     named = {name: {re.match(r"[\w-]+", word)[0] for word in words} for name, words in {"": product, **extras}.items()}
     assert named[""] >= {"torch", "timm", "av", "tyro"} and not named[""] & {"pytest", "pytest-xdist", "ruff", "dask"}
-    assert named["test"] == {"pytest", "pytest-xdist", "ruff"}
+    assert named["test"] == {"pytest", "pytest-xdist", "ruff", "httpx", "schemathesis", "playwright"}
     assert {name: named[name] for name in ("dask", "lora", "onnx", "ray", "lab")} == {
         "dask": {"dask"}, "lora": {"peft"}, "onnx": {"onnx", "onnxscript", "onnxruntime"}, "ray": {"ray"},
         "lab": {"jupyterlab"},
     }  # fmt: skip
     listed = re.findall(r"^([\w-]+)(?=[=>\[])", (root / "requirements.txt").read_text(), re.MULTILINE)
-    assert set(listed) == named[""] | named["test"] | named["dask"] | named["lora"] | named["onnx"], (
-        "all that a fresh clone installs"
-    )
+    extras = set().union(*(named[name] for name in ("test", "serve", "dask", "lora", "onnx")))
+    assert set(listed) == named[""] | extras, "all that a fresh clone installs"
     assert all((">=" in word and "<" in word) or "==" in word for word in product), "bounds on either side"
 
 

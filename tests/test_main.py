@@ -58,7 +58,7 @@ def test_usage_imports_no_library_that_takes_seconds():
 
 
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "matplotlib", "numba", "albumentations"}
-HEAVY |= {"pandas", "pandera", "pyarrow", "scipy", "cv2", "av"}
+HEAVY |= {"pandas", "pandera", "pyarrow", "scipy", "cv2", "av", "fastapi", "uvicorn"}
 
 
 def test_no_stage_imports_a_heavy_library_before_its_options_are_read():

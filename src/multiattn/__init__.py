@@ -2,6 +2,7 @@
 
     __main__.py      `multiattn <stage>`: dispatch, and errors without a traceback
     stages/          one file a command: options in, packages called, tables out
+    serve/           a page and an API on this machine
     bench/           every benchmark, beside a plain version
     figures/         pictures and pages
     evaluation/      results -> comparisons: labelled sets, leaderboard, ablation tables

@@ -9,7 +9,9 @@ import pandas as pd
 from multiattn.evaluation.measures import TextTable
 from multiattn.figures.attention import RunMaps
 from multiattn.figures.page import SECTION_STYLE, crop_figure, escape, jpeg_tag, section_table, whole_page
-from multiattn.inference.attention_maps import deciding_crops, extreme_crops
+from multiattn.inference.attention_maps import deciding_crops, extreme_crops, model_with_maps, predict_maps
+from multiattn.inference.detector import DeepfakeDetector
+from multiattn.inference.runs import group_by_recipe
 from multiattn.inference.score_files import ScoredFiles, unbroken, usual_step
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring.distances import OUTSIDE, Outside
@@ -32,6 +34,27 @@ STYLE = """
 .maps { display: flex; flex-wrap: wrap; gap: 4px; margin: 0.3rem 0 0.6rem; }
 .maps img { max-width: 132px; max-height: 132px; }
 """
+
+
+def attention_of(scored: ScoredFiles, detector: DeepfakeDetector, faces: Path) -> RunMaps | None:
+    """Maps over the `extreme_crops` of the first recipe, by its first model that has any; None where none has."""
+    model = model_with_maps(next(iter(group_by_recipe(detector.models).values())))
+    if model is None:
+        return None
+    with_maps = predict_maps(model, faces, extreme_crops(scored.first_crops), device=detector.device)[0]
+    return RunMaps(model.name, with_maps, {}) if with_maps else None
+
+
+def report_page(
+    scored: ScoredFiles, detector: DeepfakeDetector, faces: Path, notes: Sequence[str], maps: RunMaps | None
+) -> str:
+    """The page of `detector.score`, with the maps of `attention_of` and lines that stand before how it was scored."""
+    names = ", ".join(sorted({model.name.split("/", 1)[0] for model in detector.models}))
+    how = (
+        f"{counted(len(detector.models), 'model')} of {names}; a crop's "
+        "P(fake) is their mean, a file's that of the scoring rule."
+    )
+    return score_page(f"Scores by {names}", scored, faces, [*notes, how], maps)
 
 
 def score_page(title: str, scored: ScoredFiles, faces: Path, notes: Sequence[str], maps: RunMaps | None) -> str:

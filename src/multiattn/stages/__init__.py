@@ -19,6 +19,7 @@ STAGES = (
     "evaluate",
     "robustness",
     "score",
+    "serve",
     "ablation",
     "figures",
     "import_checkpoint",

@@ -9,7 +9,6 @@ Exit code 0 if any file could be read; a file that could not be has its reason i
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multiattn.command_line import (
     DetectorWeights,
@@ -28,10 +27,6 @@ from multiattn.runtime.devices import runtime_precision
 from multiattn.runtime.files import write_csv, write_json, write_text
 from multiattn.runtime.layout import DEFAULT_RUN, folds_below, is_run_folder, named_run, packaged_run
 from multiattn.runtime.text_tables import counted
-
-if TYPE_CHECKING:
-    from multiattn.inference.detector import DeepfakeDetector
-    from multiattn.inference.score_files import ScoredFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,28 +89,12 @@ def main(argv: list[str]) -> None:
         if options.csv is not None:
             write_csv(options.csv, answers_table(answers))
         if options.report is not None:
-            write_text(options.report, _page(scored, detector, faces, [*said, *notes]))
+            from multiattn.figures.score import attention_of, report_page
+
+            maps = attention_of(scored, detector, faces)
+            write_text(options.report, report_page(scored, detector, faces, [*said, *notes], maps))
     written = [str(path) for path in (options.report, options.json, options.csv) if path is not None]
     if written:
         results(f"written: {', '.join(written)}")
     if scored.num_readable == 0:
         raise ValueError(f"none of {counted(len(files), 'file')} could be read; the table says why.")
-
-
-def _page(scored: "ScoredFiles", detector: "DeepfakeDetector", faces: Path, notes: list[str]) -> str:
-    from multiattn.figures.attention import RunMaps
-    from multiattn.figures.score import score_page
-    from multiattn.inference.attention_maps import extreme_crops, model_with_maps, predict_maps
-    from multiattn.inference.runs import group_by_recipe
-
-    models = detector.models
-    model = model_with_maps(next(iter(group_by_recipe(models).values())))
-    shown = extreme_crops(scored.first_crops)
-    with_maps = predict_maps(model, faces, shown, device=detector.device)[0] if model is not None else []
-    maps = RunMaps(model.name, with_maps, {}) if with_maps else None
-    names = ", ".join(sorted({model.name.split("/", 1)[0] for model in models}))
-    how = (
-        f"{counted(len(models), 'model')} of {names}; a crop's "
-        "P(fake) is their mean, a file's that of the scoring rule."
-    )
-    return score_page(f"Scores by {names}", scored, faces, [*notes, how], maps)

@@ -94,6 +94,19 @@ def probe_video(path: Path) -> VideoShape:
         raise UnreadableVideoError(_describe(error)) from error
 
 
+def clip_seconds(path: Path) -> float | None:
+    """The length that a video's file states; None where it states none, as of a picture, or cannot be opened."""
+    if is_image_name(Path(path).name):
+        return None
+    try:
+        with _opened(path) as (container, stream):
+            if stream.duration is not None and stream.time_base is not None:
+                return float(stream.duration * stream.time_base)
+            return None if container.duration is None else container.duration / av.time_base
+    except (av.FFmpegError, OSError, ValueError):
+        return None
+
+
 def read_ahead(frames: Iterable[Frame], most: int) -> Iterator[Frame]:
     """The same frames, up to `most` of them read by another thread while the caller is at work; raises what they do."""
     source = iter(frames)

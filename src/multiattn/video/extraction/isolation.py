@@ -3,7 +3,9 @@
 FFmpeg and the networks are C code: on a damaged file it may end its process or never come back. So each video goes to a
 process that does nothing else, and it is known which video killed it; of joblib's own processes all go down with one.
 
-    python -m multiattn.video.extraction.isolation MODULE:FUNCTION   the other end: serves calls until its input closes
+    python -m multiattn.video.extraction.isolation MODULE:FUNCTION SECONDS
+
+is the other end: it serves calls until its input closes, or none comes for so long.
 
 Nothing heavy is imported here, since both ends of a cluster's connection need this module.
 """
@@ -23,7 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,20 +59,30 @@ class IsolatedProcess:
     Args:
         target: `module:function`. The module is imported before the first call, so that a call's time is its own.
         number: what `worker_number` is there.
+        idle_seconds: it ends by itself where no call comes for so long.
+        environment: variables it has beside those of this process.
 
     Raises:
         RuntimeError: it could not start, which is no call's fault.
         ProcessLostError: it was killed while it started.
     """
 
-    def __init__(self, target: str, number: int = 0) -> None:
+    def __init__(
+        self,
+        target: str,
+        number: int = 0,
+        *,
+        idle_seconds: float = IDLE_SECONDS,
+        environment: Mapping[str, str] = ENVIRONMENT,
+    ) -> None:
+        self.idle_seconds = idle_seconds
         self.calls, self.at_work, self.last_used, self.number = 0, False, time.monotonic(), number
         self.process = subprocess.Popen(
             # -P: nothing that happens to lie in the working folder is imported.
-            [sys.executable, "-P", "-m", "multiattn.video.extraction.isolation", target],
+            [sys.executable, "-P", "-m", "multiattn.video.extraction.isolation", target, str(idle_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **ENVIRONMENT, NUMBER: str(number), "PYTHONPATH": _import_path()},
+            env={**os.environ, **environment, NUMBER: str(number), "PYTHONPATH": _import_path()},
         )
         try:
             self._receive(START_SECONDS)
@@ -110,7 +122,7 @@ class IsolatedProcess:
         """True where it may take another call."""
         if self.at_work or self.process.poll() is not None:
             return False
-        return time.monotonic() - self.last_used < IDLE_SECONDS / 2 and self.calls < CALLS_PER_PROCESS
+        return time.monotonic() - self.last_used < self.idle_seconds / 2 and self.calls < CALLS_PER_PROCESS
 
     def _receive(self, seconds: float | None) -> bytes:
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -254,8 +266,8 @@ def end_processes() -> None:
         pool.close()
 
 
-def serve(target: str) -> None:
-    """Serve calls of a function until the input closes: the loop of the other end."""
+def serve(target: str, idle_seconds: float) -> None:
+    """Serve calls of a function until the input closes or none comes for so long: the loop of the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends us
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the results
@@ -267,7 +279,7 @@ def serve(target: str) -> None:
     with Path(os.devnull).open("w") as nowhere:
         while True:
             try:
-                seconds, argument = pickle.loads(calls.get(timeout=IDLE_SECONDS))
+                seconds, argument = pickle.loads(calls.get(timeout=idle_seconds))
             except queue.Empty:
                 os._exit(0)  # Python's own end would find the other thread at the input, and die of it with a report
             if seconds is not None:  # a thread in C, so it works while C code holds the interpreter
@@ -307,4 +319,4 @@ def _import_path() -> str:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], float(sys.argv[2]))
