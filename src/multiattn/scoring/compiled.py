@@ -90,10 +90,14 @@ def greedy_shares(likelihoods, steps):
     """(E,) shares of the picks; `ensembling.greedy_weights`. likelihoods (E, V)."""
     num_experiments, num_videos = likelihoods.shape
     bag = np.zeros(num_videos)
-    single = np.array([_bag_loss(bag, likelihoods[experiment], 1) for experiment in range(num_experiments)])
-    order = np.argsort(single, kind="mergesort")
+    # Loops in place of a list and a sort, which take two seconds to compile.
+    single, order = np.zeros(num_experiments), np.zeros(num_experiments, dtype=np.int64)
+    for experiment in range(num_experiments):
+        single[experiment] = _bag_loss(bag, likelihoods[experiment], 1)
     best_loss, begin = np.inf, 0
     for rank in range(num_experiments):
+        order[rank] = np.argmin(single)
+        single[order[rank]] = np.inf
         loss = _bag_loss(bag, likelihoods[order[rank]], rank + 1)
         bag += likelihoods[order[rank]]
         if loss < best_loss:
