@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Where it is set, each of some hundred processes compiles our sources anew, and each test process all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test slow lint floor gpu install clean
 
 demo: $(READY)
@@ -13,8 +16,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# One more than the cores of a small machine: many of these tests wait for processes that they have killed.
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m slow --numprocesses 3 --dist worksteal
 
 # Without ruff's cache: it keeps a file's verdict when a module it imports has moved, and calls the imports sorted.
 lint: $(READY)
@@ -55,7 +59,8 @@ $(READY): requirements.txt pyproject.toml setup.py
 	  { echo "$(PYTHON) is older than Python 3.11; pass another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(QUIETLY) --upgrade pip
-	$(BIN)/python -m pip install $(QUIETLY) -r requirements.txt
+	$(BIN)/python -m pip install $(QUIETLY) --no-compile -r requirements.txt
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip takes one core for it; a few files are templates
 	$(BIN)/python -m pip install $(QUIETLY) --no-deps --editable .
 	touch $(READY)
 
