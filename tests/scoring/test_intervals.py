@@ -128,32 +128,25 @@ def held(name: str, num_groups: int, sets: int) -> tuple[float, float]:
     return inside / sets, sure / sets
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("num_groups", "at_least"), [(5, 0.90), (18, 0.93), (50, 0.93)])
 @pytest.mark.parametrize("name", LOSSES)
 def test_ninety_five_per_cent_intervals_of_skewed_losses_hold_the_truth(name, num_groups, at_least):
-    inside, sure = held(name, num_groups, 2000)
+    inside, sure = held(name, num_groups, 500)
     assert at_least <= inside <= 0.98
     if name == "a difference":  # of a loss, whose tail is on one side, nobody asks for the confidence
         assert sure <= 0.04
 
 
-@pytest.mark.parametrize(("num_groups", "at_least"), [(5, 0.88), (18, 0.91)])
-def test_a_hundred_and_fifty_intervals_hold_the_truth_as_often_as_thousands_do(num_groups, at_least):
-    assert held("exponential", num_groups, 150)[0] >= at_least
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("num_groups", "at_least"), [(5, 0.90), (18, 0.93)])
 def test_intervals_of_an_auc_hold_the_truth(num_groups, at_least):
     rng, inside = np.random.default_rng(0), 0
-    for _ in range(2000):
+    for _ in range(500):
         groups = np.repeat(np.arange(num_groups), rng.integers(4, 40, num_groups))
         labels = rng.integers(0, 2, len(groups))
         evidence = 1.5 * labels + rng.normal(0, 0.4, num_groups)[groups] + rng.normal(0, 1, len(groups))
         found = auc_interval(labels, norm.cdf(evidence), groups)
         inside += found.low <= norm.cdf(1.5 / math.sqrt(2 * 1.16)) <= found.high
-    assert at_least <= inside / 2000 <= 0.98
+    assert at_least <= inside / 500 <= 0.98
 
 
 def test_where_few_mistakes_cost_all_there_is_the_interval_stays_finite():

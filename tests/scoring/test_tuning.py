@@ -298,15 +298,15 @@ def test_only_what_is_calibrated_is_shifted_and_the_answer_for_no_face_stays_wit
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "seeds"),
-    [({}, 1), ({"experiment_sd": (0.8,)}, 20), ({"experiment_sd": (0.8,), "sharpness": 1.0}, 3)],
+    [({}, 1), ({"experiment_sd": (0.8,)}, 4), ({"experiment_sd": (0.8,), "sharpness": 1.0}, 1)],
     ids=["three over-confident", "one over-confident", "one calibrated for a half"],
 )
 def test_a_rule_for_a_stated_share_is_never_worse_than_the_unshifted_one(settings, seeds):
     """Tuned on 84 % fakes in 5 groups, tested on 50 %: what was expected of a rule is what it costs."""
     gains, errors = [], []
     for seed in range(seeds):
-        known = simulate_networks(seed, fake_share=0.84, num_videos=1_500, num_groups=5, **settings)
-        test = simulate_networks(1_000 + seed, fake_share=0.5, num_videos=4_000, num_groups=50, **settings)
+        known = simulate_networks(seed, fake_share=0.84, num_videos=800, num_groups=5, **settings)
+        test = simulate_networks(1_000 + seed, fake_share=0.5, num_videos=2_000, num_groups=50, **settings)
         tuned = tune(known.predictions, known.videos, test_prior=0.5)
         unshifted = tune(known.predictions, known.videos).rule
         rules = (tuned.rule, unshifted, ScoringRule())
@@ -462,7 +462,7 @@ def simulate(**settings):
     ).draw()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_tuned_rule_never_loses_more_than_the_error_on_held_out_groups(setting, seed):
     drawn = simulate(**SETTINGS[setting], seed=seed)
@@ -482,7 +482,7 @@ def test_the_tuned_rule_never_loses_more_than_the_error_on_held_out_groups(setti
         assert found.difference <= 2 * found.standard_error, f"{found}"
 
 
-@pytest.mark.parametrize("setting", ["overconfident", "underconfident", "skewed classes"])
+@pytest.mark.parametrize("setting", ["underconfident", "skewed classes"])
 def test_the_tuned_rule_wins_where_there_is_something_to_win(setting):
     drawn = simulate(**SETTINGS[setting])
     report = tune(drawn.predictions, drawn.videos).report
