@@ -441,7 +441,7 @@ def test_the_undisturbed_run_has_what_is_compared(undisturbed):
 
 
 def test_a_run_that_ends_again_and_again_after_a_saved_state_comes_to_the_same_bits(pipeline, undisturbed, tmp_path):
-    """After the second, sixth, ninth and eleventh: before a validation, in its middle and after it, in either epoch."""
+    """After its second; what continues it after its fourth; and so on, through either epoch of two."""
     for saves in (2, 4, 3, 2):
         with killed_when(after(saves)):
             train_fold_zero(pipeline, tmp_path, EVERYTHING)
