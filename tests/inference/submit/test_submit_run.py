@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_delivers(case):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_many_times_delivers(case):
-    walk_through_kills(case, kills=8, seed=1)
+    walk_through_kills(case, kills=3, seed=1)
 
 
 def test_asked_to_end_it_writes_what_it_knows_first(case):
@@ -294,7 +294,9 @@ def test_an_error_of_the_extraction_itself_ends_the_run_with_it(case, monkeypatc
 def test_a_finished_submission_survives_another_setting_that_is_killed(undisturbed, case, monkeypatch):
     shutil.copytree(undisturbed.inputs.out, case.inputs.out)
     before = {path.name: path.read_bytes() for path in case.inputs.out.iterdir() if path.suffix != ".jsonl"}
-    keep, other = run_module._Run._keep, next(name for name in ("bf16", "fp32") if name not in str(before["card.json"]))
+    rule = ScoringRule(tta="flip", experiments=(case.inputs.runs[0].name,), out_of_fold={"log_loss": 0.5})
+    write_scoring(rule, case.folder / "flip.json", {})
+    keep, other = run_module._Run._keep, {"scoring": str(case.folder / "flip.json")}
 
     def killed_at_the_fourth(self, *result) -> None:
         keep(self, *result)
@@ -304,12 +306,12 @@ def test_a_finished_submission_survives_another_setting_that_is_killed(undisturb
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(run_module._Run, "_keep", killed_at_the_fourth)
-        run_submit(dataclasses.replace(case.inputs, precision=other))
+        run_submit(dataclasses.replace(case.inputs, **other))
     assert {name: (case.inputs.out / name).read_bytes() for name in before} == before
-    in_this_process(case, monkeypatch, precision=other)
-    assert case.card()["kernel"]["complete"] is True and case.card()["kernel"]["precision"] == other
+    in_this_process(case, monkeypatch, **other)
+    assert case.card()["kernel"]["complete"] is True and case.card()["scoring"]["tta"] == "flip"
     monkeypatch.setattr(run_module.PredictionPass, "run", lambda self: pytest.fail("the first results are there still"))
-    run_submit(dataclasses.replace(case.inputs, precision="fp32" if other == "bf16" else "bf16"))
+    run_submit(case.inputs)
     assert case.require_no_wrong_row() == 8
 
 
