@@ -388,8 +388,15 @@ def test_kaggles_400_are_on_no_scale_whichever_is_asked_for(count, scale, shared
     assert board.scale is None and len(board.warnings) == 1
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 40], ids=["none scored", "one submission", "three submissions", "many"])
-@pytest.mark.parametrize("scale", ["none", "released"])
+@pytest.mark.parametrize(
+    ("count", "scale"),
+    [
+        pytest.param(0, "none", id="none scored"),
+        pytest.param(0, "released", id="none scored, published ones"),
+        pytest.param(1, "none", id="one submission"),
+        pytest.param(40, "released", id="many, published ones"),
+    ],
+)
 def test_picture_and_page_are_drawn(count, scale, tmp_path):
     for number in range(max(count, 1)):
         submit(tmp_path / "s", f"s<{number}>", np.linspace(0.2, 0.8, 40))
