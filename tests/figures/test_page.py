@@ -1,7 +1,6 @@
 """The basis of all pages: style, tables, thumbnails."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 
 import multiattn
+from browser import OPTIONS, find_chromium
 from multiattn.evaluation.measures import TextTable
 from multiattn.figures import attention as attention_page
 from multiattn.figures import faces
@@ -98,7 +98,6 @@ def test_figures_and_html_are_made_in_one_place():
         assert made == ["page.py"]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
 def test_a_page_fits_a_telephone(tmp_path):
     """All that pages are made of, with long words, in 420 pixels: tables and drawings scroll inside of it."""
     long = "a_word_without_an_end_" * 8
@@ -111,6 +110,6 @@ def test_a_page_fits_a_telephone(tmp_path):
     page = whole_page(long, body + measure, style=SECTION_STYLE)
     frame = f'<iframe style="width: 420px" srcdoc="{escape(page)}"></iframe>'.replace("\\n", "\n")
     (tmp_path / "frame.html").write_text(f"<!doctype html><title>none</title>{frame}")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=2000"]
+    command = [find_chromium(), *OPTIONS, "--dump-dom", "--virtual-time-budget=2000"]
     found = subprocess.run([*command, str(tmp_path / "frame.html")], capture_output=True, text=True, check=True).stdout
     assert int(re.search(r"<title>(\w+)</title>", found)[1]) <= 420

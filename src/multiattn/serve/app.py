@@ -174,6 +174,10 @@ def _add_jobs(app: FastAPI, limits: Limits, root: Path | None) -> None:
                     raise HTTPException(415, f"Expected multipart/form-data or application/json, found {kind!r}.")
         except QueueFullError:
             raise busy(f"{limits.queue} files wait already.") from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise busy("The server's disk is full.") from error
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return _status(app, job)
 
@@ -251,11 +255,9 @@ async def _upload(app: FastAPI, request: Request, limits: Limits) -> Job:
             folder = jobs.new_folder()
             path, name = await receive_file(request, folder, most)
         return jobs.add(path, name, folder, is_upload=True)
-    except BaseException as error:  # a browser that goes away too
+    except BaseException:  # the end of the server too
         if folder is not None:
             jobs.remove(folder)
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise busy("The server's disk is full.") from error
         raise
 
 

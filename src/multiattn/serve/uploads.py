@@ -12,6 +12,7 @@ from anyio import to_thread
 from fastapi import HTTPException, Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from multiattn.serve.limits import MEGABYTE
 
@@ -63,6 +64,8 @@ async def pieces(request: Request, most: int) -> AsyncIterator[bytes]:
             piece = await asyncio.wait_for(anext(stream, None), STALL_SECONDS)
         except TimeoutError:
             raise HTTPException(408, f"Nothing arrived for {STALL_SECONDS:.0f} s.") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "The upload was broken off.") from None
         if piece is None:
             return
         received += len(piece)

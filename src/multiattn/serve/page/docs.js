@@ -10,9 +10,9 @@ const make = (name, text, ...children) => {
 
 const at = new URL("./", location.href).href;
 document.getElementById("calls").textContent = [
-  `curl -F file=@clip.mp4 ${at}v1/predict      # answers the job's id`,
-  `curl ${at}v1/jobs/ID                        # state, progress, place in the queue`,
-  `curl ${at}v1/jobs/ID/result                 # the answer; .../report is a page to keep`,
+  `curl -F file=@clip.mp4 ${at}v1/predict   # answers the job's id`,
+  `curl ${at}v1/jobs/ID                     # state, progress, place in the queue`,
+  `curl ${at}v1/jobs/ID/result              # the answer; /report: a page to keep`,
 ].join("\n");
 
 fetch("openapi.json").then((response) => response.json()).then((api) => {

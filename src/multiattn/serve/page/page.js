@@ -49,16 +49,12 @@ async function wordsOf(response) {
 
 function show(section) {
   for (const id of ["start", "work", "answer"]) $(id).hidden = id !== section;
-  if (section !== "start") $("trouble").hidden = true;
 }
 
 function complain(words) {
-  job = upload = null;
-  show("start");
-  $("file").value = "";
+  startAgain();
   $("trouble").textContent = words;
   $("trouble").hidden = false;
-  $("file").focus();
 }
 
 function progress(share, words, seconds) {
@@ -74,6 +70,7 @@ function take(files) {
   if (model && file.size > 1e6 * model.limits.max_upload_mb) {
     return complain(`${file.name} has ${Math.ceil(file.size / 1e6)} MB; ${model.limits.max_upload_mb} MB at most are taken.`);
   }
+  $("trouble").hidden = true;
   show("work");
   $("working").textContent = file.name;
   $("working").focus();
@@ -95,17 +92,19 @@ function send(file) {
     } catch { /* words of a proxy */ }
     if (upload.status !== 202) return complain(`${file.name}: ${reply.detail ?? `the server answered ${upload.status}.`}`);
     upload = null;
-    job = reply.id;
-    watch(job);
+    watch(reply.id);
   };
   upload.send(body);
 }
 
 async function watch(id) {
+  job = id;
+  history.replaceState(null, "", `#${id}`); // so that a page that is loaded again finds its answer
   try {
     while (job === id) {
       const status = await ask(`v1/jobs/${id}`);
       if (job !== id) return;
+      $("working").textContent = status.file;
       if (status.state === "failed") return complain(`${status.file}: ${status.error}`);
       if (status.state === "done") {
         const result = await ask(`v1/jobs/${id}/result`);
@@ -126,14 +125,15 @@ const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1);
 async function cancel() {
   const id = job;
   upload?.abort();
-  job = upload = null;
   startAgain();
   if (id) await ask(`v1/jobs/${id}`, { method: "DELETE" }).catch(() => {});
 }
 
 function startAgain() {
-  job = null;
+  job = upload = null;
+  history.replaceState(null, "", location.pathname);
   $("file").value = "";
+  $("trouble").hidden = true;
   show("start");
   $("file").focus();
 }
@@ -149,7 +149,7 @@ function present(id, result) {
       verdict(file),
       make("div", { class: "actions" }, again, link("report", "html", "Download report"), link("result", "json", "Download JSON")),
       file.faces.length ? overTime(file) : null,
-      deciding(id, result.pictures.deciding, file.faces.length),
+      deciding(id, result.pictures.deciding, file),
       attention(id, result.pictures.attention),
       about(file, result),
     ].filter(Boolean),
@@ -248,16 +248,18 @@ function picture(id, file, alt, ...caption) {
   return make("figure", {}, image, caption.length ? make("figcaption", {}, ...caption) : null);
 }
 
-function deciding(id, crops, faces) {
+function deciding(id, crops, file) {
   if (!crops.length) return null;
+  const isVideo = file.coverage.frames > 1;
   const figures = crops.map((crop) => {
     const where = `face ${crop.track + 1} at ${crop.seconds.toFixed(2)} s`;
     const probability = make("b", { text: crop.probability.toFixed(3) });
-    const caption = `${crop.seconds.toFixed(2)} s${faces > 1 ? `, face ${crop.track + 1}` : ""}`;
+    const caption = [isVideo && `${crop.seconds.toFixed(2)} s`, file.faces.length > 1 && `face ${crop.track + 1}`].filter(Boolean).join(", ");
     return picture(id, crop.file, `${sentence(where)}, P(fake) ${crop.probability.toFixed(2)}`, probability, caption);
   });
   const words = "The faces as the network got them, those with the highest P(fake) first, then those with the lowest.";
-  return make("section", { class: "card" }, make("h2", { text: "Frames that decided" }), make("p", { class: "faint", text: words }), make("div", { class: "strip" }, ...figures));
+  const title = make("h2", { text: isVideo ? "Frames that decided" : "What the network saw" });
+  return make("section", { class: "card" }, title, make("p", { class: "faint", text: words }), make("div", { class: "strip" }, ...figures));
 }
 
 function attention(id, rows) {
@@ -308,6 +310,7 @@ addEventListener("drop", (event) => {
 $("file").addEventListener("change", () => $("file").files.length && take($("file").files));
 $("cancel").addEventListener("click", cancel);
 
+const earlier = location.hash.slice(1);
 ask("v1/model").then((found) => {
   model = found;
   const names = new Set(model.models.map((it) => it.name.split("/")[0]));
@@ -315,4 +318,8 @@ ask("v1/model").then((found) => {
   $("model").textContent = `by ${[...names].join(", ")}, ${count} ${count > 1 ? "networks" : "network"}`;
   const { max_upload_mb: megabytes, max_minutes: minutes } = model.limits;
   $("bounds").textContent = `Videos of up to ${minutes} minutes, and pictures; ${megabytes} MB at most`;
+  if (/^[\w-]+$/.test(earlier) && !job && !upload) {
+    show("work");
+    watch(earlier);
+  }
 }).catch((error) => complain(error.message));
