@@ -23,6 +23,7 @@ from multiattn.serve.limits import Limits
 
 TOKEN_VARIABLE = "MULTIATTN_TOKEN"
 MIN_TOKEN = 12
+EVERY_ADDRESS = ("0.0.0.0", "::")
 STOP_SECONDS = 5
 """Time for answers under way when the server is asked to end."""
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -53,8 +54,6 @@ class Options:
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, self, "port", "a port from 0 to 65535")
-        if self.token is not None and len(self.token) < MIN_TOKEN:
-            raise ValueError(f"--token: expected {MIN_TOKEN} letters at least, found {len(self.token)}.")
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(f"--root {self.root}: no such folder.")
 
@@ -63,6 +62,11 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="serve", doc=__doc__)
     if lacking := [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]:
         raise ValueError(f"serve takes {', '.join(lacking)}, not found here: pip install 'multiattn[serve]'.")
+    token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE)
+    if token is not None and len(token) < MIN_TOKEN:
+        raise ValueError(
+            f"--token: expected {MIN_TOKEN} letters at least, found {len(token)} (or in {TOKEN_VARIABLE})."
+        )
     runs = tuple(map(named_run, options.runs)) or (packaged_run(),)
     for run in runs:
         fold_folders(run)  # or an error, before the networks' process is started
@@ -82,9 +86,8 @@ def main(argv: list[str]) -> None:
         )
         first = ExaminerProcess(detector)
         results(*first.model["notes"])
-        token = options.token or os.environ.get(TOKEN_VARIABLE, "")
-        if not token and not is_loopback(options.host):
-            token = secrets.token_urlsafe(24)
+        if token is None:
+            token = "" if is_loopback(options.host) else secrets.token_urlsafe(24)
         _serve(options, listener, detector, first, token)
 
 
@@ -106,7 +109,8 @@ def _serve(options: Options, listener: socket.socket, detector, first, token: st
     from multiattn.serve.app import create_app
     from multiattn.serve.workers import ExaminerProcess
 
-    host = f"[{options.host}]" if ":" in options.host else options.host
+    host = socket.gethostname() if options.host in EVERY_ADDRESS else options.host
+    host = f"[{host}]" if ":" in host else host
     address = f"http://{host}:{listener.getsockname()[1]}/"
     with (
         listening(signal.SIGINT),
