@@ -92,12 +92,16 @@ def greedy_shares(likelihoods, steps):
     bag = np.zeros(num_videos)
     # Loops in place of a list and a sort, which take two seconds to compile.
     single, order = np.zeros(num_experiments), np.zeros(num_experiments, dtype=np.int64)
+    taken = np.zeros(num_experiments, dtype=np.bool_)
     for experiment in range(num_experiments):
         single[experiment] = _bag_loss(bag, likelihoods[experiment], 1)
     best_loss, begin = np.inf, 0
     for rank in range(num_experiments):
-        order[rank] = np.argmin(single)
-        single[order[rank]] = np.inf
+        first = -1
+        for experiment in range(num_experiments):
+            if not taken[experiment] and (first < 0 or single[experiment] < single[first]):
+                first = experiment
+        order[rank], taken[first] = first, True
         loss = _bag_loss(bag, likelihoods[order[rank]], rank + 1)
         bag += likelihoods[order[rank]]
         if loss < best_loss:
