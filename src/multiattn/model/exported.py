@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import torch
@@ -125,7 +126,8 @@ def write_program(classifier: CropClassifier, size: int, path: Path, metadata: M
     """Write a `torch.export` program of a classifier, which `torch.export.load(path).module()` calls as it is called
     here; `METADATA_FILE` is among its extra files."""
     example = torch.zeros(EXAMPLES, size, size, 3, dtype=torch.uint8)
-    with _quietly():
+    # Autocast is off, so that the contexts that forbid it change nothing: torch cannot read a program with them back.
+    with _quietly(), mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()):
         program = torch.export.export(
             classifier.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         )
