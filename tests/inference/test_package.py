@@ -264,6 +264,9 @@ def test_a_wheel_takes_the_packaged_run_along_and_scores_by_it_without_a_network
     written = json.loads((elsewhere / "answers.json").read_text())
     assert written["runs"] == ["dfdc_lite/fold0", "dfdc_lite/fold1"]
     assert written["files"][0]["probability"] is not None
+    command = [sys.executable, str(site / "bin" / "multiattn"), "doctor"]
+    told = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True).stdout
+    assert re.search(r"^versions +ok +\d+ packages in range", told, re.MULTILINE), told
 
 
 def test_the_runs_that_come_with_the_package_are_whole():
