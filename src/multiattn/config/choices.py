@@ -30,5 +30,7 @@ ExportFormat = Literal["onnx", "torch-export"]
 """Files of networks that run without this package."""
 ExportPrecision = Literal["float32", "float16", "int8"]
 """Numbers that an exported network computes with."""
+Tracking = Literal["wandb"]
+"""Experiment trackers beside TensorBoard."""
 StoredPrecision = Literal["auto", "float16", "float32"]
 """The form of a bundle's weights."""

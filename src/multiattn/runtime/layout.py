@@ -21,6 +21,8 @@ IMPORT_FILE = "import.json"
 EPOCHS_FILE = "epochs.csv"
 TRAIN_LOG = "train.log"
 TENSORBOARD_FOLDER = "tensorboard"
+TRACKER_FILE = "tracker.json"
+"""The id by which an experiment tracker knows the run."""
 STATE_FILE, PREVIOUS_STATE_FILE = "resume.pt", "resume.previous.pt"
 # and what came out.
 BEST_WEIGHTS = "best.safetensors"

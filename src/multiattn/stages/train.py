@@ -11,6 +11,7 @@ Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-s
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ import tyro
 
 from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTable, Inline, parse_experiment, results
 from multiattn.config import Experiment
+from multiattn.config.choices import Tracking
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.layout import HELD_OUT_FILE, folds_below
 from multiattn.runtime.progress import WorkBar
@@ -43,6 +45,8 @@ class Options:
     budget_hours: float | None = None
     """Hours the command may take, from its start: it saves its state and ends in time for what follows the training,
     leaves what does not fit to the same command another time, and says beforehand what that will be."""
+    track: Tracking | None = None
+    """Record the curves with Weights & Biases too, beside TensorBoard's: needs `pip install 'multiattn[wandb]'`."""
     allow_changes: bool = False
     """Go on with a run that was begun with other settings; changes.json in the run folder notes which."""
     fit_batch: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
@@ -52,6 +56,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.budget_hours is not None and not self.budget_hours > 0:
             raise ValueError(f"--budget-hours: expected hours above 0, found {self.budget_hours}.")
+        if self.track is not None and find_spec(self.track) is None:
+            raise ValueError(f"--track {self.track}: it is not installed. `pip install 'multiattn[{self.track}]'`.")
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +88,12 @@ def main(argv: list[str]) -> None:
 
         with distributed(device) as ranks, WorkBar(experiment.name, len(numbers)) as bar:
             rules = {"allow_changes": options.allow_changes, "keep_going": len(numbers) > 1 and ranks.world_size == 1}
-            rules |= {"budget": budget, "fit_batch": options.fit_batch, "finish": finish}
+            rules |= {
+                "budget": budget,
+                "fit_batch": options.fit_batch,
+                "finish": finish,
+                "is_tracked": options.track is not None,
+            }
             outcomes = training.train_folds(
                 experiment, data, numbers, options.runs, device=device, ranks=ranks, bar=bar, **rules
             )

@@ -140,6 +140,7 @@ def train_folds(
     allow_changes: bool = False,
     keep_going: bool = False,
     fit_batch: bool = False,
+    is_tracked: bool = False,
     finish: Callable[[Path], object] | None = None,
 ) -> list[FoldOutcome]:
     """Train folds one after the other; a finished one is skipped, a killed one continued.
@@ -148,6 +149,7 @@ def train_folds(
         bar: of the work that these folds are a part of.
         budget: ends the training in time, with its state saved; no further fold is begun then.
         fit_batch: train in the largest batches that fit the device (`settle_batch`).
+        is_tracked: record the curves with Weights & Biases too.
         finish: called by the main rank with the folder of each fold whose training has ended, also a finished one's.
         keep_going: a fold that fails does not take the others with it. For one process: among several ranks, the others
             would wait for the one that failed.
@@ -182,7 +184,8 @@ def train_folds(
                     place = {"device": device, "world_size": ranks.world_size}
                     run.begin(settled, data.recipe, crops, data.folds, **place, allow_changes=allow_changes)
                 wait_for_all(ranks)
-                is_over = train_fold(settled, crops, run, device=device, ranks=ranks, bar=bar, budget=budget)
+                more = {"bar": bar, "budget": budget, "is_tracked": is_tracked}
+                is_over = train_fold(settled, crops, run, device=device, ranks=ranks, **more)
             budget.has_stopped = not is_over
             if is_over and finish is not None and ranks.is_main:
                 finish(folder)

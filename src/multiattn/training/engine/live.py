@@ -1,4 +1,4 @@
-"""Progress of a training on the screen: one live line, and TensorBoard's scalars and pictures."""
+"""Progress of a training on the screen: one live line, TensorBoard's scalars and pictures, and a tracker's."""
 
 import threading
 from typing import Any
@@ -15,6 +15,7 @@ from multiattn.runtime.layout import TENSORBOARD_FOLDER
 from multiattn.runtime.processor import memory_in_use
 from multiattn.runtime.progress import WorkBar
 from multiattn.training.engine.fold_training import FoldTraining
+from multiattn.training.engine.tracking import Tracker
 
 PICTURED = 8
 """Crops of the first batch of an epoch that are kept for its picture."""
@@ -23,9 +24,9 @@ TERM_NAMES = {"cross_entropy": "ce", "auxiliary": "aux", "cross_entropy_agda": "
 
 
 class Live:
-    """The live line and TensorBoard of one fold; only rank 0 shows anything."""
+    """The live line, TensorBoard and, where it `is_tracked`, the tracker of one fold; only rank 0 shows anything."""
 
-    def __init__(self, training: FoldTraining, bar: WorkBar) -> None:
+    def __init__(self, training: FoldTraining, bar: WorkBar, *, is_tracked: bool = False) -> None:
         self.is_main, self.bar = training.ranks.is_main, bar
         samples_per_epoch = len(training.loader) * training.global_batch
         done = training.progress.epoch * samples_per_epoch + training.progress.batch * training.global_batch
@@ -34,6 +35,7 @@ class Live:
         self._report()
         folder = training.run.path / TENSORBOARD_FOLDER
         self.writer = SummaryWriter(folder, purge_step=training.updates) if self.is_main else None
+        self.tracker = Tracker(training.run) if self.is_main and is_tracked else None
         self._excepthook, threading.excepthook = threading.excepthook, _leave_to_writer
         self.crops: Tensor | None = None
 
@@ -87,6 +89,8 @@ class Live:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+        if self.tracker is not None:
+            self.tracker.close()
         threading.excepthook = self._excepthook
 
     def _report(self, text: str = "") -> None:
@@ -94,9 +98,12 @@ class Live:
             self.bar.report(self.fold, self.done, self.samples, text)
 
     def _scalars(self, group: str, figures: dict[str, float], step: int) -> None:
-        for name, value in figures.items():
+        named = {f"{group}/{name}": value for name, value in figures.items()}
+        for name, value in named.items():
             if self.writer is not None:
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+                self.writer.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.log(named, step)
 
 
 def _leave_to_writer(failure: threading.ExceptHookArgs) -> None:

@@ -69,6 +69,7 @@ def train_fold(
     ranks: Ranks,
     bar: WorkBar,
     budget: Budget,
+    is_tracked: bool = False,
 ) -> bool:
     """True where the fold came to its end, from its last saved state or by an earlier command; False where the budget
     is over, and its state saved.
@@ -88,7 +89,7 @@ def train_fold(
             progress = training.progress
             logger.info("%s: continues in epoch %d, batch %d", run.model_name, progress.epoch, progress.batch)
         set_guard(training)
-        training.budget, live = budget, Live(training, bar)
+        training.budget, live = budget, Live(training, bar, is_tracked=is_tracked)
         try:
             _train(training, live, interruption)
         except OutOfTimeError:
