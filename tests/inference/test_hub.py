@@ -327,6 +327,7 @@ def test_sizes_are_refused_before_anything_is_fetched_and_links_are_not_written_
     with pytest.raises(ValueError, match="small: expected no run of that name"):
         pull_run(REPO, tmp_path / "runs", max_gb=1)
     assert not list((tmp_path / "elsewhere").iterdir())
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"]
 
 
 @pytest.mark.slow

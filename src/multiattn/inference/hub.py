@@ -211,8 +211,9 @@ def _pull(repo_id: str, building: Path, revision: str | None, max_gb: float) -> 
         raise _RefusedError(f"expected the run's name as model_name in {README}, found none")
     target = building.with_name(named[1].decode())
     if target.exists() or target.is_symlink():
-        _require_same(building, target)
+        own_list = (building / DIGESTS_FILE).read_bytes()
         shutil.rmtree(building)
+        _require_same(target, own_list)
         return target, False
     for one, size in sizes.items():
         if size > 1e6:
@@ -244,11 +245,10 @@ def _require_run(sizes: Mapping[str, int], max_gb: float) -> None:
         )
 
 
-def _require_same(building: Path, target: Path) -> None:
-    """Raise `ValueError` where the run in a pulled one's place is not that one, byte for byte."""
+def _require_same(target: Path, listed: bytes) -> None:
+    """Raise `ValueError` where the run in a pulled one's place is not that of this list, byte for byte."""
     digests = target / DIGESTS_FILE
-    is_same = digests.is_file() and digests.read_bytes() == (building / DIGESTS_FILE).read_bytes()
-    if not is_same or changed_files(digests):
+    if not digests.is_file() or digests.read_bytes() != listed or changed_files(digests):
         raise ValueError(
             f"{target}: expected no run of that name, or the same one, found another. Move it away, or take another "
             "--runs. It is as it was."
