@@ -7,5 +7,6 @@ train_sides.py       their sides
 data.py              crops a second from the disk to the training
 faces.py             face extraction
 submit.py            a folder of videos to a submission
+machine.py           checks of machine and installation, for `multiattn doctor`
 gpu.py               all that needs a GPU, tests too, as one table
 """

@@ -114,6 +114,8 @@ class Journal(Generic[Record]):
         """
         found, decoder = {}, json.JSONDecoder()
         for number, place, line in self._lines():
+            if not line.endswith(b"\n"):  # what a kill left of it, until `repair`
+                continue
             try:
                 key, _ = decoder.raw_decode(line[:8192].decode(errors="replace"), len(self._before_key))
             except (json.JSONDecodeError, IndexError) as error:

@@ -69,6 +69,8 @@ class Options:
     time_limit: float = 600.0
     """Seconds a video may take; then it is `unreadable`."""
     device: Devices = "auto"
+    dry_run: bool = False
+    """Say what would be done, in which time, memory and disk, and write nothing; without --pack."""
 
     def __post_init__(self) -> None:
         require(self.fps is None or self.fps > 0, self, "fps", "frames a second above 0")
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(
             "--videos: expected the videos.csv of `multiattn index`, found none; only --pack goes without."
         )
-    if options.pack:
+    if options.pack and not options.dry_run:
         from multiattn.video.extraction.packing import pack_crops
 
         packed, shards = pack_crops(options.out)
@@ -105,8 +107,14 @@ def _extract(options: Options) -> None:
     given = {name: getattr(options, name) for name in (*names, "policy", "reuse_original", "fast_frames")}
     settings = extraction_settings(device=device_names(pick_devices(options.device)), **given)
     located = locate_videos(videos, options.videos, roots=named_roots(options.root, sorted(videos["dataset"].unique())))
+    tasks = _tasks(videos, located, settings.recipe, options.fps)
+    if options.dry_run:
+        from multiattn.video.extraction.dry_run import describe_extraction
+
+        results(*describe_extraction(tasks, options.out, settings, jobs=options.jobs))
+        return
     statuses = extract_faces(
-        videos, _tasks(videos, located, settings.recipe, options.fps), options.out, settings,
+        videos, tasks, options.out, settings,
         jobs=options.jobs, backend=options.backend, scheduler=options.scheduler, time_limit=options.time_limit,
     )  # fmt: skip
     counts = statuses["status"].value_counts()

@@ -9,6 +9,8 @@ what was answered from fewer frames or models for want of time.
     multiattn submit --runs dfdc_lite --videos-dir clips --out submissions/clips    # every video of a folder
 """
 
+from dataclasses import dataclass
+
 from multiattn.command_line import parse, results
 from multiattn.inference.outside import require_answers
 from multiattn.inference.submit.inputs import SubmitInputs, write_first_answer
@@ -16,9 +18,20 @@ from multiattn.runtime.layout import SUBMISSION_FILE
 from multiattn.runtime.text_tables import counted
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(SubmitInputs):
+    dry_run: bool = False
+    """Say what would be done, in which time and memory, and write nothing."""
+
+
 def main(argv: list[str]) -> None:
-    inputs = parse(SubmitInputs, argv, stage="submit", doc=__doc__)
+    inputs = parse(Options, argv, stage="submit", doc=__doc__)
     require_answers(inputs.runs, inputs.scoring, inputs.outside_files)
+    if inputs.dry_run:
+        from multiattn.inference.submit.dry_run import describe_submit
+
+        results(*describe_submit(inputs))
+        return
     write_first_answer(inputs)
     from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
 

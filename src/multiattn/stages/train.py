@@ -47,6 +47,8 @@ class Options:
     leaves what does not fit to the same command another time, and says beforehand what that will be."""
     track: Tracking | None = None
     """Record the curves with Weights & Biases too, beside TensorBoard's: needs `pip install 'multiattn[wandb]'`."""
+    dry_run: bool = False
+    """Say what would be done, in which time and memory, and write nothing."""
     allow_changes: bool = False
     """Go on with a run that was begun with other settings; changes.json in the run folder notes which."""
     fit_batch: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
@@ -73,6 +75,14 @@ def main(argv: list[str]) -> None:
     data = training.read_training_data(options.faces, options.folds)
     numbers = data.fold_numbers(options.fold)
     data.require_crops_for(experiment)
+    if options.dry_run:
+        from multiattn.training.dry_run import describe_plan
+
+        places = len(training.parse_slots(options.gpus)) if options.gpus else 1
+        device = pick_device("auto" if options.gpus else options.device)
+        more = {"device": device, "places": places, "allow_changes": options.allow_changes}
+        results(*describe_plan(experiment, data, numbers, options.runs / experiment.name, **more))
+        return
     folder, outcomes, budget = options.runs / experiment.name, [], Budget(options.budget_hours)
     if options.gpus is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -104,7 +104,7 @@ def plan_folds(budget: Budget, experiment: Experiment, folder: Path, numbers: li
         return
     budget.num_epochs, measured = experiment.num_epochs, []
     for number in numbers:
-        left, seconds_an_epoch = _what_is_left(fold_folder(folder, number), experiment)
+        left, seconds_an_epoch = what_is_left(fold_folder(folder, number), experiment)
         if left:
             budget.epochs_left[number] = left
         measured += [seconds_an_epoch] if seconds_an_epoch else []
@@ -114,7 +114,7 @@ def plan_folds(budget: Budget, experiment: Experiment, folder: Path, numbers: li
         logger.info("plan: no epoch was measured yet; what fits into %g hours is told once the rate is.", budget.hours)
 
 
-def _what_is_left(folder: Path, experiment: Experiment) -> tuple[float, float]:
+def what_is_left(folder: Path, experiment: Experiment) -> tuple[float, float]:
     """Epochs that a fold has left, by its latest validation, and the mean seconds of one so far; 0 where none is."""
     path, settings = folder / EPOCHS_FILE, experiment.validation
     if not path.is_file():

@@ -68,7 +68,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         history = _history(inputs, models, sample)
         held_out = read_answers_out_of_fold(inputs.runs, inputs.scoring, inputs.rule)
-        setup = _set_up(inputs, models, sample)
+        setup = set_up(inputs, models, sample)
         delivery.recipes = len(setup.settings)
         require_room(inputs.out, len(setup.paths) * setup.everything.frames * CROPS_A_FRAME * len(models))
         stores: list[ResultStore] = []
@@ -298,7 +298,8 @@ def require_room(folder: Path, results: int) -> None:
         )
 
 
-def _set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> Setup:
+def set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> Setup:
+    """Videos, models and machine of a run; nothing is read but what decides them."""
     is_here = inputs.backend == "local"
     devices = pick_devices(inputs.device if is_here else "cpu")
     models, names = with_runtime(models, inputs.runtime, *devices), device_names(devices)

@@ -134,11 +134,15 @@ class RunFolder:
         write_json(self.path / layout.ENVIRONMENT_FILE, describe_environment(device) | {"precision": vars(precision)})
         write_json(self.path / EXPERIMENT_FILE, to_json(experiment))
 
+    def other_settings(self, experiment: Experiment) -> list[str]:
+        """Settings that differ from those of the run that is there, in words; those free to change do not count."""
+        return _differences(to_json(read_experiment(self.path)), to_json(experiment))
+
     def _accept(
         self, experiment: Experiment, recipe: CropRecipe, folds: pd.DataFrame, inputs: dict[str, Any], allowed: bool
     ) -> bool:
         """Compare with the run that is there; True where there are changes, and they are allowed and noted."""
-        differences = _differences(to_json(read_experiment(self.path)), to_json(experiment))
+        differences = self.other_settings(experiment)
         if other_crops := describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {other_crops}")
         differences += _differences(read_json(self.path / INPUTS_FILE), inputs)

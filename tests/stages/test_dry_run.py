@@ -1,0 +1,40 @@
+"""`--dry-run` of train, faces and submit: counts and estimates, and not a file written, moved or touched."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import FACES_OPTIONS, run
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(
+    ("stage", "is_there", "words"),
+    [
+        pytest.param("train", True, ("finished",), id="train, finished"),
+        pytest.param("train", False, ("new", "batches computed here", "GB at least for a step"), id="train, new"),
+        pytest.param("faces", True, (" done; ",), id="faces, finished"),
+        pytest.param("faces", False, (", 0 done; ", "one video extracted here", "disk: "), id="faces, new"),
+        pytest.param("submit", True, (" of them answered before",), id="submit, begun"),
+        pytest.param("submit", False, (", 0 of them answered", "predicted here", "memory: "), id="submit, new"),
+    ],
+)
+def test_nothing_is_written_and_the_work_is_told(stage, is_there, words, pipeline, submission, tmp_path, capsys):
+    new = tmp_path / "new"
+    commands = {
+        "train": pipeline.training(pipeline.runs if is_there else new),
+        "faces": ["faces", "--videos", pipeline.videos, "--out", pipeline.faces if is_there else new, *FACES_OPTIONS],
+        "submit": ["submit", "--runs", pipeline.experiment, "--videos-dir", pipeline.dataset / "test_videos"],
+    }
+    commands["faces"] += ["--jobs", 1]
+    commands["submit"] += ["--out", submission if is_there else new, "--jobs", 1]
+    roots = {path.parent for path in (pipeline.runs, pipeline.faces, submission)} | {tmp_path}
+    before = {root: tree(root) for root in roots}
+    capsys.readouterr()
+    run(*commands[stage], "--dry-run")
+    said = capsys.readouterr().out
+    assert all(word in said for word in (*words, "Nothing was written.")), said
+    assert {root: tree(root) for root in roots} == before and not new.exists()
