@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from multiattn.command_line import NameOf, RuleTta, require_at_least
+from multiattn.command_line import DetectorWeights, NameOf, RuleTta, require_at_least
 from multiattn.config import Precision
 from multiattn.config.choices import Preset, Runtime
 from multiattn.runtime.devices import runtime_precision
@@ -131,6 +131,7 @@ class ScoreBench:
     device: str = "cpu"
     runtimes: tuple[Runtime, ...] = ("torch",)
     """As `multiattn score --runtime`; each is timed, in turns."""
+    weights: DetectorWeights = None
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "repeats")

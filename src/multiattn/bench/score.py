@@ -56,6 +56,7 @@ def measure(options: ScoreBench) -> list[str]:
 def _command(options: ScoreBench, runs: tuple[Path, ...], runtime: Runtime) -> float:
     words = [sys.executable, "-m", "multiattn", "score", str(options.clip), "--device", options.device]
     words += ["--runtime", runtime]
+    words += [] if options.weights is None else ["--weights", str(options.weights)]
     started = time.perf_counter()
     ran = subprocess.run([*words, "--runs", *map(str, runs)], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
@@ -65,15 +66,16 @@ def _command(options: ScoreBench, runs: tuple[Path, ...], runtime: Runtime) -> f
 
 
 def _in_process(options: ScoreBench, runs: tuple[Path, ...], runtime: Runtime) -> dict[str, float]:
-    with SideProcess("score", _Stages, options.clip, runs, options.device, runtime) as side:
+    how = {"device": options.device, "weights": options.weights, "runtime": runtime}
+    with SideProcess("score", _Stages, options.clip, runs, how) as side:
         return side.ask("seconds")
 
 
 class _Stages:
     """One clip's way to its answer in this process."""
 
-    def __init__(self, clip: Path, runs: tuple[Path, ...], device: str, runtime: Runtime) -> None:
-        self.clip, self.runs, self.how = clip, runs, {"device": device, "runtime": runtime}
+    def __init__(self, clip: Path, runs: tuple[Path, ...], how: dict[str, Any]) -> None:
+        self.clip, self.runs, self.how = clip, runs, how
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds, in order."""
@@ -103,7 +105,8 @@ class _Stages:
         from multiattn.video.extraction.extract import ExtractionSettings, VideoTask, encode_crops
 
         recipe = detector.models[0].recipe.for_prediction()
-        settings = ExtractionSettings(recipe=recipe, device=str(detector.device), read_ahead=True)
+        how = {"device": str(detector.device), "weights": self.how["weights"], "read_ahead": True}
+        settings = ExtractionSettings(recipe=recipe, **how)
         encode_crops(VideoTask(video_id="bench/clip", path=self.clip.absolute()), settings)
 
 

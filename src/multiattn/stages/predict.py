@@ -82,7 +82,10 @@ def main(argv: list[str]) -> None:
         return
     if options.fit_distance:
         kept = keep_distances(models, options.faces, device=devices[0])
-        results(f"{kept} of {len(models)} models know how far faces lie from those of their training")
+        results(
+            f"{kept} of {len(models)} models know how far faces lie from those of their training",
+            "oof.parquet, submissions and tables made before keep the distances they have",
+        )
         return
     if options.out is None:
         raise ValueError("expected --out FILE, the frame_predictions.parquet to write, found none.")

@@ -54,8 +54,6 @@ class Options:
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, self, "port", "a port from 0 to 65535")
-        if self.root is not None and not self.root.is_dir():
-            raise FileNotFoundError(f"--root {self.root}: no such folder.")
 
 
 def main(argv: list[str]) -> None:
@@ -67,6 +65,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(
             f"--token: expected {MIN_TOKEN} letters at least, found {len(token)} (or in {TOKEN_VARIABLE})."
         )
+    if options.root is not None and not options.root.is_dir():
+        raise FileNotFoundError(f"--root {options.root}: no such folder.")
     runs = tuple(map(named_run, options.runs)) or (packaged_run(),)
     for run in runs:
         fold_folders(run)  # or an error, before the networks' process is started

@@ -115,7 +115,7 @@ def build_training_bundle(options: BundleOptions, experiment: Experiment) -> Bun
         from_hub = experiment.model.pretrained and options.weights is None
         internet = "internet on (the backbone's weights are timm's)" if from_hub else "internet off"
         write_text(building / "README.txt", README.format(name=experiment.name, internet=internet))
-        _require_fits(root, files, options)
+        _require_fits(building, growing, root, files, options)
         below = _write_tables(options.faces, building / growing, *tables)
         with progress_bar(len(files), "crops", "files") as bar:
             for name in files:
@@ -131,11 +131,16 @@ def build_training_bundle(options: BundleOptions, experiment: Experiment) -> Bun
     return Bundle(out, [], sizes)
 
 
-def _require_fits(root: Path, files: pd.Series, options: BundleOptions) -> None:
-    total = sum((root / name).stat().st_size for name in files)
+def _require_fits(building: Path, growing: str, root: Path, files: pd.Series, options: BundleOptions) -> None:
+    """Raise `ValueError` where what lies in the bundle, but for crops of a run that was killed, and all crops together
+    take more than they may."""
+    crops = sum((root / name).stat().st_size for name in files)
+    below = ((path, path.relative_to(building).parts[0]) for path in building.rglob("*") if path.is_file())
+    total = crops + sum(path.stat().st_size for path, first in below if first != growing)
     if total > options.max_gb * 1e9:
         raise ValueError(
-            f"the crops would take {total / 1e9:.3f} GB, more than --max-gb {options.max_gb:g}. Nothing was written. "
+            f"the bundle would take {total / 1e9:.3f} GB, {crops / 1e9:.3f} of them crops, more than --max-gb "
+            f"{options.max_gb:g}. Nothing was written. "
             "Take the folds of fewer videos, or smaller crops; or allow more with --max-gb."
         )
 
