@@ -32,8 +32,8 @@ ATTEMPTS = 3
 """Attempts at a task whose process dies."""
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 30
-RAY_CALLS_AT_ONCE = 16
-"""Calls a worker in one list: Ray's joblib backend hands out results only when all of a list are there."""
+RAY_CALLS_AHEAD = 2
+"""Calls a CPU that Ray has at a time: each finds the next one there."""
 
 
 @dataclass(frozen=True)
@@ -227,26 +227,39 @@ def open_backend(name: Backend, *, jobs: int, scheduler: str | None) -> Iterator
         yield functools.partial(in_threads, jobs=jobs)
     elif name == "dask":
         with _dask_client(scheduler) as client:
-            yield lambda calls: _in_parallel(calls, return_as="generator_unordered", backend="dask", client=client)
+            yield functools.partial(_dask_calls, client=client)
     elif name == "ray":
         with _ray_connection(scheduler) as workers:
-            yield lambda calls: _in_lists(calls, RAY_CALLS_AT_ONCE * workers)
+            yield functools.partial(_ray_calls, at_once=RAY_CALLS_AHEAD * workers)
     else:
         raise ValueError(f"--backend: expected local, dask or ray, found {name!r}.")
 
 
-def _in_parallel(calls: Iterable[tuple], *, return_as: str, **backend: Any) -> Iterator[tuple]:
+def _dask_calls(calls: Iterable[tuple], *, client: Any) -> Iterator[tuple]:
     import joblib
 
-    with joblib.parallel_config(**backend, n_jobs=-1):
-        parallel = joblib.Parallel(return_as=return_as, batch_size=1)  # one call a batch: each takes seconds
+    with joblib.parallel_config(backend="dask", client=client, n_jobs=-1):
+        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)  # one call a batch: it takes seconds
     yield from parallel(joblib.delayed(function)(*arguments) for function, *arguments in calls)
 
 
-def _in_lists(calls: Iterable[tuple], at_once: int) -> Iterator[tuple]:
-    calls = iter(calls)
-    while some := list(itertools.islice(calls, at_once)):
-        yield from _in_parallel(some, return_as="list", backend="ray")
+def _ray_calls(calls: Iterable[tuple], *, at_once: int) -> Iterator[tuple]:
+    """As Ray's tasks, which it gives to another worker when theirs dies; its joblib backend would give up all."""
+    import ray
+
+    call, calls, keys = ray.remote(_guarded), iter(calls), {}
+    while True:
+        for function, key, *arguments in itertools.islice(calls, at_once - len(keys)):
+            keys[call.remote(function, key, *arguments)] = key
+        if not keys:
+            return
+        (done, *_), _ = ray.wait(list(keys))
+        key = keys.pop(done)
+        try:
+            result = ray.get(done)
+        except ray.exceptions.RayError as error:
+            result = key, "lost", describe_error(error)
+        yield result
 
 
 @contextlib.contextmanager
@@ -270,7 +283,6 @@ def _dask_client(scheduler: str | None) -> Iterator[Any]:
 def _ray_connection(address: str | None) -> Iterator[int]:
     _require("ray", "ray", 'pip install ".[ray]"')
     import ray
-    from ray.util.joblib import register_ray
 
     mine = not ray.is_initialized()
     if mine:
@@ -280,7 +292,6 @@ def _ray_connection(address: str | None) -> Iterator[int]:
             raise ValueError(
                 f"--backend ray: no Ray cluster at {address or 'this machine'} ({error}). Start one: ray start --head."
             ) from error
-    register_ray()
     try:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
