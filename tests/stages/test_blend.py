@@ -15,6 +15,7 @@ from sklearn.metrics import log_loss
 from multiattn.__main__ import main
 from multiattn.evaluation.leaderboard import score_submissions
 from multiattn.inference.scoring_file import write_scoring
+from multiattn.inference.submit import delivery
 from multiattn.runtime.files import write_json
 from multiattn.scoring.aggregators import Aggregator, frame_predictions
 from multiattn.scoring.calibration import Calibration
@@ -127,6 +128,17 @@ def test_a_blend_is_blended_again_scored_by_the_leaderboard_and_replaced(team, c
     assert board.loc["blend", "log_loss"] == pytest.approx(log_loss(np.arange(CLIPS) % 2, again))
     assert board.loc["blend", "out_of_fold_log_loss"] == pytest.approx(card["out_of_fold"]["log_loss"])
     assert board.loc["ours", "no_face"] == 1 and pd.isna(board.loc["blend", "no_face"])
+
+
+def test_a_blend_that_was_killed_before_its_card_is_written_by_the_same_command(team, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception):
+        patch.setattr(delivery, "git_commit", lambda: pytest.fail("killed when all but the card is there"))
+        team.blend("--weights", 1, 1)
+    assert (team.folder / "blend" / "submission.csv").is_file() and not (team.folder / "blend" / "card.json").exists()
+    _, card = team.blend("--weights", 1, 1)
+    assert card["blend"] == ["ours", "theirs"]
+    (team.folder / "blend" / "card.json").unlink()
+    assert main(["blend", str(team.ours), "--weights", "1", "--out", str(team.folder / "blend")]) == 2, "no blend's now"
 
 
 def test_of_our_own_folders_it_is_known_how_each_video_was_answered(team):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,6 +32,11 @@ class BlendRule:
     """Its answers to held-out videos, an `out-of-fold` table; None where they are not known."""
     frames: pd.DataFrame | None = None
     """Frame predictions of ours that it blends; None: it blends submissions, as if each were an outside model."""
+
+    def write_frames(self, path: Path) -> dict[str, Any]:
+        """As `write_submission` has it; the card gets nothing more."""
+        FRAME_PREDICTIONS.write(self.frames, path)
+        return {}
 
 
 def weigh(
@@ -154,9 +160,12 @@ def deliver(blend: BlendRule, files: Mapping[str, Path], answers: pd.DataFrame, 
         "out_of_fold": rule.out_of_fold,
     }
     with exclusive_folder(out):
-        write_submission(Submission(submission, videos, rule), sample, out, card, blend.frames)
+        (out / layout.UNFINISHED_BLEND).touch()
+        write_frames = None if blend.frames is None else blend.write_frames
+        write_submission(Submission(submission, videos, rule), sample, out, card, write_frames)
         if blend.held_out is not None:
             OUT_OF_FOLD.write(blend.held_out, out / layout.VIDEO_HELD_OUT_FILE)
+        (out / layout.UNFINISHED_BLEND).unlink()
     return f"{out / layout.SUBMISSION_FILE}: {describe_submission(submission)}"
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -89,7 +89,7 @@ class Journal(Generic[Record]):
         Raises:
             OSError: the disk is full; the journal is as it was.
         """
-        return self._write(asdict(record))
+        return self._write({name: getattr(record, name) for name in self._fields})
 
     def _write(self, values: dict[str, Any]) -> int:
         line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
@@ -134,8 +134,12 @@ class Journal(Generic[Record]):
 
         A damaged line raises `ValueError`; with `skip_damaged` such lines are left out, and the log says how many.
         """
+        return (record for _, record in self.placed_records(skip_damaged=skip_damaged))
+
+    def placed_records(self, *, skip_damaged: bool = False) -> Iterator[tuple[int, Record]]:
+        """The same, each with the place of its line."""
         damaged = 0
-        for number, _, line in self._lines():
+        for number, place, line in self._lines():
             try:
                 record = self._record(line)
             except (ValueError, TypeError, AttributeError) as error:
@@ -143,7 +147,7 @@ class Journal(Generic[Record]):
                     raise self._damaged(number, error) from error
                 damaged += 1
                 continue
-            yield record
+            yield place, record
         if damaged:
             number = counted(damaged, "damaged line is", "damaged lines are")
             logger.warning("%s: %s left out; the work is done again", self.path, number)

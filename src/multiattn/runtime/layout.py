@@ -75,6 +75,8 @@ VIDEO_PREDICTIONS_FILE = "video_predictions.csv"
 ROBUSTNESS_FILE = "robustness.csv"
 """In the folder that `multiattn robustness` writes."""
 SUBMISSION_JOURNAL = "kernel_results.jsonl"
+UNFINISHED_BLEND = ".unfinished-blend"
+"""In the folder of a blend while it is written, which the same command may then write again."""
 BUNDLE_FILE = "bundle.json"
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"

@@ -44,6 +44,13 @@ class Outside:
         words = Counter(word for reason in outside["distance_reason"] if reason for word in reason.split(", "))
         return cls(len(crops), int(crops["distance"].notna().sum()), len(outside), dict(words.most_common()))
 
+    def __add__(self, other: "Outside") -> "Outside":
+        """Those of both, which have no crop in common."""
+        reasons = Counter(self.reasons)
+        reasons.update(other.reasons)
+        together = (getattr(self, name) + getattr(other, name) for name in ("crops", "measured", "outside"))
+        return Outside(*together, dict(reasons.most_common()))
+
     @property
     def share(self) -> float:
         """Share of the measured crops that lie outside; NaN where none was measured."""

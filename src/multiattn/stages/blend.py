@@ -101,5 +101,6 @@ def _require_sound(options: Options, files: dict[str, Path], given: dict[str, Pa
     if options.clip is not None and not (weights and 0 < options.clip < 0.5):
         raise ValueError(f"--clip: expected a number in (0, 0.5) and --weights beside it, found {options.clip:g}.")
     path = options.out / layout.SUBMISSION_FILE
-    if path.is_file() and (path.resolve() in map(Path.resolve, files.values()) or "blend" not in card_of(path)):
+    is_ours = "blend" in card_of(path) or beside(path, layout.UNFINISHED_BLEND) is not None
+    if path.is_file() and (path.resolve() in map(Path.resolve, files.values()) or not is_ours):
         raise ValueError(f"--out {options.out}: expected a new folder or an earlier blend, found another submission.")

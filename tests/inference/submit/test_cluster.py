@@ -1,23 +1,33 @@
 """Videos of a submission as tasks of a cluster: the answers of one machine, whoever dies."""
 
+import contextlib
 import dataclasses
+import gc
 import os
 import pickle
 import signal
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from multiattn.inference.runs import find_models
-from multiattn.inference.submit.cluster import predict_video
-from multiattn.inference.submit.extraction import Work
+from multiattn.inference.submit import cluster as cluster_module
+from multiattn.inference.submit.classifier import Classified
+from multiattn.inference.submit.cluster import NOT_SENT, predict_video
+from multiattn.inference.submit.extraction import Extracted, Work
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.results import ResultStore, VideoResult
 from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
-from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
+from multiattn.tables import SUBMISSION
+from multiattn.video.extraction.engine import Run
+from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
+from multiattn.video.extraction.scan import FaceCrop
 
 NOWHERE = {name: Path("nowhere") for name in ("videos_dir", "sample_submission", "out")}
 
@@ -61,29 +71,92 @@ def test_options_that_a_cluster_does_not_go_with_are_refused(options, expected):
         SubmitInputs(runs=(Path("run"),), **NOWHERE, **options)
 
 
+@contextlib.contextmanager
+def answering_at_once(*_: object, **__: object) -> Iterator[Run]:
+    """A cluster whose workers have an answer to each video, of a hundred crops."""
+    faces = [FaceCrop(frame, frame / 30, 0, NOT_SENT, 0.9, NOT_SENT, b"") for frame in range(100)]
+
+    def answer(work: Work) -> Classified:
+        crops = EncodedCrops(work.task.video_id, "ok", "", 100, faces, 0.1, 0.1)
+        numbers = np.random.default_rng(len(work.task.video_id)).normal(size=(2, len(work.models), len(faces)))
+        reasons = np.full(numbers.shape[1:], "", dtype=object)
+        facts = {"file": "0" * 64, "precisions": dict.fromkeys(work.models, "fp32")}
+        return Classified(Extracted(work, crops), work.models, 0, *numbers, reasons, **facts)
+
+    def run(calls: Iterable[tuple]) -> Iterator[tuple]:
+        for _, key, _, sent, _ in calls:
+            yield key, "done", pickle.dumps(list(map(answer, pickle.loads(sent)[0])))
+
+    yield run
+
+
 @pytest.mark.slow
-def test_two_workers_of_dask_of_which_one_is_killed_answer_as_one_machine(case, monkeypatch):
+def test_a_driver_keeps_little_of_a_video_however_many_its_crops(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "open_backend", answering_at_once)
+
+    def kept(videos: int) -> int:
+        """Bytes in use after a run."""
+        folder, names = tmp_path / str(videos), [f"clip{number:06d}.mp4" for number in range(videos)]
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), folder / "sample.csv")
+        paths = {"videos_dir": folder, "sample_submission": folder / "sample.csv", "out": folder / "out"}
+        inputs = SubmitInputs(runs=(Path("dfdc_lite"),), **paths, backend="dask", scheduler="tcp://nowhere:1")
+        tracemalloc.start()
+        result = run_submit(inputs)
+        assert result.coverage["ok"] == videos and result.surest_crop("folder/clip000000") is not None
+        gc.collect()
+        in_use, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return in_use
+
+    kept(20)  # imports
+    assert (kept(800) - kept(200)) / 600 < 1500, "the logits, frames and tracks of a hundred crops take 10 KB"
+
+
+@contextlib.contextmanager
+def dask_workers() -> Iterator[tuple[str | None, Callable[[], int]]]:
+    """The address of a cluster of two workers, and what gives the process id of one of them."""
     distributed = pytest.importorskip("distributed", reason="needs the extra dask")
     import dask
 
+    quiet = {"distributed.admin.log-length": 0, "distributed.worker.daemon": True}
+    with (
+        dask.config.set(quiet),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+    ):
+        yield cluster.scheduler_address, lambda: next(iter(cluster.workers.values())).pid
+
+
+@contextlib.contextmanager
+def ray_workers() -> Iterator[tuple[str | None, Callable[[], int]]]:
+    """The same of Ray, whose workers are processes of this machine."""
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield None, lambda: ray.get(ray.remote(lambda: os.getpid()).remote())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "workers"), [("dask", dask_workers), ("ray", ray_workers)], ids=["dask", "ray"])
+def test_two_workers_of_which_one_is_killed_answer_as_one_machine(backend, workers, case, monkeypatch):
     add, kept = ResultStore.add, []
 
     def killing(self, result: VideoResult) -> None:
         add(self, result)
         kept.append(result.video_id)
         if len(kept) == 2:
-            os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+            os.kill(process_of_one(), signal.SIGKILL)
 
     monkeypatch.setattr(ResultStore, "add", killing)
-    quiet = {"distributed.admin.log-length": 0, "distributed.worker.daemon": True}
-    with (
-        dask.config.set(quiet),
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-    ):
-        where = {"backend": "dask", "scheduler": cluster.scheduler_address, "device": "cpu"}
+    with workers() as (scheduler, process_of_one):
+        where = {"backend": backend, "scheduler": scheduler, "device": "cpu"}
         result = run_submit(dataclasses.replace(case.inputs, **where))
     assert case.require_no_wrong_row() == 8 and sorted(kept) == sorted(set(kept)) and len(kept) == 10
-    assert case.card()["kernel"]["device"] == "cpu of dask" and case.card()["kernel"]["precision"] == "fp32"
+    assert case.card()["kernel"]["device"] == f"cpu of {backend}" and case.card()["kernel"]["precision"] == "fp32"
     assert result.coverage == {"ok": 8, "no_face": 1, "unreadable": 1, "missing": 0}
     assert case.kept() == 10, "the driver's journal has each video once"
     monkeypatch.setattr(ResultStore, "add", lambda *_: pytest.fail("all were there"))

@@ -20,7 +20,8 @@ from multiattn.inference.submit.delivery import (
     check_submission,
     write_submission,
 )
-from multiattn.inference.submit.results import VideoResult
+from multiattn.inference.submit.frames import FrameFiles, frame_table
+from multiattn.inference.submit.results import VideoResult, overall
 from multiattn.scoring.aggregators import Aggregator
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
@@ -149,13 +150,18 @@ def stay(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.glob("*.*") if path.suffix != ".parquet"}
 
 
+def no_frames(path: Path) -> dict:
+    FRAME_PREDICTIONS.write(FRAME_PREDICTIONS.empty(), path)
+    return {}
+
+
 def deliver(folder: Path, sample: pd.DataFrame, seen: dict[str, float], **status_of: str) -> bool:
     """Of a new run at its end."""
     delivery = Delivery(sample, UNTUNED, folder)
     delivery.begin()
     result = build(sample, make_predictions(**seen), **status_of)
     delivery.try_to_write(result, {"complete": False})
-    return delivery.deliver(result, {"complete": True}, FRAME_PREDICTIONS.empty())
+    return delivery.deliver(result, {"complete": True}, no_frames)
 
 
 def test_former_answers_stay_until_a_run_has_as_many_or_comes_to_its_end(tmp_path, caplog):
@@ -183,11 +189,37 @@ def test_an_outside_model_answers_with_ours_and_alone_where_ours_have_no_answer(
     crop = {"file": "", "crops": [[0, 0]], "models": ["m/fold0"], "fingerprints": ["f"], "precisions": ["fp32"]}
     seen = VideoResult(video_id="folder/a", status="ok", frames=1, logits=[[logit(0.9)]], **crop)
     blank = VideoResult(video_id="folder/b", status="no_face", file="", message="dark")
-    for results, expected in (([], [0.5, 0.3, 0.2]), ([seen], [0.7, 0.3, 0.2]), ([seen, blank], [0.7, 0.3, 0.2])):
-        answer = delivery.build(results, {"folder/c": ("late", "")})
+    statuses = {"folder/c": ("late", "")}
+    for result, expected in ((None, [0.5, 0.3, 0.2]), (seen, [0.7, 0.3, 0.2]), (blank, [0.7, 0.3, 0.2])):
+        if result is not None:
+            delivery.add(result.video_id, [result])
+            statuses[result.video_id] = overall([result])
+        answer = delivery.build(statuses)
         assert answer.submission["label"].tolist() == pytest.approx(expected, abs=1e-12)
     assert answer.videos["message"].tolist() == ["", "dark; answered by outside models", "answered by outside models"]
     assert answer.coverage == {"ok": 1, "no_face": 1, "unreadable": 0, "missing": 0, "late": 1}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 9], ids=["a video", "two videos", "all"])
+def test_a_table_that_is_written_in_pieces_is_the_one_of_all_videos(at_once, tmp_path):
+    rng, folds = np.random.default_rng(0), {"n/fold1": 1, "m/fold0": 0, "o/fold0": 0}
+    made = []
+    for number, models in enumerate((["m/fold0", "n/fold1"], ["n/fold1"], ["m/fold0"], ["m/fold0", "n/fold1"], [])):
+        crops = [[frame, 0] for frame in range(1 + number)] if models else []
+        shape, name = (len(models), len(crops)), f"folder/{number}"
+        numbers = {"logits": rng.normal(size=shape).tolist(), "distances": rng.random(shape).tolist()}
+        numbers["reasons"] = np.full(shape, "blur").tolist()
+        how = {"models": models, "fingerprints": models, "precisions": ["fp32"] * len(models), "crops": crops}
+        made.append(VideoResult(video_id=name, file="", status="ok" if models else "no_face", **how, **numbers))
+    files = FrameFiles(tmp_path, list(folds))
+    for start in range(0, len(made), at_once):
+        files.add(frame_table(made[start : start + at_once], folds))
+    files.write(tmp_path / "pieces.parquet")
+    FRAME_PREDICTIONS.write(frame_table(made, folds), tmp_path / "whole.parquet")
+    found, expected = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("pieces", "whole"))
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    FrameFiles(tmp_path, list(folds)).write(tmp_path / "none.parquet")
+    assert FRAME_PREDICTIONS.read(tmp_path / "none.parquet", allow_empty=True).empty
 
 
 def test_answers_to_another_sample_are_set_aside_and_priors_beside_an_old_card_are_no_answers(tmp_path):
@@ -204,7 +236,7 @@ def test_answers_to_another_sample_are_set_aside_and_priors_beside_an_old_card_a
 
 def test_no_card_lies_beside_answers_it_does_not_describe(four, tmp_path, monkeypatch):
     sample, result = four
-    write_submission(result, sample, tmp_path, {}, FRAME_PREDICTIONS.empty())
+    write_submission(result, sample, tmp_path, {}, no_frames)
     monkeypatch.setattr(delivery_module, "git_commit", lambda: pytest.fail("killed before the card is written"))
     with pytest.raises(BaseException, match="killed"):
         write_submission(result, sample, tmp_path, {})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from multiattn.inference.submit import results
 from multiattn.inference.submit.results import ResultStore, VideoResult
 from multiattn.runtime.files import content_fingerprint
+from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
 WORK = {"crops": {"size": 64}}
@@ -40,7 +42,7 @@ def keep(folder: Path, *made: VideoResult) -> None:
 
 def usable(folder: Path, prints: dict[str, str] = PRINTS, precision: str = "auto") -> dict[str, VideoResult]:
     paths = {f"folder/{path.stem}": path for path in folder.glob("*.mp4")}
-    return ResultStore(folder, WORK).usable(paths, prints, precision)
+    return {it.video_id: it for it in ResultStore(folder, WORK).usable(paths, prints, precision)}
 
 
 def test_results_come_back_by_video_also_those_of_a_version_that_kept_pictures(tmp_path):
@@ -53,14 +55,40 @@ def test_results_come_back_by_video_also_those_of_a_version_that_kept_pictures(t
 
 
 def test_stores_of_one_folder_read_each_file_once_and_find_their_own_results(tmp_path, monkeypatch):
-    keep(tmp_path, result(tmp_path, "a", 0.25))
-    path, read = tmp_path / "a.mp4", []
+    path, read = clip(tmp_path, "a"), []
+    others = {"crops": {"size": 32}}
+    for work, logit in ((others, 0.75), (WORK, 0.25)):
+        store = ResultStore(tmp_path, work, [ResultStore(tmp_path, others)] if work is WORK else [])
+        store.add(result(tmp_path, "a", logit))
     monkeypatch.setattr(results, "clip_fingerprint", lambda path: read.append(path) or content_fingerprint(path))
-    first = ResultStore(tmp_path, {"crops": {"size": 32}})
-    second = ResultStore(tmp_path, WORK, [first])
-    first.results = {"folder/a": [result(tmp_path, "a", 0.75)]}
-    found = [store.usable({"folder/a": path}, PRINTS, "auto")["folder/a"].logits[0][0] for store in (first, second)]
+    first = ResultStore(tmp_path, others)
+    stores = first, ResultStore(tmp_path, WORK, [first])
+    found = [it.logits[0][0] for store in stores for it in store.usable({"folder/a": path}, PRINTS, "auto")]
     assert found == [0.75, 0.25] and read == [path]
+
+
+def test_a_file_whose_facts_are_those_of_its_result_is_not_read_again(tmp_path, monkeypatch):
+    made = dataclasses.replace(result(tmp_path, "a"), seen=clip_facts(tmp_path / "a.mp4"))
+    keep(tmp_path, made)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "clip_fingerprint", lambda path: pytest.fail("read"))
+        assert usable(tmp_path) == {"folder/a": made}
+    os.utime(tmp_path / "a.mp4", (1, 1))
+    assert usable(tmp_path) == {"folder/a": made}
+    same_size(tmp_path / "a.mp4")
+    assert usable(tmp_path) == {}
+
+
+def test_what_is_kept_of_a_result_is_small_and_its_numbers_are_read_from_the_journal(tmp_path):
+    many = {"crops": [[frame, 0] for frame in range(32)], "logits": [[frame / 3 for frame in range(32)]] * 2}
+    made = [result(tmp_path, name, **many) for name in "ab"]
+    keep(tmp_path, made[0])
+    store = ResultStore(tmp_path, WORK)
+    paths = {f"folder/{name}": tmp_path / f"{name}.mp4" for name in "ab"}
+    assert list(store.usable(paths, PRINTS, "fp32")) == made[:1]
+    store.add(made[1])
+    assert [store.read(video) for video in paths] == made
+    assert all(len(pickle.dumps(kept)) < 200 for kept in store.kept.values())
 
 
 def test_results_of_a_version_that_knew_a_file_by_its_size_are_set_aside(tmp_path, caplog):
@@ -172,6 +200,7 @@ def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
     store.add(result(tmp_path, "a"))
     store.add(result(tmp_path, "b"))
     assert caplog.text.count("cannot be kept") == 1
+    assert [store.read(f"folder/{name}") for name in "ab"] == [result(tmp_path, name) for name in "ab"]
     store.journal._file = store_file
     store.add(result(tmp_path, "c"))
     store.close()

@@ -149,6 +149,8 @@ class Classified:
     seconds: float = 0.0
     file: str = ""
     """Fingerprint of the video, from a cluster's worker."""
+    seen: list[int] = field(default_factory=list)
+    """`clip_facts` of the video, likewise."""
     precisions: dict[int, str] = field(default_factory=dict)
     """Number of a model -> the precision it predicted in, from a cluster's worker."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from multiattn.inference.replicas import Replicas
@@ -20,12 +21,15 @@ from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extracted,
 from multiattn.inference.submit.results import file_fingerprint
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import pick_device, pick_devices
+from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.processor import tune_cpu
 from multiattn.video.extraction.engine import Backend, Engine, open_backend
-from multiattn.video.extraction.extract import encode_crops, on_device
+from multiattn.video.extraction.extract import EncodedCrops, encode_crops, on_device
 from multiattn.video.extraction.isolation import worker_number
 
 TARGET = "multiattn.inference.submit.cluster:predict_video"
+NOT_SENT = np.zeros(0)
+"""In place of a crop's box and landmarks: the driver goes by its frame and track."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,11 @@ class ClusterWorkers:
                     if outcome.kind == "again":
                         self._put((outcome.task[0].task.video_id, outcome.value))
                         continue
-                    is_done = outcome.kind == "done"
-                    for classified in outcome.value if is_done else map(Classified, extracted_of(outcome)):
+                    if outcome.kind != "done":
+                        outcome = replace(outcome, value=list(map(Classified, extracted_of(outcome))))
+                    for work, classified in zip(outcome.task, outcome.value, strict=True):
+                        # The work as it was sent: what comes back would be copies, kept for each of a million videos.
+                        classified.extracted = replace(classified.extracted, work=work)
                         self._put(classified)
         except BaseException as error:  # whatever it is, the driver raises it
             self._put(error)
@@ -93,10 +100,10 @@ class ClusterWorkers:
 
 
 def predict_video(works: Sequence[Work], models: bytes, device: str, precision: str) -> list[Classified]:
-    """A video's logits by each recipe, and its crops but for their pixels; what a worker's process is called for."""
+    """A video's logits by each recipe, and the frames and tracks of its crops; what a worker's process calls."""
     replicas, name = _load(models, device, precision)
     task = works[0].task
-    file = file_fingerprint(task.path)
+    facts = {"seen": clip_facts(task.path), "file": file_fingerprint(task.path)}
     source: queue.SimpleQueue[Extracted | None] = queue.SimpleQueue()
     done: queue.SimpleQueue[Classified | BaseException] = queue.SimpleQueue()
     for extracted in map(Extracted, works, encode_crops(task, *(on_device(work.settings, name) for work in works))):
@@ -110,10 +117,13 @@ def predict_video(works: Sequence[Work], models: bytes, device: str, precision: 
             raise classified
         work, crops = classified.extracted.work, classified.extracted.crops
         classified.precisions = {number: loaded.chosen.get(number, loaded.precision) for number in classified.models}
-        bare = replace(crops, crops=[replace(crop, jpeg=b"") for crop in crops.crops])
-        classified.file, classified.extracted = file, Extracted(work, bare)
-        finished.append(classified)
+        finished.append(replace(classified, extracted=Extracted(work, _places(crops)), **facts))
     return finished
+
+
+def _places(crops: EncodedCrops) -> EncodedCrops:
+    nothing = {"box_xyxy": NOT_SENT, "landmarks": NOT_SENT, "jpeg": b""}
+    return replace(crops, crops=[replace(crop, **nothing) for crop in crops.crops])
 
 
 @functools.lru_cache(maxsize=1)

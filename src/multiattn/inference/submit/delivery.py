@@ -6,7 +6,7 @@ import queue
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,23 @@ import pandas as pd
 from multiattn.config import to_json
 from multiattn.datasets.manifest import folder_ids
 from multiattn.inference.submit.extraction import Extraction, Work
+from multiattn.inference.submit.frames import frame_table
 from multiattn.inference.submit.inputs import require_rows
 from multiattn.inference.submit.plan import PlanChange
-from multiattn.inference.submit.results import VideoResult, overall
+from multiattn.inference.submit.results import VideoResult
 from multiattn.runtime.environment import git_commit
 from multiattn.runtime.files import free_name, read_json, write_json
 from multiattn.runtime.layout import (
     CARD_FILE,
     PREDICTIONS_FILE,
     SUBMISSION_FILE,
+    UNFINISHED_BLEND,
     VIDEO_HELD_OUT_FILE,
     VIDEO_PREDICTIONS_FILE,
 )
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring import DEFAULT_PRIOR
-from multiattn.scoring.aggregators import complete_videos, frame_predictions
+from multiattn.scoring.aggregators import complete_videos
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
 from multiattn.video.extraction.isolation import end_processes
@@ -43,6 +45,8 @@ NOT_THERE = "not in the folder of videos"
 STATUSES = ("ok", "no_face", "unreadable", "missing", "failed", "late")
 Statuses = dict[str, tuple[str, str]]
 """video_id -> status and message."""
+VIDEOS_AT_ONCE = 2000
+"""Whose crops are in memory when they are scored, and when their table is written."""
 THUMBNAIL_PIXELS = 96
 THUMBNAIL_SECONDS = 120.0
 """For all pictures together. A notebook shows them after the delivery, for which 300 s of its nine hours are kept."""
@@ -68,15 +72,23 @@ class Submission:
         return {name: counts[name] for name in STATUSES if name in counts or name not in ("failed", "late")}
 
 
-def build_submission(scored: pd.DataFrame, statuses: Statuses, sample: pd.DataFrame, rule: ScoringRule) -> Submission:
+def build_submission(
+    scored: pd.DataFrame,
+    statuses: Statuses,
+    sample: pd.DataFrame,
+    rule: ScoringRule,
+    ids: Sequence[str] | None = None,
+) -> Submission:
     """One probability for each row of the sample.
 
     Args:
         scored: rows of `ScoringRule.score`, of any number of calls: no video's score depends on another's.
         statuses: of these videos; `failed` (an error while it was predicted) or `late` (no time was left) beside those
             of a `video_status` table. A sample row without a status is `missing`.
+        ids: `folder_ids` of the sample, where they are known: those of a million names take seconds.
     """
-    videos = complete_videos(pd.Series(folder_ids(sample["filename"])), scored, rule.prior)
+    ids = folder_ids(sample["filename"]) if ids is None else ids
+    videos = complete_videos(pd.Series(ids), scored, rule.prior)
     known = [statuses.get(video, ("missing", NOT_THERE)) for video in videos["video_id"]]
     videos["status"], videos["message"] = [status for status, _ in known], [message for _, message in known]
     if rule.outside:
@@ -112,11 +124,12 @@ def write_submission(
     sample: pd.DataFrame,
     folder: Path,
     card: dict[str, Any],
-    frames: pd.DataFrame | None = None,
+    write_frames: Callable[[Path], dict[str, Any]] | None = None,
 ) -> None:
     """Write the files of a submission folder, submission.csv read back and checked, the card (to which commit, rule
-    and coverage are added) last: at no moment does one lie there beside answers it does not describe. `frames` are
-    the frame predictions, None where they are not complete."""
+    and coverage are added) last: at no moment does one lie there beside answers it does not describe. `write_frames`
+    writes the frame predictions, once the answers are there, and gives the card's entries about them; None where they
+    are not complete."""
     path = folder / SUBMISSION_FILE
     check_submission(result.submission, sample, result.rule, path)
     VIDEO_PREDICTIONS.write(result.videos, folder / VIDEO_PREDICTIONS_FILE)
@@ -124,8 +137,8 @@ def write_submission(
         (folder / name).unlink(missing_ok=True)
     SUBMISSION.write(result.submission, path)
     check_submission(SUBMISSION.read(path), sample, result.rule, path)
-    if frames is not None:
-        FRAME_PREDICTIONS.write(frames, folder / PREDICTIONS_FILE)
+    if write_frames is not None:
+        card = {**card, **write_frames(folder / PREDICTIONS_FILE)}
     scoring = to_json(replace(result.rule, held_out=None))  # hundreds of numbers that no submission goes by
     card = {**card, "commit": git_commit(), "scoring": scoring, "coverage": result.coverage}
     write_json(folder / CARD_FILE, card)
@@ -137,7 +150,7 @@ class Delivery:
 
     Attributes:
         predicted: videos to which submission.csv has another value than the prior.
-        recipes: ways of cutting crops that results are of.
+        ids: the video_id of each row of the sample.
     """
 
     def __init__(
@@ -145,15 +158,18 @@ class Delivery:
     ) -> None:
         self.sample, self.rule, self.folder, self.outside = sample, rule, folder, outside
         self.path = folder / SUBMISSION_FILE
-        self.predicted, self.recipes = 0, 1
-        self._scored: dict[str, tuple[list[VideoResult] | None, float, int]] = {}
+        self.predicted = 0
+        self.ids = folder_ids(sample["filename"])
+        self._unscored: dict[str, list[VideoResult]] = {}
+        self._scored: dict[str, tuple[float, int]] = {}
         if outside is not None:  # until a video has results, or where it has none
             alone = rule.score(FRAME_PREDICTIONS.empty(), outside).itertuples(index=False, name=None)
-            self._scored = {video: (None, probability, crops) for video, probability, crops in alone}
+            self._scored = {video: (probability, crops) for video, probability, crops in alone}
 
     def begin(self) -> None:
         """Make sure that a complete submission for this sample lies there, by priors where there is none; one for
         another sample is set aside."""
+        (self.folder / UNFINISHED_BLEND).unlink(missing_ok=True)
         try:
             labels = SUBMISSION.read(self.path).set_index("filename")["label"]
         except (FileNotFoundError, ValueError):
@@ -178,28 +194,29 @@ class Delivery:
                 if name != SUBMISSION_FILE:
                     path.unlink()
 
-    def build(self, results: Iterable[VideoResult], others: Statuses) -> Submission:
-        """The submission of what is known so far: results of finished videos by each recipe, each video scored once,
-        for no video's score depends on another's, and statuses of the others."""
-        by_video: dict[str, list[VideoResult]] = {}
-        for result in results:
-            by_video.setdefault(result.video_id, []).append(result)
-        new = {
-            video: them
-            for video, them in by_video.items()
-            if any(it.logits for it in them) and self._scored.get(video, (None,))[0] != them
-        }
-        if new:
-            table = self.rule.score(frame_table([result for them in new.values() for result in them]), self.outside)
-            table = table.loc[table["video_id"].isin(set(new)), ["video_id", "probability", "num_crops"]]
-            rows = table.itertuples(index=False, name=None)
-            self._scored.update({video: (new[video], probability, crops) for video, probability, crops in rows})
-        scored = pd.DataFrame(
-            [(video, *values[1:]) for video, values in self._scored.items()],
-            columns=["video_id", "probability", "num_crops"],
-        )
-        statuses = {**others, **{video: overall(them, self.recipes) for video, them in by_video.items()}}
-        return build_submission(scored, statuses, self.sample, self.rule)
+    def add(self, video: str, results: Sequence[VideoResult]) -> None:
+        """Take the results of a video by each recipe, in place of those it had."""
+        if any(result.logits for result in results):
+            self._unscored[video] = list(results)
+        if len(self._unscored) >= VIDEOS_AT_ONCE:
+            self._score()
+
+    def _score(self) -> None:
+        """Score the videos that were taken, each once and by itself: no video's score depends on another's."""
+        videos, self._unscored = self._unscored, {}
+        if not videos:
+            return
+        outside = self.outside if self.outside is None else self.outside.reindex(list(videos))
+        table = self.rule.score(frame_table([result for them in videos.values() for result in them]), outside)
+        rows = table[["video_id", "probability", "num_crops"]].itertuples(index=False, name=None)
+        self._scored.update({video: (probability, crops) for video, probability, crops in rows})
+
+    def build(self, statuses: Statuses) -> Submission:
+        """The submission of what is known so far; `statuses` of all videos of the sample that have one."""
+        self._score()
+        probabilities, crops = np.array(list(self._scored.values()), dtype=np.float64).reshape(-1, 2).T
+        scored = pd.DataFrame({"video_id": list(self._scored), "probability": probabilities, "num_crops": crops})
+        return build_submission(scored, statuses, self.sample, self.rule, self.ids)
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
         """Replace what is in the folder, unless it answers more; a full disk is no reason to end."""
@@ -212,7 +229,9 @@ class Delivery:
         else:
             self.predicted = submission.coverage["ok"]
 
-    def deliver(self, submission: Submission, card: dict[str, Any], frames: pd.DataFrame) -> bool:
+    def deliver(
+        self, submission: Submission, card: dict[str, Any], write_frames: Callable[[Path], dict[str, Any]]
+    ) -> bool:
         """Write the folder at a run's end; False where the former answers stay, for this run was ended early and has
         fewer. What answers more than a run that came to its end is set aside."""
         coverage = submission.coverage
@@ -224,30 +243,9 @@ class Delivery:
                 )  # fmt: skip
                 return False
             self._set_aside()
-        write_submission(submission, self.sample, self.folder, card, frames)
+        write_submission(submission, self.sample, self.folder, card, write_frames)
         self.predicted = coverage["ok"]
         return True
-
-
-def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None) -> pd.DataFrame:
-    """The `frame_predictions` table of results with logits, models in the order of `folds` (model -> fold; None where
-    only scores are wanted), videos by name within each."""
-    results = sorted((result for result in results if result.logits), key=lambda result: result.video_id)
-    names = list(folds or dict.fromkeys(name for result in results for name in result.models))
-    tables = [FRAME_PREDICTIONS.empty()]
-    for name in names:
-        chosen = [(result, result.models.index(name)) for result in results if name in result.models]
-        if not chosen:
-            continue
-        places = np.array([crop for result, _ in chosen for crop in result.crops], dtype=np.int64).reshape(-1, 2)
-        logits = np.concatenate([np.asarray(result.logits[row], dtype=np.float64) for result, row in chosen])
-        videos = np.repeat([result.video_id for result, _ in chosen], [len(result.crops) for result, _ in chosen])
-        crops = pd.DataFrame({"video_id": videos, "frame_index": places[:, 0], "track": places[:, 1]})
-        distances = [value for it, row in chosen for value in it.distances[row] or [np.nan] * len(it.crops)]
-        reasons = [words for it, row in chosen for words in it.reasons[row] or [""] * len(it.crops)]
-        how_far = {"distances": distances, "reasons": reasons}
-        tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0), **how_far))
-    return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), "frame predictions")
 
 
 def reasons(videos: pd.DataFrame) -> dict[str, int]:
@@ -272,8 +270,8 @@ class SubmitResult(Submission):
     """`decode` and `search` summed over this run's workers, `classify` over its threads, and `wall`."""
     workers: int = 0
     threads: int = 0
-    crops: dict[str, tuple[Work, int, int]] = field(default_factory=dict)
-    """video_id -> work, frame_index and track of the crop that the models are surest of; `ok` videos only."""
+    surest_crop: Callable[[str], tuple[Work, int, int] | None] = lambda video: None
+    """Gives work, frame_index and track of the crop of a video that the models are surest of; None without faces."""
     delivered: bool = True
     """False where the former answers stay in the folder, for they are more."""
 
@@ -283,7 +281,7 @@ class SubmitResult(Submission):
         distance = (self.videos["probability"] - 0.5).abs()
         table = self.videos.assign(filename=self.submission["filename"].to_numpy(), distance=distance)
         table = table[table["status"] == "ok"].sort_values(["distance", "filename"], ignore_index=True).head(count)
-        chosen = [self.crops[video] for video in table["video_id"] if video in self.crops]
+        chosen = list(filter(None, map(self.surest_crop, table["video_id"])))
         pictures = cut_thumbnails(chosen, workers=max(1, self.workers))
         table["thumbnail"] = [pictures.get(video, b"") for video in table["video_id"]]
         return table[["filename", "probability", "num_crops", "message", "thumbnail"]]

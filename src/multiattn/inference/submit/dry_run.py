@@ -3,6 +3,7 @@
 import signal
 
 from multiattn.config import to_json
+from multiattn.datasets.manifest import folder_ids
 from multiattn.inference.runs import find_models, with_tta
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.inputs import SubmitInputs
@@ -29,7 +30,7 @@ def describe_submit(inputs: SubmitInputs) -> list[str]:
     sample = inputs.sample
     models = with_tta(find_models(*inputs.runs, any_recipes=True), inputs.rule.tta)
     require_rule_fits(inputs.rule, models)
-    setup = set_up(inputs, models, sample)
+    setup = set_up(inputs, models, sample, folder_ids(sample["filename"]))
     answered = _answered(inputs, setup)
     todo = [video for video in setup.paths if video not in answered]
     lines = [

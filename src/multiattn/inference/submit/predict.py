@@ -25,6 +25,7 @@ from multiattn.inference.submit.cluster import Cluster, ClusterWorkers
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extraction, Work
 from multiattn.inference.submit.plan import Costs, Level, Plan
 from multiattn.inference.submit.results import OF_MODEL, VideoResult, file_fingerprint, overall
+from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.processor import share_one_heap, tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.signals import Interruption
@@ -52,8 +53,8 @@ class SystematicFailureError(RuntimeError):
 class Setup:
     """Videos, models and machine of a submission run."""
 
-    paths: dict[str, Path]
-    """video_id -> file, of the videos that are there."""
+    paths: dict[str, str]
+    """video_id -> file, of the videos that are there; a `Path` takes three times the memory."""
     absent: dict[str, tuple[str, str]]
     """video_id -> status and message, of those about which there is something to say."""
     models: tuple[TrainedModel, ...]
@@ -119,7 +120,7 @@ class Setup:
         if (recipe, frames) not in self._settings:
             fewer = replace(whole.recipe, num_frames=frames)
             self._settings[recipe, frames] = whole if fewer == whole.recipe else replace(whole, recipe=fewer)
-        task = VideoTask(video_id=video, path=self.paths[video])
+        task = VideoTask(video_id=video, path=Path(self.paths[video]))
         return Work(task, self._settings[recipe, frames], models, known, recipe)
 
 
@@ -137,17 +138,17 @@ class PredictionPass:
     tick: Callable[[], None]
     """Called every few tenths of a second by the same thread."""
     interruption: Interruption
-    known: Mapping[str, Mapping[int, VideoResult]] = field(default_factory=dict)
-    """Results so far of these videos, by recipe, which are extended."""
+    known: Callable[[str], Mapping[int, VideoResult]]
+    """Gives a video's results so far, by recipe, which are extended."""
     begun: set[str] = field(default_factory=set)
-    """video_ids handed to a worker so far."""
+    """video_ids that workers are at."""
     done: int = 0
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Seconds of `decode`, `search` and `classify`, summed over workers and threads, and of the `wall`."""
 
     def __post_init__(self) -> None:
         self._precisions: dict[int, str] = {}
-        self._contents: dict[str, str] = {}
+        self._contents: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, dict[int, Classified | None]] = {}
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._next_videos = iter(self.videos)
@@ -217,8 +218,9 @@ class PredictionPass:
             return None
         self.begun.add(video)
         if self.setup.cluster is None:  # its workers read the files
-            self._contents[video] = file_fingerprint(self.setup.paths[video])
-        works = self.setup.works(video, level, self.known.get(video, {}))
+            path = Path(self.setup.paths[video])
+            self._contents[video] = {"seen": clip_facts(path), "file": file_fingerprint(path)}
+        works = self.setup.works(video, level, self.known(video))
         self._parts[video] = {work.recipe: None for work in works}
         return works
 
@@ -251,7 +253,9 @@ class PredictionPass:
         if None in self._parts[video].values():  # by other recipes it is still at work
             return
         parts = self._parts.pop(video)
+        self.begun.discard(video)
         results, costs = {recipe: self._result(part) for recipe, part in parts.items()}, _costs(parts.values())
+        self._contents.pop(video, None)
         self.plan.finish(costs)
         self.done += 1
         if costs is not None:
@@ -269,7 +273,8 @@ class PredictionPass:
         level = Level(work.settings.recipe.num_frames, len(work.models))
         everything = self.setup.everything_of(work.recipe)
         video = work.task.video_id
-        common = {"video_id": video, "file": classified.file or self._contents.get(video, ""), "frames": level.frames}
+        facts = self._contents.get(video) or {"seen": classified.seen, "file": classified.file}
+        common = {"video_id": video, "frames": level.frames, **facts}
         if crops is None:  # it ended its process again and again, or took too long; short memory does the same
             failed = classified.extracted
             return VideoResult(**common, status=failed.status, message=failed.message, again=True)

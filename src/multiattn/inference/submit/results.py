@@ -3,17 +3,19 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from multiattn.inference.submit.plan import Level
 from multiattn.runtime.files import free_name
-from multiattn.runtime.frame_folders import clip_fingerprint
+from multiattn.runtime.frame_folders import clip_facts, clip_fingerprint
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
 
@@ -27,6 +29,9 @@ BY_USE = ("ok", "no_face", "unreadable", "failed")
 
 OF_MODEL = ("logits", "precisions", "distances", "reasons")
 """Fields of a result with an entry for each model."""
+
+LINES_AT_ONCE, FILES_A_THREAD = 2048, 128
+"""Of a journal that is read: the lines in memory, and the videos that a thread looks at in one go."""
 
 
 def file_fingerprint(path: Path) -> str:
@@ -62,6 +67,8 @@ class VideoResult:
     """The same of the words for crops that lie outside."""
     again: bool = False
     """True where the file is unreadable by what may have been the machine's fault."""
+    seen: list[int] = field(default_factory=list)
+    """`clip_facts` of the file before it was read: while these stay, its content does. An earlier version kept none."""
 
     def __post_init__(self) -> None:
         for name in ("distances", "reasons"):  # an earlier version kept none
@@ -70,8 +77,12 @@ class VideoResult:
 
     def is_reduced(self, everything: Level) -> bool:
         """True where fewer frames or models were used than there are."""
-        few_models = self.status == "ok" and len(self.models) < everything.models
-        return few_models or (self.status in SEARCHED and self.frames < everything.frames)
+        return self.kept(()).is_reduced(everything)
+
+    def kept(self, where: "tuple[int, ...] | VideoResult") -> "Kept":
+        """The part that stays in memory; `where` the rest is."""
+        precisions = tuple(map(sys.intern, sorted(set(self.precisions))))
+        return Kept(where, sys.intern(self.status), self.message, self.frames, len(self.models), precisions, self.again)
 
     def surest_crop(self) -> list[int]:
         """[frame_index, track] of the crop whose mean logit is farthest from 0."""
@@ -105,7 +116,26 @@ class VideoResult:
         )
 
 
-def overall(results: Iterable[VideoResult], recipes: int = 1) -> tuple[str, str]:
+class Kept(NamedTuple):
+    """A result as a run of a million videos has it in memory, without the numbers of its crops."""
+
+    where: tuple[int, ...] | VideoResult
+    """Places of its lines in the journal; the result itself where the disk did not take it."""
+    status: str
+    message: str
+    frames: int
+    models: int
+    """Number of them."""
+    precisions: tuple[str, ...]
+    again: bool
+
+    def is_reduced(self, everything: Level) -> bool:
+        """True where fewer frames or models were used than there are."""
+        few_models = self.status == "ok" and self.models < everything.models
+        return few_models or (self.status in SEARCHED and self.frames < everything.frames)
+
+
+def overall(results: Iterable[VideoResult | Kept], recipes: int = 1) -> tuple[str, str]:
     """Status and message of a video, by its results with at least one of so many recipes: the best status, and all that
     is said."""
     results = list(results)
@@ -125,7 +155,9 @@ class ResultStore:
             there is none, it is the first file that is not theirs, and what lies there of other work is set aside.
 
     Attributes:
-        results: video_id -> its results, those of earlier runs and of other models too, the latest last.
+        kept: video_id -> what is known of its result: those of `usable`, and what was added. The numbers of its crops
+            are read when they are asked for (`read`).
+        unused: video_ids with results of faces of which none is usable.
     """
 
     def __init__(self, folder: Path, work: dict[str, Any], others: Sequence["ResultStore"] = ()) -> None:
@@ -135,42 +167,105 @@ class ResultStore:
         known = (journal for journal in journals if journal.work() == work)
         self.journal = next(known, None) or Journal(free, VideoResult)
         self.journal.claim(work)
-        self._contents: dict[Path, str] = others[0]._contents if others else {}
-        self.results: dict[str, list[VideoResult]] = {}
-        for result in self.journal.records(skip_damaged=True):
-            self.results.setdefault(result.video_id, []).append(result)
+        self._contents: dict[str, str] = others[0]._contents if others else {}
+        self.kept: dict[str, Kept] = {}
+        self.unused: set[str] = set()
+        self._earlier = self.journal.path.stat().st_size
+        self._asked: tuple[Mapping[str, str], str] = ({}, "auto")
         self.journal.__enter__()
         self._warned = False
 
     def usable(
-        self, paths: Mapping[str, Path], fingerprints: Mapping[str, str], precision: str
-    ) -> dict[str, VideoResult]:
+        self, paths: Mapping[str, str | Path], fingerprints: Mapping[str, str], precision: str
+    ) -> Iterator[VideoResult]:
         """The most thorough result of each video (`paths`: video_id -> file) that is of this very file and of models as
-        they are now (`VideoResult.of_models`); nothing where no video was decoded and searched: a machine may have
-        failed at everything."""
-        known = [video for video in paths if video in self.results]
-        unread = [paths[video] for video in known if paths[video] not in self._contents]
-        with ThreadPoolExecutor() as threads:  # once for all stores: files are read whole
-            self._contents.update(zip(unread, threads.map(file_fingerprint, unread), strict=True))
-        usable = {}
-        for video in known:
-            own = [it for it in self.results[video] if it.file == self._contents[paths[video]]]
-            parts = [it.of_models(fingerprints, precision) for it in own if it.status != "failed"]
-            ordered = sorted(filter(None, parts), key=lambda it: (it.status == "ok", len(it.models) * it.frames))
-            if ordered:
-                *others, best = ordered
-                same = (it for it in reversed(others) if it.crops == best.crops)
-                usable[video] = functools.reduce(VideoResult.joined, same, best)
-        return usable if any(result.status in SEARCHED for result in usable.values()) else {}
+        they are now (`VideoResult.of_models`), as the journal is read, so that not all are in memory; of a video with
+        several lines, which may go together, it comes again at the end. Nothing where no video was decoded and
+        searched: a machine may have failed at everything."""
+        self._asked = fingerprints, precision
+        kept: dict[str, Kept] = {}
+        several: set[str] = set()
+        held: list[VideoResult] | None = []
+        for place, result in self._of_these_files(paths):
+            video, part = result.video_id, result.of_models(fingerprints, precision)
+            if part is None or result.status == "failed":
+                if result.status == "ok":
+                    self.unused.add(video)
+                continue
+            if video in kept:
+                several.add(video)
+                kept[video] = kept[video]._replace(where=(*kept[video].where, place))
+                continue
+            kept[video] = part.kept((place,))
+            if held is None:
+                yield part
+                continue
+            held.append(part)
+            if part.status in SEARCHED:
+                yield from held
+                held = None
+        for video in several:
+            where = kept[video].where
+            joined = self._joined(where)
+            kept[video] = joined.kept(where)
+            if held is None or joined.status in SEARCHED:
+                held = None
+                yield joined
+        self.unused -= kept.keys()
+        if held is None:
+            self.kept = {video: kept[video] for video in paths if video in kept}  # whose names are there once then
+
+    def _of_these_files(self, paths: Mapping[str, str | Path]) -> Iterator[tuple[int, VideoResult]]:
+        """Place and result of each line that is of a video's present file. A file is read only where its facts are not
+        those of the result."""
+
+        def are_same(lines: Sequence[tuple[int, VideoResult]]) -> list[bool]:
+            return [self._is_of(result, str(paths[result.video_id])) for _, result in lines]
+
+        lines = (line for line in self.journal.placed_records(skip_damaged=True) if line[1].video_id in paths)
+        with ThreadPoolExecutor() as threads:  # a network's file system answers many at a time
+            while some := list(islice(lines, LINES_AT_ONCE)):
+                parts = [some[start : start + FILES_A_THREAD] for start in range(0, len(some), FILES_A_THREAD)]
+                for part, same in zip(parts, threads.map(are_same, parts), strict=True):
+                    for line, is_same in zip(part, same, strict=True):
+                        if is_same:
+                            yield line
+                        elif line[1].status == "ok":
+                            self.unused.add(line[1].video_id)
+
+    def _is_of(self, result: VideoResult, path: str) -> bool:
+        if result.seen and result.seen == clip_facts(Path(path)):
+            return True
+        if path not in self._contents:  # once for all stores
+            self._contents[path] = file_fingerprint(Path(path))
+        return result.file == self._contents[path]
+
+    def _joined(self, places: tuple[int, ...]) -> VideoResult:
+        """One result of the lines of a video: the most thorough one, with what others of the same crops add."""
+        parts = [
+            it.of_models(*self._asked) if place < self._earlier else it
+            for place in places
+            for it in [self.journal.read_at(place)]
+        ]
+        *others, best = sorted(parts, key=lambda it: (it.status == "ok", len(it.models) * it.frames))
+        return functools.reduce(VideoResult.joined, (it for it in reversed(others) if it.crops == best.crops), best)
+
+    def read(self, video: str) -> VideoResult:
+        """The whole result of a video in `kept`."""
+        where = self.kept[video].where
+        return where if isinstance(where, VideoResult) else self._joined(where)
 
     def add(self, result: VideoResult) -> None:
-        """Keep a result. A disk without room costs the restart, not the submission."""
+        """Keep a result in place of the video's former one. A disk without room costs the restart, not the
+        submission."""
+        where: tuple[int, ...] | VideoResult = result
         try:
-            self.journal.append(result)
+            where = (self.journal.append(result),)
         except OSError as error:
             if not self._warned:
                 logger.warning("results cannot be kept (%s); a restart would do them again", error)
             self._warned = True
+        self.kept[result.video_id] = result.kept(where)
 
     def sync(self) -> None:
         """Make what was written survive a power cut."""

@@ -6,15 +6,16 @@ import pickle
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from multiattn.config import to_json
-from multiattn.datasets.manifest import clips_below, folder_ids, is_video_name
+from multiattn.datasets.manifest import clips_below, is_video_name
 from multiattn.inference.outside import read_answers
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, group_by_recipe, trained_on, with_tta
@@ -22,11 +23,20 @@ from multiattn.inference.runtimes import with_runtime
 from multiattn.inference.scoring_file import read_answers_out_of_fold, require_rule_fits
 from multiattn.inference.submit.classifier import by_importance
 from multiattn.inference.submit.cluster import Cluster
-from multiattn.inference.submit.delivery import NOT_THERE, Delivery, Statuses, SubmitResult, frame_table, reasons
+from multiattn.inference.submit.delivery import (
+    NOT_THERE,
+    VIDEOS_AT_ONCE,
+    Delivery,
+    Statuses,
+    SubmitResult,
+    reasons,
+)
+from multiattn.inference.submit.extraction import Work
+from multiattn.inference.submit.frames import FrameFiles, frame_table
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
-from multiattn.inference.submit.results import SEARCHED, ResultStore, VideoResult
+from multiattn.inference.submit.results import SEARCHED, Kept, ResultStore, VideoResult, overall
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, device_names, pick_devices
 from multiattn.runtime.files import exclusive_folder
@@ -44,6 +54,8 @@ KAGGLE_WORKING_BYTES = 19.5e9
 """Room that a notebook may write to; the disk below it is larger."""
 BYTES_A_LOGIT, CROPS_A_FRAME = 64, 2
 """Bounds, as a rule, by which the journal and the table together are estimated."""
+WRITINGS_APART = 10
+"""Times that a writing of the submission takes, before the next one: of a million videos it takes half a minute."""
 RESULTS_VERSION = 2
 """Version of the results a folder keeps. Version 1 knew a file by its size alone."""
 
@@ -68,8 +80,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
         history = _history(inputs, models, sample)
         held_out = read_answers_out_of_fold(inputs.runs, inputs.scoring, inputs.rule)
-        setup = set_up(inputs, models, sample)
-        delivery.recipes = len(setup.settings)
+        setup = set_up(inputs, models, sample, delivery.ids)
         require_room(inputs.out, len(setup.paths) * setup.everything.frames * CROPS_A_FRAME * len(models))
         stores: list[ResultStore] = []
         for settings in setup.settings:
@@ -102,34 +113,33 @@ class _Run:
 
     def __post_init__(self) -> None:
         asked = "auto" if self.inputs.precision == "auto" else self.setup.precision
-        setup, anew = self.setup, set()
-        self.results: dict[str, dict[int, VideoResult]] = {}
+        setup, several = self.setup, len(self.stores) > 1
         for recipe, store in enumerate(self.stores):
             names = (model.name for model, own in zip(setup.models, setup.recipe_of, strict=True) if own == recipe)
-            usable = store.usable(setup.paths, {name: setup.fingerprints[name] for name in names}, asked)
-            for video, result in usable.items():
-                self.results.setdefault(video, {})[recipe] = result
-            kept = {video for video, them in store.results.items() if them[-1].status == "ok"}
-            anew |= kept & setup.paths.keys() - usable.keys()
-        if anew:
+            for result in store.usable(setup.paths, {name: setup.fingerprints[name] for name in names}, asked):
+                if not several:
+                    self.delivery.add(result.video_id, [result])
+        for video in setup.paths if several else ():
+            self.delivery.add(video, list(self._known(video).values()))
+        if anew := set().union(*(store.unused for store in self.stores)):
             number = counted(len(anew), "video is", "videos are")
             logger.info("%s predicted anew: what is kept is of other models, views, precision or files", number)
-        self._written = time.monotonic()
+        self._next_writing = time.monotonic() + self.inputs.write_seconds
 
     def run(self) -> SubmitResult:
         """Answer the videos without an answer, then those that could have a better one, and deliver."""
-        setup, results = self.setup, self.results
-        todo = [video for video in setup.paths if video not in results]
-        unreadable = {it.video_id for it in self._all_results() if it.status == "unreadable" and it.again}
+        setup = self.setup
+        todo = [video for video in setup.paths if not any(video in store.kept for store in self.stores)]
+        unreadable = {video for video, them in self._all_kept() if any(it.again for it in them.values())}
         self.waiting = dict.fromkeys(todo, ("late", "not answered yet"))
-        if results:
-            logger.info("%d of %s done already", len(results), counted(len(setup.paths), "video"))
-        if results and todo:
+        if self.answered:
+            logger.info("%d of %s done already", self.answered, counted(len(setup.paths), "video"))
+        if self.answered and todo:
             self._write_on_the_way()
         levels = levels_of(setup.everything.frames, setup.everything.models)
         self._predict(todo, levels)
-        better = [video for video, them in results.items() if video in unreadable or self._is_reduced(them)]
-        done = {video: sum(len(it.models) * it.frames for it in results[video].values()) for video in better}
+        better = [video for video, them in self._all_kept() if video in unreadable or self._is_reduced(them)]
+        done = {video: sum(it.models * it.frames for it in self._kept(video).values()) for video in better}
         better.sort(key=lambda video: (done[video], video))  # those with the least first
         if not self.waiting:
             self._predict(better, levels[:1], again=True)
@@ -157,8 +167,8 @@ class _Run:
             setup.cluster or f"{device_names(setup.devices)}, {setup.precision}, {workers}, {threads}",
             "no time limit" if hours is None else f"{hours:g} hours",
         )  # fmt: skip
-        hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption, "known": self.results}
-        self.passes.append(PredictionPass(setup, videos, plan, machine_works=bool(self.results), label=label, **hooks))
+        hooks = {"keep": self._keep, "tick": self._tick, "interruption": self.interruption, "known": self._known}
+        self.passes.append(PredictionPass(setup, videos, plan, machine_works=self.answered > 0, label=label, **hooks))
         try:
             self.passes[-1].run()
         except BaseException as error:
@@ -172,68 +182,95 @@ class _Run:
             self._write_on_the_way()
             logger.warning(
                 "asked to end: %d of %d videos done, %s holds the answers to %d; the same call continues from here",
-                len(self.results), len(setup.paths), self.delivery.path, self.delivery.predicted,
+                self.answered, len(setup.paths), self.delivery.path, self.delivery.predicted,
             )  # fmt: skip
             self.interruption.exit_if_asked()
 
-    def _all_results(self) -> list[VideoResult]:
-        return [result for them in self.results.values() for result in them.values()]
+    @property
+    def answered(self) -> int:
+        """Number of videos with results."""
+        return len(self.setup.paths) - len(self.waiting)
 
-    def _is_reduced(self, results: Mapping[int, VideoResult]) -> bool:
+    def _kept(self, video: str) -> dict[int, Kept]:
+        """Results of a video by recipe, without the numbers of its crops."""
+        return {recipe: store.kept[video] for recipe, store in enumerate(self.stores) if video in store.kept}
+
+    def _all_kept(self) -> Iterator[tuple[str, dict[int, Kept]]]:
+        return ((video, kept) for video in self.setup.paths if (kept := self._kept(video)))
+
+    def _known(self, video: str) -> dict[int, VideoResult]:
+        return {recipe: self.stores[recipe].read(video) for recipe in self._kept(video)}
+
+    def _statuses(self) -> Statuses:
+        known = {video: overall(kept.values(), len(self.stores)) for video, kept in self._all_kept()}
+        return {**self.waiting, **self.setup.absent, **known}
+
+    def _is_reduced(self, results: Mapping[int, Kept]) -> bool:
         """True where fewer frames, models or recipes were used of a video than there are."""
         return len(results) < len(self.stores) or any(
             result.is_reduced(self.setup.everything_of(recipe)) for recipe, result in results.items()
         )
 
     def _keep(self, video: str, results: dict[int, VideoResult]) -> None:
-        known = self.results.setdefault(video, {})
+        known, new = self._kept(video), {}
         for recipe, result in results.items():
             if recipe in known and known[recipe].status == "ok" and result.status != "ok":
                 logger.warning("%s: %s in the second pass; the first answer stays", video, result.status)
                 continue
             self.stores[recipe].add(result)
-            known[recipe] = result
+            new[recipe] = result
             if result.status not in SEARCHED:
                 logger.warning("%s: %s: %s", video, result.status, result.message)
         self.waiting.pop(video, None)
+        others = [self.stores[recipe].read(video) for recipe in known if recipe not in new]
+        self.delivery.add(video, [*new.values(), *others])
 
     def _tick(self) -> None:
-        if time.monotonic() - self._written >= self.inputs.write_seconds:
+        if time.monotonic() >= self._next_writing:
             self._write_on_the_way()
 
     def _write_on_the_way(self) -> None:
+        started = time.monotonic()
         for store in self.stores:
             store.sync()
-        submission = self.delivery.build(self._all_results(), self.waiting | self.setup.absent)
+        submission = self.delivery.build(self._statuses())
         self.delivery.try_to_write(submission, self._card(submission.videos, self._figures(), complete=False))
-        self._written = time.monotonic()
+        now = time.monotonic()
+        self._next_writing = now + max(self.inputs.write_seconds, WRITINGS_APART * (now - started))
 
     def _deliver(self) -> SubmitResult:
         begun = {video for each in self.passes for video in each.begun}
         for video in self.waiting:
             self.waiting[video] = ("late", f"not {'finished' if video in begun else 'begun'} when the time was over")
-        results = self._all_results()
-        submission = self.delivery.build(results, self.waiting | self.setup.absent)
-        figures = self._figures()
-        table = frame_table(results, {model.name: model.fold for model in self.models})
-        outside = Outside.count(crop_distances(table))
-        logger.log(logging.WARNING if outside.is_unusual else logging.INFO, "faces: %s", outside.describe())
-        card = self._card(submission.videos, figures, complete=True) | {"faces": outside.as_card()}
-        delivered = self.delivery.deliver(submission, card, table)
+        submission, figures = self.delivery.build(self._statuses()), self._figures()
+        card = self._card(submission.videos, figures, complete=True)
+        delivered = self.delivery.deliver(submission, card, self._write_frames)
         logger.info("%s: %s", self.delivery.path, submission.coverage)
         if not submission.coverage["ok"]:
             self._refuse_priors_only(submission.coverage)
-        crops = {
-            video: (self.setup.work(video, recipe, result.frames), *result.surest_crop())
-            for video, them in self.results.items()
-            for recipe, result in sorted(them.items(), reverse=True)  # of several recipes the first one's crop
-            if result.logits
-        }
         workers = self.passes[-1].plan.workers if self.passes else self.setup.workers
         machine = {"workers": workers, "threads": self.setup.threads, "delivered": delivered}
-        return SubmitResult(
-            submission.submission, submission.videos, submission.rule, **figures, **machine, crops=crops
-        )
+        answers = submission.submission, submission.videos, submission.rule
+        return SubmitResult(*answers, **figures, **machine, surest_crop=self._surest_crop)
+
+    def _write_frames(self, path: Path) -> dict[str, Any]:
+        """Write the frame predictions of all videos; the card gets how many of their crops lie outside."""
+        folds = {model.name: model.fold for model in self.models}
+        frames, outside = FrameFiles(self.inputs.out, list(folds)), Outside(0, 0, 0)
+        videos = iter(sorted(video for video, kept in self._all_kept() if any(it.models for it in kept.values())))
+        while some := list(islice(videos, VIDEOS_AT_ONCE)):
+            table = frame_table([result for video in some for result in self._known(video).values()], folds)
+            frames.add(table)
+            outside += Outside.count(crop_distances(table))
+        frames.write(path)
+        logger.log(logging.WARNING if outside.is_unusual else logging.INFO, "faces: %s", outside.describe())
+        return {"faces": outside.as_card()}
+
+    def _surest_crop(self, video: str) -> tuple[Work, int, int] | None:
+        for recipe, result in self._known(video).items():  # of several recipes the first one's crop
+            if result.logits:
+                return self.setup.work(video, recipe, result.frames), *result.surest_crop()
+        return None
 
     def _figures(self) -> dict[str, Any]:
         """Figures of this run so far, by their names in `SubmitResult`."""
@@ -241,7 +278,7 @@ class _Run:
         wall = stages["wall"]
         return {
             "plan_changes": tuple(change for each in self.passes for change in each.plan.changes),
-            "reduced": sum(map(self._is_reduced, self.results.values())),
+            "reduced": sum(self._is_reduced(kept) for _, kept in self._all_kept()),
             "rate": sum(each.done for each in self.passes) / wall if wall > 0 else 0.0,
             "seconds": process_seconds(),
             "stage_seconds": stages,
@@ -249,7 +286,7 @@ class _Run:
 
     def _card(self, videos: pd.DataFrame, figures: dict[str, Any], *, complete: bool) -> dict[str, Any]:
         """Entries of the card; `complete` where the run has come to its end, by itself or by its budget."""
-        used = {precision for result in self._all_results() for precision in result.precisions}
+        used = {name for _, kept in self._all_kept() for it in kept.values() for name in it.precisions}
         return {
             "runs": [model.name for model in self.models],
             **self.history,
@@ -298,8 +335,12 @@ def require_room(folder: Path, results: int) -> None:
         )
 
 
-def set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> Setup:
-    """Videos, models and machine of a run; nothing is read but what decides them."""
+def set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame, ids: list[str]) -> Setup:
+    """Videos, models and machine of a run; nothing is read but what decides them.
+
+    Args:
+        ids: `folder_ids` of the sample's filenames.
+    """
     is_here = inputs.backend == "local"
     devices = pick_devices(inputs.device if is_here else "cpu")
     models, names = with_runtime(models, inputs.runtime, *devices), device_names(devices)
@@ -311,7 +352,7 @@ def set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFram
         sent = pickle.dumps([replace(model, path=model.path.absolute()) for model in important])
         cluster = Cluster(inputs.backend, inputs.scheduler, sent, inputs.device, inputs.precision)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    paths, absent = _locate(sample, inputs)
+    paths, absent = _locate(sample["filename"].tolist(), ids, inputs)
     return Setup(
         paths=paths,
         absent=absent,
@@ -340,17 +381,18 @@ def _history(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFr
     return {"seen_in_training": len(seen), "out_of_fold": figures}
 
 
-def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path], Statuses]:
-    """video_id -> file of the sample's videos, in the sample's order, and the reasons of those that are not there.
+def _locate(names: list[str], ids: list[str], inputs: SubmitInputs) -> tuple[dict[str, str], Statuses]:
+    """video_id -> file of the sample's videos (`names`, with their `ids`), in their order, and the reasons of those
+    that are not there.
 
     A file that lies in a folder below, or whose name has another ending or none, is taken where it is the only one of
     its name and no row's own; and so is a folder of pictures, which is a clip.
     """
     if not inputs.videos_dir.is_dir():
         raise FileNotFoundError(f"{inputs.videos_dir}: expected a folder of videos, found none.")
-    folder, names = inputs.videos_dir.absolute(), sample["filename"].tolist()
+    folder = inputs.videos_dir.absolute()
     if inputs.sample_submission is None:  # each row is a file's own path
-        return {video: folder / name for video, name in zip(folder_ids(names), names, strict=True)}, {}
+        return {video: f"{folder}/{name}" for video, name in zip(ids, names, strict=True)}, {}
     sound = {name for name in names if path_fault(name) is None}
     own = {name for name in sound if os.path.isfile(folder / name)}  # noqa: PTH113 (which raises for a long one)
     others: dict[str, list[str]] = {}
@@ -358,14 +400,14 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
         if path not in own:
             others.setdefault(PurePosixPath(path).stem, []).append(path)
     paths, absent, elsewhere = {}, {}, {}
-    for video, name in zip(folder_ids(names), names, strict=True):
+    for video, name in zip(ids, names, strict=True):
         stem = PurePosixPath(name).stem if is_video_name(name) else PurePosixPath(name).name
         found = others.get(stem, [])
         found = [path for path in found if PurePosixPath(path).name == PurePosixPath(name).name] or found
         if name in own:
-            paths[video] = folder / name
+            paths[video] = f"{folder}/{name}"
         elif len(found) == 1:
-            paths[video] = folder / found[0]
+            paths[video] = f"{folder}/{found[0]}"
             elsewhere[name] = found[0]
         elif found:
             absent[video] = ("missing", f"{NOT_THERE}; below it there are {' and '.join(found[:2])}")
@@ -374,7 +416,7 @@ def _locate(sample: pd.DataFrame, inputs: SubmitInputs) -> tuple[dict[str, Path]
     if not paths:
         held = ", ".join(path for same in others.values() for path in same[:1])[:200] or "no videos"
         raise ValueError(
-            f"{inputs.videos_dir}: none of the {len(sample)} videos of {inputs.sample_submission} is here, so every "
+            f"{inputs.videos_dir}: none of the {len(names)} videos of {inputs.sample_submission} is here, so every "
             f"answer would be the prior. The first is {names[0]}; the folder holds {held}."
         )
     if elsewhere:

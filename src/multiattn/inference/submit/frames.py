@@ -1,0 +1,74 @@
+"""Results of videos -> the `frame_predictions` table of a submission, in pieces: that of a million videos fits in no
+memory."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+
+from multiattn.inference.submit.results import VideoResult
+from multiattn.runtime.files import atomic_path
+from multiattn.scoring.aggregators import frame_predictions
+from multiattn.tables import FRAME_PREDICTIONS
+
+
+def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None) -> pd.DataFrame:
+    """The `frame_predictions` table of results with logits, models in the order of `folds` (model -> fold; None where
+    only scores are wanted), videos by name within each."""
+    results = sorted((result for result in results if result.logits), key=lambda result: result.video_id)
+    names = list(folds or dict.fromkeys(name for result in results for name in result.models))
+    tables = [FRAME_PREDICTIONS.empty()]
+    for name in names:
+        chosen = [(result, result.models.index(name)) for result in results if name in result.models]
+        if not chosen:
+            continue
+        places = np.array([crop for result, _ in chosen for crop in result.crops], dtype=np.int64).reshape(-1, 2)
+        logits = np.concatenate([np.asarray(result.logits[row], dtype=np.float64) for result, row in chosen])
+        videos = np.repeat([result.video_id for result, _ in chosen], [len(result.crops) for result, _ in chosen])
+        crops = pd.DataFrame({"video_id": videos, "frame_index": places[:, 0], "track": places[:, 1]})
+        distances = [value for it, row in chosen for value in it.distances[row] or [np.nan] * len(it.crops)]
+        reasons = [words for it, row in chosen for words in it.reasons[row] or [""] * len(it.crops)]
+        how_far = {"distances": distances, "reasons": reasons}
+        tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0), **how_far))
+    return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), "frame predictions")
+
+
+class FrameFiles:
+    """Rows of `frame_predictions` that come video after video and are written model after model; until then they lie in
+    files without a name, which go with the process.
+
+    Args:
+        folder: in which these files lie.
+        models: in the order of the table.
+    """
+
+    def __init__(self, folder: Path, models: Sequence[str]) -> None:
+        self._folder, self._models = folder, models
+        self._files: dict[str, tuple[IO[bytes], pyarrow.parquet.ParquetWriter]] = {}
+
+    def add(self, table: pd.DataFrame) -> None:
+        """Take the rows of the next videos, a sound table."""
+        for model, rows in table.groupby("model", sort=False):
+            piece = pyarrow.Table.from_pandas(rows, preserve_index=False)
+            if model not in self._files:
+                file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (open until it is written)
+                self._files[model] = file, pyarrow.parquet.ParquetWriter(file, piece.schema)
+            self._files[model][1].write_table(piece)
+
+    def write(self, path: Path) -> None:
+        """Write all that was taken as one table, atomically; nothing can be added then."""
+        if not self._files:
+            FRAME_PREDICTIONS.write(FRAME_PREDICTIONS.empty(), path)
+            return
+        files = [self._files[model] for model in self._models if model in self._files]
+        with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, files[0][1].schema) as whole:
+            for file, writer in files:
+                writer.close()
+                with file, pyarrow.parquet.ParquetFile(file) as pieces:
+                    for number in range(pieces.num_row_groups):
+                        whole.write_table(pieces.read_row_group(number))
