@@ -63,6 +63,13 @@ def test_a_continued_fold_goes_on_with_its_run_offline_where_the_service_is_not_
     assert ("recorded offline, for wandb says: no route. `wandb sync` sends it" in caplog.text) is not is_reached
 
 
+def test_without_wandb_the_extra_is_named_at_once(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "demo", "--faces", "none", "--folds", "none", "--track", "wandb"])
+    assert ended.value.code == 2 and "--track wandb: it is not installed." in capsys.readouterr().err
+
+
 def test_a_training_records_the_curves_of_tensorboard(pipeline, tmp_path, monkeypatch):
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
