@@ -25,8 +25,8 @@ lint: $(READY)
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 
-# Fast tests that need no training, with the oldest versions requirements.txt admits of all but torch, torchvision, dask,
-# peft (0.18 was tried by hand with the tests of LoRA) and the packages of the extra onnx.
+# Fast tests that need no training, with the oldest versions requirements.txt admits of all but torch, torchvision and the
+# extras (peft 0.18 was tried by hand with the tests of LoRA).
 FLOOR := $(VENV)-floor
 LONG := scoring/test_tuning scoring/test_intervals video/test_crop_images video/test_faces_folder video/test_faults video/test_retinaface
 # pandas 2 has another dtype for the categories of an empty column.
@@ -38,7 +38,7 @@ floor: $(READY)
 	$(BIN)/python -m venv --clear $(FLOOR)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 	  "$$($(FLOOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/after_the_lower_bounds.pth"
-	sed -nE '/^(torch|torchvision|ruff|dask|peft|onnx[a-z]*)\W/d; s/^([a-z-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > $(FLOOR)/lower.txt
+	sed -nE '/^(torch|torchvision|ruff)\W/d; /^# Extra: (serve|dask|lora|onnx)/,/^$$/d; /^(httpx|schemathesis|playwright)\W/d; s/^([a-z-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > $(FLOOR)/lower.txt
 	$(FLOOR)/bin/python -m pip install $(QUIETLY) --no-compile -r $(FLOOR)/lower.txt
 	$(FLOOR)/bin/python -m pytest -m "not slow and not shared" --numprocesses auto --maxprocesses 4 $(FLOOR_TESTS)
 
