@@ -66,7 +66,7 @@ def _try_some(setup: Setup, todo: list[str]) -> list[str]:
     with listening(signal.SIGINT) as interruption:
         run = PredictionPass(
             setup, tried, plan, machine_works=False, label="tries", interruption=interruption,
-            keep=lambda video, results: None, tick=lambda: None,
+            keep=lambda video, results: None, tick=lambda: None, known=lambda video: {},
         )  # fmt: skip
         try:
             run.run()
