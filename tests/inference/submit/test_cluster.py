@@ -9,6 +9,7 @@ import signal
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -54,6 +55,28 @@ def test_a_task_gives_the_numbers_of_a_run_on_one_machine_and_no_pixels(undistur
             (again,) = predict_video([known], pickle.dumps(models), "cpu", "fp32")
             assert again.models == (), "what is known is not made"
     assert statuses == dict.fromkeys(("ok", "no_face", "unreadable"), True)
+
+
+def test_results_come_in_the_order_of_the_recipes_whichever_is_done_first(monkeypatch):
+    def classify(replicas, source, done, crashed):
+        for extracted in reversed(list(iter(source.get, None))):
+            done(Classified(extracted, (extracted.work.recipe,)))
+
+    def encode(task, *settings):
+        return [EncodedCrops(task.video_id, status, "", 1, [], 0.1, 0.1) for status in settings]
+
+    models = SimpleNamespace(chosen={}, precision="fp32")
+    loaded = SimpleNamespace(working=lambda place: SimpleNamespace(models=models)), "cpu"
+    replaced = {"_load": lambda *_: loaded, "Classifier": classify, "encode_crops": encode}
+    for name, value in (replaced | {"on_device": lambda settings, device: settings}).items():
+        monkeypatch.setattr(cluster_module, name, value)
+    task = VideoTask(video_id="folder/a", path=Path("a.mp4"))
+    works = [Work(task, status, (recipe,), recipe=recipe) for recipe, status in enumerate(("ok", "no_face"))]
+    found = predict_video(works, b"", "cpu", "fp32")
+    assert [(it.extracted.work.recipe, it.extracted.crops.status, it.models) for it in found] == [
+        (0, "ok", (0,)),
+        (1, "no_face", (1,)),
+    ]
 
 
 @pytest.mark.parametrize(

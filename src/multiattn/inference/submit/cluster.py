@@ -100,7 +100,8 @@ class ClusterWorkers:
 
 
 def predict_video(works: Sequence[Work], models: bytes, device: str, precision: str) -> list[Classified]:
-    """A video's logits by each recipe, and the frames and tracks of its crops; what a worker's process calls."""
+    """A video's logits by each recipe, in the order of `works`, and the frames and tracks of its crops; what a worker's
+    process calls."""
     replicas, name = _load(models, device, precision)
     task = works[0].task
     facts = {"seen": clip_facts(task.path), "file": file_fingerprint(task.path)}
@@ -110,15 +111,15 @@ def predict_video(works: Sequence[Work], models: bytes, device: str, precision: 
         source.put(extracted)
     source.put(None)
     Classifier(replicas, source, done.put, done.put)
-    loaded, finished = replicas.working(0).models, []
+    loaded, finished = replicas.working(0).models, {}
     for _ in works:
         classified = done.get()
         if isinstance(classified, BaseException):
             raise classified
         work, crops = classified.extracted.work, classified.extracted.crops
         classified.precisions = {number: loaded.chosen.get(number, loaded.precision) for number in classified.models}
-        finished.append(replace(classified, extracted=Extracted(work, _places(crops)), **facts))
-    return finished
+        finished[work.recipe] = replace(classified, extracted=Extracted(work, _places(crops)), **facts)
+    return [finished[work.recipe] for work in works]  # one without crops is done before the others
 
 
 def _places(crops: EncodedCrops) -> EncodedCrops:
