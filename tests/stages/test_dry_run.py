@@ -1,5 +1,7 @@
 """`--dry-run` of train, faces and submit: counts and estimates, and not a file written, moved or touched."""
 
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,15 @@ def test_nothing_is_written_and_the_work_is_told(stage, is_there, words, pipelin
     said = capsys.readouterr().out
     assert all(word in said for word in (*words, "Nothing was written.")), said
     assert {root: tree(root) for root in roots} == before and not new.exists()
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extra onnx")
+def test_a_submissions_networks_are_not_exported_for_it(pipeline, tmp_path, capsys):
+    runs = tmp_path / pipeline.experiment.name
+    shutil.copytree(pipeline.experiment, runs, ignore=shutil.ignore_patterns("exported"))
+    before, words = tree(tmp_path), ["--device", "cpu", "--jobs", 1, "--runtime", "onnxruntime", "--dry-run"]
+    capsys.readouterr()
+    run("submit", "--runs", runs, "--videos-dir", pipeline.dataset / "test_videos", "--out", tmp_path / "new", *words)
+    said = capsys.readouterr().out
+    assert "by torch here" in said and "predicted here" in said, said
+    assert tree(tmp_path) == before

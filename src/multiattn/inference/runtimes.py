@@ -77,24 +77,42 @@ def with_runtime(models: Sequence[TrainedModel], runtime: Runtime, *devices: tor
     return models
 
 
+def can_predict(models: Sequence[TrainedModel], runtime: Runtime, *devices: torch.device) -> bool:
+    """False where `with_runtime` has files to make first; raises as it does of what can be known before."""
+    if runtime == "torch":
+        return True
+    for device in devices:
+        _require_cpu(device)
+    if all(exported_file(model).is_file() for model in models):
+        return True
+    require_exporter("onnxruntime")
+    return False
+
+
 def _require_cpu(device: torch.device) -> None:
     if device.type != "cpu":
         raise ValueError(f"--runtime onnxruntime: expected a CPU to compute on, found {device}. Add --device cpu.")
 
 
-def exported_network(model: TrainedModel) -> Path:
-    """The ONNX file of a model's network, made by the first that asks: in the run's folder, or for a packaged run and
-    a folder that cannot be written in the user's cache; named by all that decides its answers.
-
-    Raises:
-        ValueError: packages that export are missing, or the file answers otherwise than torch.
-    """
+def exported_file(model: TrainedModel) -> Path:
+    """Where the ONNX file of a model's network is or will be: in the run's folder, or for a packaged run and a folder
+    that cannot be written in the user's cache; named by all that decides its answers."""
     weights = replace(model, tta="none").fingerprint()
     is_packaged = (experiment_folder(model.path) / DIGESTS_FILE).is_file()
     folder = model.path / EXPORTED_FOLDER
     if is_packaged or not os.access(model.path, os.W_OK):
         folder = user_cache() / weights
-    path = folder / f"{weights}-{package_version()}.onnx"
+    return folder / f"{weights}-{package_version()}.onnx"
+
+
+def exported_network(model: TrainedModel) -> Path:
+    """The `exported_file` of a model, made by the first that asks.
+
+    Raises:
+        ValueError: packages that export are missing, or the file answers otherwise than torch.
+    """
+    path = exported_file(model)
+    folder = path.parent
     if path.is_file():  # whole, since it is renamed when it is
         return path
     require_exporter("onnxruntime")

@@ -1,17 +1,26 @@
 """What `submit` would do, without writing into the submission folder: videos, models, time and memory."""
 
 import signal
+from dataclasses import replace
 
 from multiattn.config import to_json
 from multiattn.datasets.manifest import folder_ids
+from multiattn.inference.outside import read_answers
 from multiattn.inference.runs import find_models, with_tta
+from multiattn.inference.runtimes import can_predict
 from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan, levels_of
 from multiattn.inference.submit.predict import PredictionPass, Setup, SystematicFailureError
 from multiattn.inference.submit.results import SEARCHED, VideoResult
-from multiattn.inference.submit.run import RESULTS_VERSION, set_up
-from multiattn.runtime.devices import device_names
+from multiattn.inference.submit.run import (
+    RESULTS_VERSION,
+    most_results,
+    require_room,
+    set_up,
+    training_history,
+)
+from multiattn.runtime.devices import device_names, pick_devices
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_FILE, SUBMISSION_JOURNAL
 from multiattn.runtime.processor import peak_memory
@@ -27,16 +36,25 @@ def describe_submit(inputs: SubmitInputs) -> list[str]:
     Raises:
         As `run_submit`, which it asks of everything that it can know beforehand.
     """
-    sample = inputs.sample
-    models = with_tta(find_models(*inputs.runs, any_recipes=True), inputs.rule.tta)
+    models, by_torch = find_models(*inputs.runs, any_recipes=True), ""
+    devices = pick_devices(inputs.device if inputs.backend == "local" else "cpu")
+    if not can_predict(models, inputs.runtime, *devices):
+        by_torch = f"; by torch here, for the networks are not exported for {inputs.runtime} yet"
+        inputs = replace(inputs, runtime="torch")
+    sample, models = inputs.sample, with_tta(models, inputs.rule.tta)
     require_rule_fits(inputs.rule, models)
+    if inputs.outside:
+        read_answers(inputs.outside_files, sample["filename"])
+    training_history(inputs, models, sample)
     setup = set_up(inputs, models, sample, folder_ids(sample["filename"]))
+    require_room(next(one for one in (inputs.out, *inputs.out.absolute().parents) if one.is_dir()), most_results(setup))
     answered = _answered(inputs, setup)
     todo = [video for video in setup.paths if video not in answered]
     lines = [
         f"{counted(len(sample), 'row')}: {counted(len(setup.paths), 'video')} there, {len(answered)} of them answered "
         f"before (again, where file or models changed), {len(sample) - len(setup.paths)} without a file",
-        f"{setup.everything}; {setup.cluster or device_names(setup.devices)}, {counted(setup.workers, 'worker')}",
+        f"{setup.everything}; {setup.cluster or device_names(setup.devices)}, {counted(setup.workers, 'worker')}"
+        f"{by_torch if setup.cluster is None else ''}",
     ]
     if todo and setup.cluster is None:
         lines += _try_some(setup, todo)

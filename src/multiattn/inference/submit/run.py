@@ -78,10 +78,10 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         models = with_tta(find_models(*inputs.runs, any_recipes=True), inputs.rule.tta)
         require_rule_fits(inputs.rule, models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
-        history = _history(inputs, models, sample)
+        history = training_history(inputs, models, sample)
         held_out = read_answers_out_of_fold(inputs.runs, inputs.scoring, inputs.rule)
         setup = set_up(inputs, models, sample, delivery.ids)
-        require_room(inputs.out, len(setup.paths) * setup.everything.frames * CROPS_A_FRAME * len(models))
+        require_room(inputs.out, most_results(setup))
         stores: list[ResultStore] = []
         for settings in setup.settings:
             work = {"version": RESULTS_VERSION, "crops": to_json(settings.recipe)}
@@ -322,6 +322,11 @@ class _Run:
         )
 
 
+def most_results(setup: Setup) -> int:
+    """Logits that a run may keep."""
+    return len(setup.paths) * setup.everything.frames * CROPS_A_FRAME * len(setup.models)
+
+
 def require_room(folder: Path, results: int) -> None:
     """Raise `ValueError` where the disk, or what Kaggle gives a notebook, has no room for so many logits."""
     needed, free, quota = results * BYTES_A_LOGIT, shutil.disk_usage(folder).free, ""
@@ -368,7 +373,7 @@ def set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFram
     )
 
 
-def _history(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> dict[str, Any]:
+def training_history(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFrame) -> dict[str, Any]:
     """Entries of the card about the runs' training: out-of-fold scores, and how many of the sample's videos they saw.
 
     An imported checkpoint brings neither; a run trained here that lacks them is an error.
