@@ -87,6 +87,9 @@ def test_results_come_in_the_order_of_the_recipes_whichever_is_done_first(monkey
         pytest.param(
             {"backend": "ray", "budget_hours": 1.0}, "budget_hours: expected none beside --backend ray", id="a budget"
         ),
+        pytest.param(
+            {"backend": "ray", "runtime": "onnxruntime"}, "device: expected cpu beside --runtime onnx", id="a GPU"
+        ),
     ],
 )
 def test_options_that_a_cluster_does_not_go_with_are_refused(options, expected):

@@ -92,6 +92,8 @@ class SubmitInputs:
         expected = "tcp://HOST:8786 beside --backend dask (start one: dask scheduler)"
         require(self.backend != "dask" or self.scheduler is not None, self, "scheduler", expected)
         require(is_here or self.budget_hours is None, self, "budget_hours", f"none beside --backend {self.backend}")
+        computes_there = is_here or self.runtime == "torch" or self.device == "cpu"  # else every worker would fail
+        require(computes_there, self, "device", f"cpu beside --runtime {self.runtime} on a cluster")
         object.__setattr__(self, "precision", runtime_precision(self.runtime, self.precision))
         object.__setattr__(self, "runs", tuple(map(layout.named_run, self.runs)))
 
