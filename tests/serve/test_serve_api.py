@@ -185,6 +185,23 @@ def test_limits_hold_and_whoever_sends_too_much_is_told(place):
         worker.free.set()
 
 
+class Odd(StandIn):
+    """Raises for its first file what no library should."""
+
+    def examine(self, clip, seconds):
+        if not self.seen:
+            self.seen.append((clip, b""))
+            raise LookupError("odd")
+        super().examine(clip, seconds)
+
+
+def test_whatever_a_library_raises_the_next_file_is_examined(place):
+    with served(place, Odd()) as client:
+        failed = wait_for(client, send(client).json()["id"])
+        assert failed["state"] == "failed" and "LookupError" in failed["error"]
+        assert wait_for(client, send(client).json()["id"])["state"] == "done"
+
+
 def test_a_file_that_takes_too_long_costs_itself_only(place):
     worker = StandIn()
     worker.free.clear()

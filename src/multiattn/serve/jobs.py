@@ -1,6 +1,7 @@
 """Files that wait, are examined in turn and keep their answers for a while; safe for threads."""
 
 import contextlib
+import logging
 import secrets
 import shutil
 import threading
@@ -14,6 +15,8 @@ from multiattn.runtime.layout import FACES_FILE
 from multiattn.serve.limits import Limits
 from multiattn.serve.workers import FACES_FOLDER, REPORT_FILE, Clip, ExaminationError, Worker
 from multiattn.video.extraction.isolation import ProcessLostError
+
+logger = logging.getLogger(__name__)
 
 State = Literal["waiting", "working", "done", "failed"]
 WAITING, WORKING, DONE, FAILED = get_args(State)
@@ -200,6 +203,9 @@ class Jobs:
             return str(error)
         except (ProcessLostError, RuntimeError, OSError, ValueError) as error:
             return f"no process to examine it could be started: {error}"
+        except Exception as error:  # the thread goes on: without it no file would ever be examined again
+            logger.exception("an examination failed")
+            return f"the examination failed ({type(error).__name__}); the server's log says where."
         finally:
             shutil.rmtree(job.clip.folder / FACES_FOLDER, ignore_errors=True)
             with self._changed:
