@@ -92,6 +92,7 @@ def test_fifty_uploads_and_a_killed_worker_end_in_answers_within_memory(tmp_path
     [
         pytest.param(["--port", "70000"], "from 0 to 65535", id="no port"),
         pytest.param(["--token", "short"], "--token: expected 12 letters", id="a token to guess"),
+        pytest.param(["--token", "gesprächsfaden"], "expected printable ASCII without spaces", id="no header's"),
         pytest.param(["--root", "/no/such/folder"], "/no/such/folder: no such folder", id="no root"),
         pytest.param(["--runs", "no_such_run"], "no_such_run", id="no run"),
         pytest.param(["--host", "256.1.1.1"], "cannot be listened at", id="no address"),
@@ -113,3 +114,22 @@ def test_a_taken_port_and_a_missing_package_are_one_error(capsys, monkeypatch):
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
     assert main(["serve"]) == 2
     assert "pip install 'multiattn[serve]'" in capsys.readouterr().err
+
+
+def test_folders_of_killed_servers_are_removed_and_no_others(tmp_path, monkeypatch):
+    place = tmp_path / "temporary"
+    monkeypatch.setattr(serve.tempfile, "tempdir", str(place))
+    elsewhere, left, other, link = (
+        tmp_path / "x",
+        *(place / f"{serve.FOLDER}{name}" for name in ("left", "other", "link")),
+    )
+    for folder in (elsewhere, left / "jobs" / "id", other):
+        folder.mkdir(parents=True)
+    for folder in (elsewhere, left):
+        (folder / ".lock").touch()
+    link.symlink_to(elsewhere)
+    with serve._own_folder() as first:
+        assert not left.exists() and list(first.iterdir()) == []
+        with serve._own_folder() as second:
+            assert first.is_dir() and second.is_dir() and first != second, "one that is held stays"
+    assert sorted(place.iterdir()) == [link, other] and (elsewhere / ".lock").exists()

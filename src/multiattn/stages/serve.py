@@ -6,17 +6,22 @@
 Nothing leaves the machine. Other machines reach it with --host only, and need the token that is printed then.
 """
 
+import contextlib
 import importlib.util
 import os
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from multiattn.command_line import DetectorWeights, Device, Inline, PredictPrecision, RuleTta, Scoring, parse, results
 from multiattn.config.settings import require
+from multiattn.runtime.files import exclusive_folder, fcntl
 from multiattn.runtime.layout import DEFAULT_RUN, fold_folders, named_run, packaged_run
 from multiattn.runtime.signals import listening
 from multiattn.serve.limits import Limits
@@ -24,6 +29,8 @@ from multiattn.serve.limits import Limits
 TOKEN_VARIABLE = "MULTIATTN_TOKEN"
 MIN_TOKEN = 12
 EVERY_ADDRESS = ("0.0.0.0", "::")
+FOLDER = "multiattn_serve_"
+"""Prefix of the temporary folder of a server."""
 STOP_SECONDS = 5
 """Time for answers under way when the server is asked to end."""
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -39,7 +46,7 @@ class Options:
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0 is every one of this machine, and asks for a token."""
     token: str | None = None
-    """What whoever asks must know, 12 letters at least (default: the variable MULTIATTN_TOKEN; else none for this
+    """What whoever asks must know, 12 ASCII letters at least (default: the variable MULTIATTN_TOKEN; else none for this
     machine alone, and one that is made and printed for others)."""
     allow_host: tuple[str, ...] = ()
     """Further names of this machine, where a proxy or a name server calls it so."""
@@ -64,6 +71,10 @@ def main(argv: list[str]) -> None:
     if token is not None and len(token) < MIN_TOKEN:
         raise ValueError(
             f"--token: expected {MIN_TOKEN} letters at least, found {len(token)} (or in {TOKEN_VARIABLE})."
+        )
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(
+            f"--token: expected printable ASCII without spaces, as headers carry (or in {TOKEN_VARIABLE})."
         )
     if options.root is not None and not options.root.is_dir():
         raise FileNotFoundError(f"--root {options.root}: no such folder.")
@@ -102,6 +113,33 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """An empty temporary folder, for as long as this block; those of servers that were killed are removed first."""
+    place = Path(tempfile.gettempdir()).resolve()
+    for folder in place.glob(f"{FOLDER}*") if fcntl is not None else ():
+        _remove_left(folder, place)
+    while True:
+        with (
+            tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as name,
+            exclusive_folder(Path(name)),
+        ):
+            if (Path(name) / ".lock").exists():  # not removed by another server before it was locked
+                jobs = Path(name) / "jobs"
+                jobs.mkdir()
+                yield jobs
+                return
+
+
+def _remove_left(folder: Path, place: Path) -> None:
+    """Remove a server's folder that is ours, lies where it seems to, and is locked by no process that lives."""
+    with contextlib.suppress(OSError, ValueError):
+        is_ours = not folder.is_symlink() and folder.resolve().parent == place and folder.stat().st_uid == os.getuid()
+        if is_ours and (folder / ".lock").is_file():
+            with exclusive_folder(folder, patience_seconds=0):
+                shutil.rmtree(folder)
+
+
 def _serve(options: Options, listener: socket.socket, detector, first, token: str) -> None:
     """Serve until a signal asks to end; `first` is a worker of the detector's options."""
     import uvicorn
@@ -112,13 +150,10 @@ def _serve(options: Options, listener: socket.socket, detector, first, token: st
     host = socket.gethostname() if options.host in EVERY_ADDRESS else options.host
     host = f"[{host}]" if ":" in host else host
     address = f"http://{host}:{listener.getsockname()[1]}/"
-    with (
-        listening(signal.SIGINT),
-        tempfile.TemporaryDirectory(prefix="multiattn_serve_", ignore_cleanup_errors=True) as folder,
-    ):
+    with listening(signal.SIGINT), _own_folder() as folder:
         app = create_app(
             options.limits,
-            Path(folder),
+            folder,
             first,
             lambda: ExaminerProcess(detector),
             model=first.model,
@@ -129,6 +164,6 @@ def _serve(options: Options, listener: socket.socket, detector, first, token: st
         )
         how = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
         server = uvicorn.Server(uvicorn.Config(app, ws="none", timeout_graceful_shutdown=STOP_SECONDS, **how))
-        results(f"open {address}{f'?token={token}' if token else ''}    (Ctrl-C ends it)")
+        results(f"open {address}{f'?token={quote(token, safe=str())}' if token else ''}    (Ctrl-C ends it)")
         server.run(sockets=[listener])
     results("ended; uploads and answers are removed")
