@@ -2,12 +2,15 @@
 queue, cancelling, expiry. Whatever happens ends in an answer or a refusal, and leaves nothing behind."""
 
 import errno
+import itertools
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -212,6 +215,13 @@ def test_a_file_that_takes_too_long_costs_itself_only(place):
         assert wait_for(client, send(client).json()["id"])["state"] == "done"
 
 
+def test_an_upload_of_a_few_bytes_a_second_gives_its_place_back(place, monkeypatch):
+    with served(place) as client:
+        monkeypatch.setattr(uploads, "time", SimpleNamespace(monotonic=itertools.count(0, 100).__next__))
+        slow = send(client)
+        assert (slow.status_code, "2,000 bytes a second" in slow.json()["detail"]) == (408, True)
+
+
 @pytest.mark.parametrize("when", ["before", "mid-upload"])
 def test_a_full_disk_is_an_answer_and_leaves_nothing(place, when, monkeypatch):
     with served(place) as client:
@@ -315,6 +325,14 @@ def test_a_token_is_asked_for_and_a_cookie_takes_its_place(place):
         assert client.get("/").status_code == 200 and send(client).status_code == 202, "with the cookie"
 
 
+def test_a_token_of_any_printable_letters_is_known_again(place):
+    token = """a+b/c=d&e#f%41;g"h\\'i"""
+    with served(place, host="0.0.0.0", token=token) as client:
+        assert client.get("/v1/model", headers={"authorization": f"Bearer {token}"}).status_code == 200
+        assert client.get(f"/?token={quote(token, safe='')}").status_code == 303
+        assert client.get("/v1/model").status_code == 200, "with the cookie"
+
+
 def test_paths_are_taken_below_the_root_only(place, tmp_path):
     root = tmp_path / "clips"
     (root / "below").mkdir(parents=True)
@@ -358,6 +376,12 @@ def test_pages_load_nothing_from_elsewhere_and_run_no_script_of_their_own(place)
 def test_a_limit_of_nothing_is_refused(setting):
     with pytest.raises(ValueError, match=f"Limits.{setting}: expected"):
         Limits(**{setting: 0})
+
+
+@pytest.mark.parametrize("setting", ["max_upload_mb", "max_minutes", "job_seconds", "keep_minutes"])
+def test_a_limit_that_no_clock_can_hold_is_refused(setting):
+    with pytest.raises(ValueError, match=f"Limits.{setting}: expected"):
+        Limits(**{setting: 1e10})
 
 
 def test_no_request_that_the_openapi_allows_or_forbids_ends_in_an_error_of_ours(place, tmp_path):

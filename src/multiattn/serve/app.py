@@ -32,7 +32,7 @@ ERRORS = {
     401: "No token, or a wrong one",
     403: "A request from another site, or a path that is not below --root",
     404: "No such job, or no more",
-    408: "The upload stalled",
+    408: "The upload stalled, or nearly",
     409: "There is no answer yet, or there will be none",
     413: "Larger than the limit",
     415: "Neither multipart/form-data nor application/json",

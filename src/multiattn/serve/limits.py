@@ -29,7 +29,7 @@ class Limits:
     def __post_init__(self) -> None:
         require_fields(self)
         for name in ("max_upload_mb", "max_minutes", "job_seconds", "keep_minutes"):
-            require(getattr(self, name) > 0, self, name, "a number above 0")
+            require(0 < getattr(self, name) < 1e9, self, name, "a number above 0 and below 10^9")
         for name in ("jobs", "queue", "keep_results"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,8 @@ from multiattn.serve.limits import MEGABYTE
 
 STALL_SECONDS = 30.0
 """An upload of which nothing arrives for so long is given up."""
+LEAST_RATE = 2_000
+"""Mean bytes a second, below which an upload is given up too: it holds a place in the queue."""
 RESERVE_BYTES = 200 * MEGABYTE
 """Free space left for crops, reports and whoever else writes there."""
 RETRY_SECONDS = 10
@@ -58,7 +61,7 @@ def declared_length(request: Request, most: int) -> int:
 
 async def pieces(request: Request, most: int) -> AsyncIterator[bytes]:
     """The body as it arrives, of at most so many bytes."""
-    received, stream = 0, request.stream()
+    received, stream, begun = 0, request.stream(), time.monotonic()
     while True:
         try:
             piece = await asyncio.wait_for(anext(stream, None), STALL_SECONDS)
@@ -71,6 +74,8 @@ async def pieces(request: Request, most: int) -> AsyncIterator[bytes]:
         received += len(piece)
         if received > most:
             raise HTTPException(413, f"The upload is larger than the limit of {most:,} bytes.")
+        if received < LEAST_RATE * (time.monotonic() - begun - STALL_SECONDS):
+            raise HTTPException(408, f"Less than {LEAST_RATE:,} bytes a second arrived.")
         yield piece
 
 
