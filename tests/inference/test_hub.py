@@ -249,8 +249,8 @@ def test_a_repository_that_is_not_ours_or_public_gets_nothing(change, options, m
     hub.exists = True
     change(hub)
     with pytest.raises(ValueError, match=f"{REPO}: .*{message}.*Nothing was sent"):
-        push_files(published_files(small, REPO), REPO, **options)
-    assert not hub.commits and not hub.uploads
+        push_files(published_files(small, REPO), REPO, revision="next", **options)
+    assert not hub.commits and not hub.uploads and set(hub.branches) == {"main"}
 
 
 def test_without_a_token_or_a_repository_the_answer_says_what_to_do(small, hub, tmp_path, monkeypatch):
@@ -270,6 +270,21 @@ def test_a_pull_that_broke_goes_on_with_what_it_lacks(small, hub, tmp_path):
     hub.broken = set()
     pulled, is_new = pull_run(REPO, tmp_path / "runs", max_gb=1)
     assert is_new and not changed_files(pulled / "files.sha256") and hub.calls["GET fold0/best.safetensors"] == 1
+
+
+def test_a_pull_that_broke_goes_on_with_a_later_commit_that_has_less(small, hub, tmp_path):
+    push_files(published_files(small, REPO), REPO)
+    old = tmp_path / "runs" / ".someone--my-run.pulling" / "fold7" / "inputs.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    pulled, is_new = pull_run(REPO, tmp_path / "runs", max_gb=1)
+    assert is_new and not changed_files(pulled / "files.sha256") and not (pulled / "fold7").exists()
+
+
+def test_a_name_of_other_letters_comes_back(small, hub, tmp_path):
+    named = small.rename(small.with_name("größe"))
+    push_files(published_files(named, REPO), REPO)
+    assert pull_run(REPO, tmp_path / "runs", max_gb=1) == (tmp_path / "runs" / "größe", True)
 
 
 def relisted(files: dict[str, bytes], **changes: bytes) -> None:

@@ -6,11 +6,11 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, hf_hub_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -147,23 +147,31 @@ def push_files(
     api = HfApi()
     with _hub_errors(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
+        there = api.model_info(repo_id)
+        names = _require_ours(repo_id, there, private)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.model_info(repo_id, revision=revision)
-        if private and not there.private:
-            raise ValueError(f"{repo_id}: expected a private repository, found a public one. Nothing was sent.")
-        names = {one.rfilename for one in there.siblings or ()} - HUBS_OWN
-        if names - {README} and DIGESTS_FILE not in names:
-            held = ", ".join(sorted(names)[:3])
-            raise ValueError(
-                f"{repo_id}: expected an empty repository or one that `multiattn push` made, found {printable(held)}. "
-                "Name another one. Nothing was sent."
-            )
+            there = api.model_info(repo_id, revision=revision)
+            names = _require_ours(repo_id, there, private)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(names - files.keys())]
         return api.create_commit(
             repo_id, operations, commit_message="Upload a run of multiattn", revision=revision, parent_commit=there.sha
         ).commit_url
+
+
+def _require_ours(repo_id: str, there: ModelInfo, private: bool) -> set[str]:
+    """The files of a repository that a run may be sent to; raises `ValueError` for others."""
+    if private and not there.private:
+        raise ValueError(f"{repo_id}: expected a private repository, found a public one. Nothing was sent.")
+    names = {one.rfilename for one in there.siblings or ()} - HUBS_OWN
+    if names - {README} and DIGESTS_FILE not in names:
+        held = ", ".join(sorted(names)[:3])
+        raise ValueError(
+            f"{repo_id}: expected an empty repository or one that `multiattn push` made, found {printable(held)}. "
+            "Name another one. Nothing was sent."
+        )
+    return names
 
 
 def pull_run(repo_id: str, runs: Path, *, revision: str | None = None, max_gb: float) -> tuple[Path, bool]:
@@ -204,17 +212,17 @@ def _pull(repo_id: str, building: Path, revision: str | None, max_gb: float) -> 
     listed = set(read_digests(fetch(DIGESTS_FILE)))
     if different := sorted(listed ^ (sizes.keys() - {DIGESTS_FILE})):
         raise _RefusedError(f"{DIGESTS_FILE} and the repository differ in {', '.join(different[:3])}")
-    named = re.search(
-        rb"^model_name: ([\w.+-]+)$", fetch(README).read_bytes() if README in sizes else b"", re.MULTILINE
-    )
-    if named is None or not _NAME.fullmatch(named[1].decode()):
+    readme = fetch(README).read_text(encoding="utf-8", errors="replace") if README in sizes else ""
+    named = re.search(r"^model_name: ([\w.+-]+)$", readme, re.MULTILINE)
+    if named is None or not _NAME.fullmatch(named[1]):
         raise _RefusedError(f"expected the run's name as model_name in {README}, found none")
-    target = building.with_name(named[1].decode())
+    target = building.with_name(named[1])
     if target.exists() or target.is_symlink():
         own_list = (building / DIGESTS_FILE).read_bytes()
         shutil.rmtree(building)
         _require_same(target, own_list)
         return target, False
+    _remove_others(building, sizes)
     for one, size in sizes.items():
         if size > 1e6:
             logger.info("%s (%.0f MB)", one, size / 1e6)
@@ -224,6 +232,15 @@ def _pull(repo_id: str, building: Path, revision: str | None, max_gb: float) -> 
     (building / ".lock").unlink()
     building.rename(target)
     return target, True
+
+
+def _remove_others(building: Path, names: Iterable[str]) -> None:
+    """Remove what a call that was killed fetched of an earlier commit, and this one does not have."""
+    kept = {place for name in names for place in (Path(name), *Path(name).parents)}
+    for path in sorted(building.rglob("*"), reverse=True):
+        place = path.relative_to(building)
+        if place not in kept and not place.parts[0].startswith("."):
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _require_run(sizes: Mapping[str, int], max_gb: float) -> None:
