@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 
 import pytest
 
@@ -45,6 +46,23 @@ def all_old(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machine.importlib.metadata, "version", lambda _: "0.0.1")
 
 
+def no_place(*_: object) -> str:
+    raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+
+def smi(output: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """An nvidia-smi that says this."""
+    ran = subprocess.CompletedProcess([], 0, output, "")
+    return lambda patch: patch.setattr(machine.subprocess, "run", lambda *_, **__: ran)
+
+
+def odd_gpu(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+    smi("GRID, A, 8 GiB, 550, [N/A]")(patch)
+
+
 @pytest.mark.parametrize(
     ("change", "check", "state", "words"),
     [
@@ -54,6 +72,9 @@ def all_old(patch: pytest.MonkeyPatch) -> None:
         pytest.param(lambda m: m.setattr(machine, "LEAST_FILES", 10**9), "open files", "wrong", "ulimit", id="files"),
         pytest.param(lambda m: m.setattr(machine, "_granted_cores", lambda: 0.5), "cores", "note", "0.5", id="few"),
         pytest.param(lambda m: m.setattr(machine, "free_memory", lambda: 10**9), "memory", "note", "--jobs", id="ram"),
+        pytest.param(lambda m: m.setattr(machine.tempfile, "gettempdir", no_place), "disk", "wrong", "set T", id="t"),
+        pytest.param(smi("NVIDIA-SMI has failed"), "devices", "note", "has failed", id="driver"),
+        pytest.param(odd_gpu, "devices", "wrong", "GRID, A, 8 GiB", id="odd GPU"),
         pytest.param(all_old, "versions", "wrong", "pip install", id="old"),
     ],
 )  # fmt: skip

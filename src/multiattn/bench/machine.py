@@ -28,6 +28,7 @@ SHARED_MEMORY = Path("/dev/shm")
 BATCHES_AHEAD = 3
 """Of each of a loader's workers."""
 LEAST_DISK, LEAST_MEMORY, LEAST_FILES = 1e9, 4e9, 1024
+SMI_SECONDS = 10
 ROOMY_DISK = 20e9
 """Below it 32 crops of 380 pixels of 17,000 videos have no room."""
 
@@ -80,9 +81,14 @@ def devices() -> Iterator[Finding]:
     names = "name,memory.total,driver_version,compute_cap"
     command = ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        listed = ""
+        run = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said, listed = "" if isinstance(error, OSError) else f"no answer in {SMI_SECONDS} s", []
+    else:
+        listed = [line.rsplit(",", 3) for line in run.stdout.splitlines() if line.count(",") >= 3]
+        said = "" if listed else " ".join(f"{run.stdout} {run.stderr}".split())[:160]
+    if said:
+        yield Finding("note", f"nvidia-smi: {said}", "where there is a GPU, mend or renew its driver")
     if not listed:
         yield Finding("note", "no NVIDIA GPU: everything runs on the CPU", "training takes a GPU for more than tries")
         return
@@ -90,11 +96,12 @@ def devices() -> Iterator[Finding]:
 
     can_use = torch.cuda.is_available()
     advice = "" if can_use else f"torch {torch.__version__} cannot use it: take a CUDA build that the driver supports"
-    for line in listed.splitlines():
-        name, memory, driver, capability = (part.strip() for part in line.split(","))
-        half = (
-            "bf16 and fp16" if float(capability) >= 8 else "fp16" if float(capability) >= 5.3 else "no half precision"
-        )
+    for parts in listed:
+        name, memory, driver, capability = (part.strip() for part in parts)
+        half = "half precision not known"
+        if re.fullmatch(r"\d+(\.\d+)?", capability):  # `[N/A]` of some
+            found = float(capability)
+            half = "bf16 and fp16" if found >= 8 else "fp16" if found >= 5.3 else "no half precision"
         yield Finding("ok" if can_use else "wrong", f"{name}, {memory}, driver {driver}, {half}", advice)
 
 
@@ -150,7 +157,13 @@ def memory() -> Iterator[Finding]:
 
 
 def disk() -> Iterator[Finding]:
-    for folder in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir()))):
+    folders = []
+    for what, find in {"working": Path.cwd, "temporary": tempfile.gettempdir}.items():
+        try:
+            folders.append(Path(find()))
+        except OSError as error:  # removed, or none that can be written
+            yield Finding("wrong", f"no {what} folder ({error.strerror})", "cd elsewhere, make room, or set TMPDIR")
+    for folder in dict.fromkeys(folders):
         free = shutil.disk_usage(folder).free
         try:
             with tempfile.TemporaryFile(dir=folder):
