@@ -10,6 +10,7 @@ from typing import Any, get_args
 import cv2
 import numpy as np
 
+from multiattn.datasets.embedded.actors import load_portrait
 from multiattn.figures.attention import RunMaps
 from multiattn.figures.score import attention_of, report_page
 from multiattn.inference.attention_maps import deciding_crops
@@ -17,7 +18,7 @@ from multiattn.inference.detector import Answer, DeepfakeDetector, answers_json
 from multiattn.inference.score_files import ScoredFiles, seen_notes
 from multiattn.runtime.crop_files import read_stored
 from multiattn.runtime.environment import package_version
-from multiattn.runtime.files import file_digest, write_json, write_text
+from multiattn.runtime.files import file_digest, require_plain_file, write_json, write_text
 from multiattn.runtime.layout import BEST_WEIGHTS, MODEL_CARD_FILE, experiment_folder
 from multiattn.runtime.text_tables import duration, printable
 from multiattn.scoring.answers import MANIPULATED, NO_SIGN, SOUND_NOTE, AnswerName
@@ -39,25 +40,27 @@ def examine(options: DetectorOptions, clip: Clip | None) -> dict[str, Any] | Non
     """Write the answer for a clip into its folder; without one, load the detector and return `describe_model`.
 
     Raises:
-        ExaminationError: a clip that is too long.
+        ExaminationError: a clip that is too long, or that changed meanwhile.
         FileNotFoundError, ValueError: as `DeepfakeDetector.load`.
     """
-    detector = _loaded(options)
+    detector, model = _loaded(options)
     if clip is None:
-        return describe_model(detector)
+        return model
     length = clip_seconds(clip.path)
     if length is not None and length > clip.max_seconds:
         raise ExaminationError(f"it is {duration(length)} long, {duration(clip.max_seconds)} at most are examined.")
-    _write_answer(detector, clip)
+    _write_answer(detector, model, clip)
     return None
 
 
 @functools.lru_cache(1)
-def _loaded(options: DetectorOptions) -> DeepfakeDetector:
+def _loaded(options: DetectorOptions) -> tuple[DeepfakeDetector, dict[str, Any]]:
+    """A detector with its networks in memory, and what was said of it then: its files may change while it serves."""
     how = {"tta": options.tta, "device": options.device, "precision": options.precision}
     detector = DeepfakeDetector.load(*options.runs, scoring=options.scoring, weights=options.weights, **how)
-    detector.predict(np.zeros((64, 64, 3), np.uint8))  # so that the first file finds all loaded
-    return detector
+    model = describe_model(detector)
+    detector.predict(load_portrait().rgb)  # a face: without one no network is kept
+    return detector, model
 
 
 def describe_model(detector: DeepfakeDetector) -> dict[str, Any]:
@@ -80,16 +83,19 @@ def describe_model(detector: DeepfakeDetector) -> dict[str, Any]:
     }
 
 
-def _write_answer(detector: DeepfakeDetector, clip: Clip) -> None:
+def _write_answer(detector: DeepfakeDetector, model: dict[str, Any], clip: Clip) -> None:
     faces, name = clip.folder / FACES_FOLDER, printable(clip.name)
+    before = _identity(clip.path)
     digest = file_digest(clip.path)
     scored = detector.score([clip.path], faces)
+    if _identity(clip.path) != before:
+        raise ExaminationError("the file changed while it was examined: its digest would be of another. Send it again.")
     scored = replace(scored, files=scored.files.assign(file=[name]))
     named = [Path(clip.name)]
     (answer,) = detector.answers(named, scored)
     record = {
-        "file": {"name": name, "bytes": clip.path.stat().st_size, "sha256": digest},
-        "models": describe_model(detector)["models"],
+        "file": {"name": name, "bytes": before[0], "sha256": digest},
+        "models": model["models"],
         "version": package_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "not_examined": not_examined(answer),
@@ -102,6 +108,22 @@ def _write_answer(detector: DeepfakeDetector, clip: Clip) -> None:
     pictures = _write_pictures(scored, faces, maps, clip.folder / PICTURES_FOLDER)
     result = {**answers_json(detector, [answer]), "record": record, "pictures": pictures}
     write_json(clip.folder / RESULT_FILE, result)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """A file's size, and what changes with its content.
+
+    Raises:
+        ExaminationError: it is gone, or a link now: a path below the root was looked at before it waited.
+    """
+    try:
+        require_plain_file(path)
+        real, found = path.resolve(), path.stat()
+    except OSError as error:
+        raise ExaminationError("the file is no longer there, or cannot be read.") from error
+    if real != path:
+        raise ExaminationError("the file is no longer where it was: a link has taken its place.")
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def not_examined(answer: Answer) -> list[str]:
