@@ -18,6 +18,7 @@ import pytest
 
 from multiattn.__main__ import main
 from multiattn.datasets.embedded.actors import load_portrait
+from multiattn.serve import folders
 from multiattn.stages import serve
 
 MOST_BYTES = 4 * 10**9
@@ -118,18 +119,18 @@ def test_a_taken_port_and_a_missing_package_are_one_error(capsys, monkeypatch):
 
 def test_folders_of_killed_servers_are_removed_and_no_others(tmp_path, monkeypatch):
     place = tmp_path / "temporary"
-    monkeypatch.setattr(serve.tempfile, "tempdir", str(place))
+    monkeypatch.setattr(folders.tempfile, "tempdir", str(place))
     elsewhere, left, other, link = (
         tmp_path / "x",
-        *(place / f"{serve.FOLDER}{name}" for name in ("left", "other", "link")),
+        *(place / f"{folders.FOLDER}{name}" for name in ("left", "other", "link")),
     )
     for folder in (elsewhere, left / "jobs" / "id", other):
         folder.mkdir(parents=True)
     for folder in (elsewhere, left):
         (folder / ".lock").touch()
     link.symlink_to(elsewhere)
-    with serve._own_folder() as first:
+    with folders.server_folder() as first:
         assert not left.exists() and list(first.iterdir()) == []
-        with serve._own_folder() as second:
+        with folders.server_folder() as second:
             assert first.is_dir() and second.is_dir() and first != second, "one that is held stays"
     assert sorted(place.iterdir()) == [link, other] and (elsewhere / ".lock").exists()

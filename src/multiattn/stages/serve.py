@@ -6,22 +6,17 @@
 Nothing leaves the machine. Other machines reach it with --host only, and need the token that is printed then.
 """
 
-import contextlib
 import importlib.util
 import os
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from multiattn.command_line import DetectorWeights, Device, Inline, PredictPrecision, RuleTta, Scoring, parse, results
 from multiattn.config.settings import require
-from multiattn.runtime.files import exclusive_folder, fcntl
 from multiattn.runtime.layout import DEFAULT_RUN, fold_folders, named_run, packaged_run
 from multiattn.runtime.signals import listening
 from multiattn.serve.limits import Limits
@@ -29,8 +24,6 @@ from multiattn.serve.limits import Limits
 TOKEN_VARIABLE = "MULTIATTN_TOKEN"
 MIN_TOKEN = 12
 EVERY_ADDRESS = ("0.0.0.0", "::")
-FOLDER = "multiattn_serve_"
-"""Prefix of the temporary folder of a server."""
 STOP_SECONDS = 5
 """Time for answers under way when the server is asked to end."""
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -113,44 +106,18 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-@contextlib.contextmanager
-def _own_folder() -> Iterator[Path]:
-    """An empty temporary folder, for as long as this block; those of servers that were killed are removed first."""
-    place = Path(tempfile.gettempdir()).resolve()
-    for folder in place.glob(f"{FOLDER}*") if fcntl is not None else ():
-        _remove_left(folder, place)
-    while True:
-        with (
-            tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as name,
-            exclusive_folder(Path(name)),
-        ):
-            if (Path(name) / ".lock").exists():  # not removed by another server before it was locked
-                jobs = Path(name) / "jobs"
-                jobs.mkdir()
-                yield jobs
-                return
-
-
-def _remove_left(folder: Path, place: Path) -> None:
-    """Remove a server's folder that is ours, lies where it seems to, and is locked by no process that lives."""
-    with contextlib.suppress(OSError, ValueError):
-        is_ours = not folder.is_symlink() and folder.resolve().parent == place and folder.stat().st_uid == os.getuid()
-        if is_ours and (folder / ".lock").is_file():
-            with exclusive_folder(folder, patience_seconds=0):
-                shutil.rmtree(folder)
-
-
 def _serve(options: Options, listener: socket.socket, detector, first, token: str) -> None:
     """Serve until a signal asks to end; `first` is a worker of the detector's options."""
     import uvicorn
 
     from multiattn.serve.app import create_app
+    from multiattn.serve.folders import server_folder
     from multiattn.serve.workers import ExaminerProcess
 
     host = socket.gethostname() if options.host in EVERY_ADDRESS else options.host
     host = f"[{host}]" if ":" in host else host
     address = f"http://{host}:{listener.getsockname()[1]}/"
-    with listening(signal.SIGINT), _own_folder() as folder:
+    with listening(signal.SIGINT), server_folder() as folder:
         app = create_app(
             options.limits,
             folder,
