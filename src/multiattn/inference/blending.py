@@ -166,7 +166,7 @@ def deliver(blend: BlendRule, files: Mapping[str, Path], answers: pd.DataFrame, 
         if blend.held_out is not None:
             OUT_OF_FOLD.write(blend.held_out, out / layout.VIDEO_HELD_OUT_FILE)
         (out / layout.UNFINISHED_BLEND).unlink()
-    return f"{out / layout.SUBMISSION_FILE}: {describe_submission(submission)}"
+    return f"{out / layout.SUBMISSION_FILE}: {describe_submission(submission, fits_sample=True)}"
 
 
 def _read_held_out(held_out: Mapping[str, Path], folds: Path | None) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -47,16 +47,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="predict", doc=__doc__)
-    unused = [name for name in ("out", "splits", "videos_dir", "weights") if getattr(options, name)]
-    if options.fit_distance and options.held_out:
-        raise ValueError("--held-out: expected no --fit-distance beside it. Run the two one after the other.")
-    aside = "fit-distance" if options.fit_distance else "held-out" if options.held_out else ""
-    if aside and unused:
-        raise ValueError(f"--{aside}: takes --runs and --faces, found --{unused[0].replace('_', '-')} beside it.")
-    if options.held_out and options.tta == "none":
-        raise ValueError("--held-out: expected --tta beside it, found none: training keeps those of each crop alone.")
-    if options.faces is not None:
-        require_apart({"--out": options.out}, [options.faces / FACES_FILE])
+    _require_sound(options)
     precision = runtime_precision(options.runtime, options.precision)
     from multiattn.inference.distances import keep_distances
     from multiattn.inference.predictor import predict_faces, predict_held_out
@@ -71,8 +62,6 @@ def main(argv: list[str]) -> None:
         models = [replace(model, any_crops=True) for model in models]
     devices = pick_devices(options.device)
     models = with_runtime(models, options.runtime, *devices)
-    if aside and options.faces is None:
-        raise ValueError(f"--{aside}: expected --faces, the folder the runs were trained on, found none.")
     if options.held_out:
         kept = predict_held_out(models, options.faces, device=devices, precision=precision)
         results(
@@ -108,3 +97,19 @@ def main(argv: list[str]) -> None:
         f"{counted(len(predictions), 'prediction')} of {counted(len(models), 'model')} "
         f"on {counted(videos, 'video')} in {options.out}"
     )
+
+
+def _require_sound(options: Options) -> None:
+    """Raise `ValueError` for options that do not go together."""
+    unused = [name for name in ("out", "splits", "videos_dir", "weights") if getattr(options, name)]
+    if options.fit_distance and options.held_out:
+        raise ValueError("--held-out: expected no --fit-distance beside it. Run the two one after the other.")
+    aside = "fit-distance" if options.fit_distance else "held-out" if options.held_out else ""
+    if aside and unused:
+        raise ValueError(f"--{aside}: takes --runs and --faces, found --{unused[0].replace('_', '-')} beside it.")
+    if aside and options.faces is None:
+        raise ValueError(f"--{aside}: expected --faces, the folder the runs were trained on, found none.")
+    if options.held_out and options.tta == "none":
+        raise ValueError("--held-out: expected --tta beside it, found none: training keeps those of each crop alone.")
+    if options.faces is not None:
+        require_apart({"--out": options.out}, [options.faces / FACES_FILE])

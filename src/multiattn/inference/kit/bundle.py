@@ -61,7 +61,6 @@ KAGGLE_HAS = {
     *("albumentations", "tensorboard", "nbformat", "nbclient", "ipykernel"),
 }
 """Packages of requirements.txt that Kaggle's image brings (OpenCV under another name), or inference does not need."""
-NOT_FOR_INFERENCE = {"pytest", "pytest-xdist", "ruff", "dask", "peft", "onnx", "onnxscript", "onnxruntime"}
 SMALL_DEPENDENCIES = ("docstring-parser>=0.16", "typeguard>=4", "typing-inspect>=0.6", "mypy-extensions")
 """Dependencies of tyro and pandera, beside packages the image surely has; tens of kilobytes."""
 GLIBC_MINORS = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
@@ -344,15 +343,15 @@ def package_name(requirement: str) -> str:
 
 
 def read_requirements(path: Path) -> dict[str, str]:
-    """Name -> requirement of a requirements file, without comments."""
-    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    """Name -> requirement of the repository's requirements file, without comments and what stands under "Extra"."""
+    needed = path.read_text(encoding="utf-8").split("# Extra: ")[0]
+    lines = (line.split("#")[0].strip() for line in needed.splitlines())
     return {package_name(line): line for line in lines if line}
 
 
 def default_packages(requirements: dict[str, str]) -> list[str]:
     """Requirements that Kaggle's image lacks and inference needs."""
-    unneeded = KAGGLE_HAS | NOT_FOR_INFERENCE
-    return [*(line for name, line in requirements.items() if name not in unneeded), *SMALL_DEPENDENCIES]
+    return [*(line for name, line in requirements.items() if name not in KAGGLE_HAS), *SMALL_DEPENDENCIES]
 
 
 def with_bounds(packages: Sequence[str], requirements: dict[str, str]) -> list[str]:
