@@ -40,16 +40,18 @@ def test_kaggles_public_videos_and_the_parts_they_lie_in_stay_out(shared):
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_the_auc_on_the_card_is_found_again_on_every_third_video(shared, tmp_path):
+def test_the_auc_on_the_card_is_found_again(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # of the exported network
     crops, faces, videos = shared / "dfdc_crops", tmp_path / "faces", tmp_path / "videos.csv"
     table = pd.read_csv(crops / "crops.csv")
-    table[table["split"] == "val"].iloc[::3].to_csv(tmp_path / "val.csv", index=False)
+    table[table["split"] == "val"].to_csv(tmp_path / "val.csv", index=False)
     (tmp_path / "recipe.json").write_text((RUN / "fold0" / "faces.json").read_text())
     names = ("--column", "original=source_video", "--name", "dfdc", "--recipe", tmp_path / "recipe.json")
     run("index", "crops", "--root", crops, "--labels", tmp_path / "val.csv", *names, "--faces", faces, "--out", videos)
-    run("predict", "--runs", "dfdc_lite", "--faces", faces, "--out", tmp_path / "predictions.parquet")
+    fast = ("--runtime", "onnxruntime")  # a third of the time
+    run("predict", "--runs", "dfdc_lite", "--faces", faces, "--out", tmp_path / "predictions.parquet", *fast)
     predicted = FRAME_PREDICTIONS.read(tmp_path / "predictions.parquet").set_index("video_id")["logit"]
     labels = VIDEOS.read(videos).set_index("video_id")["label"]
     (row,) = re.findall(r"^\| dfdc +\| all videos +\|.*$", (RUN / "card.md").read_text(), re.MULTILINE)
     on_card = float(row.strip("| ").split("|")[4].split()[0])
-    assert roc_auc_score(labels, predicted[labels.index]) == pytest.approx(on_card, abs=0.02)
+    assert roc_auc_score(labels, predicted[labels.index]) == pytest.approx(on_card, abs=0.002)
