@@ -159,13 +159,13 @@ class Table:
             FileNotFoundError: no such file; names the command that makes it.
             ValueError: not this table, or no rows in it (unless `allow_empty`).
         """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
         import pandas as pd
 
         from multiattn.runtime.table_files import read_csv
 
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no {self.name} table here. {self.advice}")
         try:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
         except (csv.Error, OSError, ValueError) as error:

@@ -21,11 +21,12 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="verify", doc=__doc__)
-    from multiattn.inference.submit.inputs import describe_submission, require_rows
-    from multiattn.tables import SAMPLE, SUBMISSION  # with pandas
+    from multiattn.tables import SAMPLE, SUBMISSION
 
     path = options.submission / SUBMISSION_FILE if options.submission.is_dir() else options.submission
     submission, has_sample = SUBMISSION.read(path), options.sample_submission is not None
+    from multiattn.inference.submit.inputs import describe_submission, require_rows
+
     if has_sample:
         require_rows(submission, SAMPLE.read(options.sample_submission), path)
     results(f"{path}: {describe_submission(submission, fits_sample=has_sample)}")
