@@ -1,4 +1,4 @@
-"""What runs in the processes of `multiattn serve`: the record tells the truth of the file and of the networks."""
+"""The work in the processes of `multiattn serve`: the record tells the truth of the file and of the networks."""
 
 from pathlib import Path
 

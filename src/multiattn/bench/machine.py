@@ -26,7 +26,7 @@ CODECS = {
 """Video codec -> FFmpeg's encoder and decoder of it. `--data.augmentation wild` encodes with all but VP9."""
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_AHEAD = 3
-"""Of each of a loader's workers."""
+"""Batches that each of a loader's workers has ready."""
 LEAST_DISK, LEAST_MEMORY, LEAST_FILES = 1e9, 4e9, 1024
 SMI_SECONDS = 10
 ROOMY_DISK = 20e9
@@ -138,7 +138,7 @@ def _frames_after(encoder: str, decoder: str) -> int:
 
 
 def shared_memory() -> Iterator[Finding]:
-    """What the batches of the default experiment take on their way from the workers, beside what is left."""
+    """Room that the batches of the default experiment take on their way from the workers, beside what is left."""
     if not SHARED_MEMORY.is_dir():
         return
     data = get_experiment(DEFAULT_EXPERIMENT).data

@@ -51,7 +51,7 @@ CHECKED_CROPS = 64
 MOST_CROPS, LEAST_CROPS = 200, 20
 """Held-out crops of each fold, for calibration and as many others to judge it by."""
 LARGEST_LOSS = 0.01
-"""Of log loss, that a lower precision may add."""
+"""Log loss that a lower precision may add."""
 
 
 @dataclass(frozen=True)

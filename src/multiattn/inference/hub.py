@@ -38,7 +38,7 @@ OF_FOLD = (
     *(layout.held_out_file(tta) for tta in get_args(Tta)),
     layout.LAST_HELD_OUT_FILE,
 )
-"""What is published of a fold. Its states (pickles), latest weights, logs and TensorBoard's events stay here."""
+"""Files of a fold that are published. Its states (pickles), latest weights, logs and TensorBoard's events stay here."""
 LARGE, TEXTS = (".safetensors", ".parquet"), (".json", ".csv", ".md", ".sha256")
 """Endings of the files that a pulled run may have; no format among them can hold code."""
 LARGEST_TEXT = 100_000_000
@@ -67,7 +67,7 @@ Score a clip with this run: `multiattn pull {repo_id} --runs runs`, then `multia
 
 
 def published_files(run: Path, repo_id: str) -> dict[str, bytes | Path]:
-    """What a repository of a run holds, by path: content, or the file that has it; `files.sha256` lists all others.
+    """Files of a run's repository, by path: content, or the file that has it; `files.sha256` lists all others.
 
     All folds with their best weights, tables and settings, in which absolute paths have become names; the rule, the
     licence, and the card, as `README.md` too.
@@ -198,7 +198,7 @@ def pull_run(repo_id: str, runs: Path, *, revision: str | None = None, max_gb: f
 
 
 class _RefusedError(Exception):
-    """What is wrong with a repository."""
+    """A fault of a repository, in words."""
 
 
 def _pull(repo_id: str, building: Path, revision: str | None, max_gb: float) -> tuple[Path, bool]:

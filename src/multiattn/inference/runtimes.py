@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_DIFFERENCE = 1e-4
 """Between a float32 export and torch, in a logit and so in P(fake): rounding is some 1e-6."""
+OWN_FILES = "[0-9a-f]" * 16 + "-*.onnx"
+"""Names of `exported_file`, as a pattern; other files beside them are not ours to delete."""
 EXPORT_SECONDS = 1800.0
 """That a process waits for another one to export the same network."""
 CHECKED_CROPS = 4
@@ -120,7 +122,7 @@ def exported_network(model: TrainedModel) -> Path:
         if not path.is_file():
             logger.info("%s: exported once for onnxruntime, to %s", model.name, path)
             _export(model, path)
-            for earlier in folder.glob("*.onnx"):  # of weights or of a version that the run no longer has
+            for earlier in folder.glob(OWN_FILES):  # of weights or of a version that the run no longer has
                 if earlier != path and earlier.resolve().parent == folder.resolve():
                     earlier.unlink(missing_ok=True)
     return path

@@ -27,7 +27,7 @@ OPSET = 18
 METADATA_FILE = "metadata.json"
 """Inside the archive of a `torch.export` program."""
 MOST_BYTES = 1.9e9
-"""Of weights in an ONNX file: beyond 2 GB it would be several files."""
+"""Bytes of weights in an ONNX file: beyond 2 GB it would be several files."""
 EXAMPLES = 2
 """Crops that a network is traced with; one would be taken for a batch that is always one."""
 

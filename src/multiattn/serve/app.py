@@ -25,7 +25,7 @@ from multiattn.serve.workers import PICTURES_FOLDER, REPORT_FILE, RESULT_FILE, W
 PAGE = Path(__file__).parent / "page"
 MAX_JSON_BYTES = 64 * 1024
 FORM_BYTES = 16 * 1024
-"""Of a multipart body beside its file."""
+"""Bytes of a multipart body beside its file."""
 REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
 ERRORS = {
     400: "Not what is expected, or a Host header of elsewhere",

@@ -64,7 +64,7 @@ def _loaded(options: DetectorOptions) -> tuple[DeepfakeDetector, dict[str, Any]]
 
 
 def describe_model(detector: DeepfakeDetector) -> dict[str, Any]:
-    """What the detector is and knows, as plain types: models with their digests, notes, answers, thresholds, cards."""
+    """The detector and what it knows, as plain types: models with their digests, notes, answers, thresholds, cards."""
     held_out = detector.rule.held_out
     said = {MANIPULATED: held_out.manipulated_from, NO_SIGN: held_out.no_sign_until} if held_out is not None else {}
     experiments = dict.fromkeys(experiment_folder(model.path) for model in detector.models)

@@ -39,7 +39,7 @@ class Options:
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0 is every one of this machine, and asks for a token."""
     token: str | None = None
-    """What whoever asks must know, 12 ASCII letters at least (default: the variable MULTIATTN_TOKEN; else none for this
+    """A word that whoever asks must know, 12 ASCII letters at least (default: MULTIATTN_TOKEN; else none for this
     machine alone, and one that is made and printed for others)."""
     allow_host: tuple[str, ...] = ()
     """Further names of this machine, where a proxy or a name server calls it so."""

@@ -1,4 +1,4 @@
-"""What `train` would do, without writing a file: folds, steps, time and memory."""
+"""The work that `train` would do, without writing a file: folds, steps, time and memory."""
 
 import time
 from pathlib import Path

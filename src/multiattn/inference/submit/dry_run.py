@@ -1,4 +1,4 @@
-"""What `submit` would do, without writing into the submission folder: videos, models, time and memory."""
+"""The work that `submit` would do, without writing into the submission folder: videos, models, time and memory."""
 
 import signal
 from dataclasses import replace

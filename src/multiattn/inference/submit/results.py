@@ -31,7 +31,7 @@ OF_MODEL = ("logits", "precisions", "distances", "reasons")
 """Fields of a result with an entry for each model."""
 
 LINES_AT_ONCE, FILES_A_THREAD = 2048, 128
-"""Of a journal that is read: the lines in memory, and the videos that a thread looks at in one go."""
+"""Bounds of a journal that is read: the lines in memory, and the videos that a thread looks at in one go."""
 
 
 def file_fingerprint(path: Path) -> str:

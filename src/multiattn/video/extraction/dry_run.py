@@ -1,4 +1,4 @@
-"""What `faces` would do, without writing into the faces folder: videos, time, memory and disk."""
+"""The work that `faces` would do, without writing into the faces folder: videos, time, memory and disk."""
 
 import shutil
 import tempfile
