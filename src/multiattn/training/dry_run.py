@@ -7,14 +7,14 @@ import torch
 
 from multiattn.config import Experiment
 from multiattn.model.precision import resolve_precision
-from multiattn.runtime.devices import autocast, device_names
+from multiattn.runtime.devices import device_names
 from multiattn.runtime.layout import RESULT_FILES, fold_folder
 from multiattn.runtime.processor import free_memory
 from multiattn.runtime.text_tables import duration, terminal_table
 from multiattn.training.data.crops import SAMPLINGS, split_crops
-from multiattn.training.engine.memory import blank_batch, step_memory
+from multiattn.training.engine.memory import passes_of_a_batch, step_memory
 from multiattn.training.engine.run_folder import RunFolder
-from multiattn.training.engine.step import TrainingStep, backward_passes, set_train_mode, set_trainable
+from multiattn.training.engine.step import TrainingStep
 from multiattn.training.folds import TrainingData, what_is_left
 
 MEASURED_BATCHES = 2
@@ -97,17 +97,12 @@ def _hours(
 def _seconds_a_batch(experiment: Experiment, device: torch.device) -> float:
     """Mean seconds of the passes of a black batch in the last phase, after one that is not counted."""
     precision = resolve_precision(experiment.precision, device).name
-    step, phase = TrainingStep(experiment, load_weights=False).to(device), experiment.schedule[-1]
-    set_trainable(step, phase)
-    set_train_mode(step, step, phase)
-    crops, labels = (tensor.to(device) for tensor in blank_batch(experiment.data))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    step = TrainingStep(experiment, load_weights=False).to(device)
+    passes = passes_of_a_batch(step, experiment, device, precision)
     times = []
     for _ in range(1 + MEASURED_BATCHES):
         started = time.perf_counter()
-        backward_passes(
-            step, step, crops, labels, scaler=scaler, context=lambda: autocast(precision, device), degrade=phase.agda
-        )
+        passes(step)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -57,19 +58,24 @@ def _bytes(module: nn.Module) -> int:
 
 def watch_passes(step: TrainingStep, experiment: Experiment, watch: Watch, *, precision: str) -> Watch:
     """`watch`, after it has seen the passes of a batch in the experiment's last phase, as which the step is left."""
+    return on_shapes(step, passes_of_a_batch(step, experiment, torch.device("cpu"), precision), watch)
+
+
+def passes_of_a_batch(
+    step: TrainingStep, experiment: Experiment, device: torch.device, precision: str
+) -> Callable[[TrainingStep], None]:
+    """A function that does the passes of a black batch in the experiment's last phase, as which the step is left."""
     phase = experiment.schedule[-1]
     set_trainable(step, phase)
     set_train_mode(step, step, phase)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type != "cpu")
 
     def passes(step: TrainingStep) -> None:
-        backward_passes(
-            step, step, *blank_batch(experiment.data),
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-            context=lambda: autocast(precision, torch.device("cpu")),
-            degrade=phase.agda,
-        )  # fmt: skip
+        crops, labels = (tensor.to(device) for tensor in blank_batch(experiment.data))
+        context = partial(autocast, precision, device)
+        backward_passes(step, step, crops, labels, scaler=scaler, context=context, degrade=phase.agda)
 
-    return on_shapes(step, passes, watch)
+    return passes
 
 
 def blank_batch(data: DataConfig) -> tuple[Tensor, Tensor]:
