@@ -1,6 +1,7 @@
 """`multiattn serve` as a process of its own, with the packaged network: fifty uploads at once, a worker killed on the
 way, Ctrl-C. Each upload ends in an answer or a refusal, memory is bounded, and nothing is left behind."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -19,7 +20,6 @@ import pytest
 from multiattn.__main__ import main
 from multiattn.datasets.embedded.actors import load_portrait
 from multiattn.serve import folders
-from multiattn.stages import serve
 
 MOST_BYTES = 4 * 10**9
 
@@ -112,7 +112,7 @@ def test_a_taken_port_and_a_missing_package_are_one_error(capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
     assert "--port 0 finds one that is free" in capsys.readouterr().err
-    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["serve"]) == 2
     assert "pip install 'multiattn[serve]'" in capsys.readouterr().err
 

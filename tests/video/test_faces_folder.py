@@ -1,6 +1,7 @@
 """A faces folder: order, reuse, clusters, restarts, options. Real videos and processes."""
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -167,7 +168,7 @@ def test_wrong_options_are_refused_by_name(options, expected, clips, tmp_path):
 
 @pytest.mark.parametrize("backend", ["dask", "ray"])
 def test_a_cluster_without_its_package_says_what_to_install(backend, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=rf"--backend {backend}: .* pip install \"\.\[{backend}\]\""):
         extract(clips, tmp_path, backend=backend)
 

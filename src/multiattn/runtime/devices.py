@@ -1,11 +1,12 @@
 """The devices to compute on, the context of a precision, and seeds."""
 
-import importlib.util
 import os
 import random
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from multiattn.runtime.environment import require_packages
 
 if TYPE_CHECKING:
     import torch
@@ -112,22 +113,13 @@ def runtime_precision(runtime: str, precision: str) -> str:
         return precision
     if precision not in ("auto", "fp32"):
         raise ValueError(f"--runtime {runtime}: expected --precision fp32 or auto beside it, found {precision}.")
-    require_packages(f"--runtime {runtime}", runtime)
+    require_packages(f"--runtime {runtime}", "onnx", runtime)
     return "fp32"
 
 
 def require_exporter(*more: str) -> None:
     """Raise `ValueError` where a package is missing that writes ONNX files, or one of `more`."""
-    require_packages("writing ONNX files", "onnx", "onnxscript", *more)
-
-
-def require_packages(use: str, *packages: str) -> None:
-    """Raise `ValueError` where a package of the extra `onnx` is not installed."""
-    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ValueError(
-            f"{use}: expected the packages {' and '.join(packages)}, found no {' and no '.join(missing)}. Run: pip "
-            f"install {' '.join(missing)} (they are the extra `onnx`: pip install multiattn[onnx])."
-        )
+    require_packages("writing ONNX files", "onnx", "onnx", "onnxscript", *more)
 
 
 def autocast(precision: str, device: "torch.device") -> "torch.autocast":

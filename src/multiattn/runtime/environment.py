@@ -1,6 +1,7 @@
 """Versions, commit and machine of this process, for what a run records."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "numba", "av")
+
+
+def require_packages(use: str, extra: str, *packages: str) -> None:
+    """Raise `ValueError` where a package of an extra is not installed that `use` needs."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"{use}: expected the packages {' and '.join(packages)}, found no {' and no '.join(missing)}. Run: pip "
+            f"install 'multiattn[{extra}]', or in a clone: pip install \".[{extra}]\""
+        )
 
 
 def git_commit() -> str:

@@ -6,7 +6,6 @@
 Nothing leaves the machine. Other machines reach it with --host only, and need the token that is printed then.
 """
 
-import importlib.util
 import os
 import secrets
 import signal
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 from multiattn.command_line import DetectorWeights, Device, Inline, PredictPrecision, RuleTta, Scoring, parse, results
 from multiattn.config.settings import require
+from multiattn.runtime.environment import require_packages
 from multiattn.runtime.layout import DEFAULT_RUN, fold_folders, named_run, packaged_run
 from multiattn.runtime.signals import listening
 from multiattn.serve.limits import Limits
@@ -26,7 +26,7 @@ MIN_TOKEN = 12
 EVERY_ADDRESS = ("0.0.0.0", "::")
 STOP_SECONDS = 5
 """Time for answers under way when the server is asked to end."""
-PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+PACKAGES = ("fastapi", "uvicorn", "python_multipart")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="serve", doc=__doc__)
-    if lacking := [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]:
-        raise ValueError(f"serve takes {', '.join(lacking)}, not found here: pip install 'multiattn[serve]'.")
+    require_packages("serve", "serve", *PACKAGES)
     token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE)
     if token is not None and len(token) < MIN_TOKEN:
         raise ValueError(

@@ -10,7 +10,6 @@ the time limit is not tried again.
 
 import contextlib
 import functools
-import importlib.util
 import itertools
 import logging
 import pickle
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from multiattn.runtime.environment import require_packages
 from multiattn.video.extraction.isolation import call_isolated
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ def _ray_calls(calls: Iterable[tuple], *, at_once: int) -> Iterator[tuple]:
 
 @contextlib.contextmanager
 def _dask_client(scheduler: str | None) -> Iterator[Any]:
-    _require("distributed", "dask", 'pip install ".[dask]"')
+    require_packages("--backend dask", "dask", "distributed")
     if scheduler is None:
         raise ValueError("--backend dask: expected --scheduler tcp://HOST:8786, found none. Start one: dask scheduler.")
     from distributed import Client
@@ -281,7 +281,7 @@ def _dask_client(scheduler: str | None) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _ray_connection(address: str | None) -> Iterator[int]:
-    _require("ray", "ray", 'pip install ".[ray]"')
+    require_packages("--backend ray", "ray", "ray")
     import ray
 
     mine = not ray.is_initialized()
@@ -297,8 +297,3 @@ def _ray_connection(address: str | None) -> Iterator[int]:
     finally:
         if mine:
             ray.shutdown()
-
-
-def _require(module: str, backend: str, command: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(f"--backend {backend}: expected the package {module}, which is not installed. Run: {command}")
