@@ -207,6 +207,11 @@ def require_file(path: str | Path) -> None:
         raise FileNotFoundError(f"{path}: no such weights file.")
 
 
+def standing_folder(path: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(one for one in (path, *path.absolute().parents) if one.is_dir())
+
+
 def free_name(path: Path) -> Path:
     """The first name beside a file that is free for setting it aside: `card.1.json` of `card.json`."""
     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))

@@ -3,7 +3,6 @@
 import signal
 from dataclasses import replace
 
-from multiattn.config import to_json
 from multiattn.datasets.manifest import folder_ids
 from multiattn.inference.outside import read_answers
 from multiattn.inference.runs import find_models, with_tta
@@ -12,17 +11,11 @@ from multiattn.inference.scoring_file import require_rule_fits
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan, levels_of
 from multiattn.inference.submit.predict import PredictionPass, Setup, SystematicFailureError
-from multiattn.inference.submit.results import SEARCHED, VideoResult
-from multiattn.inference.submit.run import (
-    RESULTS_VERSION,
-    most_results,
-    require_room,
-    set_up,
-    training_history,
-)
+from multiattn.inference.submit.results import SEARCHED, results_journals, results_work
+from multiattn.inference.submit.run import most_results, require_room, set_up, training_history
 from multiattn.runtime.devices import device_names, pick_devices
-from multiattn.runtime.journal import Journal
-from multiattn.runtime.layout import SUBMISSION_FILE, SUBMISSION_JOURNAL
+from multiattn.runtime.files import standing_folder
+from multiattn.runtime.layout import SUBMISSION_FILE
 from multiattn.runtime.processor import peak_memory
 from multiattn.runtime.signals import listening
 from multiattn.runtime.text_tables import counted, duration
@@ -47,7 +40,7 @@ def describe_submit(inputs: SubmitInputs) -> list[str]:
         read_answers(inputs.outside_files, sample["filename"])
     training_history(inputs, models, sample)
     setup = set_up(inputs, models, sample, folder_ids(sample["filename"]))
-    require_room(next(one for one in (inputs.out, *inputs.out.absolute().parents) if one.is_dir()), most_results(setup))
+    require_room(standing_folder(inputs.out), most_results(setup))
     answered = _answered(inputs, setup)
     todo = [video for video in setup.paths if video not in answered]
     lines = [
@@ -64,12 +57,9 @@ def describe_submit(inputs: SubmitInputs) -> list[str]:
 
 def _answered(inputs: SubmitInputs, setup: Setup) -> set[str]:
     """The videos that have a result by each recipe in the submission folder."""
-    stem, suffix = SUBMISSION_JOURNAL.split(".")
-    journals = [Journal(path, VideoResult) for path in inputs.out.glob(f"{stem}*.{suffix}")]
-    found = []
+    journals, found = results_journals(inputs.out), []
     for settings in setup.settings:
-        work = {"version": RESULTS_VERSION, "crops": to_json(settings.recipe)}
-        own = (journal for journal in journals if journal.work() == work)
+        own = (journal for journal in journals if journal.work() == results_work(settings.recipe))
         results = (result for journal in own for result in journal.records(skip_damaged=True))
         found.append({result.video_id for result in results if result.status in SEARCHED})
     return set.intersection(*found) & setup.paths.keys()

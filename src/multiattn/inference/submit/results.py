@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from multiattn.config import to_json
 from multiattn.inference.submit.plan import Level
 from multiattn.runtime.files import free_name
 from multiattn.runtime.frame_folders import clip_facts, clip_fingerprint
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
+from multiattn.video.crops.recipe import CropRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ BY_USE = ("ok", "no_face", "unreadable", "failed")
 OF_MODEL = ("logits", "precisions", "distances", "reasons")
 """Fields of a result with an entry for each model."""
 
+RESULTS_VERSION = 2
+"""Version of the results a folder keeps. Version 1 knew a file by its size alone."""
 LINES_AT_ONCE, FILES_A_THREAD = 2048, 128
 """Bounds of a journal that is read: the lines in memory, and the videos that a thread looks at in one go."""
 
@@ -145,12 +149,23 @@ def overall(results: Iterable[VideoResult | Kept], recipes: int = 1) -> tuple[st
     return status, "; ".join(dict.fromkeys(said))
 
 
+def results_work(recipe: CropRecipe) -> dict[str, Any]:
+    """All that results of a recipe belong to, whatever the models, in plain types: the first line of their journal."""
+    return {"version": RESULTS_VERSION, "crops": to_json(recipe)}
+
+
+def results_journals(folder: Path) -> list[Journal[VideoResult]]:
+    """The journals of a submission folder, one a recipe, by name; none where there is no folder."""
+    stem, suffix = SUBMISSION_JOURNAL.split(".")
+    return [Journal(path, VideoResult) for path in sorted(folder.glob(f"{stem}*.{suffix}"))]
+
+
 class ResultStore:
     """The results of one submission folder by one recipe, open for writing. Logits are kept, not probabilities: another
     scoring rule needs no new results.
 
     Args:
-        work: what all results belong to, whatever the models, plain types.
+        work: `results_work` of the recipe.
         others: stores of other work in the same folder. The journal of this work is found by its first line; where
             there is none, it is the first file that is not theirs, and what lies there of other work is set aside.
 
@@ -162,9 +177,8 @@ class ResultStore:
 
     def __init__(self, folder: Path, work: dict[str, Any], others: Sequence["ResultStore"] = ()) -> None:
         path = folder / SUBMISSION_JOURNAL
-        journals = (Journal(found, VideoResult) for found in sorted(folder.glob(f"{path.stem}*{path.suffix}")))
         free = free_name(path) if path in [other.journal.path for other in others] else path
-        known = (journal for journal in journals if journal.work() == work)
+        known = (journal for journal in results_journals(folder) if journal.work() == work)
         self.journal = next(known, None) or Journal(free, VideoResult)
         self.journal.claim(work)
         self._contents: dict[str, str] = others[0]._contents if others else {}

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from multiattn.config import to_json
 from multiattn.datasets.manifest import clips_below, is_video_name
 from multiattn.inference.outside import read_answers
 from multiattn.inference.predictor import out_of_fold_figures
@@ -36,7 +35,7 @@ from multiattn.inference.submit.frames import FrameFiles, frame_table
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
-from multiattn.inference.submit.results import SEARCHED, Kept, ResultStore, VideoResult, overall
+from multiattn.inference.submit.results import SEARCHED, Kept, ResultStore, VideoResult, overall, results_work
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, device_names, pick_devices
 from multiattn.runtime.files import exclusive_folder
@@ -56,8 +55,6 @@ BYTES_A_LOGIT, CROPS_A_FRAME = 64, 2
 """Bounds, as a rule, by which the journal and the table together are estimated."""
 WRITINGS_APART = 10
 """Times that a writing of the submission takes, before the next one: of a million videos it takes half a minute."""
-RESULTS_VERSION = 2
-"""Version of the results a folder keeps. Version 1 knew a file by its size alone."""
 
 
 def run_submit(inputs: SubmitInputs) -> SubmitResult:
@@ -84,8 +81,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         require_room(inputs.out, most_results(setup))
         stores: list[ResultStore] = []
         for settings in setup.settings:
-            work = {"version": RESULTS_VERSION, "crops": to_json(settings.recipe)}
-            stores.append(ResultStore(inputs.out, work, stores))
+            stores.append(ResultStore(inputs.out, results_work(settings.recipe), stores))
         try:
             result = _Run(inputs, models, history, setup, stores, delivery, interruption).run()
         finally:

@@ -9,6 +9,7 @@ import torch
 
 from multiattn.runtime import layout
 from multiattn.runtime.devices import default_jobs
+from multiattn.runtime.files import standing_folder
 from multiattn.runtime.processor import peak_memory
 from multiattn.runtime.text_tables import counted, duration
 from multiattn.tables import VIDEO_STATUS
@@ -36,7 +37,7 @@ def describe_extraction(
     ]
     if todo:
         seconds, size, crops = _try_one(todo[len(todo) // 2], settings)
-        free = shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.is_dir())).free
+        free = shutil.disk_usage(standing_folder(folder)).free
         needed = size * len(todo)
         lines += [
             f"time: {duration(seconds * len(todo) / jobs)} in {counted(jobs, 'process', 'processes')}, by one video "
