@@ -67,7 +67,8 @@ def build(faces: Path, **more) -> Path:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    # Python keeps what it compiled of an experiment's file beside it.
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
 
 
 def require_same_training(faces: Path, kit: Path) -> None:
