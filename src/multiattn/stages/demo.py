@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     _submit(options, experiment.name, root, out)
     labels, groups = root / "labels.csv", root / "groups.csv"
     _run(leaderboard, submissions=options.submissions, labels=labels, groups=groups)
-    _score_by_packaged_run(out, root / "test_videos")
+    _score_by_packaged_run(labels, root / "test_videos")
     results(_summary(options, experiment.name, root, out, minutes=(time.monotonic() - started) / 60))
 
 
@@ -88,13 +88,13 @@ def _submit(options: Options, name: str, root: Path, out: Path) -> None:
     execute_notebook(out / NOTEBOOK.name, environment)
 
 
-def _score_by_packaged_run(out: Path, clips: Path) -> None:
-    """Score a clip by the network that has seen real faces; it should say that it cannot tell."""
-    from multiattn.tables import FRAME_PREDICTIONS
+def _score_by_packaged_run(labels: Path, clips: Path) -> None:
+    """Score a real clip by the network that has seen other faces: it should not accuse it, but cannot tell."""
+    from multiattn.tables import LABELS, REAL
 
-    first = FRAME_PREDICTIONS.read(out / layout.PREDICTIONS_FILE)["video_id"].iloc[0]
-    results("\nOne of these clips by the network that comes with the package, which was trained on real faces:")
-    _run(score, str(next(clips.glob(f"{Path(first).name}.*"))))
+    answers = LABELS.read(labels)
+    results("\nA real one of these clips by the network that comes with the package, trained on faces of other people:")
+    _run(score, str(clips / answers.loc[answers["label"] == REAL, "filename"].iloc[0]))
 
 
 def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: float) -> str:
