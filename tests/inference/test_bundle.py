@@ -5,12 +5,14 @@ import hashlib
 import itertools
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from multiattn.inference import runtimes
 from multiattn.inference.kit import bundle as bundle_module
 from multiattn.inference.kit import half_weights
 from multiattn.inference.kit.bundle import (
@@ -36,9 +38,12 @@ from multiattn.inference.kit.half_weights import (
 )
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.inference.runs import find_models, trained_on
+from multiattn.inference.runtimes import load_network, with_runtime
 from multiattn.inference.scoring_file import ScoringFile, choose_scoring, require_rule_fits
+from multiattn.inference.submit import inputs as submit_inputs
 from multiattn.inference.submit.inputs import find_inputs
 from multiattn.model.checkpoints import load_weights, save_weights
+from multiattn.model.predict import normalize_crops
 from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.runtime.tensor_files import read_metadata, read_state
 from multiattn.scoring.ensembling import Ensemble
@@ -443,6 +448,37 @@ def test_a_bundle_lists_what_is_to_be_installed_beside_the_wheels(pipeline, tmp_
     requirement = read_requirements(bundle_module.REPOSITORY / "requirements.txt")["av"]
     assert (tmp_path / "kit" / "wheels" / "requirements.txt").read_text() == f"{requirement}\n"
     assert made.sizes["wheels"] == len(requirement) + 1 + len(b"wheel")
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extra onnx")
+def test_a_bundle_brings_networks_that_a_notebook_without_a_gpu_predicts_by(pipeline, tmp_path, monkeypatch):
+    (tmp_path / "source").mkdir()
+    for name in ("av-18.0-cp311-abi3-linux_x86_64.whl", "onnxruntime-1.32.0-cp311-cp311-linux_x86_64.whl"):
+        (tmp_path / "source" / name).write_bytes(b"wheel")
+    kit, source = tmp_path / "kit", {"wheels": tmp_path / "source", "packages": ("av",)}
+    made = bundle(pipeline, kit, runs=(pipeline.experiment / "fold0",), runtime="onnxruntime", **source)
+    assert [package_name(line) for line in (kit / "wheels" / "requirements.txt").read_text().split()] == [
+        "av",
+        "onnxruntime",
+    ]
+    for name in ("VIDEOS_DIR", "SAMPLE_SUBMISSION"):
+        monkeypatch.setenv(f"MULTIATTN_{name}", str(tmp_path))
+    monkeypatch.setattr(runtimes.os, "access", lambda *_: False)  # as /kaggle/input
+    monkeypatch.setattr(runtimes, "_export", lambda *_: pytest.fail("exported on a machine that may lack the exporter"))
+    for device, runtime in {"cpu": "onnxruntime", "cuda": "torch"}.items():
+        monkeypatch.setattr(submit_inputs, "pick_devices", lambda _, device=device: (torch.device(device),))
+        inputs = find_inputs(kit)
+        assert inputs.runtime == runtime
+    networks = [
+        load_network(with_runtime(find_models(*inputs.runs), runtime, CPU)[0], CPU)
+        for runtime in ("onnxruntime", "torch")
+    ]
+    crops = drawn_crops(3, find_models(*inputs.runs)[0].experiment.data.image_size)
+    with torch.inference_mode():
+        found, expected = (network(normalize_crops(torch.from_numpy(crops))).logits for network in networks)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    files = [path for path in kit.rglob("*") if path.suffix in (".onnx", ".safetensors")]
+    assert made.sizes["weights"] == sum(path.stat().st_size for path in files) and len(files) == 2
 
 
 def test_a_failed_download_shows_pips_own_words(tmp_path, monkeypatch):

@@ -83,7 +83,17 @@ def test_a_network_is_exported_once_for_its_weights_and_a_damaged_file_is_named(
     assert [file.name for file in path.parent.iterdir() if file.name != ".lock"] == [path.name], "nothing is left"
 
 
-def test_an_export_that_answers_otherwise_is_refused_and_the_other_files_stay(first, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        pytest.param({"logits": 2e-4}, "whose logits .* found a difference of 2.0e-04", id="logits"),
+        pytest.param({"features": 1.0}, "whose features .* found ", id="features"),
+        pytest.param({"features": float("nan")}, "whose features .* found nan", id="no features"),
+    ],
+)
+def test_an_export_that_answers_otherwise_is_refused_and_the_other_files_stay(
+    wrong, message, first, tmp_path, monkeypatch
+):
     model = replace(first, path=shutil.copytree(first.path, tmp_path / "demo_tiny" / "fold0"))
     exact = exported_network(model)
     network = load_network(model, CPU)
@@ -91,12 +101,13 @@ def test_an_export_that_answers_otherwise_is_refused_and_the_other_files_stay(fi
     class Wrong(torch.nn.Module):
         def forward(self, images: torch.Tensor):
             output = network(images)
-            return output._replace(logits=output.logits + 2e-4 * torch.tensor([0.0, 1.0]))
+            shift = {"logits": torch.tensor([0.0, 1.0]), "features": torch.ones(1)}
+            return output._replace(**{name: getattr(output, name) + by * shift[name] for name, by in wrong.items()})
 
     monkeypatch.setattr(runtimes, "package_version", lambda: "9.9")
     monkeypatch.setattr(runtimes, "write_network", lambda network, size, path: shutil.copyfile(exact, path))
     monkeypatch.setattr(runtimes, "OnnxNetwork", lambda path, threads: Wrong())
-    with pytest.raises(ValueError, match=r"demo_tiny/fold0: expected an export .* found a difference of 2.0e-04"):
+    with pytest.raises(ValueError, match=f"demo_tiny/fold0: expected an export {message}"):
         exported_network(model)
     assert [file.name for file in exact.parent.iterdir() if file.name != ".lock"] == [exact.name]
 

@@ -41,7 +41,8 @@ def attention_of(scored: ScoredFiles, detector: DeepfakeDetector, faces: Path) -
     model = model_with_maps(next(iter(group_by_recipe(detector.models).values())))
     if model is None:
         return None
-    with_maps = predict_maps(model, faces, extreme_crops(scored.first_crops), device=detector.device)[0]
+    how = {"device": detector.device, "network": detector.network_in_memory(model)}
+    with_maps = predict_maps(model, faces, extreme_crops(scored.first_crops), **how)[0]
     return RunMaps(model.name, with_maps, {}) if with_maps else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from multiattn.inference.runs import TrainedModel, find_models
@@ -125,19 +126,21 @@ def predict_maps(
     measured: pd.DataFrame | None = None,
     *,
     device: torch.device,
+    network: nn.Module | None = None,
 ) -> tuple[list[FaceMaps], dict[str, float]]:
     """Predict a model's maps of the crops shown, and the figures of `AttentionStatistics` over those measured.
 
     Args:
         shown: rows of the folder's `faces` table; without rows no network is loaded.
         measured: the same, for the statistics; None: no statistics.
+        network: the model's, where it is in memory already.
 
     Raises:
         ValueError: a crop that cannot be read.
     """
     if shown.empty:
         return [], {}
-    network, size = model.load(device), model.experiment.data.image_size
+    network, size = network or model.load(device), model.experiment.data.image_size
     precision = resolve_precision("auto", device).name
     grids: list[torch.Tensor] = []
     statistics = AttentionStatistics()

@@ -1,6 +1,7 @@
 """From a clip to an answer in one call: trained runs with their crops, their scoring rule, and all that is said of a
 file."""
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -195,10 +196,15 @@ class DeepfakeDetector:
         how = {"precision": precision, "batch_size": batch_size, "weights": weights, "jobs": jobs}
         return cls(models=models, rule=rule, device=device, **how)
 
-    @property
+    @functools.cached_property
     def notes(self) -> list[str]:
         """Lines, one an experiment, that say what the runs were trained on, and their out-of-fold log loss."""
         return training_notes(self.models)
+
+    @functools.cached_property
+    def training_names(self) -> dict[str, dict[str, str]]:
+        """`training_names` of the models: a data set's tables are read once, not with every file."""
+        return training_names(self.models)
 
     def predict(self, media: Media | Sequence[Media], *, fps: float | None = None) -> Answer | list[Answer]:
         """The answer for a video, a picture or frames in memory; a list of them for a list, or for a folder.
@@ -239,6 +245,10 @@ class DeepfakeDetector:
         is_list = is_list or (isinstance(media, str | Path) and files != [Path(media)])
         return answers if is_list else answers[0]
 
+    def network_in_memory(self, model: TrainedModel) -> nn.Module | None:
+        """The network that answered for a model, with attention maps; None before, or where onnxruntime has it."""
+        return self._loaded[model.name][0] if model.runtime == "torch" and model.name in self._loaded else None
+
     def score(self, files: Sequence[Path | FrameArray], faces: Path, *, fps: float | None = None) -> ScoredFiles:
         """The answers as tables, and the crops in a faces folder, which is empty or not there yet."""
         how = {"device": self.device, "precision": self.precision, "batch_size": self.batch_size}
@@ -247,7 +257,6 @@ class DeepfakeDetector:
 
     def answers(self, files: Sequence[Path | FrameArray], scored: ScoredFiles) -> list[Answer]:
         """The answers of these files' tables, in their order."""
-        known = training_names(self.models)
         faces = dict(iter(scored.faces.groupby("video_id")))
         crops = dict(iter(scored.crops.groupby(["video_id", "track"])))
         answers = []
@@ -263,7 +272,7 @@ class DeepfakeDetector:
                     probability=float(row.probability) if np.isfinite(row.probability) else None,
                     status=row.status,
                     reason=row.reason,
-                    doubts=tuple(_doubts(file, row, scored.outside(row.video_id), known)),
+                    doubts=tuple(_doubts(file, row, scored.outside(row.video_id), self.training_names)),
                     coverage=Coverage(int(row.frames), len(seen), int(row.crops)),
                     faces=tuple(of_file),
                     in_words=self._in_words(row, of_file),

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_DIFFERENCE = 1e-4
 """Between a float32 export and torch, in a logit and so in P(fake): rounding is some 1e-6."""
+LARGEST_SHIFT = 1e-3
+"""Between their pooled features, as a part of the largest one: distances, and so doubts, are measured on them."""
 OWN_FILES = "[0-9a-f]" * 16 + "-*.onnx"
 """Names of `exported_file`, as a pattern; other files beside them are not ours to delete."""
 EXPORT_SECONDS = 1800.0
@@ -98,13 +100,14 @@ def _require_cpu(device: torch.device) -> None:
 
 def exported_file(model: TrainedModel) -> Path:
     """Where the ONNX file of a model's network is or will be: in the run's folder, or for a packaged run and a folder
-    that cannot be written in the user's cache; named by all that decides its answers."""
+    that cannot be written, as a bundle's that brings none, in the user's cache; named by all that decides its
+    answers."""
     weights = replace(model, tta="none").fingerprint()
+    name = f"{weights}-{package_version()}.onnx"
+    path = model.path / EXPORTED_FOLDER / name
     is_packaged = (experiment_folder(model.path) / DIGESTS_FILE).is_file()
-    folder = model.path / EXPORTED_FOLDER
-    if is_packaged or not os.access(model.path, os.W_OK):
-        folder = user_cache() / weights
-    return folder / f"{weights}-{package_version()}.onnx"
+    is_beside = path.is_file() or os.access(model.path, os.W_OK)
+    return path if is_beside and not is_packaged else user_cache() / weights / name
 
 
 def exported_network(model: TrainedModel) -> Path:
@@ -141,6 +144,7 @@ def _export(model: TrainedModel, path: Path) -> None:
                 run(normalize_crops(noise)) for run in (network, OnnxNetwork(unchecked, threads=threads))
             )
         require_same(model.name, float((found.logits - expected.logits).abs().max()))
+        _require_same_features(model.name, expected.features, found.features)
         unchecked.replace(path)
     finally:
         unchecked.unlink(missing_ok=True)
@@ -152,6 +156,16 @@ def require_same(name: str, difference: float) -> None:
         raise ValueError(
             f"{name}: expected an export whose logits and P(fake) are torch's to {LARGEST_DIFFERENCE:g}, found a "
             f"difference of {difference:.1e}, so it is not kept. Predict with --runtime torch, and report the backbone."
+        )
+
+
+def _require_same_features(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
+    """The same of pooled features (B, C), without which faces unlike those of the training would not be told."""
+    shift = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
+    if not shift <= LARGEST_SHIFT:
+        raise ValueError(
+            f"{name}: expected an export whose features are torch's to {LARGEST_SHIFT:g} of the largest, found "
+            f"{shift:.1e}, so it is not kept. Predict with --runtime torch, and report the backbone."
         )
 
 

@@ -9,7 +9,7 @@ file's probability is of each experiment's own tracks, as in a submission.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -341,10 +341,10 @@ def _training_note(name: str, models: list[TrainedModel]) -> str:
     return f"{name}: {made}; out-of-fold log loss {words}, constant 0.5: {CONSTANT_LOG_LOSS:.4f}."
 
 
-def seen_notes(models: Sequence[TrainedModel], files: Sequence[Path | FrameArray]) -> list[str]:
-    """Warnings of files whose name a training video of the models bears, one line an experiment."""
+def seen_notes(names: Mapping[str, Mapping[str, str]], files: Sequence[Path | FrameArray]) -> list[str]:
+    """Warnings of files whose name a training video of the models bears, by `training_names`; a line an experiment."""
     notes = []
-    for name, known in training_names(models).items():
+    for name, known in names.items():
         if seen := [path for path in files if isinstance(path, Path) and path.stem in known]:
             more = f" and {len(seen) - 3} more" if len(seen) > 3 else ""
             words = ", ".join(f"{path.name} ({known[path.stem]})" for path in seen[:3])

@@ -166,8 +166,11 @@ def open_session(path: Path, threads: int) -> "InferenceSession":
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf) as error:
-        raise ValueError(f"{path}: expected an ONNX file, found a damaged one ({error}). Delete it.") from error
+    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile) as error:
+        found = "a damaged one" if path.is_file() else "none"
+        raise ValueError(
+            f"{path}: expected an ONNX file, found {found} ({error}). Delete it, and run again."
+        ) from error
 
 
 class OnnxNetwork(nn.Module):

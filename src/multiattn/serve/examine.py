@@ -56,7 +56,7 @@ def examine(options: DetectorOptions, clip: Clip | None) -> dict[str, Any] | Non
 @functools.lru_cache(1)
 def _loaded(options: DetectorOptions) -> tuple[DeepfakeDetector, dict[str, Any]]:
     """A detector with its networks in memory, and what was said of it then: its files may change while it serves."""
-    how = {"tta": options.tta, "device": options.device, "precision": options.precision}
+    how = {"tta": options.tta, "device": options.device, "precision": options.precision, "runtime": options.runtime}
     detector = DeepfakeDetector.load(*options.runs, scoring=options.scoring, weights=options.weights, **how)
     model = describe_model(detector)
     detector.predict(load_portrait().rgb)  # a face: without one no network is kept
@@ -100,7 +100,7 @@ def _write_answer(detector: DeepfakeDetector, model: dict[str, Any], clip: Clip)
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "not_examined": not_examined(answer),
     }
-    notes = [*detector.in_words([answer]), *detector.notes, *seen_notes(detector.models, named)]
+    notes = [*detector.in_words([answer]), *detector.notes, *seen_notes(detector.training_names, named)]
     notes += [*scored.outside_notes(), *record["not_examined"], *_record_lines(record)]
     notes = list(dict.fromkeys(notes))
     maps = attention_of(scored, detector, faces)

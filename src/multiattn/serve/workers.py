@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multiattn.config import Precision
-from multiattn.config.choices import Tta
+from multiattn.config.choices import Runtime, Tta
 from multiattn.video.extraction.isolation import CALLS_PER_PROCESS, ENVIRONMENT, START_SECONDS, IsolatedProcess
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class DetectorOptions:
     weights: Path | None = None
     device: str = "auto"
     precision: Precision = "auto"
+    runtime: Runtime = "torch"
 
 
 @dataclass(frozen=True, kw_only=True)

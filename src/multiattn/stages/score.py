@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     how = {"device": options.device, "precision": options.precision, "jobs": options.jobs, "tta": options.tta}
     how["runtime"] = options.runtime
     detector = DeepfakeDetector.load(*runs, scoring=options.scoring, weights=options.weights, **how)
-    notes = [*detector.notes, *seen_notes(detector.models, files)]
+    notes = [*detector.notes, *seen_notes(detector.training_names, files)]
     with tempfile.TemporaryDirectory(prefix="multiattn_score_") as folder:
         faces = Path(folder) / "faces"
         scored = detector.score(files, faces, fps=options.fps)

@@ -14,8 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from multiattn.command_line import DetectorWeights, Device, Inline, PredictPrecision, RuleTta, Scoring, parse, results
+from multiattn.command_line import (
+    DetectorWeights,
+    Device,
+    Inline,
+    PredictPrecision,
+    RuleTta,
+    RuntimeName,
+    Scoring,
+    parse,
+    results,
+)
 from multiattn.config.settings import require
+from multiattn.runtime.devices import runtime_precision
 from multiattn.runtime.environment import require_packages
 from multiattn.runtime.layout import DEFAULT_RUN, fold_folders, named_run, packaged_run
 from multiattn.runtime.signals import listening
@@ -50,9 +61,11 @@ class Options:
     weights: DetectorWeights = None
     device: Device = "auto"
     precision: PredictPrecision = "auto"
+    runtime: RuntimeName = "torch"
     limits: Inline[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        runtime_precision(self.runtime, self.precision)
         require(0 <= self.port <= 65535, self, "port", "a port from 0 to 65535")
 
 
@@ -86,6 +99,7 @@ def main(argv: list[str]) -> None:
             weights=options.weights,
             device=options.device,
             precision=options.precision,
+            runtime=options.runtime,
         )
         first = ExaminerProcess(detector)
         results(*first.model["notes"])

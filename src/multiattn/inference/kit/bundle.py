@@ -6,6 +6,7 @@
     inference.ipynb          the notebook
     pyproject.toml, LICENSE, src/multiattn/...
     runs/<experiment>/folds.csv, fold<k>/{best.safetensors, experiment.json, faces.json}
+    runs/<experiment>/fold<k>/exported/*.onnx   with --runtime onnxruntime
     runs/<first>/scoring.json   the rule, what it was tuned on, and the out-of-fold figures for a submission's card
     weights/...              the detector's, where it needs some
     wheels/*.whl, requirements.txt
@@ -32,6 +33,7 @@ from multiattn.inference.kit.half_weights import StoredWeights, crops_to_compare
 from multiattn.inference.kit.options import BundleOptions
 from multiattn.inference.predictor import out_of_fold_figures
 from multiattn.inference.runs import TrainedModel, find_models, folds_table
+from multiattn.inference.runtimes import exported_network
 from multiattn.inference.scoring_file import (
     ScoringFile,
     default_scoring_path,
@@ -213,6 +215,9 @@ def store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) -
             crops = crops_to_compare(model, options.check_faces, count)
             limits = {"precision": options.precision, "largest_change": options.largest_change}
             weights.append(store_weights(model, folder, crops, **limits, device=device))
+            if options.runtime != "torch":  # of the weights as they are stored
+                exported = exported_network(dataclasses.replace(model, path=folder))
+                (exported.parent / LOCK).unlink()
             bar.update()
     return weights
 
@@ -258,13 +263,14 @@ Licences: the code's is in LICENSE; the weights come with the terms of the video
 
 
 def bytes_by_part(folder: Path, parts: Mapping[str, str], others: str) -> dict[str, int]:
-    """Bytes of the `weights` of folds, and of all other files by the part that their first folder is of, else of
-    `others`."""
+    """Bytes of the `weights` of folds, in any form, and of all other files by the part that their first folder is of,
+    else of `others`."""
     sizes = dict.fromkeys(("weights", *parts.values(), others), 0)
     for path in folder.rglob("*"):
         if path.is_file():
             part = parts.get(path.relative_to(folder).parts[0], others)
-            sizes["weights" if path.name == layout.BEST_WEIGHTS else part] += path.stat().st_size
+            is_network = path.name == layout.BEST_WEIGHTS or path.suffix == ".onnx"
+            sizes["weights" if is_network else part] += path.stat().st_size
     return {name: size for name, size in sizes.items() if size}
 
 
@@ -293,6 +299,7 @@ def _manifest(
         **code_manifest(building),
         "runs": _experiments(models),
         "weights": stored,
+        "runtime": options.runtime,
         "compared_on": ", ".join(path.resolve().name for path in options.check_faces) or "drawn pictures",
         "detector_weights": options.weights and options.weights.name,
         "bytes": sizes,
@@ -330,6 +337,8 @@ def add_wheels(options: BundleOptions, folder: Path) -> None:
         return
     requirements = read_requirements(REPOSITORY / REQUIREMENTS_FILE)
     packages = with_bounds(options.packages, requirements) or default_packages(requirements)
+    if options.runtime != "torch" and options.runtime not in map(package_name, packages):
+        packages.append(read_requirements(REPOSITORY / REQUIREMENTS_FILE, extra="onnx")[options.runtime])
     if options.download_wheels:
         download_wheels(packages, folder, python=options.python)
     else:
@@ -342,9 +351,12 @@ def package_name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;@]", requirement.strip(), maxsplit=1)[0]).lower()
 
 
-def read_requirements(path: Path) -> dict[str, str]:
-    """Name -> requirement of the repository's requirements file, without comments and what stands under "Extra"."""
-    needed = path.read_text(encoding="utf-8").split("# Extra: ")[0]
+def read_requirements(path: Path, *, extra: str | None = None) -> dict[str, str]:
+    """Name -> requirement of the repository's requirements file, without comments: those that stand before all extras,
+    or those of one."""
+    needed, *extras = path.read_text(encoding="utf-8").split("# Extra: ")
+    if extra is not None:
+        needed = next(part for part in extras if part.splitlines()[0] == extra).split("\n\n")[0].removeprefix(extra)
     lines = (line.split("#")[0].strip() for line in needed.splitlines())
     return {package_name(line): line for line in lines if line}
 

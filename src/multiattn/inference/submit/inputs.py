@@ -21,12 +21,13 @@ from multiattn.command_line import (
     RuntimeName,
     Scoring,
 )
+from multiattn.config.choices import Runtime
 from multiattn.config.settings import require, require_at_least
 from multiattn.datasets.manifest import clips_below
 from multiattn.inference.outside import named_files
 from multiattn.runtime import layout
-from multiattn.runtime.devices import runtime_precision
-from multiattn.runtime.files import write_text
+from multiattn.runtime.devices import pick_devices, runtime_precision
+from multiattn.runtime.files import read_json, write_text
 from multiattn.runtime.kaggle import (
     KAGGLE_INPUT,
     KAGGLE_WORKING,
@@ -214,6 +215,7 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
         out=from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs[0].name),
         scoring=os.environ.get("MULTIATTN_SCORING") or None,
         weights=from_environment("WEIGHTS") or _bundled_weights(runs[0]),
+        runtime=_bundled_runtime(runs[0]),
         budget_hours=hours_from_environment(KAGGLE_HOURS),
     )
 
@@ -231,6 +233,13 @@ def _bundled_weights(run: Path) -> Path | None:
     """The detector's weights file of the bundle a run lies in, if it is one and has one."""
     bundle = run.parent.parent
     return next(iter(sorted((bundle / "weights").glob("*"))), None) if (bundle / layout.BUNDLE_FILE).is_file() else None
+
+
+def _bundled_runtime(run: Path) -> Runtime:
+    """The library for which the bundle that a run lies in brings networks, on a machine without a GPU."""
+    path = run.parent.parent / layout.BUNDLE_FILE
+    runtime = read_json(path).get("runtime", "torch") if path.is_file() else "torch"
+    return runtime if runtime == "torch" or pick_devices("auto")[0].type == "cpu" else "torch"
 
 
 def _first(found: list[Path], what: str, folder: Path, variable: str) -> Path:

@@ -344,6 +344,7 @@ def set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFram
     """
     is_here = inputs.backend == "local"
     devices = pick_devices(inputs.device if is_here else "cpu")
+    paths, absent = _locate(sample["filename"].tolist(), ids, inputs)  # before a runtime exports for minutes
     models, names = with_runtime(models, inputs.runtime, *devices), device_names(devices)
     groups = group_by_recipe(models)
     recipe_of = {model.name: number for number, group in enumerate(groups.values()) for model in group}
@@ -353,7 +354,6 @@ def set_up(inputs: SubmitInputs, models: list[TrainedModel], sample: pd.DataFram
         sent = pickle.dumps([replace(model, path=model.path.absolute()) for model in important])
         cluster = Cluster(inputs.backend, inputs.scheduler, sent, inputs.device, inputs.precision)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    paths, absent = _locate(sample["filename"].tolist(), ids, inputs)
     return Setup(
         paths=paths,
         absent=absent,
