@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from multiattn.__main__ import main
 from pipeline import FACES_OPTIONS, run
 
 
@@ -40,6 +41,29 @@ def test_nothing_is_written_and_the_work_is_told(stage, is_there, words, pipelin
     said = capsys.readouterr().out
     assert all(word in said for word in (*words, "Nothing was written.")), said
     assert {root: tree(root) for root in roots} == before and not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"seed": "77"}, "seed: ", id="another setting"),
+        pytest.param({"precision": "bf16"}, "precision: ", id="another precision"),
+        pytest.param({}, "folds: not the folds", id="other folds"),
+    ],
+)
+def test_a_fold_that_train_would_refuse_is_refused(change, message, pipeline, tmp_path, capsys):
+    words = list(map(str, pipeline.training(pipeline.runs)))
+    if not change:
+        place = words.index("--folds") + 1
+        lines = Path(words[place]).read_text().splitlines()
+        (tmp_path / "folds.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
+        words[place] = str(tmp_path / "folds.csv")
+    words += [word for name, value in change.items() for word in (f"--{name}", value)]
+    before = tree(pipeline.runs)
+    for dry in (["--dry-run"], []):
+        assert main([*words, *dry]) == 2
+        assert f"holds a run with other settings: {message}" in capsys.readouterr().err
+    assert tree(pipeline.runs) == before
 
 
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extra onnx")

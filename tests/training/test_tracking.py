@@ -63,6 +63,24 @@ def test_a_continued_fold_goes_on_with_its_run_offline_where_the_service_is_not_
     assert ("recorded offline, for wandb says: no route. `wandb sync` sends it" in caplog.text) is not is_reached
 
 
+@pytest.mark.parametrize("broken", ["log", "finish"])
+def test_an_error_of_its_service_ends_the_curves_and_not_the_training(broken, tmp_path, monkeypatch, caplog):
+    wandb, asked = Wandb(), []
+
+    def fail(*_: object) -> None:
+        asked.append(broken)
+        raise BrokenPipeError("the service is gone\nstack")
+
+    monkeypatch.setattr(wandb, broken, fail)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    tracker = Tracker(RunFolder(make_fold(tmp_path, 1), 1))
+    for update in (1, 2):
+        tracker.log({"train/loss": 0.5}, update)
+    tracker.close()
+    assert asked == [broken] and len(wandb.points) == (0 if broken == "log" else 2)
+    assert caplog.text.count("dfdc_b4/fold1: its curves end here for Weights & Biases: the service is gone\n") == 1
+
+
 def test_without_wandb_the_extra_is_named_at_once(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SystemExit) as ended:

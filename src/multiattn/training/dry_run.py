@@ -39,18 +39,16 @@ def describe_plan(
         places: folds that are trained at once.
 
     Raises:
-        ValueError: a fold was begun with other settings, unless `allow_changes`.
+        ValueError: a fold was begun with other settings, crops or folds: as of `RunFolder.begin`.
     """
     rows = [["fold", "is", "training crops an epoch", "held-out crops", "batches an epoch", "epochs left"]]
     batch, batches, epochs, measured = experiment.data.batch_size, [], [], []
     for number in numbers:
         run = RunFolder(fold_folder(folder, number), number)
-        if run.has_begun and not allow_changes and (other := run.other_settings(run.settle(experiment))):
-            raise ValueError(
-                f"{run.path}: holds a run with other settings: {'; '.join(other)}. `train` would refuse it."
-            )
         frames = experiment.data.validation_frames
         crops = split_crops(data.faces, data.folds, number, data.folder, validation_frames=frames, videos=data.videos)
+        how = {"device": device, "allow_changes": allow_changes}
+        run.require_same(run.settle(experiment), data.recipe, crops, data.folds, **how)
         samples = SAMPLINGS[experiment.data.sampling](crops, experiment.data, experiment.seed).samples_per_epoch
         left, seconds_an_epoch = what_is_left(run.path, experiment)
         state = "finished" if not left else "begun" if run.has_begun else "new"

@@ -25,7 +25,7 @@ from multiattn.config.model import HALF
 from multiattn.config.settings import differences
 from multiattn.model.backbone import settle_input
 from multiattn.model.checkpoints import load_weights, save_weights
-from multiattn.model.precision import training_precision
+from multiattn.model.precision import Precision, training_precision
 from multiattn.model.tuning import BASE_DIGEST, merged_state, tuned_state
 from multiattn.runtime import layout
 from multiattn.runtime.environment import describe_environment, git_commit
@@ -116,33 +116,49 @@ class RunFolder:
             ValueError: the folder holds a run with other settings, folds or crops; lists the differences. Other folds
                 are never allowed: what was held out may have been trained on.
         """
-        # A run that failed before its first saved state has nothing that other settings could spoil.
-        is_new = not self.has_begun
-        precision = training_precision(experiment, device, recorded=None if is_new else self.precision)
+        precision, inputs = self._inputs(experiment, crops, device, world_size)
         logger.info("%s: trains in %s: %s", self.model_name, precision.name, precision.reason)
-        inputs = {
-            "global_batch": experiment.data.batch_size * world_size,
-            "precision": precision.name,
-            "crops": crops.fingerprint(),
-        }
-        if is_new:
+        # A run that failed before its first saved state has nothing that other settings could spoil.
+        if not self.has_begun:
             FOLDS.write(folds, self.path / layout.FOLDS_FILE)
-        elif not self._accept(experiment, recipe, folds, inputs, allow_changes):
+        elif not self._accept(self._changes(experiment, recipe, folds, inputs, allow_changes), experiment):
             return
         write_recipe(recipe, self.path)
         write_json(self.path / INPUTS_FILE, inputs)
         write_json(self.path / layout.ENVIRONMENT_FILE, describe_environment(device) | {"precision": vars(precision)})
         write_json(self.path / EXPERIMENT_FILE, to_json(experiment))
 
-    def other_settings(self, experiment: Experiment) -> list[str]:
-        """Settings that differ from those of the run that is there, in words; those free to change do not count."""
-        return _differences(to_json(read_experiment(self.path)), to_json(experiment))
+    def require_same(
+        self,
+        experiment: Experiment,
+        recipe: CropRecipe,
+        crops: FoldCrops,
+        folds: pd.DataFrame,
+        *,
+        device: torch.device,
+        allow_changes: bool = False,
+    ) -> None:
+        """Raise `ValueError` where `begin`, in one process, would refuse the run that is there; nothing is written."""
+        if self.has_begun:
+            _, inputs = self._inputs(experiment, crops, device, world_size=1)
+            if changes := self._changes(experiment, recipe, folds, inputs, allow_changes):
+                self._require_possible(experiment, changes)
 
-    def _accept(
+    def _inputs(
+        self, experiment: Experiment, crops: FoldCrops, device: torch.device, world_size: int
+    ) -> tuple[Precision, dict[str, Any]]:
+        """The precision to train in, and what the run folder keeps of all that a training is made of beside its
+        settings."""
+        precision = training_precision(experiment, device, recorded=self.precision if self.has_begun else None)
+        batch = experiment.data.batch_size * world_size
+        return precision, {"global_batch": batch, "precision": precision.name, "crops": crops.fingerprint()}
+
+    def _changes(
         self, experiment: Experiment, recipe: CropRecipe, folds: pd.DataFrame, inputs: dict[str, Any], allowed: bool
-    ) -> bool:
-        """Compare with the run that is there; True where there are changes, and they are allowed and noted."""
-        differences = self.other_settings(experiment)
+    ) -> list[str]:
+        """Differences from the run that is there, in words; those that are not allowed are an error, and those free to
+        change do not count."""
+        differences = _differences(to_json(read_experiment(self.path)), to_json(experiment))
         if other_crops := describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {other_crops}")
         differences += _differences(read_json(self.path / INPUTS_FILE), inputs)
@@ -155,6 +171,10 @@ class RunFolder:
                 "continue it, or another name or folder to begin a new one"
                 + ("; `multiattn train --allow-changes` goes on with these." if not other_folds else ".")
             )
+        return differences
+
+    def _accept(self, differences: list[str], experiment: Experiment) -> bool:
+        """Note changes that are allowed; False where there are none."""
         if differences:
             self._require_possible(experiment, differences)
             logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))

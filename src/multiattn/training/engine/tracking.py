@@ -2,6 +2,8 @@
 
 import logging
 import secrets
+from collections.abc import Callable
+from typing import Any
 
 from multiattn.config import to_json
 from multiattn.runtime.files import read_json, write_json
@@ -20,12 +22,14 @@ class Tracker:
     """One run of Weights & Biases for one fold, which a continued training goes on with.
 
     Its id is kept in the run folder, and so is what is recorded without a network: `wandb sync` sends it later. Where
-    the service cannot be reached or has no key, it records offline (as with WANDB_MODE=offline) and says so.
+    the service cannot be reached or has no key, it records offline (as with WANDB_MODE=offline) and says so. No error
+    of it ends a training: it is told once, and nothing is recorded from there on.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         import wandb  # an extra, without which `train` refuses --track
 
+        self._name = folder.model_name
         path, experiment = folder.path / TRACKER_FILE, read_experiment(folder.path)
         if not path.is_file():
             write_json(path, {"wandb": secrets.token_hex(8)})
@@ -45,7 +49,16 @@ class Tracker:
 
     def log(self, figures: dict[str, float], update: int) -> None:
         """Add points to the curves, by the number of optimiser updates."""
-        self._run.log({**figures, STEP: update})
+        self._record(lambda run: run.log({**figures, STEP: update}))
 
     def close(self) -> None:
-        self._run.finish()
+        self._record(lambda run: run.finish())
+
+    def _record(self, call: Callable[[Any], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:  # of its service's process, its files, or the network
+            self._run = None
+            logger.warning("%s: its curves end here for Weights & Biases: %s", self._name, first_line(error))
