@@ -14,11 +14,10 @@ demo: $(READY)
 	$(BIN)/multiattn demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
 
-# One more than the cores of a small machine: many of these tests wait for processes that they have killed.
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow --numprocesses 3 --dist worksteal
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal
 
 # Without ruff's cache: it keeps a file's verdict when a module it imports has moved, and calls the imports sorted.
 lint: $(READY)
@@ -40,7 +39,7 @@ floor: $(READY)
 	  "$$($(FLOOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/after_the_lower_bounds.pth"
 	sed -nE '/^(torch|torchvision|ruff)\W/d; /^# Extra: (serve|dask|lora|onnx)/,/^$$/d; /^(httpx|schemathesis|playwright)\W/d; s/^([a-z-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > $(FLOOR)/lower.txt
 	$(FLOOR)/bin/python -m pip install $(QUIETLY) --no-compile -r $(FLOOR)/lower.txt
-	$(FLOOR)/bin/python -m pytest -m "not slow and not shared" --numprocesses auto --maxprocesses 4 $(FLOOR_TESTS)
+	$(FLOOR)/bin/python -m pytest -m "not slow and not shared" --numprocesses auto $(FLOOR_TESTS)
 
 # All that needs a GPU, in less than 8 minutes on one. For a machine without a network, `make gpu PY=python3 WHEELS=DIR`
 # takes that interpreter's own packages and, before them, the wheels of a folder.

@@ -66,6 +66,7 @@ def python(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_on_windows_everything_is_imported_and_faces_are_predicted(pipeline: Pipeline, tmp_path: Path, python):
     out = tmp_path / "predictions.parquet"
     words = ("--runs", pipeline.experiment, "--faces", pipeline.faces, "--out", out, "--device", "cpu")

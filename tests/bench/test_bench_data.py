@@ -23,6 +23,7 @@ def drawn(tmp_path_factory):
         return _drawn_faces(tmp_path_factory.mktemp("drawn"))
 
 
+@pytest.mark.slow
 def test_the_table_names_every_side_and_what_it_must_feed(monkeypatch):
     monkeypatch.setattr(bench_data, "TURNS", 1)
     monkeypatch.setattr(bench_data, "DRAWN_FRAMES", 2)

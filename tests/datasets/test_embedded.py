@@ -105,6 +105,7 @@ def test_clips_are_h264_of_the_planned_length_but_for_the_truncated_one_that_can
             assert sum(1 for _ in container.decode(video=0)) == clips[path.name].num_frames
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_with_one_job_and_with_two(small_dataset, tmp_path):
     build_demo_dataset(tmp_path / "again", seed=7, jobs=2, small=True)  # the other was made with one
     assert digests(tmp_path / "again") == digests(small_dataset)

@@ -40,6 +40,7 @@ def clips(pipeline: Pipeline) -> list[Path]:
     return sorted((pipeline.dataset / "test_videos").glob("*.mp4"))
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_score_and_of_a_submission(detector, pipeline: Pipeline, tmp_path, capsys):
     """Of `score` to the last bit; of `submit`, whose batches are others, to rounding."""
     answers = detector.predict([str(path) for path in clips(pipeline)])

@@ -84,6 +84,7 @@ def test_a_clip_scores_as_in_a_submission(pipeline: Pipeline, tmp_path):
     np.testing.assert_allclose(pictures.files["probability"], expected[:1], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_runs_of_different_crops_answer_together_for_the_persons_of_the_first(pipeline: Pipeline, box_run, tmp_path):
     files = [*clips(pipeline), tmp_path / "broken.mp4"]
     files[-1].write_bytes(b"nothing")

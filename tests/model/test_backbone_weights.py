@@ -43,6 +43,7 @@ def test_an_efficientnet_in_the_authors_naming_gives_the_maps_of_the_reference(
     ) in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True], ids=["4-D pointwise", "2-D pointwise of the first files"])
 def test_an_xception_in_cadenes_naming_gives_the_maps_of_the_reference(tmp_path, caplog, flat):
     state = xception_state(flat_pointwise=flat)

@@ -211,6 +211,7 @@ def test_frozen_statistics_are_back_after_an_error():
     assert torch.equal(layer.running_mean, torch.zeros(3))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_again_too():
     """By the tracer alone: what makes kernels of its graph takes a minute."""
     plain, checkpointed = make_pair("test_efficientnet")

@@ -396,6 +396,7 @@ def subnormal_numbers():
         sys.modules["torch"].set_flush_denormal(True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("subnormal_numbers")
 def test_no_request_that_the_openapi_allows_or_forbids_ends_in_an_error_of_ours(place, tmp_path):
     """Requests that schemathesis makes up for each route; any answer is one that the API lists."""

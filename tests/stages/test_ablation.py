@@ -58,6 +58,7 @@ def test_every_cell_is_trained_once_and_measured_on_both_data(pipeline, other_fa
     assert {path: path.read_bytes() for path in written} == written
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(pipeline, tmp_path, capsys):
     experiments = [cell.experiment for cell in get_ablation("demo", tiny=True).cells]
     in_the_way = tmp_path / "runs" / f"{experiments[1].name}_seed0" / "fold0"

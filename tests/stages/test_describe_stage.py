@@ -17,6 +17,7 @@ def test_every_experiment_is_described_within_the_width_of_a_terminal(name, caps
     assert not any(line != line.rstrip() for line in lines)
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_released_form_at_full_size(capsys):
     main(["dfdc_b4_official"])
     out = capsys.readouterr().out

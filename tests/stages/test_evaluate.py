@@ -90,6 +90,7 @@ def test_choosing_is_for_validation_splits(pipeline: Pipeline, test_faces: Path,
     assert choice["log_loss"].tolist() == pytest.approx([overall.log_loss] * 2, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_says_what_each_cell_costs_and_continues_where_it_was(pipeline, test_faces, tmp_path, monkeypatch):
     out, predicted = tmp_path / "robustness", []
     words = ("robustness", "--runs", pipeline.experiment, "--videos", pipeline.videos, "--faces", test_faces)
@@ -166,6 +167,7 @@ def plain_faces(pipeline: Pipeline, build_once) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_videos_are_distorted_before_their_faces_are_found(pipeline: Pipeline, plain_faces, tmp_path, monkeypatch):
     """The clips as they are first, then through the encoder, and none is left."""
     faces, out, tables = plain_faces, tmp_path / "out", ("--videos", pipeline.videos)

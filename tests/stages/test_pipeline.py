@@ -84,6 +84,7 @@ def test_packed_crops_are_trained_on_predicted_and_drawn_as_files_are(pipeline, 
     assert drawn[0].count("data:image") == drawn[1].count("data:image") > 0 and "no crop" not in drawn[1]
 
 
+@pytest.mark.slow
 def test_a_convolutional_and_a_token_run_on_the_same_faces_make_one_submission(pipeline, capsys, tmp_path):
     faces = ("--faces", pipeline.faces, "--folds", pipeline.folds)
     said = fails(capsys, "train", "dfdc_dinov2_norms", "--tiny", "--data.image-size", "56", *faces)

@@ -178,6 +178,7 @@ def test_timm_makes_the_optimiser_of_that_name_from_apex(install, monkeypatch, n
     assert optimizer.adam_w_mode is decoupled and optimizer.param_groups[0]["lr"] == 0.25
 
 
+@pytest.mark.slow
 def test_training_starts_beside_pypis_apex(tmp_path):
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").write_text(PYPI["apex/__init__.py"], encoding="utf-8")

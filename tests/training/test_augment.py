@@ -272,6 +272,7 @@ def test_the_policy_is_autoaugments_for_imagenet():
     assert [[(p, magnitude) for _, p, magnitude in row] for row in POLICY] == expected
 
 
+@pytest.mark.slow
 def test_another_process_shows_the_same_pixels_and_the_import_asks_no_network():
     script = (
         "import socket, sys\n"

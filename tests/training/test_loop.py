@@ -343,6 +343,7 @@ def test_a_run_killed_inside_a_phase_and_between_two_continues_to_the_same_weigh
     pd.testing.assert_frame_equal(*(history(path).drop(columns=TIMES) for path in (folder, staged)))
 
 
+@pytest.mark.slow
 def test_what_a_phase_freezes_counts_in_no_norm_that_gradients_are_clipped_to(pipeline, tmp_path):
     """A continued run has no gradients of the phase before, and comes to the same weights."""
     phases = tuple(
@@ -536,6 +537,7 @@ def words_of(pipeline: Pipeline, runs: Path, experiment: Experiment) -> list[obj
     return ["train", "demo", "--tiny", *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_and_the_run_goes_on(pipeline, undisturbed, tmp_path):
     """As a scheduler does it: the signal goes to the process and to its loader's workers alike."""
     log, folder = tmp_path / "log", tmp_path / "demo_tiny" / "fold0"

@@ -78,6 +78,7 @@ def alone(pipeline: Pipeline, tmp_path_factory) -> Path:
     return train_fold_zero(pipeline, tmp_path_factory.mktemp("alone"), STEADY)
 
 
+@pytest.mark.slow
 def test_two_processes_whose_hours_stop_them_train_as_one_with_the_same_global_batch(pipeline, alone, tmp_path):
     log, folder = tmp_path / "log", tmp_path / STEADY.name / "fold0"
     words = ["train", *map(str, steady_words(pipeline, tmp_path, 4))]

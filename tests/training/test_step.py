@@ -134,6 +134,7 @@ def test_a_frozen_backbone_moves_neither_weights_nor_statistics():
     assert all(p.requires_grad for p in step.parameters())
 
 
+@pytest.mark.slow
 def test_sixteen_crops_can_be_learnt_by_heart():
     torch.manual_seed(0)
     model = ModelConfig(backbone="test_efficientnet", pretrained=False, attention_stage="L3", drop_path_rate=0.0)

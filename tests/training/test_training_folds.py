@@ -65,7 +65,10 @@ def test_a_child_sees_its_own_gpu_alone(monkeypatch, visible, slot, expected):
     assert (found["CUDA_VISIBLE_DEVICES"], found["LOCAL_WORLD_SIZE"]) == (expected, "3")
 
 
-@pytest.mark.parametrize("options", [["--gpus", "cpu,cpu"], []], ids=["at once", "in turn"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(["--gpus", "cpu,cpu"], id="at once", marks=pytest.mark.slow), pytest.param([], id="in turn")],
+)
 def test_a_fold_that_fails_does_not_take_the_others_with_it(pipeline: Pipeline, tmp_path: Path, capfd, options):
     """Fold 0 is in the way of itself: its folder holds a run of other settings. Fold 1 is trained all the same."""
     words = ["--faces", str(pipeline.faces), "--folds", str(pipeline.folds), "--runs", str(tmp_path)]

@@ -152,6 +152,7 @@ WITH_LORA = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_a_lora_run_continues_to_the_same_bits_and_its_checkpoints_know_nothing_of_lora(
     pipeline, tmp_path, monkeypatch
 ):

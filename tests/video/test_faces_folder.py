@@ -266,6 +266,7 @@ def test_other_settings_are_refused_by_name_once_there_are_crops(clips, tmp_path
         extract({name: path}, tmp_path, recipe=other)
 
 
+@pytest.mark.slow
 def test_videos_that_hang_are_given_up_with_their_crops_and_take_nothing_of_others(clips, tmp_path, monkeypatch):
     """Clip 001.mp4 lies beside a folder 001."""
     crop = tmp_path / "faces/crops/clips/hangs/000001_0.jpg"

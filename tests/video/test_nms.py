@@ -29,6 +29,7 @@ def test_the_same_boxes_stay_as_by_torchvision(number, whole, threshold):
     assert kept.dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_neither_it_nor_what_answers_for_a_clip_imports_torchvision_or_timm():
     code = """
 import sys, torch, multiattn.inference.detector

@@ -118,6 +118,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_billion_pixels_is_refused_by_its_header(tmp_path):
     path = huge_png(tmp_path / "bomb.png")
     assert path.stat().st_size < 200_000

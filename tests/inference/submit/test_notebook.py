@@ -57,6 +57,7 @@ def require_same(found: Path, expected) -> None:
     np.testing.assert_allclose(submission["label"], expected["label"], rtol=0, atol=FLOAT16_CHANGES)
 
 
+@pytest.mark.slow
 def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_code_and_runs(
     pipeline, submitted, tmp_path
 ):

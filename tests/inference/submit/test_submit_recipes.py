@@ -38,6 +38,7 @@ def table_of(inputs: SubmitInputs, experiment: str) -> pd.DataFrame:
     return table[table["model"].str.startswith(f"{experiment}/")].iloc[:, :7].reset_index(drop=True)
 
 
+@pytest.mark.slow
 def test_two_recipes_go_from_tuning_to_a_submission_and_each_run_predicts_as_alone(
     pipeline, box_run, case, extracted, tmp_path
 ):

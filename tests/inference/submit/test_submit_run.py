@@ -94,6 +94,7 @@ def walk_through_kills(case: Case, *, kills: int, seed: int) -> None:
     assert case.card()["kernel"]["complete"] is True
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_delivers(case):
     walk_through_kills(case, kills=1, seed=0)
 
@@ -113,6 +114,7 @@ def test_asked_to_end_it_writes_what_it_knows_first(case):
     assert "not answered yet" in str(case.card()["kernel"]["not_judged"])
 
 
+@pytest.mark.slow
 def test_a_machine_too_slow_for_its_budget_delivers_in_time_and_says_what_it_gave_up(case, monkeypatch):
     """The budget counts from the start of the process, which was 1000 seconds before."""
     started = time.monotonic()
@@ -291,6 +293,7 @@ def test_an_error_of_the_extraction_itself_ends_the_run_with_it(case, monkeypatc
         run_submit(case.inputs)
 
 
+@pytest.mark.slow
 def test_a_finished_submission_survives_another_setting_that_is_killed(undisturbed, case, monkeypatch):
     shutil.copytree(undisturbed.inputs.out, case.inputs.out)
     before = {path.name: path.read_bytes() for path in case.inputs.out.iterdir() if path.suffix != ".jsonl"}
