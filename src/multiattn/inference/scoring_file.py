@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,10 @@ from multiattn.runtime.files import file_digest, read_json, write_json
 from multiattn.runtime.progress import progress_bar
 from multiattn.scoring.ensembling import experiment_of
 from multiattn.scoring.rule import ScoringRule
-from multiattn.scoring.tuning import Tuned, num_steps, tune
 from multiattn.tables import OUT_OF_FOLD
+
+if TYPE_CHECKING:
+    from multiattn.scoring.tuning import Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +265,7 @@ def tune_runs(
     calibration: str | None = None,
     tta: Tta | None = None,
     seed: int = 0,
-) -> Tuned:
+) -> "Tuned":
     """Tune the rule of some experiments on their `oof.parquet`, and beside it on what `predict_held_out` kept with
     other views. A test split is in no folds table (`datasets/folds.py`), and predictions of any other video are
     refused.
@@ -291,6 +293,8 @@ def tune_runs(
                     f"{runs[0]}: expected in {layout.held_out_file(other)} the crops of {layout.HELD_OUT_FILE}, found "
                     f"others. Delete it. {held_out_advice(runs[0], other)}"
                 )
+    from multiattn.scoring.tuning import num_steps, tune  # scipy, which who answers by a rule has no use for
+
     with progress_bar(num_steps(held_out.videos, len(tables)), "tune", "steps") as progress:
         tuned = tune(
             tables,

@@ -8,7 +8,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,21 +24,26 @@ _HEADER = b'{"work":'
 
 
 class Journal(Generic[Record]):
-    """Records of one dataclass of plain types, keyed by its first field; as a context manager, open for writing."""
+    """Records of one dataclass of plain types, keyed by its first field; as a context manager, open for writing.
 
-    def __init__(self, path: Path, kind: type[Record]) -> None:
-        self.path, self.kind = Path(path), kind
+    Args:
+        pack: a record -> its fields in a shorter form, which `kind` takes as well; None: as they are.
+    """
+
+    def __init__(self, path: Path, kind: type[Record], pack: Callable[[Record], dict[str, Any]] | None = None) -> None:
+        self.path, self.kind, self._pack = Path(path), kind, pack
         self._fields = [field.name for field in fields(kind)]
         self._before_key = f'{{"{self._fields[0]}":'
-        self._file = None
+        self._file = self._reader = None
 
     def __enter__(self) -> "Journal[Record]":
         self._file = self.path.open("ab", buffering=0)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._file = None
+        for file in filter(None, (self._file, self._reader)):
+            file.close()
+        self._file = self._reader = None
 
     def repair(self) -> None:
         """Cut off the line that a kill left unfinished; its work is done again. A journal without lines goes."""
@@ -89,7 +94,8 @@ class Journal(Generic[Record]):
         Raises:
             OSError: the disk is full; the journal is as it was.
         """
-        return self._write({name: getattr(record, name) for name in self._fields})
+        fields = {name: getattr(record, name) for name in self._fields}
+        return self._write(fields if self._pack is None else fields | self._pack(record))
 
     def _write(self, values: dict[str, Any]) -> int:
         line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
@@ -125,9 +131,14 @@ class Journal(Generic[Record]):
 
     def read_at(self, place: int) -> Record:
         """The record whose line is at `place`."""
-        with self.path.open("rb") as file:
-            file.seek(place)
-            return self._record(file.readline())
+        if self._file is None:
+            with self.path.open("rb") as file:
+                file.seek(place)
+                return self._record(file.readline())
+        if self._reader is None:  # open as long as the journal is: of a million records each is read once
+            self._reader = self.path.open("rb")
+        self._reader.seek(place)
+        return self._record(self._reader.readline())
 
     def records(self, *, skip_damaged: bool = False) -> Iterator[Record]:
         """All records, one by one: all of a large data set at once would take gigabytes.

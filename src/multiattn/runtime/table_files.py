@@ -137,6 +137,20 @@ def strictly_rising(key: pd.DataFrame) -> bool:
     return bool(rising.all())
 
 
+def coerced(values: pd.Series, kind: str) -> pd.Series:
+    """The values as `text`, `int64` or `float64`, by the cast that pandera coerces with; as they are where one is
+    something else, which pandera names."""
+    if kind == "text":
+        is_text = values.dtype == object and pd.api.types.infer_dtype(values, skipna=False) in ("string", "empty")
+        return values.astype(str) if is_text else values
+    if values.dtype == kind:
+        return values
+    try:
+        return values.astype(kind)
+    except (ValueError, TypeError, OverflowError):
+        return values
+
+
 def keep_fractions(values: pd.Series) -> pd.Series:
     """Whole numbers as they are, fractions as text, so that coercion refuses them instead of cutting 0.5 to 0."""
     if values.dtype.kind not in "fO":

@@ -18,7 +18,7 @@ import pytest
 from multiattn.inference.runs import find_models
 from multiattn.inference.submit import cluster as cluster_module
 from multiattn.inference.submit.classifier import Classified
-from multiattn.inference.submit.cluster import NOT_SENT, predict_video
+from multiattn.inference.submit.cluster import SentWork, predict_video, sent
 from multiattn.inference.submit.extraction import Extracted, Work
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.results import ResultStore, VideoResult
@@ -28,7 +28,6 @@ from multiattn.runtime.layout import SUBMISSION_JOURNAL
 from multiattn.tables import SUBMISSION
 from multiattn.video.extraction.engine import Run
 from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
-from multiattn.video.extraction.scan import FaceCrop
 
 NOWHERE = {name: Path("nowhere") for name in ("videos_dir", "sample_submission", "out")}
 
@@ -43,16 +42,16 @@ def test_a_task_gives_the_numbers_of_a_run_on_one_machine_and_no_pixels(undistur
         if expected.status in statuses:
             continue
         work = Work(VideoTask(video_id=expected.video_id, path=path), settings, tuple(range(len(models))))
-        (found,) = pickle.loads(pickle.dumps(predict_video([work], pickle.dumps(models), "cpu", "fp32")))
+        how = pickle.dumps(models), "cpu", "fp32"
+        (found,) = pickle.loads(pickle.dumps(predict_video(work.task, sent([work]), *how)))
         crops = found.extracted.crops
         statuses[crops.status] = found.file == expected.file and found.error == ""
-        assert [[crop.frame_index, crop.track] for crop in crops.crops] == expected.crops
-        assert not any(crop.jpeg for crop in crops.crops)
+        assert crops.crops.tolist() == expected.crops and crops.crops.shape[1] == 2
         np.testing.assert_allclose(found.logits, np.array(expected.logits).reshape(found.logits.shape), atol=1e-5)
         if expected.status == "ok":
             assert found.precisions == dict.fromkeys(range(len(models)), "fp32")
             known = dataclasses.replace(work, known=expected)
-            (again,) = predict_video([known], pickle.dumps(models), "cpu", "fp32")
+            (again,) = predict_video(work.task, sent([known]), *how)
             assert again.models == (), "what is known is not made"
     assert statuses == dict.fromkeys(("ok", "no_face", "unreadable"), True)
 
@@ -72,7 +71,7 @@ def test_results_come_in_the_order_of_the_recipes_whichever_is_done_first(monkey
         monkeypatch.setattr(cluster_module, name, value)
     task = VideoTask(video_id="folder/a", path=Path("a.mp4"))
     works = [Work(task, status, (recipe,), recipe=recipe) for recipe, status in enumerate(("ok", "no_face"))]
-    found = predict_video(works, b"", "cpu", "fp32")
+    found = predict_video(task, sent(works), b"", "cpu", "fp32")
     assert [(it.extracted.work.recipe, it.extracted.crops.status, it.models) for it in found] == [
         (0, "ok", (0,)),
         (1, "no_face", (1,)),
@@ -100,18 +99,19 @@ def test_options_that_a_cluster_does_not_go_with_are_refused(options, expected):
 @contextlib.contextmanager
 def answering_at_once(*_: object, **__: object) -> Iterator[Run]:
     """A cluster whose workers have an answer to each video, of a hundred crops."""
-    faces = [FaceCrop(frame, frame / 30, 0, NOT_SENT, 0.9, NOT_SENT, b"") for frame in range(100)]
+    places = np.stack([np.arange(100), np.zeros(100, np.int64)], axis=1)
 
-    def answer(work: Work) -> Classified:
-        crops = EncodedCrops(work.task.video_id, "ok", "", 100, faces, 0.1, 0.1)
-        numbers = np.random.default_rng(len(work.task.video_id)).normal(size=(2, len(work.models), len(faces)))
+    def answer(task: VideoTask, part: SentWork) -> Classified:
+        crops = EncodedCrops(task.video_id, "ok", "", 100, places, 0.1, 0.1)
+        numbers = np.random.default_rng(len(task.video_id)).normal(size=(2, len(part.models), len(places)))
         reasons = np.full(numbers.shape[1:], "", dtype=object)
-        facts = {"file": "0" * 64, "precisions": dict.fromkeys(work.models, "fp32")}
-        return Classified(Extracted(work, crops), work.models, 0, *numbers, reasons, **facts)
+        facts = {"file": "0" * 64, "precisions": dict.fromkeys(part.models, "fp32")}
+        return Classified(Extracted(None, crops), part.models, 0, *numbers, reasons, **facts)
 
     def run(calls: Iterable[tuple]) -> Iterator[tuple]:
-        for _, key, _, sent, _ in calls:
-            yield key, "done", pickle.dumps(list(map(answer, pickle.loads(sent)[0])))
+        for _, key, _, call, _ in calls:
+            task, parts, *_ = pickle.loads(call)
+            yield key, "done", pickle.dumps([answer(task, part) for part in parts])
 
     yield run
 
@@ -138,7 +138,7 @@ def test_a_driver_keeps_little_of_a_video_however_many_its_crops(tmp_path, monke
         return in_use
 
     kept(20)  # imports
-    assert (kept(800) - kept(200)) / 600 < 1500, "the logits, frames and tracks of a hundred crops take 10 KB"
+    assert (kept(800) - kept(200)) / 600 < 1200, "the logits, frames and tracks of a hundred crops take 10 KB"
 
 
 @contextlib.contextmanager

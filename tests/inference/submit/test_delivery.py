@@ -46,7 +46,7 @@ def build(sample: pd.DataFrame, predictions: pd.DataFrame, rule: ScoringRule = U
     """Videos with predictions are `ok`."""
     status_of = {**dict.fromkeys(predictions["video_id"].str.removeprefix("folder/"), "ok"), **status_of}
     statuses = {f"folder/{name}": (status, "") for name, status in status_of.items()}
-    return build_submission(rule.score(predictions), statuses, sample, rule)
+    return build_submission(rule.score(predictions), statuses.get, sample, rule)
 
 
 def with_row(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -194,7 +194,7 @@ def test_an_outside_model_answers_with_ours_and_alone_where_ours_have_no_answer(
         if result is not None:
             delivery.add(result.video_id, [result])
             statuses[result.video_id] = overall([result])
-        answer = delivery.build(statuses)
+        answer = delivery.build(statuses.get)
         assert answer.submission["label"].tolist() == pytest.approx(expected, abs=1e-12)
     assert answer.videos["message"].tolist() == ["", "dark; answered by outside models", "answered by outside models"]
     assert answer.coverage == {"ok": 1, "no_face": 1, "unreadable": 0, "missing": 0, "late": 1}

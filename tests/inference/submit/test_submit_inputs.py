@@ -133,7 +133,7 @@ def test_on_kaggle_a_bundle_without_runs_takes_those_that_were_trained_there(tmp
     bundle, run = tmp_path / "input/me/bundle", tmp_path / "input/notebooks/me/training/runs/dfdc_b4"
     for path in (bundle / "bundle.json", bundle / "weights" / "backbone.pth", run / "fold1" / "best.safetensors"):
         path.parent.mkdir(parents=True)
-        path.touch()
+        path.write_text("{}")
     found = find_inputs(bundle)
     assert (found.runs, found.weights) == ((run,), None), "the bundle's weights are the backbone's"
     (tmp_path / "input/other/runs/b/fold0").mkdir(parents=True)

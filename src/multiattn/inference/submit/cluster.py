@@ -10,7 +10,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import starmap
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +19,32 @@ import torch
 from multiattn.inference.replicas import Replicas
 from multiattn.inference.submit.classifier import Classified, Classifier, Replica, load_replicas
 from multiattn.inference.submit.extraction import TIME_LIMIT_SECONDS, Extracted, Work, extracted_of
-from multiattn.inference.submit.results import file_fingerprint
+from multiattn.inference.submit.results import VideoResult, file_fingerprint
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import pick_device, pick_devices
 from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.processor import tune_cpu
 from multiattn.video.extraction.engine import Backend, Engine, open_backend
-from multiattn.video.extraction.extract import EncodedCrops, encode_crops, on_device
+from multiattn.video.extraction.extract import EncodedCrops, VideoTask, encode_crops, on_device
 from multiattn.video.extraction.isolation import worker_number
 
 TARGET = "multiattn.inference.submit.cluster:predict_video"
-NOT_SENT = np.zeros(0)
-"""In place of a crop's box and landmarks: the driver goes by its frame and track."""
+
+
+class CropPlace(NamedTuple):
+    """A crop as the driver knows it."""
+
+    frame_index: int
+    track: int
+
+
+class SentWork(NamedTuple):
+    """A `Work` but for its task on its way to a worker; the settings are pickled once, and not with each video."""
+
+    settings: bytes
+    models: tuple[int, ...]
+    known: VideoResult | None
+    recipe: int
 
 
 @dataclass(frozen=True)
@@ -82,15 +97,19 @@ class ClusterWorkers:
         try:
             with open_backend(cluster.backend, jobs=1, scheduler=cluster.scheduler) as run:
                 self._engine = Engine(run, TARGET, time_limit=TIME_LIMIT_SECONDS)
-                for outcome in self._engine.outcomes((works, (works, *how)) for works in iter(self._next, None)):
+                calls = ((works, (works[0].task, sent(works), *how)) for works in iter(self._next, None))
+                for outcome in self._engine.outcomes(calls):
                     if outcome.kind == "again":
                         self._put((outcome.task[0].task.video_id, outcome.value))
                         continue
                     if outcome.kind != "done":
                         outcome = replace(outcome, value=list(map(Classified, extracted_of(outcome))))
                     for work, classified in zip(outcome.task, outcome.value, strict=True):
-                        # The work as it was sent: what comes back would be copies, kept for each of a million videos.
-                        classified.extracted = replace(classified.extracted, work=work)
+                        crops = classified.extracted.crops
+                        if crops is not None:
+                            crops = replace(crops, crops=list(starmap(CropPlace, crops.crops.tolist())))
+                        # The work as it was sent: a copy would be kept for each of a million videos.
+                        classified.extracted = replace(classified.extracted, work=work, crops=crops)
                         self._put(classified)
         except BaseException as error:  # whatever it is, the driver raises it
             self._put(error)
@@ -99,11 +118,18 @@ class ClusterWorkers:
         return None if self._stopping.is_set() else self._next_work()
 
 
-def predict_video(works: Sequence[Work], models: bytes, device: str, precision: str) -> list[Classified]:
-    """A video's logits by each recipe, in the order of `works`, and the frames and tracks of its crops; what a worker's
-    process calls."""
+def sent(works: Sequence[Work]) -> list[SentWork]:
+    """The works of one video, without its task."""
+    return [SentWork(_pickled(work.settings), work.models, work.known, work.recipe) for work in works]
+
+
+def predict_video(
+    task: VideoTask, parts: Sequence[SentWork], models: bytes, device: str, precision: str
+) -> list[Classified]:
+    """A video's logits by each recipe, in the order of `parts`, and in place of its crops (N, 2) frames and tracks;
+    what a worker's process calls."""
     replicas, name = _load(models, device, precision)
-    task = works[0].task
+    works = [Work(task, _unpickled(part.settings), part.models, part.known, part.recipe) for part in parts]
     facts = {"seen": clip_facts(task.path), "file": file_fingerprint(task.path)}
     source: queue.SimpleQueue[Extracted | None] = queue.SimpleQueue()
     done: queue.SimpleQueue[Classified | BaseException] = queue.SimpleQueue()
@@ -123,8 +149,11 @@ def predict_video(works: Sequence[Work], models: bytes, device: str, precision: 
 
 
 def _places(crops: EncodedCrops) -> EncodedCrops:
-    nothing = {"box_xyxy": NOT_SENT, "landmarks": NOT_SENT, "jpeg": b""}
-    return replace(crops, crops=[replace(crop, **nothing) for crop in crops.crops])
+    places = [(crop.frame_index, crop.track) for crop in crops.crops]
+    return replace(crops, crops=np.array(places, dtype=np.int64).reshape(-1, 2))  # quick to unpickle
+
+
+_pickled, _unpickled = functools.lru_cache(pickle.dumps), functools.lru_cache(pickle.loads)
 
 
 @functools.lru_cache(maxsize=1)

@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 NOT_THERE = "not in the folder of videos"
 STATUSES = ("ok", "no_face", "unreadable", "missing", "failed", "late")
-Statuses = dict[str, tuple[str, str]]
-"""video_id -> status and message."""
+StatusOf = Callable[[str], tuple[str, str] | None]
+"""video_id -> status and message; None of a video that is not there."""
 VIDEOS_AT_ONCE = 2000
 """Whose crops are in memory when they are scored, and when their table is written."""
 THUMBNAIL_PIXELS = 96
@@ -74,7 +74,7 @@ class Submission:
 
 def build_submission(
     scored: pd.DataFrame,
-    statuses: Statuses,
+    status_of: StatusOf,
     sample: pd.DataFrame,
     rule: ScoringRule,
     ids: Sequence[str] | None = None,
@@ -83,13 +83,14 @@ def build_submission(
 
     Args:
         scored: rows of `ScoringRule.score`, of any number of calls: no video's score depends on another's.
-        statuses: of these videos; `failed` (an error while it was predicted) or `late` (no time was left) beside those
-            of a `video_status` table. A sample row without a status is `missing`.
+        status_of: for these videos; `failed` (an error while it was predicted) or `late` (no time was left) beside
+            those of a `video_status` table. A sample row without a status is `missing`.
         ids: `folder_ids` of the sample, where they are known: those of a million names take seconds.
     """
     ids = folder_ids(sample["filename"]) if ids is None else ids
     videos = complete_videos(pd.Series(ids), scored, rule.prior)
-    known = [statuses.get(video, ("missing", NOT_THERE)) for video in videos["video_id"]]
+    absent, same = ("missing", NOT_THERE), {}  # a million statuses are of a few kinds
+    known = [same.setdefault(status, status) for status in (status_of(video) or absent for video in ids)]
     videos["status"], videos["message"] = [status for status, _ in known], [message for _, message in known]
     if rule.outside:
         alone = (videos["status"] != "ok") & videos["video_id"].isin(scored["video_id"])
@@ -211,12 +212,12 @@ class Delivery:
         rows = table[["video_id", "probability", "num_crops"]].itertuples(index=False, name=None)
         self._scored.update({video: (probability, crops) for video, probability, crops in rows})
 
-    def build(self, statuses: Statuses) -> Submission:
-        """The submission of what is known so far; `statuses` of all videos of the sample that have one."""
+    def build(self, status_of: StatusOf) -> Submission:
+        """The submission of what is known so far."""
         self._score()
         probabilities, crops = np.array(list(self._scored.values()), dtype=np.float64).reshape(-1, 2).T
         scored = pd.DataFrame({"video_id": list(self._scored), "probability": probabilities, "num_crops": crops})
-        return build_submission(scored, statuses, self.sample, self.rule, self.ids)
+        return build_submission(scored, status_of, self.sample, self.rule, self.ids)
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
         """Replace what is in the folder, unless it answers more; a full disk is no reason to end."""

@@ -18,8 +18,8 @@ from multiattn.tables import FRAME_PREDICTIONS
 
 
 def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None) -> pd.DataFrame:
-    """The `frame_predictions` table of results with logits, models in the order of `folds` (model -> fold; None where
-    only scores are wanted), videos by name within each."""
+    """The `frame_predictions` table of results with logits, models in the order of `folds` (model -> fold), videos by
+    name within each; without `folds` what scores are made of, which has no distances and is not checked."""
     results = sorted((result for result in results if result.logits), key=lambda result: result.video_id)
     names = list(folds or dict.fromkeys(name for result in results for name in result.models))
     tables = [FRAME_PREDICTIONS.empty()]
@@ -31,11 +31,13 @@ def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None)
         logits = np.concatenate([np.asarray(result.logits[row], dtype=np.float64) for result, row in chosen])
         videos = np.repeat([result.video_id for result, _ in chosen], [len(result.crops) for result, _ in chosen])
         crops = pd.DataFrame({"video_id": videos, "frame_index": places[:, 0], "track": places[:, 1]})
-        distances = [value for it, row in chosen for value in it.distances[row] or [np.nan] * len(it.crops)]
-        reasons = [words for it, row in chosen for words in it.reasons[row] or [""] * len(it.crops)]
-        how_far = {"distances": distances, "reasons": reasons}
+        how_far = {}
+        if folds is not None:
+            how_far["distances"] = [x for it, row in chosen for x in it.distances[row] or [np.nan] * len(it.crops)]
+            how_far["reasons"] = [words for it, row in chosen for words in it.reasons[row] or [""] * len(it.crops)]
         tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0), **how_far))
-    return FRAME_PREDICTIONS.validate(pd.concat(tables, ignore_index=True), "frame predictions")
+    whole = pd.concat(tables, ignore_index=True)
+    return whole if folds is None else FRAME_PREDICTIONS.validate(whole, "frame predictions")
 
 
 class FrameFiles:

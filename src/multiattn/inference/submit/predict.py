@@ -308,7 +308,7 @@ class PredictionPass:
             classified.logits[row].tolist(),
             classified.precisions.get(number) or self._precisions.get(number, self.setup.precision),
             distances.round(4).tolist() if is_measured else [],
-            classified.reasons[row].tolist() if is_measured else [],
+            reasons if is_measured and any(reasons := classified.reasons[row].tolist()) else [],
         )
 
     def _notice_failure(self, video: str, status: str, message: str) -> None:

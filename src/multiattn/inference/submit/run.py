@@ -26,7 +26,6 @@ from multiattn.inference.submit.delivery import (
     NOT_THERE,
     VIDEOS_AT_ONCE,
     Delivery,
-    Statuses,
     SubmitResult,
     reasons,
 )
@@ -35,7 +34,7 @@ from multiattn.inference.submit.frames import FrameFiles, frame_table
 from multiattn.inference.submit.inputs import KAGGLE_WORKING, SubmitInputs
 from multiattn.inference.submit.plan import Level, Plan, Rates, levels_of
 from multiattn.inference.submit.predict import STAGES, PredictionPass, Setup, SystematicFailureError
-from multiattn.inference.submit.results import SEARCHED, Kept, ResultStore, VideoResult, overall, results_work
+from multiattn.inference.submit.results import SEARCHED, Facts, ResultStore, VideoResult, overall, results_work
 from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, device_names, pick_devices
 from multiattn.runtime.files import exclusive_folder
@@ -104,7 +103,10 @@ class _Run:
     """By the number of the recipe."""
     delivery: Delivery
     interruption: Interruption
-    waiting: Statuses = field(default_factory=dict)
+    answered: int = 0
+    """Number of videos with results."""
+    begun: set[str] | None = None
+    """Videos that workers were at when the time was over; None before."""
     passes: list[PredictionPass] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -120,6 +122,7 @@ class _Run:
         if anew := set().union(*(store.unused for store in self.stores)):
             number = counted(len(anew), "video is", "videos are")
             logger.info("%s predicted anew: what is kept is of other models, views, precision or files", number)
+        self.answered = sum(1 for _ in self._all_kept())
         self._next_writing = time.monotonic() + self.inputs.write_seconds
 
     def run(self) -> SubmitResult:
@@ -127,7 +130,6 @@ class _Run:
         setup = self.setup
         todo = [video for video in setup.paths if not any(video in store.kept for store in self.stores)]
         unreadable = {video for video, them in self._all_kept() if any(it.again for it in them.values())}
-        self.waiting = dict.fromkeys(todo, ("late", "not answered yet"))
         if self.answered:
             logger.info("%d of %s done already", self.answered, counted(len(setup.paths), "video"))
         if self.answered and todo:
@@ -137,7 +139,7 @@ class _Run:
         better = [video for video, them in self._all_kept() if video in unreadable or self._is_reduced(them)]
         done = {video: sum(it.models * it.frames for it in self._kept(video).values()) for video in better}
         better.sort(key=lambda video: (done[video], video))  # those with the least first
-        if not self.waiting:
+        if self.answered == len(setup.paths):
             self._predict(better, levels[:1], again=True)
         return self._deliver()
 
@@ -182,26 +184,27 @@ class _Run:
             )  # fmt: skip
             self.interruption.exit_if_asked()
 
-    @property
-    def answered(self) -> int:
-        """Number of videos with results."""
-        return len(self.setup.paths) - len(self.waiting)
+    def _kept(self, video: str) -> dict[int, Facts]:
+        """Facts of a video's results by recipe."""
+        return {recipe: store.kept[video][0] for recipe, store in enumerate(self.stores) if video in store.kept}
 
-    def _kept(self, video: str) -> dict[int, Kept]:
-        """Results of a video by recipe, without the numbers of its crops."""
-        return {recipe: store.kept[video] for recipe, store in enumerate(self.stores) if video in store.kept}
-
-    def _all_kept(self) -> Iterator[tuple[str, dict[int, Kept]]]:
+    def _all_kept(self) -> Iterator[tuple[str, dict[int, Facts]]]:
         return ((video, kept) for video in self.setup.paths if (kept := self._kept(video)))
 
     def _known(self, video: str) -> dict[int, VideoResult]:
         return {recipe: self.stores[recipe].read(video) for recipe in self._kept(video)}
 
-    def _statuses(self) -> Statuses:
-        known = {video: overall(kept.values(), len(self.stores)) for video, kept in self._all_kept()}
-        return {**self.waiting, **self.setup.absent, **known}
+    def _status(self, video: str) -> tuple[str, str] | None:
+        """Status and message of a video of the sample."""
+        if kept := self._kept(video):
+            return overall(kept.values(), len(self.stores))
+        if video not in self.setup.paths:
+            return self.setup.absent.get(video)
+        if self.begun is None:
+            return "late", "not answered yet"
+        return "late", f"not {'finished' if video in self.begun else 'begun'} when the time was over"
 
-    def _is_reduced(self, results: Mapping[int, Kept]) -> bool:
+    def _is_reduced(self, results: Mapping[int, Facts]) -> bool:
         """True where fewer frames, models or recipes were used of a video than there are."""
         return len(results) < len(self.stores) or any(
             result.is_reduced(self.setup.everything_of(recipe)) for recipe, result in results.items()
@@ -217,7 +220,7 @@ class _Run:
             new[recipe] = result
             if result.status not in SEARCHED:
                 logger.warning("%s: %s: %s", video, result.status, result.message)
-        self.waiting.pop(video, None)
+        self.answered += not known
         others = [self.stores[recipe].read(video) for recipe in known if recipe not in new]
         self.delivery.add(video, [*new.values(), *others])
 
@@ -229,16 +232,14 @@ class _Run:
         started = time.monotonic()
         for store in self.stores:
             store.sync()
-        submission = self.delivery.build(self._statuses())
+        submission = self.delivery.build(self._status)
         self.delivery.try_to_write(submission, self._card(submission.videos, self._figures(), complete=False))
         now = time.monotonic()
         self._next_writing = now + max(self.inputs.write_seconds, WRITINGS_APART * (now - started))
 
     def _deliver(self) -> SubmitResult:
-        begun = {video for each in self.passes for video in each.begun}
-        for video in self.waiting:
-            self.waiting[video] = ("late", f"not {'finished' if video in begun else 'begun'} when the time was over")
-        submission, figures = self.delivery.build(self._statuses()), self._figures()
+        self.begun = {video for each in self.passes for video in each.begun}
+        submission, figures = self.delivery.build(self._status), self._figures()
         card = self._card(submission.videos, figures, complete=True)
         delivered = self.delivery.deliver(submission, card, self._write_frames)
         logger.info("%s: %s", self.delivery.path, submission.coverage)
@@ -382,7 +383,9 @@ def training_history(inputs: SubmitInputs, models: list[TrainedModel], sample: p
     return {"seen_in_training": len(seen), "out_of_fold": figures}
 
 
-def _locate(names: list[str], ids: list[str], inputs: SubmitInputs) -> tuple[dict[str, str], Statuses]:
+def _locate(
+    names: list[str], ids: list[str], inputs: SubmitInputs
+) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
     """video_id -> file of the sample's videos (`names`, with their `ids`), in their order, and the reasons of those
     that are not there.
 
