@@ -142,7 +142,7 @@ def test_another_device_or_precision_or_a_missing_package_is_refused_before_any_
     with pytest.raises(SystemExit, match="2"):
         main(["score", "clip.mp4", "--runs", str(first.path), "--runtime", "onnxruntime"])
     said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
-    assert "expected the packages onnxruntime, found no onnxruntime. Run: pip install" in said
+    assert "expected the package onnxruntime, found no onnxruntime. Run: pip install" in said
     assert SubmitInputs(**words).runtime == "torch", "which needs none of it"
 
 

@@ -21,9 +21,10 @@ LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy", "pandas"
 def require_packages(use: str, extra: str, *packages: str) -> None:
     """Raise `ValueError` where a package of an extra is not installed that `use` needs."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        expected = f"package{'s' * (len(packages) > 1)} {' and '.join(packages)}"
         raise ValueError(
-            f"{use}: expected the packages {' and '.join(packages)}, found no {' and no '.join(missing)}. Run: pip "
-            f"install 'multiattn[{extra}]', or in a clone: pip install \".[{extra}]\""
+            f"{use}: expected the {expected}, found no {' and no '.join(missing)}. Run: pip install "
+            f"'multiattn[{extra}]', or in a clone: pip install \".[{extra}]\""
         )
 
 

@@ -11,7 +11,6 @@ Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-s
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTab
 from multiattn.config import Experiment
 from multiattn.config.choices import Tracking
 from multiattn.runtime.devices import pick_device
+from multiattn.runtime.environment import require_packages
 from multiattn.runtime.layout import HELD_OUT_FILE, folds_below
 from multiattn.runtime.progress import WorkBar
 from multiattn.runtime.text_tables import counted
@@ -58,8 +58,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.budget_hours is not None and not self.budget_hours > 0:
             raise ValueError(f"--budget-hours: expected hours above 0, found {self.budget_hours}.")
-        if self.track is not None and find_spec(self.track) is None:
-            raise ValueError(f"--track {self.track}: it is not installed. `pip install 'multiattn[{self.track}]'`.")
+        if self.track is not None:
+            require_packages(f"--track {self.track}", self.track, self.track)
 
 
 def main(argv: list[str]) -> None:
