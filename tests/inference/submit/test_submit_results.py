@@ -1,6 +1,7 @@
 """Results of a submission: kept with what they depend on, used where nothing of it changed, whatever the disk does."""
 
 import dataclasses
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -52,6 +53,17 @@ def test_results_come_back_by_video_also_those_of_a_version_that_kept_pictures(t
     path = tmp_path / SUBMISSION_JOURNAL
     path.write_text(path.read_text().replace('"again":', '"thumbnail":"/9j/","again":'))
     assert usable(tmp_path) == {each.video_id: each for each in made}
+
+
+def test_the_journal_is_short_and_one_that_holds_decimals_is_read_too(tmp_path):
+    made = result(tmp_path, "a", 1 / 3, distances=[[0.1, 2.0], []], crops=[[0, 0], [7, 1]])
+    blank = VideoResult(video_id="folder/b", file=content_fingerprint(clip(tmp_path, "b")), status="no_face", frames=4)
+    keep(tmp_path, made, blank)
+    path = tmp_path / SUBMISSION_JOURNAL
+    assert "0.333" not in path.read_text() and usable(tmp_path) == {"folder/a": made, "folder/b": blank}
+    header = path.read_text().splitlines()[0]
+    path.write_text("\n".join([header, *(json.dumps(dataclasses.asdict(each)) for each in (made, blank)), ""]))
+    assert "0.333" in path.read_text() and usable(tmp_path) == {"folder/a": made, "folder/b": blank}
 
 
 def test_stores_of_one_folder_read_each_file_once_and_find_their_own_results(tmp_path, monkeypatch):

@@ -108,7 +108,6 @@ class ClusterWorkers:
                         crops = classified.extracted.crops
                         if crops is not None:
                             crops = replace(crops, crops=list(starmap(CropPlace, crops.crops.tolist())))
-                        # The work as it was sent: a copy would be kept for each of a million videos.
                         classified.extracted = replace(classified.extracted, work=work, crops=crops)
                         self._put(classified)
         except BaseException as error:  # whatever it is, the driver raises it
@@ -126,8 +125,8 @@ def sent(works: Sequence[Work]) -> list[SentWork]:
 def predict_video(
     task: VideoTask, parts: Sequence[SentWork], models: bytes, device: str, precision: str
 ) -> list[Classified]:
-    """A video's logits by each recipe, in the order of `parts`, and in place of its crops (N, 2) frames and tracks;
-    what a worker's process calls."""
+    """A video's logits by each recipe, in the order of `parts`, in place of its crops (N, 2) frames and tracks, and no
+    `work`, which the driver has; what a worker's process calls."""
     replicas, name = _load(models, device, precision)
     works = [Work(task, _unpickled(part.settings), part.models, part.known, part.recipe) for part in parts]
     facts = {"seen": clip_facts(task.path), "file": file_fingerprint(task.path)}
@@ -144,7 +143,7 @@ def predict_video(
             raise classified
         work, crops = classified.extracted.work, classified.extracted.crops
         classified.precisions = {number: loaded.chosen.get(number, loaded.precision) for number in classified.models}
-        finished[work.recipe] = replace(classified, extracted=Extracted(work, _places(crops)), **facts)
+        finished[work.recipe] = replace(classified, extracted=Extracted(None, _places(crops)), **facts)
     return [finished[work.recipe] for work in works]  # one without crops is done before the others
 
 

@@ -45,7 +45,8 @@ class Work:
 class Extracted:
     """The crops of a video by one recipe, or why there are none."""
 
-    work: Work
+    work: Work | None
+    """None on its way from a cluster's worker to the driver, which has it."""
     crops: EncodedCrops | None
     """None where it failed."""
     message: str = ""

@@ -49,6 +49,14 @@ def file_fingerprint(path: Path) -> str:
         return ""
 
 
+def _text(numbers: list[Any], kind: str) -> str:
+    return b64encode(np.array(numbers, kind).tobytes()).decode()
+
+
+def _numbers(text: str, kind: str) -> list[Any]:
+    return np.frombuffer(b64decode(text), kind).tolist() if text else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoResult:
     """Logits of one video's crops by one recipe, or the reason why there are none; plain types only."""
@@ -84,16 +92,16 @@ class VideoResult:
         for name in PACKED:
             rows = getattr(self, name)
             if any(isinstance(row, str) for row in rows):
-                object.__setattr__(
-                    self, name, [np.frombuffer(b64decode(row), "<f8").tolist() if row else [] for row in rows]
-                )
+                object.__setattr__(self, name, [_numbers(row, "<f8") for row in rows])
+        if isinstance(self.crops, str):
+            places = _numbers(self.crops, "<i4")
+            object.__setattr__(self, "crops", [places[first : first + 2] for first in range(0, len(places), 2)])
 
-    def packed(self) -> dict[str, list[str]]:
-        """Its rows of numbers as base64 of float64, as the journal keeps them: a tenth of the time, exact, and shorter
-        than decimals."""
-        return {
-            name: [b64encode(np.array(row, "<f8").tobytes()).decode() for row in getattr(self, name)] for name in PACKED
-        }
+    def packed(self) -> dict[str, Any]:
+        """Its numbers as base64 of float64 and int32, as the journal keeps them: a tenth of the time, exact, and
+        shorter than decimals, which an earlier version kept."""
+        rows = {name: [_text(row, "<f8") for row in getattr(self, name)] for name in PACKED}
+        return {**rows, "crops": _text(self.crops, "<i4")}
 
     def is_reduced(self, everything: Level) -> bool:
         """True where fewer frames or models were used than there are."""
