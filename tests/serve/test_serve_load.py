@@ -22,6 +22,7 @@ from multiattn.datasets.embedded.actors import load_portrait
 from multiattn.serve import folders
 
 MOST_BYTES = 4 * 10**9
+PLACES = 20
 
 
 def children(pid: int) -> list[int]:
@@ -39,7 +40,7 @@ def test_fifty_uploads_and_a_killed_worker_end_in_answers_within_memory(tmp_path
     folder = tmp_path / "temporary"
     folder.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "multiattn", "serve", "--port", "0", "--device", "cpu", "--queue", "45"],
+        [sys.executable, "-m", "multiattn", "serve", "--port", "0", "--device", "cpu", "--queue", str(PLACES)],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)}, start_new_session=True,
     )  # fmt: skip
     try:
@@ -53,28 +54,27 @@ def test_fifty_uploads_and_a_killed_worker_end_in_answers_within_memory(tmp_path
         files += [("face.jpg", face)] * 2
 
         def ask(file: tuple[str, bytes]) -> dict | None:
-            with httpx.Client(base_url=address, timeout=60) as client:
-                taken = client.post("v1/predict", files={"file": file})
-                if taken.status_code == 503:
-                    assert int(taken.headers["retry-after"]) > 0
-                    return None
-                assert taken.status_code == 202
-                job = taken.json()["id"]
-                while (status := client.get(f"v1/jobs/{job}").json())["state"] in ("waiting", "working"):
-                    time.sleep(0.1)
-                return client.get(f"v1/jobs/{job}/result").json() if status["state"] == "done" else status
+            taken = client.post("v1/predict", files={"file": file})
+            if taken.status_code == 503:
+                assert int(taken.headers["retry-after"]) > 0
+                return None
+            assert taken.status_code == 202
+            job = taken.json()["id"]
+            while (status := client.get(f"v1/jobs/{job}").json())["state"] in ("waiting", "working"):
+                time.sleep(1)  # more often, and the questions take the time that the answers need
+            return client.get(f"v1/jobs/{job}/result").json() if status["state"] == "done" else status
 
-        with ThreadPoolExecutor(len(files)) as pool:
+        with httpx.Client(base_url=address, timeout=60) as client, ThreadPoolExecutor(len(files)) as pool:
             asked = [pool.submit(ask, file) for file in files]
-            while sum(it.done() for it in asked) < 15:
-                time.sleep(0.05)
+            while sum(it.done() and it.result() is not None for it in asked) < 6:
+                time.sleep(0.2)
             (worker,) = children(process.pid)
             most = resident(process.pid, worker)
             os.kill(worker, signal.SIGKILL)
             answers = [it.result() for it in asked]
         lost = [it for it in answers if it is not None and it.get("state") == "failed"]
         assert len(lost) <= 1 and all("SIGKILL" in it["error"] for it in lost), "the file it was at, or none"
-        assert sum(it is None for it in answers) <= 5
+        assert sum(it is None for it in answers) <= len(files) - PLACES
         found = {it["files"][0]["file"]: it["files"][0]["in_words"] for it in answers if it and "files" in it}
         assert set(found) == {"face.jpg", "wall.png", "broken.mp4", "empty.mov"}
         assert all(it["answer"] in ("looks manipulated", "no sign found", "cannot tell") for it in found.values())

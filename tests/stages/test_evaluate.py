@@ -11,14 +11,16 @@ import pytest
 from sklearn import metrics
 
 from multiattn.__main__ import main
+from multiattn.evaluation import robustness
 from multiattn.evaluation import run as kept_predictions
 from multiattn.evaluation.card import model_card
 from multiattn.evaluation.distortions import VIDEO_DISTORTIONS
 from multiattn.evaluation.robustness_table import BESIDE_COLUMNS, COLUMNS, MOST_LOST, read_robustness
 from multiattn.inference.predictor import score_out_of_fold
 from multiattn.tables import FACES, FAKE, VIDEO_PREDICTIONS, VIDEOS
+from multiattn.video.extraction.faces_folder import extract_faces
 from page_reader import Reader
-from pipeline import FACES_OPTIONS, Pipeline, end, run, start_stage, wait_until
+from pipeline import FACES_OPTIONS, Pipeline, end, run, start, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -192,18 +194,26 @@ def test_videos_are_distorted_before_their_faces_are_found(pipeline: Pipeline, p
     assert read_robustness(out).equals(cells)
 
 
+def sweep(*words: object) -> None:
+    """Evaluate the videos as they are and at one size, by one worker."""
+    encoding, _, unit = VIDEO_DISTORTIONS["video size"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VIDEO_DISTORTIONS, "video size", (encoding, (320,), unit))
+        patch.setattr(robustness, "extract_faces", lambda *given, jobs: extract_faces(*given, jobs=1))
+        run(*words, "--distortions", "video size")
+
+
 @pytest.mark.slow
 def test_a_sweep_killed_amid_a_video_cell_goes_on_with_the_clips_that_are_left(pipeline, plain_faces, tmp_path):
     words = ("robustness", "--runs", pipeline.experiment, "--videos", pipeline.videos, "--faces", plain_faces)
-    words = (*words, "--distortions", "video size")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start_stage(*words, "--out", killed, log=tmp_path / "log")
+    process = start(sweep, *words, "--out", killed, log=tmp_path / "log")
     wait_until(lambda: any((killed / "faces" / "video_size_320").rglob("*.jpg")), process)
     end(process)
-    kept = {path: path.stat().st_mtime_ns for path in (killed / "faces" / "video_size_640").rglob("*.jpg")}
+    kept = {path: path.stat().st_mtime_ns for path in (killed / "faces" / "video_as_it_is").rglob("*.jpg")}
     assert kept and not (killed / "robustness.csv").exists()
     for out in (killed, whole):
-        run(*words, "--out", out)
+        sweep(*words, "--out", out)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert (killed / "robustness.csv").read_bytes() == (whole / "robustness.csv").read_bytes()
     assert not list(killed.rglob("*.mp4"))

@@ -298,31 +298,33 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_killed_faces_continue_to_the_same_tables(pipeline: Pipeline, tmp_path):
-    """In one folder a worker alone is killed and then the parent alone, in another all together: at moments nobody
-    chose."""
+    """First a worker alone is killed and then the parent alone, then what continues it with all its children: at
+    moments nobody chose."""
+    journal = tmp_path / "journal.jsonl"
+    words = ("faces", "--videos", pipeline.videos, "--out", tmp_path, *FACES_OPTIONS, "--jobs", 1)
 
-    def words(folder: Path) -> list[object]:
-        return ["faces", "--videos", pipeline.videos, "--out", folder, *FACES_OPTIONS, "--jobs", 1]
+    def finished_crops() -> dict[Path, int]:
+        """When each was written, of the videos that the journal has."""
+        done = [json.loads(line)["video_id"] for line in journal.read_bytes().splitlines()[: lines(journal)]]
+        return {path: path.stat().st_mtime_ns for name in done for path in (tmp_path / "crops" / name).iterdir()}
 
-    one_by_one, together = tmp_path / "one by one", tmp_path / "together"
-    parent, journal = start_stage(*words(one_by_one)), one_by_one / "journal.jsonl"
+    parent = start_stage(*words)
     wait_until(lambda: lines(journal) >= 2, parent)
     for pid in workers(parent.pid):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: lines(journal) >= 4, parent)
     parent.kill()
     finish(parent)
+    before = finished_crops()
     with journal.open("a") as file:
         file.write('{"video_id":"dfdc/torn')  # what a kill in the middle of a write leaves
-    other = start_stage(*words(together))
-    wait_until(lambda: lines(together / "journal.jsonl") >= 1, other)
-    assert end(other) == -signal.SIGKILL
-    for folder in (one_by_one, together):
-        journal = folder / "journal.jsonl"
-        done = [json.loads(line)["video_id"] for line in journal.read_bytes().splitlines()[: lines(journal)]]
-        crops = {path: path.stat().st_mtime_ns for name in done for path in (folder / "crops" / name).iterdir()}
-        assert not (folder / "video_status.csv").exists()
-        run(*words(folder))
-        assert not journal.exists()
-        assert {path: path.stat().st_mtime_ns for path in crops} == crops, "finished videos were done again"
-        assert content(folder) == content(pipeline.faces) and fingerprints(folder) == fingerprints(pipeline.faces)
+    many, parent = lines(journal), start_stage(*words)
+    wait_until(lambda: lines(journal) > many, parent)
+    assert end(parent) == -signal.SIGKILL
+    crops = finished_crops()
+    assert before.items() <= crops.items() and len(before) < len(crops), "finished videos were done again"
+    assert not (tmp_path / "video_status.csv").exists()
+    run(*words)
+    assert not journal.exists()
+    assert {path: path.stat().st_mtime_ns for path in crops} == crops, "finished videos were done again"
+    assert content(tmp_path) == content(pipeline.faces) and fingerprints(tmp_path) == fingerprints(pipeline.faces)
