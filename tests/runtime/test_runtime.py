@@ -18,7 +18,7 @@ import torch
 
 from multiattn.runtime import files, progress
 from multiattn.runtime.devices import default_jobs, forbid_tf32, pick_device, pick_devices
-from multiattn.runtime.environment import git_commit
+from multiattn.runtime.environment import device_name, git_commit
 from multiattn.runtime.files import (
     atomic_path,
     content_fingerprint,
@@ -379,6 +379,12 @@ def test_devices_that_are_not_gpus_or_come_twice_are_refused(name, monkeypatch):
 def test_each_gpu_has_processes_that_decode(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     assert [default_jobs(names) for names in ("cpu", "cuda:0", "cuda:0,cuda:1")] == [16, 4, 8]
+
+
+def test_a_device_is_called_by_its_gpus_name_or_its_processors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, the one of {device}")
+    assert device_name(torch.device("cuda", 1)) == "a GPU, the one of cuda:1"
+    assert device_name(torch.device("cpu")).endswith(f", {os.cpu_count()} cores")
 
 
 def test_the_commit_is_one_word():

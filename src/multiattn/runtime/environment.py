@@ -60,7 +60,7 @@ def device_name(device: "torch.device") -> str:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
