@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from drawn_faces import write_faces_folder
 from multiattn.bench import data as bench_data
 from multiattn.bench import harness
 from multiattn.bench import train as bench_train
+from multiattn.bench import train_sides
 from multiattn.video.crops.recipe import CropRecipe
 from pipeline import forked
 
@@ -27,11 +29,16 @@ def faces(tmp_path, monkeypatch) -> Path:
 
 
 class InThisProcess:
-    """`SideProcess` without a process: the start of one takes seconds, and test_harness.py pays it."""
+    """`SideProcess` without a process: the start of one takes seconds, and test_harness.py pays it.
+
+    Each has its own random numbers all the same.
+    """
 
     def __init__(self, name: str, make: Callable, *arguments: Any) -> None:
         make, arguments = pickle.loads(pickle.dumps((make, arguments)))
-        self.name, self.side = name, make(*arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.name, self.side, self.random = name, make(*arguments), torch.get_rng_state()
 
     def __enter__(self):
         return self
@@ -40,13 +47,19 @@ class InThisProcess:
         pass
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        return getattr(self.side, method)(*arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.random)
+            result = getattr(self.side, method)(*arguments)
+            self.random = torch.get_rng_state()
+        return result
 
 
 @pytest.fixture
 def in_this_process(monkeypatch) -> None:
-    """Run the sides of `bench train` and `infer` here."""
+    """Run the sides of `bench train` and `infer` here, with ceilings that take no time to measure."""
     monkeypatch.setattr(bench_train, "SideProcess", InThisProcess)
+    monkeypatch.setitem(train_sides.MATRIX_SIDE, "cpu", 256)
+    monkeypatch.setitem(train_sides.COPIED_BYTES, "cpu", 2**20)
 
 
 @pytest.fixture

@@ -2,15 +2,16 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from multiattn.bench import data as bench_data
-from multiattn.bench import gpu, train_sides
+from multiattn.bench import gpu
 from multiattn.bench.gpu import Part, Row, marked_tests, measure, run_parts, run_tests, time_limit
-from multiattn.bench.options import GpuBench
+from multiattn.bench.options import DataBench, GpuBench, SubmitBench
 from multiattn.stages.bench import main
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -121,8 +122,6 @@ def test_both_files_say_how_each_row_ended_and_the_exit_code_whether_one_failed(
 
 @pytest.mark.usefixtures("in_this_process", "tiny")
 def test_a_network_is_timed_beside_its_other_forms(monkeypatch):
-    monkeypatch.setitem(train_sides.MATRIX_SIDE, "cpu", 256)
-    monkeypatch.setitem(train_sides.COPIED_BYTES, "cpu", 2**20)
     monkeypatch.setattr(gpu, "REPEATS", 1)
     part = next(part for part in gpu.PARTS if part.name == "infer")
     rows = part.run(GpuBench(experiment="demo", device="cpu", batch_size=2))
@@ -138,6 +137,8 @@ def test_loaders_and_submit_are_timed_beside_their_plain_forms(small_dataset, mo
     for module, name, value in (
         (bench_data, "TURNS", 1), (bench_data, "DRAWN_FRAMES", 2), (bench_data, "training_rate", lambda *_, **__: 1.0),
         (gpu, "usable_cores", lambda: 0), (gpu, "CLIPS", 2), (gpu, "CLIP_FRAMES", 2),
+        (gpu, "DataBench", lambda **how: DataBench(**how | {"seconds": 0.1})),
+        (gpu, "SubmitBench", partial(SubmitBench, jobs=1)),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     options = GpuBench(experiment="demo", device="cpu", batch_size=4, videos_dir=small_dataset / "test_videos")

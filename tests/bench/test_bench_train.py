@@ -212,8 +212,8 @@ def test_the_table_has_a_row_a_side_their_ratios_and_the_pieces_of_a_step():
 
 
 @pytest.mark.parametrize("work", [pytest.param("train", marks=pytest.mark.slow), "infer"])
-def test_the_stage_prints_both_sides_and_their_ratios(work, capsys, request):
-    request.getfixturevalue("in_this_process" if work == "infer" else "forked_sides")
+@pytest.mark.usefixtures("in_this_process")
+def test_the_stage_prints_both_sides_and_their_ratios(work, capsys):
     main([work, "dfdc_b4", "--tiny", "--repeats", "2", "--batch-size", "2"])
     out = capsys.readouterr().out
     rows = [line.split()[1:] for line in out.splitlines() if line.startswith(("ours", "plain"))][:3]
@@ -237,8 +237,8 @@ def test_the_stage_prints_both_sides_and_their_ratios(work, capsys, request):
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_onnxruntime_stands_beside_ours_with_its_logits_in_float32():
-    beside = ("onnxruntime", "onnxruntime-int8")
-    sides = compare(TINY, "infer", repeats=1, device=torch.device("cpu"), beside=beside).sides
+    beside, small = ("onnxruntime", "onnxruntime-int8"), get_experiment("demo", tiny=True)
+    sides = compare(small, "infer", repeats=1, device=torch.device("cpu"), beside=beside).sides
     assert [(side.name, side.precision) for side in sides[:3]] == [
         ("ours", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime-int8", "int8")
     ]  # fmt: skip
