@@ -63,10 +63,20 @@ class Case:
         """Names of the videos whose answer is not the prior."""
         return [name for name, label in self.answers.items() if label != PRIOR]
 
+    @property
+    def faceless(self) -> list[str]:
+        """Names of the others: one shows no face, one is no video."""
+        return [name for name, label in self.answers.items() if label == PRIOR]
+
     def asking_for(self, *names: str) -> SubmitInputs:
         """Its inputs with a sample of these rows."""
         SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.0}), self.folder / "sample.csv")
         return dataclasses.replace(self.inputs, sample_submission=self.folder / "sample.csv")
+
+    def of(self, *names: str) -> "Case":
+        """The same for these videos alone."""
+        inputs = self.asking_for(*names)
+        return dataclasses.replace(self, inputs=inputs, sample=SUBMISSION.read(inputs.sample_submission))
 
     def read(self) -> dict[str, float]:
         """The submission that lies there now; it must be a complete valid one."""
