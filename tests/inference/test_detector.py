@@ -41,7 +41,9 @@ def clips(pipeline: Pipeline) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_the_numbers_are_those_of_score_and_of_a_submission(detector, pipeline: Pipeline, tmp_path, capsys):
+def test_the_numbers_are_those_of_score_and_of_a_submission(
+    detector, pipeline: Pipeline, submission: Path, tmp_path, capsys
+):
     """Of `score` to the last bit; of `submit`, whose batches are others, to rounding."""
     answers = detector.predict([str(path) for path in clips(pipeline)])
     words = ["--json", tmp_path / "answers.json", "--csv", tmp_path / "answers.csv", "--device", "cpu", "--jobs", 1]
@@ -59,8 +61,7 @@ def test_the_numbers_are_those_of_score_and_of_a_submission(detector, pipeline: 
     for column in ("level", "file", "track", "probability", "x1"):
         assert table[column].fillna(-1).tolist() == expected[column].fillna(-1).tolist()
 
-    pipeline.submit(tmp_path / "out")
-    submitted = pd.read_csv(tmp_path / "out" / "video_predictions.csv").set_index("video_id")
+    submitted = pd.read_csv(submission / "video_predictions.csv").set_index("video_id")
     for answer in answers:
         row = submitted.loc[f"folder/{Path(answer.file).stem}"]
         assert (row["status"], row["num_crops"]) == (answer.status, answer.coverage.crops)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from multiattn.inference import export
 from multiattn.inference.export import HeldOutCrops, export_run
 from multiattn.inference.kit.half_weights import drawn_crops
 from multiattn.inference.runs import find_models, load_run
-from multiattn.model.exported import OPSET, open_session, run_classifier
+from multiattn.model.exported import OPSET, open_session, run_classifier, write_classifier
 from multiattn.runtime.files import file_digest
 from multiattn.video.extraction.faces_folder import read_faces_folder
 from pipeline import Pipeline
@@ -114,7 +115,14 @@ def test_all_folds_in_one_file_answer_as_their_mean(form, pipeline: Pipeline, tm
 def test_a_lower_precision_is_judged_on_held_out_crops_and_refused_where_it_costs(
     precision, least, pipeline: Pipeline, tmp_path, monkeypatch
 ):
+    exact_file = tmp_path / "float32"
+
+    def write_and_keep(*given) -> None:
+        write_classifier(*given)
+        shutil.copy(given[2], exact_file)
+
     monkeypatch.setattr(export, "LEAST_CROPS", 4)
+    monkeypatch.setattr(export, "write_classifier", write_and_keep)
     how = {"form": "onnx", "precision": precision, "faces": pipeline.faces}
     found = export_run(pipeline.experiment / "fold0", tmp_path / "net.onnx", **how)
     exact, lower, count = found.losses
@@ -127,6 +135,7 @@ def test_a_lower_precision_is_judged_on_held_out_crops_and_refused_where_it_cost
     assert least < difference < 0.1, "it computes with other numbers, and not with wild ones"
     (tmp_path / "net.onnx").unlink()
     monkeypatch.setattr(export, "LARGEST_LOSS", -1.0)
+    monkeypatch.setattr(export, "write_classifier", lambda classifier, size, path, notes: shutil.copy(exact_file, path))
     with pytest.raises(ValueError, match=f"log loss at most -1.0 above float32's .* in {precision}, found"):
         export_run(pipeline.experiment / "fold0", tmp_path / "net.onnx", **how)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [exact_file]
