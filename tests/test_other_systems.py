@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.tables import FRAME_PREDICTIONS, VIDEO_STATUS
 from pipeline import FACES_OPTIONS, Pipeline
 
 MACOS = """
@@ -79,16 +79,17 @@ def test_on_windows_everything_is_imported_and_faces_are_predicted(pipeline: Pip
 def test_on_macos_clips_are_indexed_their_faces_cut_and_trained_on_and_one_is_scored(
     pipeline: Pipeline, tmp_path: Path, python
 ):
-    """Indexed, cut and scored in one process, trained in another, since imports take seconds."""
+    """Test clips, which are few, are indexed, cut and scored in one process; an epoch is trained in another, since
+    imports take seconds."""
     videos, faces, runs = tmp_path / "videos.csv", tmp_path / "faces", tmp_path / "runs"
     clip = min((pipeline.dataset / "test_videos").glob("*.mp4"))
     first = (
         ("index", "dfdc", "--root", pipeline.dataset, "--out", videos),
-        ("faces", "--videos", videos, "--out", faces, *FACES_OPTIONS, "--jobs", 1),
+        ("faces", "--videos", videos, "--out", faces, *FACES_OPTIONS, "--splits", "test", "--jobs", 1),
         ("score", clip, "--runs", pipeline.experiment, "--jobs", 1),
     )
     calls = [[str(word) for word in words] for words in first]
     python(MACOS, "-c", f"from multiattn.__main__ import main\nfor words in {calls}:\n    assert main(words) == 0")
-    inputs = ("--faces", faces, "--folds", pipeline.folds, "--runs", runs, "--data.num-workers", 1)
-    python(MACOS, "-m", "multiattn", "train", "demo", "--tiny", *inputs)
+    assert (VIDEO_STATUS.read(faces / "video_status.csv")["status"] == "ok").sum() == 2, "of 4 test clips"
+    python(MACOS, "-m", "multiattn", *pipeline.training(runs, "--epochs", 1, "--data.num-workers", 1))
     assert (runs / "demo_tiny/fold0/best.safetensors").is_file()

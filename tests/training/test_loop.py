@@ -557,10 +557,10 @@ def test_kills_at_random_moments_change_nothing(pipeline, undisturbed, tmp_path)
     command, log = words_of(pipeline, tmp_path, EVERYTHING), tmp_path / "log"
     folder, generator = tmp_path / "demo_tiny" / "fold0", np.random.default_rng(20261124)
     kills = 0
-    while kills < 4:
+    while kills < 3:
         before = load_state(folder) if (folder / "resume.pt").is_file() else None
         process = start_stage(*command, log=log)
-        process.join(generator.uniform(0.5, 4.0))  # long enough to get to a state or two
+        process.join(generator.uniform(0.5, 3.0))  # long enough to get to a state or two
         code = end(process)
         if code == 0:  # it came to its end: begin another
             assert_same_run(folder, undisturbed)
