@@ -16,8 +16,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
 
+# Of the files that hold such tests alone: to import the other three quarters takes each process many seconds.
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal $$(grep -rl 'mark\.slow' tests --include 'test_*.py')
 
 # Without ruff's cache: it keeps a file's verdict when a module it imports has moved, and calls the imports sorted.
 lint: $(READY)
