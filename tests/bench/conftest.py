@@ -11,9 +11,8 @@ import torch
 
 from drawn_faces import write_faces_folder
 from multiattn.bench import data as bench_data
-from multiattn.bench import harness
+from multiattn.bench import harness, train_sides
 from multiattn.bench import train as bench_train
-from multiattn.bench import train_sides
 from multiattn.video.crops.recipe import CropRecipe
 from pipeline import forked
 
