@@ -10,13 +10,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-BARE = ("numpy", "pandas", "torch", "nbclient", "nbformat", "ipykernel")
-"""What the environment has from the start, with all they depend on."""
-NEEDED = (
-    *("av", "facenet-pytorch", "tyro", "pandera"),
-    *("timm", "torchvision", "opencv-python-headless", "pyarrow", "safetensors", "tqdm", "matplotlib"),
-    *("scikit-learn", "scipy", "numba", "joblib", "huggingface-hub"),
+BARE = (
+    *("numpy", "pandas", "torch", "nbclient", "nbformat", "ipykernel"),
+    *("torchvision", "opencv-python-headless", "pyarrow", "matplotlib", "scikit-learn", "scipy", "numba", "joblib"),
 )
+"""What the environment has from the start, as Kaggle's has it, with all they depend on: to download the wheels of these
+and to install them takes a minute, and shows nothing that smaller ones do not."""
+NEEDED = ("av", "facenet-pytorch", "tyro", "pandera", "timm", "safetensors", "tqdm", "huggingface-hub")
 """What inference imports beside; neither albumentations nor tensorboard."""
 EXECUTE = """
 import sys, nbformat

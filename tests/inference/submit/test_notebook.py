@@ -176,8 +176,8 @@ def test_what_is_not_one_whole_bundle_is_refused_before_anything_is_imported(cha
 
 @pytest.mark.slow
 def test_a_bundle_is_all_that_a_bare_machine_without_network_needs(pipeline, submitted, tmp_path, capsys):
-    """numpy, pandas, torch and the notebook's runner are there; all else comes from the bundle's wheels, the inputs
-    are mounted read-only below /kaggle/input."""
+    """The large packages that Kaggle has and the notebook's runner are there; all else comes from the bundle's wheels,
+    the inputs are mounted read-only below /kaggle/input."""
     kit, working = tmp_path / "kit", tmp_path / "working"
     working.mkdir()
     if main([*bundle_words(pipeline, kit, "--download-wheels", "--packages", *packages_to_bundle())]) != 0:
