@@ -275,3 +275,54 @@ def test_every_test_file_has_a_name_of_its_own():
     """pytest takes two of one name, in folders without `__init__.py`, for one module."""
     names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+LIBRARIES = ("torch", "numpy", "pandas", "cv2", "av", "sklearn", "scipy", "timm", "albumentations", "pyarrow", "os")
+
+
+def unknown_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of each `library.name` that the library does not have, classes' own names among them."""
+    roots = {}
+    for node in ast.walk(tree):
+        for alias in node.names if isinstance(node, ast.Import) else ():
+            name = alias.name if alias.asname else alias.name.split(".")[0]
+            if name.split(".")[0] in LIBRARIES:
+                roots[alias.asname or name] = name
+    for node in ast.walk(tree):
+        parts, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            parts, inner = [inner.attr, *parts], inner.value
+        if not parts or not isinstance(inner, ast.Name) or inner.id not in roots:
+            continue
+        found, name = importlib.import_module(roots[inner.id]), roots[inner.id]
+        for part in parts:
+            if not inspect.ismodule(found) and not inspect.isclass(found):
+                break
+            name = f"{name}.{part}"
+            if not hasattr(found, part):
+                try:
+                    importlib.import_module(name)
+                except ImportError:
+                    yield node.lineno, name
+                    break
+            found = getattr(found, part)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        pytest.param("", [], id="empty"),
+        pytest.param("import torch\ntorch.cuda.get_device_name(0)", [], id="a name that is there"),
+        pytest.param("import torch\ntorch.cuda.getdevice_name(0)", [(2, "torch.cuda.getdevice_name")], id="misspelt"),
+        pytest.param("import numpy as np\nnp.ndarray.shap", [(2, "numpy.ndarray.shap")], id="of a class"),
+        pytest.param("import torch\ntorch.onnx.export(x).anything", [], id="of what a call gives"),
+    ],
+)
+def test_a_name_that_a_library_lacks_is_found(source, expected):
+    assert list(unknown_names(ast.parse(source))) == expected
+
+
+def test_every_name_taken_of_a_library_is_one_it_has():
+    """Lines for a GPU are run by no test here."""
+    found = [(module, *line) for module, path in FILES.items() for line in unknown_names(ast.parse(path.read_text()))]
+    assert found == []
