@@ -450,6 +450,7 @@ def test_a_bundle_lists_what_is_to_be_installed_beside_the_wheels(pipeline, tmp_
     assert made.sizes["wheels"] == len(requirement) + 1 + len(b"wheel")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extra onnx")
 def test_a_bundle_brings_networks_that_a_notebook_without_a_gpu_predicts_by(pipeline, tmp_path, monkeypatch):
     (tmp_path / "source").mkdir()

@@ -323,6 +323,7 @@ def test_the_same_import_may_be_repeated_and_nothing_else_is_overwritten(b0, imp
     }
 
 
+@pytest.mark.slow
 def test_predict_and_submit_work_on_an_imported_run(imported, pipeline: Pipeline, tmp_path):
     runs = shutil.copytree(imported, tmp_path / "official")
     write_recipe(dataclasses.replace(read_recipe(runs / "fold0"), num_frames=3), runs / "fold0")

@@ -32,6 +32,7 @@ def words(pipeline: Pipeline, folder: Path, table: str, *more: object) -> list[s
     return [str(word) for word in ("ablation", table, "--tiny", *inputs, *outputs, *more)]
 
 
+@pytest.mark.slow
 def test_every_cell_is_trained_once_and_measured_on_both_data(pipeline, other_faces, tmp_path):
     command = words(pipeline, tmp_path, "4", "--cross-faces", other_faces)
     run(*command)

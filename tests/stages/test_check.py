@@ -143,6 +143,7 @@ def cost(words: list, *, limit_seconds: float) -> tuple[float, float]:
     return seconds, peak
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_all_of_dfdc_is_folded_and_checked_in_seconds_and_little_memory(shared, tmp_path):
     """119,154 rows in 50 parts, each fake with an original of its part.
