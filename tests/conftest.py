@@ -3,6 +3,7 @@
 The process that deals tests out to the others reads this file as well, so torch is imported where it is needed.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -25,6 +26,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores, at most 4: many tests wait for processes that they have started."""
     return min(4, (os.cpu_count() or 1) + 1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collections of garbage pass by the tests and the modules that they import."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
