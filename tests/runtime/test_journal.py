@@ -1,5 +1,7 @@
 """Journals: nothing whole is lost, nothing torn is read, nothing of other work is mixed in."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +49,18 @@ def test_a_journal_gives_back_what_was_written_bit_by_bit(tmp_path, work):
         assert list(journal.records()) == list(journal.records(skip_damaged=True)) == RECORDS
         assert journal.places() == places
         assert [journal.read_at(place) for place in places.values()] == RECORDS
+
+
+def test_threads_that_read_an_open_journal_get_the_records_they_asked_for(tmp_path):
+    interval = sys.getswitchinterval()
+    with opened(tmp_path / "j.jsonl") as journal, ThreadPoolExecutor(4) as threads:
+        places = [journal.append(Finished(f"{number}", [number] * 500)) for number in range(200)]
+        sys.setswitchinterval(1e-6)
+        try:
+            found = list(threads.map(journal.read_at, places * 5))
+        finally:
+            sys.setswitchinterval(interval)
+    assert [record.name for record in found] == [f"{number}" for number in range(200)] * 5
 
 
 def test_a_journal_says_what_work_its_records_belong_to(tmp_path, work):

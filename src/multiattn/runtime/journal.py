@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -35,6 +36,7 @@ class Journal(Generic[Record]):
         self._fields = [field.name for field in fields(kind)]
         self._before_key = f'{{"{self._fields[0]}":'
         self._file = self._reader = None
+        self._reading = threading.Lock()
 
     def __enter__(self) -> "Journal[Record]":
         self._file = self.path.open("ab", buffering=0)
@@ -130,15 +132,17 @@ class Journal(Generic[Record]):
         return found
 
     def read_at(self, place: int) -> Record:
-        """The record whose line is at `place`."""
+        """The record whose line is at `place`. Safe for threads."""
         if self._file is None:
             with self.path.open("rb") as file:
                 file.seek(place)
                 return self._record(file.readline())
-        if self._reader is None:  # open as long as the journal is: of a million records each is read once
-            self._reader = self.path.open("rb")
-        self._reader.seek(place)
-        return self._record(self._reader.readline())
+        with self._reading:
+            if self._reader is None:  # open as long as the journal is: of a million records each is read once
+                self._reader = self.path.open("rb")
+            self._reader.seek(place)
+            line = self._reader.readline()
+        return self._record(line)
 
     def records(self, *, skip_damaged: bool = False) -> Iterator[Record]:
         """All records, one by one: all of a large data set at once would take gigabytes.
