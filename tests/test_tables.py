@@ -191,6 +191,14 @@ def test_a_wrong_value_is_named_with_file_column_expectation_and_rows(table, col
     assert "in 1 of 3 rows; the first: row 1: " in message
 
 
+@pytest.mark.skipif(pd.Series(dtype=str).dtype == object, reason="before pandas 3 text holds any character")
+def test_text_that_no_encoding_takes_is_refused_with_the_file_and_the_column_named():
+    frame = good(VIDEOS, 3).astype({"method": object})
+    frame.loc[1, "method"] = "\udcff"
+    with pytest.raises(ValueError, match=r"^some/file\.csv: videos: column 'method': expected the manipulation method"):
+        VIDEOS.validate(frame, "some/file.csv")
+
+
 ODD_PLACES = {"absolute": "/etc/passwd", "climbs": "a/../../b", "empty part": "a//b", "a dot": "a/./b", "folder": "a/"}
 ODD_NAMES = {"a NUL": "a/b\0c", "256 bytes": f"a/{'n' * 256}", "256 bytes of 128 letters": f"{'ü' * 128}/a"}
 ODD_NAMES["longer than a path may be"] = "/".join(["n" * 50] * 80)

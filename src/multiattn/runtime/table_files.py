@@ -142,11 +142,12 @@ def coerced(values: pd.Series, kind: str) -> pd.Series:
     something else, which pandera names."""
     if kind == "text":
         is_text = values.dtype == object and pd.api.types.infer_dtype(values, skipna=False) in ("string", "empty")
-        return values.astype(str) if is_text else values
+        if not is_text:
+            return values
     if values.dtype == kind:
         return values
     try:
-        return values.astype(kind)
+        return values.astype(str if kind == "text" else kind)
     except (ValueError, TypeError, OverflowError):
         return values
 
