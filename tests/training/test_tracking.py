@@ -63,11 +63,11 @@ def test_a_continued_fold_goes_on_with_its_run_offline_where_the_service_is_not_
     assert ("recorded offline, for wandb says: no route. `wandb sync` sends it" in caplog.text) is not is_reached
 
 
-@pytest.mark.parametrize("broken", ["log", "finish"])
+@pytest.mark.parametrize("broken", ["init", "define_metric", "log", "finish"])
 def test_an_error_of_its_service_ends_the_curves_and_not_the_training(broken, tmp_path, monkeypatch, caplog):
     wandb, asked = Wandb(), []
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         asked.append(broken)
         raise BrokenPipeError("the service is gone\nstack")
 
@@ -77,7 +77,7 @@ def test_an_error_of_its_service_ends_the_curves_and_not_the_training(broken, tm
     for update in (1, 2):
         tracker.log({"train/loss": 0.5}, update)
     tracker.close()
-    assert asked == [broken] and len(wandb.points) == (0 if broken == "log" else 2)
+    assert asked == [broken] and len(wandb.points) == (2 if broken == "finish" else 0)
     assert caplog.text.count("dfdc_b4/fold1: its curves end here for Weights & Biases: the service is gone\n") == 1
 
 

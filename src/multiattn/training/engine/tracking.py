@@ -30,6 +30,7 @@ class Tracker:
         import wandb  # an extra, without which `train` refuses --track
 
         self._name = folder.model_name
+        self._run: Any = None
         path, experiment = folder.path / TRACKER_FILE, read_experiment(folder.path)
         if not path.is_file():
             write_json(path, {"wandb": secrets.token_hex(8)})
@@ -37,28 +38,32 @@ class Tracker:
             "project": PROJECT, "group": experiment.name, "name": folder.model_name, "id": read_json(path)["wandb"],
             "resume": "allow", "dir": str(folder.path), "config": names_only(to_json(experiment)),
         }  # fmt: skip
-        try:
-            self._run = wandb.init(**known, settings=wandb.Settings(init_timeout=PATIENCE_SECONDS))
-        except wandb.errors.Error as error:
-            logger.warning(
-                "%s: recorded offline, for wandb says: %s. `wandb sync` sends it.", folder.model_name, first_line(error)
-            )
-            wandb.teardown()  # its service still holds the id
-            self._run = wandb.init(**known, mode="offline")
-        self._run.define_metric("*", step_metric=STEP)  # one's own step: wandb's never goes back, as a training does
+
+        def begin() -> None:
+            try:
+                self._run = wandb.init(**known, settings=wandb.Settings(init_timeout=PATIENCE_SECONDS))
+            except wandb.errors.Error as error:
+                logger.warning(
+                    "%s: recorded offline, for wandb says: %s. `wandb sync` sends it.", self._name, first_line(error)
+                )
+                wandb.teardown()  # its service still holds the id
+                self._run = wandb.init(**known, mode="offline")
+            self._run.define_metric("*", step_metric=STEP)  # its own never goes back, as a training does
+
+        self._try(begin)
 
     def log(self, figures: dict[str, float], update: int) -> None:
         """Add points to the curves, by the number of optimiser updates."""
-        self._record(lambda run: run.log({**figures, STEP: update}))
+        if self._run is not None:
+            self._try(lambda: self._run.log({**figures, STEP: update}))
 
     def close(self) -> None:
-        self._record(lambda run: run.finish())
+        if self._run is not None:
+            self._try(lambda: self._run.finish())
 
-    def _record(self, call: Callable[[Any], None]) -> None:
-        if self._run is None:
-            return
+    def _try(self, call: Callable[[], None]) -> None:
         try:
-            call(self._run)
+            call()
         except Exception as error:  # of its service's process, its files, or the network
             self._run = None
             logger.warning("%s: its curves end here for Weights & Biases: %s", self._name, first_line(error))
