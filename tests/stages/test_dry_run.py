@@ -4,9 +4,11 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from multiattn.__main__ import main
+from multiattn.tables import FOLDS
 from pipeline import FACES_OPTIONS, run
 
 
@@ -64,6 +66,24 @@ def test_a_fold_that_train_would_refuse_is_refused(change, message, pipeline, tm
         assert main([*words, *dry]) == 2
         assert f"holds a run with other settings: {message}" in capsys.readouterr().err
     assert tree(pipeline.runs) == before
+
+
+def test_a_fold_of_one_process_is_refused_where_torchrun_has_two(pipeline, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*map(str, pipeline.training(pipeline.runs)), "--dry-run"]) == 2
+    assert "holds a run with other settings: global_batch: " in capsys.readouterr().err
+
+
+def test_pseudo_labels_by_models_that_saw_the_held_out_ones_are_refused(pipeline, tmp_path, capsys):
+    words = list(map(str, pipeline.training(tmp_path / "new")))
+    place = words.index("--folds") + 1
+    folds = FOLDS.read(Path(words[place]))
+    label = {"video_id": "other/video", "label": 1, "group": "other/video", "fold": -1, "label_source": "pseudo 1"}
+    folds = pd.concat([folds, pd.DataFrame([label])], ignore_index=True)
+    FOLDS.write(folds, tmp_path / "folds.csv")
+    words[place] = str(tmp_path / "folds.csv")
+    assert main([*words, "--dry-run"]) == 2
+    assert "for fold 0 by models that have seen its labels" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extra onnx")

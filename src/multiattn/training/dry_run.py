@@ -1,11 +1,13 @@
 """The work that `train` would do, without writing a file: folds, steps, time and memory."""
 
+import os
 import time
 from pathlib import Path
 
 import torch
 
 from multiattn.config import Experiment
+from multiattn.datasets.folds import count_pseudo_labels
 from multiattn.model.precision import resolve_precision
 from multiattn.runtime.devices import device_names
 from multiattn.runtime.layout import RESULT_FILES, fold_folder
@@ -39,15 +41,18 @@ def describe_plan(
         places: folds that are trained at once.
 
     Raises:
-        ValueError: a fold was begun with other settings, crops or folds: as of `RunFolder.begin`.
+        ValueError: a fold was begun with other settings, crops or folds, as of `RunFolder.begin`; or pseudo-labels by
+            models that have seen its labels.
     """
+    for number in numbers:
+        count_pseudo_labels(data.folds, number, "--folds")
     rows = [["fold", "is", "training crops an epoch", "held-out crops", "batches an epoch", "epochs left"]]
     batch, batches, epochs, measured = experiment.data.batch_size, [], [], []
     for number in numbers:
         run = RunFolder(fold_folder(folder, number), number)
         frames = experiment.data.validation_frames
         crops = split_crops(data.faces, data.folds, number, data.folder, validation_frames=frames, videos=data.videos)
-        how = {"device": device, "allow_changes": allow_changes}
+        how = {"device": device, "world_size": int(os.environ.get("WORLD_SIZE", "1")), "allow_changes": allow_changes}
         run.require_same(run.settle(experiment), data.recipe, crops, data.folds, **how)
         samples = SAMPLINGS[experiment.data.sampling](crops, experiment.data, experiment.seed).samples_per_epoch
         left, seconds_an_epoch = what_is_left(run.path, experiment)

@@ -136,11 +136,12 @@ class RunFolder:
         folds: pd.DataFrame,
         *,
         device: torch.device,
+        world_size: int,
         allow_changes: bool = False,
     ) -> None:
-        """Raise `ValueError` where `begin`, in one process, would refuse the run that is there; nothing is written."""
+        """Raise `ValueError` where `begin` would refuse the run that is there; nothing is written."""
         if self.has_begun:
-            _, inputs = self._inputs(experiment, crops, device, world_size=1)
+            _, inputs = self._inputs(experiment, crops, device, world_size)
             if changes := self._changes(experiment, recipe, folds, inputs, allow_changes):
                 self._require_possible(experiment, changes)
 
