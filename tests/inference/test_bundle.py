@@ -44,6 +44,7 @@ from multiattn.inference.submit import inputs as submit_inputs
 from multiattn.inference.submit.inputs import find_inputs
 from multiattn.model.checkpoints import load_weights, save_weights
 from multiattn.model.predict import normalize_crops
+from multiattn.runtime.files import read_json, write_json
 from multiattn.runtime.layout import BEST_WEIGHTS
 from multiattn.runtime.tensor_files import read_metadata, read_state
 from multiattn.scoring.ensembling import Ensemble
@@ -457,7 +458,12 @@ def test_a_bundle_brings_networks_that_a_notebook_without_a_gpu_predicts_by(pipe
     for name in ("av-18.0-cp311-abi3-linux_x86_64.whl", "onnxruntime-1.32.0-cp311-cp311-linux_x86_64.whl"):
         (tmp_path / "source" / name).write_bytes(b"wheel")
     kit, source = tmp_path / "kit", {"wheels": tmp_path / "source", "packages": ("av",)}
-    made = bundle(pipeline, kit, runs=(pipeline.experiment / "fold0",), runtime="onnxruntime", **source)
+    fold = tmp_path / pipeline.experiment.name / "fold0"
+    shutil.copytree(pipeline.experiment / "fold0", fold)
+    settings = read_json(fold / "experiment.json")
+    settings["model"]["weights"] = str(tmp_path / "backbone.pth")  # only the name comes along
+    write_json(fold / "experiment.json", settings)
+    made = bundle(pipeline, kit, runs=(fold,), runtime="onnxruntime", **source)
     assert [package_name(line) for line in (kit / "wheels" / "requirements.txt").read_text().split()] == [
         "av",
         "onnxruntime",

@@ -215,8 +215,8 @@ def store_runs(runs: Path, options: BundleOptions, models: list[TrainedModel]) -
             crops = crops_to_compare(model, options.check_faces, count)
             limits = {"precision": options.precision, "largest_change": options.largest_change}
             weights.append(store_weights(model, folder, crops, **limits, device=device))
-            if options.runtime != "torch":  # of the weights as they are stored
-                exported = exported_network(dataclasses.replace(model, path=folder))
+            if options.runtime != "torch":  # of weights and settings as they are stored, which give the file its name
+                exported = exported_network(*find_models(folder))
                 (exported.parent / LOCK).unlink()
             bar.update()
     return weights
