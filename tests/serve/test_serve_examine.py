@@ -1,11 +1,12 @@
 """The work in the processes of `multiattn serve`: the record tells the truth of the file and of the networks."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from multiattn.runtime.layout import packaged_run
-from multiattn.serve import examine
+from multiattn.serve import examine, workers
 from multiattn.serve.workers import Clip, DetectorOptions, ExaminationError
 
 
@@ -47,3 +48,21 @@ def test_networks_are_in_memory_before_the_first_file_and_described_as_they_were
     model = examine.examine(options, None)
     detector, described = examine._loaded(options)
     assert set(detector._loaded) == {it.name for it in detector.models} and described is model
+
+
+@pytest.mark.parametrize(("runtime", "least"), [("torch", 300), ("onnxruntime", 1800)])
+def test_the_first_process_has_time_to_export_its_networks(runtime, least, monkeypatch):
+    given = []
+
+    class Process:
+        def __init__(self, *_, **__) -> None:
+            self.calls = 0
+
+        def call(self, argument: bytes, seconds: float) -> tuple[str, bytes]:
+            given.append((pickle.loads(argument)[0].runtime, seconds))
+            return "done", pickle.dumps({})
+
+    monkeypatch.setattr(workers, "IsolatedProcess", Process)
+    workers.ExaminerProcess(DetectorOptions(runtime=runtime))
+    ((asked, seconds),) = given
+    assert asked == runtime and least <= seconds <= least + 300

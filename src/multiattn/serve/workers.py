@@ -20,6 +20,8 @@ UNUSED_SECONDS = 10.0 * 365 * 86400
 """The networks stay loaded however long nobody comes."""
 _ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_NUM_THREADS"}
 """One file at a time has all cores."""
+EXPORT_SECONDS = 1800.0
+"""Time to export networks, the first time that another runtime than torch serves them: a large one takes a minute."""
 FACES_FOLDER, RESULT_FILE, REPORT_FILE, PICTURES_FOLDER = "faces", "result.json", "report.html", "pictures"
 """In a job's folder: crops while it is examined, then the answer."""
 
@@ -85,7 +87,8 @@ class ExaminerProcess:
     def __init__(self, options: DetectorOptions) -> None:
         self._options = options
         self._process = IsolatedProcess(TARGET, idle_seconds=UNUSED_SECONDS, environment=_ENVIRONMENT)
-        kind, value = self._process.call(pickle.dumps((options, None)), START_SECONDS)
+        seconds = START_SECONDS if options.runtime == "torch" else START_SECONDS + EXPORT_SECONDS
+        kind, value = self._process.call(pickle.dumps((options, None)), seconds)
         if kind != "done":
             self._process.kill()
             raise (
