@@ -25,7 +25,7 @@ from multiattn.inference.submit.results import ResultStore, VideoResult
 from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
-from multiattn.tables import SUBMISSION
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from multiattn.video.extraction.engine import Run
 from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
 
@@ -111,6 +111,32 @@ def answering_at_once(*_: object, **__: object) -> Iterator[Run]:
             yield key, "done", pickle.dumps([answer(task, part) for part in parts])
 
     yield run
+
+
+def test_a_driver_tells_of_a_worker_that_fails_and_of_crops_by_their_places(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def one_fails(*_: object, **__: object) -> Iterator[Run]:
+        with answering_at_once() as answering:
+
+            def run(calls: Iterable[tuple]) -> Iterator[tuple]:
+                for key, kind, value in answering(calls):
+                    yield (key, "raised", pickle.dumps(OSError("gone"))) if key == 1 else (key, kind, value)
+
+            yield run
+
+    monkeypatch.setattr(cluster_module, "open_backend", one_fails)
+    names = [f"clip{number}.mp4" for number in range(3)]
+    for name in names:
+        (tmp_path / name).touch()
+    SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), tmp_path / "sample.csv")
+    paths = {"videos_dir": tmp_path, "sample_submission": tmp_path / "sample.csv", "out": tmp_path / "out"}
+    inputs = SubmitInputs(runs=(Path("dfdc_lite"),), **paths, backend="dask", scheduler="tcp://nowhere:1")
+    result = run_submit(inputs)
+    assert result.videos["status"].tolist() == ["ok", "failed", "ok"]
+    assert "OSError: gone" in result.videos["message"].iloc[1]
+    frames = FRAME_PREDICTIONS.read(tmp_path / "out" / "frame_predictions.parquet")
+    assert frames.groupby(["video_id", "model"])["frame_index"].agg(list).map(lambda it: it == [*range(100)]).all()
+    assert set(frames["video_id"]) == {"folder/clip0", "folder/clip2"} and (frames["track"] == 0).all()
 
 
 @pytest.mark.slow
