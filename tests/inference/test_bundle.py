@@ -476,6 +476,10 @@ def test_a_bundle_brings_networks_that_a_notebook_without_a_gpu_predicts_by(pipe
         monkeypatch.setattr(submit_inputs, "pick_devices", lambda _, device=device: (torch.device(device),))
         inputs = find_inputs(kit)
         assert inputs.runtime == runtime
+    with monkeypatch.context() as patch:
+        patch.setattr(submit_inputs, "pick_devices", lambda _: (CPU,))
+        patch.setattr(submit_inputs, "find_spec", lambda name: None)
+        assert find_inputs(kit).runtime == "torch", "what the machine lacks is not asked for"
     networks = [
         load_network(with_runtime(find_models(*inputs.runs), runtime, CPU)[0], CPU)
         for runtime in ("onnxruntime", "torch")

@@ -198,7 +198,8 @@ class DeepfakeDetector:
 
     @functools.cached_property
     def notes(self) -> list[str]:
-        """Lines, one an experiment, that say what the runs were trained on, and their out-of-fold log loss."""
+        """Lines, one an experiment, that say what the runs were trained on, and their out-of-fold log loss, as it was
+        when they were first asked for."""
         return training_notes(self.models)
 
     @functools.cached_property

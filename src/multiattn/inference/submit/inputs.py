@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -236,10 +237,15 @@ def _bundled_weights(run: Path) -> Path | None:
 
 
 def _bundled_runtime(run: Path) -> Runtime:
-    """The library for which the bundle that a run lies in brings networks, on a machine without a GPU."""
+    """The library for which the bundle that a run lies in brings networks, on a machine that has it and no GPU."""
     path = run.parent.parent / layout.BUNDLE_FILE
     runtime = read_json(path).get("runtime", "torch") if path.is_file() else "torch"
-    return runtime if runtime == "torch" or pick_devices("auto")[0].type == "cpu" else "torch"
+    if runtime == "torch" or pick_devices("auto")[0].type != "cpu":
+        return "torch"
+    if find_spec(runtime) is None:
+        logger.warning("%s is not installed here: torch predicts instead", runtime)
+        return "torch"
+    return runtime
 
 
 def _first(found: list[Path], what: str, folder: Path, variable: str) -> Path:
