@@ -145,13 +145,18 @@ def test_a_driver_keeps_little_of_a_video_however_many_its_crops(tmp_path, monke
 
     def kept(videos: int) -> int:
         """Bytes in use after a run."""
-        folder, names = tmp_path / str(videos), [f"clip{number:06d}.mp4" for number in range(videos)]
+        folder, names = (
+            tmp_path / f"{len(list(tmp_path.iterdir()))}",
+            [f"clip{number:06d}.mp4" for number in range(videos)],
+        )
         folder.mkdir()
         for name in names:
             (folder / name).touch()
         SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), folder / "sample.csv")
         paths = {"videos_dir": folder, "sample_submission": folder / "sample.csv", "out": folder / "out"}
-        inputs = SubmitInputs(runs=(Path("dfdc_lite"),), **paths, backend="dask", scheduler="tcp://nowhere:1")
+        inputs = SubmitInputs(
+            runs=(Path("dfdc_lite"),), **paths, backend="dask", scheduler="tcp://nowhere:1", write_seconds=0.01
+        )
         tracemalloc.start()
         result = run_submit(inputs)
         assert result.coverage["ok"] == videos and result.surest_crop("folder/clip000000") is not None
@@ -160,8 +165,10 @@ def test_a_driver_keeps_little_of_a_video_however_many_its_crops(tmp_path, monke
         tracemalloc.stop()
         return in_use
 
-    kept(20)  # imports
-    assert (kept(300) - kept(100)) / 200 < 1200, "the logits, frames and tracks of a hundred crops take 10 KB"
+    kept(20)  # imports, also those of a writing on the way
+    # What else this process imports or caches meanwhile, in other threads too, counts in one of two.
+    growth = min(kept(300), kept(300)) - min(kept(100), kept(100))
+    assert growth / 200 < 1200, "the logits, frames and tracks of a hundred crops take 10 KB"
 
 
 @contextlib.contextmanager
