@@ -15,7 +15,7 @@ from multiattn.config.choices import Runtime
 from multiattn.inference.runs import TrainedModel
 from multiattn.model.exported import OnnxNetwork, write_network
 from multiattn.model.predict import normalize_crops
-from multiattn.runtime.devices import require_exporter
+from multiattn.runtime.devices import EXPORT_SECONDS, require_exporter
 from multiattn.runtime.environment import package_version
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import DIGESTS_FILE, EXPORTED_FOLDER, experiment_folder
@@ -29,8 +29,6 @@ LARGEST_SHIFT = 1e-3
 """Between their pooled features, as a part of the largest one: distances, and so doubts, are measured on them."""
 OWN_FILES = "[0-9a-f]" * 16 + "-*.onnx"
 """Names of `exported_file`, as a pattern; other files beside them are not ours to delete."""
-EXPORT_SECONDS = 1800.0
-"""That a process waits for another one to export the same network."""
 CHECKED_CROPS = 4
 
 

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 
+EXPORT_SECONDS = 1800.0
+"""Time to export networks for another runtime: that a process waits for another one which does, or a server for its
+first process. A large network takes a minute."""
+
+
+def num_ranks() -> int:
+    """Processes of this command that torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices)."""
     import numpy as np
@@ -44,7 +54,7 @@ def pick_device(name: str = "auto") -> "torch.device":
     if device.type == "cuda":
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        elif num_ranks() > 1:
             raise ValueError(f"--device {name}: every process of a torchrun job takes its own GPU. Use --device cuda.")
         if device.index >= torch.cuda.device_count():
             raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices.")
@@ -81,8 +91,7 @@ def pick_devices(name: str = "auto") -> "tuple[torch.device, ...]":
     if len(names) > 1 and not (all(re.fullmatch(r"cuda:\d+", one) for one in names) and len({*names}) == len(names)):
         raise ValueError(f"--device {name}: expected GPUs by number, each once, as cuda:0,cuda:1.")
     devices = tuple(pick_device(one) for one in reversed(names))[::-1]  # the last to be picked is the current one
-    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if devices[0].type == "cpu" or name not in ("auto", "cuda") or is_rank:
+    if devices[0].type == "cpu" or name not in ("auto", "cuda") or num_ranks() > 1:
         return devices
     return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from multiattn.config import Precision
 from multiattn.config.choices import Runtime, Tta
+from multiattn.runtime.devices import EXPORT_SECONDS
 from multiattn.video.extraction.isolation import CALLS_PER_PROCESS, ENVIRONMENT, START_SECONDS, IsolatedProcess
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,6 @@ UNUSED_SECONDS = 10.0 * 365 * 86400
 """The networks stay loaded however long nobody comes."""
 _ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_NUM_THREADS"}
 """One file at a time has all cores."""
-EXPORT_SECONDS = 1800.0
-"""Time to export networks, the first time that another runtime than torch serves them: a large one takes a minute."""
 FACES_FOLDER, RESULT_FILE, REPORT_FILE, PICTURES_FOLDER = "faces", "result.json", "report.html", "pictures"
 """In a job's folder: crops while it is examined, then the answer."""
 

@@ -9,7 +9,6 @@
 Every setting of the experiment is an option: `--optim.lr 1e-4`, `--data.batch-size 24`, `--precision fp32`.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ import tyro
 from multiattn.command_line import Device, ExperimentName, FacesFolder, FoldsTable, Inline, parse_experiment, results
 from multiattn.config import Experiment
 from multiattn.config.choices import Tracking
-from multiattn.runtime.devices import pick_device
+from multiattn.runtime.devices import num_ranks, pick_device
 from multiattn.runtime.environment import require_packages
 from multiattn.runtime.layout import HELD_OUT_FILE, folds_below
 from multiattn.runtime.progress import WorkBar
@@ -85,7 +84,7 @@ def main(argv: list[str]) -> None:
         return
     folder, outcomes, budget = options.runs / experiment.name, [], Budget(options.budget_hours)
     if options.gpus is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if num_ranks() > 1:
             raise ValueError("--gpus: starts processes of its own; leave it out under torchrun.")
         words = list(training.without_options(argv, ("--fold", "--gpus", "--device", "--budget-hours")))
         slots = training.parse_slots(options.gpus)

@@ -1,6 +1,5 @@
 """The work that `train` would do, without writing a file: folds, steps, time and memory."""
 
-import os
 import time
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from multiattn.config import Experiment
 from multiattn.datasets.folds import count_pseudo_labels
 from multiattn.model.precision import resolve_precision
-from multiattn.runtime.devices import device_names
+from multiattn.runtime.devices import device_names, num_ranks
 from multiattn.runtime.layout import RESULT_FILES, fold_folder
 from multiattn.runtime.processor import free_memory
 from multiattn.runtime.text_tables import duration, terminal_table
@@ -52,7 +51,7 @@ def describe_plan(
         run = RunFolder(fold_folder(folder, number), number)
         frames = experiment.data.validation_frames
         crops = split_crops(data.faces, data.folds, number, data.folder, validation_frames=frames, videos=data.videos)
-        how = {"device": device, "world_size": int(os.environ.get("WORLD_SIZE", "1")), "allow_changes": allow_changes}
+        how = {"device": device, "world_size": num_ranks(), "allow_changes": allow_changes}
         run.require_same(run.settle(experiment), data.recipe, crops, data.folds, **how)
         samples = SAMPLINGS[experiment.data.sampling](crops, experiment.data, experiment.seed).samples_per_epoch
         left, seconds_an_epoch = what_is_left(run.path, experiment)

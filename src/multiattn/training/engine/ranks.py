@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from multiattn.runtime.devices import num_ranks
+
 PATIENCE = timedelta(hours=1)
 """Longest wait for the other ranks; one that has died does not cost it: torchrun notices, and ends the others."""
 CONTINUE, SAVE, PAUSE, STOP = range(4)
@@ -38,8 +40,7 @@ class Ranks:
 @contextlib.contextmanager
 def distributed(device: torch.device) -> Iterator[Ranks]:
     """Join the process group torchrun describes (NCCL between GPUs, gloo between CPUs); leave it at the end."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if num_ranks() == 1:
         yield Ranks()
         return
     # torchrun may offer the same store to the processes it starts again; without a name of their own they find there

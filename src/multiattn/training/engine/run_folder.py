@@ -121,7 +121,9 @@ class RunFolder:
         # A run that failed before its first saved state has nothing that other settings could spoil.
         if not self.has_begun:
             FOLDS.write(folds, self.path / layout.FOLDS_FILE)
-        elif not self._accept(self._changes(experiment, recipe, folds, inputs, allow_changes), experiment):
+        elif changes := self._changes(experiment, recipe, folds, inputs, allow_changes):
+            self._note(changes)
+        else:
             return
         write_recipe(recipe, self.path)
         write_json(self.path / INPUTS_FILE, inputs)
@@ -142,8 +144,7 @@ class RunFolder:
         """Raise `ValueError` where `begin` would refuse the run that is there; nothing is written."""
         if self.has_begun:
             _, inputs = self._inputs(experiment, crops, device, world_size)
-            if changes := self._changes(experiment, recipe, folds, inputs, allow_changes):
-                self._require_possible(experiment, changes)
+            self._changes(experiment, recipe, folds, inputs, allow_changes)
 
     def _inputs(
         self, experiment: Experiment, crops: FoldCrops, device: torch.device, world_size: int
@@ -157,8 +158,8 @@ class RunFolder:
     def _changes(
         self, experiment: Experiment, recipe: CropRecipe, folds: pd.DataFrame, inputs: dict[str, Any], allowed: bool
     ) -> list[str]:
-        """Differences from the run that is there, in words; those that are not allowed are an error, and those free to
-        change do not count."""
+        """Differences from the run that is there, in words; those that are not allowed or not possible are an error,
+        and those free to change do not count."""
         differences = _differences(to_json(read_experiment(self.path)), to_json(experiment))
         if other_crops := describe_difference(read_recipe(self.path), recipe):
             differences.append(f"faces: {other_crops}")
@@ -172,17 +173,16 @@ class RunFolder:
                 "continue it, or another name or folder to begin a new one"
                 + ("; `multiattn train --allow-changes` goes on with these." if not other_folds else ".")
             )
-        return differences
-
-    def _accept(self, differences: list[str], experiment: Experiment) -> bool:
-        """Note changes that are allowed; False where there are none."""
         if differences:
             self._require_possible(experiment, differences)
-            logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(differences))
-            path = self.path / layout.CHANGES_FILE
-            earlier = read_json(path) if path.is_file() else []
-            write_json(path, [*earlier, {"commit": git_commit(), "changes": differences}])
-        return bool(differences)
+        return differences
+
+    def _note(self, changes: list[str]) -> None:
+        """Say that the run goes on with changes, and keep them."""
+        logger.warning("%s: goes on with changes: %s", self.model_name, "; ".join(changes))
+        path = self.path / layout.CHANGES_FILE
+        earlier = read_json(path) if path.is_file() else []
+        write_json(path, [*earlier, {"commit": git_commit(), "changes": changes}])
 
     def _require_possible(self, experiment: Experiment, differences: list[str]) -> None:
         """Refuse changes that a saved state cannot go on with."""
