@@ -78,14 +78,12 @@ class Table:
                 f"{source}: not a {self.name} table: expected column {missing[0]!r} (of {', '.join(self.columns)}), "
                 f"found columns {', '.join(map(str, frame.columns)) or 'none'}. {self.advice}"
             )
-        from multiattn.runtime.table_files import coerced, keep_fractions
+        from multiattn.runtime.table_files import coerced
 
         frame = frame.assign(**{name: self.columns[name].absent for name in absent})
         frame = frame[list(self.columns)].reset_index(drop=True)
         gaps = [name for name, column in self.columns.items() if isinstance(column.absent, float)]
         frame = frame.assign(**{name: frame[name].where(frame[name] != "", self.columns[name].absent) for name in gaps})
-        whole = [name for name, column in self.columns.items() if column.kind == "int64"]
-        frame = frame.assign(**{name: keep_fractions(frame[name]) for name in whole})
         frame = frame.assign(**{name: coerced(frame[name], column.kind) for name, column in self.columns.items()})
         if not self._is_right_already(frame):
             from pandera.errors import SchemaErrors

@@ -132,7 +132,7 @@ def test_what_no_file_can_hold_or_is_none_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("backbone", "size", "settings"),
     [
-        ("tf_efficientnet_b0", 64, {}),  # b4 has the same blocks, twice as many
+        ("tf_efficientnet_b4", 64, {}),
         ("tf_efficientnet_lite0", 64, {"network": "baseline"}),
         ("legacy_xception", 96, {}),
         ("test_efficientnet", 64, {"attention_stage": "L3", "attention": "masked-elu", "texture": "grouped"}),

@@ -40,11 +40,12 @@ class Journal(Generic[Record]):
 
     def __enter__(self) -> "Journal[Record]":
         self._file = self.path.open("ab", buffering=0)
+        self._reader = self.path.open("rb")  # of a million records each is read once
         return self
 
     def __exit__(self, *error: object) -> None:
-        for file in filter(None, (self._file, self._reader)):
-            file.close()
+        self._file.close()
+        self._reader.close()
         self._file = self._reader = None
 
     def repair(self) -> None:
@@ -133,13 +134,11 @@ class Journal(Generic[Record]):
 
     def read_at(self, place: int) -> Record:
         """The record whose line is at `place`. Safe for threads."""
-        if self._file is None:
+        if self._reader is None:
             with self.path.open("rb") as file:
                 file.seek(place)
                 return self._record(file.readline())
         with self._reading:
-            if self._reader is None:  # open as long as the journal is: of a million records each is read once
-                self._reader = self.path.open("rb")
             self._reader.seek(place)
             line = self._reader.readline()
         return self._record(line)

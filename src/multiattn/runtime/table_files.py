@@ -146,6 +146,8 @@ def coerced(values: pd.Series, kind: str) -> pd.Series:
             return values
     if values.dtype == kind:
         return values
+    if kind == "int64":
+        values = keep_fractions(values)
     try:
         return values.astype(str if kind == "text" else kind)
     except (ValueError, TypeError, OverflowError):

@@ -113,6 +113,17 @@ def answering_at_once(*_: object, **__: object) -> Iterator[Run]:
     yield run
 
 
+def empty_clips(folder: Path, number: int, **options: object) -> SubmitInputs:
+    """A submission of so many files without content, on a cluster that a test plays."""
+    names = [f"clip{clip:06d}.mp4" for clip in range(number)]
+    for name in names:
+        (folder / name).touch()
+    SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), folder / "sample.csv")
+    paths = {"videos_dir": folder, "sample_submission": folder / "sample.csv", "out": folder / "out"}
+    cluster = {"backend": "dask", "scheduler": "tcp://nowhere:1"}
+    return SubmitInputs(runs=(Path("dfdc_lite"),), **paths, **cluster, **options)
+
+
 def test_a_driver_tells_of_a_worker_that_fails_and_of_crops_by_their_places(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def one_fails(*_: object, **__: object) -> Iterator[Run]:
@@ -125,18 +136,13 @@ def test_a_driver_tells_of_a_worker_that_fails_and_of_crops_by_their_places(tmp_
             yield run
 
     monkeypatch.setattr(cluster_module, "open_backend", one_fails)
-    names = [f"clip{number}.mp4" for number in range(3)]
-    for name in names:
-        (tmp_path / name).touch()
-    SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), tmp_path / "sample.csv")
-    paths = {"videos_dir": tmp_path, "sample_submission": tmp_path / "sample.csv", "out": tmp_path / "out"}
-    inputs = SubmitInputs(runs=(Path("dfdc_lite"),), **paths, backend="dask", scheduler="tcp://nowhere:1")
+    inputs = empty_clips(tmp_path, 3)
     result = run_submit(inputs)
     assert result.videos["status"].tolist() == ["ok", "failed", "ok"]
     assert "OSError: gone" in result.videos["message"].iloc[1]
     frames = FRAME_PREDICTIONS.read(tmp_path / "out" / "frame_predictions.parquet")
     assert frames.groupby(["video_id", "model"])["frame_index"].agg(list).map(lambda it: it == [*range(100)]).all()
-    assert set(frames["video_id"]) == {"folder/clip0", "folder/clip2"} and (frames["track"] == 0).all()
+    assert set(frames["video_id"]) == {"folder/clip000000", "folder/clip000002"} and (frames["track"] == 0).all()
 
 
 @pytest.mark.slow
@@ -145,18 +151,9 @@ def test_a_driver_keeps_little_of_a_video_however_many_its_crops(tmp_path, monke
 
     def kept(videos: int) -> int:
         """Bytes in use after a run."""
-        folder, names = (
-            tmp_path / f"{len(list(tmp_path.iterdir()))}",
-            [f"clip{number:06d}.mp4" for number in range(videos)],
-        )
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        for name in names:
-            (folder / name).touch()
-        SUBMISSION.write(pd.DataFrame({"filename": names, "label": 0.5}), folder / "sample.csv")
-        paths = {"videos_dir": folder, "sample_submission": folder / "sample.csv", "out": folder / "out"}
-        inputs = SubmitInputs(
-            runs=(Path("dfdc_lite"),), **paths, backend="dask", scheduler="tcp://nowhere:1", write_seconds=0.01
-        )
+        inputs = empty_clips(folder, videos, write_seconds=0.01)
         tracemalloc.start()
         result = run_submit(inputs)
         assert result.coverage["ok"] == videos and result.surest_crop("folder/clip000000") is not None

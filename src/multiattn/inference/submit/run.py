@@ -106,8 +106,6 @@ class _Run:
     """By the number of the recipe."""
     delivery: Delivery
     interruption: Interruption
-    answered: int = 0
-    """Number of videos with results."""
     begun: set[str] | None = None
     """Videos that workers were at when the time was over; None before."""
     passes: list[PredictionPass] = field(default_factory=list)
@@ -125,7 +123,6 @@ class _Run:
         if anew := set().union(*(store.unused for store in self.stores)):
             number = counted(len(anew), "video is", "videos are")
             logger.info("%s predicted anew: what is kept is of other models, views, precision or files", number)
-        self.answered = sum(1 for _ in self._all_kept())
         self._next_writing = time.monotonic() + self.inputs.write_seconds
 
     def run(self) -> SubmitResult:
@@ -187,6 +184,11 @@ class _Run:
             )  # fmt: skip
             self.interruption.exit_if_asked()
 
+    @property
+    def answered(self) -> int:
+        """Number of videos with results."""
+        return sum(1 for _ in self._all_kept())
+
     def _kept(self, video: str) -> dict[int, Facts]:
         """Facts of a video's results by recipe."""
         return {recipe: store.kept[video][0] for recipe, store in enumerate(self.stores) if video in store.kept}
@@ -223,7 +225,6 @@ class _Run:
             new[recipe] = result
             if result.status not in SEARCHED:
                 logger.warning("%s: %s: %s", video, result.status, result.message)
-        self.answered += not known
         others = [self.stores[recipe].read(video) for recipe in known if recipe not in new]
         self.delivery.add(video, [*new.values(), *others])
 
