@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline import Pipeline
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two test processes share two cores, and sums stay fixed
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"  # no bf16: that of two busy processes is faster by chance, or not
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SOURCE = str(Path(__file__).resolve().parents[1] / "src")  # for the processes that tests start, before what is given
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH", "")]))

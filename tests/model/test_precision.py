@@ -1,6 +1,7 @@
 """What `--precision auto` becomes: by the device, the processor's flags and a trial of the network."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,3 +123,14 @@ def test_a_precision_stays_open_only_where_each_network_is_tried(flags, asked, k
 
 def test_the_flags_of_this_processor_are_words():
     assert all(flag == flag.strip().lower() and " " not in flag for flag in processor_flags())
+
+
+@pytest.mark.parametrize(
+    ("bound", "is_left"),
+    [("", True), ("ALL", True), ("AVX512_CORE_AMX", True), ("avx512_core", False), ("AVX2", False)],
+)
+def test_what_torch_may_not_use_the_processor_does_not_have(bound, is_left, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor: 0\nflags\t\t: avx2 avx512f avx512_bf16\n")
+    monkeypatch.setattr(precision, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", bound)
+    assert processor_flags.__wrapped__() == {"avx2", "avx512f"} | ({"avx512_bf16"} if is_left else set())

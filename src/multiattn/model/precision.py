@@ -1,6 +1,7 @@
 """The precision to compute in: what `auto` becomes on a device, tried on the network where that needs a trial."""
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from multiattn.runtime.devices import autocast
 
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 """Processor flags of bfloat16 arithmetic; without one, torch computes bf16 by way of float32, which is slower."""
+BOUNDS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ONEDNN_MAX_CPU_ISA, which bounds the instructions of torch's kernels."""
 LEAST_GAIN = 1.1
 """bf16 must be this many times as fast as float32: less may be noise of the trial."""
 LARGEST_CHANGE = 2e-3
@@ -133,8 +136,10 @@ def has_bf16() -> bool:
 
 @functools.cache
 def processor_flags() -> frozenset[str]:
-    """Flags of the first processor in /proc/cpuinfo; empty where there is no such file or line."""
+    """Flags of the first processor in /proc/cpuinfo, without those that ONEDNN_MAX_CPU_ISA keeps torch from; empty
+    where there is no such file or line."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     line = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(line.partition(":")[2].split())
+    is_bound = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in BOUNDS_WITHOUT_BF16
+    return frozenset(line.partition(":")[2].split()).difference(BF16_FLAGS if is_bound else ())
