@@ -27,6 +27,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".m2ts", ".mxf", ".vob", ".gif"}
 )
 """Endings of the files that are indexed, scored and submitted; a file named to `score` itself may have any."""
+_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 LIST_SUFFIXES = (".json", ".csv", ".txt")
 NUM_LISTED = 5
 _NUMBERED = re.compile(r"[0-9].*\.")
@@ -86,7 +87,7 @@ def video_id(dataset: str, path: str) -> str:
 def _stem(path: str) -> str:
     stem, ending = os.path.splitext(path)  # noqa: PTH122 (a Path each takes 4 of 10 s for all of DFDC)
     # A folder of frames may have a dot in its name.
-    return stem if ending.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else path
+    return stem if ending.lower() in _SUFFIXES else path
 
 
 def require_root(root: Path, contents: str) -> None:

@@ -1,5 +1,6 @@
 """Trained (or imported) models of a folder, and one of them as a network with its own preprocessing."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -54,7 +55,7 @@ class TrainedModel:
     runtime: Runtime = "torch"
     """The library that predicts, a name in `runtimes.RUNTIMES`; answers are the same to 1e-4."""
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """`<experiment>/fold<k>`."""
         return layout.fold_name(self.path)

@@ -33,13 +33,15 @@ class Journal(Generic[Record]):
 
     def __init__(self, path: Path, kind: type[Record], pack: Callable[[Record], dict[str, Any]] | None = None) -> None:
         self.path, self.kind, self._pack = Path(path), kind, pack
-        self._fields = [field.name for field in fields(kind)]
-        self._before_key = f'{{"{self._fields[0]}":'
+        self._fields = {field.name: None for field in fields(kind)}  # in their order
+        self._before_key = f'{{"{next(iter(self._fields))}":'
         self._file = self._reader = None
+        self._end = 0
         self._reading = threading.Lock()
 
     def __enter__(self) -> "Journal[Record]":
         self._file = self.path.open("ab", buffering=0)
+        self._end = os.fstat(self._file.fileno()).st_size
         self._reader = self.path.open("rb")  # of a million records each is read once
         return self
 
@@ -101,10 +103,10 @@ class Journal(Generic[Record]):
         return self._write(fields if self._pack is None else fields | self._pack(record))
 
     def _write(self, values: dict[str, Any]) -> int:
-        line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
-        start = os.fstat(self._file.fileno()).st_size
+        line, start = json.dumps(values, separators=(",", ":")).encode() + b"\n", self._end
         try:
             if self._file.write(line) == len(line):
+                self._end += len(line)
                 return start
             os.ftruncate(self._file.fileno(), start)  # a part of a line would spoil the next one
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -168,7 +170,8 @@ class Journal(Generic[Record]):
 
     def _record(self, line: bytes) -> Record:
         """The record of a line; fields that an earlier version had are left out."""
-        return self.kind(**{name: value for name, value in json.loads(line).items() if name in self._fields})
+        values = json.loads(line)
+        return self.kind(**{name: values[name] for name in values.keys() & self._fields.keys()})
 
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
         """Number, place and bytes of each line, without the header."""

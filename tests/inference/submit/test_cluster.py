@@ -46,7 +46,7 @@ def test_a_task_gives_the_numbers_of_a_run_on_one_machine_and_no_pixels(undistur
         (found,) = pickle.loads(pickle.dumps(predict_video(work.task, sent([work]), *how)))
         crops = found.extracted.crops
         statuses[crops.status] = found.file == expected.file and found.error == ""
-        assert crops.crops.tolist() == expected.crops and crops.crops.shape[1] == 2
+        assert crops.crops.tolist() == expected.crops.tolist() and crops.crops.shape[1] == 2
         np.testing.assert_allclose(found.logits, np.array(expected.logits).reshape(found.logits.shape), atol=1e-5)
         if expected.status == "ok":
             assert found.precisions == dict.fromkeys(range(len(models)), "fp32")

@@ -6,7 +6,9 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from multiattn.inference.submit import results
@@ -41,9 +43,28 @@ def keep(folder: Path, *made: VideoResult) -> None:
     store.close()
 
 
-def usable(folder: Path, prints: dict[str, str] = PRINTS, precision: str = "auto") -> dict[str, VideoResult]:
+def used(store: ResultStore, paths: dict[str, Path], *how: object) -> dict[str, VideoResult]:
+    """What a store has of these videos after `use`; the facts of each are those in memory."""
+    store.use(paths, *how)
+    found = {video: store.read(video) for video in store.kept}
+    assert {video: result.facts() for video, result in found.items()} == {it: store.kept[it][0] for it in found}
+    return found
+
+
+def usable(folder: Path, prints: dict[str, str] = PRINTS, precision: str = "auto") -> dict[str, dict[str, Any]]:
     paths = {f"folder/{path.stem}": path for path in folder.glob("*.mp4")}
-    return {it.video_id: it for it in ResultStore(folder, WORK).usable(paths, prints, precision)}
+    return plain(*used(ResultStore(folder, WORK), paths, prints, precision).values())
+
+
+def plain(*results: VideoResult) -> dict[str, dict[str, Any]]:
+    """video_id -> its fields, arrays as lists."""
+    return {it.video_id: {name: lists(value) for name, value in vars(it).items()} for it in results}
+
+
+def lists(value: Any) -> Any:
+    if isinstance(value, list):
+        return [lists(each) for each in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def test_results_come_back_by_video_also_those_of_a_version_that_kept_pictures(tmp_path):
@@ -52,7 +73,7 @@ def test_results_come_back_by_video_also_those_of_a_version_that_kept_pictures(t
     keep(tmp_path, *made)
     path = tmp_path / SUBMISSION_JOURNAL
     path.write_text(path.read_text().replace('"again":', '"thumbnail":"/9j/","again":'))
-    assert usable(tmp_path) == {each.video_id: each for each in made}
+    assert usable(tmp_path) == plain(*made)
 
 
 def test_the_journal_is_short_and_one_that_holds_decimals_is_read_too(tmp_path):
@@ -60,10 +81,10 @@ def test_the_journal_is_short_and_one_that_holds_decimals_is_read_too(tmp_path):
     blank = VideoResult(video_id="folder/b", file=content_fingerprint(clip(tmp_path, "b")), status="no_face", frames=4)
     keep(tmp_path, made, blank)
     path = tmp_path / SUBMISSION_JOURNAL
-    assert "0.333" not in path.read_text() and usable(tmp_path) == {"folder/a": made, "folder/b": blank}
+    assert "0.333" not in path.read_text() and usable(tmp_path) == plain(made, blank)
     header = path.read_text().splitlines()[0]
-    path.write_text("\n".join([header, *(json.dumps(dataclasses.asdict(each)) for each in (made, blank)), ""]))
-    assert "0.333" in path.read_text() and usable(tmp_path) == {"folder/a": made, "folder/b": blank}
+    path.write_text("\n".join([header, *map(json.dumps, plain(made, blank).values()), ""]))
+    assert "0.333" in path.read_text() and usable(tmp_path) == plain(made, blank)
 
 
 def test_stores_of_one_folder_read_each_file_once_and_find_their_own_results(tmp_path, monkeypatch):
@@ -75,7 +96,7 @@ def test_stores_of_one_folder_read_each_file_once_and_find_their_own_results(tmp
     monkeypatch.setattr(results, "clip_fingerprint", lambda path: read.append(path) or content_fingerprint(path))
     first = ResultStore(tmp_path, others)
     stores = first, ResultStore(tmp_path, WORK, [first])
-    found = [it.logits[0][0] for store in stores for it in store.usable({"folder/a": path}, PRINTS, "auto")]
+    found = [used(store, {"folder/a": path}, PRINTS, "auto")["folder/a"].logits[0][0] for store in stores]
     assert found == [0.75, 0.25] and read == [path]
 
 
@@ -84,9 +105,9 @@ def test_a_file_whose_facts_are_those_of_its_result_is_not_read_again(tmp_path, 
     keep(tmp_path, made)
     with monkeypatch.context() as patch:
         patch.setattr(results, "clip_fingerprint", lambda path: pytest.fail("read"))
-        assert usable(tmp_path) == {"folder/a": made}
+        assert usable(tmp_path) == plain(made)
     os.utime(tmp_path / "a.mp4", (1, 1))
-    assert usable(tmp_path) == {"folder/a": made}
+    assert usable(tmp_path) == plain(made)
     same_size(tmp_path / "a.mp4")
     assert usable(tmp_path) == {}
 
@@ -97,9 +118,9 @@ def test_what_is_kept_of_a_result_is_small_and_its_numbers_are_read_from_the_jou
     keep(tmp_path, made[0])
     store = ResultStore(tmp_path, WORK)
     paths = {f"folder/{name}": tmp_path / f"{name}.mp4" for name in "ab"}
-    assert list(store.usable(paths, PRINTS, "fp32")) == made[:1]
+    assert plain(*used(store, paths, PRINTS, "fp32").values()) == plain(made[0])
     store.add(made[1])
-    assert [store.read(video) for video in paths] == made
+    assert plain(*map(store.read, paths)) == plain(*made)
     assert all(len(pickle.dumps(kept)) < 200 for kept in store.kept.values())
 
 
@@ -167,8 +188,8 @@ def test_a_result_is_of_the_models_that_are_as_they_were(prints, precision, mode
     )
     keep(tmp_path, result(tmp_path, "a"), faceless)
     found = usable(tmp_path, prints, precision)
-    assert found.pop("folder/b") == faceless, "no model had a part in it"
-    assert [each.models for each in found.values()] == ([models] if models else [])
+    assert found.pop("folder/b") == plain(faceless)["folder/b"], "no model had a part in it"
+    assert [each["models"] for each in found.values()] == ([models] if models else [])
 
 
 def test_results_of_other_settings_are_kept_beside_each_other(tmp_path):
@@ -177,11 +198,11 @@ def test_results_of_other_settings_are_kept_beside_each_other(tmp_path):
     half, failed = result(tmp_path, "a", **one, precisions=["bf16"]), result(tmp_path, "a", status="failed", **one)
     few = dataclasses.replace(first, frames=2, crops=[[0, 0]], logits=[[5.0], [5.0]])
     keep(tmp_path, few, first, half, failed)
-    assert usable(tmp_path, precision="bf16") == {"folder/a": half}
-    assert usable(tmp_path, precision="fp32") == {"folder/a": first}
+    assert usable(tmp_path, precision="bf16") == plain(half)
+    assert usable(tmp_path, precision="fp32") == plain(first)
     keep(tmp_path, result(tmp_path, "a", **{**one, "models": ["o"], "fingerprints": ["ghi"]}, precisions=["fp32"]))
     joined = usable(tmp_path, {**PRINTS, "o": "ghi"})["folder/a"]
-    assert joined.models == ["m/fold0", "n/fold0", "o"] and joined.logits == [*first.logits, [9.0, 9.0]]
+    assert joined["models"] == ["m/fold0", "n/fold0", "o"] and joined["logits"] == [*lists(first.logits), [9.0, 9.0]]
 
 
 def test_a_machine_that_failed_at_everything_leaves_nothing_to_use(tmp_path):
@@ -195,7 +216,7 @@ def test_a_damaged_line_costs_its_own_video_and_a_later_result_counts(tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:20], *lines[3:], ""]))
     found = usable(tmp_path)
-    assert set(found) == {"folder/a", "folder/c"} and found["folder/a"].logits[0][0] == 9.0
+    assert set(found) == {"folder/a", "folder/c"} and found["folder/a"]["logits"][0][0] == 9.0
 
 
 def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
@@ -212,7 +233,7 @@ def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
     store.add(result(tmp_path, "a"))
     store.add(result(tmp_path, "b"))
     assert caplog.text.count("cannot be kept") == 1
-    assert [store.read(f"folder/{name}") for name in "ab"] == [result(tmp_path, name) for name in "ab"]
+    assert plain(*(store.read(f"folder/{name}") for name in "ab")) == plain(*(result(tmp_path, name) for name in "ab"))
     store.journal._file = store_file
     store.add(result(tmp_path, "c"))
     store.close()

@@ -6,7 +6,7 @@ import queue
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,8 @@ class Delivery:
         self.predicted = 0
         self.ids = folder_ids(sample["filename"])
         self._unscored: dict[str, list[VideoResult]] = {}
+        self._unread: list[str] = []
+        self._read: Callable[[str], Mapping[int, VideoResult]] = lambda video: {}
         self._scored: dict[str, tuple[float, int]] = {}
         if outside is not None:  # until a video has results, or where it has none
             alone = rule.score(FRAME_PREDICTIONS.empty(), outside).itertuples(index=False, name=None)
@@ -195,6 +197,11 @@ class Delivery:
                 if name != SUBMISSION_FILE:
                     path.unlink()
 
+    def add_kept(self, videos: Iterable[str], read: Callable[[str], Mapping[int, VideoResult]]) -> None:
+        """Take videos of an earlier run, whose results by recipe are read when they are scored: no worker waits for the
+        half a minute that a million take."""
+        self._unread, self._read = list(videos), read
+
     def add(self, video: str, results: Sequence[VideoResult]) -> None:
         """Take the results of a video by each recipe, in place of those it had."""
         if any(result.logits for result in results):
@@ -214,6 +221,9 @@ class Delivery:
 
     def build(self, status_of: StatusOf) -> Submission:
         """The submission of what is known so far."""
+        while self._unread:
+            self.add(self._unread[-1], list(self._read(self._unread[-1]).values()))
+            self._unread.pop()
         self._score()
         probabilities, crops = np.array(list(self._scored.values()), dtype=np.float64).reshape(-1, 2).T
         scored = pd.DataFrame({"video_id": list(self._scored), "probability": probabilities, "num_crops": crops})

@@ -36,7 +36,7 @@ class Work:
 
     def known_logits(self, crops: Sequence[FaceCrop]) -> dict[str, tuple[Any, ...]]:
         """Model -> what is known of these very crops, as `VideoResult.by_model` has it."""
-        if self.known is None or self.known.crops != [[crop.frame_index, crop.track] for crop in crops]:
+        if self.known is None or not self.known.is_of_crops([(crop.frame_index, crop.track) for crop in crops]):
             return {}
         return self.known.by_model()
 

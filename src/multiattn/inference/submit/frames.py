@@ -1,6 +1,7 @@
 """Results of videos -> the `frame_predictions` table of a submission, in pieces: that of a million videos fits in no
 memory."""
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,22 +23,34 @@ def frame_table(results: list[VideoResult], folds: dict[str, int] | None = None)
     name within each; without `folds` what scores are made of, which has no distances and is not checked."""
     results = sorted((result for result in results if result.logits), key=lambda result: result.video_id)
     names = list(folds or dict.fromkeys(name for result in results for name in result.models))
-    tables = [FRAME_PREDICTIONS.empty()]
+    number_of, videos = pd.factorize(np.array([result.video_id for result in results], dtype=object))
+    videos, tables = pd.Index(videos, dtype=str), []
     for name in names:
-        chosen = [(result, result.models.index(name)) for result in results if name in result.models]
+        chosen = [place for place, result in enumerate(results) if name in result.models]
         if not chosen:
             continue
-        places = np.array([crop for result, _ in chosen for crop in result.crops], dtype=np.int64).reshape(-1, 2)
-        logits = np.concatenate([np.asarray(result.logits[row], dtype=np.float64) for result, row in chosen])
-        videos = np.repeat([result.video_id for result, _ in chosen], [len(result.crops) for result, _ in chosen])
-        crops = pd.DataFrame({"video_id": videos, "frame_index": places[:, 0], "track": places[:, 1]})
+        parts = [(results[place], results[place].models.index(name)) for place in chosen]
+        places = np.concatenate([result.crops for result, _ in parts]).astype(np.int64)
+        rows = np.repeat(number_of[chosen], [len(result.crops) for result, _ in parts])
+        crops = {"frame_index": places[:, 0], "track": places[:, 1]}
         how_far = {}
-        if folds is not None:
-            how_far["distances"] = [x for it, row in chosen for x in it.distances[row] or [np.nan] * len(it.crops)]
-            how_far["reasons"] = [words for it, row in chosen for words in it.reasons[row] or [""] * len(it.crops)]
-        tables.append(frame_predictions(crops, logits, model=name, fold=(folds or {}).get(name, 0), **how_far))
-    whole = pd.concat(tables, ignore_index=True)
+        if folds is None:
+            crops["video_id"] = pd.Categorical.from_codes(rows, videos)  # each name is text once
+        else:
+            crops["video_id"] = videos.take(rows)
+            distances, reasons = zip(*(_how_far(result, row) for result, row in parts), strict=True)
+            how_far = {"distances": np.concatenate(distances), "reasons": list(itertools.chain.from_iterable(reasons))}
+        logits = np.concatenate([result.logits[row] for result, row in parts])
+        fold = (folds or {}).get(name, 0)
+        tables.append(frame_predictions(pd.DataFrame(crops), logits, model=name, fold=fold, **how_far))
+    whole = pd.concat(tables, ignore_index=True) if tables else FRAME_PREDICTIONS.empty()
     return whole if folds is None else FRAME_PREDICTIONS.validate(whole, "frame predictions")
+
+
+def _how_far(result: VideoResult, row: int) -> tuple[np.ndarray, Sequence[str]]:
+    """Distance of each crop from the faces of a model's training, and the words for it."""
+    number, measured, words = len(result.crops), result.distances[row], result.reasons[row]
+    return measured if len(measured) else np.full(number, np.nan), words or [""] * number
 
 
 class FrameFiles:

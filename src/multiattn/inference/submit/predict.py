@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 FIRST_VIDEOS = 20
 """When all of so many videos fail and none before them was searched, it is not the videos."""
 POLL_SECONDS = 0.2
+MOST_EVENTS = 2000
+"""Results that wait while the submission is written, which takes half a minute of a million videos: some 10 MB."""
 PATIENCE_SECONDS = 10.0
 """For batches that are at work when the time is over; at most half of what the plan keeps for the delivery."""
 STAGES = ("decode", "search", "classify", "wall")
@@ -150,7 +152,7 @@ class PredictionPass:
         self._precisions: dict[int, str] = {}
         self._contents: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, dict[int, Classified | None]] = {}
-        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._events: queue.Queue[Any] = queue.Queue(MOST_EVENTS)
         self._next_videos = iter(self.videos)
         self._failures: dict[str, str] | None = None if self.machine_works else {}
         self._reported_changes = 0
@@ -202,7 +204,7 @@ class PredictionPass:
 
     def _run_on_cluster(self, cluster: Cluster) -> None:
         started = time.monotonic()
-        workers = ClusterWorkers(cluster, self._next_work, self._events.put)
+        workers = ClusterWorkers(cluster, self._next_work, self._events)
         try:
             with progress_bar(len(self.videos), self.label, "videos") as bar:
                 self._loop(workers, bar)
@@ -294,7 +296,7 @@ class PredictionPass:
             **common,
             status="ok",
             message=message,
-            crops=[[crop.frame_index, crop.track] for crop in crops.crops],
+            crops=[(crop.frame_index, crop.track) for crop in crops.crops],
             models=models,
             fingerprints=[self.setup.fingerprints[name] for name in models],
             **{field: [known[name][place] for name in models] for place, field in enumerate(OF_MODEL)},
@@ -305,9 +307,9 @@ class PredictionPass:
         distances = classified.distances[row]
         is_measured = not np.isnan(distances).any()
         return (
-            classified.logits[row].tolist(),
+            classified.logits[row],
             classified.precisions.get(number) or self._precisions.get(number, self.setup.precision),
-            distances.round(4).tolist() if is_measured else [],
+            distances.round(4) if is_measured else (),
             reasons if is_measured and any(reasons := classified.reasons[row].tolist()) else [],
         )
 

@@ -32,8 +32,8 @@ BY_USE = ("ok", "no_face", "unreadable", "failed")
 OF_MODEL = ("logits", "precisions", "distances", "reasons")
 """Fields of a result with an entry for each model."""
 
-PACKED = ("logits", "distances")
-"""Those that are rows of numbers."""
+NUMBERS = ("logits", "distances")
+"""Those that are numbers."""
 
 RESULTS_VERSION = 2
 """Version of the results a folder keeps. Version 1 knew a file by its size alone."""
@@ -49,17 +49,22 @@ def file_fingerprint(path: Path) -> str:
         return ""
 
 
-def _text(numbers: list[Any], kind: str) -> str:
-    return b64encode(np.array(numbers, kind).tobytes()).decode()
+def _text(numbers: np.ndarray) -> str:
+    return b64encode(numbers.tobytes()).decode()
 
 
-def _numbers(text: str, kind: str) -> list[Any]:
-    return np.frombuffer(b64decode(text), kind).tolist() if text else []
+def _numbers(values: Any, kind: str) -> np.ndarray:
+    if isinstance(values, str):
+        values = np.frombuffer(b64decode(values), kind) if values else ()
+    return np.asarray(values, kind)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VideoResult:
-    """Logits of one video's crops by one recipe, or the reason why there are none; plain types only."""
+    """Logits of one video's crops by one recipe, or the reason why there are none.
+
+    Numbers may be given as lists, as an earlier version kept them, or in base64 (`packed`).
+    """
 
     video_id: str
     file: str
@@ -68,18 +73,18 @@ class VideoResult:
     message: str = ""
     frames: int = 0
     """Number asked for."""
-    crops: list[list[int]] = field(default_factory=list)
-    """[frame_index, track] of each crop."""
+    crops: np.ndarray = ()
+    """(crops, 2) int32: frame_index and track."""
     models: list[str] = field(default_factory=list)
     fingerprints: list[str] = field(default_factory=list)
     """`TrainedModel.fingerprint` of each model."""
     precisions: list[str] = field(default_factory=list)
-    logits: list[list[float]] = field(default_factory=list)
-    """(models, crops)."""
-    distances: list[list[float]] = field(default_factory=list)
-    """(models, crops), as in `frame_predictions`; no numbers for a model that does not measure them."""
+    logits: list[np.ndarray] = field(default_factory=list)
+    """(crops,) float64 of each model."""
+    distances: list[np.ndarray] = field(default_factory=list)
+    """The same as in `frame_predictions`; of no crops for a model that does not measure them."""
     reasons: list[list[str]] = field(default_factory=list)
-    """The same of the words for crops that lie outside."""
+    """Likewise the words for crops that lie outside; none where there are no words."""
     again: bool = False
     """True where the file is unreadable by what may have been the machine's fault."""
     seen: list[int] = field(default_factory=list)
@@ -89,19 +94,14 @@ class VideoResult:
         for name in ("distances", "reasons"):  # an earlier version kept none
             if len(getattr(self, name)) != len(self.models):
                 object.__setattr__(self, name, [[] for _ in self.models])
-        for name in PACKED:
-            rows = getattr(self, name)
-            if any(isinstance(row, str) for row in rows):
-                object.__setattr__(self, name, [_numbers(row, "<f8") for row in rows])
-        if isinstance(self.crops, str):
-            places = _numbers(self.crops, "<i4")
-            object.__setattr__(self, "crops", [places[first : first + 2] for first in range(0, len(places), 2)])
+        for name in NUMBERS:
+            object.__setattr__(self, name, [_numbers(row, "<f8") for row in getattr(self, name)])
+        object.__setattr__(self, "crops", _numbers(self.crops, "<i4").reshape(-1, 2))
 
     def packed(self) -> dict[str, Any]:
-        """Its numbers as base64 of float64 and int32, as the journal keeps them: a tenth of the time, exact, and
-        shorter than decimals, which an earlier version kept."""
-        rows = {name: [_text(row, "<f8") for row in getattr(self, name)] for name in PACKED}
-        return {**rows, "crops": _text(self.crops, "<i4")}
+        """Its numbers as base64 of float64 and int32, as the journal keeps them: a tenth of the time of decimals,
+        exact, and shorter."""
+        return {name: list(map(_text, getattr(self, name))) for name in NUMBERS} | {"crops": _text(self.crops)}
 
     def is_reduced(self, everything: Level) -> bool:
         """True where fewer frames or models were used than there are."""
@@ -114,7 +114,11 @@ class VideoResult:
 
     def surest_crop(self) -> list[int]:
         """[frame_index, track] of the crop whose mean logit is farthest from 0."""
-        return self.crops[int(np.abs(np.mean(self.logits, axis=0)).argmax())]
+        return self.crops[np.abs(np.mean(self.logits, axis=0)).argmax()].tolist()
+
+    def is_of_crops(self, places: Any) -> bool:
+        """True where its crops are those at these (crops, 2) frames and tracks, in this order."""
+        return np.array_equal(self.crops, np.asarray(places, "<i4").reshape(-1, 2))
 
     def by_model(self) -> dict[str, tuple[Any, ...]]:
         """Model -> its values of `OF_MODEL`."""
@@ -130,6 +134,8 @@ class VideoResult:
             for row, found in enumerate(self.fingerprints)
             if found == wanted and precision in ("auto", self.precisions[row])
         }
+        if list(rows) == self.models and list(rows.values()) == list(range(len(rows))):  # as nearly always
+            return self if rows or self.status != "ok" else None
         if self.status == "ok" and not rows:
             return None
         kept = {name: [getattr(self, name)[row] for row in rows.values()] for name in ("fingerprints", *OF_MODEL)}
@@ -201,7 +207,7 @@ class ResultStore:
             there is none, it is the first file that is not theirs, and what lies there of other work is set aside.
 
     Attributes:
-        kept: video_id -> facts of its result, those of `usable` and what was added, and where the rest is: places of
+        kept: video_id -> facts of its result, found by `use` or added, and where the rest is: places of
             its lines in the journal, or the result itself where the disk did not take it (`read`).
         unused: video_ids with results of faces of which none is usable.
     """
@@ -220,45 +226,29 @@ class ResultStore:
         self.journal.__enter__()
         self._warned = False
 
-    def usable(
-        self, paths: Mapping[str, str | Path], fingerprints: Mapping[str, str], precision: str
-    ) -> Iterator[VideoResult]:
-        """The most thorough result of each video (`paths`: video_id -> file) that is of this very file and of models as
-        they are now (`VideoResult.of_models`), as the journal is read, so that not all are in memory; of a video with
-        several lines, which may go together, it comes again at the end. Nothing where no video was decoded and
-        searched: a machine may have failed at everything."""
+    def use(self, paths: Mapping[str, str | Path], fingerprints: Mapping[str, str], precision: str) -> None:
+        """Fill `kept` with the most thorough result of each video (`paths`: video_id -> file) that is of this very file
+        and of models as they are now (`VideoResult.of_models`); several lines of a video may go together. With nothing
+        where no video was decoded and searched: a machine may have failed at everything."""
         self._asked = fingerprints, precision
         kept: dict[str, tuple[Facts, int | tuple[int, ...]]] = {}
         several: set[str] = set()
-        held: list[VideoResult] | None = []
         for place, result in self._of_these_files(paths):
             video, part = result.video_id, result.of_models(fingerprints, precision)
             if part is None or result.status == "failed":
                 if result.status == "ok":
                     self.unused.add(video)
-                continue
-            if video in kept:
+            elif video in kept:
                 facts, where = kept[video]
                 kept[video] = facts, (*(where if video in several else (where,)), place)
                 several.add(video)
-                continue
-            kept[video] = part.facts(), place
-            if held is None:
-                yield part
-                continue
-            held.append(part)
-            if part.status in SEARCHED:
-                yield from held
-                held = None
+            else:
+                kept[video] = part.facts(), place
         for video in several:
             where = kept[video][1]
-            joined = self._joined(where)
-            kept[video] = joined.facts(), where
-            if held is None or joined.status in SEARCHED:
-                held = None
-                yield joined
+            kept[video] = self._joined(where).facts(), where
         self.unused -= kept.keys()
-        if held is None:
+        if any(facts.status in SEARCHED for facts, _ in kept.values()):
             self.kept = {video: kept[video] for video in paths if video in kept}  # whose names are there once then
 
     def _of_these_files(self, paths: Mapping[str, str | Path]) -> Iterator[tuple[int, VideoResult]]:
@@ -280,7 +270,7 @@ class ResultStore:
                             self.unused.add(line[1].video_id)
 
     def _is_of(self, result: VideoResult, path: str) -> bool:
-        if result.seen and result.seen == clip_facts(Path(path)):
+        if result.seen and result.seen == clip_facts(path):
             return True
         if path not in self._contents:  # once for all stores
             self._contents[path] = file_fingerprint(Path(path))
@@ -294,7 +284,7 @@ class ResultStore:
             for it in [self.journal.read_at(place)]
         ]
         *others, best = sorted(parts, key=lambda it: (it.status == "ok", len(it.models) * it.frames))
-        return functools.reduce(VideoResult.joined, (it for it in reversed(others) if it.crops == best.crops), best)
+        return functools.reduce(VideoResult.joined, (it for it in reversed(others) if it.is_of_crops(best.crops)), best)
 
     def read(self, video: str) -> VideoResult:
         """The whole result of a video in `kept`."""
