@@ -163,6 +163,11 @@ def test_finished_work_is_not_done_again(pipeline, capsys):
         pytest.param(["predict", "--runs", "{empty}", "--faces", "{faces}"], ["multiattn train"], id="no runs"),
         pytest.param(["predict", "--runs", "{runs}"], ["--faces", "--videos-dir"], id="nothing to predict"),
         pytest.param(["predict", "--runs", "{runs}", "--faces", "{empty}"], ["multiattn faces"], id="no faces"),
+        pytest.param(["predict", "--runs", "{runs}", "--scheduler", "tcp://a:1"], ["--backend dask"], id="no cluster"),
+        pytest.param(
+            ["predict", "--runs", "{runs}", "--faces", "{faces}", "--backend", "ray"], ["--faces"], id="crops there"
+        ),
+        pytest.param(["predict", "--runs", "{runs}", "--backend", "ray"], ["--videos-dir", "--out"], id="no clips"),
         pytest.param(
             ["predict", "--runs", "{runs}", "--faces", "{faces}", "--splits", "val"], ["of split val"], id="no split"
         ),

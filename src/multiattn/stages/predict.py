@@ -3,16 +3,23 @@
 multiattn predict --runs runs/dfdc_b4 --faces data/faces/test --out data/frame_predictions.parquet
 multiattn predict --runs runs/dfdc_b4 --videos-dir /data/test_videos --out data/frame_predictions.parquet
 multiattn predict --runs runs/dfdc_b4 --faces data/faces/dfdc --held-out --tta flip      # for `multiattn tune`
+multiattn predict --runs runs/dfdc_b4 --videos-dir /data/videos --out data/p.parquet --backend ray
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multiattn.command_line import Devices, Jobs, PredictPrecision, RuntimeName, parse, require_apart, results
 from multiattn.config.choices import SplitName, Tta
 from multiattn.runtime.devices import pick_devices, runtime_precision
-from multiattn.runtime.layout import FACES_FILE, named_run
+from multiattn.runtime.layout import FACES_FILE, PREDICTIONS_FILE, named_run
 from multiattn.runtime.text_tables import counted
+from multiattn.tables import FRAME_PREDICTIONS
+from multiattn.video.extraction.engine import Backend
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +50,25 @@ class Options:
     precision: PredictPrecision = "auto"
     runtime: RuntimeName = "torch"
     jobs: Jobs = None
+    backend: Backend = "local"
+    """With --videos-dir, where videos are predicted: this machine, or a dask or ray cluster that sees the same files at
+    the same paths, as by `multiattn submit`; <out>.submission keeps what is done."""
+    scheduler: str | None = None
+    """The cluster's address, as of `multiattn submit`."""
 
 
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="predict", doc=__doc__)
     _require_sound(options)
+    if options.backend != "local":
+        _predict_on_cluster(options)
+        return
     precision = runtime_precision(options.runtime, options.precision)
     from multiattn.inference.distances import keep_distances
     from multiattn.inference.predictor import predict_faces, predict_held_out
     from multiattn.inference.runs import find_models, with_tta
     from multiattn.inference.runtimes import with_runtime
     from multiattn.inference.score_files import extract_folder_faces
-    from multiattn.tables import FRAME_PREDICTIONS
     from multiattn.video.extraction.faces_folder import read_faces_folder
 
     models = with_tta(find_models(named_run(options.runs)), options.tta)
@@ -91,12 +105,28 @@ def main(argv: list[str]) -> None:
         if chosen.empty:
             raise ValueError(f"{faces}: no video of split {' or '.join(options.splits)}.")
     predictions = predict_faces(models, faces, device=devices, precision=precision, video_ids=chosen)
-    FRAME_PREDICTIONS.write(predictions, options.out)
-    videos = predictions["video_id"].nunique()
-    results(
-        f"{counted(len(predictions), 'prediction')} of {counted(len(models), 'model')} "
-        f"on {counted(videos, 'video')} in {options.out}"
-    )
+    _write(predictions, options.out)
+
+
+def _write(predictions: "pd.DataFrame", out: Path) -> None:
+    FRAME_PREDICTIONS.write(predictions, out)
+    models, videos = (counted(predictions[name].nunique(), name.removesuffix("_id")) for name in ("model", "video_id"))
+    results(f"{counted(len(predictions), 'prediction')} of {models} on {videos} in {out}")
+
+
+def _predict_on_cluster(options: Options) -> None:
+    """Write the frame predictions of a submission: its driver keeps each video's in a journal, and goes on there."""
+    from multiattn.inference.submit.inputs import SubmitInputs
+
+    inputs = SubmitInputs(
+        runs=(options.runs,), videos_dir=options.videos_dir, out=options.out.with_suffix(".submission"), scoring="none",
+        tta=options.tta, device=options.device, precision=options.precision, runtime=options.runtime,
+        weights=options.weights, backend=options.backend, scheduler=options.scheduler,
+    )  # fmt: skip
+    from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
+
+    run_submit(inputs)
+    _write(FRAME_PREDICTIONS.read(inputs.out / PREDICTIONS_FILE), options.out)
 
 
 def _require_sound(options: Options) -> None:
@@ -111,5 +141,14 @@ def _require_sound(options: Options) -> None:
         raise ValueError(f"--{aside}: expected --faces, the folder the runs were trained on, found none.")
     if options.held_out and options.tta == "none":
         raise ValueError("--held-out: expected --tta beside it, found none: training keeps those of each crop alone.")
+    on_cluster = options.backend != "local"
+    if not on_cluster and options.scheduler is not None:
+        raise ValueError(f"--scheduler {options.scheduler}: expected --backend dask or ray beside it, found local.")
+    here = ("faces", "splits", "any_recipe", "fit_distance", "held_out", "jobs")
+    if on_cluster and (given := [name for name in here if getattr(options, name)]):
+        given = given[0].replace("_", "-")
+        raise ValueError(f"--backend {options.backend}: takes videos to their predictions, found --{given} beside it.")
+    if on_cluster and not (options.videos_dir and options.out):
+        raise ValueError(f"--backend {options.backend}: expected --videos-dir DIR and --out FILE, found not both.")
     if options.faces is not None:
         require_apart({"--out": options.out}, [options.faces / FACES_FILE])

@@ -25,9 +25,10 @@ from multiattn.inference.submit.results import ResultStore, VideoResult
 from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.journal import Journal
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
-from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
 from multiattn.video.extraction.engine import Run
 from multiattn.video.extraction.extract import EncodedCrops, ExtractionSettings, VideoTask
+from pipeline import run
 
 NOWHERE = {name: Path("nowhere") for name in ("videos_dir", "sample_submission", "out")}
 
@@ -145,6 +146,36 @@ def test_a_driver_tells_of_a_worker_that_fails_and_of_crops_by_their_places(tmp_
     assert set(frames["video_id"]) == {"folder/clip000000", "folder/clip000002"} and (frames["track"] == 0).all()
 
 
+def test_predict_on_a_cluster_gives_the_table_of_one_machine_and_goes_on(pipeline, submission, tmp_path, monkeypatch):
+    videos = VIDEO_PREDICTIONS.read(submission / "video_predictions.csv").set_index("video_id")["status"]
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for video in videos.index[videos != "unreadable"]:
+        name = f"{video.removeprefix('folder/')}.mp4"
+        (clips / name).symlink_to(pipeline.dataset / "test_videos" / name)
+    predicted = []
+
+    @contextlib.contextmanager
+    def in_this_process(*_: object, **__: object) -> Iterator[Run]:
+        def run(calls: Iterable[tuple]) -> Iterator[tuple]:
+            for _, key, _, call, _ in calls:
+                task, *how = pickle.loads(call)
+                predicted.append(task.video_id)
+                yield key, "done", pickle.dumps(predict_video(task, *how))
+
+        yield run
+
+    monkeypatch.setattr(cluster_module, "open_backend", in_this_process)
+    words = "predict", "--runs", pipeline.experiment, "--videos-dir", clips, "--precision", "fp32", "--device", "cpu"
+    run(*words, "--jobs", 1, "--out", tmp_path / "here.parquet")
+    for name in ("there", "again"):
+        out = tmp_path / "there.parquet"
+        run(*words, "--backend", "ray", "--out", out)
+        assert sorted(predicted) == sorted(f"folder/{path.stem}" for path in clips.iterdir()), name
+    here, there = (FRAME_PREDICTIONS.read(tmp_path / f"{name}.parquet") for name in ("here", "there"))
+    pd.testing.assert_frame_equal(here, there, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_driver_keeps_little_of_a_video_however_many_its_crops(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_module, "open_backend", answering_at_once)
@@ -193,8 +224,10 @@ def ray_workers() -> Iterator[tuple[str | None, Callable[[], int]]]:
         ray.shutdown()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("backend", "workers"), [("dask", dask_workers), ("ray", ray_workers)], ids=["dask", "ray"])
+@pytest.mark.parametrize(
+    ("backend", "workers"),
+    [pytest.param("dask", dask_workers, id="dask"), pytest.param("ray", ray_workers, id="ray", marks=pytest.mark.slow)],
+)
 def test_two_workers_of_which_one_is_killed_answer_as_one_machine(backend, workers, case, monkeypatch):
     case = case.of(*case.with_faces[:4], *case.faceless)
     add, kept = ResultStore.add, []
