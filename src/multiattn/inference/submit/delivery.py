@@ -164,10 +164,8 @@ class Delivery:
         self._unscored: dict[str, list[VideoResult]] = {}
         self._unread: list[str] = []
         self._read: Callable[[str], Mapping[int, VideoResult]] = lambda video: {}
-        self._scored: dict[str, tuple[float, int]] = {}
-        if outside is not None:  # until a video has results, or where it has none
-            alone = rule.score(FRAME_PREDICTIONS.empty(), outside).itertuples(index=False, name=None)
-            self._scored = {video: (probability, crops) for video, probability, crops in alone}
+        # What outside models say until a video has results, or where it has none; of a video the last row counts.
+        self._scored = [rule.score(FRAME_PREDICTIONS.empty(), outside).astype({"video_id": str})]
 
     def begin(self) -> None:
         """Make sure that a complete submission for this sample lies there, by priors where there is none; one for
@@ -215,9 +213,7 @@ class Delivery:
         if not videos:
             return
         outside = self.outside if self.outside is None else self.outside.reindex(list(videos))
-        table = self.rule.score(frame_table([result for them in videos.values() for result in them]), outside)
-        rows = table[["video_id", "probability", "num_crops"]].itertuples(index=False, name=None)
-        self._scored.update({video: (probability, crops) for video, probability, crops in rows})
+        self._scored.append(self.rule.score(frame_table([it for them in videos.values() for it in them]), outside))
 
     def build(self, status_of: StatusOf) -> Submission:
         """The submission of what is known so far."""
@@ -225,9 +221,8 @@ class Delivery:
             self.add(self._unread[-1], list(self._read(self._unread[-1]).values()))
             self._unread.pop()
         self._score()
-        probabilities, crops = np.array(list(self._scored.values()), dtype=np.float64).reshape(-1, 2).T
-        scored = pd.DataFrame({"video_id": list(self._scored), "probability": probabilities, "num_crops": crops})
-        return build_submission(scored, status_of, self.sample, self.rule, self.ids)
+        self._scored = [pd.concat(self._scored).drop_duplicates("video_id", keep="last", ignore_index=True)]
+        return build_submission(self._scored[0], status_of, self.sample, self.rule, self.ids)
 
     def try_to_write(self, submission: Submission, card: dict[str, Any]) -> None:
         """Replace what is in the folder, unless it answers more; a full disk is no reason to end."""

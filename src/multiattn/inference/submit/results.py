@@ -35,6 +35,7 @@ OF_MODEL = ("logits", "precisions", "distances", "reasons")
 NUMBERS = ("logits", "distances")
 """Those that are numbers."""
 
+FLOAT, INTEGER = np.dtype("<f8"), np.dtype("<i4")
 RESULTS_VERSION = 2
 """Version of the results a folder keeps. Version 1 knew a file by its size alone."""
 LINES_AT_ONCE, FILES_A_THREAD = 2048, 128
@@ -53,7 +54,7 @@ def _text(numbers: np.ndarray) -> str:
     return b64encode(numbers.tobytes()).decode()
 
 
-def _numbers(values: Any, kind: str) -> np.ndarray:
+def _numbers(values: Any, kind: np.dtype) -> np.ndarray:
     if isinstance(values, str):
         values = np.frombuffer(b64decode(values), kind) if values else ()
     return np.asarray(values, kind)
@@ -91,12 +92,13 @@ class VideoResult:
     """`clip_facts` of the file before it was read: while these stay, its content does. An earlier version kept none."""
 
     def __post_init__(self) -> None:
+        values = vars(self)  # of a frozen class, and of a million results
         for name in ("distances", "reasons"):  # an earlier version kept none
-            if len(getattr(self, name)) != len(self.models):
-                object.__setattr__(self, name, [[] for _ in self.models])
+            if len(values[name]) != len(self.models):
+                values[name] = [[] for _ in self.models]
         for name in NUMBERS:
-            object.__setattr__(self, name, [_numbers(row, "<f8") for row in getattr(self, name)])
-        object.__setattr__(self, "crops", _numbers(self.crops, "<i4").reshape(-1, 2))
+            values[name] = [_numbers(row, FLOAT) for row in values[name]]
+        values["crops"] = _numbers(self.crops, INTEGER).reshape(-1, 2)
 
     def packed(self) -> dict[str, Any]:
         """Its numbers as base64 of float64 and int32, as the journal keeps them: a tenth of the time of decimals,
@@ -118,7 +120,7 @@ class VideoResult:
 
     def is_of_crops(self, places: Any) -> bool:
         """True where its crops are those at these (crops, 2) frames and tracks, in this order."""
-        return np.array_equal(self.crops, np.asarray(places, "<i4").reshape(-1, 2))
+        return np.array_equal(self.crops, _numbers(places, INTEGER).reshape(-1, 2))
 
     def by_model(self) -> dict[str, tuple[Any, ...]]:
         """Model -> its values of `OF_MODEL`."""
