@@ -1,6 +1,7 @@
 """`multiattn <stage>` = `python -m multiattn <stage>`: dispatch, and errors without a traceback."""
 
 import ast
+import gc
 import importlib
 import logging
 import os
@@ -27,9 +28,10 @@ READER_GONE = 141
 
 def command() -> NoReturn:
     """`main` as a process of its own, which ends whatever threads are still at work."""
-    from multiattn.runtime.processor import TORCH_THREAD, set_wait_policy
+    from multiattn.runtime.processor import TORCH_THREAD, collect_seldom, set_wait_policy
 
     set_wait_policy()
+    collect_seldom()
     threading.excepthook = _thread_ended
     if sys.stdout is None:  # whoever started this closed it: what is printed goes nowhere
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
@@ -45,6 +47,7 @@ def command() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    gc.freeze()  # all that was imported is not searched for garbage once more
     sys.exit(code)
 
 

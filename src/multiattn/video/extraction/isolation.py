@@ -29,6 +29,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from multiattn.runtime.processor import collect_seldom
+
 START_SECONDS = 300.0
 """Time to import torch from a cold network disk."""
 IDLE_SECONDS = 60.0
@@ -271,6 +273,7 @@ def serve(target: str, idle_seconds: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends us
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the results
+    collect_seldom()
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
