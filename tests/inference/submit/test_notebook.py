@@ -84,7 +84,8 @@ NOTEBOOKS = [pytest.param(NOTEBOOK.with_name(f"{name}.ipynb"), id=name) for name
 
 @pytest.fixture(params=NOTEBOOKS)
 def first_cell(request, tmp_path, monkeypatch) -> Callable[[Path], dict]:
-    """Execute a notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input; returns its names."""
+    """Execute a notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input and `tmp_path/content` as
+    /content; returns its names."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
@@ -94,7 +95,7 @@ def first_cell(request, tmp_path, monkeypatch) -> Callable[[Path], dict]:
     def execute(here: Path) -> dict:
         monkeypatch.chdir(here)
         names: dict = {}
-        exec(source.replace("/kaggle/input", str(tmp_path / "input")), names)
+        exec(source.replace("/kaggle/input", f"{tmp_path}/input").replace('"/content"', f'"{tmp_path}/content"'), names)
         return names
 
     return execute
@@ -125,6 +126,47 @@ def test_on_kaggle_only_a_bundles_code_is_taken_whatever_else_lies_there(first_c
         (other / "bundle.json").write_text(content)
         assert first_cell(tmp_path)["code"] == kit / "src" / "multiattn"
     assert sys.dont_write_bytecode and os.environ["PYTHONDONTWRITEBYTECODE"], "a second run finds the same files"
+
+
+@pytest.mark.parametrize("place", ["drive/MyDrive/deepfakes/bundle", "drive/Shareddrives/us/bundle", "bundle", "."])
+def test_on_colab_the_bundle_is_found_in_a_mounted_drive_or_beside_it(place, first_cell, tmp_path):
+    """Where the working directory is /content, and kagglehub may have put data sets below /kaggle/input."""
+    (tmp_path / "content" / "sample_data").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"expected one bundle.*found none"):
+        first_cell(tmp_path / "content")
+    kit = make_kit(tmp_path / "content" / place)
+    (tmp_path / "input" / "dfdc").mkdir(parents=True)
+    found = first_cell(tmp_path / "content")
+    assert (found["root"], found["code"]) == (kit, kit / "src" / "multiattn")
+
+
+def test_a_bundle_that_another_account_shares_is_one_by_any_of_its_names_and_one_in_the_bin_is_none(
+    first_cell, tmp_path
+):
+    drive = tmp_path / "content" / "drive"
+    shared = make_kit(drive / ".shortcut-targets-by-id" / "1aB" / "bundle")
+    make_kit(drive / "MyDrive" / ".Trash" / "bundle")
+    make_kit(drive / ".Trash-0" / "bundle")
+    (drive / "MyDrive" / "bundle").symlink_to(shared)
+    (drive / "My Drive").symlink_to(drive / "MyDrive")
+    root = first_cell(tmp_path / "content")["root"]
+    assert root.parent.samefile(drive / "MyDrive"), "what is left beside it stays in the Drive of whoever runs it"
+
+
+def test_of_several_bundles_in_a_drive_the_working_directory_is_the_one_that_is_taken(first_cell, tmp_path):
+    kits = [make_kit(tmp_path / "content" / "drive" / "MyDrive" / name) for name in ("a", "b")]
+    with pytest.raises(FileNotFoundError, match=r"expected one bundle.*found .*MyDrive/[ab].*MyDrive/[ab]"):
+        first_cell(tmp_path / "content")
+    for kit in kits:
+        assert first_cell(kit)["root"] == kit
+
+
+@pytest.mark.parametrize("first_cell", NOTEBOOKS[:1], indirect=True)
+def test_on_colab_a_clone_of_the_repository_goes_by_its_own_code(first_cell, tmp_path):
+    code = tmp_path / "content" / "clone" / "src" / "multiattn"
+    for folder in (code, tmp_path / "content" / "clone" / "notebooks"):
+        folder.mkdir(parents=True)
+    assert first_cell(tmp_path / "content" / "clone" / "notebooks")["code"] == code
 
 
 def without_digests(kit: Path) -> None:
