@@ -1,20 +1,22 @@
-"""The training notebook, executed out of a bundle with networking blocked, where an earlier version trained a fold."""
+"""Both notebooks of a training bundle as on Kaggle, with networking blocked: one trains on where an earlier version of
+it ended, the other answers the test clips by what it left."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
-from inference.submit.submit_case import BLOCK_NETWORK
-from multiattn.inference.kit.notebook import execute_notebook
+from inference.submit.bare_machine import EXECUTE, kaggle_command
+from inference.submit.submit_case import BLOCK_NETWORK, PRIOR
 from multiattn.inference.runs import find_models
 from multiattn.inference.scoring_file import choose_scoring
-from multiattn.inference.submit.inputs import find_inputs
-from pipeline import run
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION, VIDEO_PREDICTIONS
+from pipeline import Pipeline, run
 
 EXPERIMENT = """
 import dataclasses
@@ -47,55 +49,78 @@ def lite0_state() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def bundle(tmp_path, monkeypatch) -> Path:
-    """A bundle of eight drawn pictures of either class, and weights of Lite0."""
+def bundle(pipeline, tmp_path, monkeypatch) -> Path:
+    """A bundle of the miniature's crops and folds, and of weights of Lite0."""
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    for label in ("real", "fake"):
-        (tmp_path / "root" / label).mkdir(parents=True)
-        for number in range(8):
-            picture = Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8))
-            picture.save(tmp_path / "root" / label / f"{label}{number}.png")
     (tmp_path / "mine.py").write_text(EXPERIMENT)
     torch.save(lite0_state(), "lite0.pth")
-    run("index", "crops", "--root", "root", "--name", "drawn", "--faces", "faces", "--out", "videos.csv")
-    run("folds", "--videos", "videos.csv", "--out", "folds.csv", "--num-folds", 2, "--group", "original")
-    words = ("--faces", "faces", "--folds", "folds.csv", "--weights", "lite0.pth", "--out", "drive/bundle")
+    words = ("--faces", pipeline.faces, "--folds", pipeline.folds, "--weights", "lite0.pth", "--out", "bundle")
     run("bundle", "--training", "mine.py:small_lite", *words)
-    return tmp_path / "drive" / "bundle"
+    return tmp_path / "bundle"
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def execute(bundle: Path, name: str, attached: dict[str, Path], elsewhere: dict[str, Path]) -> tuple[str, list[str]]:
+    """Execute a bundle's notebook on a machine of Kaggle's paths; returns what it printed and the kinds of outputs.
+
+    What it leaves is in the folder `name` beside the bundle, which on Kaggle is /kaggle/working.
+
+    Args:
+        attached: name -> folder, beside the bundle.
+        elsewhere: variables, less their MULTIATTN_, that name the same where this user may not mount folders.
+    """
+    working, executed, blocked = (bundle.with_name(f"{name}{end}") for end in ("", ".ipynb", "_blocked"))
+    working.mkdir()
+    blocked.mkdir()
+    (blocked / "sitecustomize.py").write_text(BLOCK_NETWORK)
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MULTIATTN_")}
+    variables["PYTHONPATH"] = str(blocked)
+    with kaggle_command({"bundle": bundle, **attached}, working) as command:
+        if command is None:
+            variables |= {f"MULTIATTN_{key}": str(path) for key, path in elsewhere.items()}
+        words = [*(command or []), sys.executable, "-c", EXECUTE, bundle / f"{name}.ipynb", executed]
+        place = {"cwd": working if command else bundle, "env": variables}
+        done = subprocess.run(words, **place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    return "".join(out.get("text", "") for out in outputs), [kind for out in outputs for kind in out.get("data", {})]
+
+
 @pytest.mark.slow
-def test_it_plans_goes_on_from_an_earlier_version_and_leaves_runs_for_the_inference_notebook(
-    bundle, tmp_path, monkeypatch
+def test_it_plans_goes_on_from_an_earlier_version_and_leaves_runs_by_which_the_inference_notebook_answers(
+    bundle, pipeline: Pipeline, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(bundle)
     inputs = ("--config", "experiment.json", "--faces", "faces", "--folds", "folds.csv")
-    run("train", *inputs, "--runs", tmp_path / "attached" / "runs", "--fold", 0, "--device", "cpu")
-    earlier, before = tmp_path / "attached" / "runs" / "small_lite" / "fold0", files(bundle)
-    (tmp_path / "blocked").mkdir()
-    (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK_NETWORK)
-    variables = {"PYTHONPATH": str(tmp_path / "blocked"), "MULTIATTN_RUNS": str(tmp_path / "attached" / "runs")}
-    execute_notebook(tmp_path / "executed.ipynb", variables, notebook=bundle / "training.ipynb")
-    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
-    outputs = [out for cell in executed.cells for out in cell.get("outputs", [])]
-    text = "".join(out.get("text", "") for out in outputs)
+    run("train", *inputs, "--runs", tmp_path / "earlier" / "runs", "--fold", 0, "--device", "cpu")
+    earlier, before = tmp_path / "earlier" / "runs" / "small_lite" / "fold0", files(bundle)
+    runs = tmp_path / "training" / "runs" / "small_lite"
+    variables = {"RUNS": earlier.parents[1], "OUT": runs.parent}
+    text, shown = execute(bundle, "training", {"earlier-version": tmp_path / "earlier"}, variables)
     assert "samples/s, measured on" in text and "of the 30 GPU hours that Kaggle gives a week" in text
     assert "small_lite/fold0: finished already" in text and "training ended with exit code 0" in text
     assert "efficientnet_pytorch naming, 294 tensors matched, left out: _fc.weight, _fc.bias" in text
-    assert [kind for out in outputs for kind in out.get("data", {})].count("image/png") == 1
-    runs = bundle.parent / "runs" / "small_lite"
+    assert shown.count("image/png") == 1
     models = find_models(runs)
     assert [model.name for model in models] == ["small_lite/fold0", "small_lite/fold1"]
     assert (runs / "fold0" / "best.safetensors").read_bytes() == (earlier / "best.safetensors").read_bytes()
     assert {model.experiment.model.weights for model in models} == {"weights/lite0.pth"}, "under every account"
     assert choose_scoring([runs], None).experiments == ("small_lite",), "a rule for both folds"
+
+    out, sample = tmp_path / "inference", pipeline.dataset / "sample_submission.csv"
+    attached = {"trained": tmp_path / "training", "deepfake-detection-challenge": pipeline.dataset}
+    variables = {"RUNS": runs, "OUT": out, "VIDEOS_DIR": pipeline.dataset / "test_videos", "SAMPLE_SUBMISSION": sample}
+    text, shown = execute(bundle, "inference", attached, variables)
+    assert "runs/small_lite/scoring.json" in text and shown.count("image/png") == 2
+    run("verify", out, "--sample-submission", sample)
+    frames = FRAME_PREDICTIONS.read(out / "frame_predictions.parquet")
+    assert set(frames["model"]) == {model.name for model in models}
+    statuses = VIDEO_PREDICTIONS.read(out / "video_predictions.csv")["status"]
+    assert statuses.value_counts().to_dict() == {"ok": 2, "no_face": 1, "unreadable": 1}
+    answers = SUBMISSION.read(out / "submission.csv")["label"]
+    assert (answers != PRIOR).sum() == 2, "the clips with a face have an answer of the networks"
     assert files(bundle) == before, "a read-only input is only read"
-    monkeypatch.setenv("MULTIATTN_RUNS", str(runs))
-    monkeypatch.setenv("MULTIATTN_VIDEOS_DIR", str(tmp_path))
-    monkeypatch.setenv("MULTIATTN_SAMPLE_SUBMISSION", str(tmp_path / "sample.csv"))
-    assert find_inputs(bundle).rule.experiments == ("small_lite",)

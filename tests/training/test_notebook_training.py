@@ -65,6 +65,19 @@ def test_elsewhere_runs_lie_beside_the_bundle_and_variables_override_both_places
         find_training(bundle)
 
 
+def test_on_colab_runs_lie_in_the_drive_of_whoever_trains_also_where_another_shares_the_bundle(bundle, tmp_path):
+    drive = tmp_path / "content" / "drive"
+    (drive / "MyDrive").mkdir(parents=True)
+    (drive / ".shortcut-targets-by-id").mkdir()
+    shared = bundle.rename(drive / ".shortcut-targets-by-id" / "bundle")
+    (drive / "MyDrive" / "bundle").symlink_to(shared)
+    assert (tmp_path / "input").is_dir(), "kagglehub puts data sets there"
+    make_fold(drive / "MyDrive" / "runs", 2)
+    found = find_training(drive / "MyDrive" / "bundle")
+    assert found.runs == drive / "MyDrive" / "runs" and found.bundle == shared
+    assert [path.name for path in found.folder.glob("fold*")] == ["fold2"], "where the session before ended"
+
+
 @pytest.mark.parametrize(
     "more",
     [

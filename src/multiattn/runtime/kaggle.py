@@ -1,4 +1,4 @@
-"""Kaggle's places and limits, and how a notebook finds what is attached to it.
+"""Kaggle's and Colab's places and limits, and how a notebook finds what is attached to it.
 
 Sources, as they stood when this was written: a GPU session ends after 12 hours and keeps 20 GB of /kaggle/working
 (kaggle.com/docs/notebooks, "Technical Specifications"); an account has about 30 GPU hours a week, in some weeks more
@@ -10,13 +10,22 @@ from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
+COLAB_CONTENT = Path("/content")
+"""A mounted Drive lies in it. Colab may have /kaggle/input too, where its kagglehub puts data sets."""
 SESSION_HOURS, WEEKLY_GPU_HOURS = 12.0, 30.0
 SEARCH_DEPTH = 6
 
 
 def search(folder: Path, pattern: str) -> list[Path]:
-    """Matches a few levels down. Not `**`: a faces folder may hold millions of crops."""
-    return [path for depth in range(SEARCH_DEPTH) for path in sorted(folder.glob("*/" * depth + pattern))]
+    """Matches a few levels down, each once: a Drive has links, and hidden folders of what others share or was deleted.
+
+    Not `**`: a faces folder may hold millions of crops.
+    """
+    found = (path for depth in range(SEARCH_DEPTH) for path in sorted(folder.glob("[!.]*/" * depth + pattern)))
+    unique: dict[Path, Path] = {}
+    for path in found:
+        unique.setdefault(path.parent.resolve() / path.name, path)
+    return list(unique.values())
 
 
 def from_environment(name: str) -> Path | None:

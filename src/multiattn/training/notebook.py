@@ -101,9 +101,10 @@ class NotebookTraining:
 def find_training(bundle: Path, *, fold: str = "all", more: Sequence[str] = ()) -> NotebookTraining:
     """The training of a bundle, with the folds that an earlier version left copied to where it goes on.
 
-    Runs go to /kaggle/working/runs, elsewhere into `runs` beside the bundle (MULTIATTN_OUT is another folder). Earlier
-    ones are those of the experiment's name below /kaggle/input (MULTIATTN_RUNS: folders of runs, with colons between);
-    a fold that is there already is left as it is. So several attached versions are merged.
+    Runs of a bundle below /kaggle/input go to /kaggle/working/runs, of others into `runs` beside the bundle, which is
+    in the mounted Drive where Colab keeps them (MULTIATTN_OUT is another folder). Earlier ones are those of the
+    experiment's name below /kaggle/input (MULTIATTN_RUNS: folders of runs, with colons between); a fold that is there
+    already is left as it is. So several attached versions are merged.
 
     Raises:
         FileNotFoundError: no runs where MULTIATTN_RUNS says.
@@ -112,7 +113,8 @@ def find_training(bundle: Path, *, fold: str = "all", more: Sequence[str] = ()) 
     """
     words = ["--config", str(bundle / layout.EXPERIMENT_FILE), *more]
     experiment = parse_experiment(_Words, words, stage="train", doc=None).settings
-    runs = from_environment("OUT") or (KAGGLE_WORKING if KAGGLE_INPUT.is_dir() else bundle.parent) / "runs"
+    home = KAGGLE_WORKING if bundle.is_relative_to(KAGGLE_INPUT) else bundle.parent
+    runs = from_environment("OUT") or home / "runs"
     bundle, runs = bundle.resolve(), runs.resolve()
     named = [fold for source in paths_from_environment("RUNS") for fold in layout.folds_of_runs(source)]
     found = search(KAGGLE_INPUT, f"{experiment.name}/{layout.ANY_FOLD}/{layout.EXPERIMENT_FILE}")

@@ -1,10 +1,14 @@
 """A machine as bare as Kaggle's: an environment of a few packages, and inputs mounted read-only below /kaggle."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -67,12 +71,22 @@ def make_bare_environment(folder: Path) -> Path:
     return python
 
 
-def kaggle_command(inputs: dict[str, Path], working: Path) -> list[str] | None:
+@contextlib.contextmanager
+def kaggle_command(inputs: dict[str, Path], working: Path) -> Iterator[list[str] | None]:
     """The beginning of a command that sees `inputs` read-only below /kaggle/input, and runs in /kaggle/working.
 
-    In a mount namespace of its own: outside of the command there is nothing but an empty folder /kaggle, if that. None
-    where this user may not make one.
+    In a mount namespace of its own: outside of the command there is nothing but an empty folder /kaggle, which is gone
+    when the last block of any test ends. None where this user may not make one.
     """
+    with (Path(tempfile.gettempdir()) / "multiattn_test_kaggle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield _mounting(inputs, working)
+        with contextlib.suppress(OSError):  # to remove the folder would take it away from under the others' mounts
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            Path("/kaggle").rmdir()
+
+
+def _mounting(inputs: dict[str, Path], working: Path) -> list[str] | None:
     lines = ["set -e", "mkdir -p /kaggle", "mount -t tmpfs tmpfs /kaggle", "mkdir -p /kaggle/working"]
     for name, folder in inputs.items():
         place = f"/kaggle/input/{name}"

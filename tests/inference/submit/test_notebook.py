@@ -1,6 +1,5 @@
 """The inference notebook, executed headless with networking blocked: from the repository, and out of a bundle."""
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -21,7 +20,7 @@ from submit_case import BLOCK_NETWORK
 from multiattn.__main__ import main
 from multiattn.inference.kit.notebook import NOTEBOOK, execute_notebook
 from multiattn.inference.submit.inputs import find_inputs
-from multiattn.tables import SUBMISSION
+from multiattn.tables import FRAME_PREDICTIONS, SUBMISSION
 from pipeline import Pipeline, run
 
 FLOAT16_CHANGES = 1e-4
@@ -58,20 +57,28 @@ def require_same(found: Path, expected) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_code_and_runs(
-    pipeline, submitted, tmp_path
+def test_the_notebook_of_a_bundle_makes_a_valid_submission_offline_by_its_own_code_and_runs_of_two_recipes(
+    pipeline, box_run, tmp_path
 ):
-    kit = tmp_path / "kit"
-    run(*bundle_words(pipeline, kit))
+    kit, both = tmp_path / "kit", (pipeline.experiment, box_run)
+    inputs = ("--videos-dir", pipeline.dataset / "test_videos", "--sample-submission")
+    inputs += (pipeline.dataset / "sample_submission.csv", "--jobs", 1)
+    run("submit", "--runs", *both, *inputs, "--out", tmp_path / "submitted")
+    faces = ("--check-faces", pipeline.faces, box_run.parent / "faces", "--check-crops", 8)
+    run("bundle", "--runs", *both, "--out", kit, *faces)
     variables = environment(pipeline, tmp_path)
     del variables["MULTIATTN_RUNS"]
     execute_notebook(tmp_path / "executed.ipynb", variables, notebook=kit / "inference.ipynb")
-    require_same(tmp_path / "out" / "submission.csv", submitted)
+    require_same(tmp_path / "out" / "submission.csv", SUBMISSION.read(tmp_path / "submitted" / "submission.csv"))
+    frames = FRAME_PREDICTIONS.read(tmp_path / "out" / "frame_predictions.parquet")
+    counts = {"demo_box/fold0": 3, "demo_box/fold1": 3, "demo_tiny/fold0": 4, "demo_tiny/fold1": 4}
+    assert frames.groupby(["video_id", "model"]).size().unstack().to_dict("records") == [counts] * 2, "each its frames"
     assert not list(kit.rglob("__pycache__")), "what is left would be refused the next time"
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     outputs = [out for cell in executed.cells for out in cell.get("outputs", [])]
     text = "".join(out.get("text", "") + out.get("data", {}).get("text/plain", "") for out in outputs)
-    assert str(kit / "src" / "multiattn") in text and str(kit / "runs" / "demo_tiny") in text
+    assert str(kit / "src" / "multiattn") in text
+    assert all(str(kit / "runs" / name) in text for name in ("demo_tiny", "demo_box"))
     shown = [kind for out in outputs for kind in out.get("data", {})]
     assert shown.count("image/png") == 2, "the histogram, and the least certain videos"
     assert shown.count("text/html") == 2, "the table of statuses, and the head of the submission"
@@ -84,7 +91,8 @@ NOTEBOOKS = [pytest.param(NOTEBOOK.with_name(f"{name}.ipynb"), id=name) for name
 
 @pytest.fixture(params=NOTEBOOKS)
 def first_cell(request, tmp_path, monkeypatch) -> Callable[[Path], dict]:
-    """Execute a notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input; returns its names."""
+    """Execute a notebook's first cell in a folder, with `tmp_path/input` as /kaggle/input and `tmp_path/content` as
+    /content; returns its names."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
@@ -94,7 +102,7 @@ def first_cell(request, tmp_path, monkeypatch) -> Callable[[Path], dict]:
     def execute(here: Path) -> dict:
         monkeypatch.chdir(here)
         names: dict = {}
-        exec(source.replace("/kaggle/input", str(tmp_path / "input")), names)
+        exec(source.replace("/kaggle/input", f"{tmp_path}/input").replace('"/content"', f'"{tmp_path}/content"'), names)
         return names
 
     return execute
@@ -125,6 +133,47 @@ def test_on_kaggle_only_a_bundles_code_is_taken_whatever_else_lies_there(first_c
         (other / "bundle.json").write_text(content)
         assert first_cell(tmp_path)["code"] == kit / "src" / "multiattn"
     assert sys.dont_write_bytecode and os.environ["PYTHONDONTWRITEBYTECODE"], "a second run finds the same files"
+
+
+@pytest.mark.parametrize("place", ["drive/MyDrive/deepfakes/bundle", "drive/Shareddrives/us/bundle", "bundle", "."])
+def test_on_colab_the_bundle_is_found_in_a_mounted_drive_or_beside_it(place, first_cell, tmp_path):
+    """Where the working directory is /content, and kagglehub may have put data sets below /kaggle/input."""
+    (tmp_path / "content" / "sample_data").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"expected one bundle.*found none"):
+        first_cell(tmp_path / "content")
+    kit = make_kit(tmp_path / "content" / place)
+    (tmp_path / "input" / "dfdc").mkdir(parents=True)
+    found = first_cell(tmp_path / "content")
+    assert (found["root"], found["code"]) == (kit, kit / "src" / "multiattn")
+
+
+def test_a_bundle_that_another_account_shares_is_one_by_any_of_its_names_and_one_in_the_bin_is_none(
+    first_cell, tmp_path
+):
+    drive = tmp_path / "content" / "drive"
+    shared = make_kit(drive / ".shortcut-targets-by-id" / "1aB" / "bundle")
+    make_kit(drive / "MyDrive" / ".Trash" / "bundle")
+    make_kit(drive / ".Trash-0" / "bundle")
+    (drive / "MyDrive" / "bundle").symlink_to(shared)
+    (drive / "My Drive").symlink_to(drive / "MyDrive")
+    root = first_cell(tmp_path / "content")["root"]
+    assert root.parent.samefile(drive / "MyDrive"), "what is left beside it stays in the Drive of whoever runs it"
+
+
+def test_of_several_bundles_in_a_drive_the_working_directory_is_the_one_that_is_taken(first_cell, tmp_path):
+    kits = [make_kit(tmp_path / "content" / "drive" / "MyDrive" / name) for name in ("a", "b")]
+    with pytest.raises(FileNotFoundError, match=r"expected one bundle.*found .*MyDrive/[ab].*MyDrive/[ab]"):
+        first_cell(tmp_path / "content")
+    for kit in kits:
+        assert first_cell(kit)["root"] == kit
+
+
+@pytest.mark.parametrize("first_cell", NOTEBOOKS[:1], indirect=True)
+def test_on_colab_a_clone_of_the_repository_goes_by_its_own_code(first_cell, tmp_path):
+    code = tmp_path / "content" / "clone" / "src" / "multiattn"
+    for folder in (code, tmp_path / "content" / "clone" / "notebooks"):
+        folder.mkdir(parents=True)
+    assert first_cell(tmp_path / "content" / "clone" / "notebooks")["code"] == code
 
 
 def without_digests(kit: Path) -> None:
@@ -187,17 +236,16 @@ def test_a_bundle_is_all_that_a_bare_machine_without_network_needs(pipeline, sub
     assert "No module named 'timm'" in alone.stderr
     before = digests(kit)
     variables = environment(pipeline, tmp_path)
-    command = kaggle_command({"multiattn-demo": kit, "deepfake-detection-challenge": pipeline.dataset}, working)
-    if command is not None:
-        variables = {"PYTHONPATH": variables["PYTHONPATH"]}
-    else:
-        variables |= {"MULTIATTN_RUNS": "", "MULTIATTN_OUT": str(working), "PYTHONDONTWRITEBYTECODE": "1"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON", "MULTIATTN_"))}
-    execute = [*(command or []), python, "-c", EXECUTE, kit / "inference.ipynb", tmp_path / "executed.ipynb"]
-    here = working if command else kit
-    done = subprocess.run(execute, env=kept | variables, cwd=here, capture_output=True, text=True, check=False)
-    with contextlib.suppress(OSError):  # the empty place the mounts were on; not ours when it is in use
-        Path("/kaggle").rmdir()
+    inputs = {"multiattn-demo": kit, "deepfake-detection-challenge": pipeline.dataset}
+    with kaggle_command(inputs, working) as command:
+        if command is not None:
+            variables = {"PYTHONPATH": variables["PYTHONPATH"]}
+        else:
+            variables |= {"MULTIATTN_RUNS": "", "MULTIATTN_OUT": str(working), "PYTHONDONTWRITEBYTECODE": "1"}
+        execute = [*(command or []), python, "-c", EXECUTE, kit / "inference.ipynb", tmp_path / "executed.ipynb"]
+        here = working if command else kit
+        done = subprocess.run(execute, env=kept | variables, cwd=here, capture_output=True, text=True, check=False)
     shutil.rmtree(tmp_path / "bare")  # nearly a gigabyte, which pytest would keep for three runs
     assert done.returncode == 0, done.stderr[-3000:]
     require_same(working / "submission.csv", submitted)

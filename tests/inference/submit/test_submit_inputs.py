@@ -145,6 +145,31 @@ def test_on_kaggle_a_bundle_without_runs_takes_those_that_were_trained_there(tmp
     assert find_inputs(bundle).runs == (bundle / "runs" / "c",), "runs of its own come first"
 
 
+def test_on_colab_runs_lie_beside_their_bundle_and_videos_anywhere(tmp_path, monkeypatch):
+    for name in ("RUNS", "VIDEOS_DIR", "SAMPLE_SUBMISSION", "OUT", "SCORING", "WEIGHTS"):
+        monkeypatch.delenv(f"MULTIATTN_{name}", raising=False)
+    content, data = tmp_path / "content", tmp_path / "content" / "dfdc"
+    mine = content / "drive" / "MyDrive" / "deepfakes"
+    monkeypatch.setattr(inputs, "COLAB_CONTENT", content)
+    monkeypatch.setattr(inputs, "KAGGLE_INPUT", tmp_path / "input")
+    (tmp_path / "input" / "by_kagglehub").mkdir(parents=True)
+    for path in (mine / "bundle/bundle.json", mine / "runs/dfdc_b4/fold1/best.safetensors"):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    (data / "test_videos").mkdir(parents=True)
+    (data / "sample_submission.csv").touch()
+    found = find_inputs(mine / "bundle")
+    assert (found.runs, found.out) == ((mine / "runs/dfdc_b4",), mine / "submissions/dfdc_b4"), "a Drive keeps them"
+    assert (found.videos_dir, found.sample_submission) == (data / "test_videos", data / "sample_submission.csv")
+    shared = content / "drive" / ".shortcut-targets-by-id" / "1aB" / "test_videos"
+    shared.mkdir(parents=True)
+    assert find_inputs(mine / "bundle").videos_dir == data / "test_videos"
+    (mine / "runs/other/fold0").mkdir(parents=True)
+    (mine / "runs/other/fold0/best.safetensors").touch()
+    with pytest.raises(ValueError, match=r"expected one trained runs .*dfdc_b4, .*other\. .*MULTIATTN_RUNS"):
+        find_inputs(mine / "bundle")
+
+
 def test_a_notebook_older_than_the_code_says_how_to_make_it_anew():
     with pytest.raises(ImportError, match="make the bundle anew with `multiattn bundle`"):
         importlib.import_module("multiattn.inference.kernel")

@@ -49,14 +49,14 @@ README = """Training on Kaggle or Colab: {name}
 
 1. Put your Kaggle name into dataset-metadata.json and upload this folder as a private data set:
        kaggle datasets create --path . --dir-mode zip
-   On Colab: copy the folder into your Drive and mount it.
+   On Colab: copy the folder into your Drive and mount it; runs are left beside it, where the next session goes on.
 2. New notebook: File > Import Notebook > training.ipynb of this folder.
 3. Add Input: this data set. Settings: accelerator GPU P100 or T4 x2, {internet}.
 4. Save Version > Save & Run All. It says at its beginning how many hours the training takes.
 5. Not finished? Add the output of that version as an input and save another version: it goes on. Other folds may be
    trained under other accounts (FOLD in the first cell); `multiattn merge` puts them together.
 6. inference.ipynb answers test videos by the runs that are left: Add Input: this data set, the output of the training
-   notebook, and the competition's data.
+   notebook, and the competition's data (on Colab: the latter's test_videos anywhere below /content).
 
 Licences: the code's is in LICENSE; crops and weights come with the terms of the data they were made of.
 """

@@ -30,6 +30,7 @@ from multiattn.runtime import layout
 from multiattn.runtime.devices import pick_devices, runtime_precision
 from multiattn.runtime.files import read_json, write_text
 from multiattn.runtime.kaggle import (
+    COLAB_CONTENT,
     KAGGLE_INPUT,
     KAGGLE_WORKING,
     SEARCH_DEPTH,
@@ -183,37 +184,41 @@ def describe_submission(submission: "pd.DataFrame", *, fits_sample: bool) -> str
 
 
 def find_inputs(root: Path | None = None) -> SubmitInputs:
-    """Inputs of the notebook: a bundle's runs, or the first below `root`'s `runs`; on Kaggle, beside a bundle without
-    runs, those that training.ipynb left. Its other inputs are found below `/kaggle/input` or, elsewhere, `root`'s
-    `data`.
+    """Inputs of the notebook: a bundle's runs, or the first below `root`'s `runs`; of a bundle without runs, those that
+    training.ipynb left, on Kaggle attached, elsewhere beside the bundle. Its other inputs are found below
+    `/kaggle/input`, beside a bundle on Colab below `/content`, elsewhere in `root`'s `data`.
 
     Of a bundle all runs are taken, for its rule was tuned for all; of the others the first folder named test_videos,
-    one with a sample_submission.csv beside it before others; on Kaggle it must be the only one. Environment variables
-    override the search (README.md, On Kaggle). `root` is the bundle, or the repository; by default the working
-    directory.
+    one with a sample_submission.csv beside it before others; on Kaggle, and with a bundle, it must be the only one.
+    Environment variables override the search (README.md, On Kaggle). `root` is the bundle, or the repository; by
+    default the working directory.
 
     Raises:
         FileNotFoundError: something was not found; says what, and where it was searched for.
-        ValueError: called by a notebook of an earlier version, or several candidates on Kaggle.
+        ValueError: called by a notebook of an earlier version, or several candidates.
     """
-    on_kaggle = KAGGLE_INPUT.is_dir()
     root = root or Path.cwd()
     if root == KAGGLE_INPUT:
         raise ValueError("this notebook is older than the code beside it: take the inference.ipynb of the same bundle.")
-    attached = on_kaggle and not (root / "runs").is_dir()
-    runs = paths_from_environment("RUNS") or _find_runs(KAGGLE_INPUT if attached else root / "runs")
-    data = KAGGLE_INPUT if on_kaggle else root / "data"
+    is_bundle = (root / layout.BUNDLE_FILE).is_file()
+    on_colab = is_bundle and root.is_relative_to(COLAB_CONTENT)
+    on_kaggle = KAGGLE_INPUT.is_dir() and not on_colab
+    home, only = root.parent if is_bundle else root, is_bundle or on_kaggle
+    attached = KAGGLE_INPUT if on_kaggle else home / "runs"
+    runs = root / "runs"
+    runs = paths_from_environment("RUNS") or _find_runs(runs if runs.is_dir() else attached, only)
+    data = COLAB_CONTENT if on_colab else KAGGLE_INPUT if on_kaggle else root / "data"
     folders, samples = search(data, "test_videos"), search(data, "sample_submission.csv")
     folders = [path for path in folders if path.with_name("sample_submission.csv") in samples] or folders
-    videos = from_environment("VIDEOS_DIR") or _first(folders, "folder test_videos", data, "MULTIATTN_VIDEOS_DIR")
+    videos = from_environment("VIDEOS_DIR") or _first(folders, "folder test_videos", data, "VIDEOS_DIR", only)
     samples = [path for path in samples if path.parent == videos.parent] or samples
     named = from_environment("SAMPLE_SUBMISSION")
-    sample = named or _first(samples, "sample_submission.csv", data, "MULTIATTN_SAMPLE_SUBMISSION")
+    sample = named or _first(samples, "sample_submission.csv", data, "SAMPLE_SUBMISSION", only)
     return SubmitInputs(
         runs=runs,
         videos_dir=videos,
         sample_submission=sample,
-        out=from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else root / "submissions" / runs[0].name),
+        out=from_environment("OUT") or (KAGGLE_WORKING if on_kaggle else home / "submissions" / runs[0].name),
         scoring=os.environ.get("MULTIATTN_SCORING") or None,
         weights=from_environment("WEIGHTS") or _bundled_weights(runs[0]),
         runtime=_bundled_runtime(runs[0]),
@@ -221,13 +226,13 @@ def find_inputs(root: Path | None = None) -> SubmitInputs:
     )
 
 
-def _find_runs(folder: Path) -> tuple[Path, ...]:
-    """The first experiment below a folder, of /kaggle/input the only one; of a bundle's `runs` all of them, the one
-    that brings the scoring rule first."""
+def _find_runs(folder: Path, only: bool) -> tuple[Path, ...]:
+    """The first experiment below a folder, which must be the only one where `only`; of a bundle's `runs` all of them,
+    the one that brings the scoring rule first."""
     found = sorted({path.parent.parent for path in search(folder, f"{layout.ANY_FOLD}/{layout.BEST_WEIGHTS}")})
     if found and (folder.parent / layout.BUNDLE_FILE).is_file():
         return tuple(sorted(found, key=lambda run: not (run / layout.SCORING_FILE).is_file()))
-    return (_first(found, f"trained runs ({layout.ANY_FOLD}/{layout.BEST_WEIGHTS})", folder, "MULTIATTN_RUNS"),)
+    return (_first(found, f"trained runs ({layout.ANY_FOLD}/{layout.BEST_WEIGHTS})", folder, "RUNS", only),)
 
 
 def _bundled_weights(run: Path) -> Path | None:
@@ -248,13 +253,12 @@ def _bundled_runtime(run: Path) -> Runtime:
     return runtime
 
 
-def _first(found: list[Path], what: str, folder: Path, variable: str) -> Path:
+def _first(found: list[Path], what: str, folder: Path, variable: str, only: bool) -> Path:
     if not found:
         raise FileNotFoundError(f"{folder}: expected {what} at most {SEARCH_DEPTH} levels down, found none.")
-    if len(found) > 1 and folder == KAGGLE_INPUT:  # whoever made a data set may have put one there
-        raise ValueError(
-            f"{folder}: expected one {what}, found {', '.join(map(str, found[:3]))}. Name yours by {variable}."
-        )
+    names = ", ".join(map(str, found[:3]))
+    if len(found) > 1 and only:  # whoever made a data set, or shares a folder, may have put one there
+        raise ValueError(f"{folder}: expected one {what}, found {names}. Name yours by MULTIATTN_{variable}.")
     if len(found) > 1:
-        logger.warning("several candidates for %s, taking the first: %s", what, ", ".join(map(str, found[:3])))
+        logger.warning("several candidates for %s, taking the first: %s", what, names)
     return found[0]
