@@ -296,7 +296,8 @@ def demo() -> Experiment:
     crops that lie where their original's do: `multiattn faces --reuse-original`.
 
     Takes 3 to 4 minutes for all folds on 2 CPU cores. Expect an out-of-fold log loss below 0.15. All figures are of
-    float32; a processor with bf16 may train in that (`--precision auto`), to others of the same order.
+    float32, in which `multiattn demo` trains; a processor with bf16 may train in that otherwise, to figures of the same
+    order.
     """
     return Experiment(
         name="demo",

@@ -5,6 +5,7 @@
 Each step is printed as the command a user would type. A killed demo continues where it was.
 """
 
+import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse(Options, argv, stage="demo", doc=__doc__)
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")  # no bf16, in which the README's figures are others
     from multiattn.datasets.embedded import build_demo_dataset
 
     started = time.monotonic()
@@ -121,16 +123,14 @@ def _summary(options: Options, name: str, root: Path, out: Path, *, minutes: flo
         "",
         *_bootstrap_notes(held_out, test),
         f"Test videos without a face: {coverage['no_face']}; unreadable: {coverage['unreadable']}. "
-        "They were answered with 0.5 and count above.",
-        "",
+        "They were answered with 0.5 and count above.\n",
         f"submission     {out / layout.SUBMISSION_FILE}",
         f"how it came    {out / layout.CARD_FILE}, {out / NOTEBOOK.name} (executed)",
         f"scoring rule   {scoring}",
         f"leaderboard    {options.submissions / 'leaderboard.html'}, .png, .md",
         f"runs           {options.runs / name}/{layout.ANY_FOLD}/{layout.EPOCHS_FILE}",
         f"faces          {options.data / 'faces'}/{layout.STATUS_FILE}",
-        "",
-        "Next, with real data (see README.md, 'From Kaggle to a submission'):",
+        "\nNext, with real data (see README.md, 'From Kaggle to a submission'):",
         "  multiattn index dfdc --root /data/dfdc --out data/videos.csv",
         "  multiattn faces --videos data/videos.csv --out data/faces/dfdc",
         "  multiattn folds --videos data/videos.csv --out folds/dfdc.csv",
@@ -154,7 +154,7 @@ def _figures(steps: "pd.DataFrame", where: str) -> list[list[str]]:
 
     rows = []
     for row in steps.itertuples(index=False):
+        log_loss, *figures = (f"{figure:.4f}" for figure in (row.log_loss, row.balanced_log_loss, row.auc))
         between = Interval.of(row.low, row.high).words()
-        figures = [f"{figure:.4f}" for figure in (row.balanced_log_loss, row.auc)]
-        rows.append([f"{where}: {row.name}", f"{row.log_loss:.4f}", between, *figures, row.num_videos])
+        rows.append([f"{where}: {row.name}", log_loss, between, *figures, row.num_videos])
     return rows
