@@ -38,7 +38,7 @@ floor: $(READY)
 	$(BIN)/python -m venv --clear $(FLOOR)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 	  "$$($(FLOOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/after_the_lower_bounds.pth"
-	sed -nE '/^(torch|torchvision|ruff)\W/d; /^# Extra: (serve|dask|lora|onnx)/,/^$$/d; /^(httpx|schemathesis|playwright)\W/d; s/^([a-z-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > $(FLOOR)/lower.txt
+	sed -nE '/^(torch|torchvision|ruff)\W/d; /^# Extra: (serve|dask|ray|lora|onnx)/,/^$$/d; /^(httpx|schemathesis|playwright)\W/d; s/^([a-z-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > $(FLOOR)/lower.txt
 	$(FLOOR)/bin/python -m pip install $(QUIETLY) --no-compile -r $(FLOOR)/lower.txt
 	$(FLOOR)/bin/python -m pytest -m "not slow and not shared" --numprocesses auto $(FLOOR_TESTS)
 

@@ -14,5 +14,5 @@ product, *extras = (Path(__file__).parent / "requirements.txt").read_text(encodi
 named = {name.strip(): requirements(rest) for name, _, rest in (extra.partition("\n") for extra in extras)}
 setup(
     install_requires=requirements(product),
-    extras_require={**named, "ray": ["ray>=2.52,<3"], "lab": ["jupyterlab>=4,<5"], "wandb": ["wandb>=0.31,<0.33"]},
+    extras_require={**named, "lab": ["jupyterlab>=4,<5"], "wandb": ["wandb>=0.31,<0.33"]},
 )
