@@ -200,6 +200,27 @@ def test_an_outside_model_answers_with_ours_and_alone_where_ours_have_no_answer(
     assert answer.coverage == {"ok": 1, "no_face": 1, "unreadable": 0, "missing": 0, "late": 1}
 
 
+@pytest.mark.parametrize("outside", [None, "x"], ids=["ours alone", "an outside model"])
+@pytest.mark.parametrize("per_frame", [False, True], ids=["videos", "frames"])
+def test_scores_are_those_of_the_table_that_is_written(per_frame, outside):
+    rng, folds = np.random.default_rng(0), {"m/fold0": 0, "m/fold1": 1, "n/fold0": 0}
+    made = []
+    for number in range(9):  # by two recipes, of which the second saw fewer faces of every third video
+        for models, crops in ((["m/fold0", "m/fold1"], 4), (["n/fold0"], 4 - number % 3 // 2)):
+            logits = rng.normal(size=(len(models), crops))
+            how = {"models": models, "fingerprints": models, "precisions": ["fp32"] * len(models)}
+            places = [[frame // 2, frame % 2] for frame in range(crops)]
+            made.append(
+                VideoResult(video_id=f"folder/{number}", file="", status="ok", crops=places, logits=logits, **how)
+            )
+    rule = ScoringRule(per_frame=per_frame, outside=() if outside is None else (outside,))
+    ids = pd.Index([f"folder/{number}" for number in range(10)], name="video_id")
+    answers = None if outside is None else pd.DataFrame({outside: rng.random(10)}, index=ids)
+    expected = rule.score(frame_table(made, folds), answers)
+    pd.testing.assert_frame_equal(rule.score(frame_table(made[::-1]), answers), expected, check_exact=True)
+    assert len(expected) == 9 + (outside is not None)
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 9], ids=["a video", "two videos", "all"])
 def test_a_table_that_is_written_in_pieces_is_the_one_of_all_videos(at_once, tmp_path):
     rng, folds = np.random.default_rng(0), {"n/fold1": 1, "m/fold0": 0, "o/fold0": 0}
