@@ -49,7 +49,7 @@ WHEELS ?=
 PACKAGES := data/gpu/packages
 gpu: $(if $(PY),,$(READY))
 	$(if $(WHEELS),$(or $(PY),$(BIN)/python) -m pip install $(QUIETLY) --no-index --no-deps --upgrade --target $(PACKAGES) $(WHEELS)/*.whl)
-	PYTHONPATH=$(CURDIR)/src:$(CURDIR)/$(PACKAGES) $(or $(PY),$(BIN)/python) -m multiattn bench gpu $(GPU_OPTIONS)
+	PYTHONPATH=$(CURDIR)/src$(if $(WHEELS),:$(CURDIR)/$(PACKAGES)) $(or $(PY),$(BIN)/python) -m multiattn bench gpu $(GPU_OPTIONS)
 
 install: $(READY)
 

@@ -1,5 +1,6 @@
 """`bench data`: what is measured, and how the table reads."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,19 @@ import pytest
 import torch
 
 from multiattn.bench import data as bench_data
-from multiattn.bench.data import DataBench, PlainCrops, _drawn_faces, _plain_loader, _some_faces, _Turns, measure
+from multiattn.bench.data import (
+    DataBench,
+    PlainCrops,
+    _drawn_faces,
+    _packed,
+    _plain_loader,
+    _read_all,
+    _some_faces,
+    _Turns,
+    measure,
+)
 from multiattn.config import DataConfig
+from multiattn.runtime.crop_files import read_stored
 from multiattn.tables import FACES, LANDMARKS, VIDEOS
 from multiattn.training.data.augment.degrade import DEGRADATIONS
 from multiattn.training.data.crops import training_loader
@@ -101,10 +113,9 @@ def test_the_plain_dataset_is_ours_normalised(drawn):
     assert [len(part) for loader in loaders for part in next(iter(loader))] == [6] * 4
 
 
-def test_crops_of_a_faces_folder_are_copied_so_that_nothing_is_written_there(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_data, "MAX_CROPS", 6)
+def test_crops_of_a_faces_folder_are_copied_so_that_nothing_is_written_there(faces, tmp_path):
     before = sorted(faces.rglob("*"))
-    crops = _some_faces(faces, tmp_path)
+    crops = _some_faces(faces, tmp_path, 6)
     assert crops.training["label"].tolist().count(0) == crops.training["label"].tolist().count(1) == 3
     assert crops.training["video_id"].nunique() == 6, "spread over the folder"
     for name in crops.training["crop"]:
@@ -131,6 +142,32 @@ def test_the_plain_dataset_is_refused_where_its_batches_would_not_fit_either(dra
         _plain_loader(drawn, DataConfig(image_size=380, batch_size=12, num_workers=2))
 
 
+def test_files_and_shards_that_are_measured_hold_the_same_crops_each_read_once_a_turn(faces, tmp_path):
+    (tmp_path / "loose").mkdir()
+    crops = _some_faces(faces, tmp_path / "loose", 8)
+    packed, read = _packed(crops, tmp_path / "packed"), []
+    assert not list((tmp_path / "packed").rglob("*.jpg")) and len(packed) == 8
+    for paths in ([crops.folder / name for name in crops.training["crop"]], packed):
+        for dropped in (False, True):
+            rates = _read_all(paths, lambda path: read.append(read_stored(path)), dropped=dropped)
+            assert min(rates) > 0
+    assert read[:8] == read[8:16] == read[16:24] == read[24:] and len({*read}) == 8 and all(read)
+
+
+@pytest.mark.parametrize("has_faces", [True, False])
+def test_packed_crops_are_measured_beside_loose_ones(has_faces, faces, monkeypatch):
+    monkeypatch.setattr(bench_data, "TURNS", 1)
+    lines = measure(DataBench(faces=faces if has_faces else None, packed=6))
+    assert lines[0].startswith(f"{6 if has_faces else 24} crops of 380 pixels, 3")
+    rows = [re.split(r"\s{2,}", line) for line in lines if line.startswith("read")]
+    whats, wheres = ("read", "read and decoded"), ("not in", "from")
+    assert [row[0] for row in rows] == [f"{what}, {where} the page cache" for what in whats for where in wheres]
+    for _, *cells in rows:
+        rates = [float(cell.replace(",", "").removesuffix("x")) for cell in cells]
+        for files, shards, ratio in (rates[:3], rates[3:]):
+            assert ratio == pytest.approx(shards / files, rel=0.05, abs=0.01) and files > 0
+
+
 def test_crops_smaller_than_asked_for_are_refused_before_any_work():
     with pytest.raises(ValueError, match="--image-size: expected at most 380, the side of the crops in drawn faces"):
         measure(DataBench(experiment="demo", image_size=400))
@@ -139,7 +176,7 @@ def test_crops_smaller_than_asked_for_are_refused_before_any_work():
 def test_a_faces_folder_of_one_class_is_refused(faces, tmp_path):
     VIDEOS.write(VIDEOS.read(faces / "videos.csv").assign(label=1), faces / "videos.csv")
     with pytest.raises(ValueError, match="found no crop of label 0 among 24"):
-        _some_faces(faces, tmp_path)
+        _some_faces(faces, tmp_path, 6)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +187,9 @@ def test_a_faces_folder_of_one_class_is_refused(faces, tmp_path):
         ({"batch_size": 0}, "--batch-size: expected at least 1"),
         ({"seconds": 0.0}, "--seconds: expected more than 0"),
         ({"training_rate": -1.0}, "--training-rate: expected more than 0"),
+        ({"packed": 1}, "--packed: expected at least 2"),
     ],
-    ids=["workers", "image size", "batch size", "seconds", "rate"],
+    ids=["workers", "image size", "batch size", "seconds", "rate", "packed"],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

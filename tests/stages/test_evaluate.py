@@ -3,11 +3,15 @@
 import json
 import math
 import shutil
+import threading
+from functools import partial
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn import metrics
 
 from multiattn.__main__ import main
@@ -16,8 +20,10 @@ from multiattn.evaluation import run as kept_predictions
 from multiattn.evaluation.card import model_card
 from multiattn.evaluation.distortions import VIDEO_DISTORTIONS
 from multiattn.evaluation.robustness_table import BESIDE_COLUMNS, COLUMNS, MOST_LOST, read_robustness
+from multiattn.inference import predictor
 from multiattn.inference.predictor import score_out_of_fold
-from multiattn.tables import FACES, FAKE, VIDEO_PREDICTIONS, VIDEOS
+from multiattn.model.predict import predict_logits
+from multiattn.tables import FACES, FAKE, FRAME_PREDICTIONS, VIDEO_PREDICTIONS, VIDEOS
 from multiattn.video.extraction.faces_folder import extract_faces
 from page_reader import Reader
 from pipeline import FACES_OPTIONS, Pipeline, end, run, start, wait_until
@@ -60,6 +66,32 @@ def test_a_test_split_gives_tables_and_a_page(pipeline: Pipeline, test_faces: Pa
     assert evaluate(pipeline, test_faces, tmp_path) == 0
     assert (tmp_path / "frame_predictions.parquet").stat().st_mtime_ns == before
     assert (tmp_path / "evaluation.md").read_text() == text
+
+
+def test_two_devices_give_the_figures_of_one(pipeline: Pipeline, test_faces: Path, tmp_path, monkeypatch):
+    named, networks, together = [], {}, threading.Barrier(2)
+
+    def predict_together(network: torch.nn.Module, batches: list[torch.Tensor], **how: object) -> np.ndarray:
+        if networks.setdefault(network, 0) == 0:
+            together.wait(timeout=30)  # for the other device, which has a batch of its own then
+        networks[network] += len(batches[0])
+        return predict_logits(network, batches, **how)
+
+    def stand_in(name: str) -> tuple[torch.device, ...]:
+        named.append(name)
+        return (torch.device("cpu"),) * len(name.split(","))
+
+    monkeypatch.setattr(kept_predictions, "pick_devices", stand_in)
+    monkeypatch.setattr(kept_predictions, "predict_faces", partial(kept_predictions.predict_faces, batch_size=3))
+    assert evaluate(pipeline, test_faces, tmp_path / "one") == 0
+    monkeypatch.setattr(predictor, "predict_logits", predict_together)
+    assert evaluate(pipeline, test_faces, tmp_path / "two", "--device", "cuda:0,cuda:1") == 0
+    assert named == ["cpu", "cuda:0,cuda:1"]
+    one, two = (FRAME_PREDICTIONS.read(tmp_path / name / "frame_predictions.parquet") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+    assert len(networks) == 2 * one["model"].nunique() and sum(networks.values()) == len(one)
+    for name in ("metrics.csv", "evaluation.md", "video_predictions.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_training_videos_are_refused(pipeline: Pipeline, tmp_path, capsys):

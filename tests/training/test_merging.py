@@ -72,13 +72,75 @@ def test_a_run_folder_that_is_named_by_its_number_alone_becomes_that_fold(places
     assert merge_folds([tmp_path / "1"], tmp_path / "runs") == [tmp_path / "runs" / tmp_path.name / "fold1"]
 
 
-def test_a_folder_that_holds_no_run_is_not_replaced(places, tmp_path):
-    log = tmp_path / "runs" / "dfdc_b4" / "fold2" / "train.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("out of memory")
-    with pytest.raises(ValueError, match=r"fold2: expected a fold that was begun, .*Move it away"):
+def left_by(folder: Path, *names: str, epochs: int = 0) -> None:
+    """Make a fold's folder one whose training left these results alone, after so many epochs of validations."""
+    (folder / "best.safetensors").unlink()
+    for name in names:
+        (folder / name).write_bytes(b"result")
+    if epochs:
+        rows = [f"{epoch},main,last,9.5,0.5,0.6" for epoch in range(epochs)]
+        columns = "epoch,phase,candidate,seconds,validation_log_loss,validation_auc"
+        (folder / "epochs.csv").write_text("\n".join([columns, *rows]))
+
+
+ALL_EPOCHS = get_experiment("dfdc_b4").num_epochs
+BEST, STATE, PREVIOUS = "best.safetensors", "resume.pt", "resume.previous.pt"
+
+
+@pytest.mark.parametrize(
+    ("names", "epochs", "is_trained", "is_unfinished"),
+    [
+        pytest.param((), 0, False, False, id="settings alone"),
+        pytest.param(("train.log",), 0, False, False, id="a log"),
+        pytest.param((".resume.pt.multiattn-tmp", ".last.safetensors"), 1, False, False, id="writes that were killed"),
+        pytest.param((STATE,), 0, True, True, id="a state before the first validation"),
+        pytest.param((PREVIOUS,), 0, True, True, id="the state before that alone"),
+        pytest.param((STATE, PREVIOUS, BEST), 1, True, True, id="stopped after an epoch"),
+        pytest.param((STATE, PREVIOUS, BEST), ALL_EPOCHS, True, False, id="finished"),
+        pytest.param((BEST,), 1, True, False, id="weights that nothing goes on from"),
+    ],
+)
+def test_folds_that_are_not_trained_stay_behind_and_unfinished_ones_come_along(
+    names, epochs, is_trained, is_unfinished, places, tmp_path, capsys
+):
+    fold, runs = places[1] / "dfdc_b4" / "fold1", tmp_path / "runs"
+    left_by(fold, *names, epochs=epochs)
+    assert main(["merge", *map(str, places), "--out", str(runs)]) == 0
+    out = capsys.readouterr().out
+    assert (runs / "dfdc_b4" / "fold1").is_dir() == is_trained == (f"not trained, left out: {fold}\n" not in out)
+    going_on = ", unfinished: fold1 (the same `multiattn train` goes on there)" if is_unfinished else ""
+    assert f"dfdc_b4 has {3 if is_trained else 2} folds{going_on}; " in out
+    kept = {name: content for name, content in files(fold).items() if is_trained and not name.startswith(".")}
+    assert kept == (files(runs / "dfdc_b4" / "fold1") if is_trained else {})
+
+
+def test_where_no_fold_is_trained_nothing_is_copied(places, tmp_path, capsys):
+    left_by(places[1] / "dfdc_b4" / "fold1", "train.log")
+    assert main(["merge", str(places[1]), "--out", str(tmp_path / "runs")]) == 2
+    assert "fold1: expected trained folds, found none with best.safetensors or resume.pt" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("has_settings", [True, False])
+def test_a_fold_that_failed_in_one_place_is_taken_from_another(has_settings, places, tmp_path):
+    failed = Path(shutil.copytree(places[1] / "dfdc_b4" / "fold1", places[0] / "dfdc_b4" / "fold1"))
+    left_by(failed, "train.log")
+    if not has_settings:
+        (failed / "experiment.json").unlink()
+    folders = [fold for place in places for fold in layout.folds_of_runs(place / "dfdc_b4")]
+    assert [path.name for path in merge_folds(folders, tmp_path / "runs")] == ["fold0", "fold2", "fold1"]
+    assert files(tmp_path / "runs" / "dfdc_b4" / "fold1") == files(places[1] / "dfdc_b4" / "fold1")
+
+
+@pytest.mark.parametrize("names", [("train.log",), ("train.log", "experiment.json")])
+def test_a_folder_that_holds_no_run_is_not_replaced(names, places, tmp_path):
+    fold = tmp_path / "runs" / "dfdc_b4" / "fold2"
+    fold.mkdir(parents=True)
+    for name in names:
+        (fold / name).write_text("out of memory")
+    with pytest.raises(ValueError, match=r"fold2: expected a trained fold, .*Move it away"):
         merge_folds(layout.folds_of_runs(places[0]), tmp_path / "runs")
-    assert [path.name for path in log.parents[1].iterdir()] == ["fold2"] and log.is_file()
+    assert list(files(tmp_path / "runs")) == [f"dfdc_b4/fold2/{name}" for name in names]
 
 
 def test_the_same_fold_in_two_places_is_taken_once_and_one_that_went_on_is_refused(places, tmp_path):

@@ -3,14 +3,19 @@
 The plain dataset is the one most training scripts have: PIL opens and converts, torchvision resizes, makes a float
 tensor and normalises it, and the default collation puts the tensors together. It reads the same files in the same
 number of workers. Batches that were made ahead while the other side had its turn are not counted.
+
+With --packed one process reads crops from loose files and from shards of the same crops, as `faces --pack` makes them.
 """
 
 import dataclasses
+import itertools
 import math
 import os
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +34,12 @@ from multiattn.config import DataConfig
 from multiattn.config.choices import DEGRADING_PRESETS
 from multiattn.datasets.embedded.actors import make_actor
 from multiattn.experiments import get_experiment
-from multiattn.runtime.crop_files import crops_root, path_in_archive, read_stored
+from multiattn.runtime.crop_files import crops_root, read_stored, stored_file
 from multiattn.runtime.devices import pick_device
 from multiattn.runtime.environment import describe_machine
-from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE
+from multiattn.runtime.layout import CROPS_FOLDER, FACES_FILE, STATUS_FILE, VIDEOS_FILE, crop_path
 from multiattn.runtime.text_tables import terminal_table
-from multiattn.tables import FACES, FAKE, REAL
+from multiattn.tables import FACES, FAKE, REAL, VIDEO_STATUS, VIDEOS
 from multiattn.training.data.augment.degrade import DEGRADATIONS
 from multiattn.training.data.augment.faces import CropLandmarks
 from multiattn.training.data.crops import FoldCrops, reading_side, training_loader
@@ -46,6 +51,7 @@ from multiattn.video.crops.images import (
     start_method,
 )
 from multiattn.video.crops.recipe import CropRecipe, align_crop, read_recipe, write_recipe
+from multiattn.video.extraction.packing import pack_crops
 
 MAX_CROPS = 512
 """Crops taken of a faces folder, evenly spaced: enough to differ, few enough to lie in the page cache on both sides."""
@@ -60,7 +66,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def measure(options: DataBench) -> list[str]:
     """Lines for a terminal; raises as `compare_loaders`."""
-    return compare_loaders(options)[1]
+    return compare_loaders(options)[1] if options.packed is None else _compare_packed(options)
 
 
 def compare_loaders(options: DataBench) -> tuple[dict[str, tuple[float, float]], list[str]]:
@@ -88,7 +94,8 @@ def compare_loaders(options: DataBench) -> tuple[dict[str, tuple[float, float]],
     rate = options.training_rate or training_rate(dataclasses.replace(experiment, data=fed), device=device)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        crops = _drawn_faces(Path(folder)) if options.faces is None else _some_faces(options.faces, Path(folder))
+        place, source = Path(folder), options.faces
+        crops = _drawn_faces(place) if source is None else _some_faces(source, place, MAX_CROPS)
         real = np.flatnonzero(crops.training["label"] == REAL)
         can_blend = CropLandmarks.of(crops.folder, crops.faces, real).known.any()
         ways = [(name, way) for name, way in _ways(config, options.presets).items() if can_blend or way.sbi == 0]
@@ -191,6 +198,55 @@ def _plain_loader(crops: FoldCrops, config: DataConfig) -> DataLoader:
     )
 
 
+def _compare_packed(options: DataBench) -> list[str]:
+    """A table of crops a second, and a second of the processor, from loose files and from the same crops in shards."""
+    load = os.getloadavg()[0]
+    rows = [("", "files", "shards", "", "a CPU second: files", "shards", "")]
+    with tempfile.TemporaryDirectory() as folder:
+        (loose := Path(folder, "loose")).mkdir()
+        crops = _drawn_faces(loose) if options.faces is None else _some_faces(options.faces, loose, options.packed)
+        side, paths = read_recipe(loose).size, [loose / name for name in crops.training["crop"]]
+        sides = paths, _packed(crops, Path(folder, "packed"))
+        kilobytes = np.mean([path.stat().st_size for path in paths]) / 1000
+        for what, read in (("read", read_stored), ("read and decoded", partial(read_crop, size=side))):
+            for where in ("not in", "from") if hasattr(os, "posix_fadvise") else ("from",):
+                runs = [partial(_read_all, of_side, read, dropped=where == "not in") for of_side in sides]
+                files, shards = (np.median(of_side, axis=0) for of_side in take_turns(runs, TURNS))
+                cells = ((f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.2f}x") for a, b in zip(files, shards, strict=True))
+                rows.append((f"{what}, {where} the page cache", *itertools.chain(*cells)))
+    return [
+        f"{len(paths)} crops of {side} pixels, {kilobytes:.0f} KB each, read in random order by one process, in "
+        f"{tempfile.gettempdir()}: crops/s, medians of {TURNS} turns",
+        f"{describe_machine(torch.device('cpu'))}; load {load:.1f} before",
+        "",
+        *terminal_table(rows, right=range(1, 7)).splitlines(),
+    ]
+
+
+def _packed(crops: FoldCrops, folder: Path) -> list[Path]:
+    """The places of the same crops in a folder of their own, packed there."""
+    shutil.copytree(crops.folder, folder)
+    videos = crops.training.groupby("video_id", sort=False).agg(label=("label", "first"), num_crops=("crop", "size"))
+    videos = videos.reset_index().assign(dataset="bench", path=videos.index, status="ok", num_frames=1)
+    for table, name in ((VIDEOS, VIDEOS_FILE), (VIDEO_STATUS, STATUS_FILE)):
+        table.write(videos.reindex(columns=list(table.columns), fill_value=""), folder / name)
+    pack_crops(folder)
+    return [folder / address for address in FACES.read(folder / FACES_FILE)["crop"]]
+
+
+def _read_all(paths: list[Path], read: Callable[[Path], object], *, dropped: bool) -> tuple[float, float]:
+    """Crops a second, and a second of the processor; `dropped` from the page cache before, or as they lie there."""
+    for path in {stored_file(os.fspath(path)) for path in paths} if dropped else ():
+        with Path(path).open("rb") as file:
+            os.fsync(file.fileno())  # what is not on the disk yet would stay
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    order = np.random.default_rng(0).permutation(len(paths))
+    started, cpu = time.perf_counter(), time.process_time()
+    for place in order:
+        read(paths[place])
+    return len(paths) / (time.perf_counter() - started), len(paths) / (time.process_time() - cpu)
+
+
 def _table(rates: dict[str, tuple[float, float]], num_workers: int, training_rate: float) -> list[str]:
     plain = statistics.median(beside for _, beside in rates.values())
     rows = [("", "crops/s", "per worker", "beside plain", "workers to feed training")]
@@ -228,7 +284,7 @@ def _drawn_faces(folder: Path) -> FoldCrops:
             crop = align_crop(np.ascontiguousarray(actor.rgba[..., :3]), landmarks, recipe.size)
             crop = cv2.GaussianBlur(crop, (0, 0), DRAWN_BLUR)  # video compression leaves no more detail
             crop = np.clip(crop + generator.normal(0, DRAWN_NOISE, crop.shape), 0, 255).astype(np.uint8)
-            name = f"crops/{video}/{frame}.jpg"
+            name = crop_path(video, frame, 0)
             settings = [cv2.IMWRITE_JPEG_QUALITY, recipe.jpeg_quality]
             settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
             cv2.imwrite(str(folder / name), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), settings)
@@ -239,8 +295,8 @@ def _drawn_faces(folder: Path) -> FoldCrops:
     return _as_fold(folder, recipe, faces, labels)
 
 
-def _some_faces(source: Path, folder: Path) -> FoldCrops:
-    """Copies of `MAX_CROPS` crops of a faces folder, as many real as fake ones where it has so many."""
+def _some_faces(source: Path, folder: Path, most: int) -> FoldCrops:
+    """Copies of so many crops of a faces folder, as many real as fake ones where it has so many."""
     faces, labels, _ = labelled_faces(source)
     chosen = []
     for label in (REAL, FAKE):
@@ -250,15 +306,15 @@ def _some_faces(source: Path, folder: Path) -> FoldCrops:
                 f"--faces {source}: expected crops of real (0) and fake (1) videos, found no crop of label {label} "
                 f"among {len(faces)}."
             )
-        chosen.append(rows[np.unique(np.linspace(0, len(rows) - 1, MAX_CROPS // 2).round().astype(int))])
+        chosen.append(rows[np.unique(np.linspace(0, len(rows) - 1, most // 2).round().astype(int))])
     kept = np.sort(np.concatenate(chosen))
     faces = faces.iloc[kept].reset_index(drop=True).assign(seconds=0.0, score=1.0)
-    root = crops_root(source)
-    for name in faces["crop"]:
-        path = folder / path_in_archive(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(read_stored(root / name))
-    faces["crop"] = faces["crop"].map(path_in_archive)
+    root, keys = crops_root(source), faces[list(FACES.key)].itertuples(index=False, name=None)
+    names = [crop_path(*key) for key in keys]
+    for address, name in zip(faces["crop"], names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(read_stored(root / address))
+    faces["crop"] = names
     return _as_fold(folder, read_recipe(source), FACES.validate(faces, source), labels[kept])
 
 

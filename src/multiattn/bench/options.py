@@ -37,9 +37,13 @@ class DataBench:
     """Crops a second that the training takes; None measures a training step of the experiment."""
     device: str = "auto"
     """Device that this step is measured on: cpu, cuda or auto."""
+    packed: int | None = None
+    """Instead of all this: read so many crops of --faces, or the drawn ones, from loose files and from shards of the
+    same crops, both in TMPDIR, whose file system is thus measured."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "num_workers")
+        require_at_least(self, 2, "packed")
         require_at_least(self, 1, "image_size", "batch_size")
         if not self.seconds > 0:
             raise ValueError(f"--seconds: expected more than 0, found {self.seconds}.")

@@ -4,6 +4,7 @@
     multiattn bench train dfdc_b4 --device cuda --batch-size 64 --fed-from data/faces --data.num-workers 14
     multiattn bench infer dfdc_b4 --batch-size 4 --repeats 10 --beside nchw onnxruntime onnxruntime-int8
     multiattn bench data --experiment dfdc_b4 --faces data/faces
+    multiattn bench data --faces data/faces --packed 6000
     multiattn bench faces --videos-dir /data/dfdc/dfdc_train_part_0
     multiattn bench submit --videos-dir /data/dfdc/dfdc_train_part_0 --runs runs/dfdc_b4
     multiattn bench score --clip clip.mp4 --runtimes torch onnxruntime

@@ -15,6 +15,7 @@ from multiattn.runtime.paths import names_only
 from multiattn.runtime.progress import progress_bar
 from multiattn.tables import FOLDS
 from multiattn.training.engine.run_folder import SETTINGS_FREE_TO_CHANGE, read_experiment
+from multiattn.training.folds import what_is_left
 from multiattn.video.crops.recipe import describe_difference, read_recipe
 
 logger = logging.getLogger(__name__)
@@ -23,24 +24,39 @@ COPYING = ".{}.copying"
 """Name of the folder that a fold is copied into before it takes its own name: a killed merge leaves no half of one."""
 
 
+def is_trained(folder: Path) -> bool:
+    """True for a fold with weights to predict by, or a saved state to go on from; others hold settings and logs."""
+    return (folder / layout.BEST_WEIGHTS).is_file() or _has_state(folder)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """True for a fold that training goes on with: it has a saved state, and epochs left."""
+    return _has_state(folder) and what_is_left(folder, read_experiment(folder))[0] > 0
+
+
+def _has_state(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (layout.STATE_FILE, layout.PREVIOUS_STATE_FILE))
+
+
 def merge_folds(folders: Sequence[Path], runs: Path) -> list[Path]:
     """Copy fold folders to `<runs>/<experiment>/fold<k>`, whole or not at all; returns those that are new there.
 
-    Folds of one experiment must be made alike, those that are in `runs` already among them: settings (but for those
-    that change no result, and where files lie), folds table, recipe of the crops. A fold that is there with the same
-    bytes is left, so the same call goes on after a kill. Each copy is read back and compared with its source.
+    Folds that are not trained (`is_trained`) are left out; unfinished ones come along, to be gone on with. Folds of one
+    experiment must be made alike, those that are in `runs` already among them: settings (but for those that change no
+    result, and where files lie), folds table, recipe of the crops. A fold that is there with the same bytes is left, so
+    the same call goes on after a kill. Each copy is read back and compared with its source.
 
     Raises:
         ValueError: folds made differently, one fold with other bytes in two places, a folder in a fold's place that
-            holds none, or a source that changes meanwhile; nothing is copied after the first three.
+            holds none that is trained, or a source that changes meanwhile; nothing is copied after the first three.
         FileNotFoundError: a folder without the files that say how a run was made.
     """
     by_name: dict[str, list[Path]] = {}
-    for folder in folders:
+    for folder in filter(is_trained, folders):
         by_name.setdefault(layout.experiment_name(folder), []).append(folder)
     todo = []
     for name, found in by_name.items():
-        there = layout.folds_below(runs / name, layout.EXPERIMENT_FILE)
+        there = list(filter(is_trained, layout.folds_below(runs / name, layout.EXPERIMENT_FILE)))
         chosen = _without_conflicts([*there, *found])
         _require_alike(list(chosen))
         new = [(folder, layout.fold_number(folder)) for folder in chosen if folder not in there]
@@ -48,8 +64,8 @@ def merge_folds(folders: Sequence[Path], runs: Path) -> list[Path]:
     for _, target, _ in todo:
         if target.exists():
             raise ValueError(
-                f"{target}: expected a fold that was begun, or no folder, found one without {layout.EXPERIMENT_FILE}. "
-                "Move it away. Nothing was copied."
+                f"{target}: expected a trained fold, or no folder, found one without {layout.EXPERIMENT_FILE} or "
+                f"without {layout.BEST_WEIGHTS} and {layout.STATE_FILE}. Move it away. Nothing was copied."
             )
     with progress_bar(len(todo), "copies", "folds") if todo else contextlib.nullcontext() as bar:
         for source, target, digests in todo:
