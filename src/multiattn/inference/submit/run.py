@@ -40,7 +40,7 @@ from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import default_jobs, device_names, pick_devices
 from multiattn.runtime.files import exclusive_folder
 from multiattn.runtime.layout import VIDEO_HELD_OUT_FILE
-from multiattn.runtime.processor import process_seconds
+from multiattn.runtime.processor import collect_seldom, process_seconds
 from multiattn.runtime.signals import Interruption, listening
 from multiattn.runtime.text_tables import counted
 from multiattn.scoring.distances import Outside, crop_distances
@@ -83,6 +83,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         for settings in setup.settings:
             stores.append(ResultStore(inputs.out, results_work(settings.recipe), stores))
         gc.freeze()  # else each collection goes through all that was imported: a sixth of a cluster driver's time
+        collect_seldom()  # and through a million results kept: half a restart's time
         try:
             result = _Run(inputs, models, history, setup, stores, delivery, interruption).run()
         finally:
