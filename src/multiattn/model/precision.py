@@ -62,10 +62,10 @@ def resolve_precision(precision: str, device: torch.device, trial: Callable[[], 
         return Precision("fp32", f"the processor has no bf16 arithmetic ({' or '.join(BF16_FLAGS)})")
     found = trial()
     times = f"{1000 * found.seconds_bf16:.3g} ms a batch in bf16, {1000 * found.seconds_fp32:.3g} ms in float32"
-    if not found.seconds_bf16 * LEAST_GAIN <= found.seconds_fp32:
-        return Precision("fp32", f"bf16 is not faster on this processor: {times}")
     if not found.change <= LARGEST_CHANGE:
         return Precision("fp32", f"bf16 changes P(fake) by up to {found.change:.1e}, more than {LARGEST_CHANGE:g}")
+    if not found.seconds_bf16 * LEAST_GAIN <= found.seconds_fp32:
+        return Precision("fp32", f"bf16 is not faster on this processor: {times}")
     return Precision("bf16", f"{', '.join(flag for flag in BF16_FLAGS if flag in processor_flags())}: {times}")
 
 
@@ -110,14 +110,18 @@ def try_prediction(network: nn.Module, crops: Tensor) -> Trial:
             logits = network(normalize_crops(crops)).logits
         answers[precision] = fake_logit(logits.float()).double().sigmoid()
 
+    def change() -> float:
+        return float((answers["bf16"] - answers["fp32"]).abs().max())
+
     with torch.inference_mode():
-        seconds = _fastest(compute)
+        seconds = _fastest(compute, is_decided=lambda: not change() <= LARGEST_CHANGE)
     network.train(was_training)
-    return Trial(*seconds, change=float((answers["bf16"] - answers["fp32"]).abs().max()))
+    return Trial(*seconds, change=change())
 
 
-def _fastest(compute: Callable[[str], None]) -> tuple[float, float]:
-    """Seconds of the fastest round in float32 and in bf16, taking turns after a first round that warms up."""
+def _fastest(compute: Callable[[str], None], is_decided: Callable[[], bool] = lambda: False) -> tuple[float, float]:
+    """Seconds of the fastest round in float32 and in bf16, taking turns after a first round that warms up; of the first
+    one where nothing else is needed to decide."""
     began, rounds = time.perf_counter(), []
     while len(rounds) <= TRIAL_ROUNDS and (len(rounds) < 2 or time.perf_counter() - began < TRIAL_SECONDS):
         times = []
@@ -126,7 +130,9 @@ def _fastest(compute: Callable[[str], None]) -> tuple[float, float]:
             compute(precision)
             times.append(time.perf_counter() - start)
         rounds.append(times)
-    fp32, bf16 = (min(times) for times in zip(*rounds[1:], strict=True))
+        if is_decided():
+            break
+    fp32, bf16 = (min(times) for times in zip(*(rounds[1:] or rounds), strict=True))
     return fp32, bf16
 
 
