@@ -59,7 +59,7 @@ def resolve_precision(precision: str, device: torch.device, trial: Callable[[], 
     if trial is None:
         return Precision("fp32", "float32 on a CPU")
     if not has_bf16():
-        return Precision("fp32", f"the processor has no bf16 arithmetic ({' or '.join(BF16_FLAGS)})")
+        return Precision("fp32", f"torch has no bf16 arithmetic here ({' or '.join(BF16_FLAGS)})")
     found = trial()
     times = f"{1000 * found.seconds_bf16:.3g} ms a batch in bf16, {1000 * found.seconds_fp32:.3g} ms in float32"
     if not found.change <= LARGEST_CHANGE:
