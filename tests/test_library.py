@@ -64,7 +64,7 @@ def test_the_package_requires_what_its_commands_need_and_leaves_tools_to_extras(
         "lab": {"jupyterlab"},
     }  # fmt: skip
     listed = re.findall(r"^([\w-]+)(?=[=>\[])", (root / "requirements.txt").read_text(), re.MULTILINE)
-    extras = set().union(*(named[name] for name in ("test", "serve", "dask", "lora", "onnx")))
+    extras = set().union(*(named[name] for name in ("test", "serve", "dask", "ray", "lora", "onnx")))
     assert set(listed) == named[""] | extras, "all that a fresh clone installs"
     assert all((">=" in word and "<" in word) or "==" in word for word in product), "bounds on either side"
 
