@@ -156,8 +156,13 @@ def test_a_bundle_that_another_account_shares_is_one_by_any_of_its_names_and_one
     make_kit(drive / ".Trash-0" / "bundle")
     (drive / "MyDrive" / "bundle").symlink_to(shared)
     (drive / "My Drive").symlink_to(drive / "MyDrive")
-    root = first_cell(tmp_path / "content")["root"]
-    assert root.parent.samefile(drive / "MyDrive"), "what is left beside it stays in the Drive of whoever runs it"
+    (shared / "up").symlink_to(drive / "MyDrive")
+    for here in (tmp_path / "content", drive / "MyDrive" / "bundle"):  # the latter as the system calls it: `shared`
+        root = first_cell(here)["root"]
+        assert root.parent.samefile(drive / "MyDrive"), "what is left beside it stays in the Drive of whoever runs it"
+        assert root.parts[-3:-1] in (("drive", "MyDrive"), ("drive", "My Drive")), "its shortest name"
+    make_kit(drive / "MyDrive" / "other")
+    assert first_cell(drive / "MyDrive" / "bundle")["root"].samefile(shared), "of several the one that it is in"
 
 
 def test_of_several_bundles_in_a_drive_the_working_directory_is_the_one_that_is_taken(first_cell, tmp_path):
@@ -169,11 +174,16 @@ def test_of_several_bundles_in_a_drive_the_working_directory_is_the_one_that_is_
 
 
 @pytest.mark.parametrize("first_cell", NOTEBOOKS[:1], indirect=True)
-def test_on_colab_a_clone_of_the_repository_goes_by_its_own_code(first_cell, tmp_path):
+def test_on_colab_a_clone_of_the_repository_goes_by_its_own_code_and_on_kaggle_it_does_not(first_cell, tmp_path):
+    for place in ("content", "working"):
+        for name in ("src/multiattn", "notebooks"):
+            (tmp_path / place / "clone" / name).mkdir(parents=True)
     code = tmp_path / "content" / "clone" / "src" / "multiattn"
-    for folder in (code, tmp_path / "content" / "clone" / "notebooks"):
-        folder.mkdir(parents=True)
     assert first_cell(tmp_path / "content" / "clone" / "notebooks")["code"] == code
+    (tmp_path / "input" / "by_kagglehub").mkdir(parents=True)
+    assert first_cell(tmp_path / "content" / "clone" / "notebooks")["code"] == code
+    with pytest.raises(FileNotFoundError, match=r"expected one bundle.*found none"):
+        first_cell(tmp_path / "working" / "clone" / "notebooks")
 
 
 def without_digests(kit: Path) -> None:
