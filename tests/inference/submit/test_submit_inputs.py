@@ -161,13 +161,32 @@ def test_on_colab_runs_lie_beside_their_bundle_and_videos_anywhere(tmp_path, mon
     found = find_inputs(mine / "bundle")
     assert (found.runs, found.out) == ((mine / "runs/dfdc_b4",), mine / "submissions/dfdc_b4"), "a Drive keeps them"
     assert (found.videos_dir, found.sample_submission) == (data / "test_videos", data / "sample_submission.csv")
-    shared = content / "drive" / ".shortcut-targets-by-id" / "1aB" / "test_videos"
-    shared.mkdir(parents=True)
-    assert find_inputs(mine / "bundle").videos_dir == data / "test_videos"
+    hidden = content / "drive" / ".Trash-0" / "dfdc"
+    (hidden / "test_videos").mkdir(parents=True)
+    (hidden / "sample_submission.csv").touch()
+    (content / "drive" / "dfdc").symlink_to(data)
+    assert find_inputs(mine / "bundle").videos_dir == data / "test_videos", "neither one in a bin nor a link"
     (mine / "runs/other/fold0").mkdir(parents=True)
     (mine / "runs/other/fold0/best.safetensors").touch()
     with pytest.raises(ValueError, match=r"expected one trained runs .*dfdc_b4, .*other\. .*MULTIATTN_RUNS"):
         find_inputs(mine / "bundle")
+
+
+def test_a_clone_of_the_repository_on_colab_has_its_own_data(tmp_path, monkeypatch):
+    for name in ("RUNS", "VIDEOS_DIR", "SAMPLE_SUBMISSION", "OUT", "SCORING", "WEIGHTS"):
+        monkeypatch.delenv(f"MULTIATTN_{name}", raising=False)
+    clone = tmp_path / "content" / "clone"
+    monkeypatch.setattr(inputs, "COLAB_CONTENT", clone.parent)
+    monkeypatch.setattr(inputs, "KAGGLE_INPUT", tmp_path / "input")
+    for place in (clone / "data", clone.parent / "dfdc"):
+        (place / "test_videos").mkdir(parents=True)
+        (place / "sample_submission.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"runs: expected trained runs .* none\. Name yours by MULTIATTN_RUNS"):
+        find_inputs(clone)
+    (clone / "runs/dfdc_b4/fold0").mkdir(parents=True)
+    (clone / "runs/dfdc_b4/fold0/best.safetensors").touch()
+    found = find_inputs(clone)
+    assert (found.videos_dir, found.out) == (clone / "data/test_videos", clone / "submissions/dfdc_b4")
 
 
 def test_a_notebook_older_than_the_code_says_how_to_make_it_anew():

@@ -254,11 +254,11 @@ def _bundled_runtime(run: Path) -> Runtime:
 
 
 def _first(found: list[Path], what: str, folder: Path, variable: str, only: bool) -> Path:
+    names, remedy = ", ".join(map(str, found[:3])), f"Name yours by MULTIATTN_{variable}."
     if not found:
-        raise FileNotFoundError(f"{folder}: expected {what} at most {SEARCH_DEPTH} levels down, found none.")
-    names = ", ".join(map(str, found[:3]))
+        raise FileNotFoundError(f"{folder}: expected {what} at most {SEARCH_DEPTH} levels down, found none. {remedy}")
     if len(found) > 1 and only:  # whoever made a data set, or shares a folder, may have put one there
-        raise ValueError(f"{folder}: expected one {what}, found {names}. Name yours by MULTIATTN_{variable}.")
+        raise ValueError(f"{folder}: expected one {what}, found {names}. {remedy}")
     if len(found) > 1:
         logger.warning("several candidates for %s, taking the first: %s", what, names)
     return found[0]
