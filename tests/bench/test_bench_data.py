@@ -168,6 +168,36 @@ def test_packed_crops_are_measured_beside_loose_ones(has_faces, faces, monkeypat
             assert ratio == pytest.approx(shards / files, rel=0.05, abs=0.01) and files > 0
 
 
+def test_each_figure_of_packed_crops_stands_in_its_place(faces, monkeypatch):
+    calls = []
+
+    def read_all(paths, read, *, dropped):
+        """Crops that tell where they lie, how they are read, and from what."""
+        packed, decoded = ".tar@" in str(paths[0]), isinstance(read(paths[0]), np.ndarray)
+        calls.append((packed, decoded, dropped, len(paths)))
+        return 1000 + 100 * packed + 10 * decoded + dropped, 2000 + 100 * packed + 10 * decoded + dropped
+
+    monkeypatch.setattr(bench_data, "_read_all", read_all)
+    lines = measure(DataBench(faces=faces, packed=6))
+    rows = [re.split(r"\s{2,}", line) for line in lines if line.startswith("read")]
+    assert [(row[0], row[1], row[2], row[4], row[5]) for row in rows] == [
+        ("read, not in the page cache", "1,001", "1,101", "2,001", "2,101"),
+        ("read, from the page cache", "1,000", "1,100", "2,000", "2,100"),
+        ("read and decoded, not in the page cache", "1,011", "1,111", "2,011", "2,111"),
+        ("read and decoded, from the page cache", "1,010", "1,110", "2,010", "2,110"),
+    ]
+    assert len(calls) == 4 * 2 * bench_data.TURNS and {number for *_, number in calls} == {6}
+
+
+def test_what_is_read_from_the_disk_was_dropped_from_memory_before(faces, monkeypatch):
+    dropped, paths = [], [faces / name for name in FACES.read(faces / "faces.parquet")["crop"]]
+    monkeypatch.setattr(bench_data.os, "posix_fadvise", lambda *words: dropped.append(words[1:]))
+    _read_all(paths, read_stored, dropped=False)
+    assert not dropped
+    _read_all(paths, read_stored, dropped=True)
+    assert dropped == [(0, 0, bench_data.os.POSIX_FADV_DONTNEED)] * len(paths)
+
+
 def test_crops_smaller_than_asked_for_are_refused_before_any_work():
     with pytest.raises(ValueError, match="--image-size: expected at most 380, the side of the crops in drawn faces"):
         measure(DataBench(experiment="demo", image_size=400))
