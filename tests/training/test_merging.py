@@ -114,6 +114,12 @@ def test_folds_that_are_not_trained_stay_behind_and_unfinished_ones_come_along(
     assert kept == (files(runs / "dfdc_b4" / "fold1") if is_trained else {})
 
 
+def test_a_fold_that_is_not_trained_counts_neither_where_it_is_nor_where_it_goes(places, tmp_path, capsys):
+    left_by(make_fold(tmp_path / "runs", 3), "train.log")
+    assert main(["merge", *map(str, places), "--out", str(tmp_path / "runs")]) == 0
+    assert "dfdc_b4 has 3 folds; " in capsys.readouterr().out
+
+
 def test_where_no_fold_is_trained_nothing_is_copied(places, tmp_path, capsys):
     left_by(places[1] / "dfdc_b4" / "fold1", "train.log")
     assert main(["merge", str(places[1]), "--out", str(tmp_path / "runs")]) == 2
