@@ -6,7 +6,6 @@ multiattn predict --runs runs/dfdc_b4 --faces data/faces/dfdc --held-out --tta f
 multiattn predict --runs runs/dfdc_b4 --videos-dir /data/videos --out data/p.parquet --backend ray
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +13,13 @@ from typing import TYPE_CHECKING
 from multiattn.command_line import Devices, Jobs, PredictPrecision, RuntimeName, parse, require_apart, results
 from multiattn.config.choices import SplitName, Tta
 from multiattn.runtime.devices import pick_devices, runtime_precision
-from multiattn.runtime.files import atomic_path, read_json
-from multiattn.runtime.layout import CARD_FILE, FACES_FILE, PREDICTIONS_FILE, named_run
+from multiattn.runtime.layout import FACES_FILE, PREDICTIONS_FILE, named_run
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.extraction.engine import Backend
 
 if TYPE_CHECKING:
     import pandas as pd
-
-KEPT = ".submission"
-"""In place of the table's ending: the folder in which a cluster's driver keeps what is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,26 +119,19 @@ def _predict_on_cluster(options: Options) -> None:
     from multiattn.inference.submit.inputs import SubmitInputs
 
     inputs = SubmitInputs(
-        runs=(options.runs,), videos_dir=options.videos_dir, out=options.out.with_suffix(KEPT), scoring="none",
+        runs=(options.runs,), videos_dir=options.videos_dir, out=options.out.with_suffix(".submission"), scoring="none",
         tta=options.tta, device=options.device, precision=options.precision, runtime=options.runtime,
         weights=options.weights, backend=options.backend, scheduler=options.scheduler,
     )  # fmt: skip
+    from multiattn.inference.submit.frames import copy_frames
     from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
 
     videos = run_submit(inputs, for_frames=True).coverage["ok"]
-    made = inputs.out / PREDICTIONS_FILE
     if not videos:  # and what lies there may be of former videos
         _write(FRAME_PREDICTIONS.empty(), options.out)
-    elif options.out.suffix != made.suffix:
-        _write(FRAME_PREDICTIONS.read(made), options.out)
-    else:  # as a file: that of a million videos fits in no memory
-        with atomic_path(options.out) as temporary:
-            shutil.copyfile(made, temporary)
-        from pyarrow.parquet import read_metadata
-
-        models = counted(len(read_json(inputs.out / CARD_FILE)["runs"]), "model")
-        made = counted(read_metadata(options.out).num_rows, "prediction")
-        results(f"{made} of {models} on {counted(videos, 'video')} in {options.out}")
+        return
+    rows = copy_frames(inputs.out / PREDICTIONS_FILE, options.out)
+    results(f"{counted(rows, 'prediction')} on {counted(videos, 'video')} in {options.out}")
 
 
 def _require_sound(options: Options) -> None:
@@ -167,7 +155,6 @@ def _require_sound(options: Options) -> None:
         raise ValueError(f"--backend {options.backend}: takes videos to their predictions, found --{given} beside it.")
     if on_cluster and not (options.videos_dir and options.out):
         raise ValueError(f"--backend {options.backend}: expected --videos-dir DIR and --out FILE, found not both.")
-    if on_cluster:  # before the hours of work
-        require_apart({"--out": options.out}, [options.out.with_suffix(KEPT)])
-    if options.faces is not None:
-        require_apart({"--out": options.out}, [options.faces / FACES_FILE])
+    if on_cluster or options.faces is not None:
+        kept = options.out.with_suffix(".submission") if on_cluster else options.faces / FACES_FILE
+        require_apart({"--out": options.out}, [kept])
