@@ -1,9 +1,12 @@
 """Journals: nothing whole is lost, nothing torn is read, nothing of other work is mixed in."""
 
+import errno
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,6 +93,23 @@ def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_can_be_continued(t
         with journal:
             journal.append(Finished("d"))
         assert list(opened(path, work).records()) == [*RECORDS[:whole], Finished("d")]
+
+
+def test_places_are_right_after_a_part_of_a_line_that_could_not_be_cut_off(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    with opened(tmp_path / "j.jsonl") as journal:
+        file, torn = journal._file, {"write": lambda content: file.write(content[:9])}
+        journal._file = SimpleNamespace(fileno=file.fileno, tell=file.tell, **torn)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
+            patch.setattr(os, "ftruncate", fail)
+            journal.append(RECORDS[0])
+        journal._file = file
+        journal.append(RECORDS[0])  # behind the part, so it is lost
+        places = [journal.append(record) for record in RECORDS]
+        assert [journal.read_at(place) for place in places] == RECORDS
+    assert list(journal.records(skip_damaged=True)) == RECORDS
 
 
 def test_an_unfinished_line_longer_than_a_chunk_is_cut_off(tmp_path):

@@ -36,12 +36,10 @@ class Journal(Generic[Record]):
         self._fields = {field.name: None for field in fields(kind)}  # in their order
         self._before_key = f'{{"{next(iter(self._fields))}":'
         self._file = self._reader = None
-        self._end = 0
         self._reading = threading.Lock()
 
     def __enter__(self) -> "Journal[Record]":
         self._file = self.path.open("ab", buffering=0)
-        self._end = os.fstat(self._file.fileno()).st_size
         self._reader = self.path.open("rb")  # of a million records each is read once
         return self
 
@@ -103,10 +101,11 @@ class Journal(Generic[Record]):
         return self._write(fields if self._pack is None else fields | self._pack(record))
 
     def _write(self, values: dict[str, Any]) -> int:
-        line, start = json.dumps(values, separators=(",", ":")).encode() + b"\n", self._end
+        line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
         try:
-            if self._file.write(line) == len(line):
-                self._end += len(line)
+            written = self._file.write(line)
+            start = self._file.tell() - written  # where the file ended, whatever became of it since the last line
+            if written == len(line):
                 return start
             os.ftruncate(self._file.fileno(), start)  # a part of a line would spoil the next one
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -158,7 +157,7 @@ class Journal(Generic[Record]):
         for number, place, line in self._lines():
             try:
                 record = self._record(line)
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, TypeError, AttributeError, OverflowError) as error:
                 if not skip_damaged:
                     raise self._damaged(number, error) from error
                 damaged += 1

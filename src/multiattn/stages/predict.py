@@ -52,7 +52,7 @@ class Options:
     jobs: Jobs = None
     backend: Backend = "local"
     """With --videos-dir, where videos are predicted: this machine, or a dask or ray cluster that sees the same files at
-    the same paths, as by `multiattn submit`; <out>.submission keeps what is done."""
+    the same paths, as by `multiattn submit`, also those of folders below; <out>.submission keeps what is done."""
     scheduler: str | None = None
     """The cluster's address, as of `multiattn submit`."""
 
@@ -123,10 +123,15 @@ def _predict_on_cluster(options: Options) -> None:
         tta=options.tta, device=options.device, precision=options.precision, runtime=options.runtime,
         weights=options.weights, backend=options.backend, scheduler=options.scheduler,
     )  # fmt: skip
+    from multiattn.inference.submit.frames import copy_frames
     from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
 
-    run_submit(inputs)
-    _write(FRAME_PREDICTIONS.read(inputs.out / PREDICTIONS_FILE), options.out)
+    videos = run_submit(inputs, for_frames=True).coverage["ok"]
+    if not videos:  # and what lies there may be of former videos
+        _write(FRAME_PREDICTIONS.empty(), options.out)
+        return
+    rows = copy_frames(inputs.out / PREDICTIONS_FILE, options.out)
+    results(f"{counted(rows, 'prediction')} on {counted(videos, 'video')} in {options.out}")
 
 
 def _require_sound(options: Options) -> None:
@@ -150,5 +155,6 @@ def _require_sound(options: Options) -> None:
         raise ValueError(f"--backend {options.backend}: takes videos to their predictions, found --{given} beside it.")
     if on_cluster and not (options.videos_dir and options.out):
         raise ValueError(f"--backend {options.backend}: expected --videos-dir DIR and --out FILE, found not both.")
-    if options.faces is not None:
-        require_apart({"--out": options.out}, [options.faces / FACES_FILE])
+    if on_cluster or options.faces is not None:
+        kept = options.out.with_suffix(".submission") if on_cluster else options.faces / FACES_FILE
+        require_apart({"--out": options.out}, [kept])

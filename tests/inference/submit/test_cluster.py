@@ -9,6 +9,7 @@ import signal
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from multiattn.__main__ import main
 from multiattn.inference.runs import find_models
 from multiattn.inference.submit import cluster as cluster_module
 from multiattn.inference.submit.classifier import Classified
@@ -96,16 +98,16 @@ def test_options_that_a_cluster_does_not_go_with_are_refused(options, expected):
 
 
 @contextlib.contextmanager
-def answering_at_once(*_: object, **__: object) -> Iterator[Run]:
-    """A cluster whose workers have an answer to each video, of a hundred crops."""
-    places = np.stack([np.arange(100), np.zeros(100, np.int64)], axis=1)
+def answering_at_once(*_: object, crops: int = 100, **__: object) -> Iterator[Run]:
+    """A cluster whose workers have an answer to each video, of a hundred crops; of none, that it shows no face."""
+    places = np.stack([np.arange(crops), np.zeros(crops, np.int64)], axis=1)
 
     def answer(task: VideoTask, part: SentWork) -> Classified:
-        crops = EncodedCrops(task.video_id, "ok", "", 100, places, 0.1, 0.1)
+        found = EncodedCrops(task.video_id, "ok" if crops else "no_face", "", 100, places, 0.1, 0.1)
         numbers = np.random.default_rng(len(task.video_id)).normal(size=(2, len(part.models), len(places)))
         reasons = np.full(numbers.shape[1:], "", dtype=object)
         facts = {"file": "0" * 64, "precisions": dict.fromkeys(part.models, "fp32")}
-        return Classified(Extracted(None, crops), part.models, 0, *numbers, reasons, **facts)
+        return Classified(Extracted(None, found), part.models, 0, *numbers, reasons, **facts)
 
     def run(calls: Iterable[tuple]) -> Iterator[tuple]:
         for _, key, _, call, _ in calls:
@@ -176,6 +178,29 @@ def test_predict_on_a_cluster_gives_the_table_of_one_machine_and_goes_on(pipelin
         assert sorted(predicted) == sorted(f"folder/{path.stem}" for path in clips.iterdir()), name
     here, there = (FRAME_PREDICTIONS.read(tmp_path / f"{name}.parquet") for name in ("here", "there"))
     pd.testing.assert_frame_equal(here, there, rtol=0, atol=1e-5)
+
+
+def test_predict_on_a_cluster_needs_neither_how_runs_were_trained_nor_a_face(tmp_path, monkeypatch):
+    """As on one machine: a packaged run lacks its folds, and no views have out-of-fold predictions."""
+    clips, out = tmp_path / "clips", tmp_path / "there.parquet"
+    empty_clips(clips, 3)
+    words = "predict", "--runs", "dfdc_lite", "--videos-dir", clips, "--tta", "flip", "--backend", "ray", "--out", out
+    monkeypatch.setattr(cluster_module, "open_backend", answering_at_once)
+    run(*words)
+    assert len(FRAME_PREDICTIONS.read(out)) == 300
+    for clip in clips.glob("*.mp4"):
+        clip.write_text("another")
+    monkeypatch.setattr(cluster_module, "open_backend", partial(answering_at_once, crops=0))
+    run(*words)
+    assert pd.read_parquet(out).empty, "of these videos, not of the former ones"
+
+
+@pytest.mark.parametrize("name", ["there.submission", "folder"])
+def test_predict_on_a_cluster_refuses_a_table_that_it_could_not_write_before_it_begins(name, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    words = "predict", "--runs", "dfdc_lite", "--videos-dir", str(tmp_path), "--backend", "ray"
+    assert main([*words, "--out", str(tmp_path / name)]) == 2
+    assert f"--out {tmp_path / name}: expected a file to write" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def test_a_result_is_of_the_models_that_are_as_they_were(prints, precision, mode
 def test_results_of_other_settings_are_kept_beside_each_other(tmp_path):
     first = result(tmp_path, "a")
     one = {"models": ["m/fold0"], "fingerprints": ["abc"], "logits": [[9.0, 9.0]]}
-    half, failed = result(tmp_path, "a", **one, precisions=["bf16"]), result(tmp_path, "a", status="failed", **one)
+    half, failed = (result(tmp_path, "a", **one, precisions=["bf16"], status=status) for status in ("ok", "failed"))
     few = dataclasses.replace(first, frames=2, crops=[[0, 0]], logits=[[5.0], [5.0]])
     keep(tmp_path, few, first, half, failed)
     assert usable(tmp_path, precision="bf16") == plain(half)
@@ -219,6 +219,27 @@ def test_a_damaged_line_costs_its_own_video_and_a_later_result_counts(tmp_path):
     assert set(found) == {"folder/a", "folder/c"} and found["folder/a"]["logits"][0][0] == 9.0
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param({"logits": [[0.5], [0.5, 2.0]]}, id="a logit is gone"),
+        pytest.param({"logits": [None, [0.5, 2.0]]}, id="no numbers"),
+        pytest.param({"crops": [[0, 0], [2**40, 1]]}, id="a frame that there can not be"),
+        pytest.param({"crops": "AAAAAAAAAAAAAAAA"}, id="a number too many"),
+        pytest.param({"distances": [[1.0], []]}, id="distances of other crops"),
+        pytest.param({"reasons": [[], ["blur"] * 3]}, id="reasons of other crops"),
+        pytest.param({"precisions": ["fp32"]}, id="precisions of other models"),
+    ],
+)
+def test_a_line_whose_numbers_do_not_fit_together_costs_its_own_video(damage, tmp_path, caplog):
+    keep(tmp_path, *(result(tmp_path, name) for name in "abc"))
+    path = tmp_path / SUBMISSION_JOURNAL
+    lines = path.read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | damage)
+    path.write_text("\n".join([*lines, ""]))
+    assert set(usable(tmp_path)) == {"folder/a", "folder/c"} and "1 damaged line is left out" in caplog.text
+
+
 def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
     store = ResultStore(tmp_path, WORK)
 
@@ -228,6 +249,9 @@ def test_a_full_disk_costs_the_restart_and_not_the_run(tmp_path, caplog):
 
         def write(self, content: bytes) -> int:
             return store_file.write(content[:30])
+
+        def tell(self) -> int:
+            return store_file.tell()
 
     store_file, store.journal._file = store.journal._file, FullDisk()
     store.add(result(tmp_path, "a"))

@@ -20,14 +20,16 @@ from submit_case import PRIOR, SAME, Case, in_this_process
 
 from multiattn.inference.scoring_file import write_scoring
 from multiattn.inference.submit import classifier as classifier_module
+from multiattn.inference.submit import predict as predict_module
 from multiattn.inference.submit import run as run_module
 from multiattn.inference.submit.classifier import LoadedModels
 from multiattn.inference.submit.delivery import cut_thumbnails
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.plan import Plan
-from multiattn.inference.submit.predict import Setup
+from multiattn.inference.submit.predict import PredictionPass, Setup
 from multiattn.inference.submit.run import run_submit
 from multiattn.runtime.layout import SUBMISSION_JOURNAL
+from multiattn.runtime.processor import TORCH_THREAD
 from multiattn.scoring.rule import ScoringRule
 from multiattn.tables import FRAME_PREDICTIONS, OUT_OF_FOLD, SUBMISSION
 from multiattn.video.crops.images import decode_crop
@@ -136,6 +138,22 @@ def test_a_slow_classifier_holds_the_extraction_back(case, monkeypatch):
     # One in the worker, two in the queue, what the threads have taken of it, and one not yet counted as finished.
     assert max(in_flight) <= min(9, 1 + 2 + 1 + os.cpu_count() + 1)
     assert case.require_no_wrong_row() == 8
+
+
+def test_no_thread_waits_for_ever_with_a_result_that_nobody_takes(case, monkeypatch):
+    before = set(threading.enumerate())
+
+    def fail_late(self, *_: object) -> None:
+        deadline = time.monotonic() + 60
+        while not self._events.full() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(predict_module, "MOST_EVENTS", 1)
+    monkeypatch.setattr(PredictionPass, "_handle", fail_late)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        in_this_process(case, monkeypatch)
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == TORCH_THREAD]
 
 
 @pytest.mark.parametrize(

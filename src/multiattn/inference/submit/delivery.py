@@ -209,11 +209,12 @@ class Delivery:
 
     def _score(self) -> None:
         """Score the videos that were taken, each once and by itself: no video's score depends on another's."""
-        videos, self._unscored = self._unscored, {}
+        videos = self._unscored
         if not videos:
             return
         outside = self.outside if self.outside is None else self.outside.reindex(list(videos))
         self._scored.append(self.rule.score(frame_table([it for them in videos.values() for it in them]), outside))
+        self._unscored = {}
 
     def build(self, status_of: StatusOf) -> Submission:
         """The submission of what is known so far."""

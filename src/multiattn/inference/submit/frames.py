@@ -2,6 +2,7 @@
 memory."""
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,17 @@ def _how_far(result: VideoResult, row: int) -> tuple[np.ndarray, Sequence[str]]:
     """Distance of each crop from the faces of a model's training, and the words for it."""
     number, measured, words = len(result.crops), result.distances[row], result.reasons[row]
     return measured if len(measured) else np.full(number, np.nan), words or [""] * number
+
+
+def copy_frames(path: Path, out: Path) -> int:
+    """Write a `frame_predictions.parquet` as another file, atomically, and in one of another ending in that form; the
+    number of its rows."""
+    if out.suffix != path.suffix:
+        FRAME_PREDICTIONS.write(FRAME_PREDICTIONS.read(path), out)
+    else:  # not read: in memory a row takes 200 bytes
+        with atomic_path(out) as temporary:
+            shutil.copyfile(path, temporary)
+    return pyarrow.parquet.read_metadata(path).num_rows
 
 
 class FrameFiles:

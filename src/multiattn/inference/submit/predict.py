@@ -7,6 +7,7 @@ import builtins
 import functools
 import logging
 import queue
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,6 +30,7 @@ from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.processor import share_one_heap, tune_cpu
 from multiattn.runtime.progress import progress_bar
 from multiattn.runtime.signals import Interruption
+from multiattn.video.extraction.engine import put_until
 from multiattn.video.extraction.extract import ExtractionSettings, VideoTask
 from multiattn.video.extraction.isolation import end_processes
 
@@ -153,6 +155,7 @@ class PredictionPass:
         self._contents: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, dict[int, Classified | None]] = {}
         self._events: queue.Queue[Any] = queue.Queue(MOST_EVENTS)
+        self._leaving = threading.Event()
         self._next_videos = iter(self.videos)
         self._failures: dict[str, str] | None = None if self.machine_works else {}
         self._reported_changes = 0
@@ -177,8 +180,8 @@ class PredictionPass:
             self._next_work,
             workers=plan.workers,
             time_limit=TIME_LIMIT_SECONDS,
-            lost=lambda task, how: self._events.put((task.video_id, how)),
-            crashed=self._events.put,
+            lost=lambda task, how: self._put((task.video_id, how)),
+            crashed=self._put,
         )
         classifier: Classifier | None = None
         try:  # the extraction's processes import for seconds; meanwhile the networks are loaded
@@ -186,14 +189,14 @@ class PredictionPass:
             self._precisions = replicas.working(0).models.chosen
             if on_cpu:
                 torch.set_num_threads(1)
-            put = self._events.put
-            classifier = Classifier(replicas, extraction.results, put, put, threads=plan.classifiers)
+            classifier = Classifier(replicas, extraction.results, self._put, self._put, threads=plan.classifiers)
             with progress_bar(len(self.videos), self.label, "videos") as bar:
                 self._loop(classifier, bar)
             if len(setup.devices) > 1:
                 shares = (f"{each.models.device} {each.crops}" for each in replicas)
                 logger.info("crops predicted: %s", ", ".join(shares))
         finally:
+            self._leaving.set()
             extraction.stop()
             if classifier is None or not classifier.finished:
                 end_processes()  # at work on what nobody waits for; idle ones serve a second pass, or end by themselves
@@ -211,6 +214,10 @@ class PredictionPass:
         finally:
             workers.stop()
             self.stages["wall"] = time.monotonic() - started
+
+    def _put(self, event: Any) -> None:
+        """Hand an event to `run`, which may be busy with as many; one that nobody takes any more is let go."""
+        put_until(self._leaving, self._events, event)
 
     def _next_work(self) -> list[Work] | None:
         """Begin a video; called by the extraction's threads, one at a time."""

@@ -99,6 +99,13 @@ class VideoResult:
         for name in NUMBERS:
             values[name] = [_numbers(row, FLOAT) for row in values[name]]
         values["crops"] = _numbers(self.crops, INTEGER).reshape(-1, 2)
+        number = len(self.crops)
+        if any(len(row) != number for row in self.logits) or any(
+            len(row) not in (0, number) for row in (*self.distances, *self.reasons)
+        ):
+            raise ValueError(f"{self.video_id}: expected numbers of {number} crops, found others")
+        if len({len(values[name]) for name in ("models", "fingerprints", *OF_MODEL)}) > 1:
+            raise ValueError(f"{self.video_id}: expected values of each of {len(self.models)} models, found others")
 
     def packed(self) -> dict[str, Any]:
         """Its numbers as base64 of float64 and int32, as the journal keeps them: a tenth of the time of decimals,

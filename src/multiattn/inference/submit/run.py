@@ -57,10 +57,14 @@ WRITINGS_APART = 10
 """Times that a writing of the submission takes, before the next one: of a million videos it takes half a minute."""
 
 
-def run_submit(inputs: SubmitInputs) -> SubmitResult:
+def run_submit(inputs: SubmitInputs, *, for_frames: bool = False) -> SubmitResult:
     """Predict every video to answer with every model, and write the submission folder, within the budget.
 
     README.md, A submission, says what it guarantees.
+
+    Args:
+        for_frames: its frame predictions are wanted, not the answers: the runs' out-of-fold predictions and folds are
+            neither needed nor told of, and videos of which none shows a face are no failure.
 
     Raises:
         FileNotFoundError, ValueError: what it was given is not there, or does not fit together.
@@ -75,8 +79,10 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         models = with_tta(find_models(*inputs.runs, any_recipes=True), inputs.rule.tta)
         require_rule_fits(inputs.rule, models)
         # Before the hours of work: this needs files of the runs that the weights alone do not bring.
-        history = training_history(inputs, models, sample)
-        held_out = read_answers_out_of_fold(inputs.runs, inputs.scoring, inputs.rule)
+        history, held_out = {"seen_in_training": None, "out_of_fold": None}, None
+        if not for_frames:
+            history = training_history(inputs, models, sample)
+            held_out = read_answers_out_of_fold(inputs.runs, inputs.scoring, inputs.rule)
         setup = set_up(inputs, models, sample, delivery.ids)
         require_room(inputs.out, most_results(setup))
         stores: list[ResultStore] = []
@@ -85,7 +91,7 @@ def run_submit(inputs: SubmitInputs) -> SubmitResult:
         gc.freeze()  # else each collection goes through all that was imported: a sixth of a cluster driver's time
         collect_seldom()  # and through a million results kept: half a restart's time
         try:
-            result = _Run(inputs, models, history, setup, stores, delivery, interruption).run()
+            result = _Run(inputs, models, history, setup, stores, delivery, interruption, for_frames).run()
         finally:
             gc.unfreeze()
             for store in stores:
@@ -107,6 +113,7 @@ class _Run:
     """By the number of the recipe."""
     delivery: Delivery
     interruption: Interruption
+    for_frames: bool = False
     begun: set[str] | None = None
     """Videos that workers were at when the time was over; None before."""
     passes: list[PredictionPass] = field(default_factory=list)
@@ -244,7 +251,7 @@ class _Run:
         card = self._card(submission.videos, figures, complete=True)
         delivered = self.delivery.deliver(submission, card, self._write_frames)
         logger.info("%s: %s", self.delivery.path, submission.coverage)
-        if not submission.coverage["ok"]:
+        if not submission.coverage["ok"] and not self.for_frames:
             self._refuse_priors_only(submission.coverage)
         workers = self.passes[-1].plan.workers if self.passes else self.setup.workers
         machine = {"workers": workers, "threads": self.setup.threads, "delivered": delivered}
