@@ -22,6 +22,7 @@ from multiattn.inference.runs import find_models
 from multiattn.inference.submit import cluster as cluster_module
 from multiattn.inference.submit.classifier import Classified
 from multiattn.inference.submit.cluster import SentWork, predict_video, sent
+from multiattn.inference.submit.delivery import Delivery
 from multiattn.inference.submit.extraction import Extracted, Work
 from multiattn.inference.submit.inputs import SubmitInputs
 from multiattn.inference.submit.results import ResultStore, VideoResult
@@ -148,6 +149,22 @@ def test_a_driver_tells_of_a_worker_that_fails_and_of_crops_by_their_places(tmp_
     frames = FRAME_PREDICTIONS.read(tmp_path / "out" / "frame_predictions.parquet")
     assert frames.groupby(["video_id", "model"])["frame_index"].agg(list).map(lambda it: it == [*range(100)]).all()
     assert set(frames["video_id"]) == {"folder/clip000000", "folder/clip000002"} and (frames["track"] == 0).all()
+
+
+def test_what_has_come_when_a_run_is_asked_to_end_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "open_backend", answering_at_once)
+    inputs = empty_clips(tmp_path, 40, write_seconds=1e-9)
+    write = Delivery.try_to_write
+
+    def slowly(self, *answers: object) -> None:
+        write(self, *answers)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)  # while the others come
+
+    monkeypatch.setattr(Delivery, "try_to_write", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        run_submit(inputs)
+    assert len(list(Journal(tmp_path / "out" / SUBMISSION_JOURNAL, VideoResult).records())) == 40
 
 
 def test_predict_on_a_cluster_gives_the_table_of_one_machine_and_goes_on(pipeline, submission, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ Nothing is read from or written to the disk but the videos.
 """
 
 import builtins
+import contextlib
 import functools
 import logging
 import queue
@@ -248,6 +249,9 @@ class PredictionPass:
                 logger.warning("plan %s", change)
                 self._reported_changes += 1
             self.tick()
+        with contextlib.suppress(queue.Empty):  # what is there already is kept; more may come meanwhile
+            for _ in range(MOST_EVENTS):
+                self._handle(self._events.get_nowait(), bar)
 
     def _handle(self, event: Any, bar: tqdm) -> None:
         if isinstance(event, BaseException):
