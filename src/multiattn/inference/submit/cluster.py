@@ -24,7 +24,7 @@ from multiattn.model.precision import known_precision
 from multiattn.runtime.devices import pick_device, pick_devices
 from multiattn.runtime.frame_folders import clip_facts
 from multiattn.runtime.processor import tune_cpu
-from multiattn.video.extraction.engine import Backend, Engine, open_backend, put_until
+from multiattn.video.extraction.engine import Backend, Engine, open_backend
 from multiattn.video.extraction.extract import EncodedCrops, VideoTask, encode_crops, on_device
 from multiattn.video.extraction.isolation import worker_number
 
@@ -68,14 +68,14 @@ class ClusterWorkers:
 
     Args:
         next_work: as of `Extraction`.
-        events: takes each `Classified`, a video whose process died and how, or an error that ends it. Where it is full,
-            results wait at the cluster.
+        put: called with each `Classified`, with a video whose process died and how, or with an error that ends it;
+            while it waits, results do at the cluster.
     """
 
     def __init__(
-        self, cluster: Cluster, next_work: Callable[[], Sequence[Work] | None], events: "queue.Queue[Any]"
+        self, cluster: Cluster, next_work: Callable[[], Sequence[Work] | None], put: Callable[[Any], None]
     ) -> None:
-        self._cluster, self._next_work, self._events = cluster, next_work, events
+        self._cluster, self._next_work, self._put = cluster, next_work, put
         self._engine: Engine | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="cluster")
@@ -113,9 +113,6 @@ class ClusterWorkers:
                         self._put(classified)
         except BaseException as error:  # whatever it is, the driver raises it
             self._put(error)
-
-    def _put(self, event: Any) -> None:
-        put_until(self._stopping, self._events, event)
 
     def _next(self) -> Sequence[Work] | None:
         return None if self._stopping.is_set() else self._next_work()

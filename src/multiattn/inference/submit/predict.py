@@ -208,11 +208,12 @@ class PredictionPass:
 
     def _run_on_cluster(self, cluster: Cluster) -> None:
         started = time.monotonic()
-        workers = ClusterWorkers(cluster, self._next_work, self._events)
+        workers = ClusterWorkers(cluster, self._next_work, self._put)
         try:
             with progress_bar(len(self.videos), self.label, "videos") as bar:
                 self._loop(workers, bar)
         finally:
+            self._leaving.set()
             workers.stop()
             self.stages["wall"] = time.monotonic() - started
 
