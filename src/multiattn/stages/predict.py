@@ -8,7 +8,6 @@ multiattn predict --runs runs/dfdc_b4 --videos-dir /data/videos --out data/p.par
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multiattn.command_line import Devices, Jobs, PredictPrecision, RuntimeName, parse, require_apart, results
 from multiattn.config.choices import SplitName, Tta
@@ -17,9 +16,6 @@ from multiattn.runtime.layout import FACES_FILE, PREDICTIONS_FILE, named_run
 from multiattn.runtime.text_tables import counted
 from multiattn.tables import FRAME_PREDICTIONS
 from multiattn.video.extraction.engine import Backend
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +101,12 @@ def main(argv: list[str]) -> None:
         if chosen.empty:
             raise ValueError(f"{faces}: no video of split {' or '.join(options.splits)}.")
     predictions = predict_faces(models, faces, device=devices, precision=precision, video_ids=chosen)
-    _write(predictions, options.out)
-
-
-def _write(predictions: "pd.DataFrame", out: Path) -> None:
-    FRAME_PREDICTIONS.write(predictions, out)
-    models, videos = (counted(predictions[name].nunique(), name.removesuffix("_id")) for name in ("model", "video_id"))
-    results(f"{counted(len(predictions), 'prediction')} of {models} on {videos} in {out}")
+    FRAME_PREDICTIONS.write(predictions, options.out)
+    videos = predictions["video_id"].nunique()
+    results(
+        f"{counted(len(predictions), 'prediction')} of {counted(len(models), 'model')} "
+        f"on {counted(videos, 'video')} in {options.out}"
+    )
 
 
 def _predict_on_cluster(options: Options) -> None:
@@ -127,10 +122,11 @@ def _predict_on_cluster(options: Options) -> None:
     from multiattn.inference.submit.run import run_submit  # with torch, which takes seconds
 
     videos = run_submit(inputs, for_frames=True).coverage["ok"]
-    if not videos:  # and what lies there may be of former videos
-        _write(FRAME_PREDICTIONS.empty(), options.out)
-        return
-    rows = copy_frames(inputs.out / PREDICTIONS_FILE, options.out)
+    rows = 0
+    if videos:
+        rows = copy_frames(inputs.out / PREDICTIONS_FILE, options.out)
+    else:  # what lies in the submission may be of former videos
+        FRAME_PREDICTIONS.write(FRAME_PREDICTIONS.empty(), options.out)
     results(f"{counted(rows, 'prediction')} on {counted(videos, 'video')} in {options.out}")
 
 
